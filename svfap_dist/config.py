@@ -1,0 +1,294 @@
+"""The configuration of a run: frozen, typed, strict.
+
+Each field says its unit, its range and, where it comes from the paper, so. Nothing here reads files; `recipe`
+does. What can be checked without data or a cluster is checked when a `Config` is made; the two checks that need
+to know the world size or the manifest are functions at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from svfap_dist.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class RunConfig(_Section):
+    """Where a run lives and what makes it repeatable."""
+
+    name: str = "pretrain"  # label of the metrics
+    url: str = ""  # folder or s3:// prefix of the run's files; required to train
+    seed: NonNegative = 0  # of weights, order of samples, windows, crops and masks
+    ledger: bool = False  # write (epoch, step, lane, key) of every sample used, for `svfap audit`
+
+
+class DataConfig(_Section):
+    """Which clips, in which order, cut how."""
+
+    url: str = ""  # folder or s3:// prefix of the shards; required to train
+    eval_url: str = ""  # held-out shards; empty: no evaluation
+    num_frames: Positive = 16  # frames of a clip (paper: 16)
+    sampling_rate: Positive = 4  # frame stride (paper: 4, so a clip spans 61 frames)
+    frame_size: Positive = 160  # pixels, height and width of a clip (paper: 160)
+    region: Literal["voxceleb2", "centre", "full"] = (
+        "voxceleb2"  # cut before augmentation, see data/clips
+    )
+    crop_scales: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = (
+        1.0,
+        0.875,
+        0.75,
+        0.66,
+    )  # released code
+    num_lanes: Positive = 8  # slices of an epoch; world sizes that divide it give the same batches
+    shuffle_block: Positive = 256  # samples shuffled together inside a lane
+    max_bad_fraction: Fraction = 0.01  # share of unreadable samples at which the run stops
+    decode_threads: Positive = 2  # threads of a rank that fetch and decode
+    prefetch_batches: Positive = 2  # step batches kept ready
+
+
+class DecodeConfig(_Section):
+    """How videos become frames."""
+
+    backend: Literal["auto", "pyav"] = "auto"
+
+
+class MaskConfig(_Section):
+    """Which tokens the encoder does not see."""
+
+    kind: Literal["tube"] = "tube"  # paper: the same patches in every tubelet frame
+    ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9  # paper: 0.9
+
+
+class ModelConfig(_Section):
+    """Size of the autoencoder; fields left out take the value of the named size (model/sizes)."""
+
+    size: Literal["nano", "tiny", "small", "base", "large"] = "base"
+    tubelet_size: Positive = 2  # frames of a tubelet (paper: 2)
+    patch_size: Positive = 16  # pixels of a patch (paper: 16)
+    embed_dim: Positive | None = None
+    num_heads: Positive | None = None
+    stage_depths: tuple[Positive, ...] | None = None
+    temporal_kernel_size: Positive | None = None
+    num_bottleneck_tokens: Positive | None = None
+    decoder_embed_dim: Positive | None = None
+    decoder_num_heads: Positive | None = None
+    decoder_depth: Positive | None = None
+
+    def overrides(self) -> dict[str, object]:
+        """The fields that differ from the named size."""
+        fixed = {"size", "tubelet_size", "patch_size"}
+        return {name: value for name, value in self if name not in fixed and value is not None}
+
+
+class OptimConfig(_Section):
+    """AdamW and its schedule. Learning rates are for a global batch of 256 and are scaled linearly."""
+
+    lr: Annotated[float, Field(gt=0.0)] = 3e-4  # released code
+    min_lr: Annotated[float, Field(ge=0.0)] = 1e-5  # at the end of the cosine; released code
+    warmup_lr: Annotated[float, Field(ge=0.0)] = 1e-6  # at step 0; released code
+    warmup_fraction: Fraction = 0.05  # of all steps; released code: 5 of 100 epochs
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # released code
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05  # none on biases, norms and 1-D parameters
+    clip_grad_norm: Annotated[float, Field(ge=0.0)] = 0.0  # 0: no clipping (released code)
+
+
+class TrainConfig(_Section):
+    """Batch, length, precision, and what is written when."""
+
+    global_batch_size: Positive = 256  # clips of one optimizer step, over all ranks
+    micro_batch_size: Positive = 64  # clips of one forward pass on one rank
+    epochs: Positive = 100
+    max_steps: NonNegative = 0  # optimizer steps; 0: as many as the epochs have
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2  # DeepSpeed ZeRO stage
+    log_every: Positive = 10  # steps
+    eval_every: NonNegative = (
+        0  # steps between evaluations on data.eval_url; 0: at the start and the end
+    )
+    checkpoint_every: Positive = 1000  # steps
+    keep_last: Positive = 3  # newest checkpoints kept
+    keep_every: NonNegative = (
+        0  # also keep each checkpoint whose step is a multiple of this; 0: none
+    )
+    threads_per_rank: NonNegative = (
+        0  # CPU threads of torch in a rank; 0: cores / ranks of the node
+    )
+    collective_timeout_seconds: Positive = (
+        600  # a rank that does not answer for so long ends the attempt
+    )
+
+
+class ClusterConfig(_Section):
+    """The worker group that Ray Train starts."""
+
+    num_workers: Positive = 1
+    use_gpu: bool = False
+    cpus_per_worker: Positive = 1
+    max_failures: Annotated[int, Field(ge=-1)] = (
+        3  # restarts of the group before giving up; -1: no end
+    )
+
+
+class MetricsConfig(_Section):
+    """The Prometheus endpoint of each rank."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"  # loopback unless told otherwise
+    port: Annotated[int, Field(ge=0, lt=65536)] = (
+        0  # of local rank 0, the next for rank 1, ...; 0: any free port
+    )
+
+
+class Config(_Section):
+    """Everything a pre-training run depends on."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    decode: DecodeConfig = DecodeConfig()
+    mask: MaskConfig = MaskConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        _check_clip(self)
+        _check_batch(self)
+        return self
+
+    @property
+    def window(self) -> int:
+        """Source frames that a clip spans (16 frames at stride 4: 61)."""
+        return (self.data.num_frames - 1) * self.data.sampling_rate + 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what decides the numbers of a run: not where it lives or runs, how often it logs or saves."""
+        fields = self.model_dump(mode="json", include={"data", "mask", "model", "optim", "train"})
+        fields["run"] = {"seed": self.run.seed}
+        for section, names in _FREE_TO_CHANGE.items():
+            for name in names:
+                fields[section].pop(name)
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# May differ between two attempts at the same run: they change neither the order of samples nor the arithmetic's meaning.
+_FREE_TO_CHANGE = {
+    "data": ("url", "eval_url", "decode_threads", "prefetch_batches", "max_bad_fraction"),
+    "train": (
+        "micro_batch_size",
+        "zero_stage",
+        "log_every",
+        "eval_every",
+        "checkpoint_every",
+        "keep_last",
+        "keep_every",
+        "threads_per_rank",
+        "collective_timeout_seconds",
+    ),
+}
+
+
+def _check_clip(config: Config) -> None:
+    data, model = config.data, config.model
+    if data.num_frames % model.tubelet_size:
+        raise _impossible(
+            "data.num_frames",
+            data.num_frames,
+            f"it is not a multiple of model.tubelet_size = {model.tubelet_size}",
+        )
+    if data.frame_size % model.patch_size:
+        raise _impossible(
+            "data.frame_size",
+            data.frame_size,
+            f"it is not a multiple of model.patch_size = {model.patch_size}",
+        )
+    patches = (data.frame_size // model.patch_size) ** 2
+    if not 0 < round(patches * config.mask.ratio) < patches:
+        raise _impossible(
+            "mask.ratio",
+            config.mask.ratio,
+            f"of {patches} patches it must mask some and leave some",
+        )
+
+
+def _check_batch(config: Config) -> None:
+    train, data = config.train, config.data
+    if train.global_batch_size % data.num_lanes:
+        raise _impossible(
+            "train.global_batch_size",
+            train.global_batch_size,
+            f"every step takes equally many clips from each lane, and data.num_lanes = {data.num_lanes} does not divide it",
+        )
+    if train.zero_stage == 0 and train.dtype == "bfloat16":
+        raise _impossible(
+            "train.zero_stage",
+            0,
+            "with train.dtype = bfloat16 DeepSpeed's stage 0 takes wrong first steps; use 1, 2 or 3",
+        )
+    check_world_size(config, config.cluster.num_workers, key="cluster.num_workers")
+
+
+def _impossible(key: str, value: object, why: str) -> ConfigError:
+    return ConfigError(
+        "Impossible combination in the recipe",
+        where=key,
+        found=f"{value!r}: {why}",
+        do=f"change {key} or what it must fit",
+    )
+
+
+def check_world_size(config: Config, world_size: int, key: str = "world size") -> int:
+    """Gradient accumulation steps for `world_size` ranks.
+
+    Raises: ConfigError if the lanes or the global batch cannot be shared equally among the ranks.
+    """
+    lanes, batch = config.data.num_lanes, config.train.global_batch_size
+    possible = [size for size in range(1, lanes + 1) if lanes % size == 0]
+    if world_size not in possible:
+        raise ConfigError(
+            "Lanes cannot be shared equally",
+            where=key,
+            found=f"{world_size} ranks for data.num_lanes = {lanes}",
+            do=f"use one of {', '.join(map(str, possible))} ranks, or a data.num_lanes that is a multiple of {world_size}",
+        )
+    per_rank = batch // world_size
+    micro = config.train.micro_batch_size
+    if per_rank % min(micro, per_rank):
+        raise ConfigError(
+            "Global batch cannot be divided",
+            where="train.micro_batch_size",
+            found=f"{micro} clips at a time of the {per_rank} that each of {world_size} ranks takes of train.global_batch_size = {batch}",
+            do=f"choose a train.micro_batch_size that divides {per_rank}",
+        )
+    return per_rank // min(micro, per_rank)
+
+
+def check_window(config: Config, min_frames: int, where: str) -> None:
+    """Check that the shortest video of a data set has room for a clip.
+
+    Raises: ConfigError if a clip's window is longer.
+    """
+    if config.window > min_frames:
+        raise ConfigError(
+            "Window is longer than a clip of the data set",
+            where=where,
+            found=(
+                f"data.num_frames = {config.data.num_frames} at data.sampling_rate = {config.data.sampling_rate} spans "
+                f"{config.window} frames, the shortest video has {min_frames}"
+            ),
+            do=f"lower data.num_frames or data.sampling_rate, or shard again with --min-frames {config.window}",
+        )
