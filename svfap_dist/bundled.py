@@ -1,7 +1,7 @@
 """The files of launch/ and monitoring/, wherever the package runs from.
 
-A wheel carries both folders as `svfap_dist/_bundled/`; in a checkout or an editable install they lie beside the
-package.
+A wheel carries both folders as `svfap_dist/_bundled/`; in a checkout or an editable install they
+lie beside the package.
 """
 
 from __future__ import annotations

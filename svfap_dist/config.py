@@ -1,8 +1,8 @@
 """The configuration of a run: frozen, typed, strict.
 
-Each field says its unit, its range and, where it comes from the paper, so. Nothing here reads files; `recipe`
-does. What can be checked without data or a cluster is checked when a `Config` is made; the two checks that need
-to know the world size or the manifest are functions at the end.
+Each field says its unit, its range and, where it comes from the paper, so. Nothing here reads
+files; `recipe` does. What can be checked without data or a cluster is checked when a `Config` is
+made; the two checks that need to know the world size or the manifest are functions at the end.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class ModelConfig(_Section):
 
 
 class OptimConfig(_Section):
-    """AdamW and its schedule. Learning rates are for a global batch of 256 and are scaled linearly."""
+    """AdamW and its schedule. Learning rates are for a global batch of 256 and are scaled
+    linearly."""
 
     lr: Annotated[float, Field(gt=0.0)] = 3e-4  # released code
     min_lr: Annotated[float, Field(ge=0.0)] = 1e-5  # at the end of the cosine; released code
@@ -176,7 +177,8 @@ class Config(_Section):
 
     @property
     def fingerprint(self) -> str:
-        """Digest of what decides the numbers of a run: not where it lives or runs, how often it logs or saves."""
+        """Digest of what decides the numbers of a run: not where it lives or runs, how often it
+        logs or saves."""
         fields = self.model_dump(mode="json", include={"data", "mask", "model", "optim", "train"})
         fields["run"] = {"seed": self.run.seed}
         for section, names in _FREE_TO_CHANGE.items():
@@ -185,7 +187,8 @@ class Config(_Section):
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# May differ between two attempts at the same run: they change neither the order of samples nor the arithmetic's meaning.
+# May differ between two attempts at the same run: they change neither the order of samples nor
+# what is computed from them.
 _FREE_TO_CHANGE = {
     "data": ("url", "eval_url", "decode_threads", "prefetch_batches", "max_bad_fraction"),
     "train": (
@@ -231,13 +234,14 @@ def _check_batch(config: Config) -> None:
         raise _impossible(
             "train.global_batch_size",
             train.global_batch_size,
-            f"every step takes equally many clips from each lane, and data.num_lanes = {data.num_lanes} does not divide it",
+            "every step takes equally many clips from each lane, and data.num_lanes = "
+            f"{data.num_lanes} does not divide it",
         )
     if train.zero_stage == 0 and train.dtype == "bfloat16":
         raise _impossible(
             "train.zero_stage",
             0,
-            "with train.dtype = bfloat16 DeepSpeed's stage 0 takes wrong first steps; use 1, 2 or 3",
+            "with train.dtype = bfloat16 DeepSpeed's stage 0 goes wrong; use 1, 2 or 3",
         )
     check_world_size(config, config.cluster.num_workers, key="cluster.num_workers")
 
@@ -263,7 +267,8 @@ def check_world_size(config: Config, world_size: int, key: str = "world size") -
             "Lanes cannot be shared equally",
             where=key,
             found=f"{world_size} ranks for data.num_lanes = {lanes}",
-            do=f"use one of {', '.join(map(str, possible))} ranks, or a data.num_lanes that is a multiple of {world_size}",
+            do=f"use one of {', '.join(map(str, possible))} ranks, or a data.num_lanes that is "
+            f"a multiple of {world_size}",
         )
     per_rank = batch // world_size
     micro = config.train.micro_batch_size
@@ -271,7 +276,8 @@ def check_world_size(config: Config, world_size: int, key: str = "world size") -
         raise ConfigError(
             "Global batch cannot be divided",
             where="train.micro_batch_size",
-            found=f"{micro} clips at a time of the {per_rank} that each of {world_size} ranks takes of train.global_batch_size = {batch}",
+            found=f"{micro} clips at a time of the {per_rank} that each of {world_size} ranks "
+            f"takes of train.global_batch_size = {batch}",
             do=f"choose a train.micro_batch_size that divides {per_rank}",
         )
     return per_rank // min(micro, per_rank)
@@ -287,8 +293,10 @@ def check_window(config: Config, min_frames: int, where: str) -> None:
             "Window is longer than a clip of the data set",
             where=where,
             found=(
-                f"data.num_frames = {config.data.num_frames} at data.sampling_rate = {config.data.sampling_rate} spans "
-                f"{config.window} frames, the shortest video has {min_frames}"
+                f"data.num_frames = {config.data.num_frames} at data.sampling_rate = "
+                f"{config.data.sampling_rate} spans {config.window} frames, the shortest video "
+                f"has {min_frames}"
             ),
-            do=f"lower data.num_frames or data.sampling_rate, or shard again with --min-frames {config.window}",
+            do="lower data.num_frames or data.sampling_rate, or shard again with "
+            f"--min-frames {config.window}",
         )

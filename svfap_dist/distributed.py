@@ -1,7 +1,7 @@
 """Ranks: who am I, and how do all of us agree.
 
-A rank is whatever has RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment: Ray Train,
-srun and torchrun all set them. A process without them is a world of one.
+A rank is whatever has RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment:
+Ray Train, srun and torchrun all set them. A process without them is a world of one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from svfap_dist.errors import SvfapError
+
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +32,8 @@ class World:
 
 
 def from_environment() -> World:
-    """The world this process was started in; sets the variables of a world of one if there are none."""
+    """The world this process was started in; sets the variables of a world of one if there are
+    none."""
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -76,3 +82,20 @@ def gathered(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def together(action: Callable[[], Result]) -> Result:
+    """This rank's result of `action`, which must not talk to other ranks.
+
+    Raises: the error of the lowest rank on which it failed, on every rank, so that none goes on
+    alone.
+    """
+    result, error = None, None
+    try:
+        result = action()
+    except SvfapError as failure:
+        error = failure
+    failures = [failure for failure in gathered(error) if failure is not None]
+    if failures:
+        raise failures[0] from error
+    return result  # type: ignore[return-value] - without a failure there is a result

@@ -1,8 +1,8 @@
 """Errors that say what went wrong, where, what was found, and what to do about it.
 
-Every error that a user can cause, or that the world around us causes, is one of these classes. Each class has
-an exit code (what a shell or a scheduler sees) and says whether trying the same thing again can help. `assert`
-is kept for our own invariants.
+Every error that a user can cause, or that the world around us causes, is one of these classes. Each
+class has an exit code (what a shell or a scheduler sees) and says whether trying the same thing
+again can help. `assert` is kept for our own invariants.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class HealthError(SvfapError):
 
 
 class StorageError(SvfapError):
-    """A store that refuses or cannot be reached: wrong credentials, no such bucket, no space, no network.
+    """A store that refuses or cannot be reached: wrong credentials, no such bucket, no space, no
+    network.
 
     It stands beside the classes of the rooms because every room meets it and none can mend it.
     """

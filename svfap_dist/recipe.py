@@ -1,8 +1,9 @@
 """Recipes: TOML files, their overrides, and the errors for what is wrong in them.
 
-A recipe is a TOML file whose tables are the sections of `config.Config`; what it leaves out keeps its default.
-Bundled recipes (launch/recipes) are known by name. Overrides `section.key=value` win over the file; a value is
-read as TOML, and as plain text where it is not TOML, so `data.url=s3://bucket/x` needs no quotes.
+A recipe is a TOML file whose tables are the sections of `config.Config`; what it leaves out keeps
+its default. Bundled recipes (launch/recipes) are known by name. Overrides `section.key=value` win
+over the file; a value is read as TOML, and as plain text where it is not TOML, so
+`data.url=s3://bucket/x` needs no quotes.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def names() -> list[str]:
 def from_tables(tables: dict[str, Any], where: str) -> Config:
     """Check nested tables against `Config`."""
     try:
-        # By way of JSON: strict mode then takes arrays for tuples, and still no number for a string.
+        # By way of JSON: strict mode then takes arrays for tuples, still no number for a string.
         return Config.model_validate_json(json.dumps(tables, default=str))
     except ValidationError as error:
         raise _explain(error, where) from error
@@ -126,7 +127,8 @@ def _fields_beside(location: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = Config
     for part in location[:-1]:
         annotation = model.model_fields[str(part)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
         model = annotation
     return sorted(model.model_fields)
 

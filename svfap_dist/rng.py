@@ -1,8 +1,10 @@
-"""Randomness by name: every random number is a pure function of a key, never of what was drawn before.
+"""Randomness by name: every random number is a pure function of a key, never of what was drawn
+before.
 
-`Stream(seed, "mask", epoch, sample)` always yields the same numbers, in any process, in any order of calls, so a
-resumed or resized run draws what the undisturbed one would have drawn. Only the raw 64-bit output of the Philox
-counter generator is used: NumPy promises that stream for ever, which it does not for its distributions (NEP 19).
+`Stream(seed, "mask", epoch, sample)` always yields the same numbers, in any process, in any order
+of calls, so a resumed or resized run draws what the undisturbed one would have drawn. Only the raw
+64-bit output of the Philox counter generator is used: NumPy promises that stream for ever, which it
+does not for its distributions (NEP 19).
 """
 
 from __future__ import annotations

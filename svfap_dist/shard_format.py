@@ -2,13 +2,16 @@
 
 A data set is a folder (URL) of
 
-    shard-000000.tar          plain WebDataset tar; a sample's members (`KEY.mp4`, `KEY.json`) are contiguous
-    shard-000000.index.json   where each sample lies in the tar (`ShardIndex`); written after its tar
-    manifest.json             the list of shards (`Manifest`); written last, so its presence means "complete"
+    shard-000000.tar         plain WebDataset tar; a sample's members, `KEY.json` and
+                             `KEY.mp4` (or another of VIDEO_SUFFIXES), are contiguous
+    shard-000000.index.json  where each sample lies in the tar (`ShardIndex`); after its tar
+    manifest.json            the list of shards (`Manifest`); written last: "complete"
+    rejected.jsonl           videos that were left out, and why
 
-The manifest stays small (one row per shard) however many clips there are; a rank reads only the indexes of the
-shards it is about to use. Digests tie the three together: the manifest pins every tar and index, the index pins
-every sample, and the manifest's fingerprint pins the order of samples of a run.
+The manifest stays small (one row per shard) however many clips there are; a rank reads only the
+indexes of the shards it is about to use. Digests tie the three together: the manifest pins every
+tar and index, the index pins every sample, and the manifest's fingerprint pins the order of samples
+of a run.
 """
 
 from __future__ import annotations
@@ -23,14 +26,19 @@ from svfap_dist.errors import ShardError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+REJECTED_NAME = "rejected.jsonl"
+
+# The containers a sample's video may come in; the member's suffix in the tar is one of these.
+VIDEO_SUFFIXES = ("mp4", "mkv", "webm", "avi", "mov", "flv", "m4v")
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
     """What a sample's `.json` member says about its video.
 
-    num_frames: decoded frames; fps: frames per second; constant_frame_rate: whether frame i is shown at i / fps.
-    labels: what the source knows (identity, expression, fold, ...), empty for unlabelled sets.
+    num_frames: decoded frames; fps: frames per second; constant_frame_rate: whether frame i is
+    shown at i / fps. labels: what the source knows (identity, expression, fold, ...), empty for
+    unlabelled sets.
     """
 
     num_frames: int
@@ -46,8 +54,8 @@ class VideoInfo:
 class ShardIndex:
     """Samples of one shard, in tar order: parallel tuples.
 
-    A sample is the byte range [offset, offset + size) of the tar: headers, contents and padding of its members.
-    digest: first 16 hex digits of the SHA-256 of those bytes.
+    A sample is the byte range [offset, offset + size) of the tar: headers, contents and padding of
+    its members. digest: first 16 hex digits of the SHA-256 of those bytes.
     """
 
     keys: tuple[str, ...]
@@ -110,13 +118,14 @@ def dump(value: Manifest | ShardIndex) -> bytes:
 def load_manifest(url: str) -> Manifest:
     """Read a data set's manifest.
 
-    Raises: ShardError if there is none, or it is damaged or of another version; StorageError from the store.
+    Raises: ShardError if there is none, or it is damaged or of another version; StorageError from
+    the store.
     """
     where = storage.join(url, MANIFEST_NAME)
     try:
         raw = storage.read_bytes(where)
     except storage.StorageMissing as error:
-        advice = "make the shards with `svfap shard`, or let an interrupted `svfap shard` finish: it writes the manifest last"
+        advice = "make the shards with `svfap shard`; it writes the manifest last, so let it finish"
         raise ShardError("No manifest", where=where, found="no such file", do=advice) from error
     try:
         fields = json.loads(raw)
@@ -129,7 +138,7 @@ def load_manifest(url: str) -> Manifest:
             "Unreadable manifest", where=where, found=repr(error), do="shard the videos again"
         ) from error
     if version != FORMAT_VERSION or fingerprint != manifest.fingerprint:
-        found = f"format version {version}, fingerprint {fingerprint} for content {manifest.fingerprint}"
+        found = f"version {version}, fingerprint {fingerprint} for {manifest.fingerprint}"
         raise ShardError(
             "Manifest was altered or is of another version",
             where=where,

@@ -1,11 +1,12 @@
 """Files by URL: plain paths, `file://` and `s3://` through fsspec, with errors a user can act on.
 
 All reads and writes of shards, manifests, checkpoints and run files go through here. Two promises:
-a write is whole or absent (local files are written beside their target and renamed; an S3 put is atomic by
-itself), and whatever the store answers comes out as `StorageError`, never as a client library's exception.
+a write is whole or absent (local files are written beside their target and renamed; an S3 put is
+atomic by itself), and whatever the store answers comes out as `StorageError`, never as a client
+library's exception.
 
-S3 settings come from the usual AWS variables and `AWS_ENDPOINT_URL`. The file system object is made lazily in
-the process that uses it: an s3fs object that crosses a fork hangs (s3fs#369).
+S3 settings come from the usual AWS variables and `AWS_ENDPOINT_URL`. The file system object is made
+lazily in the process that uses it: an s3fs object that crosses a fork hangs (s3fs#369).
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from typing import Any
 
 from svfap_dist.errors import StorageError
 
-# Few, short attempts: a wrong endpoint must be told in seconds, while SlowDown answers still get a second chance.
+# A wrong endpoint must be told within seconds, while a store that is busy (SlowDown, 503) or drops
+# a connection gets its second chance. The client retries requests; s3fs on top, broken bodies.
 _S3_CLIENT_CONFIG = {
-    "connect_timeout": 5,
+    "connect_timeout": 3,
     "read_timeout": 60,
-    "retries": {"max_attempts": 4, "mode": "standard"},
+    "retries": {"total_max_attempts": 3, "mode": "standard"},
 }
-_ATTEMPTS = 3
+_S3FS_ATTEMPTS = 2
+# What stores answer, as "403 Forbidden" or so, when a user's or bucket's space is used up.
+_NO_SPACE_CODES = {"QuotaExceeded", "XMinioStorageFull", "InsufficientCapacity"}
 
 
 def is_remote(url: str) -> bool:
@@ -43,7 +47,8 @@ def local_path(url: str) -> str:
     return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path in it, for libraries that take the two."""
     import fsspec
 
     if not is_remote(url):
@@ -51,13 +56,19 @@ def _filesystem(url: str) -> tuple[Any, str]:
     options: dict[str, Any] = {}
     if url.startswith("s3://"):
         # Stores other than AWS often lack the newer checksum headers (Ceph RGW answers 411 or 400).
-        if os.environ.get("AWS_ENDPOINT_URL"):
+        if _endpoint():
             os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
             os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
-        options = {"config_kwargs": _S3_CLIENT_CONFIG, "use_listings_cache": False}
+        # The endpoint is named here, and not only by the environment, because fsspec keeps one
+        # file system object per set of options.
+        options = {
+            "endpoint_url": _endpoint(),
+            "config_kwargs": _S3_CLIENT_CONFIG,
+            "use_listings_cache": False,
+        }
     fs, path = fsspec.core.url_to_fs(url, **options)
     if hasattr(fs, "retries"):
-        fs.retries = _ATTEMPTS
+        fs.retries = _S3FS_ATTEMPTS
     return fs, path
 
 
@@ -68,54 +79,51 @@ def _explained(action: str, url: str) -> Iterator[None]:
         yield
     except StorageError:
         raise
-    except FileNotFoundError as error:
-        raise StorageMissing(
-            f"Cannot {action}", where=url, found="nothing there", do=_missing_advice(url)
-        ) from error
-    except PermissionError as error:
-        raise StorageError(
-            f"Cannot {action}",
-            where=url,
-            found=f"access denied ({error})",
-            do="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the rights on the folder",
-        ) from error
     except Exception as error:
-        raise _from_client(action, url, error) from error
+        raise explain(action, url, error) from error
 
 
-def _missing_advice(url: str) -> str:
-    return (
-        f"check the bucket and prefix (endpoint {_endpoint()})"
-        if is_remote(url)
-        else "check the path"
-    )
-
-
-def _endpoint() -> str:
-    return os.environ.get("AWS_ENDPOINT_URL", "of AWS")
-
-
-def _from_client(action: str, url: str, error: Exception) -> StorageError:
-    """The `StorageError` for an exception of the operating system or of an object store's client."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(
-            f"Cannot {action}", where=url, found="no space left", do="free space or use another URL"
-        )
-    kind = type(error).__name__
+def explain(action: str, url: str, error: Exception) -> StorageError:
+    """The `StorageError` for an exception of the operating system or of a store's client."""
+    what, kind = f"Cannot {action}", type(error).__name__
+    if _is_full(error):
+        advice = "free space or use another URL"
+        return StorageError(what, where=url, found="no space left", do=advice)
+    if isinstance(error, FileNotFoundError):
+        found = "no such bucket" if is_remote(url) and action != "read" else "nothing there"
+        return StorageMissing(what, where=url, found=found, do=_missing_advice(url))
+    if isinstance(error, PermissionError):
+        advice = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the rights on the folder"
+        return StorageError(what, where=url, found=f"access denied ({error})", do=advice)
     if kind in ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"):
         advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        return StorageError(f"Cannot {action}", where=url, found="no credentials", do=advice)
+        return StorageError(what, where=url, found="no credentials", do=advice)
     if isinstance(error, (ConnectionError, TimeoutError)) or kind.endswith(
         ("ConnectionError", "TimeoutError")
     ):
+        found = f"no answer from endpoint {_endpoint() or 'of AWS'}"
         advice = "check AWS_ENDPOINT_URL and that the store is up, then run the same command again"
-        return StorageUnreachable(
-            f"Cannot {action}", where=url, found=f"no answer from endpoint {_endpoint()}", do=advice
-        )
+        return StorageUnreachable(what, where=url, found=found, do=advice)
     found = f"{kind}: {error}".strip().rstrip(":")
-    return StorageError(
-        f"Cannot {action}", where=url, found=found, do="see the message of the store"
-    )
+    return StorageError(what, where=url, found=found, do="see the message of the store")
+
+
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # s3fs raises an OSError from the client's error, which carries the store's own code.
+    answer = getattr(error.__cause__ or error, "response", None)
+    return isinstance(answer, dict) and answer.get("Error", {}).get("Code") in _NO_SPACE_CODES
+
+
+def _missing_advice(url: str) -> str:
+    if not is_remote(url):
+        return "check the path"
+    return f"check the bucket and prefix (endpoint {_endpoint() or 'of AWS'})"
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 class StorageMissing(StorageError):
@@ -131,21 +139,27 @@ class StorageUnreachable(StorageError):
 def read_bytes(url: str) -> bytes:
     """Whole content of a file."""
     with _explained("read", url):
-        fs, path = _filesystem(url)
+        fs, path = filesystem(url)
         return fs.cat_file(path)
 
 
 def read_range(url: str, start: int, stop: int) -> bytes:
-    """Bytes [start, stop) of a file: one ranged read. Shorter than asked if the file ends before `stop`."""
+    """Bytes [start, stop) of a file: one ranged read. Shorter than asked if the file ends before
+    `stop`."""
     with _explained("read", url):
-        fs, path = _filesystem(url)
-        return fs.cat_file(path, start=start, end=stop)
+        fs, path = filesystem(url)
+        try:
+            return fs.cat_file(path, start=start, end=stop)
+        except OSError as error:
+            if error.errno == errno.EINVAL and is_remote(url):
+                return b""  # S3 refuses (416) a range that starts at or after the end
+            raise
 
 
 def write_bytes(url: str, data: bytes) -> None:
     """Write a file whole or not at all."""
     with _explained("write", url):
-        fs, path = _filesystem(url)
+        fs, path = filesystem(url)
         if is_remote(url):
             fs.pipe_file(path, data)
             return
@@ -160,18 +174,19 @@ def upload_file(local: str, url: str) -> None:
     import shutil
 
     with _explained("write", url):
-        fs, path = _filesystem(url)
+        fs, path = filesystem(url)
         if is_remote(url):
             fs.put_file(local, path)
             return
         with _renamed_into_place(path) as temporary:
             shutil.copyfile(local, temporary)
+            _flush_to_disk(temporary)
 
 
 def download_file(url: str, local: str) -> None:
     """Copy the file at `url` to a local path, whole or not at all."""
     with _explained("read", url):
-        fs, path = _filesystem(url)
+        fs, path = filesystem(url)
         with _renamed_into_place(local) as temporary:
             fs.get_file(path, temporary)
 
@@ -188,33 +203,71 @@ def _renamed_into_place(path: str) -> Iterator[str]:
             os.unlink(temporary)
 
 
+def _flush_to_disk(path: str) -> None:
+    """A file must be on the disk before another that vouches for it is written."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def exists(url: str) -> bool:
-    """Whether a file (not a prefix) is stored under `url`."""
+    """Whether a file (not a prefix) is stored under `url`.
+
+    Raises: StorageError if the store does not say; fsspec's own `isfile` would answer "no".
+    """
     with _explained("look up", url):
-        fs, path = _filesystem(url)
-        return fs.isfile(path)
+        fs, path = filesystem(url)
+        try:
+            return fs.info(path)["type"] == "file"
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
 
 def list_files(url: str) -> dict[str, int]:
-    """Sizes in bytes of all files below `url`, by path relative to it; empty if there is none."""
+    """Sizes in bytes of all files below `url`, by path relative to it; empty if there is none.
+
+    Raises: StorageMissing if there is no such bucket; StorageError if a folder cannot be read.
+    """
     with _explained("list", url):
-        fs, path = _filesystem(url)
-        try:
-            found = fs.find(path, detail=True)
-        except FileNotFoundError:
-            return {}
-        prefix = path.rstrip("/") + "/"
-        names = {name: info["size"] for name, info in found.items() if name.startswith(prefix)}
-        return {
-            name.removeprefix(prefix): size
-            for name, size in sorted(names.items())
-            if not name.endswith(".tmp")
-        }
+        sizes = _remote_sizes(url) if is_remote(url) else _local_sizes(local_path(url))
+        return {name: size for name, size in sorted(sizes.items()) if not name.endswith(".tmp")}
+
+
+def _remote_sizes(url: str) -> dict[str, int]:
+    fs, path = filesystem(url)
+    found = fs.find(path, detail=True)
+    if not found and url.startswith("s3://"):
+        # s3fs lists a bucket that is not there as empty; the store itself says NoSuchBucket.
+        bucket, _, prefix = path.partition("/")
+        fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
+    start = path.rstrip("/") + "/"
+    return {
+        name.removeprefix(start): info["size"]
+        for name, info in found.items()
+        if name.startswith(start)
+    }
+
+
+def _local_sizes(path: str) -> dict[str, int]:
+    # Not fsspec's walk, which passes over folders that it may not read.
+    def refuse(error: OSError) -> None:
+        if error.filename != path or not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise error
+
+    sizes: dict[str, int] = {}
+    for folder, _, names in os.walk(path, onerror=refuse, followlinks=True):
+        for name in names:
+            file = os.path.join(folder, name)
+            with contextlib.suppress(FileNotFoundError):  # deleted since
+                sizes[os.path.relpath(file, path)] = os.stat(file).st_size
+    return sizes
 
 
 def delete(url: str) -> None:
     """Remove a file, or everything below a prefix; no error if there is nothing."""
     with _explained("delete", url):
-        fs, path = _filesystem(url)
-        if fs.exists(path):
+        fs, path = filesystem(url)
+        with contextlib.suppress(FileNotFoundError):
             fs.rm(path, recursive=True)

@@ -1,0 +1,62 @@
+"""Where videos come from: one small module per layout of a data set.
+
+Each module of the table has `samples(text) -> Iterator[SourceVideo]`, where `text` is the INPUT of
+the command line: a folder or prefix of files, or, for `synthetic`, what to render. It yields the
+videos in an order that is the same on every call. Videos are named here and read later, by
+whichever process probes them, so a `SourceVideo` carries a picklable `read` and no bytes.
+
+Modules are imported when they are asked for: a new layout is one file and one row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, cast
+
+from svfap_dist.errors import ConfigError
+
+SOURCES = {
+    "folder": "data_sharding.sources.folder",
+    "synthetic": "data_sharding.sources.synthetic",
+    "voxceleb2": "data_sharding.sources.voxceleb2",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SourceVideo:
+    """One video of a source, not yet read.
+
+    key: unique name in the data set, without dots (webdataset splits a member's name at the first).
+    read: gives the file's bytes; picklable, so that a worker process can call it.
+    labels: what the source knows (identity, expression, fold, ...), JSON values.
+    where: path or URL for messages.
+    suffix: the container's suffix, one of `shard_format.VIDEO_SUFFIXES`.
+    stamp: changes when the content changes, as far as that is cheap to know: a file's size in
+    bytes, a rendered clip's parameters.
+    """
+
+    key: str
+    read: Callable[[], bytes]
+    labels: dict[str, Any]
+    where: str
+    suffix: str = "mp4"
+    stamp: str = ""
+
+
+class Source(Protocol):
+    """What a module of the table offers."""
+
+    def samples(self, text: str, /) -> Iterator[SourceVideo]: ...
+
+
+def load(name: str) -> Source:
+    """The source module called `name`.
+
+    Raises: ConfigError if there is none, naming those there are.
+    """
+    if name not in SOURCES:
+        known = ", ".join(sorted(SOURCES))
+        raise ConfigError("Unknown source", found=name, do=f"use one of: {known}")
+    return cast(Source, importlib.import_module(SOURCES[name]))

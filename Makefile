@@ -1,0 +1,45 @@
+# Two commands for a fresh machine (Python 3.11+ and make): `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch is named first so that one resolve settles it; constraints.txt pins all that follows.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
+STAMP := $(VENV)/.installed
+
+export RAY_AUTH_MODE ?= disabled
+
+.PHONY: demo test test-services check bench format clean
+
+demo: $(STAMP)
+	$(BIN)/svfap demo --out svfap-demo
+
+test: $(STAMP)
+	$(BIN)/pytest -m "not services and not gpu and not slow"
+
+test-services: $(STAMP)
+	tests/services/install.sh
+	$(BIN)/pytest -m "(services or slow) and not gpu"
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/svfap bench --help
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (about two minutes the first time) ..."
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade -c constraints.txt pip
+	$(PIP) install -c constraints.txt torch==2.13.0 -e '.[gpu,dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) svfap-demo

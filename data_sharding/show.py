@@ -1,0 +1,134 @@
+"""What is in a data set: counts and sizes exactly, the look of its videos from some of them.
+
+Everything exact comes from the manifest and the indexes. Resolution, codec and frame rate stand in
+each sample's JSON, which is read for samples evenly spread over the set: all of a small set, some
+hundreds of a large one, one short ranged read each.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import json
+import tarfile
+
+from data_sharding.verify import read_members
+from svfap_dist import shard_format, storage
+from svfap_dist.shard_format import Manifest, VideoInfo
+
+_LOOK_AT = 256
+_PEEK_BYTES = 8192  # the JSON is the first member of a sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """A data set in numbers; `seconds` is exact if all videos have the frame rates looked at."""
+
+    url: str
+    source: str
+    profile: str
+    fingerprint: str
+    num_shards: int
+    num_samples: int
+    num_bytes: int
+    num_frames: int
+    shortest_frames: int
+    longest_frames: int
+    seconds: float
+    num_looked_at: int
+    resolutions: dict[str, int]
+    frame_rates: dict[str, int]
+    codecs: dict[str, int]
+    num_variable_rate: int
+
+    def lines(self) -> list[str]:
+        """For people."""
+
+        def table(counts: dict[str, int]) -> str:
+            return ", ".join(f"{name} ({count})" for name, count in counts.items())
+
+        look = "all" if self.num_looked_at == self.num_samples else f"{self.num_looked_at} samples"
+        mean = self.num_frames / self.num_samples
+        return [
+            f"{self.url}: source {self.source}, profile {self.profile}, {self.fingerprint}",
+            f"samples      {self.num_samples} in {self.num_shards} shards",
+            f"bytes        {self.num_bytes} ({self.num_bytes / self.num_samples:.0f} a sample)",
+            f"video        {self.seconds / 3600:.3f} hours, {self.num_frames} frames",
+            f"length       {self.shortest_frames} to {self.longest_frames} frames, mean {mean:.1f}",
+            f"resolution   {table(self.resolutions)}",
+            f"frame rate   {table(self.frame_rates)}, {self.num_variable_rate} variable",
+            f"codec        {table(self.codecs)}",
+            f"(the last three lines: {look})",
+        ]
+
+
+def show(url: str) -> Statistics:
+    """Statistics of a data set.
+
+    Raises: ShardError if it is incomplete or damaged; StorageError from the store.
+    """
+    manifest = shard_format.load_manifest(url)
+    shard_format.check_shards(url, manifest)
+    lengths: list[int] = []
+    infos: list[VideoInfo] = []
+    # Every n-th sample, counted through all shards.
+    every = -(-manifest.num_samples // _LOOK_AT)
+    wanted = itertools.count(0, every)
+    following = next(wanted)
+    for entry in manifest.shards:
+        index = shard_format.load_index(url, entry)
+        while following < len(lengths) + len(index.keys):
+            row = following - len(lengths)
+            where = storage.join(url, entry.name)
+            infos.append(_peek(where, index.offsets[row], index.sizes[row]))
+            following = next(wanted)
+        lengths += index.num_frames
+    return _statistics(url, manifest, lengths, infos)
+
+
+def _peek(tar_url: str, offset: int, size: int) -> VideoInfo:
+    """The JSON of the sample at [offset, offset + size): its first kilobytes, or all if need be."""
+    for stop in (min(size, _PEEK_BYTES), size):
+        content = storage.read_range(tar_url, offset, offset + stop)
+        try:
+            found = read_members(content)
+        except tarfile.ReadError:
+            found = {}
+        for name, data in found.items():
+            if name.endswith(".json"):
+                return VideoInfo(**json.loads(data))
+    raise shard_format.ShardError(
+        "Shard is damaged",
+        where=tar_url,
+        found=f"no sample at byte {offset}",
+        do="run `svfap shards verify`",
+    )
+
+
+def _statistics(
+    url: str, manifest: Manifest, lengths: list[int], infos: list[VideoInfo]
+) -> Statistics:
+    def counts(values: list[str]) -> dict[str, int]:
+        return dict(collections.Counter(values).most_common())
+
+    frames_looked_at = sum(info.num_frames for info in infos)
+    seconds_looked_at = sum(info.num_frames / info.fps for info in infos)
+    return Statistics(
+        url=url,
+        source=manifest.source,
+        profile=manifest.profile,
+        fingerprint=manifest.fingerprint,
+        num_shards=len(manifest.shards),
+        num_samples=manifest.num_samples,
+        num_bytes=sum(entry.num_bytes for entry in manifest.shards),
+        num_frames=sum(lengths),
+        shortest_frames=min(lengths),
+        longest_frames=max(lengths),
+        seconds=seconds_looked_at * sum(lengths) / frames_looked_at,
+        num_looked_at=len(infos),
+        resolutions=counts([f"{info.width}x{info.height}" for info in infos]),
+        frame_rates=counts([f"{info.fps:.3f}".rstrip("0").rstrip(".") for info in infos]),
+        codecs=counts([info.codec for info in infos]),
+        num_variable_rate=sum(not info.constant_frame_rate for info in infos),
+    )

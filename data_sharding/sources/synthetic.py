@@ -1,0 +1,182 @@
+"""Source `synthetic`: rendered clips of talking faces, for trying the whole flow without data.
+
+In: a text such as "64" or "clips=64,seed=1,identities=16". Out: one `SourceVideo` per clip, whose
+`read` renders it and returns an H.264 mp4 as VoxCeleb2 has them: 224×224, 25 frames per second,
+about three seconds, a face in the middle. Nothing is stored; a clip is a pure function of the
+text, and rendering it twice on one machine gives the same bytes.
+
+Who, how they move and what that looks like is in `synthetic_face`; the list of clips and their
+encoding is here. It is a stand-in: what a model learns on it says that the machinery works, and
+nothing about people.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any, cast
+
+import av
+import av.video.stream
+import numpy as np
+
+from data_sharding.sources import SourceVideo
+from data_sharding.sources.synthetic_face.identity import draw_identity
+from data_sharding.sources.synthetic_face.motion import EXPRESSIONS, FPS, expression_faces
+from data_sharding.sources.synthetic_face.render import render_frames
+from svfap_dist.errors import ConfigError
+
+_RENDERER = 1  # raise it when the same clip comes out with other bytes
+_BOUNDS = {
+    "clips": (1, 100_000),
+    "seed": (0, 2**31),
+    "frames": (2, 10_000),
+    "size": (64, 512),
+    "identities": (1, 10_000),
+    "first_identity": (0, 9_999),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticSet:
+    """A set of clips: what the text after the source's name says."""
+
+    clips: int = 64
+    seed: int = 0  # of the population and of everything that happens in the clips
+    frames: int = 72  # of each clip
+    size: int = 224  # pixels, height and width; a multiple of 4
+    identities: int = 16  # persons that take turns
+    first_identity: int = 0  # number of the first; sets whose ranges do not overlap share nobody
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticClip:
+    """Everything that one clip is made from."""
+
+    seed: int
+    identity: int
+    number: int
+    expression: str
+    frames: int
+    size: int
+
+    @property
+    def intensity(self) -> float:
+        """Height of the expression's apex: 0.75 to 1; 0 for a neutral face."""
+        if self.expression == "neutral":
+            return 0.0
+        return round(0.75 + 0.25 * float(self.rng("intensity").random()), 3)
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """Random numbers of this clip for one purpose."""
+        return np.random.default_rng([self.seed, self.identity, self.number, *purpose.encode()])
+
+
+def samples(text: str) -> Iterator[SourceVideo]:
+    """The clips that `text` asks for, in order; persons and expressions take turns.
+
+    text: a number of clips, or `key=value` pairs, separated by commas, of the fields of
+    `SyntheticSet`.
+    Raises: ConfigError if the text cannot be obeyed.
+    """
+    return _clips(parse(text))
+
+
+def parse(text: str) -> SyntheticSet:
+    """The set that `text` describes.
+
+    Raises: ConfigError naming the key that is unknown, not a number or out of its bounds.
+    """
+    values: dict[str, int] = {}
+    for part in text.split(","):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:  # a bare number: how many clips
+            key, value = "clips", key
+        if key not in _BOUNDS:
+            raise _refused(text, f"unknown key {key!r}", f"use {', '.join(_BOUNDS)}")
+        if key in values:
+            raise _refused(text, f"{key} given twice", "give each key once")
+        low, high = _BOUNDS[key]
+        if not (value.isascii() and value.isdigit() and low <= int(value) <= high):
+            raise _refused(text, f"{key}={value}", f"give {key} as a number from {low} to {high}")
+        values[key] = int(value)
+    found = SyntheticSet(**values)
+    if found.size % 4:
+        raise _refused(text, f"size={found.size}", "give a size that is a multiple of 4")
+    if found.first_identity + found.identities > 10_000:
+        last = found.first_identity + found.identities - 1
+        raise _refused(text, f"identities up to {last}", "let first_identity + identities be 10000")
+    return found
+
+
+def _refused(text: str, found: str, do: str) -> ConfigError:
+    example = 'for example "64" or "clips=64,seed=1,identities=16"'
+    return ConfigError(
+        "Synthetic set cannot be made",
+        where=f"synthetic:{text}",
+        found=found,
+        do=f"{do}, {example}",
+    )
+
+
+def _clips(wanted: SyntheticSet) -> Iterator[SourceVideo]:
+    names = list(EXPRESSIONS)
+    for number in range(wanted.clips):
+        turn, person = divmod(number, wanted.identities)
+        # Each person goes through the expressions; in a turn, persons show different ones.
+        expression = names[(turn + person) % len(names)]
+        clip = SyntheticClip(
+            seed=wanted.seed,
+            identity=wanted.first_identity + person,
+            number=number,
+            expression=expression,
+            frames=wanted.frames,
+            size=wanted.size,
+        )
+        key = f"synthetic/id{clip.identity:04d}/clip{number:05d}"
+        yield SourceVideo(
+            key=key,
+            read=partial(render_clip, clip),
+            labels=_labels(clip),
+            where=f"{key} of seed {clip.seed}",
+            suffix="mp4",
+            stamp=f"{_RENDERER}:{dataclasses.astuple(clip)}",
+        )
+
+
+def _labels(clip: SyntheticClip) -> dict[str, Any]:
+    expression = EXPRESSIONS[clip.expression]
+    return {
+        "set": "synthetic",
+        "identity": f"id{clip.identity:04d}",
+        "expression": clip.expression,
+        "expression_index": list(EXPRESSIONS).index(clip.expression),
+        "intensity": clip.intensity,
+        "valence": round(clip.intensity * expression.valence, 3),
+        "arousal": round(clip.intensity * expression.arousal, 3),
+    }
+
+
+def render_clip(clip: SyntheticClip) -> bytes:
+    """Render and encode a clip: the bytes of an mp4."""
+    who = draw_identity(clip.seed, clip.identity)
+    faces = expression_faces(clip.rng("motion"), clip.expression, clip.intensity, clip.frames)
+    return _encoded(render_frames(who, faces, clip.size), clip.size)
+
+
+def _encoded(frames: Iterable[np.ndarray], size: int) -> bytes:
+    """H.264 in mp4; one thread, for x264's bytes depend on how many share the work."""
+    options = {"preset": "veryfast", "crf": "23", "g": "250", "threads": "1"}
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = cast(
+            av.video.stream.VideoStream, container.add_stream("libx264", rate=FPS, options=options)
+        )
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for pixels in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()

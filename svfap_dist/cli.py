@@ -1,0 +1,233 @@
+"""The command line: `svfap <verb>`.
+
+Verbs only translate words into calls and errors into exit codes. Nothing heavy is imported before a
+verb needs it, so that `svfap --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from svfap_dist.errors import SvfapError
+from svfap_dist.progress import Progress, say
+
+app = typer.Typer(
+    name="svfap",
+    help="Pre-train facial-affect video models (SVFAP) from shards of face clips.\n\n"
+    "First steps: `svfap demo`. Then: `svfap shard`, `svfap pretrain`, `svfap reconstruct`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+shards_app = typer.Typer(help="Look after shards.", no_args_is_help=True)
+checkpoint_app = typer.Typer(help="Look after checkpoints.", no_args_is_help=True)
+app.add_typer(shards_app, name="shards")
+app.add_typer(checkpoint_app, name="checkpoint")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.max_steps=100")
+]
+
+
+def main() -> None:
+    """Run the command line and exit with the code of what happened."""
+    try:
+        app()
+    except SvfapError as error:
+        say(f"error: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        say("Interrupted. Nothing half-written is taken for whole: run the same command again.")
+        sys.exit(130)
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="Folder for everything the demo makes.")] = "svfap-demo",
+    videos: Annotated[str, typer.Option(help="Train on this folder of face videos.")] = "",
+    overrides: Overrides = None,
+) -> None:
+    """The whole job at small size on this machine: clips, shards, training, picture, report.
+
+    Example: svfap demo --out /tmp/demo
+    """
+    from svfap_dist import demo as the_demo
+
+    the_demo.run(out, videos, overrides or [])
+
+
+@app.command()
+def shard(
+    source: Annotated[str, typer.Argument(help="folder, voxceleb2 or synthetic")],
+    input: Annotated[str, typer.Argument(help="Where the videos are; for synthetic: clips=64")],
+    output_url: Annotated[str, typer.Argument(help="Folder or s3:// prefix for the shards")],
+    profile: Annotated[str, typer.Option(help="source: video bytes untouched")] = "source",
+    min_frames: Annotated[int, typer.Option(help="Shorter videos are left out.")] = 61,
+    shuffle_seed: Annotated[int, typer.Option(help="Seed of the order in the shards.")] = 0,
+    samples_per_shard: Annotated[int, typer.Option(help="At most so many.")] = 1000,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that read and probe; default: by the CPUs.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace another data set there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Videos to tar shards with a manifest.
+
+    Example: svfap shard voxceleb2 /data/voxceleb2 s3://bucket/shards
+    """
+    from data_sharding import cli as sharding
+
+    with Progress(f"Sharding {source}") as progress:
+        summary = sharding.shard(
+            source,
+            input,
+            output_url,
+            profile=profile,
+            shuffle_seed=shuffle_seed,
+            min_frames=min_frames,
+            max_samples_per_shard=samples_per_shard,
+            workers=workers,
+            overwrite=overwrite,
+            progress=lambda done, total, rejected: progress.update(
+                done, total, f"{rejected} left out" if rejected else ""
+            ),
+        )
+    _print(summary, as_json)
+
+
+@shards_app.command("verify")
+def shards_verify(url: str, as_json: AsJson = False) -> None:
+    """Read all shards again and check them against the manifest.
+
+    Example: svfap shards verify s3://bucket/shards
+    """
+    from data_sharding import cli as sharding
+
+    _print(sharding.verify(url), as_json)
+
+
+@shards_app.command("show")
+def shards_show(url: str, as_json: AsJson = False) -> None:
+    """What is in the shards: counts, hours, sizes.
+
+    Example: svfap shards show s3://bucket/shards
+    """
+    from data_sharding import cli as sharding
+
+    _print(sharding.show(url), as_json)
+
+
+@app.command()
+def pretrain(
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file or a bundled name")],
+    overrides: Overrides = None,
+    on: Annotated[
+        str, typer.Option(help="local: this process, or torchrun's ranks; ray: a Ray cluster")
+    ] = "local",
+    as_json: AsJson = False,
+) -> None:
+    """Pre-train the masked autoencoder.
+
+    Example: svfap pretrain tiny_cpu data.url=shards run.url=runs/a --on ray
+    """
+    from svfap_dist import recipe
+    from svfap_dist.errors import ConfigError
+
+    config = recipe.load(name, overrides or [])
+    if on not in ("local", "ray"):
+        raise ConfigError("No such place to train", where="--on", found=on, do="use local or ray")
+    if on == "ray":
+        from svfap_dist.cluster import ray_train
+
+        with Progress("Pre-training") as progress:
+            result = ray_train.pretrain(config, on_log=_show_step(progress))
+    else:
+        from svfap_dist.train import pretrain as training
+
+        with Progress("Pre-training") as progress:
+            result = training.run(config, on_log=_show_step(progress))
+    _print(result, as_json)
+
+
+def _show_step(progress: Progress) -> Any:
+    def show(row: dict[str, Any]) -> None:
+        note = f"loss {row['loss']:.4f}  {row['clips_per_second']:.1f} clips/s"
+        progress.update(row["step"], row["total_steps"], note)
+
+    return show
+
+
+@app.command()
+def reconstruct(
+    checkpoint: Annotated[str, typer.Argument(help="A run, a checkpoint or a .safetensors file")],
+    videos: list[str],
+    output: Annotated[str, typer.Option("-o", "--output", help="PNG")] = "reconstruction.png",
+) -> None:
+    """Original, masked and reconstructed frames of videos, as a picture.
+
+    Example: svfap reconstruct runs/a face.mp4 -o picture.png
+    """
+    from svfap_dist.report import reconstruction
+
+    reconstruction.make(checkpoint, videos, output)
+    say(f"Picture: {output}")
+
+
+@app.command()
+def report(
+    run_url: str, output: Annotated[str, typer.Option("-o", "--output")] = "report.html"
+) -> None:
+    """One self-contained page about a run.
+
+    Example: svfap report runs/a -o report.html
+    """
+    from svfap_dist.report import page
+
+    page.make(run_url, output)
+    say(f"Report: {output}")
+
+
+@checkpoint_app.command("ls")
+def checkpoint_ls(run_url: str, as_json: AsJson = False) -> None:
+    """Committed checkpoints of a run, oldest first.
+
+    Example: svfap checkpoint ls runs/a
+    """
+    from svfap_dist.train import checkpoint
+
+    steps = checkpoint.committed_steps(run_url)
+    print(json.dumps({"steps": steps}) if as_json else "\n".join(map(str, steps)))
+
+
+@checkpoint_app.command("verify")
+def checkpoint_verify(run_url: str, step: int, as_json: AsJson = False) -> None:
+    """Read a checkpoint again and check every file's digest.
+
+    Example: svfap checkpoint verify runs/a 1000
+    """
+    from svfap_dist.train import checkpoint
+
+    checkpoint.verify(run_url, step)
+    print(
+        json.dumps({"step": step, "ok": True}) if as_json else f"step {step}: every file is whole"
+    )
+
+
+def _print(result: Any, as_json: bool) -> None:
+    """A result object on standard output: as JSON, or as the lines it has for people."""
+    import dataclasses
+
+    if as_json:
+        print(json.dumps(dataclasses.asdict(result)))
+    else:
+        print("\n".join(result.lines()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""Ranks by Ray Train: start the group, watch it, restart it after a failure, tell the person.
+
+Ray Train places one process per worker, gives each the torch rendezvous variables, and restarts the
+whole group when one dies (`cluster.max_failures` times). Each rank calls `train.pretrain.run`, the
+same function that torchrun and srun start; resuming from the newest committed checkpoint is that
+function's own affair, so no state passes through Ray.
+
+Driver and ranks meet at a `Board`, a small actor: rank 0 posts what it logs, an error that no
+restart can mend is posted so that the next attempt gives up at once, and the driver posts the wish
+to stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from svfap_dist import recipe, storage
+from svfap_dist.config import Config
+from svfap_dist.errors import ClusterError, SvfapError
+from svfap_dist.train.pretrain import RunResult
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class Board:
+    """What driver and ranks tell each other; lives in an actor of its own."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._fatal: SvfapError | None = None
+        self._result: RunResult | None = None
+        self._stop = False
+
+    def post(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+
+    def take_rows(self) -> list[dict[str, Any]]:
+        rows, self._rows = self._rows, []
+        return rows
+
+    def set_fatal(self, error: SvfapError) -> None:
+        self._fatal = self._fatal or error
+
+    def fatal(self) -> SvfapError | None:
+        return self._fatal
+
+    def set_result(self, result: RunResult) -> None:
+        self._result = result
+
+    def result(self) -> RunResult | None:
+        return self._result
+
+    def request_stop(self) -> None:
+        self._stop = True
+
+    def stop_requested(self) -> bool:
+        return self._stop
+
+
+def pretrain(config: Config, on_log: Callable[[dict[str, Any]], None]) -> RunResult:
+    """Train on `config.cluster.num_workers` ranks and wait for the end.
+
+    Uses the cluster of RAY_ADDRESS, or of the job this runs in, or else starts one on this machine.
+    `on_log` gets rank 0's log rows. The first Ctrl-C asks all ranks to save a checkpoint and stop,
+    a second one leaves at once.
+
+    Raises: the rank's own SvfapError; ClusterError if the group could not be kept alive.
+    """
+    import ray
+
+    with _connected(config):
+        _check_resources(config)
+        board = ray.remote(num_cpus=0)(Board).remote()
+        outcome = _Fit(config, board)
+        interrupts = 0
+        while outcome.is_running():
+            try:
+                outcome.wait(_SECONDS_BETWEEN_LOOKS)
+                for row in ray.get(board.take_rows.remote()):
+                    on_log(row)
+            except KeyboardInterrupt:
+                interrupts += 1
+                if interrupts > 1:
+                    raise
+                ray.get(board.request_stop.remote())
+        for row in ray.get(board.take_rows.remote()):
+            on_log(row)
+        fatal, result = ray.get([board.fatal.remote(), board.result.remote()])
+    if fatal is not None:
+        raise fatal
+    if outcome.error is not None:
+        raise _explained(outcome.error, config)
+    assert result is not None, "all ranks returned but rank 0 posted no result"
+    return result
+
+
+class _Fit:
+    """`TorchTrainer.fit` in a thread: in the main thread it would take Ctrl-C for itself."""
+
+    def __init__(self, config: Config, board: Any) -> None:
+        self.error: Exception | None = None
+        self._trainer = _trainer(config, board)
+        self._thread = threading.Thread(target=self._run, name="ray-train-fit", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.error = self._trainer.fit().error
+        except Exception as error:  # handed to the main thread, which explains it
+            self.error = error
+
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
+    def wait(self, seconds: float) -> None:
+        self._thread.join(seconds)
+
+
+def _trainer(config: Config, board: Any) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    cluster = config.cluster
+    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {})
+    return TorchTrainer(
+        _rank,
+        train_loop_config={"config": config.model_dump(mode="json"), "board": board},
+        torch_config=TorchConfig(
+            backend="nccl" if cluster.use_gpu else "gloo",
+            timeout_s=config.train.collective_timeout_seconds,
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=cluster.num_workers,
+            use_gpu=cluster.use_gpu,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            # A name used before would make Ray Train take up that run's state.
+            name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            **_state_storage(config.run.url),
+        ),
+    )
+
+
+def _state_storage(run_url: str) -> dict[str, Any]:
+    """Where Ray Train keeps its own small state: below the run, which every node can reach."""
+    fs, path = storage.filesystem(storage.join(run_url, "ray"))
+    if not storage.is_remote(run_url):
+        return {"storage_path": path}
+    import pyarrow.fs
+
+    wrapped = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
+    return {"storage_path": path, "storage_filesystem": wrapped}
+
+
+def _rank(spec: dict[str, Any]) -> None:
+    """What each worker runs."""
+    import ray
+
+    from svfap_dist.train import pretrain as training
+
+    board = spec["board"]
+    fatal = ray.get(board.fatal.remote())
+    if fatal is not None:  # an earlier attempt found out that no attempt can succeed
+        raise fatal
+    config = recipe.from_tables(spec["config"], where="the driver's recipe")
+    is_main = os.environ["RANK"] == "0"
+    stop = threading.Event()
+    try:
+        with _watching(board, stop) if is_main else contextlib.nullcontext():
+            result = training.run(config, on_log=board.post.remote, stop_requested=stop.is_set)
+    except SvfapError as error:
+        if not error.retryable:
+            ray.get(board.set_fatal.remote(error))
+        raise
+    if is_main:
+        ray.get(board.set_result.remote(result))
+
+
+@contextlib.contextmanager
+def _watching(board: Any, stop: threading.Event) -> Iterator[None]:
+    """Set `stop` when the driver asks for it: a thread looks, so that no step waits for the
+    answer."""
+    import ray
+
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(_SECONDS_BETWEEN_LOOKS) and not stop.is_set():
+            if ray.get(board.stop_requested.remote()):
+                stop.set()
+
+    thread = threading.Thread(target=look, name="watch-for-stop", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def _connected(config: Config) -> Iterator[None]:
+    """A connection to a Ray cluster: the one in RAY_ADDRESS, else one of our own on loopback."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            # On loopback and gone with this process: no token is asked for, and none is written
+            # to the home directory, where it would change how other Ray commands behave.
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            cluster = config.cluster
+            cpus = max(os.cpu_count() or 1, cluster.num_workers * cluster.cpus_per_worker)
+            ray.init(_node_ip_address="127.0.0.1", num_cpus=cpus, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            "Cannot connect to Ray",
+            where=address or "this machine",
+            found=str(error).splitlines()[0],
+            do="check RAY_ADDRESS and the cluster's token, or use --on local",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_resources(config: Config) -> None:
+    """Refuse what the cluster can never place, instead of waiting for ever."""
+    import ray
+
+    cluster, total = config.cluster, ray.cluster_resources()
+    needed = {"CPU": cluster.num_workers * cluster.cpus_per_worker}
+    if cluster.use_gpu:
+        needed["GPU"] = cluster.num_workers
+    for name, amount in needed.items():
+        if total.get(name, 0) < amount:
+            raise ClusterError(
+                "Cluster is too small for the recipe",
+                where=f"cluster.num_workers = {cluster.num_workers}",
+                found=f"{total.get(name, 0):g} {name}s where {amount} are needed",
+                do="add nodes, or lower cluster.num_workers or cluster.cpus_per_worker",
+            )
+
+
+def _explained(error: Exception, config: Config) -> SvfapError:
+    """The error of the rank that failed first, or one that says what Ray said."""
+    failures = getattr(error, "worker_failures", {})
+    for rank, failure in sorted(failures.items()):
+        cause = getattr(failure, "cause", None) or failure
+        if isinstance(cause, SvfapError):
+            return cause
+        error = failure if rank == min(failures) else error
+    return ClusterError(
+        f"Training group failed {config.cluster.max_failures + 1} times",
+        where=config.run.url,
+        found=str(error).strip().splitlines()[-1],
+        do="look at events.jsonl of the run and Ray's logs, then run the same command again to "
+        "resume from the newest checkpoint",
+    )
+
+
+def fields(result: RunResult) -> dict[str, Any]:
+    """A result as one JSON object."""
+    return dataclasses.asdict(result)

@@ -1,0 +1,114 @@
+"""Which sample comes when: a pure function of (shard sizes, seed, epoch, step).
+
+First step of the flow. In: how many samples each shard of the manifest has. Out: the `Slot`s of a
+rank's part of a step. There is no state and no sequence to replay: the slots of any step of any
+epoch are worked out from the numbers alone, so a resume is arithmetic.
+
+In each epoch the shards are laid end to end in a random order, the list is turned by a random
+amount, and its first `steps * global_batch_size` samples are cut into equal, contiguous lanes. What
+is left over is another part of the data in each epoch, however few shards there are. Inside a lane
+samples are shuffled within blocks, so that those of a block lie next to each other in the tars and
+can be fetched together. A step takes the next few samples of every lane, and a rank owns whole
+lanes: the samples of a step are the same set for every number of ranks that divides the lanes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from svfap_dist.errors import ConfigError
+from svfap_dist.rng import Stream
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """One place in a step's batch."""
+
+    lane: int
+    position: int  # how many samples of the lane come before it in this epoch
+    sample: int  # index over the shards of the manifest laid end to end in manifest order
+
+
+def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
+    """Full global batches in `num_samples` samples.
+
+    Raises: ConfigError if there is not even one.
+    """
+    if num_samples < global_batch_size:
+        raise ConfigError(
+            "Data set is smaller than one global batch",
+            where="train.global_batch_size",
+            found=f"{global_batch_size} clips per step, {num_samples} samples in the manifest",
+            do=f"lower train.global_batch_size to at most {num_samples}, or shard more videos",
+        )
+    return num_samples // global_batch_size
+
+
+class EpochOrder:
+    """The order of samples in one epoch.
+
+    Args:
+        shard_sizes: samples of each shard, in manifest order.
+        num_lanes: L; must divide `global_batch_size`.
+        shuffle_block: samples shuffled together inside a lane.
+
+    Raises: ConfigError if there are fewer samples than a global batch has.
+    """
+
+    def __init__(
+        self,
+        shard_sizes: Sequence[int],
+        *,
+        seed: int,
+        epoch: int,
+        global_batch_size: int,
+        num_lanes: int,
+        shuffle_block: int,
+    ) -> None:
+        assert global_batch_size % num_lanes == 0, "config checks this"
+        sizes = np.asarray(shard_sizes, dtype=np.int64)
+        self._num_samples = int(sizes.sum())
+        self.steps = steps_per_epoch(self._num_samples, global_batch_size)
+        self.per_lane = global_batch_size // num_lanes  # samples of a lane in one step
+        self.lane_length = self.steps * self.per_lane
+        self._num_lanes, self._block = num_lanes, shuffle_block
+        self._key = (seed, "block", epoch)
+        self._turn = Stream(seed, "turn", epoch).integer(self._num_samples)
+        shards = Stream(seed, "shards", epoch).permutation(len(sizes))
+        self._ends = np.cumsum(sizes[shards])  # in the epoch's list, by place in it
+        # What to add to a place inside the k-th shard of the list to get the sample's global index.
+        self._shifts = (np.cumsum(sizes) - sizes)[shards] - (self._ends - sizes[shards])
+        self._blocks: dict[int, tuple[int, np.ndarray]] = {}  # the latest block of each lane
+
+    def sample(self, lane: int, position: int) -> int:
+        """Global index of the sample at `position` of `lane`."""
+        assert 0 <= lane < self._num_lanes
+        assert 0 <= position < self.lane_length
+        block, offset = divmod(position, self._block)
+        number, samples = self._blocks.get(lane, (-1, None))
+        if samples is None or number != block:
+            samples = self._shuffled(lane, block)
+            self._blocks[lane] = (block, samples)
+        return int(samples[offset])
+
+    def slots(self, step_in_epoch: int, rank: int, world_size: int) -> list[Slot]:
+        """A rank's part of a step: its lanes in ascending order, positions ascending in each."""
+        assert self._num_lanes % world_size == 0, "config checks this"
+        lanes_per_rank = self._num_lanes // world_size
+        first = step_in_epoch * self.per_lane
+        return [
+            Slot(lane, position, self.sample(lane, position))
+            for lane in range(rank * lanes_per_rank, (rank + 1) * lanes_per_rank)
+            for position in range(first, first + self.per_lane)
+        ]
+
+    def _shuffled(self, lane: int, block: int) -> np.ndarray:
+        """Global indices of the samples of one block, in the order in which they are used."""
+        start = block * self._block
+        length = min(self._block, self.lane_length - start)
+        shuffled = Stream(*self._key, lane, block).permutation(length)
+        places = (lane * self.lane_length + start + shuffled + self._turn) % self._num_samples
+        return places + self._shifts[np.searchsorted(self._ends, places, side="right")]

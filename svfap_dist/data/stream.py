@@ -1,0 +1,195 @@
+"""From a sample's number to its bytes: manifest row, shard index, ranged read, digest, tar members.
+
+In: a global sample index from `order`. Out: a `Sample`, or a `BadSample` if its bytes are not those
+that were packed. Bad data is a value, since a run of weeks meets some; a shard that is cut short or
+gone is an error, since then everything read from it is in doubt.
+
+Samples that are used at about the same time lie next to each other in a tar (see `order`), so a
+read fetches a whole range of neighbours and keeps it for their turn, up to a limit of bytes. Ranges
+and indexes are fetched by whichever thread first wants them, while others wait for that result.
+"""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import dataclasses
+import io
+import json
+import tarfile
+import threading
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from svfap_dist import shard_format, storage
+from svfap_dist.config import Config, check_window
+from svfap_dist.errors import ShardError
+from svfap_dist.shard_format import Manifest, ShardEntry, ShardIndex, VideoInfo
+
+_INDEXES_KEPT = 256
+_Value = TypeVar("_Value")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A video as it lies in a shard."""
+
+    index: int
+    key: str
+    video: bytes
+    info: VideoInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class BadSample:
+    """A sample that cannot be used, and why."""
+
+    index: int
+    key: str
+    reason: str  # one word of a short list, for counting: damaged, undecodable, too_short, ...
+    detail: str
+
+
+def open_data(config: Config, url: str) -> Manifest:
+    """The manifest of a data set, checked against its shards and against the clip's window.
+
+    Raises: ShardError if it is missing or does not fit its shards; ConfigError if its shortest
+    video has no room for a clip; StorageError from the store.
+    """
+    manifest = shard_format.load_manifest(url)
+    shard_format.check_shards(url, manifest)
+    check_window(config, manifest.min_frames, where=url)
+    return manifest
+
+
+class SampleReader:
+    """Reads samples by number; any number of threads may share one.
+
+    Args:
+        url: the data set's folder or prefix.
+        manifest: the data set's shards.
+        range_bytes: how much of a tar is fetched at a time; 1: each sample by itself.
+        cache_bytes: how many fetched bytes are kept for other samples.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        manifest: Manifest,
+        *,
+        range_bytes: int = 8 << 20,
+        cache_bytes: int = 256 << 20,
+    ) -> None:
+        self._url, self._manifest, self._range_bytes = url, manifest, range_bytes
+        self._ends = np.cumsum([shard.num_samples for shard in manifest.shards])
+        self._indexes: _Cache[ShardIndex] = _Cache(_INDEXES_KEPT)
+        self._ranges: _Cache[bytes] = _Cache(cache_bytes)
+
+    def locate(self, index: int) -> tuple[ShardEntry, int]:
+        """The shard that holds a sample, and the sample's row in it."""
+        assert 0 <= index < self._manifest.num_samples
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        entry = self._manifest.shards[number]
+        return entry, index - (int(self._ends[number]) - entry.num_samples)
+
+    def read(self, index: int) -> Sample | BadSample:
+        """Fetch and check one sample.
+
+        Raises: ShardError if its shard is cut short, gone or without index; StorageError from the
+        store.
+        """
+        entry, row = self.locate(index)
+        rows = self._indexes.get(entry.name, 1, lambda: shard_format.load_index(self._url, entry))
+        data = self._bytes_of(entry, rows, row)
+        found = shard_format.digest(data)
+        if found != rows.digests[row]:
+            detail = f"{entry.name} row {row}: digest {found}, the index says {rows.digests[row]}"
+            return BadSample(index, rows.keys[row], "damaged", detail)
+        try:
+            members = _tar_members(data)
+            info = VideoInfo(**json.loads(members["json"]))
+            return Sample(index, rows.keys[row], members["mp4"], info)
+        except (KeyError, TypeError, ValueError, tarfile.ReadError) as error:
+            detail = f"{entry.name} row {row}: no readable .mp4 and .json ({error!r})"
+            return BadSample(index, rows.keys[row], "malformed", detail)
+
+    def _bytes_of(self, entry: ShardEntry, rows: ShardIndex, row: int) -> memoryview:
+        """A sample's bytes of the tar, out of the range of neighbours that it belongs to."""
+        number = rows.offsets[row] // self._range_bytes
+        first = bisect.bisect_left(rows.offsets, number * self._range_bytes)
+        end = bisect.bisect_left(rows.offsets, (number + 1) * self._range_bytes)
+        start, stop = rows.offsets[first], rows.offsets[end - 1] + rows.sizes[end - 1]
+        data = self._ranges.get(
+            (entry.name, number), stop - start, lambda: self._fetch(entry, start, stop)
+        )
+        offset = rows.offsets[row] - start
+        return memoryview(data)[offset : offset + rows.sizes[row]]
+
+    def _fetch(self, entry: ShardEntry, start: int, stop: int) -> bytes:
+        where = storage.join(self._url, entry.name)
+        try:
+            data = storage.read_range(where, start, stop)
+        except storage.StorageUnreachable:
+            raise
+        except storage.StorageError:
+            # A store may answer with an error where the tar is gone or ends before `start`.
+            alone = dataclasses.replace(self._manifest, shards=(entry,))
+            shard_format.check_shards(self._url, alone)
+            raise
+        if len(data) < stop - start:
+            raise ShardError(
+                "Shard was cut short",
+                where=where,
+                found=f"{start + len(data)} bytes where the manifest says {entry.num_bytes}",
+                do="copy the shard again from where the data set was made, or shard again",
+            )
+        return data
+
+
+def _tar_members(data: memoryview) -> dict[str, bytes]:
+    """Contents of a sample's members by suffix, read the way webdataset reads a tar."""
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    files = tar_file_expander([{"url": "", "stream": io.BytesIO(data)}])
+    return next(iter(group_by_keys(files)), {})
+
+
+class _Cache(Generic[_Value]):
+    """Values by key, each made once by the first thread that asks; the least used are dropped.
+
+    limit: what the costs of all values kept may add up to; the newest is kept in any case.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._total = limit, 0
+        self._entries: collections.OrderedDict[Hashable, tuple[int, Future[_Value]]] = (
+            collections.OrderedDict()
+        )
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, cost: int, make: Callable[[], _Value]) -> _Value:
+        """The value of `key`; an exception of `make` goes to all who wait, and is not kept."""
+        with self._lock:
+            known = key in self._entries
+            if not known:
+                self._entries[key] = cost, Future()
+                self._total += cost
+            self._entries.move_to_end(key)
+            future = self._entries[key][1]
+            while self._total > self._limit and len(self._entries) > 1:
+                self._total -= self._entries.popitem(last=False)[1][0]
+        if not known:
+            try:
+                future.set_result(make())
+            except BaseException as error:
+                self._forget(key, future)
+                future.set_exception(error)
+        return future.result()
+
+    def _forget(self, key: Hashable, future: Future[_Value]) -> None:
+        with self._lock:
+            if key in self._entries and self._entries[key][1] is future:
+                self._total -= self._entries.pop(key)[0]

@@ -1,0 +1,161 @@
+"""The whole job at small size on one machine: `svfap demo`.
+
+Clips (rendered, or a folder of yours) -> shards -> two Ray Train workers with DeepSpeed ZeRO-2 ->
+checkpoint -> reconstruction picture of held-out faces -> report. Each step is the call behind the
+verb of the same name, so the demo is also the shortest example of how they fit together.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from data_sharding import cli as sharding
+from data_sharding import sources
+from svfap_dist import recipe, storage
+from svfap_dist.errors import ConfigError
+from svfap_dist.progress import Progress, say
+
+_TRAIN_CLIPS = "clips=96,identities=24,first_identity=0,frames=72"
+_HELD_OUT_CLIPS = "clips=16,identities=8,first_identity=24,frames=72"
+_HELD_OUT_SHARE = 0.1
+_PICTURED = 3
+_RUN_MARK = ".svfap-demo"
+
+
+def run(out: str, videos: str, overrides: Sequence[str]) -> None:
+    """Run the demo into the folder `out`; with `videos`, on that folder instead of rendered faces.
+
+    Raises: SvfapError of whichever step fails.
+    """
+    out = storage.local_path(out)
+    run_url = _fresh_run_folder(os.path.join(out, "run"))
+    shards = os.path.join(out, "shards-of-videos" if videos else "shards")
+    train_url, held_out_url = os.path.join(shards, "train"), os.path.join(shards, "held-out")
+    if videos:
+        source, inputs = _split(storage.local_path(videos), os.path.join(out, "videos"))
+    else:
+        source, inputs = "synthetic", (_TRAIN_CLIPS, _HELD_OUT_CLIPS)
+    for text, url in zip(inputs, (train_url, held_out_url), strict=True):
+        _shard(source, text, url)
+
+    region = "centre" if source == "folder" else "voxceleb2"
+    urls = [f"data.url={train_url}", f"data.eval_url={held_out_url}", f"run.url={run_url}"]
+    config = recipe.load("tiny_cpu", [*urls, f"data.region={region}", *overrides])
+    result = _pretrain(config)
+
+    from svfap_dist.report import page, reconstruction
+
+    picture = os.path.join(run_url, "pictures", "reconstruction.png")
+    faces = _some_videos(source, inputs[1], os.path.join(out, "faces"))
+    reconstruction.make(run_url, faces, picture)
+    report = os.path.join(run_url, "report.html")
+    page.make(run_url, report)
+    _say_what_is_where(run_url, result, picture, report, faces[0])
+
+
+def _fresh_run_folder(folder: str) -> str:
+    """An empty run folder; removes an earlier demo's, and nothing else."""
+    if os.path.isdir(folder) and os.listdir(folder):
+        if not os.path.exists(os.path.join(folder, _RUN_MARK)):
+            raise ConfigError(
+                "Demo would overwrite files that are not its own",
+                where=folder,
+                found="a folder that no demo made",
+                do="choose another folder with --out",
+            )
+        shutil.rmtree(folder)
+    storage.write_bytes(os.path.join(folder, _RUN_MARK), b"made by svfap demo\n")
+    return folder
+
+
+def _split(videos: str, folder: str) -> tuple[str, tuple[str, str]]:
+    """Link the videos into a training and a held-out folder, no person in both.
+
+    A person is a top-level folder (VoxCeleb2's layout), or a file where there are none.
+    """
+    paths = sorted(video.where for video in sources.load("folder").samples(videos))
+    people: dict[str, list[str]] = {}
+    for path in paths:
+        people.setdefault(os.path.relpath(path, videos).split(os.sep)[0], []).append(path)
+    if len(people) < 2:
+        raise ConfigError(
+            "Too few videos to hold one out",
+            where=videos,
+            found=f"{len(paths)} videos of {len(people)} people",
+            do="give a folder of at least two people's videos, one folder each",
+        )
+    held_out: list[str] = []
+    for person in sorted(people, reverse=True):
+        if len(held_out) >= _HELD_OUT_SHARE * len(paths):
+            break
+        held_out += people[person]
+    shutil.rmtree(folder, ignore_errors=True)
+    for path in paths:
+        part = "held-out" if path in held_out else "train"
+        link = os.path.join(folder, part, os.path.relpath(path, videos))
+        os.makedirs(os.path.dirname(link), exist_ok=True)
+        os.symlink(path, link)
+    source = "voxceleb2" if all(_is_voxceleb2(path, videos) for path in paths) else "folder"
+    return source, (os.path.join(folder, "train"), os.path.join(folder, "held-out"))
+
+
+def _is_voxceleb2(path: str, root: str) -> bool:
+    parts = os.path.relpath(path, root).split(os.sep)
+    return len(parts) == 3 and parts[0].startswith("id") and parts[0][2:].isdigit()
+
+
+def _shard(source: str, text: str, url: str) -> None:
+    with Progress(f"Sharding into {url}") as progress:
+        summary = sharding.shard(
+            source,
+            text,
+            url,
+            overwrite=source != "synthetic",
+            progress=lambda done, total, rejected: progress.update(done, total),
+        )
+    for line in summary.lines():
+        say(f"  {line}")
+
+
+def _pretrain(config: Any) -> Any:
+    from svfap_dist.cluster import ray_train
+
+    with Progress("Starting Ray and two ranks; pre-training", config.train.max_steps) as progress:
+
+        def show(row: dict[str, Any]) -> None:
+            note = f"loss {row['loss']:.3f}  {row['clips_per_second']:.1f} clips/s"
+            progress.update(row["step"], note=note)
+
+        return ray_train.pretrain(config, on_log=show)
+
+
+def _some_videos(source: str, text: str, folder: str) -> list[str]:
+    """A few of the held-out videos as files, for the picture and for playing with."""
+    paths = []
+    for video in itertools.islice(sources.load(source).samples(text), _PICTURED):
+        path = os.path.join(folder, f"{video.key.replace('/', '-')}.{video.suffix}")
+        storage.write_bytes(path, video.read())
+        paths.append(path)
+    return paths
+
+
+def _say_what_is_where(run_url: str, result: Any, picture: str, report: str, face: str) -> None:
+    say("")
+    for line in result.lines():
+        say(line)
+    say(
+        f"""
+Report      {report}
+Picture     {picture}   (held-out faces: original, masked, reconstructed)
+Run         {run_url}   (config.toml, metrics.jsonl, events.jsonl, checkpoints/)
+
+Next:
+  svfap reconstruct {run_url} {face} -o face.png
+  svfap demo --videos FOLDER_OF_FACE_VIDEOS
+  svfap shard folder FOLDER_OF_FACE_VIDEOS shards && \\
+    svfap pretrain tiny_cpu data.url=shards data.region=centre run.url=runs/mine --on ray"""
+    )

@@ -1,0 +1,81 @@
+"""Throughput and waits between two log steps: plain sums over host clocks, no device is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Sums of one rank over the steps since the last log step.
+
+    seconds: wall time. fetch_seconds, decode_seconds: thread time of the loader, which runs beside
+    the steps and may exceed the wall time.
+    """
+
+    steps: int
+    clips: int
+    seconds: float
+    data_wait_seconds: float
+    fetch_seconds: float
+    decode_seconds: float
+
+    @property
+    def data_wait_share(self) -> float:
+        """Share of the wall time that the steps waited for data, 0 to 1."""
+        return self.data_wait_seconds / self.seconds if self.seconds else 0.0
+
+    @property
+    def clips_per_second(self) -> float:
+        """This rank's clips per second of wall time."""
+        return self.clips / self.seconds if self.seconds else 0.0
+
+
+class Meter:
+    """Adds up steps; `window` hands the sums over and begins anew."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._waited = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._began = self._clock()
+        self._steps = self._clips = 0
+        self._waited = self._fetched = self._decoded = 0.0
+
+    def waiting(self, batches: Iterator[Item]) -> Iterator[Item]:
+        """`batches`, with the time that each `next` takes counted as waiting for data."""
+        while True:
+            began = self._clock()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._waited += self._clock() - began
+            yield batch
+
+    def step(self, clips: int, fetch_seconds: float, decode_seconds: float) -> None:
+        """Count one step of this rank."""
+        self._steps += 1
+        self._clips += clips
+        self._fetched += fetch_seconds
+        self._decoded += decode_seconds
+
+    def window(self) -> Window:
+        """The sums since the last call."""
+        window = Window(
+            steps=self._steps,
+            clips=self._clips,
+            seconds=self._clock() - self._began,
+            data_wait_seconds=self._waited,
+            fetch_seconds=self._fetched,
+            decode_seconds=self._decoded,
+        )
+        self._reset()
+        return window

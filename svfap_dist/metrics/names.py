@@ -1,0 +1,103 @@
+"""Every metric, declared once: what the exporter serves, and what dashboards and alerts may name.
+
+Base units; counters end in `_total`. Every series has the labels `run` and `rank`; further labels
+are listed with the metric.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+COMMON_LABELS = ("run", "rank")
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One metric: its Prometheus name and type, unit, and a sentence of help."""
+
+    name: str
+    kind: Literal["gauge", "counter"]
+    unit: str  # "" for plain numbers
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+STEP = Metric("svfap_step", "gauge", "", "Optimizer steps completed.")
+EPOCH = Metric("svfap_epoch", "gauge", "", "Epoch of the last step, from 0.")
+LOSS = Metric("svfap_loss", "gauge", "", "Mean loss of the last logged step, over all ranks.")
+HELD_OUT_LOSS = Metric(
+    "svfap_held_out_loss", "gauge", "", "Mean loss on the held-out clips, over all ranks."
+)
+LEARNING_RATE = Metric("svfap_learning_rate", "gauge", "", "Learning rate of the last step.")
+GRAD_NORM = Metric(
+    "svfap_grad_norm", "gauge", "", "Norm of the last step's gradient before clipping."
+)
+LAST_STEP_TIME = Metric(
+    "svfap_last_step_timestamp_seconds",
+    "gauge",
+    "seconds",
+    "Unix time of the last logged step; alert when it stands still.",
+)
+CLIPS = Metric("svfap_clips_total", "counter", "", "Clips this rank trained on.")
+STEP_SECONDS = Metric(
+    "svfap_step_seconds_total",
+    "counter",
+    "seconds",
+    "Wall time of this rank's steps, waits included.",
+)
+DATA_WAIT_SECONDS = Metric(
+    "svfap_data_wait_seconds_total",
+    "counter",
+    "seconds",
+    "Time this rank's steps waited for a batch.",
+)
+FETCH_SECONDS = Metric(
+    "svfap_fetch_seconds_total", "counter", "seconds", "Thread time this rank spent reading shards."
+)
+DECODE_SECONDS = Metric(
+    "svfap_decode_seconds_total",
+    "counter",
+    "seconds",
+    "Thread time this rank spent decoding videos.",
+)
+BAD_SAMPLES = Metric(
+    "svfap_bad_samples_total",
+    "counter",
+    "",
+    "Samples of this rank that could not be used.",
+    ("reason",),
+)
+CHECKPOINT_STEP = Metric(
+    "svfap_checkpoint_step", "gauge", "", "Step of the newest committed checkpoint."
+)
+CHECKPOINT_SECONDS = Metric(
+    "svfap_checkpoint_seconds_total",
+    "counter",
+    "seconds",
+    "Time that training stood still for checkpoints.",
+)
+CHECKPOINT_FAILURES = Metric(
+    "svfap_checkpoint_failures_total", "counter", "", "Checkpoints that could not be uploaded."
+)
+RESTARTS = Metric("svfap_restarts", "gauge", "", "Attempts at the run before this one.")
+
+METRICS = (
+    STEP,
+    EPOCH,
+    LOSS,
+    HELD_OUT_LOSS,
+    LEARNING_RATE,
+    GRAD_NORM,
+    LAST_STEP_TIME,
+    CLIPS,
+    STEP_SECONDS,
+    DATA_WAIT_SECONDS,
+    FETCH_SECONDS,
+    DECODE_SECONDS,
+    BAD_SAMPLES,
+    CHECKPOINT_STEP,
+    CHECKPOINT_SECONDS,
+    CHECKPOINT_FAILURES,
+    RESTARTS,
+)

@@ -1,0 +1,70 @@
+"""Signs of life for long work: a bar on a terminal, a plain line every few seconds otherwise.
+
+All of it goes to standard error, so that `--json` keeps standard output to one object.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Progress of one piece of work, as a context manager."""
+
+    def __init__(self, title: str, total: int | None = None) -> None:
+        self._title, self._total = title, total
+        self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+        self._bar = self._task = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                TextColumn,
+                TimeRemainingColumn,
+            )
+            from rich.progress import Progress as RichProgress
+
+            columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
+            self._bar = RichProgress(
+                *columns,
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task(title, total=total, note="")
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+        else:
+            say(f"{self._title} ...")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: int, total: int | None = None, note: str = "") -> None:
+        """Show that `done` of `total` are finished."""
+        self._total = total or self._total
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=done, total=self._total, note=note)
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+            share = f"{done} of {self._total}" if self._total else f"{done}"
+            say(f"{self._title}: {share}{'  ' if note else ''}{note}")
+
+
+def say(line: str) -> None:
+    """One line for the person at the terminal."""
+    print(line, file=sys.stderr, flush=True)

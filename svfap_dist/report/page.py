@@ -1,0 +1,163 @@
+"""The run report: one self-contained HTML page from the files of a run.
+
+In: metrics.jsonl, events.jsonl, config.toml and pictures/ under a run's URL. Out: a page with loss,
+throughput and data-wait charts, the pictures, what happened when, and the recipe; it needs no
+network and no server.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+
+from svfap_dist import storage
+from svfap_dist.errors import ConfigError
+
+_COLOUR, _SECOND_COLOUR = "#2b5c8a", "#c0562f"
+_TEMPLATE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
+<style>
+ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; color: #222 }
+ h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem }
+ .figures { display: flex; flex-wrap: wrap; gap: 1rem }
+ .figure { border: 1px solid #ddd; border-radius: 6px; padding: .6rem 1rem; min-width: 9rem }
+ .figure b { display: block; font-size: 1.3rem }
+ img, svg { max-width: 100%; height: auto } table { border-collapse: collapse }
+ td { padding: .15rem .8rem .15rem 0; vertical-align: top }
+ pre { background: #f6f6f6; padding: 1rem }
+</style>
+<h1>{{ title }}</h1>
+<div class="figures">
+{% for name, value in figures %}<div class="figure">{{ name }}<b>{{ value }}</b></div>
+{% endfor %}</div>
+<h2>Training</h2>
+{{ charts | safe }}
+{% for name, data in pictures %}<h2>{{ name }}</h2>
+<img alt="{{ name }}" src="data:image/png;base64,{{ data }}">
+{% endfor %}
+<h2>What happened</h2>
+<table>{% for when, event, details in events %}<tr><td>{{ when }}<td>{{ event }}<td>{{ details }}
+{% endfor %}</table>
+<h2>Recipe</h2>
+<pre>{{ recipe }}</pre>
+</html>
+"""
+
+
+def make(run_url: str, output: str) -> None:
+    """Write the report of a run to an HTML file (path or URL).
+
+    Raises: ConfigError if there is no run under the URL; StorageError.
+    """
+    rows = read_lines(storage.join(run_url, "metrics.jsonl"))
+    events = read_lines(storage.join(run_url, "events.jsonl"))
+    if not rows:
+        raise ConfigError(
+            "No run to report on",
+            where=run_url,
+            found="no line in metrics.jsonl",
+            do="give the run.url of a run that has logged at least one step",
+        )
+    html = (
+        jinja2.Environment(autoescape=True)
+        .from_string(_TEMPLATE)
+        .render(
+            title=f"Run {run_url}",
+            figures=_figures(rows, events),
+            charts=_charts(rows, events),
+            pictures=_pictures(run_url),
+            events=[_event_row(event) for event in events],
+            recipe=storage.read_bytes(storage.join(run_url, "config.toml")).decode(),
+        )
+    )
+    storage.write_bytes(output, html.encode())
+
+
+def read_lines(url: str) -> list[dict[str, Any]]:
+    """The complete JSON lines of a run's file; none if there is no file."""
+    try:
+        data = storage.read_bytes(url)
+    except storage.StorageMissing:
+        return []
+    return [json.loads(line) for line in data.split(b"\n")[:-1]]
+
+
+def mean_of_tenth(values: Sequence[float], last: bool) -> float:
+    """Mean of the first or the last tenth (at least one value) of a series."""
+    count = max(1, len(values) // 10)
+    chosen = values[-count:] if last else values[:count]
+    return sum(chosen) / count
+
+
+def _figures(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    losses = [row["loss"] for row in rows]
+    first, last = mean_of_tenth(losses, last=False), mean_of_tenth(losses, last=True)
+    waits = sum(row["data_wait_seconds"] for row in rows) / sum(row["step_seconds"] for row in rows)
+    rates = sorted(row["clips_per_second"] for row in rows)
+    found = [
+        ("steps", f"{rows[-1]['step']}"),
+        ("loss, first → last tenth", f"{first:.3f} → {last:.3f}"),
+        ("clips/s, median", f"{rates[len(rates) // 2]:.1f}"),
+        ("waiting for data", f"{100 * waits:.1f} %"),
+    ]
+    held_out = [event["loss"] for event in events if event["event"] == "eval"]
+    if held_out:
+        found.insert(2, ("held-out loss, start → end", f"{held_out[0]:.3f} → {held_out[-1]:.3f}"))
+    return found
+
+
+def _charts(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> str:
+    """Three charts over steps as one inline SVG."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots(1, 3)
+    steps = [row["step"] for row in rows]
+    axes[0].plot(steps, [row["loss"] for row in rows], color=_COLOUR, label="training")
+    held_out = [(event["step"], event["loss"]) for event in events if event["event"] == "eval"]
+    if held_out:
+        axes[0].plot(*zip(*held_out, strict=True), "o-", color=_SECOND_COLOUR, label="held out")
+    axes[0].legend(frameon=False)
+    axes[1].plot(steps, [row["clips_per_second"] for row in rows], color=_COLOUR)
+    shares = [100 * row["data_wait_seconds"] / row["step_seconds"] for row in rows]
+    axes[2].plot(steps, shares, color=_COLOUR)
+    for axis, title in zip(
+        axes, ("loss", "clips per second", "share of time waiting for data, %"), strict=True
+    ):
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step")
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[1:]:
+        axis.set_ylim(bottom=0)
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
+
+
+def _pictures(run_url: str) -> list[tuple[str, str]]:
+    folder = storage.join(run_url, "pictures")
+    names = [name for name in storage.list_files(folder) if name.endswith(".png")]
+    read = [storage.read_bytes(storage.join(folder, name)) for name in names]
+    return [
+        (name.removesuffix(".png").capitalize(), base64.b64encode(data).decode())
+        for name, data in zip(names, read, strict=True)
+    ]
+
+
+def _event_row(event: dict[str, Any]) -> tuple[str, str, str]:
+    when = datetime.datetime.fromtimestamp(event["time"], datetime.UTC)
+    rest = {name: value for name, value in event.items() if name not in ("event", "time")}
+    details = ", ".join(f"{name} {_short(value)}" for name, value in rest.items())
+    return f"{when:%Y-%m-%d %H:%M:%S}", event["event"], details
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

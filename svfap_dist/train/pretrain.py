@@ -1,0 +1,302 @@
+"""Pre-training, from an empty folder or the newest checkpoint to the last step.
+
+`run` is what every rank executes, whoever started it: Ray Train, srun, torchrun or nobody. Batches
+come from `data.loader`, the arithmetic is in `engine`, and what is written goes through `recorder`
+and `checkpointer`; here is the order in which things happen. Between backward and update all ranks
+agree (`health`), and whatever ends a run early does so at a step edge, on all ranks alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import torch
+
+from svfap_dist import distributed
+from svfap_dist.config import Config, check_world_size
+from svfap_dist.data.clips import ClipBatch
+from svfap_dist.data.loader import ClipLoader
+from svfap_dist.data.stream import open_data
+from svfap_dist.distributed import World
+from svfap_dist.errors import ConfigError, HealthError
+from svfap_dist.shard_format import Manifest
+from svfap_dist.train import checkpoint, health, schedule
+from svfap_dist.train import state as train_state
+from svfap_dist.train.checkpointer import Checkpointer
+from svfap_dist.train.engine import Engine, process_group
+from svfap_dist.train.heldout import HeldOut
+from svfap_dist.train.journal import next_attempt
+from svfap_dist.train.recorder import Recorder, Row
+from svfap_dist.train.state import TrainState
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """How a run ended. The losses are those of the whole run, not only of its last attempt, and
+    None where none was computed."""
+
+    step: int
+    stop_reason: str  # "finished", or what asked the run to stop
+    run_url: str
+    first_loss: float | None
+    loss: float | None
+    first_held_out_loss: float | None
+    held_out_loss: float | None
+
+    def lines(self) -> list[str]:
+        """For people."""
+        text = [f"Run {self.run_url}: {self.stop_reason}, {self.step} steps done."]
+        for name, first, last in (
+            ("Loss", self.first_loss, self.loss),
+            ("Held-out loss", self.first_held_out_loss, self.held_out_loss),
+        ):
+            if first is not None and last is not None:
+                text.append(f"{name} {first:.4f} at first, {last:.4f} now.")
+        return text
+
+
+def run(
+    config: Config,
+    *,
+    on_log: Callable[[Row], None] = lambda row: None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> RunResult:
+    """Train one rank of a run to its end, resuming from the newest committed checkpoint.
+
+    Args:
+        on_log: gets a row of numbers at each log step, on rank 0.
+        stop_requested: asked at step edges; once it is True on any rank, all save a checkpoint and
+            end, as they do at SIGTERM, SIGUSR1 and Ctrl-C.
+
+    Raises: ConfigError, ShardError, ClusterError before the first step; HealthError,
+    CheckpointError, StorageError at any step.
+    """
+    _require_urls(config)
+    world = distributed.from_environment()
+    check_world_size(config, world.world_size)
+    with contextlib.ExitStack() as stack:
+        stop_reason = stack.enter_context(_stop_reason(stop_requested))
+        device = stack.enter_context(process_group(config, world))
+        attempt = _Attempt(config, world, device, on_log, stack)
+        if attempt.step == 0:
+            attempt.evaluate()
+        for batch in attempt.batches(stack):
+            rate = attempt.learning_rate()
+            loss = attempt.engine.backward(batch)
+            attempt.count(batch, loss)
+            verdict = attempt.agree(stop_reason()) if attempt.votes_now() else None
+            update = attempt.engine.update(rate)
+            if not update.applied:
+                raise health.gradient_not_finite(attempt.step)
+            if verdict is None:
+                continue
+            ends = verdict.stop or attempt.step == attempt.total_steps
+            if ends or attempt.is_at(config.train.log_every):
+                attempt.log(loss=verdict.loss, lr=rate, grad_norm=float(update.grad_norm))
+            if ends or attempt.is_at(config.train.eval_every):
+                attempt.evaluate()
+            if verdict.settle:
+                attempt.settle()
+            if ends or attempt.is_at(config.train.checkpoint_every):
+                attempt.save()
+            if verdict.stop:
+                break
+        return attempt.finish(stop_reason())
+
+
+class _Attempt:
+    """The parts of one attempt at a run on one rank, and what the loop does with them.
+
+    step: optimizer steps completed; between `count` and the update, the one about to be. All ranks
+    call all methods together.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        device: torch.device,
+        on_log: Callable[[Row], None],
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self._config, self._world = config, world
+        found = distributed.together(lambda: _look_around(config) if world.is_main else None)
+        self._manifest, state, number = distributed.from_main(found)
+        self._loader = ClipLoader(config, config.data.url, self._manifest, world)
+        self.total_steps = schedule.total_steps(config.train, self._loader.steps_per_epoch)
+        self.step = state.step if state else 0
+
+        recorder = Recorder(config, world, number, self.step, on_log)
+        self._recorder = stack.enter_context(recorder)
+        self._checkpointer = stack.enter_context(Checkpointer(config, world, recorder.sync))
+        stack.enter_context(self._failure_told())
+        recorder.begin(self.step, self.total_steps, self._manifest.fingerprint)
+
+        reshape = state is not None and checkpoint.needs_reshaping(state, config, world)
+        self.engine = Engine(config, world, device, universal=reshape)
+        stack.callback(self.engine.close)
+        if state is not None:
+            checkpoint.load(config.run.url, state, self.engine, reshape)
+        self._health = health.Health(device, config.data.max_bad_fraction)
+        self._votes_each_step = device.type == "cpu"  # where no device is waited for
+        self._held_out = HeldOut(config, world) if config.data.eval_url else None
+
+    @contextlib.contextmanager
+    def _failure_told(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self._recorder.ended(self.step, type(error).__name__, str(error))
+            raise
+
+    def batches(self, stack: contextlib.ExitStack) -> Iterator[ClipBatch]:
+        """This rank's batches of all steps that are left; waiting for them is measured."""
+        batches = self._loader.batches(self.step, self.total_steps)
+        assert isinstance(batches, Generator)
+        stack.callback(batches.close)
+        return self._recorder.meter.waiting(batches)
+
+    def learning_rate(self) -> float:
+        """Of the next update."""
+        batch_size = self._config.train.global_batch_size
+        return schedule.learning_rate(self._config.optim, batch_size, self.total_steps, self.step)
+
+    def count(self, batch: ClipBatch, loss: torch.Tensor) -> None:
+        """Book a step whose gradient is ready."""
+        epoch = self.step // self._loader.steps_per_epoch
+        self.step += 1
+        self._recorder.count(self.step, epoch, batch)
+        self._health.note(self.step, batch.keys, len(batch.bad), loss)
+
+    def is_at(self, period: int) -> bool:
+        """Whether something that is due every `period` steps (0: never) is due now."""
+        return period > 0 and self.step % period == 0
+
+    def votes_now(self) -> bool:
+        """Whether all ranks vote at this step: on a GPU only where the host waits for it anyway."""
+        train = self._config.train
+        periods = (train.log_every, train.eval_every, train.checkpoint_every)
+        ends = self.step == self.total_steps
+        return self._votes_each_step or ends or any(map(self.is_at, periods))
+
+    def agree(self, stop_reason: str) -> health.Verdict:
+        """Vote; bad samples are written down before they end the run."""
+        try:
+            return self._health.agree(bool(stop_reason), self._checkpointer.wants_settling)
+        except HealthError:
+            self._recorder.write_quarantine()
+            raise
+
+    def log(self, loss: float, lr: float, grad_norm: float) -> None:
+        """Write and show the numbers of this step."""
+        epoch = (self.step - 1) // self._loader.steps_per_epoch
+        row = {"step": self.step, "total_steps": self.total_steps, "epoch": epoch}
+        self._recorder.log({**row, "loss": loss, "lr": lr, "grad_norm": grad_norm})
+
+    def evaluate(self) -> None:
+        """The loss on the held-out clips, if there are any."""
+        if self._held_out is not None:
+            self._recorder.evaluated(self.step, self._held_out.loss(self.engine))
+
+    def save(self) -> None:
+        """Begin a checkpoint, when the one before it is settled."""
+        self.settle()
+        began = time.perf_counter()
+        state = train_state.after(
+            self.step,
+            self._config,
+            self._loader.steps_per_epoch,
+            self._manifest.fingerprint,
+            self._world.world_size,
+        )
+        self._checkpointer.save(self.engine, state)
+        self._recorder.stood_still(time.perf_counter() - began)
+
+    def settle(self) -> bool:
+        """Wait for the upload in flight, if any, and tell how it ended; False if it failed."""
+        began = time.perf_counter()
+        outcome = self._checkpointer.settle()
+        if outcome is None:
+            return True
+        self._recorder.stood_still(time.perf_counter() - began)
+        self._recorder.checkpointed(outcome)
+        return not outcome.error
+
+    def finish(self, stop_reason: str) -> RunResult:
+        """See the last checkpoint committed (one more try if that fails) and sum up the run."""
+        if not self.settle():
+            self.save()
+            self.settle()
+        reasons = [reason for reason in distributed.gathered(stop_reason) if reason]
+        is_done = self.step == self.total_steps
+        reason = "finished" if is_done else (reasons or ["stop requested"])[0]
+        self._recorder.ended(self.step, reason)
+        return distributed.from_main(self._result(reason) if self._world.is_main else None)
+
+    def _result(self, reason: str) -> RunResult:
+        losses, held_out = self._recorder.losses()
+        return RunResult(
+            step=self.step,
+            stop_reason=reason,
+            run_url=self._config.run.url,
+            first_loss=losses[0] if losses else None,
+            loss=losses[-1] if losses else None,
+            first_held_out_loss=held_out[0] if held_out else None,
+            held_out_loss=held_out[-1] if held_out else None,
+        )
+
+
+def _require_urls(config: Config) -> None:
+    for key, url in (("data.url", config.data.url), ("run.url", config.run.url)):
+        if not url:
+            raise ConfigError(
+                "Nothing is said about where to read or write",
+                where=key,
+                found="it is empty",
+                do=f"give {key}=a folder or an s3:// prefix",
+            )
+
+
+def _look_around(config: Config) -> tuple[Manifest, TrainState | None, int]:
+    """Data, newest checkpoint if any, and number of the attempt: checked before anything starts."""
+    manifest = open_data(config, config.data.url)
+    if config.data.eval_url:
+        open_data(config, config.data.eval_url)
+    run_url, state = config.run.url, None
+    step = checkpoint.latest_committed(run_url)
+    if step is not None:
+        state = checkpoint.read_state(run_url, step)
+        where = checkpoint.checkpoint_url(run_url, step)
+        train_state.check_resumable(state, config, manifest.fingerprint, where)
+    return manifest, state, next_attempt(run_url)
+
+
+@contextlib.contextmanager
+def _stop_reason(stop_requested: Callable[[], bool]) -> Iterator[Callable[[], str]]:
+    """What asked this process to stop, "" so far; a second signal does what it did before.
+
+    Signals are heard in the main thread only: elsewhere (Ray's workers) `stop_requested` is all.
+    """
+    heard: list[str] = []
+    before: dict[int, Any] = {}
+
+    def hear(number: int, _: object) -> None:
+        heard.append(signal.Signals(number).name)
+        signal.signal(number, before[number])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in _STOP_SIGNALS:
+            before[number] = signal.signal(number, hear) or signal.SIG_DFL
+    try:
+        yield lambda: heard[0] if heard else "stop requested" if stop_requested() else ""
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

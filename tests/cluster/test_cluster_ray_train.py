@@ -1,0 +1,118 @@
+"""Ranks by Ray Train, for real: a local cluster, two workers, and what a killed one costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_sharding.cli import shard
+from svfap_dist import recipe
+from svfap_dist.cluster import ray_train
+from svfap_dist.errors import ClusterError, ConfigError
+from svfap_dist.train import checkpoint
+
+SMALL = [
+    "model.size=nano",
+    "data.num_frames=4",
+    "data.sampling_rate=2",
+    "data.frame_size=32",
+    "train.log_every=1",
+    "run.ledger=true",
+]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> str:
+    folder = str(tmp_path_factory.mktemp("data") / "shards")
+    shard("synthetic", "clips=32,frames=16,size=64", folder, min_frames=7, workers=0)
+    return folder
+
+
+def config_of(shards: str, run: Path | str, *overrides: str):
+    places = [f"data.url={shards}", f"run.url={run}"]
+    return recipe.load("tiny_cpu", [*places, *SMALL, *overrides])
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def sequence(run: Path) -> list[tuple[int, float]]:
+    """(step, loss) of every log line, floats exactly as they were."""
+    return [(row["step"], row["loss"]) for row in lines(run / "metrics.jsonl")]
+
+
+def keys_by_step(run: Path) -> dict[int, list[tuple[int, str]]]:
+    """What each step was trained on, by the last attempt that did it: (lane, key), sorted."""
+    attempts: dict[int, dict[int, list[tuple[int, str]]]] = {}
+    for path in sorted(run.glob("ledger/attempt-*/rank-*.jsonl")):
+        steps = attempts.setdefault(int(path.parent.name[-4:]), {})
+        for row in lines(path):
+            steps.setdefault(row["step"], []).append((row["lane"], row["key"]))
+    merged: dict[int, list[tuple[int, str]]] = {}
+    for _, steps in sorted(attempts.items()):
+        merged.update({step: sorted(found) for step, found in steps.items()})
+    return merged
+
+
+@pytest.mark.slow
+def test_killed_rank_costs_nothing_but_time(shards, tmp_path):
+    """kill -9 of a rank in mid-run: the group restarts, resumes, and goes on bit for bit."""
+    steps = ["train.max_steps=16", "train.checkpoint_every=4"]
+    undisturbed = config_of(shards, tmp_path / "undisturbed", *steps)
+    ray_train.pretrain(undisturbed, on_log=lambda row: None)
+
+    killed: list[int] = []
+
+    def kill_rank_1(row: dict[str, Any]) -> None:
+        if row["step"] >= 6 and not killed:
+            (start,) = [e for e in lines(run / "events.jsonl") if e["event"] == "start"]
+            killed.append(start["pids"][1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    run = tmp_path / "killed"
+    # Long enough a run that the kill falls well before its end.
+    result = ray_train.pretrain(config_of(shards, run, *steps), on_log=kill_rank_1)
+
+    assert killed
+    assert result.step == 16
+    events = [e["event"] for e in lines(run / "events.jsonl")]
+    assert "resume" in events
+    assert sequence(run) == sequence(tmp_path / "undisturbed")
+    assert keys_by_step(run) == keys_by_step(tmp_path / "undisturbed")
+
+
+def test_ctrl_c_saves_a_checkpoint_on_all_ranks(shards, tmp_path):
+    """Two ranks with ZeRO-2, log rows at the driver; the first Ctrl-C ends the run whole."""
+    rows: list[dict[str, Any]] = []
+
+    def interrupt_once(row: dict[str, Any]) -> None:
+        rows.append(row)
+        if len(rows) == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    # So many steps that only the stop wish can end it within the test's time.
+    config = config_of(shards, tmp_path / "run", "train.max_steps=100000")
+    result = ray_train.pretrain(config, on_log=interrupt_once)
+
+    assert result.stop_reason != "finished"
+    assert 0 < result.step < 100_000
+    assert checkpoint.committed_steps(str(tmp_path / "run")) == [result.step]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+
+
+def test_rank_error_keeps_its_class_and_is_not_retried(shards, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(ConfigError, match="window"):
+        ray_train.pretrain(config_of(shards, run, "data.sampling_rate=8"), on_log=lambda row: None)
+
+
+def test_cluster_too_small_is_told_at_once(shards, tmp_path):
+    config = config_of(shards, tmp_path / "run", "cluster.use_gpu=true")
+    with pytest.raises(ClusterError, match="GPU"):
+        ray_train.pretrain(config, on_log=lambda row: None)

@@ -1,0 +1,57 @@
+"""Fixtures that more than one room uses. Being here also puts tests/ on the import path, for the
+test helpers (`from clips import make_video`)."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """URL of an S3 server of this process, on a free port of 127.0.0.1."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line per request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_environment(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The variables of a user of `s3_endpoint`; nothing of the machine's own AWS settings."""
+    import fsspec
+
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    # storage sets these two for stores other than AWS; setting them here undoes that after a test.
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    # fsspec keeps file system objects, and with them the credentials they were made with.
+    s3 = fsspec.get_filesystem_class("s3")
+    s3.clear_instance_cache()
+    yield s3_endpoint
+    s3.clear_instance_cache()
+
+
+@pytest.fixture
+def s3_bucket(s3_environment: str) -> str:
+    """URL of an empty bucket, `s3://...`, that the environment's variables give access to."""
+    from svfap_dist import storage
+
+    fs, bucket = storage.filesystem(f"s3://bucket-{uuid.uuid4().hex[:12]}")
+    fs.mkdir(bucket)
+    return f"s3://{bucket}"

@@ -1,0 +1,150 @@
+"""Windows, regions and crops: inside the frame, even, and those of the released code."""
+
+from __future__ import annotations
+
+import collections
+
+import numpy as np
+import pytest
+import torch
+from clips import make_video, read_frame_number
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from svfap_dist.config import Config, DataConfig, MaskConfig, ModelConfig, TrainConfig
+from svfap_dist.data.clips import (
+    Crop,
+    fixed_clip,
+    random_clip,
+    random_crop,
+    region,
+    resize,
+    window_start,
+)
+from svfap_dist.data.decode_cpu import TooShortError
+from svfap_dist.rng import Stream
+from svfap_dist.shard_format import VideoInfo
+
+SCALES = (1.0, 0.875, 0.75, 0.66)
+
+
+def small_config(**data) -> Config:
+    fields = {"num_frames": 4, "sampling_rate": 3, "frame_size": 32, "region": "full", **data}
+    return Config(
+        data=DataConfig(**fields),
+        train=TrainConfig(global_batch_size=8),
+        model=ModelConfig(size="nano"),
+        mask=MaskConfig(ratio=0.5),
+    )
+
+
+def test_windows_start_everywhere_equally_often():
+    counts = collections.Counter(window_start(Stream(key), 65, 61) for key in range(5000))
+    assert sorted(counts) == [0, 1, 2, 3, 4]
+    assert max(abs(count - 1000) for count in counts.values()) < 150  # standard deviation 28
+
+
+def test_a_window_as_long_as_the_video_starts_at_its_beginning():
+    assert window_start(Stream(0), 61, 61) == 0
+
+
+def test_a_window_longer_than_the_video_is_an_error():
+    with pytest.raises(TooShortError, match="60 frames for a window of 61"):
+        window_start(Stream(0), 60, 61)
+
+
+@pytest.mark.parametrize(
+    ("name", "height", "width", "expected"),
+    [
+        ("voxceleb2", 224, 224, Crop(0, 32, 160, 160)),  # the released code's numbers
+        ("voxceleb2", 112, 448, Crop(0, 64, 80, 320)),
+        ("centre", 360, 640, Crop(0, 140, 360, 360)),
+        ("centre", 641, 360, Crop(140, 0, 360, 360)),
+        ("full", 360, 640, Crop(0, 0, 360, 640)),
+    ],
+)
+def test_regions(name, height, width, expected):
+    assert region(name, height, width) == expected
+
+
+@given(
+    st.sampled_from(["voxceleb2", "centre", "full"]),
+    st.integers(1, 500),
+    st.integers(1, 500),
+    st.integers(0, 10**6),
+)
+def test_crops_lie_in_the_region_and_regions_in_the_frame(name, height, width, key):
+    outer = Crop(0, 0, height, width)
+    for inner in (
+        region(name, height, width),
+        random_crop(Stream(key), region(name, height, width), SCALES),
+    ):
+        assert inner.height > 0
+        assert inner.width > 0
+        assert outer.top <= inner.top <= inner.top + inner.height <= outer.top + outer.height
+        assert outer.left <= inner.left <= inner.left + inner.width <= outer.left + outer.width
+        outer = inner
+
+
+def test_crops_are_those_of_the_released_code():
+    """Ten pairs of sizes, 13 places each, as VideoMAE's GroupMultiScaleCrop lists them for 160."""
+    sides = [160, 140, 120, 105]
+    pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+    expected = set()
+    for height, width in pairs:
+        down, right = (160 - height) // 4, (160 - width) // 4
+        places = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]  # (rows, columns): corners, centre
+        places += [(2, 0), (2, 4), (4, 2), (0, 2)]  # middles of the edges
+        places += [(1, 1), (1, 3), (3, 1), (3, 3)]  # middles of the quarters
+        expected |= {Crop(r * down, 32 + c * right, height, width) for r, c in places}
+    drawn = {random_crop(Stream(key), Crop(0, 32, 160, 160), SCALES) for key in range(4000)}
+    assert drawn == expected
+
+
+def test_resizing_equals_pillow():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 60, 80, 3), dtype=np.uint8)
+    resized = resize(frames, Crop(5, 10, 50, 40), 32)
+    assert resized.dtype == torch.uint8
+    for frame, got in zip(frames, resized, strict=True):
+        cut = Image.fromarray(frame).crop((10, 5, 50, 55))  # left, top, right, bottom
+        image = cut.resize((32, 32), Image.Resampling.BILINEAR)
+        assert np.abs(np.asarray(image).astype(int) - got.numpy()).max() <= 1
+
+
+def test_a_crop_of_the_right_size_is_not_touched():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 60, 80, 3), dtype=np.uint8)
+    assert (resize(frames, Crop(3, 4, 32, 32), 32).numpy() == frames[:, 3:35, 4:36]).all()
+
+
+INFO = VideoInfo(40, 25.0, 64, 64, "h264")
+
+
+def painted(clip: torch.Tensor) -> list[int]:
+    return [read_frame_number(frame.numpy()) for frame in clip]
+
+
+def test_a_fixed_clip_is_the_middle_window_of_the_region():
+    clip = fixed_clip(make_video(None, 40, size=(64, 64)), INFO, small_config())
+    assert clip.shape == (4, 32, 32, 3)
+    assert clip.is_contiguous()
+    assert painted(clip) == [15, 18, 21, 24]  # (40 - 10) // 2, then every third
+
+
+def test_a_random_clip_is_a_function_of_its_streams():
+    video, config = make_video(None, 40, size=(64, 64)), small_config(crop_scales=(1.0,))
+    clips = [random_clip(video, INFO, config, Stream(key), Stream(key)) for key in (1, 1, 2)]
+    assert torch.equal(clips[0], clips[1])
+    assert not torch.equal(clips[0], clips[2])
+    for key, clip in zip((1, 1, 2), clips, strict=True):
+        start = window_start(Stream(key), 40, 10)
+        assert painted(clip) == [start, start + 3, start + 6, start + 9]
+
+
+def test_one_crop_serves_the_whole_clip():
+    """Equal frames give equal pictures, so a clip of a still video is still."""
+    still = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    clip = resize(
+        np.repeat(still, 4, axis=0), random_crop(Stream(5), Crop(0, 0, 64, 64), SCALES), 32
+    )
+    assert all(torch.equal(frame, clip[0]) for frame in clip)

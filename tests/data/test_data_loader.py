@@ -1,0 +1,336 @@
+"""The loader: batches are a function of (seed, step), bad samples are replaced, threads end."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from numbered_shards import FRAMES, SIDE, sample_and_frame
+
+from svfap_dist.config import Config, DataConfig, MaskConfig, ModelConfig, RunConfig, TrainConfig
+from svfap_dist.data.clips import ClipBatch, window_start
+from svfap_dist.data.loader import ClipLoader, held_out_batches, read_ahead
+from svfap_dist.data.masking import tube
+from svfap_dist.data.order import EpochOrder
+from svfap_dist.data.stream import SampleReader
+from svfap_dist.distributed import World
+from svfap_dist.errors import ConfigError, HealthError, ShardError
+from svfap_dist.rng import Stream
+from svfap_dist.shard_format import Manifest, ShardEntry, VideoInfo
+
+SIZES = [13, 20, 8, 10]  # 51 samples: 6 steps of 8 and a tail of 3
+NO_VIDEO = (b"no video", VideoInfo(FRAMES, 25.0, SIDE, SIDE, "h264"))
+
+
+def config_of(**data) -> Config:
+    """Clips are whole frames, so that the numbers painted into them can be read."""
+    fields = {
+        "num_frames": 4,
+        "sampling_rate": 2,
+        "frame_size": 32,
+        "region": "full",
+        "crop_scales": (1.0,),
+        "num_lanes": 4,
+        "shuffle_block": 5,
+        **data,
+    }
+    return Config(
+        run=RunConfig(seed=3),
+        data=DataConfig(**fields),
+        mask=MaskConfig(ratio=0.5),
+        model=ModelConfig(size="nano"),
+        train=TrainConfig(global_batch_size=8, micro_batch_size=2),
+    )
+
+
+def world(rank: int = 0, size: int = 1) -> World:
+    return World(rank=rank, local_rank=rank, world_size=size, local_world_size=size)
+
+
+def loader_of(data_set, config: Config | None = None, rank=0, size=1) -> ClipLoader:
+    return ClipLoader(config or config_of(), data_set.url, data_set.manifest, world(rank, size))
+
+
+def bits(batch: ClipBatch) -> list[tuple]:
+    """All that training sees of a batch, row by row, in a form that can be compared."""
+    tensors = zip(batch.frames, batch.visible, batch.masked, strict=True)
+    return [
+        (lane, position, sample, key, replaced, *(tensor.numpy().tobytes() for tensor in row))
+        for lane, position, sample, key, replaced, row in zip(
+            batch.lanes,
+            batch.positions,
+            batch.samples,
+            batch.keys,
+            batch.substituted,
+            tensors,
+            strict=True,
+        )
+    ]
+
+
+def shown(batch: ClipBatch) -> list[list[tuple[int, int]]]:
+    """(sample, frame) of each frame of each clip, as painted."""
+    return [[sample_and_frame(frame.numpy()) for frame in clip] for clip in batch.frames]
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("clips")]
+
+
+def order_of(config: Config, sizes: list[int], epoch: int) -> EpochOrder:
+    return EpochOrder(
+        sizes,
+        seed=config.run.seed,
+        epoch=epoch,
+        global_batch_size=config.train.global_batch_size,
+        num_lanes=config.data.num_lanes,
+        shuffle_block=config.data.shuffle_block,
+    )
+
+
+def test_batches_hold_what_order_window_and_mask_say(make_data_set):
+    """An oracle over two epochs and a half: every frame of every clip, and every token."""
+    data_set, config = make_data_set(SIZES), config_of()
+    loader = loader_of(data_set, config)
+    assert loader.steps_per_epoch == 6
+    for step, batch in enumerate(loader.batches(0, 15)):
+        epoch, step_in_epoch = divmod(step, 6)
+        slots = order_of(config, SIZES, epoch).slots(step_in_epoch, 0, 1)
+        assert batch.samples == [slot.sample for slot in slots]
+        assert batch.keys == [f"clip-{slot.sample:03d}" for slot in slots]
+        assert list(zip(batch.lanes, batch.positions, strict=True)) == [
+            (slot.lane, slot.position) for slot in slots
+        ]
+        assert batch.frames.shape == (8, 4, 32, 32, 3)
+        assert (batch.frames.dtype, batch.visible.dtype) == (torch.uint8, torch.int64)
+        for row, frames in enumerate(shown(batch)):
+            sample = slots[row].sample
+            start = window_start(Stream(3, "window", epoch, sample), FRAMES, 7)
+            assert frames == [(sample, start + 2 * k) for k in range(4)]
+            split = tube(Stream(3, "mask", epoch, sample), 2, 4, 0.5)
+            assert batch.visible[row].tolist() == split.visible.tolist()
+            assert batch.masked[row].tolist() == split.masked.tolist()
+        assert not any(batch.substituted)
+        assert batch.bad == []
+        assert batch.fetch_seconds > 0
+        assert batch.decode_seconds > 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"decode_threads": 1, "prefetch_batches": 1}, {"decode_threads": 7, "prefetch_batches": 5}],
+)
+def test_threads_and_prefetching_change_no_bit(make_data_set, data):
+    data_set = make_data_set(SIZES)
+    random_crops = {"crop_scales": (1.0, 0.875, 0.75, 0.66), "frame_size": 32}
+    expected = [bits(b) for b in loader_of(data_set, config_of(**random_crops)).batches(0, 9)]
+    config = config_of(**random_crops, **data)
+    assert [bits(b) for b in loader_of(data_set, config).batches(0, 9)] == expected
+
+
+@pytest.mark.parametrize("start", [1, 5, 6, 7, 8])
+def test_a_resume_changes_no_bit(make_data_set, start):
+    data_set = make_data_set(SIZES)
+    whole = [bits(batch) for batch in loader_of(data_set).batches(0, 9)]
+    assert [bits(batch) for batch in loader_of(data_set).batches(start, 9)] == whole[start:]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_together_make_the_batch_of_one(make_data_set, size):
+    data_set = make_data_set(SIZES)
+    data_set.damage(17)
+    alone = [bits(batch) for batch in loader_of(data_set).batches(0, 7)]
+    ranks = [list(loader_of(data_set, rank=r, size=size).batches(0, 7)) for r in range(size)]
+    for step, expected in enumerate(alone):
+        assert [row for batches in ranks for row in bits(batches[step])] == expected
+
+
+def test_an_epoch_uses_each_sample_once(make_data_set):
+    loader = loader_of(make_data_set([16, 24, 8]))
+    samples = [
+        sample for batch in loader.batches(0, loader.steps_per_epoch) for sample in batch.samples
+    ]
+    assert sorted(samples) == list(range(48))
+
+
+BAD_KINDS = {
+    "damaged": None,
+    "undecodable": NO_VIDEO,
+    "too_short": lambda video: (video, VideoInfo(5, 25.0, SIDE, SIDE, "h264")),
+    "wrong_size": lambda video: (video, VideoInfo(FRAMES, 25.0, SIDE + 2, SIDE, "h264")),
+}
+
+
+def with_bad(make_data_set, videos, kind: str, samples: list[int]):
+    other = BAD_KINDS[kind]
+    replace = {i: other(videos[i]) if callable(other) else other for i in samples if other}
+    data_set = make_data_set(SIZES, replace)
+    if kind == "damaged":
+        for sample in samples:
+            data_set.damage(sample)
+    return data_set
+
+
+@pytest.mark.parametrize("kind", list(BAD_KINDS))
+def test_a_bad_sample_is_replaced_by_the_previous_good_one_of_its_lane(make_data_set, videos, kind):
+    config = config_of()
+    order = order_of(config, SIZES, 0)
+    first_of_lane, in_a_row = order.sample(1, 0), [order.sample(2, 5), order.sample(2, 6)]
+    data_set = with_bad(make_data_set, videos, kind, [first_of_lane, *in_a_row])
+    expected = {  # slot: the position whose sample takes the place
+        (1, 0): 1,  # nothing before it: the next
+        (2, 5): 4,
+        (2, 6): 4,
+    }
+    found = {}
+    for batch in loader_of(data_set, config).batches(0, 6):
+        for row, frames in enumerate(shown(batch)):
+            slot = batch.lanes[row], batch.positions[row]
+            sample = batch.samples[row]
+            assert sample == order.sample(*slot)
+            assert batch.substituted[row] == (slot in expected)
+            if slot in expected:
+                stand_in = order.sample(slot[0], expected[slot])
+                start = window_start(Stream(3, "window", 0, sample), FRAMES, 7)
+                assert frames == [(stand_in, start + 2 * k) for k in range(4)]
+        found |= {bad.index: (bad.key, bad.reason) for bad in batch.bad}
+        assert len(batch.bad) == sum(batch.substituted)
+    assert found == {i: (f"clip-{i:03d}", kind) for i in [first_of_lane, *in_a_row]}
+
+
+def test_a_resume_at_a_bad_sample_changes_no_bit(make_data_set, videos):
+    order = order_of(config_of(), SIZES, 0)
+    bad = [order.sample(lane, position) for lane in (0, 3) for position in (4, 5, 6, 7, 8)]
+    data_set = with_bad(make_data_set, videos, "undecodable", bad)
+    whole = [bits(batch) for batch in loader_of(data_set).batches(0, 6)]
+    for start in (2, 3, 4):
+        assert [bits(b) for b in loader_of(data_set).batches(start, 6)] == whole[start:]
+
+
+def test_nothing_but_bad_samples_is_an_error_that_ends_the_threads(make_data_set):
+    data_set = make_data_set(SIZES, replace=dict.fromkeys(range(sum(SIZES)), NO_VIDEO))
+    with pytest.raises(HealthError, match="12 bad samples in a row"):
+        next(loader_of(data_set).batches(0, 6))
+    assert threads() == []
+
+
+def test_an_error_of_a_thread_reaches_the_consumer_and_ends_the_threads(make_data_set):
+    data_set = make_data_set(SIZES)
+    for entry in data_set.manifest.shards:
+        os.truncate(os.path.join(data_set.url, entry.name), 5000)
+    batches = loader_of(data_set).batches(0, 6)
+    with pytest.raises(ShardError, match="cut short"):
+        list(batches)
+    assert threads() == []
+
+
+def test_closing_the_batches_ends_the_threads(make_data_set):
+    batches = loader_of(make_data_set(SIZES)).batches(0, 1000)
+    next(batches)
+    assert threads() != []
+    batches.close()
+    assert threads() == []
+
+
+def test_an_error_of_the_consumer_ends_the_threads(make_data_set):
+    def consume() -> None:
+        for _ in loader_of(make_data_set(SIZES)).batches(0, 1000):
+            raise RuntimeError("the consumer's own")
+
+    with pytest.raises(RuntimeError, match="own"):
+        consume()
+    assert threads() == []
+
+
+def test_no_more_is_prepared_than_the_batches_ahead(make_data_set, monkeypatch):
+    read, reads = SampleReader.read, []
+    monkeypatch.setattr(SampleReader, "read", lambda self, i: reads.append(i) or read(self, i))
+    batches = loader_of(make_data_set(SIZES), config_of(prefetch_batches=2)).batches(0, 1000)
+    next(batches)
+    for _ in range(5):
+        next(batches)
+    batches.close()
+    assert len(reads) <= (6 + 2) * 8
+
+
+def test_no_steps_give_no_batches(make_data_set):
+    assert list(loader_of(make_data_set(SIZES)).batches(4, 4)) == []
+
+
+def test_a_world_that_the_lanes_do_not_allow_is_refused(make_data_set):
+    with pytest.raises(ConfigError, match="one of 1, 2, 4 ranks"):
+        loader_of(make_data_set(SIZES), size=3)
+
+
+def test_a_data_set_smaller_than_a_batch_is_refused(make_data_set):
+    with pytest.raises(ConfigError, match="smaller than one global batch"):
+        loader_of(make_data_set([7]))
+
+
+def manifest_of(num_shards: int, samples: int, num_bytes: int) -> Manifest:
+    entries = [
+        ShardEntry(f"shard-{i:06d}.tar", samples, num_bytes, "", "") for i in range(num_shards)
+    ]
+    return Manifest("folder", "source", 0, FRAMES, "", tuple(entries))
+
+
+def test_read_ahead_keeps_the_blocks_of_all_lanes_or_fetches_samples_alone():
+    mib = 1 << 20
+    config = config_of(num_lanes=8, shuffle_block=256)
+    small = manifest_of(3, 10, mib)
+    assert read_ahead(config, small, world()) == (8 * mib, 3 * mib)  # never more than there is
+    large = manifest_of(1000, 1024, 102 * mib)  # 0.1 MiB per sample, 25.5 MiB per block
+    assert read_ahead(config, large, world()) == (8 * mib, int(8 * (1.25 * 25.5 + 16) * mib))
+    assert read_ahead(config, large, world(0, 4)) == (8 * mib, int(2 * (1.25 * 25.5 + 16) * mib))
+    huge_blocks = config_of(num_lanes=8, shuffle_block=8192)
+    assert read_ahead(huge_blocks, large, world()) == (1, 1)
+
+
+def held_out(data_set, max_clips=11, rank=0, size=1) -> Iterator[ClipBatch]:
+    return held_out_batches(
+        config_of(), data_set.url, data_set.manifest, world(rank, size), max_clips
+    )
+
+
+def test_held_out_clips_are_the_first_samples_and_always_the_same(make_data_set):
+    data_set = make_data_set(SIZES)
+    batches = list(held_out(data_set))
+    assert [bits(batch) for batch in held_out(data_set)] == [bits(batch) for batch in batches]
+    assert [batch.samples for batch in batches] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10]]
+    start = (FRAMES - 7) // 2
+    for batch in batches:
+        assert shown(batch) == [[(i, start + 2 * k) for k in range(4)] for i in batch.samples]
+        for row, i in enumerate(batch.samples):
+            split = tube(Stream(3, "held-out", i), 2, 4, 0.5)
+            assert batch.masked[row].tolist() == split.masked.tolist()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_share_the_held_out_clips(make_data_set, size):
+    data_set = make_data_set(SIZES)
+    alone = [row for batch in held_out(data_set) for row in bits(batch)]
+    shared = [
+        row
+        for rank in range(size)
+        for batch in held_out(data_set, rank=rank, size=size)
+        for row in bits(batch)
+    ]
+    assert sorted(shared) == sorted(alone)
+
+
+def test_bad_held_out_clips_are_left_out_and_listed(make_data_set):
+    data_set = make_data_set(SIZES, replace=dict.fromkeys((1, 2, 3), NO_VIDEO))
+    batches = list(held_out(data_set, max_clips=100))
+    assert [i for batch in batches for i in batch.samples] == [0, *range(4, 51)]
+    assert [bad.index for batch in batches for bad in batch.bad] == [1]  # 2 and 3: no batch at all
+    assert all(len(batch.keys) == len(batch.frames) for batch in batches)
+
+
+def test_batches_are_frozen(make_data_set):
+    batch = next(held_out(make_data_set(SIZES)))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        batch.keys = []

@@ -1,0 +1,112 @@
+"""Shards as bytes: what lies where, that it is the same every time, and the limits of a shard."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tarfile
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_sharding.pack import Sample, pack
+from data_sharding.verify import read_members
+from svfap_dist import shard_format
+from svfap_dist.errors import StorageError
+from svfap_dist.shard_format import ShardEntry, ShardIndex, VideoInfo
+
+INFO = VideoInfo(70, 25.0, 64, 48, "h264", labels={"identity": "id00001"})
+
+
+def sample(number: int, size: int, key: str = "", suffix: str = "mp4") -> Sample:
+    return Sample(key or f"id/{number:05d}", suffix, bytes([number % 256]) * size, INFO)
+
+
+def pack_all(
+    samples: list[Sample], url: str, max_samples: int = 100, max_bytes: int = 2**30
+) -> list[tuple[ShardEntry, ShardIndex]]:
+    entries = pack(samples, url, max_samples=max_samples, max_bytes=max_bytes)
+    return [(entry, shard_format.load_index(url, entry)) for entry in entries]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 5000), min_size=1, max_size=12),
+    max_samples=st.integers(1, 5),
+    max_bytes=st.integers(1000, 12000),
+)
+def test_shards_keep_order_and_limits(sizes: list[int], max_samples: int, max_bytes: int) -> None:
+    samples = [sample(i, size) for i, size in enumerate(sizes)]
+    with tempfile.TemporaryDirectory() as url:
+        shards = pack_all(samples, url, max_samples, max_bytes)
+        assert [key for _, index in shards for key in index.keys] == [s.key for s in samples]
+        ends = []
+        for entry, index in shards:
+            assert 1 <= entry.num_samples == len(index.keys) <= max_samples
+            assert sum(index.sizes) <= max_bytes or entry.num_samples == 1
+            # Samples follow each other without a gap, so offsets are running sums of sizes.
+            assert list(index.offsets) == [sum(index.sizes[:i]) for i in range(len(index.sizes))]
+            ends.append((entry.num_samples, sum(index.sizes), index.sizes[0]))
+        # No shard was closed before it had to be.
+        for (count, size, _), (_, _, following) in zip(ends, ends[1:], strict=False):
+            assert count == max_samples or size + following > max_bytes
+
+
+@pytest.mark.parametrize("suffix", shard_format.VIDEO_SUFFIXES)
+def test_the_slice_of_a_sample_read_alone_is_the_sample(tmp_path: Path, suffix: str) -> None:
+    long_key = "a-rather-long-folder-name/" * 5 + "k" * 120  # too long for a plain tar header
+    samples = [sample(i, 1000 * i, suffix=suffix) for i in range(4)]
+    samples.append(sample(4, 777, key=long_key, suffix=suffix))
+    ((entry, index),) = pack_all(samples, str(tmp_path))
+    tar = (tmp_path / entry.name).read_bytes()
+    for row, want in enumerate(samples):
+        content = tar[index.offsets[row] : index.offsets[row] + index.sizes[row]]
+        assert shard_format.digest(content) == index.digests[row]
+        assert index.num_frames[row] == INFO.num_frames
+        members = read_members(content)
+        assert list(members) == [f"{want.key}.json", f"{want.key}.{suffix}"]  # JSON comes first
+        assert members[f"{want.key}.{suffix}"] == want.data
+        assert VideoInfo(**json.loads(members[f"{want.key}.json"])) == INFO
+    assert (len(tar), hashlib.sha256(tar).hexdigest()) == (entry.num_bytes, entry.sha256)
+
+
+def test_headers_say_nothing_of_when_where_and_by_whom(tmp_path: Path) -> None:
+    ((entry, _),) = pack_all([sample(1, 10)], str(tmp_path))
+    with tarfile.open(tmp_path / entry.name) as tar:
+        for member in tar:
+            assert (member.mtime, member.uid, member.gid) == (0, 0, 0)
+            assert (member.uname, member.gname, member.mode) == ("", "", 0o444)
+            assert member.pax_headers == {}
+
+
+def test_webdataset_opens_the_shards(tmp_path: Path) -> None:
+    from webdataset.compat import WebDataset
+
+    samples = [sample(i, 1000 + i) for i in range(7)]
+    shards = pack_all(samples, str(tmp_path), max_samples=3)
+    urls = [str(tmp_path / entry.name) for entry, _ in shards]
+    found = [(s["__key__"], s["mp4"], s["json"]) for s in WebDataset(urls, shardshuffle=False)]
+    assert [row[:2] for row in found] == [(s.key, s.data) for s in samples]
+    assert {VideoInfo(**json.loads(row[2])).width for row in found} == {64}
+
+
+def test_no_samples_make_no_shards(tmp_path: Path) -> None:
+    assert pack([], str(tmp_path), max_samples=1, max_bytes=1) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_temporary_folder_is_told(tmp_path: Path, monkeypatch) -> None:
+    full = tmp_path / "tmp"
+    full.mkdir()
+    os.symlink("/dev/full", full / "shard-000000.tar")
+    monkeypatch.setattr(
+        tempfile, "TemporaryDirectory", lambda prefix: contextlib.nullcontext(str(full))
+    )
+    with pytest.raises(StorageError, match=r"TMPDIR.*no space left"):
+        pack([sample(1, 100_000)], str(tmp_path / "out"), max_samples=1, max_bytes=10**6)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,100 @@
+"""Which videos the sources find, in which order and under which keys."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from data_sharding import sources
+from data_sharding.sources import folder, voxceleb2
+from svfap_dist import storage
+from svfap_dist.errors import ConfigError, ShardError, StorageError
+
+
+def put(root: Path, *paths: str) -> str:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(path.encode())
+    return str(root)
+
+
+def test_folder_takes_every_video_below_it_in_order_of_path(tmp_path: Path) -> None:
+    root = put(tmp_path, "b/x.MP4", "a.mkv", "c/d/e.webm", "z.avi", "notes.txt", "._a.mp4", "f.m4v")
+    found = list(folder.samples(root))
+    assert [video.key for video in found] == ["a", "b/x", "c/d/e", "f", "z"]
+    assert [video.suffix for video in found] == ["mkv", "mp4", "webm", "m4v", "avi"]
+    assert [video.read() for video in found][1] == b"b/x.MP4"
+    assert [video.where for video in found] == [video.where for video in folder.samples(root)]
+    assert {video.stamp for video in found[:2]} == {"5", "7"}
+
+
+def test_samples_can_be_sent_to_other_processes(tmp_path: Path) -> None:
+    (video,) = folder.samples(put(tmp_path, "a.mp4"))
+    assert pickle.loads(pickle.dumps(video)).read() == b"a.mp4"
+
+
+def test_keys_fit_webdataset_and_stay_unique(tmp_path: Path) -> None:
+    root = put(tmp_path, "v1.0/a.b.mp4", "v1.0/a_b.mov", "v1.0/a_b.mp4", "new\nline.mp4")
+    keys = [video.key for video in folder.samples(root)]
+    assert keys[:2] == ["new_line", "v1_0/a_b"]
+    assert len(set(keys)) == 4
+    assert all(key.startswith("v1_0/a_b") for key in keys[1:])
+    assert not any("." in key for key in keys)
+
+
+@pytest.mark.parametrize("prefix", ["", "dev/mp4/", "vox2/test/mp4/"])
+def test_voxceleb2_labels_the_identity(tmp_path: Path, prefix: str) -> None:
+    clips = [f"{prefix}id00012/a.B-c/00002.mp4", f"{prefix}id00012/a.B-c/00001.mp4"]
+    others = [f"{prefix}id00012/a.B-c/extra.mp4", "meta.mp4", "vox2_meta.csv"]
+    found = list(voxceleb2.samples(put(tmp_path, *clips, *others)))
+    assert [v.key for v in found] == ["id00012/a_B-c/00001", "id00012/a_B-c/00002"]
+    assert [v.labels for v in found] == [{"identity": "id00012"}] * 2
+
+
+def test_another_layout_is_not_taken_for_voxceleb2(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"Not the layout.*such as id1/a\.mp4.*idNNNNN/<video>"):
+        voxceleb2.samples(put(tmp_path, "id1/a.mp4"))
+
+
+@pytest.mark.parametrize("source", [folder, voxceleb2])
+def test_no_videos_is_an_error_that_says_what_is_there(tmp_path: Path, source) -> None:
+    with pytest.raises(ShardError, match=r"No videos found.*Found: no files"):
+        source.samples(str(tmp_path))
+    with pytest.raises(ShardError, match=r"1 files, none of them a video"):
+        source.samples(put(tmp_path, "a.txt"))
+    with pytest.raises(ConfigError, match=r"No such folder.*Found: a file"):
+        source.samples(str(tmp_path / "a.txt"))
+    with pytest.raises(ConfigError, match=r"No such folder.*Found: nothing there"):
+        source.samples(str(tmp_path / "none"))
+
+
+def test_a_folder_that_may_not_be_read_is_an_error(tmp_path: Path, monkeypatch) -> None:
+    root = put(tmp_path, "a.mp4", "locked/b.mp4")
+    scandir = storage.os.scandir
+
+    def guarded(path):  # root may read everything, so the operating system's answer is played
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", guarded)
+    with pytest.raises(StorageError, match=r"access denied.*locked"):
+        folder.samples(root)
+
+
+def test_sources_read_from_s3(s3_bucket: str) -> None:
+    storage.write_bytes(f"{s3_bucket}/in/id00001/v/00001.mp4", b"hello")
+    (video,) = voxceleb2.samples(f"{s3_bucket}/in")
+    assert (video.key, video.read()) == ("id00001/v/00001", b"hello")
+    with pytest.raises(ShardError, match="No videos found"):
+        folder.samples(f"{s3_bucket}/other")
+
+
+def test_sources_are_known_by_name() -> None:
+    assert sources.load("folder") is folder
+    for name in sources.SOURCES:
+        assert callable(sources.load(name).samples)
+    with pytest.raises(ConfigError, match="Unknown source.*folder, synthetic, voxceleb2"):
+        sources.load("voxceleb1")

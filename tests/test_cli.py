@@ -1,0 +1,53 @@
+"""The command line as a person meets it: in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def svfap(*arguments: str, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "svfap_dist", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, **options
+    )
+
+
+def test_help_imports_nothing_heavy():
+    """What keeps `svfap --help` quick, told without a clock."""
+    code = "import sys; sys.argv = ['svfap', '--help']\nfrom svfap_dist.cli import main\n"
+    code += "try: main()\nexcept SystemExit: pass\n"
+    code += "print(sorted({m.partition('.')[0] for m in sys.modules}), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pretrain" in done.stdout
+    for heavy in ("torch", "ray", "deepspeed", "numpy", "pydantic", "fsspec", "av", "webdataset"):
+        assert f"'{heavy}'" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["pretrain", "tiny_cp"], 2, ["No such recipe", "did you mean tiny_cpu"]),
+        (
+            ["pretrain", "tiny_cpu", "train.max_step=3"],
+            2,
+            ["train.max_step", "did you mean max_steps"],
+        ),
+        (["pretrain", "tiny_cpu"], 2, ["data.url"]),
+        (["pretrain", "tiny_cpu", "--on", "mars"], 2, ["mars", "use local or ray"]),
+        (["shard", "folder", "no-such-folder", "out"], None, ["no-such-folder"]),
+        (["shard", "betamax", ".", "out"], 2, ["betamax", "folder"]),
+        (["reconstruct", "no-such-run", "a.mp4"], 5, ["no-such-run"]),
+        (["report", "no-such-run"], 2, ["no-such-run", "metrics.jsonl"]),
+    ],
+)
+def test_mistakes_are_told_in_one_paragraph(arguments, code, words, tmp_path):
+    done = svfap(*arguments, cwd=tmp_path)
+    assert done.returncode == code if code else done.returncode not in (0, 1)
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for word in (*words, "Do:"):
+        assert word in error
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

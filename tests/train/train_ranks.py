@@ -1,0 +1,139 @@
+"""Starts real ranks for tests: a process each, connected by gloo, judged by the files they leave.
+
+`start(world_size, tasks, folder)` runs a list of tasks in the same processes, one after the other,
+since importing torch and DeepSpeed is what takes long. A task is a function of this module and its
+keyword arguments; rank r leaves what it returned, or its error, in `folder/rank-r.json`. Workers
+leave by `os._exit`, for gloo now and then aborts at the interpreter's exit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from svfap_dist import distributed
+
+Task = tuple[str, dict[str, Any]]
+
+
+def start(
+    world_size: int, tasks: list[Task], folder: Path, *, expect_death: bool = False
+) -> list[list[Any]]:
+    """Results of all tasks, [task][rank]."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ports = [distributed.free_port() for _ in tasks]
+    (folder / "tasks.json").write_text(json.dumps({"tasks": tasks, "ports": ports}))
+    processes = []
+    for rank in range(world_size):
+        variables = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": world_size,
+            "LOCAL_WORLD_SIZE": world_size,
+            "MASTER_ADDR": "127.0.0.1",
+            "OMP_NUM_THREADS": 1,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+        environment = os.environ | {name: str(value) for name, value in variables.items()}
+        with open(folder / f"rank-{rank}.log", "w") as log:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, __file__, str(folder)],
+                    env=environment,
+                    stdout=log,
+                    stderr=log,
+                )
+            )
+    codes = [process.wait(timeout=240) for process in processes]
+    if expect_death:
+        return []
+    logs = "\n".join((folder / f"rank-{r}.log").read_text() for r in range(world_size))
+    assert codes == [0] * world_size, logs
+    results = [json.loads((folder / f"rank-{r}.json").read_text()) for r in range(world_size)]
+    return [list(of_ranks) for of_ranks in zip(*results, strict=True)]
+
+
+def recipe_tables(data_url: str, run_url: str, **changes: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of a twelve-step run that takes seconds; `changes` are merged section by section."""
+    tables: dict[str, dict[str, Any]] = {
+        "run": {"url": run_url, "ledger": True},
+        "data": {
+            "url": data_url,
+            "num_frames": 8,
+            "sampling_rate": 1,
+            "frame_size": 32,
+            "region": "full",
+            "num_lanes": 4,
+            "shuffle_block": 3,
+            "decode_threads": 1,
+        },
+        "mask": {"ratio": 0.5},
+        "model": {"size": "nano"},
+        "optim": {"lr": 0.1, "clip_grad_norm": 1.0},
+        "train": {
+            "global_batch_size": 4,
+            "micro_batch_size": 1,
+            "max_steps": 12,
+            "log_every": 1,
+            "threads_per_rank": 1,
+            "collective_timeout_seconds": 60,
+        },
+    }
+    return {section: values | changes.get(section, {}) for section, values in tables.items()}
+
+
+def train(tables: dict[str, Any], stop_at: int = 0, die_at: int = 0) -> dict[str, Any]:
+    """One attempt at a run; `stop_at` asks rank 0 to stop, `die_at` kills the last rank there."""
+    import dataclasses
+    import signal
+
+    from svfap_dist import recipe
+    from svfap_dist.errors import SvfapError
+    from svfap_dist.train import pretrain
+    from svfap_dist.train.journal import Journal
+
+    steps = [0]
+    is_last = os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1)
+    book = Journal.ledger
+
+    def book_or_die(journal: Journal, lines: Any) -> None:
+        lines = list(lines)
+        steps[0] = lines[0]["step"]
+        book(journal, lines)
+        if die_at == steps[0] and is_last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Journal.ledger = book_or_die
+    try:
+        config = recipe.from_tables(tables, where="test")
+        result = pretrain.run(
+            config, stop_requested=lambda: steps[0] == stop_at and os.environ["RANK"] == "0"
+        )
+        return dataclasses.asdict(result)
+    except SvfapError as error:
+        return {"error": type(error).__name__, "message": str(error)}
+    finally:
+        Journal.ledger = book
+
+
+def main(folder: Path) -> None:
+    rank = os.environ["RANK"]
+    orders = json.loads((folder / "tasks.json").read_text())
+    results = []
+    for (name, arguments), port in zip(orders["tasks"], orders["ports"], strict=True):
+        os.environ["MASTER_PORT"] = str(port)
+        task: Callable[..., Any] = globals()[name]
+        results.append(task(**arguments))
+    (folder / f"rank-{rank}.json").write_text(json.dumps(results))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
