@@ -18,6 +18,7 @@ from svfap_dist.errors import ConfigError
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Scales = Annotated[tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...], Field(min_length=1)]
 
 
 class _Section(BaseModel):
@@ -44,12 +45,7 @@ class DataConfig(_Section):
     region: Literal["voxceleb2", "centre", "full"] = (
         "voxceleb2"  # cut before augmentation, see data/clips
     )
-    crop_scales: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = (
-        1.0,
-        0.875,
-        0.75,
-        0.66,
-    )  # released code
+    crop_scales: Scales = (1.0, 0.875, 0.75, 0.66)  # of the region's shorter side; released code
     num_lanes: Positive = 8  # slices of an epoch; world sizes that divide it give the same batches
     shuffle_block: Positive = 256  # samples shuffled together inside a lane
     max_bad_fraction: Fraction = 0.01  # share of unreadable samples at which the run stops

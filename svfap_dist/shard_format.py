@@ -133,7 +133,7 @@ def load_manifest(url: str) -> Manifest:
         manifest = Manifest(
             **{**fields, "shards": tuple(ShardEntry(**row) for row in fields["shards"])}
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ShardError(
             "Unreadable manifest", where=where, found=repr(error), do="shard the videos again"
         ) from error

@@ -146,6 +146,8 @@ def read_bytes(url: str) -> bytes:
 def read_range(url: str, start: int, stop: int) -> bytes:
     """Bytes [start, stop) of a file: one ranged read. Shorter than asked if the file ends before
     `stop`."""
+    if stop <= start:
+        return b""  # S3 knows no empty range and would send the whole file
     with _explained("read", url):
         fs, path = filesystem(url)
         try:
@@ -260,8 +262,9 @@ def _local_sizes(path: str) -> dict[str, int]:
     for folder, _, names in os.walk(path, onerror=refuse, followlinks=True):
         for name in names:
             file = os.path.join(folder, name)
-            with contextlib.suppress(FileNotFoundError):  # deleted since
-                sizes[os.path.relpath(file, path)] = os.stat(file).st_size
+            # A link that leads nowhere is listed, and tells so when it is read.
+            size = os.path.getsize(file) if os.path.exists(file) else 0
+            sizes[os.path.relpath(file, path)] = size
     return sizes
 
 
@@ -269,5 +272,5 @@ def delete(url: str) -> None:
     """Remove a file, or everything below a prefix; no error if there is nothing."""
     with _explained("delete", url):
         fs, path = filesystem(url)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             fs.rm(path, recursive=True)

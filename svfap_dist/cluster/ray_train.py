@@ -92,6 +92,7 @@ def pretrain(config: Config, on_log: Callable[[dict[str, Any]], None]) -> RunRes
         for row in ray.get(board.take_rows.remote()):
             on_log(row)
         fatal, result = ray.get([board.fatal.remote(), board.result.remote()])
+    storage.delete(_ray_folder(config.run.url))
     if fatal is not None:
         raise fatal
     if outcome.error is not None:
@@ -151,13 +152,17 @@ def _trainer(config: Config, board: Any) -> Any:
 
 def _state_storage(run_url: str) -> dict[str, Any]:
     """Where Ray Train keeps its own small state: below the run, which every node can reach."""
-    fs, path = storage.filesystem(storage.join(run_url, "ray"))
+    fs, path = storage.filesystem(_ray_folder(run_url))
     if not storage.is_remote(run_url):
         return {"storage_path": path}
     import pyarrow.fs
 
     wrapped = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
     return {"storage_path": path, "storage_filesystem": wrapped}
+
+
+def _ray_folder(run_url: str) -> str:
+    return storage.join(run_url, "ray")
 
 
 def _rank(spec: dict[str, Any]) -> None:

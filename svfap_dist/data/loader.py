@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -78,7 +78,7 @@ class ClipLoader:
         range_bytes, cache_bytes = read_ahead(config, manifest, world)
         self._reader = SampleReader(url, manifest, range_bytes=range_bytes, cache_bytes=cache_bytes)
 
-    def batches(self, start_step: int, stop_step: int) -> Iterator[ClipBatch]:
+    def batches(self, start_step: int, stop_step: int) -> Generator[ClipBatch]:
         """The batches of steps start_step to stop_step - 1, steps counted over all epochs.
 
         Work begins with the first `next`. Closing the iterator, or an error, ends its threads.
@@ -151,7 +151,7 @@ class ClipLoader:
 
 def held_out_batches(
     config: Config, url: str, manifest: Manifest, world: World, max_clips: int
-) -> Iterator[ClipBatch]:
+) -> Generator[ClipBatch]:
     """Fixed clips with fixed masks, for evaluation: the same ones every time.
 
     They are the first `max_clips` samples of the data set; rank r takes every W-th of them from r

@@ -39,9 +39,10 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
         """Encoder tokens [B, V, D], their indices [B, V] and those wanted [B, M] -> [B, M, P]."""
-        x = torch.cat(
-            (self.embed(tokens) + self.table[visible], self.mask_token + self.table[masked]), dim=1
-        )  # [B, V + M, E]
+        seen = self.embed(tokens)
+        positions = self.table.to(seen.dtype)  # DeepSpeed's bfloat16 leaves tables in float32
+        wanted = self.mask_token + positions[masked]
+        x = torch.cat((seen + positions[visible], wanted), dim=1)  # [B, V + M, E]
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x[:, visible.shape[1] :]))

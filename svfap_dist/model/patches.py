@@ -150,6 +150,9 @@ class PatchEmbed(nn.Module):
                 do=f"give clips of shape [B, {', '.join(map(str, self.clip_shape))}]",
             )
         if tokens is None:
-            pixels = _grid(clips, *self.patch).flatten(1, 3)  # [B, N, 3, pt, p, p]
-            return self.proj(pixels) + self.table
-        return self.proj(gather_patches(clips, tokens, *self.patch)) + self.table[tokens]
+            pixels, positions = _grid(clips, *self.patch).flatten(1, 3), self.table
+        else:
+            pixels, positions = gather_patches(clips, tokens, *self.patch), self.table[tokens]
+        x = self.proj(pixels)  # [B, K, 3, pt, p, p] -> [B, K, D]
+        # DeepSpeed's bfloat16 casts parameters and leaves tables in float32.
+        return x + positions.to(x.dtype)

@@ -130,11 +130,14 @@ class _Upload:
         self._cancelled = threading.Event()
         self._uploading: Future[None] | None = None
         self._committing: Future[Outcome] | None = None
+        self._refusal = ""  # of the store, before anything was written
         self._token = distributed.from_main(uuid.uuid4().hex[:12])
 
     def write(self, engine: Engine, state: TrainState) -> None:
         """Collective: clear the way, then write this rank's files to the local disk."""
-        distributed.together(self._remove_leftover)
+        self._refusal = distributed.from_main(self._remove_leftover())
+        if self._refusal:
+            return
         try:
             engine.save(self._folder, tag_of(self._step))
             state_dict = engine.state_dict()
@@ -153,12 +156,19 @@ class _Upload:
                 do="free space there, or set TMPDIR to a folder with more",
             ) from error
 
-    def _remove_leftover(self) -> None:
+    def _remove_leftover(self) -> str:
+        """Rank 0 removes what an earlier attempt left of this step; what went wrong, or ""."""
         if self._world.is_main:
-            checkpoint.delete(self._url)
+            try:
+                checkpoint.delete(self._url)
+            except StorageError as error:
+                return str(error)
+        return ""
 
     def start(self, pool: ThreadPoolExecutor) -> None:
         """Begin to upload, and on rank 0 to wait for all and commit."""
+        if self._refusal:
+            return
         self._uploading = pool.submit(self._upload_part)
         if self._world.is_main:
             self._committing = pool.submit(self._commit)
@@ -214,14 +224,15 @@ class _Upload:
     @property
     def has_ended(self) -> bool:
         """Whether this rank knows the end: rank 0 of the commit, any rank of its own failure."""
-        assert self._uploading is not None
-        if self._committing is not None and self._committing.done():
+        if self._uploading is None or (self._committing is not None and self._committing.done()):
             return True
         return self._uploading.done() and self._uploading.exception() is not None
 
     def settle(self) -> Outcome:
         """Collective: how it ended, the same on every rank."""
-        assert self._uploading is not None
+        if self._uploading is None:
+            self.clean()
+            return Outcome(self._step, 0, 0.0, self._refusal)
         mine = _message(self._uploading)
         errors = [message for message in distributed.gathered(mine) if message]
         if errors:

@@ -121,7 +121,7 @@ def _deepspeed(device: torch.device) -> Any:
     # Its shared-memory all-reduce for CPUs is compiled with g++ at first use; gloo does the same.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logger = logging.getLogger("DeepSpeed")
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.ERROR)
     for handler in logger.handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(sys.stderr)  # standard output belongs to results
@@ -249,8 +249,16 @@ class Engine:
 
     def load(self, folder: str, tag: str) -> None:
         """Read what `save` of all ranks wrote to folder/tag; all ranks call it together."""
+        groups = self._engine.optimizer.param_groups
+        decays = [group["weight_decay"] for group in groups]
         found, _ = self._engine.load_checkpoint(folder, tag=tag)
         assert found, f"DeepSpeed found nothing in {folder}/{tag}"
+        # Loading the universal format into stage 3, DeepSpeed 0.19 gives every group the options
+        # of the first, and all parameters one and the same step counter.
+        for group, decay in zip(self._engine.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+        for state in self._engine.basic_optimizer.state.values():
+            state["step"] = state["step"].clone()
 
     def state_dict(self) -> dict[str, Tensor]:
         """All weights, on rank 0 (others may get an empty one); all ranks call it together."""

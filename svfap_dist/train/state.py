@@ -15,6 +15,9 @@ from svfap_dist import recipe
 from svfap_dist.config import Config
 from svfap_dist.errors import CheckpointError, ConfigError
 
+# ZeRO stages that DeepSpeed saves alike: nothing cut, optimizer cut, weights cut as well.
+_FAMILY = {0: "plain", 1: "optimizer", 2: "optimizer", 3: "weights"}
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainState:
@@ -103,15 +106,12 @@ def check_resumable(
             found="; ".join(_differences(state, config, where)) or "another version of the recipe",
             do="set these keys back to go on with the run, or give another run.url for a new one",
         )
-    if state.zero_stage != config.train.zero_stage and 0 in (
-        state.zero_stage,
-        config.train.zero_stage,
-    ):
+    if _FAMILY[state.zero_stage] != _FAMILY[config.train.zero_stage]:
         raise ConfigError(
-            "Checkpoint cannot be loaded into another ZeRO stage",
+            "Checkpoint cannot be loaded into this ZeRO stage",
             where="train.zero_stage",
-            found=f"{config.train.zero_stage}, but {where} is of stage {state.zero_stage}; stages "
-            "1 to 3 can be exchanged, 0 cannot",
+            found=f"{config.train.zero_stage}, but {where} is of stage {state.zero_stage}; only "
+            "stages 1 and 2 read each other's",
             do=f"set train.zero_stage={state.zero_stage}",
         )
 

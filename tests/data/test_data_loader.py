@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import pytest
 import torch
@@ -290,7 +290,7 @@ def test_read_ahead_keeps_the_blocks_of_all_lanes_or_fetches_samples_alone():
     assert read_ahead(huge_blocks, large, world()) == (1, 1)
 
 
-def held_out(data_set, max_clips=11, rank=0, size=1) -> Iterator[ClipBatch]:
+def held_out(data_set, max_clips=11, rank=0, size=1) -> Generator[ClipBatch]:
     return held_out_batches(
         config_of(), data_set.url, data_set.manifest, world(rank, size), max_clips
     )

@@ -98,12 +98,13 @@ def test_ranges_cover_each_byte_once_and_keep_to_their_size(make_data_set, range
 
 
 def test_the_least_used_range_goes_when_the_room_is_used_up(make_data_set, ranges):
-    reader = reader_of(make_data_set([3]), range_bytes=1, cache_bytes=1)
+    data_set = make_data_set([3])
+    reader = reader_of(data_set, **ONE_BY_ONE)
     for i in [0, 0, 0, 1, 0]:
         reader.read(i)
     assert len(ranges) == 3  # 0 once, 1, and 0 again, which had to make room
     ranges.clear()
-    roomy = reader_of(make_data_set([3]), range_bytes=1, cache_bytes=1 << 20)
+    roomy = reader_of(data_set, range_bytes=1, cache_bytes=1 << 20)
     for i in [0, 1, 2, 0, 1, 2]:
         roomy.read(i)
     assert len(ranges) == 3

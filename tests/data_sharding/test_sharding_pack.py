@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import tarfile
@@ -34,7 +35,7 @@ def pack_all(
     return [(entry, shard_format.load_index(url, entry)) for entry in entries]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 5000), min_size=1, max_size=12),
     max_samples=st.integers(1, 5),
@@ -53,7 +54,7 @@ def test_shards_keep_order_and_limits(sizes: list[int], max_samples: int, max_by
             assert list(index.offsets) == [sum(index.sizes[:i]) for i in range(len(index.sizes))]
             ends.append((entry.num_samples, sum(index.sizes), index.sizes[0]))
         # No shard was closed before it had to be.
-        for (count, size, _), (_, _, following) in zip(ends, ends[1:], strict=False):
+        for (count, size, _), (_, _, following) in itertools.pairwise(ends):
             assert count == max_samples or size + following > max_bytes
 
 

@@ -32,7 +32,7 @@ CONTAINERS = [
 
 def decoded_numbers(data: bytes) -> list[int]:
     """The slow way to know a video: decode all of it."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         frames = container.decode(video=0)
         return [read_frame_number(frame.to_ndarray(format="rgb24")) for frame in frames]
 
@@ -71,7 +71,7 @@ def test_of_a_cut_file_no_frame_is_counted_that_is_not_there(codec: str, contain
         if isinstance(info, VideoInfo):
             # These two say nothing of their size, and may lose up to half a second unnoticed.
             assert container in ("avi", "flv")
-            assert 70 - 13 <= info.num_frames
+            assert info.num_frames >= 70 - 13
             assert decoded_numbers(data[:length]) == list(range(info.num_frames))
 
 

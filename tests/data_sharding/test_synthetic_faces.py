@@ -26,7 +26,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).mean())
 
 
-@pytest.mark.parametrize("pair", itertools.combinations(EXPRESSIONS, 2), ids="-".join)
+@pytest.mark.parametrize("pair", list(itertools.combinations(EXPRESSIONS, 2)), ids="-".join)
 def test_expressions_differ_in_brows_and_mouth_at_their_apex(pair: tuple[str, str]):
     for identity in (0, 4):
         one, other = (picture(identity, apex(name)) for name in pair)
@@ -95,14 +95,14 @@ def test_finer_is_bilinear_interpolation_at_the_pixel_centres():
 def test_what_an_expression_moves_lies_inside_the_training_region(identity: int):
     calm = picture(identity, Face())
     moved = np.zeros(calm.shape[:2], bool)
-    for name in ("happy", "surprise", "angry"):
-        face = apex(name)._replace(pitch=0.0)
+    for name in EXPRESSIONS:
+        face = apex(name)._replace(pitch=0.0, zoom=0.0)
         moved |= np.abs(picture(identity, face) - calm).max(axis=2) > 24
     rows, columns = np.nonzero(moved)
-    assert rows.min() > 16
-    assert rows.max() < 160
-    assert columns.min() > 48
-    assert columns.max() < 176
+    assert rows.min() > 40
+    assert np.quantile(rows, 0.99) < 160  # the skin of the neck follows the jaw a little
+    assert columns.min() > 56
+    assert columns.max() < 168
     assert np.mean(columns) == pytest.approx(112, abs=4)
 
 

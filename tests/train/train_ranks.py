@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,9 +23,9 @@ Task = tuple[str, dict[str, Any]]
 
 
 def start(
-    world_size: int, tasks: list[Task], folder: Path, *, expect_death: bool = False
+    world_size: int, tasks: list[Task], folder: Path, *, last_dies: bool = False
 ) -> list[list[Any]]:
-    """Results of all tasks, [task][rank]."""
+    """Results of the tasks, [task][rank]; without the last one if that is meant to kill a rank."""
     folder.mkdir(parents=True, exist_ok=True)
     ports = [distributed.free_port() for _ in tasks]
     (folder / "tasks.json").write_text(json.dumps({"tasks": tasks, "ports": ports}))
@@ -50,10 +51,11 @@ def start(
                 )
             )
     codes = [process.wait(timeout=240) for process in processes]
-    if expect_death:
-        return []
     logs = "\n".join((folder / f"rank-{r}.log").read_text() for r in range(world_size))
-    assert codes == [0] * world_size, logs
+    if last_dies:
+        assert codes[-1] == -signal.SIGKILL, logs
+    else:
+        assert codes == [0] * world_size, logs
     results = [json.loads((folder / f"rank-{r}.json").read_text()) for r in range(world_size)]
     return [list(of_ranks) for of_ranks in zip(*results, strict=True)]
 
@@ -80,6 +82,7 @@ def recipe_tables(data_url: str, run_url: str, **changes: dict[str, Any]) -> dic
             "micro_batch_size": 1,
             "max_steps": 12,
             "log_every": 1,
+            "checkpoint_every": 4,
             "threads_per_rank": 1,
             "collective_timeout_seconds": 60,
         },
@@ -87,38 +90,33 @@ def recipe_tables(data_url: str, run_url: str, **changes: dict[str, Any]) -> dic
     return {section: values | changes.get(section, {}) for section, values in tables.items()}
 
 
-def train(tables: dict[str, Any], stop_at: int = 0, die_at: int = 0) -> dict[str, Any]:
-    """One attempt at a run; `stop_at` asks rank 0 to stop, `die_at` kills the last rank there."""
+def train(tables: dict[str, Any], stop_after: int = 0, die_after: int = 0) -> dict[str, Any]:
+    """One attempt at a run: its result or its error.
+
+    After so many steps rank 0 is asked to stop, or the last rank is killed between backward and
+    update; 0: never.
+    """
     import dataclasses
-    import signal
 
     from svfap_dist import recipe
     from svfap_dist.errors import SvfapError
     from svfap_dist.train import pretrain
-    from svfap_dist.train.journal import Journal
 
-    steps = [0]
-    is_last = os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1)
-    book = Journal.ledger
+    rank, last_rank = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]) - 1
+    steps = 0
 
-    def book_or_die(journal: Journal, lines: Any) -> None:
-        lines = list(lines)
-        steps[0] = lines[0]["step"]
-        book(journal, lines)
-        if die_at == steps[0] and is_last:
+    def asked_at_each_step() -> bool:
+        nonlocal steps
+        steps += 1
+        if steps == die_after and rank == last_rank:
             os.kill(os.getpid(), signal.SIGKILL)
+        return steps >= stop_after > 0 and rank == 0
 
-    Journal.ledger = book_or_die
     try:
         config = recipe.from_tables(tables, where="test")
-        result = pretrain.run(
-            config, stop_requested=lambda: steps[0] == stop_at and os.environ["RANK"] == "0"
-        )
-        return dataclasses.asdict(result)
+        return dataclasses.asdict(pretrain.run(config, stop_requested=asked_at_each_step))
     except SvfapError as error:
         return {"error": type(error).__name__, "message": str(error)}
-    finally:
-        Journal.ledger = book
 
 
 def main(folder: Path) -> None:
@@ -129,7 +127,7 @@ def main(folder: Path) -> None:
         os.environ["MASTER_PORT"] = str(port)
         task: Callable[..., Any] = globals()[name]
         results.append(task(**arguments))
-    (folder / f"rank-{rank}.json").write_text(json.dumps(results))
+        (folder / f"rank-{rank}.json").write_text(json.dumps(results))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -77,7 +77,7 @@ class _Canvas:
 
 
 def _backdrop(who: Identity, rng: np.random.Generator) -> np.ndarray:
-    """A wall lit from above, darker towards the corners, faintly mottled.
+    """A wall lit from above, darker towards the sides, faintly mottled.
 
     The light falls off downwards everywhere, which a model can know of any patch of it, wherever
     augmentation has put the crop.
@@ -85,8 +85,7 @@ def _backdrop(who: Identity, rng: np.random.Generator) -> np.ndarray:
     side = (UNITS + 2 * MARGIN) * DENSITY
     x, y = texel_grid(side, DENSITY)
     x, y = x - MARGIN - CENTRE_X, y - MARGIN - CENTRE_Y
-    distance = np.sqrt(x * x + 0.8 * y * y)
-    light = 0.95 - 0.0013 * distance + 0.0006 * (x * np.sign(who.light[0])) - 0.0038 * y
+    light = 0.9 - 0.0042 * y - 0.0011 * np.sqrt(x * x + 300) + 0.0005 * x * np.sign(who.light[0])
     light += 0.016 * grain(rng, x, y, 70) + 0.008 * grain(rng, x, y, 24)
     wall = np.clip(shaded(who.backdrop, light) + 0.5, 0, 255).astype(np.uint8)
     return np.ascontiguousarray(wall.transpose(2, 0, 1))

@@ -44,13 +44,16 @@ def render_frames(who: Identity, faces: Iterable[Face], size: int) -> Iterator[n
 def _render(who: Identity, pictures: Pictures, face: Face, size: int) -> np.ndarray:
     at = _coarse_units(size)
     x, y = _undo_pose(who, face, at[None, :], at[:, None])
-    skin_x, skin_y = np.clip(_undo_muscles(who, face, x, y), 0, UNITS - 1)
+    skin_x, skin_y = np.clip(_undo_muscles(who, face, x, y), 0.5, UNITS - 1)
     light = _relit(who, face, x, y)
     # Five grids of [size / 4 + 1, size / 4 + 1] to planes of [size, size].
     x, y, skin_x, skin_y, light = _finer(np.stack([x, y, skin_x, skin_y, light]))
 
     frame = _backdrop(pictures, face, size)
-    row, column = (skin_y * DENSITY).astype(np.int32), (skin_x * DENSITY).astype(np.int32)
+    # Half a texel off: at rest the pixel centres lie on the edges between texels, where the last
+    # bit would decide.
+    row = (skin_y * DENSITY - 0.5).astype(np.int32)
+    column = (skin_x * DENSITY - 0.5).astype(np.int32)
     head = pictures.head.take(row * (UNITS * DENSITY) + column).view(np.uint8)
     red_green_blue_alpha = head.reshape(size, size, 4).transpose(2, 0, 1)
     planes = np.ascontiguousarray(red_green_blue_alpha).astype(np.float32)
@@ -120,7 +123,7 @@ def _undo_muscles(
         return np.exp(-(((side - across) / width) ** 2) - ((y - row) / height) ** 2)
 
     below = np.clip((y - who.mouth_y) / 14, 0, 1)
-    chin = below * np.clip((190 - y) / 40, 0, 1) * np.exp(-((dx / 40) ** 4))
+    chin = below * np.clip((162 - y) / 20, 0, 1) * np.exp(-((dx / 40) ** 4))
     brows = 0.5 * (face.brow_inner + face.brow_outer)
     cheek, nostrils = hill(25, who.nose_y + 4, 11, 12), hill(7, who.nose_y, 8, 8)
     up = 4.0 * face.cheek * cheek + 2.5 * face.nose * nostrils - 10.0 * face.jaw * chin

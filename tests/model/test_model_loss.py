@@ -1,0 +1,96 @@
+"""Targets against a slow oracle, the loss, and the way back to pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from svfap_dist.model import loss, patches
+from svfap_dist.model.sizes import resolve
+
+Tubes = Callable[..., tuple[Tensor, Tensor]]
+SIZE = resolve("nano", {"num_frames": 4, "frame_size": 64, "stage_depths": (1,)})
+
+
+@pytest.fixture
+def clips() -> Tensor:
+    frames = torch.randint(0, 256, (2, 4, 64, 64, 3), generator=torch.Generator().manual_seed(3))
+    return patches.normalise(frames.to(torch.uint8))
+
+
+def _target_of_one_patch(clip: Tensor, token: int) -> Tensor:
+    """Standardised pixels of one patch of a [0, 1] clip [3, 4, 64, 64], number by number."""
+    t, patch = divmod(token, 16)
+    row, column = divmod(patch, 4)
+    values = torch.empty(2, 16, 16, 3)
+    for channel in range(3):
+        rows = slice(16 * row, 16 * row + 16)
+        columns = slice(16 * column, 16 * column + 16)
+        pixels = clip[channel, 2 * t : 2 * t + 2, rows, columns].double()
+        mean = pixels.sum() / 512
+        variance = (pixels - mean).square().sum() / 511
+        values[..., channel] = ((pixels - mean) / (variance.sqrt() + 1e-6)).float()
+    return values.flatten()
+
+
+def test_targets_equal_the_slow_oracle(clips: Tensor, tubes: Tubes) -> None:
+    _, masked = tubes(SIZE, 2, 3)
+    target = loss.targets(clips, masked)
+    assert target.shape == (2, 2 * 13, 1536)
+    pixels = patches.denormalise(clips)
+    for b in range(2):
+        for m in range(masked.shape[1]):
+            expected = _target_of_one_patch(pixels[b], int(masked[b, m]))
+            torch.testing.assert_close(target[b, m], expected, atol=2e-4, rtol=1e-4)
+
+
+def test_a_flat_patch_has_a_finite_target(tubes: Tubes) -> None:
+    _, masked = tubes(SIZE, 1, 3)
+    target = loss.targets(torch.zeros(1, 3, 4, 64, 64), masked)
+    assert target.isfinite().all()
+    assert target.abs().max() < 1  # rounding noise over 1e-6, not a texture
+
+
+def test_loss_is_the_mean_square_in_float32() -> None:
+    prediction, target = torch.randn(2, 5, 12), torch.randn(2, 5, 12)
+    expected = (prediction - target).square().sum() / 120
+    torch.testing.assert_close(loss.masked_patch_loss(prediction, target), expected)
+    rough = loss.masked_patch_loss(prediction.bfloat16(), target)
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, expected, atol=0.02, rtol=0.02)
+
+
+def test_perfect_predictions_give_the_original_picture(clips: Tensor, tubes: Tubes) -> None:
+    _, masked = tubes(SIZE, 2, 3)
+    pixels = loss.to_pixels(loss.targets(clips, masked), clips, masked)
+    torch.testing.assert_close(loss.paste(pixels, clips, masked), patches.denormalise(clips))
+
+
+def test_a_zero_prediction_is_each_patchs_mean_colour(clips: Tensor, tubes: Tubes) -> None:
+    _, masked = tubes(SIZE, 2, 3)
+    pixels = loss.to_pixels(torch.zeros(2, 26, 1536), clips, masked).unflatten(2, (512, 3))
+    original = patches.patchify(patches.denormalise(clips))
+    for b in range(2):
+        means = original[b, masked[b]].unflatten(1, (512, 3)).mean(1, keepdim=True)
+        torch.testing.assert_close(pixels[b], means.expand(-1, 512, -1))
+
+
+def test_pictures_stay_within_black_and_white(clips: Tensor, tubes: Tubes) -> None:
+    _, masked = tubes(SIZE, 2, 3)
+    pixels = loss.to_pixels(100 * torch.randn(2, 26, 1536), clips, masked)
+    assert pixels.min() == 0
+    assert pixels.max() == 1
+
+
+def test_paste_touches_masked_places_only(clips: Tensor, tubes: Tubes) -> None:
+    visible, masked = tubes(SIZE, 2, 3)
+    pasted = loss.paste(torch.full((2, 26, 1536), 0.5), clips, masked)
+    assert pasted.shape == clips.shape
+    assert (patches.gather_patches(pasted, masked) == 0.5).all()
+    original = patches.denormalise(clips)
+    assert torch.equal(
+        patches.gather_patches(pasted, visible), patches.gather_patches(original, visible)
+    )

@@ -1,0 +1,50 @@
+"""Named sizes and their overrides: what is taken, what is refused and in which words."""
+
+from __future__ import annotations
+
+import pytest
+
+from svfap_dist.errors import ConfigError
+from svfap_dist.model import autoencoder, classifier
+from svfap_dist.model.sizes import SIZES, resolve
+
+
+def test_overrides_replace_fields_of_the_named_size() -> None:
+    size = resolve("base", {"decoder_depth": 2, "stage_depths": [6, 3], "frame_size": 224})
+    assert size.stage_depths == (6, 3)
+    assert (size.decoder_depth, size.embed_dim, size.patches_per_frame) == (2, 512, 196)
+    assert SIZES["base"].decoder_depth == 4
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_named_size_fits_together(name: str) -> None:
+    assert resolve(name, {}) == SIZES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "words"),
+    [
+        ("bas", {}, "model.size.*'bas'.*did you mean base"),
+        ("enormous", {}, "use one of nano, tiny, small, base, large"),
+        ("base", {"embed_dims": 512}, "model.embed_dims.*did you mean embed_dim"),
+        ("base", {"embed_dim": "512"}, "model.embed_dim.*'512'.*whole number"),
+        ("base", {"embed_dim": True}, "whole number"),
+        ("base", {"embed_dim": [512]}, "a whole number"),
+        ("base", {"decoder_depth": 0}, "greater than zero"),
+        ("base", {"stage_depths": 12}, "a list of whole numbers"),
+        ("base", {"stage_depths": ()}, "a list of whole numbers"),
+        ("base", {"stage_depths": (12, 0)}, "greater than zero"),
+        ("base", {"num_heads": 7}, "512: not a multiple of num_heads = 7"),
+        ("base", {"decoder_num_heads": 5}, "384: not a multiple of decoder_num_heads = 5"),
+        ("base", {"embed_dim": 6, "num_heads": 1}, "not a multiple of 4"),
+        ("base", {"num_frames": 15}, "15: not a multiple of tubelet_size = 2"),
+        ("base", {"frame_size": 170}, "170: not a multiple of patch_size = 16"),
+        ("base", {"temporal_kernel_size": 3}, "8 tubelet frames cannot be merged by 3"),
+        ("base", {"stage_depths": (1,) * 5}, "between each of 5 stages"),
+    ],
+)
+def test_what_does_not_fit_is_refused(name: str, overrides: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        autoencoder.build(name, **overrides)
+    with pytest.raises(ConfigError, match=words):
+        classifier.build(name, 7, **overrides)

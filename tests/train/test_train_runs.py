@@ -1,0 +1,220 @@
+"""Whole runs on real ranks: what they see, what they leave, and how they go on after a stop or a
+kill. Ranks are started few times with many tasks each, for importing is most of the time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clips import make_video
+from train_ranks import recipe_tables, start
+
+from data_sharding import cli as sharding
+from svfap_dist.model import weights
+from svfap_dist.train import checkpoint
+
+STEPS = list(range(1, 13))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path) -> Path:
+    """Shards of fourteen little videos: three steps of four make an epoch."""
+    for number in range(14):
+        make_video(folder / f"videos/clip{number:02d}.mp4", 12, seed=number)
+    url = folder / "shards"
+    sharding.shard(
+        "folder", str(folder / "videos"), str(url), min_frames=8, max_samples_per_shard=5, workers=0
+    )
+    return url
+
+
+@pytest.fixture(scope="module")
+def damaged_data(data: Path, folder: Path) -> Path:
+    """The same shards with the bytes of one sample overwritten."""
+    url = folder / "damaged"
+    shutil.copytree(data, url)
+    index = json.loads((url / "shard-000001.index.json").read_text())
+    with open(url / "shard-000001.tar", "r+b") as tar:
+        tar.seek(index["offsets"][2] + 1024)
+        tar.write(b"\0" * 512)
+    return url
+
+
+@pytest.fixture(scope="module")
+def two_ranks(data: Path, damaged_data: Path, folder: Path) -> dict[str, list[Any]]:
+    """Attempts on two ranks, by name; the last one ends by a kill."""
+
+    def task(run: str, url: Path = data, **options: Any) -> tuple[str, dict[str, Any]]:
+        changes = options.pop("changes", {})
+        tables = recipe_tables(str(url), str(folder / run), **changes)
+        return "train", {"tables": tables, **options}
+
+    evaluated = {"data": {"eval_url": str(data)}}
+    tasks = {
+        "straight": task("straight-2"),
+        "stopped": task("cut-2", stop_after=6),
+        "resumed": task("cut-2"),
+        "for one": task("2-to-1", stop_after=6),
+        "stage 3": task("stage-3", stop_after=2, changes={"train": {"zero_stage": 3}, **evaluated}),
+        "damaged": task("damaged", damaged_data, changes={"data": {"max_bad_fraction": 0.5}}),
+        "too bad": task("too-bad", damaged_data, changes={"data": {"max_bad_fraction": 0.0}}),
+        "exploding": task("exploding", changes={"optim": {"lr": 1e30, "clip_grad_norm": 0.0}}),
+        "killed": task("killed", die_after=10),
+    }
+    results = start(2, list(tasks.values()), folder / "two", last_dies=True)
+    return dict(zip(tasks, results, strict=False))
+
+
+@pytest.fixture(scope="module")
+def one_rank(two_ranks: dict[str, Any], data: Path, folder: Path) -> list[Any]:
+    runs = [("straight-1", 0), ("cut-1", 6), ("cut-1", 0), ("2-to-1", 0), ("straight-1", 0)]
+    tasks = [
+        ("train", {"tables": recipe_tables(str(data), str(folder / run)), "stop_after": stop})
+        for run, stop in runs
+    ]
+    other = recipe_tables(str(data), str(folder / "straight-1"), optim={"lr": 0.2})
+    return start(1, [*tasks, ("train", {"tables": other})], folder / "one")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in lines(run / "metrics.jsonl")]
+
+
+def keys(run: Path) -> list[tuple[int, tuple[str, ...]]]:
+    """The keys of each step in lane order, from the ledgers; void lines left out."""
+    events = lines(run / "events.jsonl")
+    starts = {e["attempt"]: e["step"] for e in events if e["event"] in ("start", "resume")}
+    slots: dict[int, list[tuple[int, str]]] = {}
+    for attempt in starts:
+        limit = min([step for later, step in starts.items() if later > attempt], default=99)
+        for path in sorted((run / f"ledger/attempt-{attempt:04d}").iterdir()):
+            for line in lines(path):
+                if line["step"] <= limit:
+                    slots.setdefault(line["step"], []).append((line["lane"], line["key"]))
+    return [(step, tuple(key for _, key in sorted(slots[step]))) for step in sorted(slots)]
+
+
+def test_a_run_ends_with_all_it_promises(two_ranks: dict[str, Any], folder: Path) -> None:
+    run = folder / "straight-2"
+    assert [result["stop_reason"] for result in two_ranks["straight"]] == ["finished"] * 2
+    assert [step for step, _ in losses(run)] == STEPS
+    assert two_ranks["straight"][1]["loss"] == losses(run)[-1][1]  # rank 1 knows it too
+    assert checkpoint.committed_steps(str(run)) == [4, 8, 12]
+    checkpoint.verify(str(run), 12)
+    weights.load_autoencoder(str(run / "checkpoints/step-000000012/model.safetensors"))
+    events = lines(run / "events.jsonl")
+    named = [event["event"] for event in events]
+    assert named == ["start", "checkpoint", "checkpoint", "checkpoint", "stop"]
+    assert len(events[0]["endpoints"]) == 2
+
+
+def test_every_epoch_sees_each_sample_at_most_once(two_ranks: dict[str, Any], folder: Path) -> None:
+    steps = keys(folder / "straight-2")
+    assert [step for step, _ in steps] == STEPS
+    for epoch in range(4):
+        seen = [key for _, of_step in steps[3 * epoch : 3 * epoch + 3] for key in of_step]
+        assert len(seen) == len(set(seen)) == 12
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_stopping_and_resuming_changes_no_bit(
+    one_rank: list[Any], two_ranks: dict[str, Any], folder: Path, ranks: int
+) -> None:
+    stopped, resumed = one_rank[1:3] if ranks == 1 else (two_ranks["stopped"], two_ranks["resumed"])
+    assert [(r["step"], r["stop_reason"]) for r in stopped] == [(6, "stop requested")] * ranks
+    assert [(r["step"], r["stop_reason"]) for r in resumed] == [(12, "finished")] * ranks
+    straight, cut = folder / f"straight-{ranks}", folder / f"cut-{ranks}"
+    assert losses(cut) == losses(straight)
+    assert keys(cut) == keys(straight)
+
+
+def test_two_ranks_see_what_one_sees(
+    one_rank: list[Any], two_ranks: dict[str, Any], folder: Path
+) -> None:
+    one, two = folder / "straight-1", folder / "straight-2"
+    assert keys(two) == keys(one)
+    assert losses(two) == [(step, pytest.approx(loss, abs=1e-5)) for step, loss in losses(one)]
+
+
+def test_one_rank_goes_on_where_two_left_off(one_rank: list[Any], folder: Path) -> None:
+    one, resized = folder / "straight-1", folder / "2-to-1"
+    assert one_rank[3][0]["step"] == 12
+    assert keys(resized) == keys(one)
+    assert losses(resized) == [(step, pytest.approx(loss, abs=1e-5)) for step, loss in losses(one)]
+
+
+def test_a_finished_run_has_nothing_left_to_do(one_rank: list[Any]) -> None:
+    assert one_rank[4][0] == one_rank[0][0]
+
+
+def test_another_recipe_does_not_resume_the_run(one_rank: list[Any]) -> None:
+    assert one_rank[5][0]["error"] == "ConfigError"
+    assert "optim.lr is 0.2, was 0.1" in one_rank[5][0]["message"]
+
+
+def test_a_kill_loses_only_steps_that_are_done_again(
+    two_ranks: dict[str, Any], data: Path, folder: Path
+) -> None:
+    run = folder / "killed"
+    assert [step for step, _ in losses(run)] == STEPS[:9]  # killed before the update of step 10
+    before = checkpoint.latest_committed(str(run))
+    assert before in (4, 8)
+    start(2, [("train", {"tables": recipe_tables(str(data), str(run))})], folder / "again")
+    resumed = next(event for event in lines(run / "events.jsonl") if event["event"] == "resume")
+    assert (resumed["step"], resumed["attempt"]) == (before, 2)
+    assert losses(run) == losses(folder / "straight-2")
+    assert keys(run) == keys(folder / "straight-2")
+
+
+def test_held_out_clips_and_weights_at_stage_3(two_ranks: dict[str, Any], folder: Path) -> None:
+    first, second = two_ranks["stage 3"]
+    assert first == second
+    assert 0.5 < first["held_out_loss"] != first["first_held_out_loss"] < 1.5
+    path = folder / "stage-3/checkpoints/step-000000002/model.safetensors"
+    weights.load_autoencoder(str(path))
+
+
+def test_a_bad_sample_is_replaced_and_listed(two_ranks: dict[str, Any], folder: Path) -> None:
+    run = folder / "damaged"
+    assert two_ranks["damaged"][0]["step"] == 12
+    quarantined = lines(run / "quarantine.jsonl")
+    assert quarantined
+    assert {line["reason"] for line in quarantined} == {"damaged"}
+    ledger = [line for path in (run / "ledger/attempt-0001").iterdir() for line in lines(path)]
+    replaced = {(line["step"], line["key"]) for line in ledger if line["substituted"]}
+    assert replaced == {(line["step"], line["key"]) for line in quarantined}
+
+
+def test_too_many_bad_samples_end_the_run_on_all_ranks(
+    two_ranks: dict[str, Any], folder: Path
+) -> None:
+    assert [result["error"] for result in two_ranks["too bad"]] == ["HealthError"] * 2
+    assert lines(folder / "too-bad/quarantine.jsonl")
+    assert lines(folder / "too-bad/events.jsonl")[-1]["reason"] == "HealthError"
+
+
+def test_an_exploding_run_ends_on_all_ranks(two_ranks: dict[str, Any], folder: Path) -> None:
+    for result in two_ranks["exploding"]:
+        assert result["error"] == "HealthError"
+        assert "not finite" in result["message"]
+    assert len(losses(folder / "exploding")) < 12
+
+
+@pytest.mark.slow
+def test_four_ranks_see_what_one_sees(one_rank: list[Any], data: Path, folder: Path) -> None:
+    one, four = folder / "straight-1", folder / "straight-4"
+    start(4, [("train", {"tables": recipe_tables(str(data), str(four))})], folder / "four")
+    assert keys(four) == keys(one)
+    assert losses(four) == [(step, pytest.approx(loss, abs=1e-5)) for step, loss in losses(one)]
