@@ -98,7 +98,7 @@ def mean_of_tenth(values: Sequence[float], last: bool) -> float:
 def _figures(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[tuple[str, str]]:
     losses = [row["loss"] for row in rows]
     first, last = mean_of_tenth(losses, last=False), mean_of_tenth(losses, last=True)
-    waits = sum(row["data_wait_seconds"] for row in rows) / sum(row["step_seconds"] for row in rows)
+    waits = sum(row["data_wait_share"] for row in rows) / len(rows)
     rates = sorted(row["clips_per_second"] for row in rows)
     found = [
         ("steps", f"{rows[-1]['step']}"),
@@ -106,7 +106,7 @@ def _figures(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[t
         ("clips/s, median", f"{rates[len(rates) // 2]:.1f}"),
         ("waiting for data", f"{100 * waits:.1f} %"),
     ]
-    held_out = [event["loss"] for event in events if event["event"] == "eval"]
+    held_out = [event["held_out_loss"] for event in events if event["event"] == "eval"]
     if held_out:
         found.insert(2, ("held-out loss, start → end", f"{held_out[0]:.3f} → {held_out[-1]:.3f}"))
     return found
@@ -122,12 +122,12 @@ def _charts(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> str:
     axes = figure.subplots(1, 3)
     steps = [row["step"] for row in rows]
     axes[0].plot(steps, [row["loss"] for row in rows], color=_COLOUR, label="training")
-    held_out = [(event["step"], event["loss"]) for event in events if event["event"] == "eval"]
+    held_out = [(e["step"], e["held_out_loss"]) for e in events if e["event"] == "eval"]
     if held_out:
         axes[0].plot(*zip(*held_out, strict=True), "o-", color=_SECOND_COLOUR, label="held out")
     axes[0].legend(frameon=False)
     axes[1].plot(steps, [row["clips_per_second"] for row in rows], color=_COLOUR)
-    shares = [100 * row["data_wait_seconds"] / row["step_seconds"] for row in rows]
+    shares = [100 * row["data_wait_share"] for row in rows]
     axes[2].plot(steps, shares, color=_COLOUR)
     for axis, title in zip(
         axes, ("loss", "clips per second", "share of time waiting for data, %"), strict=True

@@ -23,7 +23,7 @@ from svfap_dist.data.clips import fixed_clip
 from svfap_dist.errors import DecodeError
 from svfap_dist.model import loss, patches, weights
 from svfap_dist.rng import Stream
-from svfap_dist.train import checkpoint
+from svfap_dist.train import trained
 
 ROWS = ("original", "masked", "reconstructed")
 _FRAMES_SHOWN = 6
@@ -37,7 +37,7 @@ def make(checkpoint_url: str, videos: Sequence[str], output: str) -> None:
 
     Raises: CheckpointError, DecodeError, StorageError.
     """
-    weights_url, config = checkpoint.find_weights(checkpoint_url)
+    weights_url, config = trained.locate(checkpoint_url)
     model = weights.load_autoencoder(weights_url)
     frames = [_frames_of(model, config, url) for url in videos]
     png = io.BytesIO()

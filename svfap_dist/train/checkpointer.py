@@ -11,6 +11,7 @@ upload ended: one failure is told and the run goes on, two in a row end it.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import logging
 import os
@@ -64,6 +65,9 @@ class Checkpointer:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._upload: _Upload | None = None
         self._failures = 0
+        # What a killed attempt left on this disk.
+        for folder in glob.glob(os.path.join(tempfile.gettempdir(), _prefix(config, world) + "*")):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def save(self, engine: Engine, state: TrainState) -> None:
         """Write all ranks' parts to local disks and begin to upload; all ranks call it together.
@@ -126,7 +130,7 @@ class _Upload:
         self._before_marker = before_marker
         self._began = time.monotonic()
         self._url = checkpoint_url(config.run.url, step)
-        self._folder = tempfile.mkdtemp(prefix=f"svfap-{tag_of(step)}-")
+        self._folder = tempfile.mkdtemp(prefix=_prefix(config, world))
         self._cancelled = threading.Event()
         self._uploading: Future[None] | None = None
         self._committing: Future[Outcome] | None = None
@@ -147,7 +151,10 @@ class _Upload:
                 storage.write_bytes(os.path.join(part, STATE), state.to_json())
         except (OSError, RuntimeError, StorageError) as error:
             # torch reports a full disk as a RuntimeError, and so it does a rank that is gone.
-            if type(error) is RuntimeError and shutil.disk_usage(self._folder).free > _FULL_BYTES:
+            if (
+                isinstance(error, RuntimeError)
+                and shutil.disk_usage(self._folder).free > _FULL_BYTES
+            ):
                 raise
             raise CheckpointError(
                 "Checkpoint cannot be written to the local disk",
@@ -240,9 +247,11 @@ class _Upload:
         outcome = None
         if self._committing is not None:
             errors += filter(None, [_message(self._committing)])
-            outcome = (
-                Outcome(self._step, 0, 0.0, errors[0]) if errors else self._committing.result()
-            )
+            if errors:
+                outcome = Outcome(self._step, 0, 0.0, errors[0])
+                self._remove_leftover()  # half a checkpoint would only take space
+            else:
+                outcome = self._committing.result()
         self.clean()
         return distributed.from_main(outcome)
 
@@ -253,6 +262,11 @@ class _Upload:
     def clean(self) -> None:
         """Remove the local copy."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _prefix(config: Config, world: World) -> str:
+    """Of the names of this rank's local folders for this run."""
+    return f"svfap-{checkpoint.sha256(config.run.url.encode())[:12]}-rank-{world.rank:05d}-"
 
 
 def _message(future: Future[Any]) -> str:

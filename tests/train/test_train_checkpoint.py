@@ -96,6 +96,20 @@ def test_the_local_copy_goes(tmp_path: Path, own_temporary_folder: Path) -> None
     assert os.listdir(own_temporary_folder) == []
 
 
+def test_what_a_killed_attempt_left_on_the_disk_goes(
+    tmp_path: Path, own_temporary_folder: Path
+) -> None:
+    config = a_config(tmp_path)
+    killed = Checkpointer(config, FIRST_OF_TWO, before_marker=lambda: None)
+    begin(killed, 1)
+    (left,) = os.listdir(own_temporary_folder)
+    with Checkpointer(config, World(1, 1, 2, 2), before_marker=lambda: None):
+        assert os.listdir(own_temporary_folder) == [left]  # not this rank's
+    with Checkpointer(config, FIRST_OF_TWO, before_marker=lambda: None):
+        assert os.listdir(own_temporary_folder) == []
+    killed.__exit__()
+
+
 def test_commit_is_written_last_and_removed_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

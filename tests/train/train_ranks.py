@@ -119,6 +119,36 @@ def train(tables: dict[str, Any], stop_after: int = 0, die_after: int = 0) -> di
         return {"error": type(error).__name__, "message": str(error)}
 
 
+def explode(tables: dict[str, Any]) -> dict[str, list[bool]]:
+    """What the engine does with two steps at an absurd learning rate: the first one's weights are
+    finite but huge, the second one's loss is not finite."""
+    import torch
+
+    from svfap_dist import recipe, shard_format
+    from svfap_dist.data.loader import ClipLoader
+    from svfap_dist.train.engine import Engine, process_group
+
+    config = recipe.from_tables(tables, where="test")
+    manifest = shard_format.load_manifest(config.data.url)
+    world = distributed.from_environment()
+    seen: dict[str, list[bool]] = {"applied": [], "loss_is_finite": [], "weights_changed": []}
+    with process_group(config, world) as device:
+        engine = Engine(config, world, device)
+        loader = ClipLoader(config, config.data.url, manifest, world)
+        for batch in loader.batches(0, 2):
+            before = {name: value.clone() for name, value in engine.state_dict().items()}
+            loss = engine.backward(batch)
+            update = engine.update(learning_rate=1e30)
+            after = engine.state_dict()
+            seen["applied"].append(update.applied)
+            seen["loss_is_finite"].append(bool(torch.isfinite(loss)))
+            seen["weights_changed"].append(
+                any(not torch.equal(before[name], after[name]) for name in before)
+            )
+        engine.close()
+    return seen
+
+
 def main(folder: Path) -> None:
     rank = os.environ["RANK"]
     orders = json.loads((folder / "tasks.json").read_text())

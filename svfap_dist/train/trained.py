@@ -1,0 +1,33 @@
+"""What a run has learned so far, for those who only want to use it: weights and recipe.
+
+In: the URL of a run (its newest committed checkpoint is meant) or of one checkpoint. Out: where its
+full weights lie, and the recipe they were trained by. No DeepSpeed is needed to read either.
+"""
+
+from __future__ import annotations
+
+from svfap_dist import recipe, storage
+from svfap_dist.config import Config
+from svfap_dist.errors import CheckpointError
+from svfap_dist.train import checkpoint
+from svfap_dist.train.state import TrainState
+
+
+def locate(url: str) -> tuple[str, Config]:
+    """URL of the weights (.safetensors) and the recipe of a run or checkpoint.
+
+    Raises: CheckpointError if there is no committed checkpoint; StorageError.
+    """
+    if not storage.exists(storage.join(url, checkpoint.COMMIT)):
+        step = checkpoint.latest_committed(url)
+        if step is None:
+            raise CheckpointError(
+                "No committed checkpoint",
+                where=url,
+                found=f"none below {storage.join(url, 'checkpoints')}",
+                do="give the run.url of a run, or one of its checkpoints/step-... folders",
+            )
+        url = checkpoint.checkpoint_url(url, step)
+    where = storage.join(url, checkpoint.STATE)
+    state = TrainState.from_json(storage.read_bytes(where), where)
+    return storage.join(url, checkpoint.WEIGHTS), recipe.from_tables(state.config, where=where)
