@@ -7,6 +7,7 @@ verb needs it, so that `svfap --help` answers at once.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Annotated, Any
 
@@ -152,6 +153,8 @@ def pretrain(
 
         with Progress("Pre-training") as progress:
             result = training.run(config, on_log=_show_step(progress))
+        if os.environ["RANK"] != "0":  # under torchrun, one rank speaks for all
+            return
     _print(result, as_json)
 
 

@@ -21,7 +21,7 @@ from svfap_dist.progress import Progress, say
 
 _TRAIN_CLIPS = "clips=96,identities=24,first_identity=0,frames=72"
 _HELD_OUT_CLIPS = "clips=16,identities=8,first_identity=24,frames=72"
-_HELD_OUT_SHARE = 0.1
+_EVERY = 7  # of given videos, every seventh is held out
 _PICTURED = 3
 _RUN_MARK = ".svfap-demo"
 
@@ -73,29 +73,22 @@ def _fresh_run_folder(folder: str) -> str:
 
 
 def _split(videos: str, folder: str) -> tuple[str, tuple[str, str]]:
-    """Link the videos into a training and a held-out folder, no person in both.
+    """Link the videos into a training and a held-out folder: every seventh clip is held out.
 
-    A person is a top-level folder (VoxCeleb2's layout), or a file where there are none.
+    A handful of people is too few to hold out whole persons, so a held-out clip shows a person of
+    the training set in another clip; rendered faces, of which there are enough, share nobody.
     """
-    paths = sorted(video.where for video in sources.load("folder").samples(videos))
-    people: dict[str, list[str]] = {}
-    for path in paths:
-        people.setdefault(os.path.relpath(path, videos).split(os.sep)[0], []).append(path)
-    if len(people) < 2:
+    paths = [video.where for video in sources.load("folder").samples(videos)]
+    if len(paths) < _EVERY:
         raise ConfigError(
-            "Too few videos to hold one out",
+            "Too few videos to hold some out",
             where=videos,
-            found=f"{len(paths)} videos of {len(people)} people",
-            do="give a folder of at least two people's videos, one folder each",
+            found=f"{len(paths)} videos",
+            do=f"give a folder of at least {_EVERY} videos",
         )
-    held_out: list[str] = []
-    for person in sorted(people, reverse=True):
-        if len(held_out) >= _HELD_OUT_SHARE * len(paths):
-            break
-        held_out += people[person]
     shutil.rmtree(folder, ignore_errors=True)
-    for path in paths:
-        part = "held-out" if path in held_out else "train"
+    for number, path in enumerate(sorted(paths), start=1):
+        part = "train" if number % _EVERY else "held-out"
         link = os.path.join(folder, part, os.path.relpath(path, videos))
         os.makedirs(os.path.dirname(link), exist_ok=True)
         os.symlink(path, link)

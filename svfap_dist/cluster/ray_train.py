@@ -13,7 +13,6 @@ to stop.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import threading
 import uuid
@@ -72,11 +71,12 @@ def pretrain(config: Config, on_log: Callable[[dict[str, Any]], None]) -> RunRes
 
     Raises: the rank's own SvfapError; ClusterError if the group could not be kept alive.
     """
+    _prepare_own_cluster()
     import ray
 
     with _connected(config):
         _check_resources(config)
-        board = ray.remote(num_cpus=0)(Board).remote()
+        board: Any = ray.remote(num_cpus=0)(Board).remote()
         outcome = _Fit(config, board)
         interrupts = 0
         while outcome.is_running():
@@ -91,7 +91,8 @@ def pretrain(config: Config, on_log: Callable[[dict[str, Any]], None]) -> RunRes
                 ray.get(board.request_stop.remote())
         for row in ray.get(board.take_rows.remote()):
             on_log(row)
-        fatal, result = ray.get([board.fatal.remote(), board.result.remote()])
+        fatal: SvfapError | None = ray.get(board.fatal.remote())
+        result: RunResult | None = ray.get(board.result.remote())
     storage.delete(_ray_folder(config.run.url))
     if fatal is not None:
         raise fatal
@@ -172,7 +173,7 @@ def _rank(spec: dict[str, Any]) -> None:
     from svfap_dist.train import pretrain as training
 
     board = spec["board"]
-    fatal = ray.get(board.fatal.remote())
+    fatal: SvfapError | None = ray.get(board.fatal.remote())
     if fatal is not None:  # an earlier attempt found out that no attempt can succeed
         raise fatal
     config = recipe.from_tables(spec["config"], where="the driver's recipe")
@@ -211,6 +212,19 @@ def _watching(board: Any, stop: threading.Event) -> Iterator[None]:
         thread.join()
 
 
+def _prepare_own_cluster() -> None:
+    """Settings of the cluster on this machine; to be made before Ray is imported.
+
+    It serves one user for one run: everything listens on loopback, so no token is asked for, and
+    none is written to the home directory, where it would change how other Ray commands behave. The
+    ranks are what this machine is to do now, so they do not run at Ray's lower priority.
+    """
+    if "RAY_ADDRESS" not in os.environ:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray's name for loopback
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        os.environ.setdefault("RAY_worker_niceness", "0")
+
+
 @contextlib.contextmanager
 def _connected(config: Config) -> Iterator[None]:
     """A connection to a Ray cluster: the one in RAY_ADDRESS, else one of our own on loopback."""
@@ -225,12 +239,9 @@ def _connected(config: Config) -> Iterator[None]:
         if address:
             ray.init(address=address, **quiet)
         else:
-            # On loopback and gone with this process: no token is asked for, and none is written
-            # to the home directory, where it would change how other Ray commands behave.
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             cluster = config.cluster
             cpus = max(os.cpu_count() or 1, cluster.num_workers * cluster.cpus_per_worker)
-            ray.init(_node_ip_address="127.0.0.1", num_cpus=cpus, **quiet)
+            ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
             "Cannot connect to Ray",
@@ -277,8 +288,3 @@ def _explained(error: Exception, config: Config) -> SvfapError:
         do="look at events.jsonl of the run and Ray's logs, then run the same command again to "
         "resume from the newest checkpoint",
     )
-
-
-def fields(result: RunResult) -> dict[str, Any]:
-    """A result as one JSON object."""
-    return dataclasses.asdict(result)

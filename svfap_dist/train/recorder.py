@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -86,7 +88,13 @@ class Recorder:
             step=step,
             total_steps=total_steps,
             world_size=self._world.world_size,
-            endpoints=[url for url in distributed.gathered(self._exporter.address) if url],
+            ranks=distributed.gathered(
+                {
+                    "host": socket.gethostname(),
+                    "pid": os.getpid(),
+                    "metrics": self._exporter.address,
+                }
+            ),
             manifest_fingerprint=manifest_fingerprint,
             config_fingerprint=self._config.fingerprint,
             versions=train_state.versions(),

@@ -18,9 +18,9 @@ from svfap_dist.train import checkpoint
 
 SMALL = [
     "model.size=nano",
-    "data.num_frames=4",
-    "data.sampling_rate=2",
-    "data.frame_size=32",
+    "data.num_frames=8",
+    "data.sampling_rate=1",
+    "data.frame_size=64",
     "train.log_every=1",
     "run.ledger=true",
 ]
@@ -29,7 +29,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> str:
     folder = str(tmp_path_factory.mktemp("data") / "shards")
-    shard("synthetic", "clips=32,frames=16,size=64", folder, min_frames=7, workers=0)
+    shard("synthetic", "clips=32,frames=16,size=64", folder, min_frames=8, workers=0)
     return folder
 
 
@@ -72,7 +72,7 @@ def test_killed_rank_costs_nothing_but_time(shards, tmp_path):
     def kill_rank_1(row: dict[str, Any]) -> None:
         if row["step"] >= 6 and not killed:
             (start,) = [e for e in lines(run / "events.jsonl") if e["event"] == "start"]
-            killed.append(start["pids"][1])
+            killed.append(start["ranks"][1]["pid"])
             os.kill(killed[0], signal.SIGKILL)
 
     run = tmp_path / "killed"
@@ -109,7 +109,7 @@ def test_ctrl_c_saves_a_checkpoint_on_all_ranks(shards, tmp_path):
 def test_rank_error_keeps_its_class_and_is_not_retried(shards, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(ConfigError, match="window"):
-        ray_train.pretrain(config_of(shards, run, "data.sampling_rate=8"), on_log=lambda row: None)
+        ray_train.pretrain(config_of(shards, run, "data.sampling_rate=4"), on_log=lambda row: None)
 
 
 def test_cluster_too_small_is_told_at_once(shards, tmp_path):

@@ -17,9 +17,9 @@ pytestmark = pytest.mark.services
 
 SMALL = [
     "model.size=nano",
-    "data.num_frames=4",
-    "data.sampling_rate=2",
-    "data.frame_size=32",
+    "data.num_frames=8",
+    "data.sampling_rate=1",
+    "data.frame_size=64",
     "train.max_steps=6",
     "train.checkpoint_every=3",
     "train.log_every=1",
@@ -34,7 +34,7 @@ def svfap(*arguments: str) -> subprocess.CompletedProcess:
 def test_shard_and_pretrain_on_ray_by_the_command_line(ceph_bucket):
     data, run = f"{ceph_bucket}/shards", f"{ceph_bucket}/runs/a"
     clips = "clips=32,frames=16,size=64"
-    sharded = svfap("shard", "synthetic", clips, data, "--min-frames", "7", "--json")
+    sharded = svfap("shard", "synthetic", clips, data, "--min-frames", "8", "--json")
     assert sharded.returncode == 0, sharded.stderr
     assert json.loads(sharded.stdout)["num_samples"] == 32
     assert verify(data).num_samples == 32
@@ -57,7 +57,7 @@ def test_wrong_credentials_and_missing_bucket_are_told(ceph, ceph_bucket, monkey
     import fsspec
 
     with pytest.raises(StorageError, match="bucket"):
-        shard("synthetic", "clips=2,frames=16,size=64", "s3://not-there/x", min_frames=7, workers=0)
+        shard("synthetic", "clips=2,frames=16,size=64", "s3://not-there/x", min_frames=8, workers=0)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     with pytest.raises(StorageError, match=r"access denied.*AWS_SECRET_ACCESS_KEY"):

@@ -147,7 +147,8 @@ def test_a_run_ends_with_all_it_promises(two_ranks: dict[str, Any], folder: Path
     named = [event["event"] for event in events if event["event"] != "checkpoint"]
     assert named == ["start", "eval", "eval", "stop"]
     assert [e["step"] for e in events if e["event"] == "checkpoint"] == [4, 8, 12]
-    assert len(events[0]["endpoints"]) == 2
+    assert len({rank["metrics"] for rank in events[0]["ranks"]}) == 2
+    assert len({rank["pid"] for rank in events[0]["ranks"]}) == 2
 
 
 def test_every_epoch_sees_each_sample_at_most_once(two_ranks: dict[str, Any], folder: Path) -> None:
