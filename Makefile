@@ -15,7 +15,7 @@ demo: $(STAMP)
 	$(BIN)/svfap demo --out svfap-demo
 
 test: $(STAMP)
-	$(BIN)/pytest -m "not services and not gpu and not slow"
+	$(BIN)/pytest -n 2 -m "not services and not gpu and not slow"
 
 test-services: $(STAMP)
 	tests/services/install.sh

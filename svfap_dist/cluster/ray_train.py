@@ -22,6 +22,7 @@ from typing import Any
 from svfap_dist import recipe, storage
 from svfap_dist.config import Config
 from svfap_dist.errors import ClusterError, SvfapError
+from svfap_dist.train import pretrain as training
 from svfap_dist.train.pretrain import RunResult
 
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -71,6 +72,7 @@ def pretrain(config: Config, on_log: Callable[[dict[str, Any]], None]) -> RunRes
 
     Raises: the rank's own SvfapError; ClusterError if the group could not be kept alive.
     """
+    training.preflight(config)
     _prepare_own_cluster()
     import ray
 
@@ -169,8 +171,6 @@ def _ray_folder(run_url: str) -> str:
 def _rank(spec: dict[str, Any]) -> None:
     """What each worker runs."""
     import ray
-
-    from svfap_dist.train import pretrain as training
 
     board = spec["board"]
     fatal: SvfapError | None = ray.get(board.fatal.remote())

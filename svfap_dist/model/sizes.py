@@ -56,7 +56,7 @@ class Size:
 
 SIZES: Mapping[str, Size] = {
     "nano": Size(32, 2, (2, 2, 2), 16, 2, 1),  # for tests
-    "tiny": Size(192, 3, (4, 2, 2), 128, 2, 2),  # the demo: seconds on a CPU
+    "tiny": Size(128, 2, (4, 2, 2), 128, 2, 2),  # the demo: seconds on a CPU
     "small": Size(384, 6, (8, 4, 2), 256, 4, 4),
     "base": Size(512, 8, (12, 6, 3), 384, 6, 4),  # the paper's (arXiv 2401.00416)
     "large": Size(768, 12, (16, 8, 4), 512, 8, 6),

@@ -28,7 +28,8 @@ from svfap_dist.train import trained
 ROWS = ("original", "masked", "reconstructed")
 _FRAMES_SHOWN = 6
 _GREY = 0.5
-_LABEL_WIDTH = 96
+_LABEL_WIDTH = 112
+_NAME_LENGTH = 16  # the end of a name tells clips apart
 _GAP = 2
 
 
@@ -92,7 +93,7 @@ def draw(videos: Sequence[np.ndarray], names: Sequence[str]) -> Image.Image:
             top = v * block + r * (height + _GAP)
             text.text((4, top + height // 2 - 6), label, fill="black")
             if r == 0:
-                text.text((4, top + 4), name[:14], fill="black")
+                text.text((4, top + 4), name[-_NAME_LENGTH:], fill="black")
             for f, frame in enumerate(shown):
                 picture = Image.fromarray(rows[r, frame])
                 sheet.paste(picture, (_LABEL_WIDTH + f * (width + _GAP), top))

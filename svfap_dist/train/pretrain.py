@@ -25,11 +25,12 @@ from svfap_dist.data.loader import ClipLoader
 from svfap_dist.data.stream import open_data
 from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError, HealthError
+from svfap_dist.model import sizes
 from svfap_dist.shard_format import Manifest
 from svfap_dist.train import checkpoint, health, schedule
 from svfap_dist.train import state as train_state
 from svfap_dist.train.checkpointer import Checkpointer
-from svfap_dist.train.engine import Engine, process_group
+from svfap_dist.train.engine import Engine, build_arguments, process_group
 from svfap_dist.train.heldout import HeldOut
 from svfap_dist.train.journal import next_attempt
 from svfap_dist.train.recorder import Recorder, Row
@@ -263,6 +264,17 @@ def _require_urls(config: Config) -> None:
                 found="it is empty",
                 do=f"give {key}=a folder or an s3:// prefix",
             )
+
+
+def preflight(config: Config) -> None:
+    """Check all that can be checked before any rank is started: recipe, data, newest checkpoint.
+
+    Raises: ConfigError, ShardError, CheckpointError, StorageError.
+    """
+    _require_urls(config)
+    geometry = build_arguments(config)
+    sizes.resolve(geometry.pop("size"), geometry)
+    _look_around(config)
 
 
 def _look_around(config: Config) -> tuple[Manifest, TrainState | None, int]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from data_sharding.cli import shard
 from svfap_dist import recipe
 from svfap_dist.cluster import ray_train
-from svfap_dist.errors import ClusterError, ConfigError
+from svfap_dist.errors import ClusterError, ConfigError, HealthError
 from svfap_dist.train import checkpoint
 
 SMALL = [
@@ -106,10 +107,23 @@ def test_ctrl_c_saves_a_checkpoint_on_all_ranks(shards, tmp_path):
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
 
 
-def test_rank_error_keeps_its_class_and_is_not_retried(shards, tmp_path):
+@pytest.mark.slow
+def test_error_that_no_restart_mends_comes_back_as_it_was(shards, tmp_path):
     run = tmp_path / "run"
-    with pytest.raises(ConfigError, match="window"):
+    config = config_of(shards, run, "optim.lr=1e30", "optim.warmup_lr=1e30")
+    with pytest.raises(HealthError, match="not finite"):
+        ray_train.pretrain(config, on_log=lambda row: None)
+    assert checkpoint.committed_steps(str(run)) == []
+
+
+def test_mistakes_are_told_before_any_rank_starts(shards, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(ConfigError, match="Window is longer"):
         ray_train.pretrain(config_of(shards, run, "data.sampling_rate=4"), on_log=lambda row: None)
+    with pytest.raises(ConfigError, match="temporal_kernel_size"):
+        ray_train.pretrain(config_of(shards, run, "data.num_frames=6"), on_log=lambda row: None)
+    assert not ray.is_initialized()
+    assert not run.exists()
 
 
 def test_cluster_too_small_is_told_at_once(shards, tmp_path):
