@@ -36,7 +36,7 @@ format: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (about two minutes the first time) ..."
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install --upgrade -c constraints.txt pip
 	$(PIP) install -c constraints.txt torch==2.13.0 -e '.[gpu,dev]'
 	touch $(STAMP)

@@ -18,6 +18,7 @@ from svfap_dist.errors import ConfigError
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Scales = Annotated[tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...], Field(min_length=1)]
 
 
@@ -31,7 +32,7 @@ class RunConfig(_Section):
     name: str = "pretrain"  # label of the metrics
     url: str = ""  # folder or s3:// prefix of the run's files; required to train
     seed: NonNegative = 0  # of weights, order of samples, windows, crops and masks
-    ledger: bool = False  # write (epoch, step, lane, key) of every sample used, for `svfap audit`
+    ledger: bool = False  # write (epoch, step, lane, key) of every sample used below ledger/
 
 
 class DataConfig(_Section):
@@ -95,7 +96,7 @@ class OptimConfig(_Section):
     min_lr: Annotated[float, Field(ge=0.0)] = 1e-5  # at the end of the cosine; released code
     warmup_lr: Annotated[float, Field(ge=0.0)] = 1e-6  # at step 0; released code
     warmup_fraction: Fraction = 0.05  # of all steps; released code: 5 of 100 epochs
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # released code
+    betas: tuple[Beta, Beta] = (0.9, 0.95)  # released code
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.05  # none on biases, norms and 1-D parameters
     clip_grad_norm: Annotated[float, Field(ge=0.0)] = 0.0  # 0: no clipping (released code)
 

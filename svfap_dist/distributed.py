@@ -1,7 +1,7 @@
 """Ranks: who am I, and how do all of us agree.
 
 A rank is whatever has RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment:
-Ray Train, srun and torchrun all set them. A process without them is a world of one.
+Ray Train and torchrun set them. A process without them is a world of one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from svfap_dist.errors import SvfapError
+from svfap_dist.errors import ClusterError, SvfapError
 
 Result = TypeVar("Result")
 
@@ -35,16 +35,39 @@ def from_environment() -> World:
     """The world this process was started in; sets the variables of a world of one if there are
     none."""
     if "RANK" not in os.environ:
+        _refuse_unnumbered_tasks()
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(free_port()))
+    missing = [name for name in ("WORLD_SIZE", "LOCAL_RANK") if name not in os.environ]
+    if missing:
+        raise ClusterError(
+            "Ranks are not numbered in full",
+            where="environment",
+            found=f"RANK is set, {' and '.join(missing)} not",
+            do="start ranks by torchrun or Ray, or set RANK, LOCAL_RANK, WORLD_SIZE, "
+            "LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT",
+        )
     world_size = int(os.environ["WORLD_SIZE"])
     return World(
         rank=int(os.environ["RANK"]),
-        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        local_rank=int(os.environ["LOCAL_RANK"]),
         world_size=world_size,
         local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size))),
     )
+
+
+def _refuse_unnumbered_tasks() -> None:
+    """Several tasks of a Slurm step would each take themselves for rank 0 of the same run."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks > 1:
+        raise ClusterError(
+            "Ranks are not numbered",
+            where=f"task {os.environ.get('SLURM_PROCID')} of a Slurm step of {tasks}",
+            found="no RANK in the environment",
+            do="let srun start one torchrun per node, or export RANK=$SLURM_PROCID, "
+            "LOCAL_RANK=$SLURM_LOCALID, WORLD_SIZE=$SLURM_NTASKS, MASTER_ADDR and MASTER_PORT",
+        )
 
 
 def free_port() -> int:

@@ -86,6 +86,8 @@ def pretrain(config: Config, on_log: Callable[[dict[str, Any]], None]) -> RunRes
                 outcome.wait(_SECONDS_BETWEEN_LOOKS)
                 for row in ray.get(board.take_rows.remote()):
                     on_log(row)
+                if ray.get(board.fatal.remote()) is not None:
+                    break  # no restart can help: leave, and let the restarted group end itself
             except KeyboardInterrupt:
                 interrupts += 1
                 if interrupts > 1:
@@ -147,6 +149,10 @@ def _trainer(config: Config, board: Any) -> Any:
         run_config=RunConfig(
             # A name used before would make Ray Train take up that run's state.
             name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
+            # Ranks on other nodes need the driver's way to the store.
+            worker_runtime_env={
+                "env_vars": {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
+            },
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             **_state_storage(config.run.url),
         ),
@@ -175,7 +181,7 @@ def _rank(spec: dict[str, Any]) -> None:
     board = spec["board"]
     fatal: SvfapError | None = ray.get(board.fatal.remote())
     if fatal is not None:  # an earlier attempt found out that no attempt can succeed
-        raise fatal
+        return
     config = recipe.from_tables(spec["config"], where="the driver's recipe")
     is_main = os.environ["RANK"] == "0"
     stop = threading.Event()

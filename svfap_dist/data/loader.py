@@ -118,7 +118,8 @@ class ClipLoader:
         streams = [Stream(seed, "mask", epoch, slot.sample) for slot in slots]
         visible, masked = _masks(self._config, streams)
         shape = (len(slots), data.num_frames, data.frame_size, data.frame_size, 3)
-        frames = torch.empty(shape, dtype=torch.uint8)
+        # Pinned memory lets the copy to a GPU run beside the computation.
+        frames = torch.empty(shape, dtype=torch.uint8, pin_memory=self._config.cluster.use_gpu)
         tasks = [
             pool.submit(self._fill, frames[row], slot, order, epoch)
             for row, slot in enumerate(slots)

@@ -25,16 +25,6 @@ class Window:
     fetch_seconds: float
     decode_seconds: float
 
-    @property
-    def data_wait_share(self) -> float:
-        """Share of the wall time that the steps waited for data, 0 to 1."""
-        return self.data_wait_seconds / self.seconds if self.seconds else 0.0
-
-    @property
-    def clips_per_second(self) -> float:
-        """This rank's clips per second of wall time."""
-        return self.clips / self.seconds if self.seconds else 0.0
-
 
 class Meter:
     """Adds up steps; `window` hands the sums over and begins anew."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -18,7 +20,7 @@ from typing import Any
 
 import torch
 
-from svfap_dist import distributed
+from svfap_dist import distributed, storage
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data.clips import ClipBatch
 from svfap_dist.data.loader import ClipLoader
@@ -92,13 +94,11 @@ def run(
         for batch in attempt.batches(stack):
             rate = attempt.learning_rate()
             loss = attempt.engine.backward(batch)
-            attempt.count(batch, loss)
-            verdict = attempt.agree(stop_reason()) if attempt.votes_now() else None
+            verdict = attempt.agree(batch, loss, stop_reason())
             update = attempt.engine.update(rate)
             if not update.applied:
-                raise health.gradient_not_finite(attempt.step)
-            if verdict is None:
-                continue
+                raise health.gradient_not_finite(attempt.step + 1)
+            attempt.step += 1
             ends = verdict.stop or attempt.step == attempt.total_steps
             if ends or attempt.is_at(config.train.log_every):
                 attempt.log(loss=verdict.loss, lr=rate, grad_norm=float(update.grad_norm))
@@ -116,8 +116,7 @@ def run(
 class _Attempt:
     """The parts of one attempt at a run on one rank, and what the loop does with them.
 
-    step: optimizer steps completed; between `count` and the update, the one about to be. All ranks
-    call all methods together.
+    step: optimizer steps completed. All ranks call all methods together.
     """
 
     def __init__(
@@ -131,6 +130,7 @@ class _Attempt:
         self._config, self._world = config, world
         found = distributed.together(lambda: _look_around(config) if world.is_main else None)
         self._manifest, state, number = distributed.from_main(found)
+        _check_run_is_shared(config, world, attempt=number)
         self._loader = ClipLoader(config, config.data.url, self._manifest, world)
         self.total_steps = schedule.total_steps(config.train, self._loader.steps_per_epoch)
         self.step = state.step if state else 0
@@ -147,7 +147,6 @@ class _Attempt:
         if state is not None:
             checkpoint.load(config.run.url, state, self.engine, reshape)
         self._health = health.Health(device, config.data.max_bad_fraction)
-        self._votes_each_step = device.type == "cpu"  # where no device is waited for
         self._held_out = HeldOut(config, world) if config.data.eval_url else None
 
     @contextlib.contextmanager
@@ -170,28 +169,20 @@ class _Attempt:
         batch_size = self._config.train.global_batch_size
         return schedule.learning_rate(self._config.optim, batch_size, self.total_steps, self.step)
 
-    def count(self, batch: ClipBatch, loss: torch.Tensor) -> None:
-        """Book a step whose gradient is ready."""
-        epoch = self.step // self._loader.steps_per_epoch
-        self.step += 1
-        self._recorder.count(self.step, epoch, batch)
-        self._health.note(self.step, batch.keys, len(batch.bad), loss)
-
     def is_at(self, period: int) -> bool:
         """Whether something that is due every `period` steps (0: never) is due now."""
         return period > 0 and self.step % period == 0
 
-    def votes_now(self) -> bool:
-        """Whether all ranks vote at this step: on a GPU only where the host waits for it anyway."""
-        train = self._config.train
-        periods = (train.log_every, train.eval_every, train.checkpoint_every)
-        ends = self.step == self.total_steps
-        return self._votes_each_step or ends or any(map(self.is_at, periods))
+    def agree(self, batch: ClipBatch, loss: torch.Tensor, stop_reason: str) -> health.Verdict:
+        """Book the next step, whose gradient is ready, and vote on it.
 
-    def agree(self, stop_reason: str) -> health.Verdict:
-        """Vote; bad samples are written down before they end the run."""
+        Bad samples are written down before they end the run.
+        """
+        next_step, epoch = self.step + 1, self.step // self._loader.steps_per_epoch
+        self._recorder.count(next_step, epoch, batch)
+        stop, settle = bool(stop_reason), self._checkpointer.wants_settling
         try:
-            return self._health.agree(bool(stop_reason), self._checkpointer.wants_settling)
+            return self._health.agree(next_step, batch.keys, len(batch.bad), loss, stop, settle)
         except HealthError:
             self._recorder.write_quarantine()
             raise
@@ -264,6 +255,27 @@ def _require_urls(config: Config) -> None:
                 found="it is empty",
                 do=f"give {key}=a folder or an s3:// prefix",
             )
+
+
+def _check_run_is_shared(config: Config, world: World, attempt: int) -> None:
+    """Every rank must see one and the same run folder: a local path on several hosts is not."""
+    mark = storage.join(config.run.url, ".shared")
+    token = f"attempt {attempt} of {os.getpid()}@{socket.gethostname()}" if world.is_main else ""
+    token = distributed.from_main(token)
+
+    def look() -> None:
+        if not storage.exists(mark) or storage.read_bytes(mark).decode() != token:
+            raise ConfigError(
+                "Ranks do not share the run's folder",
+                where=f"run.url = {config.run.url}, rank {world.rank} on {socket.gethostname()}",
+                found="what rank 0 wrote there is not to be seen",
+                do="give a run.url that every host reaches: s3://... or a shared file system",
+            )
+
+    distributed.together(
+        lambda: storage.write_bytes(mark, token.encode()) if world.is_main else None
+    )
+    distributed.together(look)
 
 
 def preflight(config: Config) -> None:

@@ -29,12 +29,5 @@ def test_a_window_holds_the_steps_since_the_last_one() -> None:
             assert (window.steps, window.clips) == (2, 8)
             assert (window.seconds, window.data_wait_seconds) == (5.0, 3.0)
             assert (window.fetch_seconds, window.decode_seconds) == (0.5, 1.5)
-            assert window.data_wait_share == 0.6
-            assert window.clips_per_second == 1.6
     last = meter.window()
     assert (last.steps, last.seconds, last.data_wait_seconds) == (1, 1.5, 0.5)
-
-
-def test_an_empty_window_has_no_rates() -> None:
-    window = Meter(Clock()).window()
-    assert (window.clips_per_second, window.data_wait_share) == (0.0, 0.0)

@@ -22,31 +22,27 @@ def world_of_one() -> Iterator[None]:
 
 def test_the_verdict_is_what_was_brought() -> None:
     votes = Health(CPU, max_bad_fraction=0.0)
-    votes.note(1, ["a"], 0, torch.tensor(3.0))
-    votes.note(2, ["b"], 0, torch.tensor(1.5))
-    verdict = votes.agree(stop=True, settle=False)
+    verdict = votes.agree(1, ["a"], 0, torch.tensor(1.5), stop=True, settle=False)
     assert (verdict.loss, verdict.stop, verdict.settle) == (1.5, True, False)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_loss_that_is_not_finite_names_its_step_and_clips(bad: float) -> None:
     votes = Health(CPU, max_bad_fraction=1.0)
-    votes.note(7, ["good"], 0, torch.tensor(1.0))
-    votes.note(8, [f"clip{i}" for i in range(10)], 0, torch.tensor(bad))
-    votes.note(9, ["after"], 0, torch.tensor(1.0))
+    votes.agree(7, ["good"], 0, torch.tensor(1.0), stop=False, settle=False)
+    keys = [f"clip{i}" for i in range(10)]
     with pytest.raises(HealthError, match=r"step 8.*clip0.*clip7 and 2 more") as caught:
-        votes.agree(stop=False, settle=False)
+        votes.agree(8, keys, 0, torch.tensor(bad), stop=False, settle=False)
     assert "good" not in caught.value.found
-    assert "after" not in caught.value.found
 
 
 def count_until_error(fraction: float, bad_of_100: int) -> int:
     """Samples seen, a hundred at a time, until the run is ended; 0 if it is not."""
     votes = Health(CPU, fraction)
     for step in range(1, 31):
-        votes.note(step, ["k"] * 100, bad_of_100, torch.tensor(1.0))
+        loss = torch.tensor(1.0)
         try:
-            votes.agree(stop=False, settle=False)
+            votes.agree(step, ["k"] * 100, bad_of_100, loss, stop=False, settle=False)
         except HealthError:
             return step * 100
     return 0
