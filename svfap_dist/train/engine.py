@@ -136,6 +136,7 @@ def build_arguments(config: Config) -> dict[str, Any]:
         "frame_size": config.data.frame_size,
         "tubelet_size": config.model.tubelet_size,
         "patch_size": config.model.patch_size,
+        "num_visible_tubelets": config.num_visible_tubelets,
         **config.model.overrides(),
     }
 
