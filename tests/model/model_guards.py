@@ -61,7 +61,7 @@ def without_gradient(model: MaskedAutoencoder, batch: Batch) -> list[str]:
         for name, parameter in model.named_parameters()
         if parameter.grad is None
         or (
-            parameter.grad.abs().max() < 1e-7
+            parameter.grad.abs().max() < 1e-9
             and not ("spatial_downsamples" in name and name.endswith("fc2.bias"))
         )
     ]
