@@ -11,7 +11,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from svfap_dist.errors import ConfigError
 
@@ -29,7 +29,7 @@ def _tokens_per_stage(value: Any) -> int | tuple[int, ...]:
 
 
 # One check instead of pydantic's for a union, which would name the union's branches, not the key.
-BottleneckTokens = Annotated[int | tuple[int, ...], PlainValidator(_tokens_per_stage)]
+BottleneckTokens = Annotated[int | tuple[int, ...], BeforeValidator(_tokens_per_stage)]
 
 
 class _Section(BaseModel):
@@ -137,6 +137,12 @@ class TrainConfig(_Section):
     max_steps: NonNegative = 0  # optimizer steps; 0: as many as the epochs have
     dtype: Literal["float32", "bfloat16"] = "float32"
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2  # DeepSpeed ZeRO stage
+    # torch.compile of the model, which takes a minute at the start; wants Triton on a GPU, a C++
+    # compiler on a CPU.
+    compile: bool = False
+    # Keep only what goes into each block and compute the rest again in the backward pass: a third
+    # more work, several times less memory.
+    activation_checkpointing: bool = False
     log_every: Positive = 10  # steps
     eval_every: NonNegative = (
         0  # steps between evaluations on data.eval_url; 0: at the start and the end
@@ -235,6 +241,8 @@ _FREE_TO_CHANGE = {
     "train": (
         "micro_batch_size",
         "zero_stage",
+        "compile",
+        "activation_checkpointing",
         "log_every",
         "eval_every",
         "checkpoint_every",
