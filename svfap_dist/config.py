@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from svfap_dist.errors import ConfigError
 
@@ -20,6 +20,17 @@ NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Scales = Annotated[tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...], Field(min_length=1)]
+
+
+def _tokens_per_stage(value: Any) -> int | tuple[int, ...]:
+    numbers = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if not numbers or not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError("give a whole number greater than 0, or a list of them, one per stage")
+    return numbers if isinstance(value, (list, tuple)) else numbers[0]
+
+
+# One check instead of pydantic's for a union, which would name the union's branches, not the key.
+BottleneckTokens = Annotated[int | tuple[int, ...], BeforeValidator(_tokens_per_stage)]
 
 
 class _Section(BaseModel):
@@ -43,6 +54,9 @@ class DataConfig(_Section):
     num_frames: Positive = 16  # frames of a clip (paper: 16)
     sampling_rate: Positive = 4  # frame stride (paper: 4, so a clip spans 61 frames)
     frame_size: Positive = 160  # pixels, height and width of a clip (paper: 160)
+    # Clips cut from each decoded window, each with a crop and a mask of its own. A step decodes
+    # global_batch_size / repeated_sampling samples; an epoch shows each of them so many times.
+    repeated_sampling: Positive = 1
     region: Literal["voxceleb2", "centre", "full"] = (
         "voxceleb2"  # cut before augmentation, see data/clips
     )
@@ -63,21 +77,35 @@ class DecodeConfig(_Section):
 class MaskConfig(_Section):
     """Which tokens the encoder does not see."""
 
-    kind: Literal["tube"] = "tube"  # paper: the same patches in every tubelet frame
-    ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9  # paper: 0.9
+    # tube: the same patches in every tubelet frame (paper). random: as many in every tubelet frame,
+    # but other ones. frame: all patches of whole tubelet frames.
+    kind: Literal["tube", "random", "frame"] = "tube"
+    ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9  # share of what is masked (paper: 0.9)
+    # Share of the masked tokens that the decoder predicts; below 1, a running cell of 2x2 patches
+    # says which (VideoMAE V2's dual masking, there 0.5), and the loss is on those only.
+    decoder_ratio: Annotated[float, Field(gt=0.0, le=1.0, multiple_of=0.25)] = 1.0
 
 
 class ModelConfig(_Section):
-    """Size of the autoencoder; fields left out take the value of the named size (model/sizes)."""
+    """Size of the autoencoder; fields left out take the value of the named size (model/sizes).
 
-    size: Literal["nano", "tiny", "small", "base", "large"] = "base"
+    The paper's ablations are each one field here, [mask] or [data]."""
+
+    encoder: Literal["tpsbt", "vit"] = "tpsbt"  # paper: TPSBT; vit: VideoMAE's, the baseline
+    size: Literal["nano", "tiny", "small", "base", "large"] = "base"  # of that encoder
     tubelet_size: Positive = 2  # frames of a tubelet (paper: 2)
     patch_size: Positive = 16  # pixels of a patch (paper: 16)
     embed_dim: Positive | None = None
     num_heads: Positive | None = None
     stage_depths: tuple[Positive, ...] | None = None
-    temporal_kernel_size: Positive | None = None
-    num_bottleneck_tokens: Positive | None = None
+    temporal_kernel_size: Positive | None = None  # tubelet frames merged between stages (paper: 2)
+    # How they are merged: strided convolution (paper), or pooling, which learns nothing.
+    temporal_downsampling: Literal["conv", "average", "max"] = "conv"
+    # Per tubelet frame (paper: 8); a list has one number for each stage but the first.
+    num_bottleneck_tokens: BottleneckTokens | None = None
+    pyramid: bool = True  # false: nothing is merged, every stage has all tubelet frames
+    bottleneck: bool = True  # false: later stages have standard blocks over all their tokens
+    fusion: bool = True  # false: the decoder gets the last stage alone, repeated in time
     decoder_embed_dim: Positive | None = None
     decoder_num_heads: Positive | None = None
     decoder_depth: Positive | None = None
@@ -110,6 +138,12 @@ class TrainConfig(_Section):
     max_steps: NonNegative = 0  # optimizer steps; 0: as many as the epochs have
     dtype: Literal["float32", "bfloat16"] = "float32"
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2  # DeepSpeed ZeRO stage
+    # torch.compile of the model, which takes a minute at the start; wants Triton on a GPU, a C++
+    # compiler on a CPU.
+    compile: bool = False
+    # Keep only what goes into each block and compute the rest again in the backward pass: a third
+    # more work, several times less memory.
+    activation_checkpointing: bool = False
     log_every: Positive = 10  # steps
     eval_every: NonNegative = (
         0  # steps between evaluations on data.eval_url; 0: at the start and the end
@@ -164,6 +198,7 @@ class Config(_Section):
     @model_validator(mode="after")
     def _check(self) -> Config:
         _check_clip(self)
+        _check_mask(self)
         _check_batch(self)
         return self
 
@@ -171,6 +206,22 @@ class Config(_Section):
     def window(self) -> int:
         """Source frames that a clip spans (16 frames at stride 4: 61)."""
         return (self.data.num_frames - 1) * self.data.sampling_rate + 1
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples read for one optimizer step, over all ranks."""
+        return self.train.global_batch_size // self.data.repeated_sampling
+
+    @property
+    def num_tubelets(self) -> int:
+        """Tubelet frames of a clip."""
+        return self.data.num_frames // self.model.tubelet_size
+
+    @property
+    def num_visible_tubelets(self) -> int:
+        """Tubelet frames of a clip that have visible tokens."""
+        masked = round(self.num_tubelets * self.mask.ratio) if self.mask.kind == "frame" else 0
+        return self.num_tubelets - masked
 
     @property
     def fingerprint(self) -> str:
@@ -191,6 +242,8 @@ _FREE_TO_CHANGE = {
     "train": (
         "micro_batch_size",
         "zero_stage",
+        "compile",
+        "activation_checkpointing",
         "log_every",
         "eval_every",
         "checkpoint_every",
@@ -216,23 +269,37 @@ def _check_clip(config: Config) -> None:
             data.frame_size,
             f"it is not a multiple of model.patch_size = {model.patch_size}",
         )
-    patches = (data.frame_size // model.patch_size) ** 2
-    if not 0 < round(patches * config.mask.ratio) < patches:
+
+
+def _check_mask(config: Config) -> None:
+    mask, tubelets = config.mask, config.num_tubelets
+    patches = (config.data.frame_size // config.model.patch_size) ** 2
+    choice = tubelets if mask.kind == "frame" else patches
+    if not 0 < round(choice * mask.ratio) < choice:
+        things = "tubelet frames" if mask.kind == "frame" else "patches"
         raise _impossible(
-            "mask.ratio",
-            config.mask.ratio,
-            f"of {patches} patches it must mask some and leave some",
+            "mask.ratio", mask.ratio, f"of {choice} {things} it must mask some and leave some"
+        )
+    # Over 4 tubelet frames the cell has run through all its places, so that each masked tube, and
+    # thereby every clip, has as many predicted tokens. No other mask gives every clip equally many.
+    if mask.decoder_ratio < 1 and (mask.kind != "tube" or tubelets % 4):
+        raise _impossible(
+            "mask.decoder_ratio",
+            mask.decoder_ratio,
+            "below 1 it wants mask.kind = tube and a multiple of 4 tubelet frames, not "
+            f"{mask.kind} and {tubelets}",
         )
 
 
 def _check_batch(config: Config) -> None:
     train, data = config.train, config.data
-    if train.global_batch_size % data.num_lanes:
+    if train.global_batch_size % (data.num_lanes * data.repeated_sampling):
         raise _impossible(
             "train.global_batch_size",
             train.global_batch_size,
-            "every step takes equally many clips from each lane, and data.num_lanes = "
-            f"{data.num_lanes} does not divide it",
+            "every step takes equally many samples from each lane, and cuts as many clips from "
+            f"each sample: data.num_lanes = {data.num_lanes} times data.repeated_sampling = "
+            f"{data.repeated_sampling} does not divide it",
         )
     if train.zero_stage == 0 and train.dtype == "bfloat16":
         raise _impossible(

@@ -40,6 +40,9 @@ def test_help_imports_nothing_heavy():
         (["shard", "folder", "no-such-folder", "out"], None, ["no-such-folder"]),
         (["shard", "betamax", ".", "out"], 2, ["betamax", "folder"]),
         (["reconstruct", "no-such-run", "a.mp4"], 5, ["no-such-run"]),
+        (["reconstruct", "no-such-run", "a.mp4", "--show", "hands"], 2, ["hands", "use frames"]),
+        (["import", "no-such.pth", "-o", "out"], 5, ["no-such.pth"]),
+        (["import", "a.pth", "-o", "out", "--stage-depths", "2-3"], 2, ["--stage-depths", "2-3"]),
         (["report", "no-such-run"], 2, ["no-such-run", "metrics.jsonl"]),
     ],
 )

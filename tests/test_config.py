@@ -40,7 +40,14 @@ def test_paper_recipe_is_the_released_codes():
 
 def test_resolved_recipe_reads_back_as_itself():
     config = recipe.load(
-        "tiny_cpu", ["data.url=s3://b/x", "model.stage_depths=[3,2,2]", "run.seed=7"]
+        "tiny_cpu",
+        [
+            "data.url=s3://b/x",
+            "model.stage_depths=[3,2,2]",
+            "model.num_bottleneck_tokens=[4,2]",
+            "model.pyramid=false",
+            "run.seed=7",
+        ],
     )
     again = recipe.from_tables(tomllib.loads(recipe.dumps(config)), where="dumped")
     assert again == config
@@ -62,6 +69,9 @@ def test_resolved_recipe_reads_back_as_itself():
         ("data.frame_size=100", "data.frame_size", "model.patch_size"),
         ("data.num_frames=15", "data.num_frames", "model.tubelet_size"),
         ("mask.ratio=0.999", "mask.ratio", "mask.ratio"),
+        ("model.num_bottleneck_tokens=[8,0]", "model.num_bottleneck_tokens", "one per stage"),
+        ("model.encoder=vitt", "model.encoder", "'tpsbt' or 'vit'"),
+        ("data.repeated_sampling=3", "train.global_batch_size", "data.repeated_sampling = 3"),
         ("train", "train", "section.key=value"),
     ],
 )
@@ -123,5 +133,8 @@ def test_fingerprint_minds_the_numbers_and_not_the_place():
         "data.num_lanes=2",
         "mask.ratio=0.8",
         "model.embed_dim=96",
+        "model.fusion=false",
+        "data.repeated_sampling=2",
+        "mask.decoder_ratio=0.5",
     ):
         assert recipe.load("tiny_cpu", [other]).fingerprint != config.fingerprint, other

@@ -12,6 +12,7 @@ same for all frames of the clip, resized to the clip's size.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -45,8 +46,9 @@ class Crop:
 class ClipBatch:
     """A rank's clips of one step, in slot order.
 
-    keys and samples name what the order asked for; where `substituted`, the frames are those of a
-    neighbour because that sample is bad.
+    A slot has one clip, or data.repeated_sampling clips of one sample in a row: B clips in all. The
+    lists have an entry per slot. keys and samples name what the order asked for; where
+    `substituted`, the frames are those of a neighbour because that sample is bad.
     """
 
     frames: torch.Tensor  # uint8 [B, F, H, W, 3]
@@ -128,10 +130,11 @@ def resize(frames: np.ndarray, crop: Crop, size: int) -> torch.Tensor:
     return cut.permute(0, 2, 3, 1).contiguous()
 
 
-def random_clip(
-    video: bytes, info: VideoInfo, config: Config, window: Stream, crop: Stream
-) -> torch.Tensor:
-    """A training clip: random window, region, random crop. uint8 [F, size, size, 3].
+def random_clips(
+    video: bytes, info: VideoInfo, config: Config, window: Stream, crops: Sequence[Stream]
+) -> list[torch.Tensor]:
+    """Training clips of one random window, each cut by a random crop of the region out of the same
+    decoded frames: uint8 [F, size, size, 3] each.
 
     Raises: DecodeError if the video is too short or cannot be decoded.
     """
@@ -139,7 +142,10 @@ def random_clip(
     start = window_start(window, info.num_frames, config.window)
     frames = decode(video, start, data.num_frames, data.sampling_rate, info)
     within = region(data.region, info.height, info.width)
-    return resize(frames, random_crop(crop, within, data.crop_scales), data.frame_size)
+    return [
+        resize(frames, random_crop(crop, within, data.crop_scales), data.frame_size)
+        for crop in crops
+    ]
 
 
 def fixed_clip(video: bytes, info: VideoInfo, config: Config) -> torch.Tensor:

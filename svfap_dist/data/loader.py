@@ -5,9 +5,10 @@ bits whatever the number of threads, the step at which a run is taken up again, 
 work is; over all ranks, the same samples for every world size.
 
 A slot of a step is one task of a thread pool: read, decode, crop, mask, write into the slot's row
-of the batch. Nothing passes from task to task, so their order cannot matter. Threads do, and no
-processes are needed, because PyAV, NumPy, torch and hashing let go of Python's lock. Only a few
-steps are in the pool at a time; that and the reader's cache bound the memory.
+of the batch (its rows, if a sample is worth several clips). Nothing passes from task to task, so
+their order cannot matter. Threads do, and no processes are needed, because PyAV, NumPy, torch and
+hashing let go of Python's lock. Only a few steps are in the pool at a time; that and the reader's
+cache bound the memory.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data import masking
-from svfap_dist.data.clips import ClipBatch, fixed_clip, random_clip
+from svfap_dist.data.clips import ClipBatch, fixed_clip, random_clips
 from svfap_dist.data.decode_cpu import TooShortError, WrongSizeError
 from svfap_dist.data.order import EpochOrder, Slot, steps_per_epoch
 from svfap_dist.data.stream import BadSample, Sample, SampleReader
@@ -73,8 +74,8 @@ class ClipLoader:
         check_world_size(config, world.world_size)
         self._config, self._world = config, world
         self._shard_sizes = [shard.num_samples for shard in manifest.shards]
-        batch_size = config.train.global_batch_size
-        self.steps_per_epoch = steps_per_epoch(manifest.num_samples, batch_size)
+        samples = config.samples_per_step
+        self.steps_per_epoch = steps_per_epoch(manifest.num_samples, samples)
         range_bytes, cache_bytes = read_ahead(config, manifest, world)
         self._reader = SampleReader(url, manifest, range_bytes=range_bytes, cache_bytes=cache_bytes)
 
@@ -105,7 +106,7 @@ class ClipLoader:
             self._shard_sizes,
             seed=self._config.run.seed,
             epoch=epoch,
-            global_batch_size=self._config.train.global_batch_size,
+            global_batch_size=self._config.samples_per_step,
             num_lanes=data.num_lanes,
             shuffle_block=data.shuffle_block,
         )
@@ -114,33 +115,44 @@ class ClipLoader:
         self, pool: ThreadPoolExecutor, order: EpochOrder, epoch: int, step_in_epoch: int
     ) -> _Unfinished:
         slots = order.slots(step_in_epoch, self._world.rank, self._world.world_size)
-        data, seed = self._config.data, self._config.run.seed
-        streams = [Stream(seed, "mask", epoch, slot.sample) for slot in slots]
+        data = self._config.data
+        repeats = data.repeated_sampling
+        streams = [s for slot in slots for s in self._streams("mask", epoch, slot)]
         visible, masked = _masks(self._config, streams)
-        shape = (len(slots), data.num_frames, data.frame_size, data.frame_size, 3)
+        shape = (len(slots), repeats, data.num_frames, data.frame_size, data.frame_size, 3)
         # Pinned memory lets the copy to a GPU run beside the computation.
         frames = torch.empty(shape, dtype=torch.uint8, pin_memory=self._config.cluster.use_gpu)
         tasks = [
             pool.submit(self._fill, frames[row], slot, order, epoch)
             for row, slot in enumerate(slots)
         ]
-        return _Unfinished(slots, frames, visible, masked, tasks)
+        return _Unfinished(slots, frames.flatten(0, 1), visible, masked, tasks)
 
-    def _fill(self, row: torch.Tensor, slot: Slot, order: EpochOrder, epoch: int) -> list[_Attempt]:
-        """Write a slot's clip into its row: of its own sample, or of the nearest good one."""
-        seed = self._config.run.seed
+    def _streams(self, purpose: str, epoch: int, slot: Slot) -> list[Stream]:
+        """A stream for each clip of a slot; the first is the same however many there are."""
+        key = (self._config.run.seed, purpose, epoch, slot.sample)
+        repeats = range(1, self._config.data.repeated_sampling)
+        return [Stream(*key), *(Stream(*key, repeat) for repeat in repeats)]
 
-        def cut(sample: Sample) -> torch.Tensor:  # random by the slot, whatever sample fills it
-            window = Stream(seed, "window", epoch, slot.sample)
-            crop = Stream(seed, "crop", epoch, slot.sample)
-            return random_clip(sample.video, sample.info, self._config, window, crop)
+    def _fill(
+        self, rows: torch.Tensor, slot: Slot, order: EpochOrder, epoch: int
+    ) -> list[_Attempt]:
+        """Write a slot's clips into its rows: of its own sample, or of the nearest good one."""
+
+        def cut(
+            sample: Sample,
+        ) -> list[torch.Tensor]:  # random by the slot, whatever sample fills it
+            window = Stream(self._config.run.seed, "window", epoch, slot.sample)
+            crops = self._streams("crop", epoch, slot)
+            return random_clips(sample.video, sample.info, self._config, window, crops)
 
         attempts: list[_Attempt] = []
         for index in itertools.islice(_candidates(order, slot), 1 + _SUBSTITUTES_TRIED):
-            attempt, clip = _try(self._reader, index, cut)
+            attempt, clips = _try(self._reader, index, cut)
             attempts.append(attempt)
-            if clip is not None:
-                row.copy_(clip)
+            if clips is not None:
+                for row, clip in zip(rows, clips, strict=True):
+                    row.copy_(clip)
                 return attempts
         raise HealthError(
             "No readable sample is near an unreadable one",
@@ -163,24 +175,24 @@ def held_out_batches(
     indices = range(world.rank, min(max_clips, manifest.num_samples), world.world_size)
     size = config.train.micro_batch_size
 
-    def made(index: int) -> tuple[_Attempt, torch.Tensor | None]:
-        return _try(reader, index, lambda sample: fixed_clip(sample.video, sample.info, config))
+    def made(index: int) -> tuple[_Attempt, list[torch.Tensor] | None]:
+        return _try(reader, index, lambda sample: [fixed_clip(sample.video, sample.info, config)])
 
     with _thread_pool(config) as pool:
         for first in range(0, len(indices), size):
             results = list(pool.map(made, indices[first : first + size]))
-            if any(clip is not None for _, clip in results):
+            if any(clips is not None for _, clips in results):
                 yield _held_out_batch(config, results)
 
 
 def _held_out_batch(
-    config: Config, results: list[tuple[_Attempt, torch.Tensor | None]]
+    config: Config, results: list[tuple[_Attempt, list[torch.Tensor] | None]]
 ) -> ClipBatch:
-    good = [attempt for attempt, clip in results if clip is not None]
+    good = [attempt for attempt, clips in results if clips is not None]
     streams = [Stream(config.run.seed, "held-out", attempt.index) for attempt in good]
     visible, masked = _masks(config, streams)
     return ClipBatch(
-        frames=torch.stack([clip for _, clip in results if clip is not None]),
+        frames=torch.stack([clip for _, clips in results for clip in clips or ()]),
         visible=visible,
         masked=masked,
         keys=[attempt.key for attempt in good],
@@ -222,29 +234,27 @@ def _candidates(order: EpochOrder, slot: Slot) -> Iterator[int]:
 
 
 def _try(
-    reader: SampleReader, index: int, cut: Callable[[Sample], torch.Tensor]
-) -> tuple[_Attempt, torch.Tensor | None]:
-    """Read a sample and cut its clip, uint8 [F, H, W, 3]; a sample that is no use is a value."""
+    reader: SampleReader, index: int, cut: Callable[[Sample], list[torch.Tensor]]
+) -> tuple[_Attempt, list[torch.Tensor] | None]:
+    """Read a sample and cut its clips, uint8 [F, H, W, 3]; a sample that is no use is a value."""
     began = time.perf_counter()
     found = reader.read(index)
     fetched = time.perf_counter()
-    clip, bad = None, None
+    clips, bad = None, None
     if isinstance(found, BadSample):
         bad = found
     else:
         try:
-            clip = cut(found)
+            clips = cut(found)
         except DecodeError as error:
             bad = BadSample(index, found.key, _REASONS.get(type(error), "undecodable"), str(error))
     decoded = time.perf_counter()
-    return _Attempt(index, found.key, bad, fetched - began, decoded - fetched), clip
+    return _Attempt(index, found.key, bad, fetched - began, decoded - fetched), clips
 
 
 def _masks(config: Config, streams: list[Stream]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token indices for the clips with these random streams: visible [B, V], masked [B, M]."""
-    tubelets = config.data.num_frames // config.model.tubelet_size
-    patches = (config.data.frame_size // config.model.patch_size) ** 2
-    splits = [masking.tube(stream, tubelets, patches, config.mask.ratio) for stream in streams]
+    splits = [masking.predicted_split(stream, config) for stream in streams]
     return (
         torch.stack([torch.from_numpy(split.visible) for split in splits]),
         torch.stack([torch.from_numpy(split.masked) for split in splits]),

@@ -41,7 +41,7 @@ def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
         raise ConfigError(
             "Data set is smaller than one global batch",
             where="train.global_batch_size",
-            found=f"{global_batch_size} clips per step, {num_samples} samples in the manifest",
+            found=f"{global_batch_size} samples per step, {num_samples} in the manifest",
             do=f"lower train.global_batch_size to at most {num_samples}, or shard more videos",
         )
     return num_samples // global_batch_size

@@ -21,13 +21,15 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         self.size = size
         self.encoder = Encoder(size)
-        self.fusion = StageFusion(size.embed_dim, size.num_tubelets)
+        seen = size.num_visible_tubelets or size.num_tubelets
+        self.fusion = StageFusion(size.embed_dim, seen, last_only=not size.fusion)
         self.decoder = Decoder(size)
 
     def forward(self, clips: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
         """Standardised pixels [B, M, P] of the masked patches.
 
-        Clips are floats [B, 3, F, H, W]; `visible` [B, V] and `masked` [B, M] int64, sorted.
+        Clips are floats [B, 3, F, H, W]; `visible` [B, V] and `masked` [B, M] int64, sorted;
+        `masked` may leave out masked patches that need not be predicted.
         """
         tokens = self.fusion(self.encoder(clips, visible))  # [B, V, D]
         return self.decoder(tokens, visible, masked)

@@ -43,6 +43,8 @@ class Decoder(nn.Module):
         positions = self.table.to(seen.dtype)  # DeepSpeed's bfloat16 leaves tables in float32
         wanted = self.mask_token + positions[masked]
         x = torch.cat((seen + positions[visible], wanted), dim=1)  # [B, V + M, E]
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x)
-        return self.head(self.norm(x[:, visible.shape[1] :]))
+        x = last(x, visible.shape[1])  # of this block only the masked tokens are asked for
+        return self.head(self.norm(x))

@@ -1,16 +1,18 @@
-"""The TPSBT encoder: temporal pyramid and spatial bottleneck transformer.
+"""The encoder: TPSBT (temporal pyramid and spatial bottleneck transformer), and within it the ViT.
 
 In: clips, and the indices of the visible tokens (all of them when fine-tuning). Out: the tokens of
-every stage. Stage 1 is a plain transformer. Each later stage halves time (pyramid), condenses the
-positions of a tubelet frame into a few bottleneck tokens, works on those, and in its last, reverse
-block hands what they learnt back to the positions. Pre-training and fine-tuning share this one
-class, so their weights cannot drift apart. The context of the reverse block is the bottleneck
-tokens and nothing else: a wider context is how masked pixels once leaked into the encoder.
+every stage. Stage 1 is a plain transformer, and alone it is the vanilla ViT of VideoMAE. Each later
+stage halves time (pyramid), condenses the positions of a tubelet frame into a few bottleneck
+tokens, works on those, and in its last, reverse block hands what they learnt back to the positions.
+Pre-training and fine-tuning share this one class, so their weights cannot drift apart. The context
+of the reverse block is the bottleneck tokens and nothing else: a wider context is how masked pixels
+once leaked into the encoder.
 
 Source: arXiv 2401.00416, section on the TPSBT encoder.
 
-Legend: B clips, T tubelet frames of the clip, t of the stage, s positions per tubelet frame (S when
-all are visible), z bottleneck tokens per tubelet frame, k temporal kernel, D width.
+Legend: B clips, T tubelet frames with visible tokens (all of the clip's unless whole frames are
+masked), t of the stage, s positions per tubelet frame (S when all are visible), z bottleneck tokens
+per tubelet frame, k temporal kernel, D width.
 """
 
 from __future__ import annotations
@@ -41,6 +43,27 @@ class TemporalDownsample(nn.Conv1d):
         return F.linear(x, self.weight.transpose(1, 2).flatten(1), self.bias)
 
 
+class TemporalPool(nn.Module):
+    """Merges k tubelet frames into their mean or maximum: [B, t, s, D] -> [B, t/k, s, D]."""
+
+    def __init__(self, kind: str, kernel_size: int) -> None:
+        super().__init__()
+        self.kind, self.kernel_size = kind, kernel_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = x.unflatten(1, (-1, self.kernel_size))  # [B, t/k, k, s, D]
+        return groups.mean(2) if self.kind == "average" else groups.amax(2)
+
+
+def _temporal_downsample(size: Size) -> nn.Module:
+    """What a later stage begins with."""
+    if not size.pyramid:
+        return nn.Identity()
+    if size.temporal_downsampling == "conv":
+        return TemporalDownsample(size.embed_dim, size.temporal_kernel_size)
+    return TemporalPool(size.temporal_downsampling, size.temporal_kernel_size)
+
+
 class SpatialBottleneck(nn.Module):
     """Condenses the positions of each tubelet frame: [B, t, s, D] -> [B, t, z, D].
 
@@ -52,33 +75,39 @@ class SpatialBottleneck(nn.Module):
         self.norm = layer_norm(dim)
         self.mlp = Mlp(dim, dim // 4, num_tokens)
 
+    def weights(self, x: Tensor) -> Tensor:
+        """What each position adds to each token, [B, t, s, z], summing to 1 over s."""
+        return self.mlp(self.norm(x)).softmax(dim=2)
+
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.mlp(self.norm(x)).softmax(dim=2)  # [B, t, s, z], summing to 1 over s
-        return weights.transpose(2, 3) @ x
+        return self.weights(x).transpose(2, 3) @ x
 
 
 class Encoder(nn.Module):
-    """TPSBT: clips -> tokens of every stage."""
+    """TPSBT or ViT: clips -> tokens of every stage."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
         self.num_tubelets = size.num_tubelets
+        self.num_visible_tubelets = size.num_visible_tubelets or size.num_tubelets
         self.stage_depths = size.stage_depths
-        dim, later_stages = size.embed_dim, range(1, len(size.stage_depths))
+        self.has_bottleneck = size.bottleneck
+        dim = size.embed_dim
         self.patch_embed = PatchEmbed(
             size.num_frames, size.frame_size, size.tubelet_size, size.patch_size, dim
         )
+        later_block = CrossBlock if size.bottleneck else Block
         # The blocks of all stages in one list, numbered through, as in the released weights.
         self.blocks = nn.ModuleList(
-            (Block if stage == 0 else CrossBlock)(dim, size.num_heads)
+            (Block if stage == 0 else later_block)(dim, size.num_heads)
             for stage, depth in enumerate(size.stage_depths)
             for _ in range(depth)
         )
         self.temporal_downsamples = nn.ModuleList(
-            TemporalDownsample(dim, size.temporal_kernel_size) for _ in later_stages
+            _temporal_downsample(size) for _ in size.stage_depths[1:]
         )
         self.spatial_downsamples = nn.ModuleList(
-            SpatialBottleneck(dim, size.num_bottleneck_tokens) for _ in later_stages
+            SpatialBottleneck(dim, tokens) for tokens in size.bottleneck_tokens if size.bottleneck
         )
         self.apply(init_linear)
 
@@ -86,44 +115,58 @@ class Encoder(nn.Module):
         """Tokens of each stage, [B, t*s, D], finest first.
 
         Clips are normalised floats [B, 3, F, H, W]; `visible` [B, V] are the sorted indices of the
-        tokens to see, tubes: the same number, V/T, in every tubelet frame. None means all.
+        tokens to see, the same number, V/T, in every tubelet frame that has any. Where these are
+        other patches in each frame, the i-th visible ones of neighbouring frames are merged. None
+        means all.
         """
         x = self.patch_embed(clips, visible)  # [B, T*s, D]
-        assert x.shape[1] % self.num_tubelets == 0, "as many visible tokens in each tubelet frame"
+        frames = self.num_tubelets if visible is None else self.num_visible_tubelets
+        assert x.shape[1] % frames == 0, "as many visible tokens in each tubelet frame"
         blocks = iter(self.blocks)
         for _ in range(self.stage_depths[0]):
             x = next(blocks)(x)
         stages = [x]
-        x = x.unflatten(1, (self.num_tubelets, -1))  # [B, T*s, D] -> [B, T, s, D]
-        for depth, merge, condense in zip(
-            self.stage_depths[1:], self.temporal_downsamples, self.spatial_downsamples, strict=True
-        ):
-            x = merge(x)  # [B, t, s, D]
+        for stage, depth in enumerate(self.stage_depths[1:]):
+            x = x.unflatten(1, (frames, -1))  # [B, t*s, D] -> [B, t, s, D]
+            x = self.temporal_downsamples[stage](x)
+            frames = x.shape[1]
             positions = x.flatten(1, 2)  # [B, t*s, D]
-            bottleneck = condense(x).flatten(1, 2)  # [B, t*z, D]
-            for _ in range(depth - 1):
-                bottleneck = next(blocks)(bottleneck, positions)
-            positions = next(blocks)(positions, bottleneck)
-            stages.append(positions)
-            x = positions.view_as(x)
+            if self.has_bottleneck:
+                tokens = self.spatial_downsamples[stage](x).flatten(1, 2)  # [B, t*z, D]
+                for _ in range(depth - 1):
+                    tokens = next(blocks)(tokens, positions)
+                x = next(blocks)(positions, tokens)
+            else:
+                x = positions
+                for _ in range(depth):
+                    x = next(blocks)(x)
+            stages.append(x)
         return stages
 
 
 class StageFusion(nn.Module):
-    """Sums the stages at the finest time resolution, then normalises: list -> [B, T*s, D]."""
+    """Sums the stages at the finest time resolution, then normalises: list -> [B, T*s, D].
 
-    def __init__(self, dim: int, num_tubelets: int) -> None:
+    With `last_only` it is the last stage alone that is brought to that resolution.
+    """
+
+    def __init__(self, dim: int, num_tubelets: int, last_only: bool = False) -> None:
         super().__init__()
         self.num_tubelets = num_tubelets
+        self.last_only = last_only
         self.norm = layer_norm(dim)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
-        finest = stages[0].unflatten(1, (self.num_tubelets, -1))  # [B, T, s, D]
-        fused = finest
-        for coarse in stages[1:]:
-            x = coarse.unflatten(1, (-1, finest.shape[2]))  # [B, t, s, D]
-            # Nearest neighbour in time: each coarse frame stands for the T/t frames it came from.
-            repeats = self.num_tubelets // x.shape[1]
-            x = x.unsqueeze(2).expand(-1, -1, repeats, -1, -1).flatten(1, 2)  # [B, T, s, D]
-            fused = fused + x
+        positions = stages[0].shape[1] // self.num_tubelets
+        first, *others = stages[-1:] if self.last_only else stages
+        fused = self._at_finest(first, positions)
+        for stage in others:
+            fused = fused + self._at_finest(stage, positions)
         return self.norm(fused.flatten(1, 2))
+
+    def _at_finest(self, stage: Tensor, positions: int) -> Tensor:
+        """A stage [B, t*s, D] repeated in time, [B, T, s, D]."""
+        x = stage.unflatten(1, (-1, positions))  # [B, t, s, D]
+        # Nearest neighbour in time: each coarse frame stands for the T/t frames it came from.
+        repeats = self.num_tubelets // x.shape[1]
+        return x.unsqueeze(2).expand(-1, -1, repeats, -1, -1).flatten(1, 2)

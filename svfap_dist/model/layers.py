@@ -10,9 +10,12 @@ Legend: B clips, N tokens, K context tokens, D width, h heads.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 MLP_RATIO = 4
 
@@ -76,11 +79,12 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        """What the tokens from `first` on take from all tokens: [B, N, D] -> [B, N - first, D]."""
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         # [B, N, 3*D] -> three of [B, N, h, D/h]
         q, k, v = self.qkv(x, bias).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        return self.proj(_attend(q, k, v))
+        return self.proj(_attend(q[:, first:], k, v))
 
 
 class CrossAttention(nn.Module):
@@ -103,7 +107,35 @@ class CrossAttention(nn.Module):
         return self.proj(_attend(q, k, v))
 
 
-class Block(nn.Module):
+class _Recomputing(nn.Module):
+    """A block that may forget what is inside it and compute it again in the backward pass.
+
+    Subclasses say in `run` what they compute.
+    """
+
+    recomputes = False
+
+    def run(self, *args: Any, **kwargs: Any) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, *args: Any) -> Tensor:
+        if self.recomputes and torch.is_grad_enabled():
+            return checkpoint(self.run, *args, use_reentrant=False)
+        return self.run(*args)
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Activation checkpointing: from now on all blocks of `model` keep only what goes in.
+
+    Costs a second forward pass; memory then grows by one tensor per block instead of a dozen.
+    Source: Chen et al., arXiv 1604.06174.
+    """
+    for module in model.modules():
+        if isinstance(module, _Recomputing):
+            module.recomputes = True
+
+
+class Block(_Recomputing):
     """Standard transformer block: self-attention, then MLP. [B, N, D] -> [B, N, D]."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -113,12 +145,13 @@ class Block(nn.Module):
         self.norm2 = layer_norm(dim)
         self.mlp = Mlp(dim, MLP_RATIO * dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def run(self, x: Tensor, first: int = 0) -> Tensor:
+        """The tokens from `first` on alone, [B, N - first, D]; the others are context."""
+        x = x[:, first:] + self.attn(self.norm1(x), first)
         return x + self.mlp(self.norm2(x))
 
 
-class CrossBlock(nn.Module):
+class CrossBlock(_Recomputing):
     """Cross-self block: attention to a context, then a standard block. [B, N, D] -> [B, N, D].
 
     With the bottleneck tokens as queries and the positions as context it summarises; the other way
@@ -135,7 +168,7 @@ class CrossBlock(nn.Module):
         self.norm2 = layer_norm(dim)
         self.mlp = Mlp(dim, MLP_RATIO * dim, dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def run(self, x: Tensor, context: Tensor) -> Tensor:
         x = x + self.cross_attn(self.cross_norm1(x), self.cross_norm2(context))
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))

@@ -2,15 +2,14 @@
 
 The decoder predicts pixels that are standardised per patch and per channel, so that it must learn
 texture and shape instead of brightness. Targets come from the clips themselves: only the masked
-patches are gathered, brought back to [0, 1], and standardised, in float32 whatever the model
-computes in. Source: method section of the paper; the constants are those of the released code.
+patches are gathered and standardised, in float32 whatever the model computes in; from uint8 frames
+there is nothing to undo. Source: method section of the paper; the constants are those of the
+released code.
 
 Legend: B clips, M masked tokens, P = pt*p*p*3 numbers of a patch, laid out (pt, p, p) then channel.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ from svfap_dist.model.patches import (
     TUBELET_SIZE,
     denormalise,
     gather_patches,
+    gather_rows,
     patchify,
     unpatchify,
 )
@@ -28,25 +28,47 @@ from svfap_dist.model.patches import (
 _EPSILON = 1e-6
 
 
+def _rows(clips: Tensor, masked: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
+    """Pixels of the masked patches, 0 to 255, as float32 [B, M, pt*p, p*3]."""
+    if clips.dtype == torch.uint8:
+        return gather_rows(clips, masked, tubelet_size, patch_size).float()
+    pixels = gather_patches(clips, masked, tubelet_size, patch_size)  # [B, M, 3, pt, p, p]
+    return 255 * denormalise(pixels.movedim(2, -1), -1).flatten(-2).flatten(2, 3)
+
+
+def _over_patch(x: Tensor) -> Tensor:
+    """Sums over the pixels of each channel: [B, M, pt*p, p*3] -> [B, M, 3].
+
+    Rows are added up first, because that runs along the memory.
+    """
+    return x.sum(2).unflatten(2, (-1, 3)).sum(2)
+
+
+def _to_rows(x: Tensor, patch_size: int) -> Tensor:
+    """A number per channel, for each number of a row: [B, M, 3] -> [B, M, 1, p*3]."""
+    return x.repeat(1, 1, patch_size).unsqueeze(2)
+
+
 def _centred(
     clips: Tensor, masked: Tensor, tubelet_size: int, patch_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels in [0, 1] of the masked patches less their mean [B, M, 3, pt*p*p], that mean, and the
-    deviation to divide by, [B, M, 3, 1] each."""
-    pixels = denormalise(gather_patches(clips, masked, tubelet_size, patch_size).flatten(3), 2)
-    mean = pixels.mean(dim=-1, keepdim=True)
-    centred = pixels - mean
-    # The root of the unbiased variance; several times faster on a CPU than Tensor.var.
-    norm = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
-    return centred, mean, norm / math.sqrt(centred.shape[-1] - 1) + _EPSILON
+    """Pixels of the masked patches less their mean [B, M, pt*p, p*3], that mean, and the deviation
+    to divide by, [B, M, 1, p*3] each; all in units of 1/255, in which sums of uint8 are exact."""
+    pixels = _rows(clips, masked, tubelet_size, patch_size)
+    number = tubelet_size * patch_size**2
+    mean = _to_rows(_over_patch(pixels) / number, patch_size)
+    centred = pixels.sub_(mean)
+    variance = _over_patch(centred.square()) / (number - 1)  # unbiased
+    return centred, mean, _to_rows(variance.sqrt() + 255 * _EPSILON, patch_size)
 
 
 def targets(
     clips: Tensor, masked: Tensor, tubelet_size: int = TUBELET_SIZE, patch_size: int = PATCH_SIZE
 ) -> Tensor:
-    """What to predict, [B, M, P], for the patches `masked` [B, M] of clips [B, 3, F, H, W]."""
+    """What to predict, [B, M, P], for the patches `masked` [B, M] of clips [B, 3, F, H, W], or of
+    the frames uint8 [B, F, H, W, 3] that they were made of."""
     centred, _, deviation = _centred(clips, masked, tubelet_size, patch_size)
-    return (centred / deviation).transpose(2, 3).flatten(2)
+    return centred.div_(deviation).flatten(2)
 
 
 def masked_patch_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -67,8 +89,8 @@ def to_pixels(
     about them: pictures only, never a score.
     """
     _, mean, deviation = _centred(clips, masked, tubelet_size, patch_size)
-    by_channel = prediction.float().unflatten(2, (-1, 3)).transpose(2, 3)  # [B, M, 3, pt*p*p]
-    return (by_channel * deviation + mean).clamp(0, 1).transpose(2, 3).flatten(2)
+    rows = prediction.float().unflatten(2, (tubelet_size * patch_size, -1))  # [B, M, pt*p, p*3]
+    return ((rows * deviation + mean) / 255).clamp(0, 1).flatten(2)
 
 
 def paste(

@@ -1,10 +1,10 @@
 """Clips to patches and tokens, and back: the first step of the model.
 
-In: uint8 frames from the loader, and the sorted indices of the tokens wanted. Out: pixels of those
-patches, or their embeddings. Token n = t*S + s is the patch s (row by row) of tubelet frame t. The
-pixels of the wanted patches are gathered first and then embedded by one linear layer: with nine
-tenths masked that is a tenth of the work of a convolution over the clip, and a masked pixel cannot
-reach the encoder, since it is never read.
+In: uint8 frames from the loader (or clips, which are frames normalised), and the sorted indices of
+the tokens wanted. Out: pixels of those patches, or their embeddings. Token n = t*S + s is the patch
+s (row by row) of tubelet frame t. The pixels of the wanted patches are gathered first, then
+normalised, then embedded by one linear layer: with nine tenths masked that is a tenth of the work
+of a convolution over the clip, and a masked pixel cannot reach the encoder, since it is never read.
 
 Legend: B clips, F frames, T tubelet frames, S patches per tubelet frame (Sy rows, Sx columns),
 N = T*S tokens, K tokens wanted, D width, pt frames and p pixels of a patch, P = pt*p*p*3.
@@ -24,15 +24,19 @@ TUBELET_SIZE = 2  # frames; the paper's
 PATCH_SIZE = 16  # pixels; the paper's
 
 
-def normalise(frames: Tensor) -> Tensor:
-    """Frames uint8 [B, F, H, W, 3] as float32 clips [B, 3, F, H, W] with ImageNet statistics."""
+def normalise(frames: Tensor, channel_dim: int = 1) -> Tensor:
+    """Frames uint8 [B, F, H, W, 3] as float32 clips [B, 3, F, H, W] with ImageNet statistics.
+
+    The channels of the result are in `channel_dim`; those of the argument are last, whatever its
+    other dimensions are.
+    """
     # The statistics enter as plain numbers: a tensor of them would be a copy to the device.
     return torch.stack(
         [
             (frames[..., channel].float() / 255 - mean) / std
             for channel, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))
         ],
-        dim=1,
+        dim=channel_dim,
     )
 
 
@@ -73,6 +77,34 @@ def gather_patches(
     ]
 
 
+def gather_rows(
+    frames: Tensor,
+    tokens: Tensor,
+    tubelet_size: int = TUBELET_SIZE,
+    patch_size: int = PATCH_SIZE,
+) -> Tensor:
+    """Pixels of the patches `tokens` [B, K] of frames [B, F, H, W, 3], row by row of each patch:
+    [B, K, pt*p, p*3].
+
+    A row of a patch lies together in memory, so rows, not numbers, are what is looked up and
+    copied.
+    """
+    clips, num_frames, height, width, _ = frames.shape
+    columns = width // patch_size
+    tubelet = tokens.div(columns * (height // patch_size), rounding_mode="floor")
+    patch_row = tokens.div(columns, rounding_mode="floor").remainder(height // patch_size)
+    clip = torch.arange(clips, device=frames.device).unsqueeze(1)  # [B, 1]
+    # Where the first row of each patch is among all rows of all patches, [B, K], and how far
+    # behind it the others are, [pt*p].
+    pixel_row = (clip * num_frames + tubelet * tubelet_size) * height + patch_row * patch_size
+    first = pixel_row * columns + tokens.remainder(columns)
+    frame, row = (torch.arange(n, device=frames.device) for n in (tubelet_size, patch_size))
+    behind = ((frame.unsqueeze(1) * height + row) * columns).flatten()
+    rows = frames.reshape(-1, patch_size * 3)  # [B*F*H*Sx, p*3], a view
+    index = (first.unsqueeze(-1) + behind).flatten()
+    return rows.index_select(0, index).view(*tokens.shape, len(behind), -1)
+
+
 def patchify(
     clips: Tensor, tubelet_size: int = TUBELET_SIZE, patch_size: int = PATCH_SIZE
 ) -> Tensor:
@@ -108,7 +140,8 @@ def sine_cosine_table(length: int, dim: int) -> Tensor:
 
 
 class PatchProjection(nn.Conv3d):
-    """A linear layer over gathered pixels [B, K, 3, pt, p, p] -> [B, K, D].
+    """A linear layer over gathered pixels [B, K, 3, pt, p, p] -> [B, K, D]; their last dimensions
+    may be flattened.
 
     A convolution whose kernel equals its stride is this layer; weights keep the convolution's shape
     [D, 3, pt, p, p], in which released weights come.
@@ -140,19 +173,32 @@ class PatchEmbed(nn.Module):
     def forward(self, clips: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Tokens [B, K, D] of clips [B, 3, F, H, W] at indices `tokens` [B, K]; None means all N.
 
+        In the clips' place may be frames uint8 [B, F, H, W, 3], which are normalised here.
+
         Raises: ConfigError if the clips are not of the shape that the model was built for.
         """
-        if clips.shape[1:] != self.clip_shape:
+        self._check(clips)
+        if tokens is None:
+            clips = normalise(clips) if clips.dtype == torch.uint8 else clips
+            pixels, positions = _grid(clips, *self.patch).flatten(1, 3), self.table
+        elif clips.dtype == torch.uint8:
+            rows = gather_rows(clips, tokens, *self.patch)  # [B, K, pt*p, p*3]
+            pixels, positions = normalise(rows.unflatten(-1, (-1, 3)), 2), self.table[tokens]
+        else:
+            pixels, positions = gather_patches(clips, tokens, *self.patch), self.table[tokens]
+        x = self.proj(pixels)  # [B, K, 3, ...] -> [B, K, D]
+        # DeepSpeed's bfloat16 casts parameters and leaves tables in float32.
+        return x + positions.to(x.dtype)
+
+    def _check(self, clips: Tensor) -> None:
+        channels, num_frames, height, width = self.clip_shape
+        is_uint8 = clips.dtype == torch.uint8
+        wanted = (num_frames, height, width, channels) if is_uint8 else self.clip_shape
+        if clips.shape[1:] != wanted:
+            kind = "frames uint8" if is_uint8 else "clips"
             raise ConfigError(
                 "Clips do not fit the model",
                 where="clips",
-                found=f"shape {tuple(clips.shape)}",
-                do=f"give clips of shape [B, {', '.join(map(str, self.clip_shape))}]",
+                found=f"{kind} of shape {tuple(clips.shape)}",
+                do=f"give {kind} of shape [B, {', '.join(map(str, wanted))}]",
             )
-        if tokens is None:
-            pixels, positions = _grid(clips, *self.patch).flatten(1, 3), self.table
-        else:
-            pixels, positions = gather_patches(clips, tokens, *self.patch), self.table[tokens]
-        x = self.proj(pixels)  # [B, K, 3, pt, p, p] -> [B, K, D]
-        # DeepSpeed's bfloat16 casts parameters and leaves tables in float32.
-        return x + positions.to(x.dtype)

@@ -1,24 +1,29 @@
 """Weights as one safetensors file that says how to build the model they belong to.
 
-The file's metadata carries the arguments of `autoencoder.build` as JSON, so a file is enough to get
-a model back: no recipe, no DeepSpeed, no pickle. Files are read and written through `storage`, so a
-path may be a URL.
+The file's metadata carries the arguments of `autoencoder.build` as JSON, or those of
+`classifier.build` (they include num_outputs), so a file is enough to get a model back: no recipe,
+no DeepSpeed, no pickle. Files are read and written through `storage`, so a path may be a URL.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from svfap_dist import storage
 from svfap_dist.errors import CheckpointError, ConfigError
-from svfap_dist.model import autoencoder
+from svfap_dist.model import autoencoder, classifier, official
+from svfap_dist.model.official import import_official
 
+Model = TypeVar("Model", bound=nn.Module)
+
+WEIGHTS, BUILD = "model.safetensors", "config.json"  # files of an imported network
 _BUILD_KEY = "svfap_dist.build"
 _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header, little-endian
 
@@ -82,9 +87,21 @@ def load_autoencoder(path: str) -> autoencoder.MaskedAutoencoder:
 
     Raises: CheckpointError if the file is missing, damaged, or its weights fit no autoencoder.
     """
+    return _load_model(path, autoencoder.build)
+
+
+def load_classifier(path: str) -> classifier.Classifier:
+    """The classifier of a file that `save` wrote, in eval mode, on the CPU.
+
+    Raises: CheckpointError if the file is missing, damaged, or its weights fit no classifier.
+    """
+    return _load_model(path, classifier.build)
+
+
+def _load_model(path: str, build: Callable[..., Model]) -> Model:
     build_args, state = load(path)
     try:
-        model = autoencoder.build(**build_args)
+        model = build(**build_args)
         model.load_state_dict(state)
     except (ConfigError, RuntimeError, TypeError) as error:
         raise CheckpointError(
@@ -94,3 +111,33 @@ def load_autoencoder(path: str) -> autoencoder.MaskedAutoencoder:
             do="export them again",
         ) from error
     return model.eval()
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """Released weights in our format."""
+
+    weights_url: str
+    build: dict[str, Any]
+    parameters: int
+
+    def lines(self) -> list[str]:
+        """For people."""
+        kind = "classifier" if "num_outputs" in self.build else "autoencoder"
+        return [
+            f"{self.weights_url}: {kind}, {self.parameters:,} parameters",
+            *(f"  {name} = {value}" for name, value in self.build.items()),
+        ]
+
+
+def import_file(path: str, folder: str, overrides: Mapping[str, Any]) -> Imported:
+    """Write a released `.pth` file as `folder`/model.safetensors, and its arguments of `build` as
+    config.json beside it; `overrides` as in `import_official`.
+
+    Raises: CheckpointError, ConfigError as `import_official`; StorageError.
+    """
+    build, state = import_official(official.read(path), **overrides)
+    url = storage.join(folder, WEIGHTS)
+    save(url, state, build)
+    storage.write_bytes(storage.join(folder, BUILD), json.dumps(build, indent=2).encode())
+    return Imported(url, build, sum(value.numel() for value in state.values()))

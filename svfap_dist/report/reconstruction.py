@@ -46,9 +46,11 @@ def make(checkpoint_url: str, videos: Sequence[str], output: str) -> None:
     storage.write_bytes(output, png.getvalue())
 
 
-@torch.no_grad()
-def _frames_of(model: torch.nn.Module, config: Config, url: str) -> np.ndarray:
-    """Frames of the three rows, uint8 [3, F, H, W, 3]."""
+def clip_of(config: Config, url: str) -> torch.Tensor:
+    """The clip of a video that pictures show: normalised, [1, 3, F, H, W].
+
+    Raises: DecodeError, StorageError.
+    """
     video = storage.read_bytes(url)
     info = probe(video, min_frames=config.window)
     if isinstance(info, Rejected):
@@ -58,14 +60,14 @@ def _frames_of(model: torch.nn.Module, config: Config, url: str) -> np.ndarray:
             found=f"{info.reason}: {info.detail}",
             do=f"give a whole video of at least {config.window} frames",
         )
-    frames = fixed_clip(video, info, config)
-    clips = patches.normalise(frames.unsqueeze(0))  # [1, 3, F, H, W]
-    split = masking.tube(
-        Stream(config.run.seed, "picture", url.rsplit("/", 1)[-1]),
-        config.data.num_frames // config.model.tubelet_size,
-        (config.data.frame_size // config.model.patch_size) ** 2,
-        config.mask.ratio,
-    )
+    return patches.normalise(fixed_clip(video, info, config).unsqueeze(0))
+
+
+@torch.no_grad()
+def _frames_of(model: torch.nn.Module, config: Config, url: str) -> np.ndarray:
+    """Frames of the three rows, uint8 [3, F, H, W, 3]."""
+    clips = clip_of(config, url)
+    split = masking.split(Stream(config.run.seed, "picture", url.rsplit("/", 1)[-1]), config)
     visible = torch.from_numpy(split.visible).unsqueeze(0)
     masked = torch.from_numpy(split.masked).unsqueeze(0)
     shape = config.model.tubelet_size, config.model.patch_size

@@ -28,7 +28,7 @@ from torch import Tensor
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.distributed import World, barrier
 from svfap_dist.errors import ClusterError
-from svfap_dist.model import autoencoder, loss, patches
+from svfap_dist.model import autoencoder, loss
 from svfap_dist.train import optim
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ def build_arguments(config: Config) -> dict[str, Any]:
         "frame_size": config.data.frame_size,
         "tubelet_size": config.model.tubelet_size,
         "patch_size": config.model.patch_size,
+        "num_visible_tubelets": config.num_visible_tubelets,
         **config.model.overrides(),
     }
 
@@ -191,10 +192,9 @@ class Engine:
             tensor[part].to(self.device, non_blocking=True)
             for tensor in (batch.frames, batch.visible, batch.masked)
         )
-        clips = patches.normalise(frames)
         model = self._config.model
-        target = loss.targets(clips, masked, model.tubelet_size, model.patch_size)
-        prediction = self._engine(clips, visible, masked)
+        target = loss.targets(frames, masked, model.tubelet_size, model.patch_size)
+        prediction = self._engine(frames, visible, masked)
         return loss.masked_patch_loss(prediction, target)
 
     def backward(self, batch: ClipBatch) -> Tensor:

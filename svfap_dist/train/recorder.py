@@ -102,7 +102,7 @@ class Recorder:
 
     def count(self, step: int, epoch: int, batch: ClipBatch) -> None:
         """Book this rank's batch of a step."""
-        self.meter.step(len(batch.keys), batch.fetch_seconds, batch.decode_seconds)
+        self.meter.step(len(batch.frames), batch.fetch_seconds, batch.decode_seconds)
         for bad in batch.bad:
             self._bad.append({"step": step, **dataclasses.asdict(bad)})
             self._exporter.add(names.BAD_SAMPLES, 1, reason=bad.reason)

@@ -16,7 +16,7 @@ from svfap_dist.config import Config, DataConfig, MaskConfig, ModelConfig, Train
 from svfap_dist.data.clips import (
     Crop,
     fixed_clip,
-    random_clip,
+    random_clips,
     random_crop,
     region,
     resize,
@@ -133,7 +133,7 @@ def test_a_fixed_clip_is_the_middle_window_of_the_region():
 
 def test_a_random_clip_is_a_function_of_its_streams():
     video, config = make_video(None, 40, size=(64, 64)), small_config(crop_scales=(1.0,))
-    clips = [random_clip(video, INFO, config, Stream(key), Stream(key)) for key in (1, 1, 2)]
+    clips = [random_clips(video, INFO, config, Stream(key), [Stream(key)])[0] for key in (1, 1, 2)]
     assert torch.equal(clips[0], clips[1])
     assert not torch.equal(clips[0], clips[2])
     for key, clip in zip((1, 1, 2), clips, strict=True):

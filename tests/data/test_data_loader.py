@@ -149,6 +149,60 @@ def test_ranks_together_make_the_batch_of_one(make_data_set, size):
         assert [row for batches in ranks for row in bits(batches[step])] == expected
 
 
+def repeated(repeats: int, **data) -> Config:
+    return config_of(repeated_sampling=repeats, num_lanes=2, frame_size=32, **data)
+
+
+def test_repeated_samples_are_clips_of_one_window(make_data_set):
+    data_set, config = make_data_set(SIZES), repeated(2)
+    loader = loader_of(data_set, config)
+    assert loader.steps_per_epoch == 51 // 4
+    for step, batch in enumerate(loader.batches(0, 14)):
+        epoch, step_in_epoch = divmod(step, 12)
+        order = EpochOrder(
+            SIZES, seed=3, epoch=epoch, global_batch_size=4, num_lanes=2, shuffle_block=5
+        )
+        slots = order.slots(step_in_epoch, 0, 1)
+        assert batch.samples == [slot.sample for slot in slots]
+        assert len(batch.frames) == len(batch.visible) == len(batch.masked) == 8
+        for row, frames in enumerate(shown(batch)):
+            sample, repeat = slots[row // 2].sample, row % 2
+            start = window_start(Stream(3, "window", epoch, sample), FRAMES, 7)
+            assert frames == [(sample, start + 2 * k) for k in range(4)]
+            key = (3, "mask", epoch, sample, *([repeat] if repeat else []))
+            assert batch.masked[row].tolist() == tube(Stream(*key), 2, 4, 0.5).masked.tolist()
+
+
+def test_repeats_differ_in_crop_and_mask_and_the_first_is_the_only_one_of_before(make_data_set):
+    data_set = make_data_set(SIZES)
+    crops = {"crop_scales": (1.0, 0.66)}
+    (one,) = loader_of(data_set, repeated(1, **crops)).batches(0, 1)
+    (four,) = loader_of(data_set, repeated(4, **crops)).batches(0, 1)
+    alone = {sample: row for row, sample in enumerate(one.samples)}
+    shared = [(number, sample) for number, sample in enumerate(four.samples) if sample in alone]
+    assert shared
+    for number, sample in shared:
+        for part in ("frames", "visible", "masked"):
+            assert torch.equal(getattr(four, part)[4 * number], getattr(one, part)[alone[sample]])
+    clips = {clip.numpy().tobytes() for clip in four.frames}
+    masks = {tokens.numpy().tobytes() for tokens in four.masked}
+    assert len(clips) > 2
+    assert len(masks) > 2
+
+
+def test_repeated_samples_are_the_same_for_every_number_of_ranks(make_data_set):
+    data_set, config = make_data_set(SIZES), repeated(2)
+    data_set.damage(17)
+    alone = list(loader_of(data_set, config).batches(0, 24))
+    ranks = [list(loader_of(data_set, config, rank=r, size=2).batches(0, 24)) for r in range(2)]
+    for step, batch in enumerate(alone):
+        for part in ("frames", "visible", "masked"):
+            together = torch.cat([getattr(batches[step], part) for batches in ranks])
+            assert torch.equal(getattr(batch, part), together)
+        assert batch.substituted == [s for batches in ranks for s in batches[step].substituted]
+    assert any(any(batch.substituted) for batch in alone)
+
+
 def test_an_epoch_uses_each_sample_once(make_data_set):
     loader = loader_of(make_data_set([16, 24, 8]))
     samples = [

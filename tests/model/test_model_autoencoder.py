@@ -62,9 +62,9 @@ def test_no_step_looks_at_the_data() -> None:
         frames = torch.empty(2, 16, 160, 160, 3, dtype=torch.uint8)
         visible = torch.empty(2, 80, dtype=torch.int64)
         masked = torch.empty(2, 720, dtype=torch.int64)
-        clips = patches.normalise(frames)
-        target = loss.targets(clips, masked)
-        loss.masked_patch_loss(model(clips, visible, masked), target).backward()
+        for given in (frames, patches.normalise(frames)):
+            target = loss.targets(given, masked)
+            loss.masked_patch_loss(model(given, visible, masked), target).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 

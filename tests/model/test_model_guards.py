@@ -1,7 +1,8 @@
-"""The three guards that must hold before any training, and proof that each of them can fail.
+"""The guards that must hold before any training, and proof that each of them can fail.
 
-Masked pixels never reach the encoder; every parameter gets a gradient; patches can be put back
-together. The planted defects are those found in the released pre-training code.
+Masked pixels never reach the encoder; every parameter gets a gradient; tokens keep their place;
+patches can be put back together. The planted defects are those found in the released pre-training
+code, and a swapped polarity. Here for the method itself; test_model_ablations has the variants.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_guards import Batch, leaks, misplaced, replace_patches, unseen, without_gradient
 from torch import Tensor, nn
 
 from svfap_dist.model import autoencoder, loss, patches
 from svfap_dist.model.autoencoder import MaskedAutoencoder
-
-Batch = tuple[Tensor, Tensor, Tensor]
+from svfap_dist.model.encoder import StageFusion, TemporalDownsample
 
 
 @pytest.fixture
@@ -31,30 +32,6 @@ def model() -> MaskedAutoencoder:
 def batch(model: MaskedAutoencoder, tubes: Callable[..., tuple[Tensor, Tensor]]) -> Batch:
     torch.manual_seed(1)
     return torch.randn(2, 3, 16, 64, 64), *tubes(model.size, clips=2, visible_per_frame=5)
-
-
-def _replace_patches(clips: Tensor, tokens: Tensor, fill: float) -> Tensor:
-    """Clips with every pixel of the patches `tokens` set to `fill`."""
-    all_patches = patches.patchify(clips)
-    places = tokens.unsqueeze(-1).expand(-1, -1, all_patches.shape[-1])
-    changed = all_patches.scatter(1, places, fill)
-    return patches.unpatchify(changed, clips.shape[2], clips.shape[3])
-
-
-@torch.no_grad()
-def _leaks(model: MaskedAutoencoder, clips: Tensor, visible: Tensor, masked: Tensor) -> bool:
-    """Whether masked pixels change any stage of the encoder by a single bit."""
-    hidden = _replace_patches(clips, masked, float("nan"))
-    before, after = model.encoder(clips, visible), model.encoder(hidden, visible)
-    return not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
-def _without_gradient(model: MaskedAutoencoder, batch: Batch) -> list[str]:
-    """Names of the parameters that a training step leaves without a gradient."""
-    clips, visible, masked = batch
-    prediction = model(clips, visible, masked)
-    loss.masked_patch_loss(prediction, loss.targets(clips, masked)).backward()
-    return [name for name, parameter in model.named_parameters() if parameter.grad is None]
 
 
 def _plant_dense_context(model: MaskedAutoencoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,12 +52,12 @@ def _plant_dense_context(model: MaskedAutoencoder, monkeypatch: pytest.MonkeyPat
 
 
 def test_masked_pixels_never_reach_the_encoder(model: MaskedAutoencoder, batch: Batch) -> None:
-    assert not _leaks(model, *batch)
+    assert not leaks(model, batch)
 
 
 def test_visible_pixels_do_reach_every_stage(model: MaskedAutoencoder, batch: Batch) -> None:
     clips, visible, _ = batch
-    changed = _replace_patches(clips, visible[:, :1], 0.0)
+    changed = replace_patches(model, clips, visible[:, :1], 0.0)
     for before, after in zip(
         model.encoder(clips, visible), model.encoder(changed, visible), strict=True
     ):
@@ -91,27 +68,61 @@ def test_the_leak_guard_sees_the_planted_leak(
     model: MaskedAutoencoder, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _plant_dense_context(model, monkeypatch)
-    assert _leaks(model, *batch)
+    assert leaks(model, batch)
+
+
+def test_the_leak_guard_sees_a_swapped_polarity(
+    model: MaskedAutoencoder, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A boolean mask read the wrong way round: the encoder is given the masked patches."""
+    embed = model.encoder.patch_embed.forward
+    monkeypatch.setattr(
+        model.encoder.patch_embed, "forward", lambda clips, v: embed(clips, unseen(model, v))
+    )
+    assert leaks(model, batch)
 
 
 def test_every_parameter_gets_a_gradient(model: MaskedAutoencoder, batch: Batch) -> None:
-    assert _without_gradient(model, batch) == []
-    silent = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None and parameter.grad.abs().max() < 1e-7
-    ]
-    # A constant added to all logits of a softmax changes nothing, so its gradient is zero.
-    assert all("spatial_downsamples" in name and "fc2.bias" in name for name in silent)
+    assert without_gradient(model, batch) == []
 
 
 def test_the_gradient_guard_sees_the_planted_defect(
     model: MaskedAutoencoder, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _plant_dense_context(model, monkeypatch)
-    starved = _without_gradient(model, batch)
+    starved = without_gradient(model, batch)
     assert any("spatial_downsamples" in name for name in starved)
     assert any("cross_attn" in name for name in starved)
+
+
+def test_tokens_keep_their_place(model: MaskedAutoencoder, batch: Batch) -> None:
+    assert misplaced(model, batch) == set()
+
+
+def test_the_order_guard_sees_tokens_repeated_as_one_run(
+    model: MaskedAutoencoder, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The released defect: coarse tokens regrouped with the time length from before the pooling."""
+
+    def scrambled(fusion: StageFusion, stage: Tensor, positions: int) -> Tensor:
+        repeats = fusion.num_tubelets * positions // stage.shape[1]
+        return stage.repeat(1, repeats, 1).unflatten(1, (-1, positions))
+
+    monkeypatch.setattr(StageFusion, "_at_finest", scrambled)
+    assert misplaced(model, batch)
+
+
+def test_the_order_guard_sees_distant_frames_merged(
+    model: MaskedAutoencoder, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge = TemporalDownsample.forward
+
+    def scrambled(self: TemporalDownsample, x: Tensor) -> Tensor:
+        regrouped = x.unflatten(1, (self.kernel_size[0], -1)).transpose(1, 2).flatten(1, 2)
+        return merge(self, regrouped)  # frames 0 and t/2 together instead of 0 and 1
+
+    monkeypatch.setattr(TemporalDownsample, "forward", scrambled)
+    assert misplaced(model, batch)
 
 
 @settings(max_examples=30, deadline=None)

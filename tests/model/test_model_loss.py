@@ -16,9 +16,14 @@ SIZE = resolve("nano", {"num_frames": 4, "frame_size": 64, "stage_depths": (1,)}
 
 
 @pytest.fixture
-def clips() -> Tensor:
-    frames = torch.randint(0, 256, (2, 4, 64, 64, 3), generator=torch.Generator().manual_seed(3))
-    return patches.normalise(frames.to(torch.uint8))
+def frames() -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (2, 4, 64, 64, 3), generator=generator, dtype=torch.uint8)
+
+
+@pytest.fixture
+def clips(frames: Tensor) -> Tensor:
+    return patches.normalise(frames)
 
 
 def _target_of_one_patch(clip: Tensor, token: int) -> Tensor:
@@ -36,9 +41,12 @@ def _target_of_one_patch(clip: Tensor, token: int) -> Tensor:
     return values.flatten()
 
 
-def test_targets_equal_the_slow_oracle(clips: Tensor, tubes: Tubes) -> None:
+@pytest.mark.parametrize("given", ["clips", "frames"])
+def test_targets_equal_the_slow_oracle(
+    given: str, clips: Tensor, frames: Tensor, tubes: Tubes
+) -> None:
     _, masked = tubes(SIZE, 2, 3)
-    target = loss.targets(clips, masked)
+    target = loss.targets(clips if given == "clips" else frames, masked)
     assert target.shape == (2, 2 * 13, 1536)
     pixels = patches.denormalise(clips)
     for b in range(2):
@@ -52,6 +60,20 @@ def test_a_flat_patch_has_a_finite_target(tubes: Tubes) -> None:
     target = loss.targets(torch.zeros(1, 3, 4, 64, 64), masked)
     assert target.isfinite().all()
     assert target.abs().max() < 1  # rounding noise over 1e-6, not a texture
+
+
+def test_a_flat_patch_of_frames_has_no_texture(tubes: Tubes) -> None:
+    _, masked = tubes(SIZE, 1, 3)
+    frames = torch.full((1, 4, 64, 64, 3), 77, dtype=torch.uint8)
+    assert (loss.targets(frames, masked) == 0).all()
+
+
+def test_targets_leave_the_frames_as_they_are(frames: Tensor, clips: Tensor, tubes: Tubes) -> None:
+    _, masked = tubes(SIZE, 2, 3)
+    for given in (frames, clips):
+        before = given.clone()
+        loss.targets(given, masked)
+        assert torch.equal(given, before)
 
 
 def test_loss_is_the_mean_square_in_float32() -> None:

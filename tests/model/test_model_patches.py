@@ -67,10 +67,14 @@ def test_gathered_patches_are_the_slices_that_the_token_order_says(
     one = data.draw(st.lists(index, min_size=1, max_size=4))
     tokens = torch.tensor([one, one[::-1]])
     gathered = patches.gather_patches(clips, tokens, tubelet_size, patch_size)
+    frames = clips.permute(0, 2, 3, 4, 1).contiguous()  # [B, F, H, W, 3]
+    by_row = patches.gather_rows(frames, tokens, tubelet_size, patch_size)
+    assert by_row.shape[2:] == (tubelet_size * patch_size, patch_size * 3)
     everything = patches.patchify(clips, tubelet_size, patch_size)
     for b, k in [(b, k) for b in range(2) for k in range(len(one))]:
         expected = _patch_by_slicing(clips[b], int(tokens[b, k]), tubelet_size, patch_size)
         assert torch.equal(gathered[b, k], expected)
+        assert torch.equal(by_row[b, k].flatten(), expected.permute(1, 2, 3, 0).flatten())
         assert torch.equal(everything[b, tokens[b, k]], expected.permute(1, 2, 3, 0).flatten())
 
 
@@ -84,6 +88,16 @@ def test_gather_then_embed_equals_convolution_then_gather() -> None:
     tokens = torch.stack([torch.randperm(64)[:10].sort().values for _ in range(2)])
     gathered = torch.stack([dense[b, tokens[b]] for b in range(2)])
     torch.testing.assert_close(embed(clips, tokens), gathered, atol=1e-5, rtol=1e-5)
+
+
+def test_frames_give_the_tokens_of_the_clips_that_they_become() -> None:
+    torch.manual_seed(0)
+    embed = patches.PatchEmbed(8, 64, 2, 16, 24)
+    frames = torch.randint(0, 256, (2, 8, 64, 64, 3), dtype=torch.uint8)
+    clips = patches.normalise(frames)
+    tokens = torch.stack([torch.randperm(64)[:10].sort().values for _ in range(2)])
+    assert torch.equal(embed(frames, tokens), embed(clips, tokens))
+    assert torch.equal(embed(frames), embed(clips))
 
 
 def test_position_table_is_the_formula() -> None:
@@ -105,3 +119,5 @@ def test_clips_of_another_shape_are_refused() -> None:
     embed = patches.PatchEmbed(4, 32, 2, 16, 8)
     with pytest.raises(ConfigError, match=r"shape \(2, 3, 4, 48, 48\).*\[B, 3, 4, 32, 32\]"):
         embed(torch.randn(2, 3, 4, 48, 48))
+    with pytest.raises(ConfigError, match=r"uint8 of shape \(2, 4, 48, 48, 3\).*4, 32, 32, 3\]"):
+        embed(torch.zeros(2, 4, 48, 48, 3, dtype=torch.uint8))

@@ -6,7 +6,7 @@ import pytest
 
 from svfap_dist.errors import ConfigError
 from svfap_dist.model import autoencoder, classifier
-from svfap_dist.model.sizes import SIZES, resolve
+from svfap_dist.model.sizes import SIZES, VIT_SIZES, resolve
 
 
 def test_overrides_replace_fields_of_the_named_size() -> None:
@@ -19,6 +19,21 @@ def test_overrides_replace_fields_of_the_named_size() -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_every_named_size_fits_together(name: str) -> None:
     assert resolve(name, {}) == SIZES[name]
+    assert resolve(name, {"encoder": "vit"}) == VIT_SIZES[name]
+    assert len(VIT_SIZES[name].stage_depths) == 1
+    assert VIT_SIZES.keys() == SIZES.keys()
+
+
+def test_later_stages_share_a_number_of_bottleneck_tokens_or_have_their_own() -> None:
+    assert resolve("base", {}).bottleneck_tokens == (8, 8)
+    assert resolve("base", {"num_bottleneck_tokens": [4, 2]}).bottleneck_tokens == (4, 2)
+    assert resolve("base", {"encoder": "vit"}).bottleneck_tokens == ()
+
+
+def test_nothing_is_merged_without_the_pyramid() -> None:
+    assert resolve("base", {}).merge_factors == (2, 2)
+    flat = resolve("base", {"pyramid": False, "num_frames": 6})
+    assert (flat.merge_factors, flat.num_tubelets) == ((1, 1), 3)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +52,15 @@ def test_every_named_size_fits_together(name: str) -> None:
         ("base", {"num_heads": 7}, "512: not a multiple of num_heads = 7"),
         ("base", {"decoder_num_heads": 5}, "384: not a multiple of decoder_num_heads = 5"),
         ("base", {"embed_dim": 6, "num_heads": 1}, "not a multiple of 4"),
+        ("base", {"pyramid": 1}, "model.pyramid.*use True or False"),
+        ("base", {"encoder": "vitt"}, "model.encoder.*use tpsbt or vit"),
+        ("base", {"encoder": ["vit"]}, "use tpsbt or vit"),
+        ("base", {"temporal_downsampling": "mean"}, "use conv or average or max"),
+        ("base", {"num_bottleneck_tokens": [8, 0]}, "a whole number or a list of them greater"),
+        ("base", {"num_bottleneck_tokens": [8, 4, 2]}, "8, 4, 2.*each stage but the first, 2"),
+        ("base", {"encoder": "vit", "stage_depths": [6, 6]}, "6, 6.*has one stage"),
+        ("base", {"num_visible_tubelets": 3}, "3 of 8 tubelet frames visible.*multiple of 4"),
+        ("base", {"num_visible_tubelets": 12}, "12 of 8 tubelet frames"),
         ("base", {"num_frames": 15}, "15: not a multiple of tubelet_size = 2"),
         ("base", {"frame_size": 170}, "170: not a multiple of patch_size = 16"),
         ("base", {"temporal_kernel_size": 3}, "8 tubelet frames cannot be merged by 3"),

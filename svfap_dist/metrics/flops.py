@@ -1,0 +1,172 @@
+"""How many floating-point operations a clip costs, counted on paper, and how many a device can do.
+
+In: the dimensions of a model (`model.sizes.Size` has these attributes) and how many tokens a clip
+shows and asks for. Out: operations per clip, part by part. A multiply-add counts as two; only
+matrix products are counted, which is what the known peak rates of devices are about: norms, GELU,
+softmax and sums are not. A training step is three forward passes' worth, since each product has two
+in the backward pass; only the embedding's has one, for pixels need no gradient.
+
+Legend: T tubelet frames, t of a stage, s positions and z bottleneck tokens of a tubelet frame, V
+visible tokens and M tokens to predict, N = V + M, D encoder width, E decoder width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+EMBEDDING = "patch embedding"
+_MLP_RATIO = 4
+
+
+class Dimensions(Protocol):
+    """What has to be known of a model."""
+
+    @property
+    def embed_dim(self) -> int: ...
+    @property
+    def stage_depths(self) -> tuple[int, ...]: ...
+    @property
+    def merge_factors(self) -> tuple[int, ...]: ...
+    @property
+    def temporal_downsampling(self) -> str: ...
+    @property
+    def bottleneck(self) -> bool: ...
+    @property
+    def bottleneck_tokens(self) -> tuple[int, ...]: ...
+    @property
+    def decoder_embed_dim(self) -> int: ...
+    @property
+    def decoder_depth(self) -> int: ...
+    @property
+    def num_tubelets(self) -> int: ...
+    @property
+    def num_visible_tubelets(self) -> int | None: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def patch_dim(self) -> int: ...
+
+
+def autoencoder(size: Dimensions, visible: int, masked: int) -> dict[str, int]:
+    """Operations of the autoencoder's forward pass over one clip, by part.
+
+    `visible` tokens are seen, `masked` ones predicted.
+    """
+    tubelets = size.num_visible_tubelets or size.num_tubelets
+    width, tokens = size.decoder_embed_dim, visible + masked
+    # Of the last block only the masked tokens are asked for.
+    blocks = [_block(tokens, width)] * (size.decoder_depth - 1) + [_block(tokens, width, masked)]
+    return {
+        **_encoder(size, visible, tubelets),
+        "decoder": _linear(visible, size.embed_dim, width) + sum(blocks),
+        "head": _linear(masked, width, size.patch_dim),
+    }
+
+
+def dense_autoencoder(size: Dimensions, visible: int, masked: int) -> dict[str, int]:
+    """The same for an autoencoder written without thought of work that nobody asks for, as the
+    paper's figures count it: all patches are embedded, all tokens go through the whole decoder."""
+    width, tokens = size.decoder_embed_dim, visible + masked
+    return {
+        **autoencoder(size, visible, masked),
+        EMBEDDING: _linear(size.num_tokens, size.patch_dim, size.embed_dim),
+        "decoder": _linear(visible, size.embed_dim, width)
+        + size.decoder_depth * _block(tokens, width),
+    }
+
+
+def classifier(size: Dimensions, num_outputs: int) -> dict[str, int]:
+    """Operations of the classifier's forward pass over one clip, by part."""
+    return {
+        **_encoder(size, size.num_tokens, size.num_tubelets),
+        "head": _linear(1, size.embed_dim, num_outputs),
+    }
+
+
+def training_step(forward: Mapping[str, int]) -> int:
+    """Operations of a training step for one clip, by the parts of its forward pass."""
+    return 3 * sum(forward.values()) - forward[EMBEDDING]
+
+
+def _encoder(size: Dimensions, visible: int, tubelets: int) -> dict[str, int]:
+    dim, positions = size.embed_dim, visible // tubelets
+    parts = {
+        EMBEDDING: _linear(visible, size.patch_dim, dim),
+        "stage 1": size.stage_depths[0] * _block(visible, dim),
+        "downsampling": 0,
+        "bottleneck": 0,
+    }
+    for stage, depth in enumerate(size.stage_depths[1:]):
+        factor = size.merge_factors[stage]
+        tubelets //= factor
+        tokens = tubelets * positions
+        if factor > 1 and size.temporal_downsampling == "conv":
+            parts["downsampling"] += _linear(tokens, factor * dim, dim)
+        if size.bottleneck:
+            condensed = tubelets * size.bottleneck_tokens[stage]
+            parts["bottleneck"] += _bottleneck(tokens, dim, size.bottleneck_tokens[stage])
+            blocks = (depth - 1) * _cross_block(condensed, tokens, dim)
+            blocks += _cross_block(tokens, condensed, dim)  # the reverse block
+        else:
+            blocks = depth * _block(tokens, dim)
+        parts[f"stage {stage + 2}"] = blocks
+    return parts
+
+
+def _linear(tokens: int, inputs: int, outputs: int) -> int:
+    return 2 * tokens * inputs * outputs
+
+
+def _attention(queries: int, keys: int, dim: int) -> int:
+    """Scores and weighted sum, over all heads."""
+    return 2 * 2 * queries * keys * dim
+
+
+def _block(tokens: int, dim: int, wanted: int | None = None) -> int:
+    """A standard block over `tokens`, of which the last `wanted` (None: all) leave it."""
+    wanted = tokens if wanted is None else wanted
+    after = _linear(wanted, dim, dim) + 2 * _linear(wanted, dim, _MLP_RATIO * dim)
+    return _linear(tokens, dim, 3 * dim) + _attention(wanted, tokens, dim) + after
+
+
+def _cross_block(queries: int, context: int, dim: int) -> int:
+    projections = 2 * _linear(queries, dim, dim) + _linear(context, dim, 2 * dim)
+    return projections + _attention(queries, context, dim) + _block(queries, dim)
+
+
+def _bottleneck(positions: int, dim: int, tokens: int) -> int:
+    """Weights by an MLP over all positions, then the weighted sums."""
+    hidden = dim // 4
+    mlp = _linear(positions, dim, hidden) + _linear(positions, hidden, tokens)
+    return mlp + _linear(positions, tokens, dim)
+
+
+# Dense peak rates in TFLOP/s, by the name that CUDA gives the device and the type of the factors
+# ("tfloat32": float32 factors, rounded). Source: NVIDIA's data sheets of the devices; where these
+# give the rate with sparsity, half of it.
+_SXM_HOPPER = {"bfloat16": 989.4, "tfloat32": 494.7, "float32": 66.9}
+_NVL_HOPPER = {"bfloat16": 835.5, "tfloat32": 417.5, "float32": 60.0}
+_A100 = {"bfloat16": 312.0, "tfloat32": 156.0, "float32": 19.5}
+_PEAK_TFLOPS: Mapping[str, Mapping[str, float]] = {
+    "NVIDIA B200": {"bfloat16": 2250.0},
+    "NVIDIA H200": _SXM_HOPPER,
+    "NVIDIA H200 NVL": _NVL_HOPPER,
+    "NVIDIA H100 80GB HBM3": _SXM_HOPPER,
+    "NVIDIA H100 NVL": _NVL_HOPPER,
+    "NVIDIA H100 PCIe": {"bfloat16": 756.0, "tfloat32": 378.0, "float32": 51.0},
+    "NVIDIA A100-SXM4-40GB": _A100,
+    "NVIDIA A100-SXM4-80GB": _A100,
+    "NVIDIA A100-PCIE-40GB": _A100,
+    "NVIDIA A100 80GB PCIe": _A100,
+    "NVIDIA L40S": {"bfloat16": 362.0, "tfloat32": 183.0, "float32": 91.6},
+    "NVIDIA L4": {"bfloat16": 121.0, "tfloat32": 60.0, "float32": 30.3},
+    "NVIDIA A10": {"bfloat16": 125.0, "tfloat32": 62.5, "float32": 31.2},
+}
+
+
+def peak_rate(device_name: str, dtype: str) -> float | None:
+    """Floating-point operations per second that the device can do at best in products of `dtype`;
+    None where that is not known."""
+    rates = _PEAK_TFLOPS.get(device_name, {})
+    return rates[dtype] * 1e12 if dtype in rates else None

@@ -1,0 +1,220 @@
+"""Released weights into ours: the fine-tuned SVFAP network, and VideoMAE's plain ViT.
+
+In: a state dict as the authors published it. Out: the arguments that build the same network here,
+and its weights under our names. Four layouts are known: a fine-tuned network (its head is there) or
+a pre-trained one (its keys begin with "encoder."), each of them TPSBT or plain ViT; what tells
+TPSBT is its `temporal_downsamples`. Sizes are read from the shapes. What no shape tells is taken
+from tables: heads are 64 wide in all released networks, and the blocks of stages >= 2, which look
+alike, are shared out as in one of our named sizes. Every key must find its place, and every place
+its key.
+
+Source of the layouts: the released code of SVFAP (arXiv 2401.00416) and of VideoMAE
+(arXiv 2203.12602).
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svfap_dist import storage
+from svfap_dist.errors import CheckpointError
+from svfap_dist.model import autoencoder, classifier
+from svfap_dist.model.sizes import SIZES
+
+_NUM_HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16}  # by width
+_WRAPPERS = ("model", "module", "state_dict")  # keys below which training scripts put the weights
+# Our names of a pre-trained network's weights that have others there.
+_PRETRAINED_NAMES = {
+    "fusion.norm.weight": "encoder.norm.weight",
+    "fusion.norm.bias": "encoder.norm.bias",
+    "decoder.embed.weight": "encoder_to_decoder.weight",
+    "decoder.mask_token": "mask_token",
+}
+_WHERE = "released weights"
+_KEYS_NAMED = 20
+
+
+def read(path: str) -> dict[str, Tensor]:
+    """The state dict in a `.pth` file (a path or a URL), out of the usual wrappers.
+
+    Nothing in the file is executed. Raises: CheckpointError if it has no state dict; StorageError.
+    """
+    try:
+        found = torch.load(io.BytesIO(storage.read_bytes(path)), "cpu", weights_only=True)
+    except storage.StorageMissing as error:
+        raise CheckpointError(
+            "No weights", where=path, found="no such file", do="check the path"
+        ) from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointError(
+            "Weights cannot be read",
+            where=path,
+            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            do="give a whole .pth file that holds tensors and plain values only",
+        ) from error
+    while isinstance(found, dict):
+        inner = [found[key] for key in _WRAPPERS if isinstance(found.get(key), dict)]
+        if not inner:
+            break
+        found = inner[0]
+    if not isinstance(found, dict) or not any(isinstance(v, Tensor) for v in found.values()):
+        raise CheckpointError(
+            "No state dict in the file",
+            where=path,
+            found=f"a {type(found).__name__} without tensors",
+            do=f"save the weights themselves, or below one of the keys {', '.join(_WRAPPERS)}",
+        )
+    return found
+
+
+def import_official(
+    state_dict: Mapping[str, Tensor], **overrides: Any
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Arguments of `classifier.build` (or, for a pre-trained network, of `autoencoder.build`) and
+    our state of the same network.
+
+    `overrides` are build arguments that win over what is inferred: those of the clips
+    (num_frames, frame_size), which leave no trace in the weights, and num_heads, stage_depths or
+    decoder_num_heads for networks that the tables do not know.
+
+    Raises: CheckpointError that lists missing, extra and misshaped keys; ConfigError for overrides
+    that do not fit.
+    """
+    theirs = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    if "encoder.head.weight" in theirs:  # a fine-tuned network inside another module
+        theirs = {name.removeprefix("encoder."): value for name, value in theirs.items()}
+    pretrained = any(name.startswith("encoder.") for name in theirs)
+    build = _infer(theirs, pretrained, overrides) | overrides
+    with torch.device("meta"):
+        model = autoencoder.build(**build) if pretrained else classifier.build(**build)
+    names = {ours: _their_name(ours, pretrained) for ours in model.state_dict()}
+    if "mask_token" in theirs:
+        theirs["mask_token"] = theirs["mask_token"].flatten()  # [1, 1, E] -> [E]
+    _check_keys(model, theirs, names)
+    return build, {ours: theirs[name] for ours, name in names.items()}
+
+
+def _their_name(ours: str, pretrained: bool) -> str:
+    return _PRETRAINED_NAMES.get(ours, ours) if pretrained else ours.removeprefix("encoder.")
+
+
+def _infer(
+    theirs: Mapping[str, Tensor], pretrained: bool, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Build arguments by the shapes of the weights."""
+    encoder = "encoder." if pretrained else ""
+    kernel = _shape(theirs, f"{encoder}patch_embed.proj.weight", 5)  # [D, 3, pt, p, p]
+    width = kernel[0]
+    build = {
+        "size": "base",
+        "embed_dim": width,
+        "num_heads": overrides.get("num_heads") or _heads(width, "num_heads"),
+        "tubelet_size": kernel[2],
+        "patch_size": kernel[3],
+        **_stages(theirs, encoder, overrides.get("stage_depths")),
+    }
+    if not pretrained:
+        return build | {"num_outputs": _shape(theirs, "head.weight", 2)[0]}
+    decoder = _shape(theirs, "encoder_to_decoder.weight", 2)[0]
+    return build | {
+        "decoder_embed_dim": decoder,
+        "decoder_num_heads": overrides.get("decoder_num_heads")
+        or _heads(decoder, "decoder_num_heads"),
+        "decoder_depth": _count(theirs, r"decoder\.blocks\.(\d+)\."),
+    }
+
+
+def _stages(
+    theirs: Mapping[str, Tensor], encoder: str, known: tuple[int, ...] | None
+) -> dict[str, Any]:
+    """Build arguments of the encoder's stages; `known` are their depths if the user told them."""
+    prefix = re.escape(encoder)
+    depth = _count(theirs, rf"{prefix}blocks\.(\d+)\.")
+    later = _count(theirs, rf"{prefix}temporal_downsamples\.(\d+)\.")
+    if not later:
+        # As the ViT of VideoMAE trains on 16 frames of 224 pixels and SVFAP on 160.
+        return {"encoder": "vit", "stage_depths": (depth,), "frame_size": 224}
+    crossing = _count(theirs, rf"{prefix}blocks\.(\d+)\.cross_attn\.q\.weight", distinct=True)
+    tokens = [
+        _shape(theirs, f"{encoder}spatial_downsamples.{stage}.mlp.fc2.weight", 2)[0]
+        for stage in range(later)
+    ]
+    return {
+        "stage_depths": known or _shared_out(depth - crossing, crossing, later),
+        "temporal_kernel_size": _shape(theirs, f"{encoder}temporal_downsamples.0.weight", 3)[2],
+        "num_bottleneck_tokens": tokens[0] if len(set(tokens)) == 1 else tuple(tokens),
+    }
+
+
+def _shared_out(first: int, crossing: int, later: int) -> tuple[int, ...]:
+    """Stage depths of a network with so many blocks in stage 1 and in `later` stages together."""
+    if later == 1:
+        return (first, crossing)
+    for size in SIZES.values():
+        depths = size.stage_depths
+        if (depths[0], sum(depths[1:]), len(depths) - 1) == (first, crossing, later):
+            return depths
+    raise CheckpointError(
+        "Depths of the stages cannot be told from the weights",
+        where=_WHERE,
+        found=f"{first} blocks in stage 1 and {crossing} in {later} later stages",
+        do="give the depths: --stage-depths 12,6,3",
+    )
+
+
+def _heads(width: int, field: str) -> int:
+    if width in _NUM_HEADS:
+        return _NUM_HEADS[width]
+    raise CheckpointError(
+        "Number of attention heads cannot be told from the weights",
+        where=_WHERE,
+        found=f"width {width}; known are {', '.join(map(str, _NUM_HEADS))}",
+        do=f"give it: --{field.replace('_', '-')} N",
+    )
+
+
+def _shape(theirs: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
+    """Shape of a weight that sizes are read from."""
+    shape = tuple(theirs[name].shape) if name in theirs else ()
+    if len(shape) == dimensions:
+        return shape
+    raise CheckpointError(
+        "Not the weights of a known network",
+        where=_WHERE,
+        found=f"{name} of shape {list(shape)}" if name in theirs else f"no {name}",
+        do=f"give a state dict of SVFAP or VideoMAE, in which {name} has {dimensions} dimensions",
+    )
+
+
+def _count(theirs: Mapping[str, Tensor], pattern: str, distinct: bool = False) -> int:
+    """One more than the highest number in keys that match, or how many numbers there are."""
+    found = {int(match[1]) for name in theirs if (match := re.match(pattern, name))}
+    return len(found) if distinct else max(found, default=-1) + 1
+
+
+def _check_keys(model: nn.Module, theirs: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+    """Every weight of the model is there in its shape, and nothing else; `names` are by ours."""
+    shapes = {names[ours]: list(value.shape) for ours, value in model.state_dict().items()}
+    wrong = [f"missing {name}" for name in shapes if name not in theirs]
+    wrong += [f"extra {name}" for name in theirs if name not in shapes]
+    wrong += [
+        f"{name} of shape {list(theirs[name].shape)} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in theirs and list(theirs[name].shape) != shape
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - _KEYS_NAMED} more" if len(wrong) > _KEYS_NAMED else ""
+        raise CheckpointError(
+            "Released weights do not fit",
+            where=_WHERE,
+            found="; ".join(wrong[:_KEYS_NAMED]) + more,
+            do="give the whole state dict of one network; one that was fine-tuned without mean "
+            "pooling (norm instead of fc_norm) or with learned positions has no counterpart here",
+        )
