@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import multiprocessing
 import signal
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -40,7 +40,7 @@ def probe_all(videos: Iterable[SourceVideo], min_frames: int, workers: int) -> G
     """
     if workers <= 1:
         for video in videos:
-            yield Probed(video, *_read_and_probe(video.read, min_frames))
+            yield Probed(video, *_read_and_probe(video, min_frames))
         return
     waiting: collections.deque[tuple[SourceVideo, Future[tuple[bytes, VideoInfo | Rejected]]]]
     waiting, rest = collections.deque(), iter(videos)
@@ -51,7 +51,7 @@ def probe_all(videos: Iterable[SourceVideo], min_frames: int, workers: int) -> G
         while True:
             room = workers * _IN_FLIGHT_PER_WORKER - len(waiting)
             for video in itertools.islice(rest, room):
-                waiting.append((video, pool.submit(_read_and_probe, video.read, min_frames)))
+                waiting.append((video, pool.submit(_read_and_probe, video, min_frames)))
             if not waiting:
                 return
             video, future = waiting[0]
@@ -74,11 +74,11 @@ def _leave_ctrl_c_to_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _read_and_probe(
-    read: Callable[[], bytes], min_frames: int
-) -> tuple[bytes, VideoInfo | Rejected]:
+def _read_and_probe(video: SourceVideo, min_frames: int) -> tuple[bytes, VideoInfo | Rejected]:
+    if video.misfit:
+        return b"", Rejected("misplaced", video.misfit)
     try:
-        data = read()
+        data = video.read()
     except StorageMissing as error:
         return b"", Rejected("missing", str(error))
     result = probe(data, min_frames)

@@ -27,6 +27,7 @@ from data_sharding.containers import missing_bytes
 from svfap_dist.shard_format import VideoInfo
 
 Reason = Literal[
+    "misplaced",  # not where the layout of the source has its videos
     "missing",  # listed by the source, gone when it was read
     "empty",  # no bytes
     "unreadable",  # not a video file of a known container

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -143,19 +144,30 @@ def pretrain(
     config = recipe.load(name, overrides or [])
     if on not in ("local", "ray"):
         raise ConfigError("No such place to train", where="--on", found=on, do="use local or ray")
-    if on == "ray":
-        from svfap_dist.cluster import ray_train
+    from svfap_dist.train import pretrain as training
 
-        with Progress("Pre-training") as progress:
-            result = ray_train.pretrain(config, on_log=_show_step(progress))
-    else:
-        from svfap_dist.train import pretrain as training
+    speaks = os.environ.get("RANK", "0") == "0"  # of torchrun's ranks, one speaks for all
+    start = training.preflight(config)
+    if start and speaks:
+        say(f"Going on from step {start}, the newest checkpoint of {config.run.url}.")
+    with Progress("Pre-training", silent=not speaks) as progress:
+        if on == "ray":
+            from svfap_dist.cluster import ray_train
 
-        with Progress("Pre-training") as progress:
+            show = _show_step(progress)
+            result = ray_train.pretrain(config, on_log=show, on_wait=progress.tick)
+        else:
             result = training.run(config, on_log=_show_step(progress))
-        if os.environ["RANK"] != "0":  # under torchrun, one rank speaks for all
-            return
-    _print(result, as_json)
+    if speaks:
+        _print(result, as_json)
+    sys.exit(_exit_code(result.stop_reason))
+
+
+def _exit_code(stop_reason: str) -> int:
+    """0 for a finished run; for one that was asked to stop, what a shell expects of the signal."""
+    if stop_reason == "finished":
+        return 0
+    return 128 + signal.Signals.__members__.get(stop_reason, signal.SIGINT)
 
 
 def _show_step(progress: Progress) -> Any:
@@ -257,20 +269,31 @@ def checkpoint_ls(run_url: str, as_json: AsJson = False) -> None:
 
     Example: svfap checkpoint ls runs/a
     """
-    from svfap_dist.train import checkpoint
+    from svfap_dist.train import checkpoint, trained
 
     steps = checkpoint.committed_steps(run_url)
-    print(json.dumps({"steps": steps}) if as_json else "\n".join(map(str, steps)))
+    if not steps:
+        trained.locate(run_url)  # says that there is none, and where it looked
+    print(json.dumps({"steps": steps}) if as_json else "\n".join(f"step {step}" for step in steps))
 
 
 @checkpoint_app.command("verify")
-def checkpoint_verify(run_url: str, step: int, as_json: AsJson = False) -> None:
+def checkpoint_verify(
+    run_url: str,
+    step: Annotated[int | None, typer.Argument(help="Default: the newest.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Read a checkpoint again and check every file's digest.
 
     Example: svfap checkpoint verify runs/a 1000
     """
-    from svfap_dist.train import checkpoint
+    from svfap_dist.train import checkpoint, trained
 
+    if step is None:
+        steps = checkpoint.committed_steps(run_url)
+        if not steps:
+            trained.locate(run_url)  # says that there is none, and where it looked
+        step = steps[-1]
     checkpoint.verify(run_url, step)
     print(
         json.dumps({"step": step, "ok": True}) if as_json else f"step {step}: every file is whole"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -123,7 +124,7 @@ def _pretrain(config: Any) -> Any:
             note = f"loss {row['loss']:.3f}  {row['clips_per_second']:.1f} clips/s"
             progress.update(row["step"], note=note)
 
-        return ray_train.pretrain(config, on_log=show)
+        return ray_train.pretrain(config, on_log=show, on_wait=progress.tick)
 
 
 def _some_videos(source: str, text: str, folder: str) -> list[str]:
@@ -140,6 +141,7 @@ def _say_what_is_where(run_url: str, result: Any, picture: str, report: str, fac
     say("")
     for line in result.lines():
         say(line)
+    svfap = "svfap" if shutil.which("svfap") else os.path.relpath(sys.argv[0])
     say(
         f"""
 Report      {report}
@@ -147,8 +149,9 @@ Picture     {picture}   (held-out faces: original, masked, reconstructed)
 Run         {run_url}   (config.toml, metrics.jsonl, events.jsonl, checkpoints/)
 
 Next:
-  svfap reconstruct {run_url} {face} -o face.png
-  svfap demo --videos FOLDER_OF_FACE_VIDEOS
-  svfap shard folder FOLDER_OF_FACE_VIDEOS shards && \\
-    svfap pretrain tiny_cpu data.url=shards data.region=centre run.url=runs/mine --on ray"""
+  {svfap} reconstruct {run_url} {face} -o face.png
+  {svfap} demo --videos FOLDER_OF_FACE_VIDEOS
+  {svfap} shard folder FOLDER_OF_FACE_VIDEOS shards
+  {svfap} pretrain tiny_cpu data.url=shards data.region=centre run.url=runs/mine --on ray
+      (data.region=centre: of each frame, the largest centred square)"""
     )

@@ -15,11 +15,12 @@ _SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Progress of one piece of work, as a context manager."""
 
-    def __init__(self, title: str, total: int | None = None) -> None:
-        self._title, self._total = title, total
+    def __init__(self, title: str, total: int | None = None, silent: bool = False) -> None:
+        self._title, self._total, self._silent = title, total, silent
+        self._done, self._note = 0, ""
         self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
         self._bar = self._task = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not silent:
             from rich.console import Console
             from rich.progress import (
                 BarColumn,
@@ -41,7 +42,7 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._bar:
             self._bar.start()
-        else:
+        elif not self._silent:
             say(f"{self._title} ...")
         return self
 
@@ -56,13 +57,19 @@ class Progress:
 
     def update(self, done: int, total: int | None = None, note: str = "") -> None:
         """Show that `done` of `total` are finished."""
-        self._total = total or self._total
+        self._total, self._done, self._note = total or self._total, done, note
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=done, total=self._total, note=note)
-        elif time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
-            share = f"{done} of {self._total}" if self._total else f"{done}"
-            say(f"{self._title}: {share}{'  ' if note else ''}{note}")
+        else:
+            self.tick()
+
+    def tick(self) -> None:
+        """A sign of life, if it is time for one, though nothing new is finished."""
+        if self._bar or self._silent or time.monotonic() < self._next_line:
+            return
+        self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+        share = f"{self._done} of {self._total}" if self._total else f"{self._done}"
+        say(f"{self._title}: {share}{'  ' if self._note else ''}{self._note}")
 
 
 def say(line: str) -> None:

@@ -35,6 +35,7 @@ class SourceVideo:
     suffix: the container's suffix, one of `shard_format.VIDEO_SUFFIXES`.
     stamp: changes when the content changes, as far as that is cheap to know: a file's size in
     bytes, a rendered clip's parameters.
+    misfit: why the source cannot place this file in its layout; it is then listed and left out.
     """
 
     key: str
@@ -43,6 +44,7 @@ class SourceVideo:
     where: str
     suffix: str = "mp4"
     stamp: str = ""
+    misfit: str = ""
 
 
 class Source(Protocol):

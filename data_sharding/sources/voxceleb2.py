@@ -6,6 +6,7 @@ no such prefix. https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox2.html
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 
@@ -13,11 +14,14 @@ from data_sharding.sources import SourceVideo
 from data_sharding.sources.listing import as_samples, list_videos
 from svfap_dist.errors import ShardError
 
+_MISFIT = "not at idNNNNN/<video>/NNNNN.mp4"
 _CLIP = re.compile(r"(?:.*/)?((id\d{5})/[^/]+/\d{5})\.mp4")
 
 
 def samples(folder: str) -> Iterator[SourceVideo]:
     """Every clip below a folder or S3 prefix; key `idNNNNN/<video>/NNNNN`; label: the identity.
+
+    Videos elsewhere below the folder are given as misfits.
 
     Raises: ShardError if there are videos, but none in this layout.
     """
@@ -30,4 +34,7 @@ def samples(folder: str) -> Iterator[SourceVideo]:
             found=f"{len(sizes)} videos, such as {next(iter(sizes))}",
             do="give the folder that holds idNNNNN/<video>/NNNNN.mp4, or use the source `folder`",
         )
-    return as_samples(folder, sizes, ((path, m[1], {"identity": m[2]}) for path, m in clips))
+    placed = {path: (found[1], {"identity": found[2]}) for path, found in clips}
+    rows = [(path, *placed.get(path, (path, {}))) for path in sizes]
+    videos = zip(sizes, as_samples(folder, sizes, rows), strict=True)
+    return (v if path in placed else dataclasses.replace(v, misfit=_MISFIT) for path, v in videos)

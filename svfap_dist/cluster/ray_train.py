@@ -12,8 +12,10 @@ to stop.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
+import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from typing import Any
 from svfap_dist import recipe, storage
 from svfap_dist.config import Config
 from svfap_dist.errors import ClusterError, SvfapError
+from svfap_dist.progress import say
 from svfap_dist.train import pretrain as training
 from svfap_dist.train.pretrain import RunResult
 
@@ -63,12 +66,16 @@ class Board:
         return self._stop
 
 
-def pretrain(config: Config, on_log: Callable[[dict[str, Any]], None]) -> RunResult:
+def pretrain(
+    config: Config,
+    on_log: Callable[[dict[str, Any]], None],
+    on_wait: Callable[[], None] = lambda: None,
+) -> RunResult:
     """Train on `config.cluster.num_workers` ranks and wait for the end.
 
     Uses the cluster of RAY_ADDRESS, or of the job this runs in, or else starts one on this machine.
-    `on_log` gets rank 0's log rows. The first Ctrl-C asks all ranks to save a checkpoint and stop,
-    a second one leaves at once.
+    `on_log` gets rank 0's log rows; `on_wait` is called twice a second. The first Ctrl-C (or
+    SIGTERM) asks all ranks to save a checkpoint and stop, a second one leaves at once.
 
     Raises: the rank's own SvfapError; ClusterError if the group could not be kept alive.
     """
@@ -76,24 +83,28 @@ def pretrain(config: Config, on_log: Callable[[dict[str, Any]], None]) -> RunRes
     _prepare_own_cluster()
     import ray
 
-    with _connected(config):
+    with _sigterm_as_ctrl_c(), _connected(config):
         _check_resources(config)
         board: Any = ray.remote(num_cpus=0)(Board).remote()
         outcome = _Fit(config, board)
+        rows: collections.deque[dict[str, Any]] = collections.deque()  # not yet shown
         interrupts = 0
         while outcome.is_running():
             try:
                 outcome.wait(_SECONDS_BETWEEN_LOOKS)
-                for row in ray.get(board.take_rows.remote()):
-                    on_log(row)
+                on_wait()
+                rows.extend(ray.get(board.take_rows.remote()))
+                while rows:
+                    on_log(rows.popleft())
                 if ray.get(board.fatal.remote()) is not None:
                     break  # no restart can help: leave, and let the restarted group end itself
             except KeyboardInterrupt:
                 interrupts += 1
                 if interrupts > 1:
                     raise
+                say("Stopping all ranks and saving a checkpoint; once more stops without one.")
                 ray.get(board.request_stop.remote())
-        for row in ray.get(board.take_rows.remote()):
+        for row in [*rows, *ray.get(board.take_rows.remote())]:
             on_log(row)
         fatal: SvfapError | None = ray.get(board.fatal.remote())
         result: RunResult | None = ray.get(board.result.remote())
@@ -104,6 +115,19 @@ def pretrain(config: Config, on_log: Callable[[dict[str, Any]], None]) -> RunRes
         raise _explained(outcome.error, config)
     assert result is not None, "all ranks returned but rank 0 posted no result"
     return result
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """A driver that is told to end ends its ranks in good order too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Fit:

@@ -27,7 +27,7 @@ import numpy as np
 from svfap_dist import shard_format, storage
 from svfap_dist.config import Config, check_window
 from svfap_dist.errors import ShardError
-from svfap_dist.shard_format import Manifest, ShardEntry, ShardIndex, VideoInfo
+from svfap_dist.shard_format import VIDEO_SUFFIXES, Manifest, ShardEntry, ShardIndex, VideoInfo
 
 _INDEXES_KEPT = 256
 _Value = TypeVar("_Value")
@@ -111,9 +111,10 @@ class SampleReader:
         try:
             members = _tar_members(data)
             info = VideoInfo(**json.loads(members["json"]))
-            return Sample(index, rows.keys[row], members["mp4"], info)
+            (video,) = (members[suffix] for suffix in VIDEO_SUFFIXES if suffix in members)
+            return Sample(index, rows.keys[row], video, info)
         except (KeyError, TypeError, ValueError, tarfile.ReadError) as error:
-            detail = f"{entry.name} row {row}: no readable .mp4 and .json ({error!r})"
+            detail = f"{entry.name} row {row}: no readable video and .json ({error!r})"
             return BadSample(index, rows.keys[row], "malformed", detail)
 
     def _bytes_of(self, entry: ShardEntry, rows: ShardIndex, row: int) -> memoryview:

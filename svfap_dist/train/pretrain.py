@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -20,7 +18,7 @@ from typing import Any
 
 import torch
 
-from svfap_dist import distributed, storage
+from svfap_dist import distributed
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data.clips import ClipBatch
 from svfap_dist.data.loader import ClipLoader
@@ -28,6 +26,7 @@ from svfap_dist.data.stream import open_data
 from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError, HealthError
 from svfap_dist.model import sizes
+from svfap_dist.progress import say
 from svfap_dist.shard_format import Manifest
 from svfap_dist.train import checkpoint, health, schedule
 from svfap_dist.train import state as train_state
@@ -35,6 +34,7 @@ from svfap_dist.train.checkpointer import Checkpointer
 from svfap_dist.train.engine import Engine, build_arguments, process_group
 from svfap_dist.train.heldout import HeldOut
 from svfap_dist.train.journal import next_attempt
+from svfap_dist.train.ownership import Ownership
 from svfap_dist.train.recorder import Recorder, Row
 from svfap_dist.train.state import TrainState
 
@@ -47,6 +47,7 @@ class RunResult:
     None where none was computed."""
 
     step: int
+    total_steps: int
     stop_reason: str  # "finished", or what asked the run to stop
     run_url: str
     first_loss: float | None
@@ -56,7 +57,11 @@ class RunResult:
 
     def lines(self) -> list[str]:
         """For people."""
-        text = [f"Run {self.run_url}: {self.stop_reason}, {self.step} steps done."]
+        text = [
+            f"Run {self.run_url}: {self.stop_reason} at step {self.step} of {self.total_steps}."
+        ]
+        if self.stop_reason != "finished":
+            text.append("A checkpoint is saved: run the same command again to resume.")
         for name, first, last in (
             ("Loss", self.first_loss, self.loss),
             ("Held-out loss", self.first_held_out_loss, self.held_out_loss),
@@ -130,7 +135,7 @@ class _Attempt:
         self._config, self._world = config, world
         found = distributed.together(lambda: _look_around(config) if world.is_main else None)
         self._manifest, state, number = distributed.from_main(found)
-        _check_run_is_shared(config, world, attempt=number)
+        self._ownership = Ownership(config.run.url, world)
         self._loader = ClipLoader(config, config.data.url, self._manifest, world)
         self.total_steps = schedule.total_steps(config.train, self._loader.steps_per_epoch)
         self.step = state.step if state else 0
@@ -201,6 +206,7 @@ class _Attempt:
     def save(self) -> None:
         """Begin a checkpoint, when the one before it is settled."""
         self.settle()
+        self._ownership.check()
         began = time.perf_counter()
         state = train_state.after(
             self.step,
@@ -237,6 +243,7 @@ class _Attempt:
         losses, held_out = self._recorder.losses()
         return RunResult(
             step=self.step,
+            total_steps=self.total_steps,
             stop_reason=reason,
             run_url=self._config.run.url,
             first_loss=losses[0] if losses else None,
@@ -257,36 +264,18 @@ def _require_urls(config: Config) -> None:
             )
 
 
-def _check_run_is_shared(config: Config, world: World, attempt: int) -> None:
-    """Every rank must see one and the same run folder: a local path on several hosts is not."""
-    mark = storage.join(config.run.url, ".shared")
-    token = f"attempt {attempt} of {os.getpid()}@{socket.gethostname()}" if world.is_main else ""
-    token = distributed.from_main(token)
-
-    def look() -> None:
-        if not storage.exists(mark) or storage.read_bytes(mark).decode() != token:
-            raise ConfigError(
-                "Ranks do not share the run's folder",
-                where=f"run.url = {config.run.url}, rank {world.rank} on {socket.gethostname()}",
-                found="what rank 0 wrote there is not to be seen",
-                do="give a run.url that every host reaches: s3://... or a shared file system",
-            )
-
-    distributed.together(
-        lambda: storage.write_bytes(mark, token.encode()) if world.is_main else None
-    )
-    distributed.together(look)
-
-
-def preflight(config: Config) -> None:
+def preflight(config: Config) -> int:
     """Check all that can be checked before any rank is started: recipe, data, newest checkpoint.
+
+    Returns the step that the run will go on from.
 
     Raises: ConfigError, ShardError, CheckpointError, StorageError.
     """
     _require_urls(config)
     geometry = build_arguments(config)
     sizes.resolve(geometry.pop("size"), geometry)
-    _look_around(config)
+    _, state, _ = _look_around(config)
+    return state.step if state else 0
 
 
 def _look_around(config: Config) -> tuple[Manifest, TrainState | None, int]:
@@ -315,6 +304,7 @@ def _stop_reason(stop_requested: Callable[[], bool]) -> Iterator[Callable[[], st
     def hear(number: int, _: object) -> None:
         heard.append(signal.Signals(number).name)
         signal.signal(number, before[number])
+        say("Stopping at the next step and saving a checkpoint; once more stops without one.")
 
     if threading.current_thread() is threading.main_thread():
         for number in _STOP_SIGNALS:

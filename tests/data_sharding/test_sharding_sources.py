@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
 import pytest
+from clips import make_video
 
 from data_sharding import sources
+from data_sharding.cli import shard
 from data_sharding.sources import folder, voxceleb2
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError, ShardError, StorageError
@@ -49,8 +52,17 @@ def test_voxceleb2_labels_the_identity(tmp_path: Path, prefix: str) -> None:
     clips = [f"{prefix}id00012/a.B-c/00002.mp4", f"{prefix}id00012/a.B-c/00001.mp4"]
     others = [f"{prefix}id00012/a.B-c/extra.mp4", "meta.mp4", "vox2_meta.csv"]
     found = list(voxceleb2.samples(put(tmp_path, *clips, *others)))
-    assert [v.key for v in found] == ["id00012/a_B-c/00001", "id00012/a_B-c/00002"]
-    assert [v.labels for v in found] == [{"identity": "id00012"}] * 2
+    good = [video for video in found if not video.misfit]
+    assert [v.key for v in good] == ["id00012/a_B-c/00001", "id00012/a_B-c/00002"]
+    assert [v.labels for v in good] == [{"identity": "id00012"}] * 2
+    assert sorted(os.path.basename(v.where) for v in found if v.misfit) == ["extra.mp4", "meta.mp4"]
+
+
+def test_videos_outside_the_layout_are_listed_and_left_out(tmp_path: Path) -> None:
+    root = put(tmp_path / "in", "id00012/a/00001.mp4", "id000012/a/00001.mp4")
+    make_video(str(tmp_path / "in/id00012/a/00001.mp4"), 4)
+    summary = shard("voxceleb2", root, str(tmp_path / "out"), min_frames=2, workers=0)
+    assert (summary.num_samples, summary.rejected) == (1, {"misplaced": 1})
 
 
 def test_another_layout_is_not_taken_for_voxceleb2(tmp_path: Path) -> None:
