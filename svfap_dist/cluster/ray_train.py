@@ -134,7 +134,7 @@ class _Fit:
     """`TorchTrainer.fit` in a thread: in the main thread it would take Ctrl-C for itself."""
 
     def __init__(self, config: Config, board: Any) -> None:
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._trainer = _trainer(config, board)
         self._thread = threading.Thread(target=self._run, name="ray-train-fit", daemon=True)
         self._thread.start()
@@ -142,7 +142,9 @@ class _Fit:
     def _run(self) -> None:
         try:
             self.error = self._trainer.fit().error
-        except Exception as error:  # handed to the main thread, which explains it
+        except (Exception, SystemExit) as error:
+            # Handed to the main thread, which explains it; Ray ends a fit whose cluster is shut
+            # down by SystemExit.
             self.error = error
 
     def is_running(self) -> bool:
@@ -303,7 +305,7 @@ def _check_resources(config: Config) -> None:
             )
 
 
-def _explained(error: Exception, config: Config) -> SvfapError:
+def _explained(error: BaseException, config: Config) -> SvfapError:
     """The error of the rank that failed first, or one that says what Ray said."""
     failures = getattr(error, "worker_failures", {})
     for rank, failure in sorted(failures.items()):
