@@ -74,8 +74,8 @@ def pretrain(config: Config, on_log: Callable[[dict[str, Any]], None]) -> RunRes
     """
     import ray
 
-    with _connected(config):
-        _check_resources(config)
+    with connected(config):
+        check_resources(config)
         board = ray.remote(num_cpus=0)(Board).remote()
         outcome = _Fit(config, board)
         interrupts = 0
@@ -212,7 +212,7 @@ def _watching(board: Any, stop: threading.Event) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _connected(config: Config) -> Iterator[None]:
+def connected(config: Config) -> Iterator[None]:
     """A connection to a Ray cluster: the one in RAY_ADDRESS, else one of our own on loopback."""
     import ray
 
@@ -244,7 +244,7 @@ def _connected(config: Config) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_resources(config: Config) -> None:
+def check_resources(config: Config) -> None:
     """Refuse what the cluster can never place, instead of waiting for ever."""
     import ray
 
