@@ -28,7 +28,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
-	$(BIN)/svfap bench --help
+	$(BIN)/svfap bench model --size base --batch-size 8 --dtype float32
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -28,8 +28,10 @@ app = typer.Typer(
 )
 shards_app = typer.Typer(help="Look after shards.", no_args_is_help=True)
 checkpoint_app = typer.Typer(help="Look after checkpoints.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(bench_app, name="bench")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Overrides = Annotated[
@@ -170,6 +172,36 @@ def _exit_code(stop_reason: str) -> int:
     return 128 + signal.Signals.__members__.get(stop_reason, signal.SIGINT)
 
 
+@app.command()
+def sweep(
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file or a bundled name")],
+    overrides: Overrides = None,
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=V1,V2", help="Values to combine; give as many axes as you like."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pre-train once for every combination of some values, as Ray tasks; one table at the end.
+
+    Example: svfap sweep tiny_cpu --axis mask.ratio=0.75,0.9 --axis model.pyramid=true,false
+    data.url=shards run.url=runs/sweep
+    """
+    from svfap_dist.cluster import sweep as sweeping
+
+    with Progress("Trials") as progress:
+        result = sweeping.run(
+            name,
+            axis or [],
+            overrides or [],
+            on_trial=progress.update,
+        )
+    _print(result, as_json)
+    if result.failed:
+        say(f"error: {result.failed} of {len(result.trials)} trials failed.")
+        raise typer.Exit(1)
+
+
 def _show_step(progress: Progress) -> Any:
     def show(row: dict[str, Any]) -> None:
         note = f"loss {row['loss']:.4f}  {row['clips_per_second']:.1f} clips/s"
@@ -298,6 +330,38 @@ def checkpoint_verify(
     print(
         json.dumps({"step": step, "ok": True}) if as_json else f"step {step}: every file is whole"
     )
+
+
+@bench_app.command("model")
+def bench_model(
+    size: Annotated[str, typer.Option(help="nano, tiny, small, base or large")] = "base",
+    batch_size: Annotated[int, typer.Option(help="Clips of a step.", min=1)] = 8,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    compare: Annotated[str, typer.Option(help="vit: time the plain ViT, too.")] = "",
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile our model.")] = False,
+    steps: Annotated[int, typer.Option(help="Steps that are timed.", min=1)] = 7,
+    as_json: AsJson = False,
+) -> None:
+    """Time training steps of the autoencoder beside a straightforward implementation.
+
+    Example: svfap bench model --size base --batch-size 8 --dtype float32
+    """
+    from svfap_dist.bench import model
+    from svfap_dist.errors import ConfigError
+
+    if compare not in ("", "vit"):
+        raise ConfigError("Nothing to compare with", where="--compare", found=compare, do="use vit")
+    result = model.run(
+        size,
+        batch_size,
+        dtype=dtype,
+        device=device,
+        compile=compile,
+        compare_vit=compare == "vit",
+        steps=steps,
+    )
+    _print(result, as_json)
 
 
 def _print(result: Any, as_json: bool) -> None:

@@ -8,6 +8,11 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes is the machine's business: a busy one must not fail a test.
+settings.register_profile("svfap", deadline=None)
+settings.load_profile("svfap")
 
 
 @pytest.fixture(scope="session")

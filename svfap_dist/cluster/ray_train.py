@@ -80,11 +80,10 @@ def pretrain(
     Raises: the rank's own SvfapError; ClusterError if the group could not be kept alive.
     """
     training.preflight(config)
-    _prepare_own_cluster()
-    import ray
+    with _sigterm_as_ctrl_c(), connected(config):
+        import ray
 
-    with _sigterm_as_ctrl_c(), _connected(config):
-        _check_resources(config)
+        check_resources(config)
         board: Any = ray.remote(num_cpus=0)(Board).remote()
         outcome = _Fit(config, board)
         rows: collections.deque[dict[str, Any]] = collections.deque()  # not yet shown
@@ -258,8 +257,9 @@ def _prepare_own_cluster() -> None:
 
 
 @contextlib.contextmanager
-def _connected(config: Config) -> Iterator[None]:
+def connected(config: Config) -> Iterator[None]:
     """A connection to a Ray cluster: the one in RAY_ADDRESS, else one of our own on loopback."""
+    _prepare_own_cluster()
     import ray
 
     if ray.is_initialized():
@@ -287,7 +287,7 @@ def _connected(config: Config) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_resources(config: Config) -> None:
+def check_resources(config: Config) -> None:
     """Refuse what the cluster can never place, instead of waiting for ever."""
     import ray
 

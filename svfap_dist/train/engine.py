@@ -28,8 +28,9 @@ from torch import Tensor
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.distributed import World, barrier
 from svfap_dist.errors import ClusterError
-from svfap_dist.model import autoencoder, loss
+from svfap_dist.model import autoencoder, layers, loss
 from svfap_dist.train import optim
+from svfap_dist.train.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from svfap_dist.data.loader import ClipBatch
@@ -59,6 +60,8 @@ def process_group(config: Config, world: World) -> Iterator[torch.device]:
     """
     device = _device(config, world)
     torch.set_num_threads(config.train.threads_per_rank or _fair_threads(world))
+    if device.type == "cpu":
+        keep_freed_memory()
     is_ours = not dist.is_initialized()
     if is_ours:
         _connect(config, world, device)
@@ -160,12 +163,18 @@ class Engine:
             torch.manual_seed(config.run.seed)
             model = autoencoder.build(**build_arguments(config))
         model = model.to(device)
+        if config.train.activation_checkpointing:
+            layers.recompute_blocks(model)
         self._engine, *_ = _deepspeed(device).initialize(
             model=model,
-            optimizer=optim.adamw(model, config.optim, device),
+            optimizer=optim.adamw(model, config.optim),
             config=self._settings(model, world, universal),
             dist_init_required=False,
         )
+        if config.train.compile:
+            # In place, so that weights keep their names. The few shapes there are (a held-out batch
+            # may be smaller) are worth a program each.
+            self._engine.module.compile(dynamic=False)
 
     def _settings(self, model: torch.nn.Module, world: World, universal: bool) -> dict[str, Any]:
         per_rank = self._config.train.global_batch_size // world.world_size

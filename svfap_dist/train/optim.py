@@ -30,11 +30,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def adamw(model: nn.Module, optim: OptimConfig, device: torch.device) -> torch.optim.AdamW:
-    """The optimizer of a model that already lies on `device`; fused where there is a GPU."""
+def adamw(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+    """The optimizer of a model that already lies on its device, as one fused kernel."""
     return torch.optim.AdamW(
         parameter_groups(model, optim.weight_decay),
         lr=optim.lr,  # a place holder: the engine sets the rate of every step
         betas=optim.betas,
-        fused=device.type == "cuda",
+        fused=True,
     )

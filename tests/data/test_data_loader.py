@@ -12,7 +12,7 @@ import torch
 from numbered_shards import FRAMES, SIDE, sample_and_frame
 
 from svfap_dist.config import Config, DataConfig, MaskConfig, ModelConfig, RunConfig, TrainConfig
-from svfap_dist.data.clips import ClipBatch, window_start
+from svfap_dist.data.clips import ClipBatch, random_clips, window_start
 from svfap_dist.data.loader import ClipLoader, held_out_batches, read_ahead
 from svfap_dist.data.masking import tube
 from svfap_dist.data.order import EpochOrder
@@ -118,6 +118,30 @@ def test_batches_hold_what_order_window_and_mask_say(make_data_set):
         assert batch.bad == []
         assert batch.fetch_seconds > 0
         assert batch.decode_seconds > 0
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_clips_are_cut_by_streams_of_the_seed_the_epoch_and_the_sample(make_data_set, repeats):
+    """An oracle over the end of an epoch and the beginning of the next, with real random crops."""
+    data_set = make_data_set(SIZES)
+    crops = {"crop_scales": (1.0, 0.875, 0.75, 0.66), "num_lanes": 2}
+    config = config_of(repeated_sampling=repeats, **crops)
+    per_epoch = loader_of(data_set, config).steps_per_epoch
+    info, seen = VideoInfo(FRAMES, 25.0, SIDE, SIDE, "h264"), set()
+    first = per_epoch - 4
+    for step, batch in enumerate(loader_of(data_set, config).batches(first, per_epoch + 4), first):
+        epoch = step // per_epoch
+        rows = iter(batch.frames)
+        for sample in batch.samples:
+            window = Stream(3, "window", epoch, sample)
+            keys = [(3, "crop", epoch, sample), (3, "crop", epoch, sample, 1)][:repeats]
+            streams = [Stream(*key) for key in keys]
+            clips = random_clips(data_set.videos[sample], info, config, window, streams)
+            for clip in clips:
+                assert torch.equal(next(rows), clip)
+            seen.add((epoch, sample))
+    assert {epoch for epoch, _ in seen} == {0, 1}
+    assert {sample for epoch, sample in seen if epoch} & {s for epoch, s in seen if not epoch}
 
 
 @pytest.mark.parametrize(

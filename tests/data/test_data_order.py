@@ -66,7 +66,7 @@ def order_of(case) -> EpochOrder:
 
 
 @given(epochs())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_equals_the_slow_oracle(case):
     order, expected = order_of(case), oracle(**case)
     for lane, content in enumerate(expected):
@@ -74,7 +74,7 @@ def test_equals_the_slow_oracle(case):
 
 
 @given(epochs())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_sample_at_most_once_and_only_the_tail_never(case):
     order = order_of(case)
     seen = [slot.sample for step in range(order.steps) for slot in order.slots(step, 0, 1)]
@@ -84,7 +84,7 @@ def test_every_sample_at_most_once_and_only_the_tail_never(case):
 
 
 @given(epochs())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_step_is_the_same_set_for_every_world_size(case):
     order, lanes = order_of(case), case["lanes"]
     for step in range(order.steps):
@@ -95,7 +95,7 @@ def test_a_step_is_the_same_set_for_every_world_size(case):
 
 
 @given(epochs(), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_step_does_not_depend_on_what_was_asked_before(case, data):
     used, fresh = order_of(case), order_of(case)
     for step in data.draw(st.lists(st.integers(0, used.steps - 1), max_size=5)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import tarfile
 import threading
@@ -122,11 +123,22 @@ def test_a_changed_byte_is_found_and_spoils_one_sample_only(make_data_set, optio
     assert all(isinstance(reader.read(i), Sample) for i in (0, 1, 2, 3, 5))
 
 
-def test_a_sample_without_a_video_is_malformed(make_data_set):
-    """A tar of other making: its digests are right, but it holds no .mp4 and .json."""
+def member_of(name: str, content: bytes) -> bytes:
+    header = tarfile.TarInfo(name)
+    header.size = len(content)
+    return header.tobuf() + content.ljust(-(-len(content) // 512) * 512, b"\0")
+
+
+@pytest.mark.parametrize("suffixes", [("json", "txt"), ("mp4",), ("json", "mp4", "webm")])
+def test_a_sample_without_just_one_video_is_malformed(make_data_set, suffixes):
+    """A tar of other making: its digests are right, but it does not hold one video and .json."""
     data_set = make_data_set([1])
-    member = tarfile.TarInfo("clip-000.webm").tobuf()
-    index = ShardIndex(("clip-000",), (0,), (512,), (shard_format.digest(member),), (30,))
+    fields = dataclasses.asdict(VideoInfo(30, 25.0, 48, 48, "h264"))
+    contents = {"json": json.dumps(fields).encode()}
+    member = b"".join(
+        member_of(f"clip-000.{suffix}", contents.get(suffix, b"a video")) for suffix in suffixes
+    )
+    index = ShardIndex(("clip-000",), (0,), (len(member),), (shard_format.digest(member),), (30,))
     raw = shard_format.dump(index)
     entry = dataclasses.replace(
         data_set.manifest.shards[0], index_sha256=hashlib.sha256(raw).hexdigest()

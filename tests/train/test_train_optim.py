@@ -9,7 +9,7 @@ from svfap_dist.train import optim
 
 def test_only_matrices_and_kernels_decay() -> None:
     model = autoencoder.build("nano", num_frames=8, frame_size=32)
-    optimizer = optim.adamw(model, OptimConfig(weight_decay=0.05), torch.device("cpu"))
+    optimizer = optim.adamw(model, OptimConfig(weight_decay=0.05))
     decay = {
         id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
     }
@@ -21,5 +21,5 @@ def test_only_matrices_and_kernels_decay() -> None:
 
 def test_betas_come_from_the_recipe() -> None:
     model = torch.nn.Linear(2, 2)
-    optimizer = optim.adamw(model, OptimConfig(betas=(0.8, 0.9)), torch.device("cpu"))
+    optimizer = optim.adamw(model, OptimConfig(betas=(0.8, 0.9)))
     assert [group["betas"] for group in optimizer.param_groups] == [(0.8, 0.9)] * 2

@@ -38,12 +38,12 @@ def data(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def damaged_data(data: Path, folder: Path) -> Path:
-    """The same shards with the bytes of one sample overwritten."""
+    """The same shards with the bytes of the last sample overwritten."""
     url = folder / "damaged"
     shutil.copytree(data, url)
-    index = json.loads((url / "shard-000001.index.json").read_text())
-    with open(url / "shard-000001.tar", "r+b") as tar:
-        tar.seek(index["offsets"][2] + 1024)
+    index = json.loads((url / "shard-000002.index.json").read_text())
+    with open(url / "shard-000002.tar", "r+b") as tar:
+        tar.seek(index["offsets"][-1] + 1024)
         tar.write(b"\0" * 512)
     return url
 
@@ -73,16 +73,29 @@ def two_ranks(data: Path, damaged_data: Path, folder: Path) -> dict[str, list[An
 
 @pytest.fixture(scope="module")
 def two_ranks_again(
-    two_ranks: dict[str, Any], data: Path, damaged_data: Path, folder: Path
-) -> list[Any]:
-    """The killed run resumed; then a run at ZeRO-3, which leaves DeepSpeed's own linear layer in
-    the process and so changes last bits of what comes after it."""
-    changes = {"train": {"zero_stage": 3}, "data": {"eval_url": str(damaged_data)}}
+    one_rank: dict[str, Any],
+    two_ranks: dict[str, Any],
+    data: Path,
+    damaged_data: Path,
+    folder: Path,
+) -> dict[str, Any]:
+    """The killed run resumed, and the one of one rank; then a run at ZeRO-3, which leaves
+    DeepSpeed's own linear layer in the process and so changes last bits of what comes after it."""
+    changes = {
+        "train": {"zero_stage": 3, "micro_batch_size": 2},
+        "data": {"eval_url": str(damaged_data)},
+    }
     stage_3 = recipe_tables(str(data), str(folder / "stage-3"), **changes)
     killed = recipe_tables(str(data), str(folder / "killed"))
-    tasks = [("train", {"tables": killed}), ("train", {"tables": stage_3, "stop_after": 2})]
+    grown = recipe_tables(str(data), str(folder / "1-to-2"))
+    tasks = {
+        "killed": ("train", {"tables": killed}),
+        "from one": ("train", {"tables": grown}),
+        "stage 3": ("train", {"tables": stage_3, "stop_after": 2}),
+    }
     before = checkpoint.latest_committed(str(folder / "killed"))
-    return [before, *start(2, tasks, folder / "again")]
+    results = start(2, list(tasks.values()), folder / "again")
+    return {"step before": before, **dict(zip(tasks, results, strict=True))}
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +118,7 @@ def one_rank(
         "stopped": task("cut-1", stop_after=6),
         "resumed": task("cut-1"),
         "from two": task("2-to-1"),
+        "for two": task("1-to-2", stop_after=6),
         "again": task("straight-1"),
         "other recipe": task("straight-1", changes={"optim": {"lr": 0.2}}),
         "explosion 0": explosion(0),
@@ -181,17 +195,24 @@ def test_two_ranks_see_what_one_sees(
 
 
 def test_the_held_out_loss_does_not_depend_on_the_ranks(
-    one_rank: dict[str, Any], two_ranks: dict[str, Any], two_ranks_again: list[Any]
+    one_rank: dict[str, Any], two_ranks: dict[str, Any], two_ranks_again: dict[str, Any]
 ) -> None:
-    """Thirteen good clips: one rank has a batch less than the other, which ZeRO-3 must not mind."""
+    """Thirteen good clips, each a batch; at ZeRO-3 batches of 2, 2, 2, 1 and of 2, 2, 2: every clip
+    counts the same, and ZeRO-3 must not mind that one rank has a batch less."""
     expected = pytest.approx(one_rank["straight"][0]["first_held_out_loss"], abs=1e-5)
-    for results in (two_ranks["straight"], two_ranks_again[2]):
+    for results in (two_ranks["straight"], two_ranks_again["stage 3"]):
         assert [result["first_held_out_loss"] for result in results] == [expected] * 2
 
 
-def test_one_rank_goes_on_where_two_left_off(one_rank: dict[str, Any], folder: Path) -> None:
-    one, resized = folder / "straight-1", folder / "2-to-1"
-    assert one_rank["from two"][0]["step"] == 12
+@pytest.mark.parametrize("run", ["2-to-1", "1-to-2"])
+def test_a_run_goes_on_with_another_number_of_ranks(
+    one_rank: dict[str, Any], two_ranks_again: dict[str, Any], folder: Path, run: str
+) -> None:
+    one, resized = folder / "straight-1", folder / run
+    results = one_rank["from two"] if run == "2-to-1" else two_ranks_again["from one"]
+    assert [result["step"] for result in results] == [12] * len(results)
+    resumed = next(event for event in lines(resized / "events.jsonl") if event["event"] == "resume")
+    assert resumed["step"] == 6
     assert keys(resized) == keys(one)
     assert losses(resized) == [(step, pytest.approx(loss, abs=1e-5)) for step, loss in losses(one)]
 
@@ -207,9 +228,9 @@ def test_another_recipe_does_not_resume_the_run(one_rank: dict[str, Any]) -> Non
 
 
 def test_a_kill_loses_only_steps_that_are_done_again(
-    two_ranks_again: list[Any], folder: Path
+    two_ranks_again: dict[str, Any], folder: Path
 ) -> None:
-    run, before = folder / "killed", two_ranks_again[0]
+    run, before = folder / "killed", two_ranks_again["step before"]
     resumed = next(event for event in lines(run / "events.jsonl") if event["event"] == "resume")
     assert (resumed["step"], resumed["attempt"]) == (before, 2)
     assert before in (4, 8)  # it was killed in step 10, maybe before 8 was committed
@@ -217,8 +238,10 @@ def test_a_kill_loses_only_steps_that_are_done_again(
     assert keys(run) == keys(folder / "straight-2")
 
 
-def test_held_out_clips_and_weights_at_stage_3(two_ranks_again: list[Any], folder: Path) -> None:
-    first, second = two_ranks_again[2]
+def test_held_out_clips_and_weights_at_stage_3(
+    two_ranks_again: dict[str, Any], folder: Path
+) -> None:
+    first, second = two_ranks_again["stage 3"]
     assert first == second
     assert 0.5 < first["held_out_loss"] != first["first_held_out_loss"] < 1.5
     path = folder / "stage-3/checkpoints/step-000000002/model.safetensors"

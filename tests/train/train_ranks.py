@@ -15,9 +15,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from svfap_dist import distributed
+
+if TYPE_CHECKING:
+    from svfap_dist.config import Config
+    from svfap_dist.data.clips import ClipBatch
 
 Task = tuple[str, dict[str, Any]]
 
@@ -117,6 +121,66 @@ def train(tables: dict[str, Any], stop_after: int = 0, die_after: int = 0) -> di
         return dataclasses.asdict(pretrain.run(config, stop_requested=asked_at_each_step))
     except SvfapError as error:
         return {"error": type(error).__name__, "message": str(error)}
+
+
+def random_batch(config: Config, step: int) -> ClipBatch:
+    """A batch of noise that is the same in every process."""
+    import torch
+
+    from svfap_dist.data.clips import ClipBatch
+    from svfap_dist.data.masking import predicted_split
+    from svfap_dist.rng import Stream
+
+    count, data = config.train.global_batch_size, config.data
+    chance = torch.Generator().manual_seed(step)
+    shape = (count, data.num_frames, data.frame_size, data.frame_size, 3)
+    splits = [predicted_split(Stream("mask", step, row), config) for row in range(count)]
+    return ClipBatch(
+        frames=torch.randint(0, 256, shape, generator=chance, dtype=torch.uint8),
+        visible=torch.stack([torch.from_numpy(split.visible) for split in splits]),
+        masked=torch.stack([torch.from_numpy(split.masked) for split in splits]),
+        keys=[""] * count,
+        samples=[0] * count,
+        lanes=[0] * count,
+        positions=[0] * count,
+        substituted=[False] * count,
+        bad=[],
+        fetch_seconds=0.0,
+        decode_seconds=0.0,
+    )
+
+
+def engine_steps(
+    tables: dict[str, Any], rates: list[float], weights: str, cut_at: int = 0
+) -> dict[str, list[float]]:
+    """Loss and gradient norm of the engine's step at each of the learning rates, on random batches;
+    the weights at the end go to a file. After `cut_at` steps (0: never) another engine takes over.
+    """
+    import tempfile
+
+    import torch
+
+    from svfap_dist import recipe
+    from svfap_dist.train.engine import Engine, process_group
+
+    config = recipe.from_tables(tables, where="test")
+    world = distributed.from_environment()
+    seen: dict[str, list[float]] = {"loss": [], "grad_norm": []}
+    with process_group(config, world) as device, tempfile.TemporaryDirectory() as folder:
+        engine = Engine(config, world, device)
+        for step, rate in enumerate(rates):
+            if step == cut_at > 0:
+                engine.save(folder, "cut")
+                engine.close()
+                engine = Engine(config, world, device)
+                engine.load(folder, "cut")
+            loss = engine.backward(random_batch(config, step))
+            update = engine.update(rate)
+            seen["loss"].append(loss.item())
+            seen["grad_norm"].append(float(update.grad_norm))
+        torch.save(engine.state_dict(), weights)
+        engine.close()
+    return seen
 
 
 def explode(tables: dict[str, Any]) -> dict[str, list[bool]]:

@@ -1,0 +1,108 @@
+"""The engine against plain torch, whose ten lines it stands for, and against itself resumed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from train_ranks import random_batch, recipe_tables, start
+
+from svfap_dist import recipe
+from svfap_dist.config import Config
+from svfap_dist.model import autoencoder, loss
+from svfap_dist.train import schedule
+from svfap_dist.train.engine import build_arguments
+
+STEPS, CLIP = 8, 0.02
+# Accumulation 2; a decay and a clipping that would be missed; a warm-up of two steps.
+CHANGES = {
+    "optim": {
+        "lr": 0.2,
+        "warmup_lr": 0.05,
+        "warmup_fraction": 0.25,
+        "weight_decay": 0.5,
+        "clip_grad_norm": CLIP,
+    },
+    "train": {"micro_batch_size": 2, "zero_stage": 2},
+}
+TABLES = recipe_tables("unused", "unused", **CHANGES)
+BF16 = recipe_tables("unused", "unused", train={**CHANGES["train"], "dtype": "bfloat16"})
+CONFIG = recipe.from_tables(TABLES, where="test")
+RATES = [
+    schedule.learning_rate(CONFIG.optim, CONFIG.train.global_batch_size, STEPS, step)
+    for step in range(STEPS)
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, dict[str, Tensor]]]:
+    """What the engine saw and its weights at the end, by run."""
+    folder = tmp_path_factory.mktemp("engine")
+    orders = {
+        "float32": {"tables": TABLES},
+        "bf16": {"tables": BF16},
+        "bf16 cut": {"tables": BF16, "cut_at": 3},
+    }
+    tasks = [
+        ("engine_steps", {**order, "rates": RATES, "weights": str(folder / f"{name}.pt")})
+        for name, order in orders.items()
+    ]
+    results = start(1, tasks, folder)
+    return {
+        name: (result[0], torch.load(folder / f"{name}.pt"))
+        for name, result in zip(orders, results, strict=True)
+    }
+
+
+def plain_torch(config: Config) -> tuple[list[float], list[float], dict[str, Tensor]]:
+    """Losses, gradient norms before clipping, and weights of AdamW without any engine."""
+    torch.manual_seed(config.run.seed)
+    model = autoencoder.build(**build_arguments(config))
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.5},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    losses, norms = [], []
+    for step, rate in enumerate(RATES):
+        batch = random_batch(config, step)
+        halves = []
+        for part in (slice(0, 2), slice(2, 4)):
+            frames, masked = batch.frames[part], batch.masked[part]
+            prediction = model(frames, batch.visible[part], masked)
+            value = loss.masked_patch_loss(prediction, loss.targets(frames, masked)) / 2
+            value.backward()
+            halves.append(value.item())
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item())
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(sum(halves))
+    return losses, norms, model.state_dict()
+
+
+def test_the_engine_is_plain_adamw(runs: dict[str, Any]) -> None:
+    seen, weights = runs["float32"]
+    losses, norms, expected = plain_torch(CONFIG)
+    assert seen["loss"] == pytest.approx(losses, abs=1e-5)
+    assert seen["grad_norm"] == pytest.approx(norms, abs=1e-5)
+    # Clipping bites, and by another factor each time: one factor for all would be lost on Adam.
+    assert max(norms) > 1.3 * min(norms) > 2.6 * CLIP
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.allclose(weights[name], value, atol=1e-5, rtol=0), name
+
+
+def test_resuming_in_bf16_changes_no_bit(runs: dict[str, Any]) -> None:
+    (straight, weights), (cut, weights_cut) = runs["bf16"], runs["bf16 cut"]
+    assert cut == straight
+    assert weights_cut.keys() == weights.keys()
+    assert all(torch.equal(weights_cut[name], weights[name]) for name in weights)
+    assert {value.dtype for value in weights.values()} == {torch.bfloat16}
+    # And it is a run of the same recipe, as near as bf16 can be.
+    assert straight["loss"] == pytest.approx(runs["float32"][0]["loss"], rel=0.02)
+    assert all(map(math.isfinite, straight["grad_norm"]))
