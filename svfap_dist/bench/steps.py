@@ -29,7 +29,6 @@ from svfap_dist.model import autoencoder, loss, patches
 from svfap_dist.model.sizes import Size
 from svfap_dist.rng import Stream
 from svfap_dist.train import optim
-from svfap_dist.train.allocator import keep_freed_memory
 
 MASK_RATIO = 0.9  # paper
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the two factors
@@ -201,8 +200,6 @@ def workers(specs: dict[str, Spec]) -> Iterator[dict[str, Worker]]:
 def _serve(spec: Spec, pipe: Connection) -> None:
     """What the process does until its pipe is closed."""
     is_cpu = spec.device == "cpu"
-    if is_cpu and not spec.straightforward:
-        keep_freed_memory()  # as the engine does
     before = _resident("VmRSS") if is_cpu else 0
     step: TrainingStep | None = None
     while True:
