@@ -30,7 +30,9 @@ class ModelBench:
     """What came out. Rates are per second; operations are of a training step of one clip; peaks are
     bytes that weights, optimizer and steps needed at most.
 
-    gflops, matmul_share: by the nominal count; exact_*, tflops, mfu: by the exact one.
+    gflops, *_share: by the nominal count; exact_*, tflops, mfu: by the exact one.
+    matmul_*: of `torch.matmul`; linear_*: of the same product by our linear layers, which on some
+    CPUs take a faster way, so that the share of `torch.matmul` may pass 1.
     mfu: share of what the device is known to do at best; None where that is not known.
     vit_*: the plain ViT of the same name, None unless asked for.
     """
@@ -51,6 +53,8 @@ class ModelBench:
     matmul_gflops: float
     matmul_share: float
     exact_matmul_share: float
+    linear_gflops: float
+    linear_share: float
     mfu: float | None
     peak_bytes: int
     baseline_clips_per_second: float
@@ -86,8 +90,10 @@ class ModelBench:
             *text,
             f"Work of a clip: {self.gflops:.1f} GFLOP nominal, {self.exact_gflops:.1f} exact; "
             f"{self.tflops:.3f} TFLOP/s exact.",
-            f"Matrix product {product}: {self.matmul_gflops:.0f} GFLOP/s; the step reaches "
-            f"{self.matmul_share:.0%} of it nominal, {self.exact_matmul_share:.0%} exact.",
+            f"Matrix product {product}: {self.matmul_gflops:.0f} GFLOP/s by torch.matmul; the step "
+            f"reaches {self.matmul_share:.0%} of it nominal, {self.exact_matmul_share:.0%} exact.",
+            f"The same product by our linear layers: {self.linear_gflops:.0f} GFLOP/s; the step "
+            f"reaches {self.linear_share:.0%} of it nominal.",
             f"MFU: {'unknown' if self.mfu is None else f'{self.mfu:.1%}'}",
             f"Forward pass of a clip, GFLOP: {parts}",
         ]
@@ -132,8 +138,8 @@ def run(
         variants["vit"] = dataclasses.replace(ours, encoder="vit")
     counts = {spec.encoder: _count(spec) for spec in variants.values()}
     with workers(variants) as started:
-        measured, matmul = _rounds(started, batch_size, steps)
-    return _result(ours, steps, counts, measured, matmul)
+        measured, products = _rounds(started, batch_size, steps)
+    return _result(ours, steps, counts, measured, products)
 
 
 def _checked_device(device: str, dtype: str) -> str:
@@ -168,10 +174,10 @@ def _count(spec: Spec) -> _Count:
 
 def _rounds(
     started: dict[str, Worker], batch_size: int, steps: int
-) -> tuple[dict[str, _Measured], float]:
-    """What each variant's process told, and the median rate of the matrix product."""
+) -> tuple[dict[str, _Measured], tuple[float, float]]:
+    """What each variant's process told, and the median rates of the matrix products."""
     measured = {name: _Measured() for name in started}
-    rates: list[float] = []
+    rates: list[tuple[float, float]] = []
     for name, worker in started.items():
         say(f"Warming up {name} ...")
         _, measured[name].loss = worker.ask("step")
@@ -179,21 +185,26 @@ def _rounds(
             worker.ask("step")
     with Progress("Rounds", steps) as progress:
         for number in range(steps):
-            rates.append(started["ours"].ask("matmul"))
+            rates.append(started["ours"].ask("products"))
             for name, worker in started.items():
                 measured[name].seconds.append(worker.ask("step")[0])
             notes = (f"{n} {m.clips_per_second(batch_size):.2f}" for n, m in measured.items())
             progress.update(number + 1, note=f"clips/s: {', '.join(notes)}")
     for name, worker in started.items():
         measured[name].peak_bytes = worker.ask("memory")
-    return measured, statistics.median(rates)
+    matmul, linear = (statistics.median(column) for column in zip(*rates, strict=True))
+    return measured, (matmul, linear)
 
 
 def _result(
-    spec: Spec, steps: int, counts: dict[str, _Count], measured: dict[str, _Measured], matmul: float
+    spec: Spec,
+    steps: int,
+    counts: dict[str, _Count],
+    measured: dict[str, _Measured],
+    products: tuple[float, float],
 ) -> ModelBench:
     count, ours, baseline = counts[spec.encoder], measured["ours"], measured["baseline"]
-    rate = ours.clips_per_second(spec.batch_size)
+    rate, (matmul, linear) = ours.clips_per_second(spec.batch_size), products
     baseline_rate = baseline.clips_per_second(spec.batch_size)
     name = torch.cuda.get_device_name() if spec.device == "cuda" else platform.machine() + " CPU"
     peak = flops.peak_rate(name, spec.dtype)
@@ -223,6 +234,8 @@ def _result(
         matmul_gflops=matmul / 1e9,
         matmul_share=rate * count.nominal / matmul,
         exact_matmul_share=rate * count.exact / matmul,
+        linear_gflops=linear / 1e9,
+        linear_share=rate * count.nominal / linear,
         mfu=rate * count.exact / peak if peak else None,
         peak_bytes=ours.peak_bytes,
         baseline_clips_per_second=baseline_rate,

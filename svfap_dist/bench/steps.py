@@ -13,8 +13,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import multiprocessing
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -26,13 +27,15 @@ from svfap_dist.config import OptimConfig
 from svfap_dist.data import masking
 from svfap_dist.errors import ClusterError
 from svfap_dist.model import autoencoder, loss, patches
+from svfap_dist.model.linear import linear
 from svfap_dist.model.sizes import Size
 from svfap_dist.rng import Stream
 from svfap_dist.train import optim
+from svfap_dist.train.allocator import keep_freed_memory
 
 MASK_RATIO = 0.9  # paper
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the two factors
-_MATMULS = 5
+_PRODUCTS = 5
 _CLIP_NORM = 1.0
 
 
@@ -133,20 +136,27 @@ class TrainingStep:
         return time.perf_counter() - began, value.item()
 
 
-def matmul_rate(spec: Spec) -> float:
-    """Floating-point operations per second of a large square product of the type's factors."""
-    device, dtype = torch.device(spec.device), getattr(torch, spec.dtype)
-    n = MATMUL_SIZE[device.type]
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    out = a @ b
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def product_rates(spec: Spec) -> tuple[float, float]:
+    """Floating-point operations per second of a large square product of the type's factors, by
+    `torch.matmul` and by our linear layer, which may know a faster way on CPUs."""
+    n = MATMUL_SIZE[torch.device(spec.device).type]
+    a, b = (
+        torch.randn(n, n, device=spec.device, dtype=getattr(torch, spec.dtype)) for _ in range(2)
+    )
+    with torch.no_grad():
+        return _rate(lambda: a @ b, 2 * n**3), _rate(lambda: linear(a, b), 2 * n**3)
+
+
+def _rate(product: Callable[[], Tensor], operations: int) -> float:
+    _seconds(product)  # the first one warms up
+    return operations / statistics.median(_seconds(product) for _ in range(_PRODUCTS))
+
+
+def _seconds(product: Callable[[], Tensor]) -> float:
     began = time.perf_counter()
-    for _ in range(_MATMULS):
-        torch.matmul(a, b, out=out)
-    if device.type == "cuda":
+    if product().is_cuda:
         torch.cuda.synchronize()
-    return _MATMULS * 2 * n**3 / (time.perf_counter() - began)
+    return time.perf_counter() - began
 
 
 class Worker:
@@ -161,7 +171,7 @@ class Worker:
         theirs.close()
 
     def ask(self, wish: str) -> Any:
-        """The answer to "step", "matmul" or "memory".
+        """The answer to "step", "products" or "memory".
 
         Raises: ClusterError if the process dies or its step goes wrong (no memory, say).
         """
@@ -200,6 +210,8 @@ def workers(specs: dict[str, Spec]) -> Iterator[dict[str, Worker]]:
 def _serve(spec: Spec, pipe: Connection) -> None:
     """What the process does until its pipe is closed."""
     is_cpu = spec.device == "cpu"
+    if is_cpu and not spec.straightforward:
+        keep_freed_memory()  # as the engine does
     before = _resident("VmRSS") if is_cpu else 0
     step: TrainingStep | None = None
     while True:
@@ -211,8 +223,8 @@ def _serve(spec: Spec, pipe: Connection) -> None:
             if wish == "step":
                 step = step or TrainingStep(spec)
                 answer: Any = step.run()
-            elif wish == "matmul":
-                answer = matmul_rate(spec)
+            elif wish == "products":
+                answer = product_rates(spec)
             else:
                 answer = (
                     _resident("VmHWM") - before if is_cpu else torch.cuda.max_memory_allocated()

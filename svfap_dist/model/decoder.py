@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from svfap_dist.model.layers import Block, init_linear, layer_norm
+from svfap_dist.model.linear import Linear
 from svfap_dist.model.patches import sine_cosine_table
 from svfap_dist.model.sizes import Size
 
@@ -26,14 +27,14 @@ class Decoder(nn.Module):
     def __init__(self, size: Size) -> None:
         super().__init__()
         dim = size.decoder_embed_dim
-        self.embed = nn.Linear(size.embed_dim, dim, bias=False)
+        self.embed = Linear(size.embed_dim, dim, bias=False)
         self.mask_token = nn.Parameter(torch.empty(dim))
         self.register_buffer("table", sine_cosine_table(size.num_tokens, dim), persistent=False)
         self.blocks = nn.ModuleList(
             Block(dim, size.decoder_num_heads) for _ in range(size.decoder_depth)
         )
         self.norm = layer_norm(dim)
-        self.head = nn.Linear(dim, size.patch_dim)
+        self.head = Linear(dim, size.patch_dim)
         self.apply(init_linear)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svfap_dist.model.layers import Block, CrossBlock, Mlp, init_linear, layer_norm
+from svfap_dist.model.linear import linear
 from svfap_dist.model.patches import PatchEmbed
 from svfap_dist.model.sizes import Size
 
@@ -40,7 +40,7 @@ class TemporalDownsample(nn.Conv1d):
     def forward(self, input: Tensor) -> Tensor:
         x = input.unflatten(1, (-1, self.kernel_size[0]))  # [B, t/k, k, s, D]
         x = x.transpose(2, 3).flatten(3)  # [B, t/k, s, k*D]
-        return F.linear(x, self.weight.transpose(1, 2).flatten(1), self.bias)
+        return linear(x, self.weight.transpose(1, 2).flatten(1), self.bias)
 
 
 class TemporalPool(nn.Module):

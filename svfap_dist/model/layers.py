@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from svfap_dist.model.linear import Linear, Projection
+
 MLP_RATIO = 4
 
 
@@ -36,27 +38,13 @@ def init_linear(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-class Projection(nn.Linear):
-    """A linear layer whose bias comes with the call: [..., D] -> [..., outputs].
-
-    The layer itself runs, rather than its weight being borrowed, because ZeRO-3 gathers a module's
-    weights when that module runs.
-    """
-
-    def __init__(self, dim: int, outputs: int) -> None:
-        super().__init__(dim, outputs, bias=False)
-
-    def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.linear(input, self.weight, bias)
-
-
 class Mlp(nn.Module):
     """Two linear layers with GELU between them: [B, N, dim] -> [B, N, outputs]."""
 
     def __init__(self, dim: int, hidden: int, outputs: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, outputs)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
@@ -77,7 +65,7 @@ class Attention(nn.Module):
         self.qkv = Projection(dim, 3 * dim)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         """What the tokens from `first` on take from all tokens: [B, N, D] -> [B, N - first, D]."""
@@ -97,7 +85,7 @@ class CrossAttention(nn.Module):
         self.kv = Projection(dim, 2 * dim)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         kv_bias = torch.cat((torch.zeros_like(self.v_bias), self.v_bias))

@@ -13,10 +13,10 @@ N = T*S tokens, K tokens wanted, D width, pt frames and p pixels of a patch, P =
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svfap_dist.errors import ConfigError
+from svfap_dist.model.linear import linear
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -150,7 +150,7 @@ class PatchProjection(nn.Conv3d):
     def forward(self, input: Tensor) -> Tensor:
         # Under bfloat16 the weights, not the clips, say in which type the model computes.
         pixels = input.flatten(2).to(self.weight.dtype)
-        return F.linear(pixels, self.weight.flatten(1), self.bias)
+        return linear(pixels, self.weight.flatten(1), self.bias)
 
 
 class PatchEmbed(nn.Module):

@@ -30,6 +30,7 @@ from svfap_dist.distributed import World, barrier
 from svfap_dist.errors import ClusterError
 from svfap_dist.model import autoencoder, layers, loss
 from svfap_dist.train import optim
+from svfap_dist.train.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from svfap_dist.data.loader import ClipBatch
@@ -59,6 +60,8 @@ def process_group(config: Config, world: World) -> Iterator[torch.device]:
     """
     device = _device(config, world)
     torch.set_num_threads(config.train.threads_per_rank or _fair_threads(world))
+    if device.type == "cpu":
+        keep_freed_memory()
     is_ours = not dist.is_initialized()
     if is_ours:
         _connect(config, world, device)
