@@ -1,0 +1,27 @@
+"""The command line: `svfap <verb>`.
+
+Verbs only translate words into calls and errors into exit codes; each module of this package has
+some of them. Nothing heavy is imported before a verb needs it, so that `svfap --help` answers at
+once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from svfap_dist.cli import bench, checkpoints, models, shards, training  # noqa: F401 - their verbs
+from svfap_dist.cli.app import app
+from svfap_dist.errors import SvfapError
+from svfap_dist.progress import say
+
+
+def main() -> None:
+    """Run the command line and exit with the code of what happened."""
+    try:
+        app()
+    except SvfapError as error:
+        say(f"error: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        say("Interrupted. Nothing half-written is taken for whole: run the same command again.")
+        sys.exit(130)

@@ -1,0 +1,39 @@
+"""What the verbs share: the applications they hang in, common options, how a result is printed."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="svfap",
+    help="Pre-train facial-affect video models (SVFAP) from shards of face clips.\n\n"
+    "First steps: `svfap demo`. Then: `svfap shard`, `svfap pretrain`, `svfap reconstruct`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+shards_app = typer.Typer(help="Look after shards.", no_args_is_help=True)
+checkpoint_app = typer.Typer(help="Look after checkpoints.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
+app.add_typer(shards_app, name="shards")
+app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(bench_app, name="bench")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.max_steps=100")
+]
+
+
+def print_result(result: Any, as_json: bool) -> None:
+    """A result object on standard output: as JSON, or as the lines it has for people."""
+    import dataclasses
+
+    if as_json:
+        print(json.dumps(dataclasses.asdict(result)))
+    else:
+        print("\n".join(result.lines()))

@@ -1,0 +1,41 @@
+"""`svfap bench`: measure this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from svfap_dist.cli.app import AsJson, bench_app, print_result
+
+
+@bench_app.command("model")
+def bench_model(
+    size: Annotated[str, typer.Option(help="nano, tiny, small, base or large")] = "base",
+    batch_size: Annotated[int, typer.Option(help="Clips of a step.", min=1)] = 8,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    compare: Annotated[str, typer.Option(help="vit: time the plain ViT, too.")] = "",
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile our model.")] = False,
+    steps: Annotated[int, typer.Option(help="Steps that are timed.", min=1)] = 7,
+    as_json: AsJson = False,
+) -> None:
+    """Time training steps of the autoencoder beside a straightforward implementation.
+
+    Example: svfap bench model --size base --batch-size 8 --dtype float32
+    """
+    from svfap_dist.bench import model
+    from svfap_dist.errors import ConfigError
+
+    if compare not in ("", "vit"):
+        raise ConfigError("Nothing to compare with", where="--compare", found=compare, do="use vit")
+    result = model.run(
+        size,
+        batch_size,
+        dtype=dtype,
+        device=device,
+        compile=compile,
+        compare_vit=compare == "vit",
+        steps=steps,
+    )
+    print_result(result, as_json)

@@ -1,0 +1,111 @@
+"""`svfap demo`, `svfap pretrain`, `svfap sweep`: what trains."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from svfap_dist.cli.app import AsJson, Overrides, app, print_result
+from svfap_dist.progress import Progress, say
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="Folder for everything the demo makes.")] = "svfap-demo",
+    videos: Annotated[str, typer.Option(help="Train on this folder of face videos.")] = "",
+    overrides: Overrides = None,
+) -> None:
+    """The whole job at small size on this machine: clips, shards, training, picture, report.
+
+    Example: svfap demo --out /tmp/demo
+    """
+    from svfap_dist import demo as the_demo
+
+    the_demo.run(out, videos, overrides or [])
+
+
+@app.command()
+def pretrain(
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file or a bundled name")],
+    overrides: Overrides = None,
+    on: Annotated[
+        str, typer.Option(help="local: this process, or torchrun's ranks; ray: a Ray cluster")
+    ] = "local",
+    as_json: AsJson = False,
+) -> None:
+    """Pre-train the masked autoencoder.
+
+    Example: svfap pretrain tiny_cpu data.url=shards run.url=runs/a --on ray
+    """
+    from svfap_dist import recipe
+    from svfap_dist.errors import ConfigError
+
+    config = recipe.load(name, overrides or [])
+    if on not in ("local", "ray"):
+        raise ConfigError("No such place to train", where="--on", found=on, do="use local or ray")
+    from svfap_dist.train import pretrain as training
+
+    speaks = os.environ.get("RANK", "0") == "0"  # of torchrun's ranks, one speaks for all
+    start = training.preflight(config)
+    if start and speaks:
+        say(f"Going on from step {start}, the newest checkpoint of {config.run.url}.")
+    with Progress("Pre-training", silent=not speaks) as progress:
+        if on == "ray":
+            from svfap_dist.cluster import ray_train
+
+            show = _show_step(progress)
+            result = ray_train.pretrain(config, on_log=show, on_wait=progress.tick)
+        else:
+            result = training.run(config, on_log=_show_step(progress))
+    if speaks:
+        print_result(result, as_json)
+    sys.exit(_exit_code(result.stop_reason))
+
+
+def _exit_code(stop_reason: str) -> int:
+    """0 for a finished run; for one that was asked to stop, what a shell expects of the signal."""
+    if stop_reason == "finished":
+        return 0
+    return 128 + signal.Signals.__members__.get(stop_reason, signal.SIGINT)
+
+
+@app.command()
+def sweep(
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file or a bundled name")],
+    overrides: Overrides = None,
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=V1,V2", help="Values to combine; give as many axes as you like."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pre-train once for every combination of some values, as Ray tasks; one table at the end.
+
+    Example: svfap sweep tiny_cpu --axis mask.ratio=0.75,0.9 --axis model.pyramid=true,false
+    data.url=shards run.url=runs/sweep
+    """
+    from svfap_dist.cluster import sweep as sweeping
+
+    with Progress("Trials") as progress:
+        result = sweeping.run(
+            name,
+            axis or [],
+            overrides or [],
+            on_trial=progress.update,
+        )
+    print_result(result, as_json)
+    if result.failed:
+        say(f"error: {result.failed} of {len(result.trials)} trials failed.")
+        raise typer.Exit(1)
+
+
+def _show_step(progress: Progress) -> Any:
+    def show(row: dict[str, Any]) -> None:
+        note = f"loss {row['loss']:.4f}  {row['clips_per_second']:.1f} clips/s"
+        progress.update(row["step"], row["total_steps"], note)
+
+    return show
