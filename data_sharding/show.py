@@ -10,12 +10,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-import json
 import tarfile
 
 from data_sharding.verify import read_members
 from svfap_dist import shard_format, storage
-from svfap_dist.shard_format import Manifest, VideoInfo
+from svfap_dist.shard_format import Manifest, VideoInfo, load_info
 
 _LOOK_AT = 256
 _PEEK_BYTES = 8192  # the JSON is the first member of a sample
@@ -97,7 +96,7 @@ def _peek(tar_url: str, offset: int, size: int) -> VideoInfo:
             found = {}
         for name, data in found.items():
             if name.endswith(".json"):
-                return VideoInfo(**json.loads(data))
+                return load_info(data)
     raise shard_format.ShardError(
         "Shard is damaged",
         where=tar_url,

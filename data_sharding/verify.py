@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import json
 import os
 import tarfile
 import tempfile
@@ -19,7 +18,7 @@ from collections.abc import Iterator
 from data_sharding.progress import Progress, silent
 from svfap_dist import shard_format, storage
 from svfap_dist.errors import ShardError
-from svfap_dist.shard_format import VIDEO_SUFFIXES, ShardEntry, ShardIndex, VideoInfo
+from svfap_dist.shard_format import VIDEO_SUFFIXES, ShardEntry, ShardIndex, load_info
 
 _SHOWN = 5  # damages told in the message
 
@@ -119,7 +118,7 @@ def _holds_video(content: bytes, key: str, num_frames: int) -> bool:
     names = {f"{key}.json", *(f"{key}.{suffix}" for suffix in VIDEO_SUFFIXES)}
     if len(members) != 2 or not members.keys() <= names:
         return False
-    return VideoInfo(**json.loads(members[f"{key}.json"])).num_frames == num_frames
+    return load_info(members[f"{key}.json"]).num_frames == num_frames
 
 
 def read_members(content: bytes) -> dict[str, bytes]:

@@ -126,3 +126,21 @@ def test_a_store_that_fails_is_not_a_missing_manifest(s3_environment: str, tmp_p
     (tmp_path / MANIFEST_NAME).mkdir()
     with pytest.raises(StorageError):
         shard_format.load_manifest(str(tmp_path))
+
+
+def test_stored_positions_are_the_phases_end_to_end() -> None:
+    for num_frames in range(1, 23):
+        for phases in range(1, 6):
+            stored = [f for phase in range(phases) for f in range(phase, num_frames, phases)]
+            found = [shard_format.stored_position(f, num_frames, phases) for f in range(num_frames)]
+            assert [stored.index(f) for f in range(num_frames)] == found
+
+
+def test_a_sample_s_json_comes_back_as_it_was() -> None:
+    plain = shard_format.VideoInfo(61, 25.0, 160, 160, "h264", labels={"identity": "id00001"})
+    order = shard_format.PhaseOrder(
+        4, 16, "AWQ=", 48, (700, 31), "voxceleb2", 0, 32, 160, 160, 224, 224
+    )
+    for info in (plain, dataclasses.replace(plain, order=order)):
+        raw = json.dumps(dataclasses.asdict(info)).encode()
+        assert shard_format.load_info(raw) == info

@@ -15,7 +15,6 @@ import bisect
 import collections
 import dataclasses
 import io
-import json
 import tarfile
 import threading
 from collections.abc import Callable, Hashable
@@ -110,7 +109,7 @@ class SampleReader:
             return BadSample(index, rows.keys[row], "damaged", detail)
         try:
             members = _tar_members(data)
-            info = VideoInfo(**json.loads(members["json"]))
+            info = shard_format.load_info(members["json"])
             (video,) = (members[suffix] for suffix in VIDEO_SUFFIXES if suffix in members)
             return Sample(index, rows.keys[row], video, info)
         except (KeyError, TypeError, ValueError, tarfile.ReadError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import json
 import os
 import tarfile
 import tempfile
@@ -19,7 +18,7 @@ from data_sharding.pack import Sample, pack
 from data_sharding.verify import read_members
 from svfap_dist import shard_format
 from svfap_dist.errors import StorageError
-from svfap_dist.shard_format import ShardEntry, ShardIndex, VideoInfo
+from svfap_dist.shard_format import ShardEntry, ShardIndex, VideoInfo, load_info
 
 INFO = VideoInfo(70, 25.0, 64, 48, "h264", labels={"identity": "id00001"})
 
@@ -72,7 +71,7 @@ def test_the_slice_of_a_sample_read_alone_is_the_sample(tmp_path: Path, suffix: 
         members = read_members(content)
         assert list(members) == [f"{want.key}.json", f"{want.key}.{suffix}"]  # JSON comes first
         assert members[f"{want.key}.{suffix}"] == want.data
-        assert VideoInfo(**json.loads(members[f"{want.key}.json"])) == INFO
+        assert load_info(members[f"{want.key}.json"]) == INFO
     assert (len(tar), hashlib.sha256(tar).hexdigest()) == (entry.num_bytes, entry.sha256)
 
 
@@ -93,7 +92,7 @@ def test_webdataset_opens_the_shards(tmp_path: Path) -> None:
     urls = [str(tmp_path / entry.name) for entry, _ in shards]
     found = [(s["__key__"], s["mp4"], s["json"]) for s in WebDataset(urls, shardshuffle=False)]
     assert [row[:2] for row in found] == [(s.key, s.data) for s in samples]
-    assert {VideoInfo(**json.loads(row[2])).width for row in found} == {64}
+    assert {load_info(row[2]).width for row in found} == {64}
 
 
 def test_no_samples_make_no_shards(tmp_path: Path) -> None:
