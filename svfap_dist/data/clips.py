@@ -18,7 +18,9 @@ import numpy as np
 import torch
 
 from svfap_dist.config import Config
-from svfap_dist.data.decode_cpu import TooShortError, decode
+from svfap_dist.data import decode
+from svfap_dist.data.decode_cpu import TooShortError
+from svfap_dist.data.frames import RgbFrames
 from svfap_dist.data.stream import BadSample
 from svfap_dist.rng import Stream
 from svfap_dist.shard_format import VideoInfo
@@ -140,7 +142,7 @@ def random_clips(
     """
     data = config.data
     start = window_start(window, info.num_frames, config.window)
-    frames = decode(video, start, data.num_frames, data.sampling_rate, info)
+    frames = _rgb(video, info, start, config)
     within = region(data.region, info.height, info.width)
     return [
         resize(frames, random_crop(crop, within, data.crop_scales), data.frame_size)
@@ -156,5 +158,22 @@ def fixed_clip(video: bytes, info: VideoInfo, config: Config) -> torch.Tensor:
     data = config.data
     _check_length(info.num_frames, config.window)
     start = (info.num_frames - config.window) // 2
-    frames = decode(video, start, data.num_frames, data.sampling_rate, info)
+    frames = _rgb(video, info, start, config)
     return resize(frames, region(data.region, info.height, info.width), data.frame_size)
+
+
+def _rgb(video: bytes, info: VideoInfo, start: int, config: Config) -> np.ndarray:
+    """A clip's whole frames from number `start` on: uint8 [F, H, W, 3]."""
+    import av
+
+    stop = start + config.window
+    frames = decode.backend(config)(video, info, range(start, stop, config.data.sampling_rate))
+    if isinstance(frames, RgbFrames):
+        return frames.pixels
+    planes = zip(frames.y, frames.u, frames.v, strict=True)
+    flat = [np.concatenate([plane.ravel() for plane in frame]) for frame in planes]
+    height, width = frames.y.shape[1:]
+    rows = [each.reshape(height * 3 // 2, width) for each in flat]
+    return np.stack(
+        [av.VideoFrame.from_ndarray(each, format="yuv420p").to_ndarray(format="rgb24") for each in rows]
+    )

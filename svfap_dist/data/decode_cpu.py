@@ -1,15 +1,17 @@
-"""Video bytes to frames on the CPU, with PyAV.
+"""Video bytes to frames on the CPU, with PyAV: the backend that decodes everything.
 
-In: a sample's compressed video and which frames of it. Out: those frames as uint8 RGB. Frames are
-named by time and not by counting packets, so that after a seek the same frames come out as when
-decoding from the start. With a constant rate, frame i is the one whose time is nearest to i / fps;
-with a variable rate it is the one on the screen at i / fps. Times count from the stream's first
-frame.
+In: a sample's compressed video and the numbers of the wanted frames. Out: those frames; as the
+planes that the codec stores where these are 8-bit 4:2:0, which nearly all video is, else as RGB.
+Frames are named by time and not by counting packets, so that after a seek the same frames come out
+as when decoding from the start. With a constant rate, frame i is the one whose time is nearest to
+i / fps; with a variable rate it is the one on the screen at i / fps. Times count from the stream's
+first frame.
 
 One call uses one thread: the loader decodes many videos side by side. Only what lies between the
-key frame before the window and the window's end is decoded, and only wanted frames become RGB. One
-single-threaded converter serves all frames of a call: PyAV's `to_ndarray(format=...)` sets one up
-for every frame, with threads, which costs several times what the conversion itself does.
+key frame before the first wanted frame and the last wanted one is decoded. Colours that have to be
+converted here go through one single-threaded converter per call: PyAV's `to_ndarray(format=...)`
+sets one up for every frame, with threads, which costs several times what the conversion itself
+does.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
 from av.video.stream import VideoStream
 
+from svfap_dist.data.frames import Frames, Matrix, RgbFrames, YuvFrames
 from svfap_dist.errors import DecodeError
 from svfap_dist.shard_format import VideoInfo
 
 TimedFrame = tuple[Fraction, av.VideoFrame]  # seconds after the stream's first frame
-_LEAVE_OUT = "leave this video out when sharding"
+LEAVE_OUT = "leave this video out when sharding"
+# Matrices by what a stream says; where it says nothing it is the old one, as FFmpeg has it, too.
+_MATRICES: dict[int, Matrix] = {1: "bt709", 2: "bt601", 5: "bt601", 6: "bt601"}
 
 
 class TooShortError(DecodeError):
@@ -42,44 +47,77 @@ class WrongSizeError(DecodeError):
     """The frames are not of the size that the shard states."""
 
 
-def decode(video: bytes, start: int, num_frames: int, stride: int, info: VideoInfo) -> np.ndarray:
-    """Frames start, start + stride, ... in presentation order: uint8 RGB [num_frames, H, W, 3].
+def decode(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Frames:
+    """The frames with these numbers, from 0 in presentation order, in the order given.
 
     Args:
-        video: a whole video file.
-        start: number of the first frame, from 0.
-        stride: frames from one wanted frame to the next.
+        video: a whole video file, whose frames lie in it in the order in which they are shown.
         info: what the shard says about the video.
+        numbers: at least one; in any order, repeated or not.
 
     Raises: DecodeError, or its kinds TooShortError and WrongSizeError, if one cannot be had.
     """
-    period = 1 / Fraction(info.fps).limit_denominator(1_000_000)  # 29.97.. -> 30000 / 1001
-    moments = [(start + k * stride) * period for k in range(num_frames)]
-    frames = np.empty((num_frames, info.height, info.width, 3), np.uint8)
-    converter = VideoReformatter()
+    period = frame_period(info)
+    distinct = sorted(set(numbers))
+    moments = [number * period for number in distinct]
     try:
-        for k, frame in enumerate(_wanted(video, moments, period, info)):
+        found = dict(zip(distinct, _wanted(video, moments, period, info), strict=True))
+        for frame in found.values():
             _check_frame(frame, info)
-            frames[k] = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        return _handed_over([found[number] for number in numbers])
     except FFmpegError as error:
         raise DecodeError(
             "Video cannot be decoded",
             where=f"{float(moments[0]):.3f} s to {float(moments[-1]):.3f} s",
             found=f"{type(error).__name__}: {error}",
-            do=_LEAVE_OUT,
+            do=LEAVE_OUT,
         ) from error
-    return frames
+
+
+def frame_period(info: VideoInfo) -> Fraction:
+    """Seconds from one frame to the next, exact for the usual rates: 29.97.. fps is 30000/1001."""
+    return 1 / Fraction(info.fps).limit_denominator(1_000_000)
+
+
+def tolerance(info: VideoInfo) -> Fraction:
+    """Seconds by which a frame may miss the moment that it stands for: time stamps are rounded."""
+    return frame_period(info) / 2 if info.constant_frame_rate else Fraction(1, 10_000)
+
+
+def _handed_over(frames: Sequence[av.VideoFrame]) -> Frames:
+    colours = {_colours_of_planes(frame) for frame in frames}
+    if len(colours) == 1 and (shared := colours.pop()) is not None:
+        y, u, v = (np.stack([_plane(frame, number) for frame in frames]) for number in range(3))
+        return YuvFrames(y, u, v, *shared)
+    converter = VideoReformatter()
+    rgb = [converter.reformat(frame, format="rgb24", threads=1).to_ndarray() for frame in frames]
+    return RgbFrames(np.stack(rgb))
+
+
+def _colours_of_planes(frame: av.VideoFrame) -> tuple[Matrix, bool] | None:
+    """Matrix and full range of 8-bit 4:2:0; None for what `YuvFrames` cannot say."""
+    matrix = _MATRICES.get(int(frame.colorspace))
+    if matrix is None or frame.format.name not in ("yuv420p", "yuvj420p"):
+        return None
+    return matrix, frame.format.name == "yuvj420p" or frame.color_range == ColorRange.JPEG
+
+
+def _plane(frame: av.VideoFrame, number: int) -> np.ndarray:
+    """A view [h, w] of a plane: its rows are padded in memory."""
+    plane = frame.planes[number]
+    rows = np.frombuffer(plane, np.uint8)[: plane.line_size * plane.height]
+    return rows.reshape(plane.height, plane.line_size)[:, : plane.width]
 
 
 def _check_frame(frame: av.VideoFrame, info: VideoInfo) -> None:
     if frame.is_corrupt:
-        raise DecodeError("Frame is damaged", where=f"time stamp {frame.pts}", do=_LEAVE_OUT)
+        raise DecodeError("Frame is damaged", where=f"time stamp {frame.pts}", do=LEAVE_OUT)
     if (frame.width, frame.height) != (info.width, info.height):
         raise WrongSizeError(
             "Frame has another size than the shard states",
             where=f"time stamp {frame.pts}",
             found=f"{frame.width}x{frame.height} for {info.width}x{info.height}",
-            do=_LEAVE_OUT,
+            do=LEAVE_OUT,
         )
 
 
@@ -90,9 +128,7 @@ def _wanted(
     info: VideoInfo,
 ) -> Iterator[av.VideoFrame]:
     """The frames at `moments`, one by one; decodes no further than the last of them needs."""
-    constant = info.constant_frame_rate
-    # A frame may come so much after the moment it stands for: time stamps are rounded.
-    slack = period / 2 if constant else Fraction(1, 10_000)
+    constant, slack = info.constant_frame_rate, tolerance(info)
     pending = iter(moments)
     moment = next(pending)
     shown: TimedFrame | None = None  # the frame on the screen just before the new one
@@ -107,15 +143,15 @@ def _wanted(
                 return
         shown = time, frame
     if shown is None:
-        raise DecodeError("No frame could be decoded", where=f"{info.codec} video", do=_LEAVE_OUT)
+        raise DecodeError("No frame could be decoded", where=f"{info.codec} video", do=LEAVE_OUT)
     end = shown[0] + (slack if constant else max(period, _duration(shown[1])))
-    for late in itertools.chain([moment], pending):
-        if late > end:
+    for last in itertools.chain([moment], pending):
+        if last > end:
             raise TooShortError(
                 "Video ends before a wanted frame",
-                where=f"{float(late):.3f} s",
+                where=f"{float(last):.3f} s",
                 found=f"last frame at {float(shown[0]):.3f} s",
-                do=_LEAVE_OUT,
+                do=LEAVE_OUT,
             )
         yield shown[1]
 
@@ -127,7 +163,7 @@ def _duration(frame: av.VideoFrame) -> Fraction:
 def _frames_from(video: bytes, moment: Fraction, seek: bool = True) -> Iterator[TimedFrame]:
     """Frames in presentation order, from the last key frame not after `moment` (seconds)."""
     with av.open(io.BytesIO(video), "r") as container:
-        stream = _video_stream(container)
+        stream = video_stream(container)
         origin, tick = stream.start_time, stream.time_base
         assert tick is not None
         frames = container.decode(stream)
@@ -144,7 +180,7 @@ def _frames_from(video: bytes, moment: Fraction, seek: bool = True) -> Iterator[
         for frame in frames:
             if frame.pts is None:
                 where = f"{container.format.name} file"
-                raise DecodeError("Frame has no time stamp", where=where, do=_LEAVE_OUT)
+                raise DecodeError("Frame has no time stamp", where=where, do=LEAVE_OUT)
             origin = frame.pts if origin is None else origin
             yield (frame.pts - origin) * tick, frame
 
@@ -162,9 +198,13 @@ def _with_avi_times(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         yield frame
 
 
-def _video_stream(container: InputContainer) -> VideoStream:
+def video_stream(container: InputContainer) -> VideoStream:
+    """The first video stream, not counting cover pictures, set up for one thread.
+
+    Raises: DecodeError if there is none.
+    """
     for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:  # a cover picture is no video
+        if not stream.disposition & Disposition.attached_pic:
             stream.codec_context.thread_count = 1
             return stream
-    raise DecodeError("No video stream", where=f"{container.format.name} file", do=_LEAVE_OUT)
+    raise DecodeError("No video stream", where=f"{container.format.name} file", do=LEAVE_OUT)
