@@ -71,7 +71,10 @@ class DataConfig(_Section):
 class DecodeConfig(_Section):
     """How videos become frames."""
 
-    backend: Literal["auto", "pyav"] = "auto"
+    # pyav: on the CPU. dali: on the GPU. auto: settled once per run, by measurement where both
+    # decode the data set; see data/decode.
+    backend: Literal["auto", "pyav", "dali"] = "auto"
+    pipelines: Positive = 4  # of DALI, per GPU: one alone leaves decoding units idle
 
 
 class MaskConfig(_Section):

@@ -175,5 +175,8 @@ def _rgb(video: bytes, info: VideoInfo, start: int, config: Config) -> np.ndarra
     height, width = frames.y.shape[1:]
     rows = [each.reshape(height * 3 // 2, width) for each in flat]
     return np.stack(
-        [av.VideoFrame.from_ndarray(each, format="yuv420p").to_ndarray(format="rgb24") for each in rows]
+        [
+            av.VideoFrame.from_ndarray(each, format="yuv420p").to_ndarray(format="rgb24")
+            for each in rows
+        ]
     )

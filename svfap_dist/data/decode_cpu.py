@@ -20,6 +20,7 @@ import io
 import itertools
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -105,7 +106,7 @@ def _colours_of_planes(frame: av.VideoFrame) -> tuple[Matrix, bool] | None:
 def _plane(frame: av.VideoFrame, number: int) -> np.ndarray:
     """A view [h, w] of a plane: its rows are padded in memory."""
     plane = frame.planes[number]
-    rows = np.frombuffer(plane, np.uint8)[: plane.line_size * plane.height]
+    rows = np.frombuffer(cast(Any, plane), np.uint8)  # which its type does not say it can
     return rows.reshape(plane.height, plane.line_size)[:, : plane.width]
 
 

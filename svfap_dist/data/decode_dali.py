@@ -18,7 +18,6 @@ a process can end a decoder that hangs; the run's collective timeout does.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
 import threading
 from collections.abc import Sequence
@@ -26,15 +25,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from svfap_dist.data.decode_cpu import LEAVE_OUT
 from svfap_dist.data.frames import RgbFrames
 from svfap_dist.data.positions import positions
 from svfap_dist.errors import ConfigError, DecodeError
+from svfap_dist.region import Crop
 from svfap_dist.shard_format import VideoInfo
 
 if TYPE_CHECKING:
     import torch
-
-Rectangle = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 # What DALI 2.4 decodes (docs of fn.decoders.video), by FFmpeg's names, which the shards have.
 _CODECS = {
@@ -51,7 +50,7 @@ class VideoRequest:
     video: bytes
     info: VideoInfo
     numbers: Sequence[int]
-    crops: Sequence[Rectangle]
+    crops: Sequence[Crop]
     flip: bool = False
 
 
@@ -75,14 +74,14 @@ def decodes(codec: str, device: str) -> bool:
 
 
 class DaliDecoder:
-    """Decodes on one device; a `Decoder` for one video, `decode_batch` for many.
+    """Decodes on one device: a `Decoder` for one video, `decode_batch` for many.
 
-    One thread at a time is served.
+    Callers of several threads are served one after the other.
 
     Args:
         device: "cuda": the current device of torch; "cpu".
         pipelines: DALI pipelines that share a batch.
-        threads: CPU threads of each; on a GPU, each drives a decoding session.
+        threads: CPU threads of each; on a GPU, each of them keeps a decoding unit busy.
 
     Raises: ConfigError if DALI is not installed.
     """
@@ -96,7 +95,7 @@ class DaliDecoder:
                 do="install it with `pip install svfap-dist[gpu]`, or set decode.backend=pyav",
             )
         self._device = device
-        self._lanes = [_Lane(device, threads) for _ in range(pipelines)]
+        self._pipelines = [_Pipeline(device, threads) for _ in range(pipelines)]
         self._lock = threading.Lock()
 
     def __call__(self, video: bytes, info: VideoInfo, numbers: Sequence[int]) -> RgbFrames:
@@ -104,38 +103,177 @@ class DaliDecoder:
 
         Raises: DecodeError, or its kinds.
         """
-        whole = (0, 0, info.height, info.width)
-        job = _job(VideoRequest(video, info, numbers, [whole]), self._device, whole[2:])
+        request = VideoRequest(video, info, numbers, [Crop(0, 0, info.height, info.width)])
+        job = _job(request, (info.height, info.width))
         with self._lock:
-            clips = _one_by_one(self._lanes[0], [job])[0]
-        if isinstance(clips, DecodeError):
-            raise clips
-        return RgbFrames(clips[0].cpu().numpy())
+            (found,) = _one_by_one(self._pipelines[0], [job])
+        if isinstance(found, DecodeError):
+            raise found
+        return RgbFrames(found[0].cpu().numpy())
 
     def decode_batch(self, requests: Sequence[VideoRequest], size: int) -> DecodedBatch:
         """Clips of many videos, each of equally many frames and crops, resized to size x size.
 
-        Raises: RuntimeError if all videos fail in DALI: then it is not they that are bad.
+        A video that cannot be decoded is told in the result and costs only its own clips.
         """
         import torch
 
-        results: dict[int, _Clips | DecodeError] = {}
+        found: dict[int, list[torch.Tensor] | DecodeError] = {}
         jobs: dict[int, _Job] = {}
         for row, request in enumerate(requests):
             try:
-                jobs[row] = _job(request, self._device, (size, size))
+                jobs[row] = _job(request, (size, size))
             except DecodeError as error:
-                results[row] = error
+                found[row] = error
         with self._lock:
-            results |= dict(zip(jobs, self._decode(list(jobs.values())), strict=True))
-        first = requests[0]
-        black = torch.zeros(
-            (len(first.numbers), size, size, 3), dtype=torch.uint8, device=self._device
-        )
-        clips = [
-            clip
-            for _, found in sorted(results.items())
-            for clip in ([black] * len(first.crops) if isinstance(found, DecodeError) else found)
-        ]
-        bad = {row: found for row, found in results.items() if isinstance(found, DecodeError)}
+            found |= dict(zip(jobs, self._run(list(jobs.values())), strict=True))
+        shape = (len(requests[0].numbers), size, size, 3)
+        black = torch.zeros(shape, dtype=torch.uint8, device=self._device)
+        clips, bad = [], {}
+        for row, request in enumerate(requests):
+            result = found[row]
+            if isinstance(result, DecodeError):
+                bad[row], result = result, [black] * len(request.crops)
+            clips += result
         return DecodedBatch(torch.stack(clips), bad)
+
+    def _run(self, jobs: list[_Job]) -> list[list[torch.Tensor] | DecodeError]:
+        """Shares the jobs among the pipelines, all of which work at the same time."""
+        count = len(self._pipelines)
+        results: list[list[torch.Tensor] | DecodeError] = [[]] * len(jobs)
+        for first, pipeline in enumerate(self._pipelines):
+            if share := jobs[first::count]:
+                pipeline.start(share)
+        for first, pipeline in enumerate(self._pipelines):
+            if share := jobs[first::count]:
+                try:
+                    results[first::count] = pipeline.finish()
+                except RuntimeError:  # one of them is bad, which has ended the pipeline
+                    results[first::count] = _one_by_one(pipeline, share)
+        return results
+
+
+def graph(device: str, num_crops: int) -> list[Any]:
+    """DALI's graph: compressed bytes to clips, the same on "cuda" and "cpu".
+
+    Inputs, per sample: video [bytes], frames [F], size [2] (height, width), flip [], and for each
+    crop crop0, crop1, ... [4] (top, left, height, width). Outputs: for each, uint8 [F, *size, 3].
+    """
+    from nvidia.dali import fn, types
+
+    def given(name: str, ndim: int, dtype: Any = types.INT32) -> Any:
+        return fn.external_source(name=name, ndim=ndim, dtype=dtype)
+
+    decoded = fn.decoders.video(
+        given("video", 1, types.UINT8),
+        device="mixed" if device == "cuda" else "cpu",
+        frames=given("frames", 1),
+    )
+    size, flip, clips = given("size", 1, types.FLOAT), given("flip", 0), []
+    for number in range(num_crops):
+        crop = given(f"crop{number}", 1)
+        clip = fn.slice(decoded, crop[:2], crop[2:], axis_names="HW")
+        # A triangle filter as wide as the reduction: what the CPU's path has.
+        clip = fn.resize(clip, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        clips.append(fn.flip(clip, horizontal=flip))
+    return clips
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """A request that can be met, as far as its packets tell, as the graph takes it."""
+
+    video: np.ndarray
+    frames: np.ndarray
+    size: np.ndarray
+    flip: np.ndarray
+    crops: list[np.ndarray]
+
+
+def _job(request: VideoRequest, size: tuple[int, int]) -> _Job:
+    wanted = positions(request.video, request.info, request.numbers)
+    return _Job(
+        video=np.frombuffer(request.video, np.uint8),
+        frames=np.array(wanted, np.int32),
+        size=np.array(size, np.float32),
+        flip=np.array(request.flip, np.int32),
+        crops=[np.array(dataclasses.astuple(crop), np.int32) for crop in request.crops],
+    )
+
+
+class _Pipeline:
+    """A DALI pipeline; built when first needed, when one was lost, and for larger batches."""
+
+    def __init__(self, device: str, threads: int) -> None:
+        self._device, self._threads = device, threads
+        self._built: Any = None
+        self._room = self._num_crops = self._num_jobs = 0
+
+    def start(self, jobs: Sequence[_Job]) -> None:
+        """Begin to decode."""
+        num_crops = len(jobs[0].crops)
+        if self._built is None or len(jobs) > self._room or num_crops != self._num_crops:
+            self._room, self._num_crops = max(len(jobs), self._room), num_crops
+            self._built = self._build()
+        self._num_jobs = len(jobs)
+        inputs = {
+            "video": [job.video for job in jobs],
+            "frames": [job.frames for job in jobs],
+            "size": [job.size for job in jobs],
+            "flip": [job.flip for job in jobs],
+        }
+        for number in range(num_crops):
+            inputs[f"crop{number}"] = [job.crops[number] for job in jobs]
+        for name, values in inputs.items():
+            self._built.feed_input(name, values)
+        self._built.schedule_run()
+
+    def finish(self) -> list[list[torch.Tensor]]:
+        """Clips of each job, on the device.
+
+        Raises: RuntimeError if DALI failed; the pipeline is lost, and is built again when needed.
+        """
+        import torch
+
+        # Bound to torch's stream, DALI takes memory back only after what torch does with it there.
+        stream = torch.cuda.current_stream() if self._device == "cuda" else None
+        try:
+            outputs = self._built.share_outputs(cuda_stream=stream)
+            clips = [
+                [torch.from_dlpack(output[row]) for output in outputs]
+                for row in range(self._num_jobs)
+            ]
+            self._built.release_outputs()
+        except RuntimeError:
+            self._built = None
+            raise
+        return clips
+
+    def _build(self) -> Any:
+        import torch
+        from nvidia.dali.pipeline import Pipeline
+
+        pipeline = Pipeline(
+            batch_size=self._room,
+            num_threads=self._threads,
+            device_id=torch.cuda.current_device() if self._device == "cuda" else None,
+            prefetch_queue_depth=1,
+        )
+        with pipeline:
+            pipeline.set_outputs(*graph(self._device, self._num_crops))
+        pipeline.build()
+        return pipeline
+
+
+def _one_by_one(
+    pipeline: _Pipeline, jobs: Sequence[_Job]
+) -> list[list[torch.Tensor] | DecodeError]:
+    results: list[list[torch.Tensor] | DecodeError] = []
+    for job in jobs:
+        try:
+            pipeline.start([job])
+            results += pipeline.finish()
+        except RuntimeError as error:
+            found = " ".join(str(error).split())[-300:]
+            results.append(DecodeError("DALI cannot decode the video", found=found, do=LEAVE_OUT))
+    return results

@@ -20,6 +20,7 @@ import torch
 
 from svfap_dist import distributed
 from svfap_dist.config import Config, check_world_size
+from svfap_dist.data import decode
 from svfap_dist.data.clips import ClipBatch
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.data.stream import open_data
@@ -132,9 +133,10 @@ class _Attempt:
         on_log: Callable[[Row], None],
         stack: contextlib.ExitStack,
     ) -> None:
-        self._config, self._world = config, world
         found = distributed.together(lambda: _look_around(config) if world.is_main else None)
         self._manifest, state, number = distributed.from_main(found)
+        config = _with_backend(config, world, self._manifest, state)
+        self._config, self._world = config, world
         self._ownership = Ownership(config.run.url, world)
         self._loader = ClipLoader(config, config.data.url, self._manifest, world)
         self.total_steps = schedule.total_steps(config.train, self._loader.steps_per_epoch)
@@ -278,9 +280,27 @@ def preflight(config: Config) -> int:
     return state.step if state else 0
 
 
+def _with_backend(
+    config: Config, world: World, manifest: Manifest, state: TrainState | None
+) -> Config:
+    """The recipe with a decode backend instead of `auto`: a resumed run's own, or one chosen now.
+
+    All ranks call it together. Raises: ConfigError if a rank cannot have it.
+    """
+    if state is not None:
+        config = decode.as_before(config, state.config)
+    name = distributed.together(
+        lambda: decode.choose(config, config.data.url, manifest) if world.is_main else None
+    )
+    config = decode.named(config, distributed.from_main(name))
+    distributed.together(lambda: decode.backend(config))
+    return config
+
+
 def _look_around(config: Config) -> tuple[Manifest, TrainState | None, int]:
     """Data, newest checkpoint if any, and number of the attempt: checked before anything starts."""
     manifest = open_data(config, config.data.url)
+    decode.check(config, config.data.url, manifest)
     if config.data.eval_url:
         open_data(config, config.data.eval_url)
     run_url, state = config.run.url, None
