@@ -53,16 +53,19 @@ def make_video(
     seed: int = 0,
     container: str = "mp4",
     pts: Sequence[int] | None = None,
+    painted: Sequence[int] | None = None,
+    pix_fmt: str = "yuv420p",
     container_options: dict[str, str] | None = None,
     encoder_options: dict[str, str] | None = None,
 ) -> bytes:
     """Encode `num_frames` numbered frames with PyAV; write them to `path` unless None.
 
     Args:
-        size: (width, height), even numbers.
+        size: (width, height); even numbers, where the codec wants them.
         gop: frames from one key frame to the next.
         container: suffix that names the container: mp4, mkv, webm, avi, mov, flv.
         pts: times of the frames in units of 1 / fps, for a variable frame rate.
+        painted: their numbers, if not 0, 1, 2, ...
         container_options: FFmpeg's for the container, such as {"movflags": "faststart"}.
         encoder_options: FFmpeg's for the codec, such as {"bf": "2"} for B-frames.
     """
@@ -77,13 +80,13 @@ def make_video(
             stream = output.add_stream(codec, rate=fps, options=encoder_options)
             assert isinstance(stream, VideoStream)
             stream.width, stream.height = size
-            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else pix_fmt
             stream.codec_context.gop_size = gop
             stream.codec_context.thread_count = 1
             stream.time_base = stream.codec_context.time_base = 1 / Fraction(fps)
             for number in range(num_frames):
-                painted = paint_frame(number, size, noise)
-                frame = av.VideoFrame.from_ndarray(painted, format="rgb24")
+                pixels = paint_frame(painted[number] if painted else number, size, noise)
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
                 frame.pts = number if pts is None else pts[number]
                 frame.time_base = stream.codec_context.time_base
                 output.mux(stream.encode(frame))

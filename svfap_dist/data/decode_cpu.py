@@ -24,6 +24,7 @@ from typing import Any, cast
 
 import av
 import numpy as np
+from av.codec import CodecContext
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
@@ -37,7 +38,7 @@ from svfap_dist.shard_format import VideoInfo
 TimedFrame = tuple[Fraction, av.VideoFrame]  # seconds after the stream's first frame
 LEAVE_OUT = "leave this video out when sharding"
 # Matrices by what a stream says; where it says nothing it is the old one, as FFmpeg has it, too.
-_MATRICES: dict[int, Matrix] = {1: "bt709", 2: "bt601", 5: "bt601", 6: "bt601"}
+MATRICES: dict[int, Matrix] = {1: "bt709", 2: "bt601", 5: "bt601", 6: "bt601"}
 
 
 class TooShortError(DecodeError):
@@ -97,7 +98,7 @@ def _handed_over(frames: Sequence[av.VideoFrame]) -> Frames:
 
 def _colours_of_planes(frame: av.VideoFrame) -> tuple[Matrix, bool] | None:
     """Matrix and full range of 8-bit 4:2:0; None for what `YuvFrames` cannot say."""
-    matrix = _MATRICES.get(int(frame.colorspace))
+    matrix = MATRICES.get(int(frame.colorspace))
     if matrix is None or frame.format.name not in ("yuv420p", "yuvj420p"):
         return None
     return matrix, frame.format.name == "yuvj420p" or frame.color_range == ColorRange.JPEG
@@ -202,10 +203,11 @@ def _with_avi_times(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
 def video_stream(container: InputContainer) -> VideoStream:
     """The first video stream, not counting cover pictures, set up for one thread.
 
-    Raises: DecodeError if there is none.
+    Raises: DecodeError if there is none, or none of a codec that this FFmpeg knows.
     """
     for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            stream.codec_context.thread_count = 1
+        codec = cast(CodecContext | None, stream.codec_context)  # its type leaves None out
+        if codec is not None and not stream.disposition & Disposition.attached_pic:
+            codec.thread_count = 1
             return stream
     raise DecodeError("No video stream", where=f"{container.format.name} file", do=LEAVE_OUT)

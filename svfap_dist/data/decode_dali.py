@@ -9,8 +9,9 @@ MJPEG. Several pipelines work on shares of a batch at once, since one leaves dec
 What DALI makes of trouble decides how it is called. One bad video ends a pipeline and with it the
 whole batch, so each is read through beforehand (`positions`), and where a pipeline still fails, it
 is built anew and its videos are tried one by one: a bad one costs one sample. DALI names frames by
-counting, and fills up with black where there are none: `positions` says which there are. Nothing in
-a process can end a decoder that hangs; the run's collective timeout does.
+counting, and fills up with black where there are none: `positions` says which there are. DALI takes
+all colours for BT.601, so those of BT.709 are put right afterwards. Nothing in a process can end a
+decoder that hangs; the run's collective timeout does.
 
 `nvidia.dali` is imported here alone, and here only when it is used.
 """
@@ -18,6 +19,7 @@ a process can end a decoder that hangs; the run's collective timeout does.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import threading
 from collections.abc import Sequence
@@ -26,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from svfap_dist.data.decode_cpu import LEAVE_OUT
-from svfap_dist.data.frames import RgbFrames
-from svfap_dist.data.positions import positions
+from svfap_dist.data.frames import Matrix, RgbFrames
+from svfap_dist.data.positions import locate
 from svfap_dist.errors import ConfigError, DecodeError
 from svfap_dist.region import Crop
 from svfap_dist.shard_format import VideoInfo
@@ -161,20 +163,22 @@ def graph(device: str, num_crops: int) -> list[Any]:
     """
     from nvidia.dali import fn, types
 
-    def given(name: str, ndim: int, dtype: Any = types.INT32) -> Any:
+    def given(name: str, ndim: int, dtype: Any = types.DALIDataType.INT32) -> Any:
         return fn.external_source(name=name, ndim=ndim, dtype=dtype)
 
     decoded = fn.decoders.video(
-        given("video", 1, types.UINT8),
+        given("video", 1, types.DALIDataType.UINT8),
         device="mixed" if device == "cuda" else "cpu",
         frames=given("frames", 1),
     )
-    size, flip, clips = given("size", 1, types.FLOAT), given("flip", 0), []
+    size, flip, clips = given("size", 1, types.DALIDataType.FLOAT), given("flip", 0), []
     for number in range(num_crops):
         crop = given(f"crop{number}", 1)
-        clip = fn.slice(decoded, crop[:2], crop[2:], axis_names="HW")
+        clip: Any = fn.slice(decoded, crop[:2], crop[2:], axis_names="HW")
         # A triangle filter as wide as the reduction: what the CPU's path has.
-        clip = fn.resize(clip, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        clip = fn.resize(
+            clip, size=size, interp_type=types.DALIInterpType.INTERP_LINEAR, antialias=True
+        )
         clips.append(fn.flip(clip, horizontal=flip))
     return clips
 
@@ -188,16 +192,18 @@ class _Job:
     size: np.ndarray
     flip: np.ndarray
     crops: list[np.ndarray]
+    matrix: Matrix
 
 
 def _job(request: VideoRequest, size: tuple[int, int]) -> _Job:
-    wanted = positions(request.video, request.info, request.numbers)
+    wanted = locate(request.video, request.info, request.numbers)
     return _Job(
         video=np.frombuffer(request.video, np.uint8),
-        frames=np.array(wanted, np.int32),
+        frames=np.array(wanted.positions, np.int32),
         size=np.array(size, np.float32),
         flip=np.array(request.flip, np.int32),
         crops=[np.array(dataclasses.astuple(crop), np.int32) for crop in request.crops],
+        matrix=wanted.matrix,
     )
 
 
@@ -207,7 +213,8 @@ class _Pipeline:
     def __init__(self, device: str, threads: int) -> None:
         self._device, self._threads = device, threads
         self._built: Any = None
-        self._room = self._num_crops = self._num_jobs = 0
+        self._room = self._num_crops = 0
+        self._matrices: list[Matrix] = []  # of the batch under way
 
     def start(self, jobs: Sequence[_Job]) -> None:
         """Begin to decode."""
@@ -215,7 +222,7 @@ class _Pipeline:
         if self._built is None or len(jobs) > self._room or num_crops != self._num_crops:
             self._room, self._num_crops = max(len(jobs), self._room), num_crops
             self._built = self._build()
-        self._num_jobs = len(jobs)
+        self._matrices = [job.matrix for job in jobs]
         inputs = {
             "video": [job.video for job in jobs],
             "frames": [job.frames for job in jobs],
@@ -240,8 +247,8 @@ class _Pipeline:
         try:
             outputs = self._built.share_outputs(cuda_stream=stream)
             clips = [
-                [torch.from_dlpack(output[row]) for output in outputs]
-                for row in range(self._num_jobs)
+                [_put_right(torch.from_dlpack(output[row]), matrix) for output in outputs]
+                for row, matrix in enumerate(self._matrices)
             ]
             self._built.release_outputs()
         except RuntimeError:
@@ -277,3 +284,32 @@ def _one_by_one(
             found = " ".join(str(error).split())[-300:]
             results.append(DecodeError("DALI cannot decode the video", found=found, do=LEAVE_OUT))
     return results
+
+
+def _put_right(clip: torch.Tensor, matrix: Matrix) -> torch.Tensor:
+    """A clip [F, H, W, 3] as it would be had DALI used the right matrix; where it has cut off
+    colours that were too bright or too dark, that is lost."""
+    if matrix == "bt601":
+        return clip
+    return (clip.float() @ _from_bt601(str(clip.device))).round_().clamp_(0, 255).byte()
+
+
+@functools.cache
+def _from_bt601(device: str) -> torch.Tensor:
+    """[3, 3]: rows of RGB that were made with BT.601's weights, times this, are BT.709's."""
+    import torch
+
+    def to_rgb(red: float, blue: float) -> np.ndarray:
+        """From (luma, blue and red difference) to (red, green, blue): ITU-R BT.601 2.5.1."""
+        green = 1 - red - blue
+        to_yuv = np.array(
+            [
+                [red, green, blue],
+                np.array([-red, -green, 1 - blue]) / (2 * (1 - blue)),
+                np.array([1 - red, -green, -blue]) / (2 * (1 - red)),
+            ]
+        )
+        return np.linalg.inv(to_yuv)
+
+    matrix = to_rgb(0.2126, 0.0722) @ np.linalg.inv(to_rgb(0.299, 0.114))
+    return torch.tensor(matrix.T, dtype=torch.float32, device=device)

@@ -4,7 +4,7 @@ A backend that names frames by counting them (DALI does) needs to be told that c
 from the time stamps of the packets, by the rule of `decode_cpu`, so that both give the same frame:
 with a constant rate the one nearest to i / fps, so that a dropped frame shifts nothing; with a
 variable rate the one on the screen at i / fps. Reading all packets also shows whether the file can
-be opened at all, before a library sees it that takes a broken one badly.
+be opened at all, before a library sees it that takes a broken one badly, and what its colours mean.
 """
 
 from __future__ import annotations
@@ -20,24 +20,30 @@ from av.error import FFmpegError
 
 from svfap_dist.data.decode_cpu import (
     LEAVE_OUT,
+    MATRICES,
     TooShortError,
     WrongSizeError,
     frame_period,
     tolerance,
     video_stream,
 )
+from svfap_dist.data.frames import Matrix
 from svfap_dist.errors import DecodeError
 from svfap_dist.shard_format import VideoInfo, stored_position
+
+# By codec header of phase-ordered videos, of which a data set has a handful.
+_matrices: dict[str, Matrix] = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
     """When the frames of a video are shown: ascending, in units of `tick` seconds, from the
-    stream's first frame on; and for how many units the last one is."""
+    stream's first frame on; for how many units the last one is; and their colours' matrix."""
 
     times: Sequence[int]
     tick: Fraction
     last_duration: int
+    matrix: Matrix = "bt601"
 
     def position(self, number: int, info: VideoInfo) -> int:
         """Where frame `number` is among them.
@@ -60,21 +66,35 @@ class Timeline:
         return shown
 
 
-def positions(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> list[int]:
-    """Positions, in the order in which the file's frames are shown, of the frames with `numbers`.
+@dataclasses.dataclass(frozen=True)
+class Located:
+    """Where wanted frames are in the order in which the file's frames are shown, and the matrix of
+    their colours."""
+
+    positions: list[int]
+    matrix: Matrix
+
+
+def locate(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Located:
+    """Find the frames with these numbers.
 
     Raises: DecodeError, or its kinds TooShortError and WrongSizeError, if the file has no such
     frames, as far as its packets tell: the pictures in them are not decoded.
     """
-    if info.order is not None:
-        _check_packets(video, info, max(numbers))
-        return [stored_position(number, info.num_frames, info.order.phases) for number in numbers]
     try:
-        timeline = read_timeline(video, info)
+        if info.order is None:
+            timeline = read_timeline(video, info)
+            found = [timeline.position(number, info) for number in numbers]
+            return Located(found, timeline.matrix)
+        _check_packets(video, info, max(numbers))
+        header, phases = info.order.codec_header, info.order.phases
+        if header not in _matrices:
+            _matrices[header] = read_timeline(video, info).matrix
+        found = [stored_position(number, info.num_frames, phases) for number in numbers]
+        return Located(found, _matrices[header])
     except FFmpegError as error:
-        found = f"{type(error).__name__}: {error}"
-        raise DecodeError("Video cannot be read", found=found, do=LEAVE_OUT) from error
-    return [timeline.position(number, info) for number in numbers]
+        text = f"{type(error).__name__}: {error}"
+        raise DecodeError("Video cannot be read", found=text, do=LEAVE_OUT) from error
 
 
 def read_timeline(video: bytes, info: VideoInfo) -> Timeline:
@@ -102,11 +122,12 @@ def read_timeline(video: bytes, info: VideoInfo) -> Timeline:
             shown.append((time, packet.duration or 0))
         shown.sort()
         tick, origin = stream.time_base, None if name == "avi" else stream.start_time
+        matrix = MATRICES.get(int(stream.codec_context.colorspace), "bt601")
     if not shown:
         raise DecodeError("No frame in the video", where=f"{name} file", do=LEAVE_OUT)
     origin = shown[0][0] if origin is None else origin
     assert tick is not None
-    return Timeline([time - origin for time, _ in shown], tick, shown[-1][1])
+    return Timeline([time - origin for time, _ in shown], tick, shown[-1][1], matrix)
 
 
 def _check_packets(video: bytes, info: VideoInfo, last: int) -> None:

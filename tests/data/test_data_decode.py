@@ -15,7 +15,9 @@ from clips import make_video, paint_frame, read_frame_number
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from svfap_dist.data.decode_cpu import TooShortError, WrongSizeError, decode
+from svfap_dist.data import decode_cpu
+from svfap_dist.data.decode_cpu import TooShortError, WrongSizeError
+from svfap_dist.data.frames import Frames, RgbFrames, YuvFrames
 from svfap_dist.errors import DecodeError
 from svfap_dist.shard_format import VideoInfo
 
@@ -53,8 +55,18 @@ def info_of(num_frames=100, fps=25.0, size=(64, 48), constant=True) -> VideoInfo
     return VideoInfo(num_frames, fps, *size, codec="any", constant_frame_rate=constant)
 
 
-def numbers(frames: np.ndarray) -> list[int]:
-    return [read_frame_number(frame) for frame in frames]
+def decode(video: bytes, start: int, num_frames: int, stride: int, info: VideoInfo) -> Frames:
+    numbers = range(start, start + num_frames * stride, stride)
+    return decode_cpu.decode(video, info, numbers)
+
+
+def pixels(frames: Frames) -> np.ndarray:
+    """RGB, or luma, which is as good as grey: [F, H, W, 3 or 1]."""
+    return frames.pixels if isinstance(frames, RgbFrames) else frames.y[..., None]
+
+
+def numbers(frames: Frames) -> list[int]:
+    return [read_frame_number(frame) for frame in pixels(frames)]
 
 
 X264 = {"preset": "veryfast", "threads": "1"}
@@ -100,7 +112,9 @@ def test_every_start_gives_exactly_the_frames_asked_for(video, stride):
 def test_a_seek_changes_no_pixel(video):
     whole = decode(video, 0, 100, 1, info_of())
     for start in (13, 40, 77):
-        assert (decode(video, start, 5, 4, info_of()) == whole[start : start + 17 : 4]).all()
+        part, rows = decode(video, start, 5, 4, info_of()), slice(start, start + 17, 4)
+        for name in ("pixels",) if isinstance(whole, RgbFrames) else ("y", "u", "v"):
+            assert (getattr(part, name) == getattr(whole, name)[rows]).all()
 
 
 @pytest.mark.parametrize("fps", [Fraction(30_000, 1001), Fraction(24_000, 1001), Fraction(60)])
@@ -150,15 +164,49 @@ def test_the_last_frame_of_a_variable_rate_can_be_had():
 def test_odd_sizes(size):
     video = encode(20, size=size, pix_fmt="yuv444p", options=X264)
     frames = decode(video, 3, 4, 2, info_of(20, size=size))
-    assert frames.shape == (4, size[1], size[0], 3)
+    assert pixels(frames).shape == (4, size[1], size[0], 3)
     assert numbers(frames) == [3, 5, 7, 9]
 
 
-def test_colours_are_those_of_pyav():
-    video = VIDEOS["h264"]()
+@pytest.mark.parametrize("size", [(64, 48), (65, 49)])
+def test_planes_are_those_of_the_decoder(size):
+    video = make_video(None, 30, size=size, codec="libvpx-vp9", container="webm")
+    frames = decode(video, 5, 6, 2, info_of(30, size=size))
+    assert isinstance(frames, YuvFrames)
+    with av.open(io.BytesIO(video)) as container:
+        expected = list(container.decode(video=0))[5:17:2]
+    for k, frame in enumerate(expected):
+        raw = av.CodecContext.create("rawvideo", "w")
+        raw.width, raw.height, raw.pix_fmt, raw.time_base = *size, "yuv420p", Fraction(1, 25)
+        planes = b"".join(bytes(packet) for packet in [*raw.encode(frame), *raw.encode()])
+        assert b"".join(plane[k].tobytes() for plane in (frames.y, frames.u, frames.v)) == planes
+
+
+def test_colours_that_planes_cannot_say_are_those_of_pyav():
+    video = encode(20, pix_fmt="yuv444p", options=X264)
     with av.open(io.BytesIO(video)) as container:
         expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    assert (decode(video, 5, 6, 2, info_of()) == np.stack(expected[5:17:2])).all()
+    frames = decode(video, 5, 6, 2, info_of(20))
+    assert isinstance(frames, RgbFrames)
+    assert (frames.pixels == np.stack(expected[5:17:2])).all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, ("bt601", False)),
+        ({"colorspace": "bt709", "color_range": "tv"}, ("bt709", False)),
+        ({"colorspace": "smpte170m", "color_range": "pc"}, ("bt601", True)),
+        ({"colorspace": "bt2020nc"}, None),
+    ],
+)
+def test_matrix_and_range_are_those_of_the_stream(flags, expected):
+    frames = decode(encode(4, options={**X264, **flags}), 0, 2, 1, info_of(4))
+    if expected is None:
+        assert isinstance(frames, RgbFrames)
+    else:
+        assert isinstance(frames, YuvFrames)
+        assert (frames.matrix, frames.full_range) == expected
 
 
 def count_decoded(monkeypatch) -> list[int]:
