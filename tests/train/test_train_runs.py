@@ -217,6 +217,13 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     assert losses(resized) == [(step, pytest.approx(loss, abs=1e-5)) for step, loss in losses(one)]
 
 
+def test_a_checkpoint_names_the_decode_backend(one_rank: dict[str, Any], folder: Path) -> None:
+    """`auto` was settled when the run began, so that nothing can settle it otherwise later."""
+    run = str(folder / "straight-1")
+    assert one_rank["straight"][0]["step"] == 12
+    assert checkpoint.read_state(run, 12).config["decode"]["backend"] == "pyav"
+
+
 def test_a_finished_run_has_nothing_left_to_do(one_rank: dict[str, Any]) -> None:
     assert one_rank["again"] == one_rank["straight"]
 

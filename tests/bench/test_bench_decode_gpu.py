@@ -1,0 +1,44 @@
+"""The measurement of DALI's pipelines, run on its CPU backend."""
+
+from __future__ import annotations
+
+import pytest
+from golden import GOLDEN
+
+from svfap_dist.bench import decode_gpu
+from svfap_dist.data import decode_dali
+from svfap_dist.errors import ConfigError, DecodeError
+
+pytestmark = pytest.mark.skipif(not decode_dali.is_installed(), reason="DALI is not installed")
+
+
+def test_a_row_for_each_profile_and_number_of_pipelines(monkeypatch):
+    monkeypatch.setattr(decode_gpu, "_SECONDS", 0.05)
+    profiles = {
+        profile: [(GOLDEN[name]().video, GOLDEN[name]().info)]
+        for profile, name in (("source", "vp9-webm"), ("train", "vp9-phase-ordered"))
+    }
+    result = decode_gpu.run(
+        profiles, device="cpu", pipelines=(1, 2), batch_size=4, threads=1, num_frames=4, size=32,
+        model_clips_per_second=12.0,
+    )  # fmt: skip
+    found = [(row.profile, row.pipelines) for row in result.rows]
+    assert found == [("source", 1), ("source", 2), ("train", 1), ("train", 2)]
+    assert all(row.clips_per_second > 0 and row.cpu_seconds_per_clip > 0 for row in result.rows)
+    assert sum("pipelines" in line for line in result.lines()) == 4
+    assert "The model takes" in result.lines()[-1]
+
+
+def test_a_bad_video_is_an_error_and_not_a_rate():
+    golden = GOLDEN["h264"]()
+    with pytest.raises(DecodeError):
+        decode_gpu.run({"source": [(golden.video, golden.info)]}, device="cpu", num_frames=4)
+
+
+def test_without_a_gpu():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ConfigError, match="no GPU"):
+        decode_gpu.run({})
