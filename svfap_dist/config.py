@@ -180,6 +180,8 @@ class MetricsConfig(_Section):
     port: Annotated[int, Field(ge=0, lt=65536)] = (
         0  # of local rank 0, the next for rank 1, ...; 0: any free port
     )
+    # Of the driver's (without Ray: rank 0's) list of live ranks for Prometheus; 0: any free port.
+    discovery_port: Annotated[int, Field(ge=0, lt=65536)] = 0
 
 
 class Config(_Section):

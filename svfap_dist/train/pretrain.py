@@ -78,12 +78,14 @@ def run(
     config: Config,
     *,
     on_log: Callable[[Row], None] = lambda row: None,
+    on_begin: Callable[[list[str]], None] = lambda addresses: None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> RunResult:
     """Train one rank of a run to its end, resuming from the newest committed checkpoint.
 
     Args:
         on_log: gets a row of numbers at each log step, on rank 0.
+        on_begin: gets the "host:port" of all ranks' metrics before the first step, on rank 0.
         stop_requested: asked at step edges; once it is True on any rank, all save a checkpoint and
             end, as they do at SIGTERM, SIGUSR1 and Ctrl-C.
 
@@ -96,7 +98,7 @@ def run(
     with contextlib.ExitStack() as stack:
         stop_reason = stack.enter_context(_stop_reason(stop_requested))
         device = stack.enter_context(process_group(config, world))
-        attempt = _Attempt(config, world, device, on_log, stack)
+        attempt = _Attempt(config, world, device, on_log, on_begin, stack)
         if attempt.step == 0:
             attempt.evaluate()
         for batch in attempt.batches(stack):
@@ -133,6 +135,7 @@ class _Attempt:
         world: World,
         device: torch.device,
         on_log: Callable[[Row], None],
+        on_begin: Callable[[list[str]], None],
         stack: contextlib.ExitStack,
     ) -> None:
         self._config, self._world = config, world
@@ -144,7 +147,9 @@ class _Attempt:
         self.step = state.step if state else 0
 
         flops_per_clip, peak_rate = _work(config, device)
-        recorder = Recorder(config, world, number, self.step, on_log, flops_per_clip, peak_rate)
+        recorder = Recorder(
+            config, world, number, self.step, on_log, on_begin, flops_per_clip, peak_rate
+        )
         self._recorder = stack.enter_context(recorder)
         self._checkpointer = stack.enter_context(Checkpointer(config, world, recorder.sync))
         stack.enter_context(self._failure_told())

@@ -29,6 +29,7 @@ from svfap_dist.train.checkpointer import Outcome
 from svfap_dist.train.journal import EVENTS, METRICS, Journal
 
 Row = dict[str, Any]
+_ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 - listened on, maybe, but no address to ask
 _SHOWN = {  # gauges and the fields of a row that they show
     "step": names.STEP,
     "epoch": names.EPOCH,
@@ -47,7 +48,7 @@ class Recorder:
         attempt, step: number of the attempt and completed steps at which it goes on.
         flops_per_clip: operations of a training step. peak_rate: what a device can do of them in a
             second at best; None if unknown.
-        on_log: gets each row of metrics, on rank 0.
+        on_log: gets each row of metrics, on rank 0. on_begin: gets all ranks' metrics addresses.
 
     Raises: ClusterError, StorageError: on every rank, if port or files are refused on any.
     """
@@ -59,11 +60,12 @@ class Recorder:
         attempt: int,
         step: int,
         on_log: Callable[[Row], None],
+        on_begin: Callable[[list[str]], None],
         flops_per_clip: int,
         peak_rate: float | None,
     ) -> None:
         self._config, self._world, self._attempt = config, world, attempt
-        self._on_log = on_log
+        self._on_log, self._on_begin = on_log, on_begin
         self._flops_per_clip, self._peak_rate = flops_per_clip, peak_rate
         self._windows: list[Window] = []  # of all ranks, since the last log step
         self._saving = self._evaluating = 0.0  # seconds since the last window
@@ -94,23 +96,27 @@ class Recorder:
         self._exporter.set(names.STEP, step)
         self._exporter.set(names.CHECKPOINT_STEP, step)
         self._exporter.set(names.RESTARTS, self._attempt - 1)
+        ranks = distributed.gathered(
+            {"host": socket.gethostname(), "pid": os.getpid(), "metrics": self._address()}
+        )
+        if self._world.is_main:
+            self._on_begin([rank["metrics"] for rank in ranks if rank["metrics"]])
         self._book(
             "resume" if step else "start",
             attempt=self._attempt,
             step=step,
             total_steps=total_steps,
             world_size=self._world.world_size,
-            ranks=distributed.gathered(
-                {
-                    "host": socket.gethostname(),
-                    "pid": os.getpid(),
-                    "metrics": self._exporter.address,
-                }
-            ),
+            ranks=ranks,
             manifest_fingerprint=manifest_fingerprint,
             config_fingerprint=self._config.fingerprint,
             versions=train_state.versions(),
         )
+
+    def _address(self) -> str:
+        """Where others find this rank's metrics, "" if nowhere."""
+        host, _, port = self._exporter.address.rpartition(":")
+        return f"{socket.gethostname()}:{port}" if host in _ANY_HOST else self._exporter.address
 
     def ready(self) -> None:
         """Tell that all is set up: from now on time belongs to steps."""
