@@ -182,6 +182,8 @@ class MetricsConfig(_Section):
     )
     # Of the driver's (without Ray: rank 0's) list of live ranks for Prometheus; 0: any free port.
     discovery_port: Annotated[int, Field(ge=0, lt=65536)] = 0
+    # A run that ends by itself on a non-finite loss stays so long (seconds) for Prometheus to see.
+    linger_seconds: Annotated[float, Field(ge=0.0)] = 0.0
 
 
 class Config(_Section):

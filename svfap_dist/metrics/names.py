@@ -121,6 +121,21 @@ MFU = Metric(
     "",
     "Model FLOPs utilization: operations per second over the device's peak; absent if unknown.",
 )
+NON_FINITE = Metric(
+    "svfap_non_finite_total",
+    "counter",
+    "",
+    "Steps whose loss or gradient was not finite; the first one ends the run.",
+)
+GPU_MEMORY = Metric(
+    "svfap_gpu_memory_bytes", "gauge", "bytes", "Memory of this rank's GPU that torch holds."
+)
+GPU_UTILIZATION = Metric(
+    "svfap_gpu_utilization_ratio",
+    "gauge",
+    "",
+    "Share of time in which this rank's GPU ran kernels, as NVML tells.",
+)
 CLIPS_PER_SECOND = Metric(
     "svfap_clips_per_second", "gauge", "", "Clips of all ranks per second since the last log step."
 )
@@ -151,5 +166,8 @@ METRICS = (
     TOKENS,
     FLOPS,
     MFU,
+    NON_FINITE,
+    GPU_MEMORY,
+    GPU_UTILIZATION,
     CLIPS_PER_SECOND,
 )

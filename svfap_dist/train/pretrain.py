@@ -170,6 +170,8 @@ class _Attempt:
             yield
         except BaseException as error:
             self._recorder.ended(self.step, type(error).__name__, str(error))
+            if isinstance(error, health.NotFiniteError):
+                self._recorder.not_finite()
             raise
 
     def batches(self, stack: contextlib.ExitStack) -> Iterator[ClipBatch]:

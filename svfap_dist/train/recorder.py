@@ -20,7 +20,7 @@ from svfap_dist import distributed
 from svfap_dist.config import Config
 from svfap_dist.data.clips import ClipBatch
 from svfap_dist.distributed import World
-from svfap_dist.metrics import names
+from svfap_dist.metrics import gpu, names
 from svfap_dist.metrics.exporter import Exporter
 from svfap_dist.metrics.goodput import CLASSES, WINDOW, Goodput
 from svfap_dist.metrics.meter import Meter, Window
@@ -202,6 +202,8 @@ class Recorder:
             self._exporter.set(metric, row[field])
         for phase, seconds in phase_seconds.items():
             self._exporter.add(names.PHASE_SECONDS, seconds, phase=phase)
+        for metric, value in gpu.readings().items():
+            self._exporter.set(metric, value)
         if self._peak_rate is not None:
             rate = row["clips_per_second"] * self._flops_per_clip / self._world.world_size
             self._exporter.set(names.MFU, rate / self._peak_rate)
@@ -245,6 +247,11 @@ class Recorder:
     def ended(self, step: int, reason: str, message: str = "") -> None:
         """Tell why the attempt ends: "finished", a signal's name or an error's."""
         self._book("stop", step=step, reason=reason, message=message)
+
+    def not_finite(self) -> None:
+        """Tell of a loss or gradient that ends the run, for as long as a scrape may take."""
+        self._exporter.add(names.NON_FINITE, 1)
+        time.sleep(self._config.metrics.linger_seconds)
 
     def losses(self) -> tuple[list[float], list[float]]:
         """Training and held-out losses of the whole run so far, in order (rank 0)."""
