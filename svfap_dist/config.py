@@ -183,6 +183,10 @@ class MetricsConfig(_Section):
     port: Annotated[int, Field(ge=0, lt=65536)] = (
         0  # of local rank 0, the next for rank 1, ...; 0: any free port
     )
+    # Of the driver's (without Ray: rank 0's) list of live ranks for Prometheus; 0: any free port.
+    discovery_port: Annotated[int, Field(ge=0, lt=65536)] = 0
+    # A run that ends by itself on a non-finite loss stays so long (seconds) for Prometheus to see.
+    linger_seconds: Annotated[float, Field(ge=0.0)] = 0.0
 
 
 class Config(_Section):

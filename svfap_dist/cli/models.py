@@ -12,7 +12,7 @@ from svfap_dist.progress import say
 
 @app.command()
 def reconstruct(
-    checkpoint: Annotated[str, typer.Argument(help="A run, a checkpoint or a .safetensors file")],
+    checkpoint: Annotated[str, typer.Argument(help="A run or a checkpoint of one")],
     videos: list[str],
     output: Annotated[str, typer.Option("-o", "--output", help="PNG")] = "reconstruction.png",
     show: Annotated[

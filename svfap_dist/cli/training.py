@@ -60,10 +60,23 @@ def pretrain(
             show = _show_step(progress)
             result = ray_train.pretrain(config, on_log=show, on_wait=progress.tick)
         else:
-            result = training.run(config, on_log=_show_step(progress))
+            result = _pretrain_here(config, progress, speaks)
     if speaks:
         print_result(result, as_json)
     sys.exit(_exit_code(result.stop_reason))
+
+
+def _pretrain_here(config: Any, progress: Progress, speaks: bool) -> Any:
+    """This process's rank; the one that speaks also tells Prometheus of all."""
+    from svfap_dist.metrics.discovery import Discovery, told_of
+    from svfap_dist.train import pretrain as training
+
+    show = _show_step(progress)
+    if not speaks:
+        return training.run(config, on_log=show)
+    with Discovery(config.metrics, config.run.name) as discovery:
+        told_of(discovery)
+        return training.run(config, on_log=show, on_begin=discovery.show)
 
 
 def _exit_code(stop_reason: str) -> int:

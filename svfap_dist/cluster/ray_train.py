@@ -24,6 +24,7 @@ from typing import Any
 from svfap_dist import recipe, storage
 from svfap_dist.config import Config
 from svfap_dist.errors import ClusterError, SvfapError
+from svfap_dist.metrics.discovery import Discovery, told_of
 from svfap_dist.progress import say
 from svfap_dist.train import pretrain as training
 from svfap_dist.train.pretrain import RunResult
@@ -39,6 +40,13 @@ class Board:
         self._fatal: SvfapError | None = None
         self._result: RunResult | None = None
         self._stop = False
+        self._addresses: list[str] = []
+
+    def begin(self, addresses: list[str]) -> None:
+        self._addresses = addresses
+
+    def addresses(self) -> list[str]:
+        return self._addresses
 
     def post(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
@@ -80,7 +88,12 @@ def pretrain(
     Raises: the rank's own SvfapError; ClusterError if the group could not be kept alive.
     """
     training.preflight(config)
-    with _sigterm_as_ctrl_c(), connected(config):
+    with (
+        _sigterm_as_ctrl_c(),
+        connected(config),
+        Discovery(config.metrics, config.run.name) as discovery,
+    ):
+        told_of(discovery)
         import ray
 
         check_resources(config)
@@ -92,6 +105,7 @@ def pretrain(
             try:
                 outcome.wait(_SECONDS_BETWEEN_LOOKS)
                 on_wait()
+                discovery.show(ray.get(board.addresses.remote()))
                 rows.extend(ray.get(board.take_rows.remote()))
                 while rows:
                     on_log(rows.popleft())
@@ -212,7 +226,12 @@ def _rank(spec: dict[str, Any]) -> None:
     stop = threading.Event()
     try:
         with _watching(board, stop) if is_main else contextlib.nullcontext():
-            result = training.run(config, on_log=board.post.remote, stop_requested=stop.is_set)
+            result = training.run(
+                config,
+                on_log=board.post.remote,
+                on_begin=board.begin.remote,
+                stop_requested=stop.is_set,
+            )
     except SvfapError as error:
         if not error.retryable:
             ray.get(board.set_fatal.remote(error))

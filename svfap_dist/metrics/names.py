@@ -80,6 +80,65 @@ CHECKPOINT_SECONDS = Metric(
 CHECKPOINT_FAILURES = Metric(
     "svfap_checkpoint_failures_total", "counter", "", "Checkpoints that could not be uploaded."
 )
+RUN_SECONDS = Metric(
+    "svfap_run_seconds",
+    "gauge",
+    "seconds",
+    "Wall time of the run so far, over all attempts, by what it was spent on.",
+    ("class",),
+)
+GOODPUT = Metric(
+    "svfap_goodput_ratio",
+    "gauge",
+    "",
+    "Share of the run's wall time, over all attempts, in which kept steps were computed.",
+)
+CHECKPOINT_TIME = Metric(
+    "svfap_checkpoint_timestamp_seconds",
+    "gauge",
+    "seconds",
+    "Unix time at which the newest checkpoint was committed.",
+)
+PHASE_SECONDS = Metric(
+    "svfap_phase_seconds_total",
+    "counter",
+    "seconds",
+    "Time of this rank's steps by phase: forward, backward, optimizer; by the device's clock.",
+    ("phase",),
+)
+TOKENS = Metric(
+    "svfap_tokens_total", "counter", "", "Tokens this rank trained on, seen and predicted."
+)
+FLOPS = Metric(
+    "svfap_flops_total",
+    "counter",
+    "",
+    "Floating-point operations of this rank's training steps, counted on paper.",
+)
+MFU = Metric(
+    "svfap_mfu_ratio",
+    "gauge",
+    "",
+    "Model FLOPs utilization: operations per second over the device's peak; absent if unknown.",
+)
+NON_FINITE = Metric(
+    "svfap_non_finite_total",
+    "counter",
+    "",
+    "Steps whose loss or gradient was not finite; the first one ends the run.",
+)
+GPU_MEMORY = Metric(
+    "svfap_gpu_memory_bytes", "gauge", "bytes", "Memory of this rank's GPU that torch holds."
+)
+GPU_UTILIZATION = Metric(
+    "svfap_gpu_utilization_ratio",
+    "gauge",
+    "",
+    "Share of time in which this rank's GPU ran kernels, as NVML tells.",
+)
+CLIPS_PER_SECOND = Metric(
+    "svfap_clips_per_second", "gauge", "", "Clips of all ranks per second since the last log step."
+)
 RESTARTS = Metric("svfap_restarts", "gauge", "", "Attempts at the run before this one.")
 
 METRICS = (
@@ -99,5 +158,16 @@ METRICS = (
     CHECKPOINT_STEP,
     CHECKPOINT_SECONDS,
     CHECKPOINT_FAILURES,
+    CHECKPOINT_TIME,
     RESTARTS,
+    RUN_SECONDS,
+    GOODPUT,
+    PHASE_SECONDS,
+    TOKENS,
+    FLOPS,
+    MFU,
+    NON_FINITE,
+    GPU_MEMORY,
+    GPU_UTILIZATION,
+    CLIPS_PER_SECOND,
 )

@@ -18,6 +18,7 @@ import jinja2
 
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError
+from svfap_dist.metrics.goodput import WINDOW, Goodput
 
 _COLOUR, _SECOND_COLOUR = "#2b5c8a", "#c0562f"
 _TEMPLATE = """<!doctype html>
@@ -72,7 +73,7 @@ def make(run_url: str, output: str) -> None:
             figures=_figures(rows, events),
             charts=_charts(rows, events),
             pictures=_pictures(run_url),
-            events=[_event_row(event) for event in events],
+            events=[_event_row(event) for event in events if event["event"] != WINDOW],
             recipe=storage.read_bytes(storage.join(run_url, "config.toml")).decode(),
         )
     )
@@ -105,6 +106,7 @@ def _figures(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[t
         ("loss, first → last tenth", f"{first:.3f} → {last:.3f}"),
         ("clips/s, median", f"{rates[len(rates) // 2]:.1f}"),
         ("waiting for data", f"{100 * waits:.1f} %"),
+        ("goodput", f"{100 * Goodput(events).ratio():.1f} %"),
     ]
     held_out = [event["held_out_loss"] for event in events if event["event"] == "eval"]
     if held_out:

@@ -28,6 +28,7 @@ from torch import Tensor
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.distributed import World, barrier
 from svfap_dist.errors import ClusterError
+from svfap_dist.metrics.phases import Phases
 from svfap_dist.model import autoencoder, layers, loss
 from svfap_dist.train import optim
 from svfap_dist.train.allocator import keep_freed_memory
@@ -154,7 +155,7 @@ class Engine:
     def __init__(
         self, config: Config, world: World, device: torch.device, universal: bool = False
     ) -> None:
-        self.device = device
+        self.device, self.phases = device, Phases(device)
         self._config = config
         self._stage = config.train.zero_stage
         self._accumulation = check_world_size(config, world.world_size)
@@ -214,8 +215,10 @@ class Engine:
         for begin in range(0, count, micro):
             if begin:
                 self._engine.step()  # closes the micro batch before; touches no weight
-            value = self.forward(batch, slice(begin, begin + micro))
-            self._engine.backward(value)
+            with self.phases.measured("forward"):
+                value = self.forward(batch, slice(begin, begin + micro))
+            with self.phases.measured("backward"):
+                self._engine.backward(value)
             total += value.detach() / self._accumulation
         return total
 
@@ -223,9 +226,10 @@ class Engine:
         """Clip, and take one optimizer step; a gradient that is not finite is left out."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        if self._stage == 0:
-            return self._update_without_zero()
-        self._engine.step()
+        with self.phases.measured("optimizer"):
+            if self._stage == 0:
+                return self._update_without_zero()
+            self._engine.step()
         return Update(self._engine.get_global_grad_norm(), self._engine.was_step_applied())
 
     def _update_without_zero(self) -> Update:

@@ -23,6 +23,10 @@ _FEWEST_SAMPLES = (
 _KEYS_NAMED = 8
 
 
+class NotFiniteError(HealthError):
+    """A loss or gradient has infinities or NaN."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Verdict:
     """What all ranks agreed on at a step."""
@@ -74,11 +78,11 @@ class Health:
         )
 
 
-def _not_finite(step: int, own_keys: list[str]) -> HealthError:
+def _not_finite(step: int, own_keys: list[str]) -> NotFiniteError:
     """Names the clips of the ranks whose loss is bad; all ranks call it together."""
     keys = [key for found in distributed.gathered(own_keys) for key in found]
     more = f" and {len(keys) - _KEYS_NAMED} more" if len(keys) > _KEYS_NAMED else ""
-    return HealthError(
+    return NotFiniteError(
         "Loss is not finite",
         where=f"step {step}",
         found=f"among the clips {', '.join(keys[:_KEYS_NAMED])}{more}",
@@ -87,9 +91,9 @@ def _not_finite(step: int, own_keys: list[str]) -> HealthError:
     )
 
 
-def gradient_not_finite(step: int) -> HealthError:
+def gradient_not_finite(step: int) -> NotFiniteError:
     """The error for an update that DeepSpeed left out; all ranks see it at the same step."""
-    return HealthError(
+    return NotFiniteError(
         "Gradient is not finite",
         where=f"step {step}",
         found="a finite loss whose gradient has infinities or NaN",

@@ -1,8 +1,9 @@
 """The files of a run: what happened, written so that a kill at any instant loses only last lines.
 
 Under `run.url`: config.toml (resolved recipe) · metrics.jsonl (a line per log step) · events.jsonl
-(start, resume, checkpoint, checkpoint_failed, eval, stop) · quarantine.jsonl (samples that could
-not be used) · ledger/attempt-0001/rank-0000.jsonl (a line per sample used, if asked for).
+(start, resume, ready, window, checkpoint, checkpoint_failed, eval, stop; see `metrics/goodput`) ·
+quarantine.jsonl (samples that could not be used) · ledger/attempt-0001/rank-0000.jsonl (a line per
+sample used, if asked for).
 
 Rank 0 writes the first four, every rank its own ledger. A local file grows by appended lines. An
 object store cannot append, so there a local copy grows and is put again whole: every half minute,
@@ -83,9 +84,11 @@ class Journal:
             self._thread = threading.Thread(target=self._upload_now_and_then, daemon=True)
             self._thread.start()
 
-    def event(self, event: str, **fields: Any) -> None:
-        """Write an event with its time (rank 0; others do nothing)."""
-        self._append(EVENTS, {"event": event, "time": self._clock(), **fields})
+    def event(self, event: str, **fields: Any) -> Line:
+        """Write an event with its time (rank 0; others write nothing), and return its line."""
+        line = {"event": event, "time": self._clock(), **fields}
+        self._append(EVENTS, line)
+        return line
 
     def metrics(self, line: Line) -> None:
         """Write a line of metrics (rank 0; others do nothing)."""

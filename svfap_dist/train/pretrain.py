@@ -20,14 +20,16 @@ import torch
 
 from svfap_dist import distributed
 from svfap_dist.config import Config, check_world_size
-from svfap_dist.data import decode
+from svfap_dist.data import decode, masking
 from svfap_dist.data.clips import ClipBatch
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.data.stream import open_data
 from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError, HealthError
+from svfap_dist.metrics import flops
 from svfap_dist.model import sizes
 from svfap_dist.progress import say
+from svfap_dist.rng import Stream
 from svfap_dist.shard_format import Manifest
 from svfap_dist.train import checkpoint, health, schedule
 from svfap_dist.train import state as train_state
@@ -76,12 +78,14 @@ def run(
     config: Config,
     *,
     on_log: Callable[[Row], None] = lambda row: None,
+    on_begin: Callable[[list[str]], None] = lambda addresses: None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> RunResult:
     """Train one rank of a run to its end, resuming from the newest committed checkpoint.
 
     Args:
         on_log: gets a row of numbers at each log step, on rank 0.
+        on_begin: gets the "host:port" of all ranks' metrics before the first step, on rank 0.
         stop_requested: asked at step edges; once it is True on any rank, all save a checkpoint and
             end, as they do at SIGTERM, SIGUSR1 and Ctrl-C.
 
@@ -94,7 +98,7 @@ def run(
     with contextlib.ExitStack() as stack:
         stop_reason = stack.enter_context(_stop_reason(stop_requested))
         device = stack.enter_context(process_group(config, world))
-        attempt = _Attempt(config, world, device, on_log, stack)
+        attempt = _Attempt(config, world, device, on_log, on_begin, stack)
         if attempt.step == 0:
             attempt.evaluate()
         for batch in attempt.batches(stack):
@@ -131,6 +135,7 @@ class _Attempt:
         world: World,
         device: torch.device,
         on_log: Callable[[Row], None],
+        on_begin: Callable[[list[str]], None],
         stack: contextlib.ExitStack,
     ) -> None:
         found = distributed.together(lambda: _look_around(config) if world.is_main else None)
@@ -142,7 +147,10 @@ class _Attempt:
         self.total_steps = schedule.total_steps(config.train, self._loader.steps_per_epoch)
         self.step = state.step if state else 0
 
-        recorder = Recorder(config, world, number, self.step, on_log)
+        flops_per_clip, peak_rate = _work(config, device)
+        recorder = Recorder(
+            config, world, number, self.step, on_log, on_begin, flops_per_clip, peak_rate
+        )
         self._recorder = stack.enter_context(recorder)
         self._checkpointer = stack.enter_context(Checkpointer(config, world, recorder.sync))
         stack.enter_context(self._failure_told())
@@ -155,6 +163,7 @@ class _Attempt:
             checkpoint.load(config.run.url, state, self.engine, reshape)
         self._health = health.Health(device, config.data.max_bad_fraction)
         self._held_out = HeldOut(config, world) if config.data.eval_url else None
+        recorder.ready()
 
     @contextlib.contextmanager
     def _failure_told(self) -> Iterator[None]:
@@ -162,6 +171,8 @@ class _Attempt:
             yield
         except BaseException as error:
             self._recorder.ended(self.step, type(error).__name__, str(error))
+            if isinstance(error, health.NotFiniteError):
+                self._recorder.not_finite()
             raise
 
     def batches(self, stack: contextlib.ExitStack) -> Iterator[ClipBatch]:
@@ -198,17 +209,21 @@ class _Attempt:
         """Write and show the numbers of this step."""
         epoch = (self.step - 1) // self._loader.steps_per_epoch
         row = {"step": self.step, "total_steps": self.total_steps, "epoch": epoch}
-        self._recorder.log({**row, "loss": loss, "lr": lr, "grad_norm": grad_norm})
+        numbers = {**row, "loss": loss, "lr": lr, "grad_norm": grad_norm}
+        self._recorder.log(numbers, self.engine.phases.taken())
 
     def evaluate(self) -> None:
         """The loss on the held-out clips, if there are any."""
         if self._held_out is not None:
-            self._recorder.evaluated(self.step, self._held_out.loss(self.engine))
+            began = time.perf_counter()
+            loss = self._held_out.loss(self.engine)
+            self._recorder.evaluated(self.step, loss, time.perf_counter() - began)
 
     def save(self) -> None:
         """Begin a checkpoint, when the one before it is settled."""
         self.settle()
         self._ownership.check()
+        self._recorder.close_window(self.step)  # the resume that this makes possible keeps it
         began = time.perf_counter()
         state = train_state.after(
             self.step,
@@ -235,6 +250,7 @@ class _Attempt:
         if not self.settle():
             self.save()
             self.settle()
+        self._recorder.close_window(self.step)
         reasons = [reason for reason in distributed.gathered(stop_reason) if reason]
         is_done = self.step == self.total_steps
         reason = "finished" if is_done else (reasons or ["stop requested"])[0]
@@ -253,6 +269,16 @@ class _Attempt:
             first_held_out_loss=held_out[0] if held_out else None,
             held_out_loss=held_out[-1] if held_out else None,
         )
+
+
+def _work(config: Config, device: torch.device) -> tuple[int, float | None]:
+    """Operations of a training step for one clip, and what the device can do in a second."""
+    arguments = build_arguments(config)
+    size = sizes.resolve(arguments.pop("size"), arguments)
+    split = masking.predicted_split(Stream("work"), config)
+    parts = flops.autoencoder(size, len(split.visible), len(split.masked))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return flops.training_step(parts), flops.peak_rate(name, config.train.dtype)
 
 
 def _require_urls(config: Config) -> None:

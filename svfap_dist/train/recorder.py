@@ -1,7 +1,9 @@
 """What is told of a run while it goes: a rank's meter, journal and metrics endpoint, fed together.
 
 In: batches, losses, outcomes, as they come. Out: lines in the files of the run (rank 0, and each
-rank its ledger), numbers at each rank's /metrics, and rows for whoever watches.
+rank its ledger), numbers at each rank's /metrics, and rows for whoever watches. A window is the
+time between two log steps or checkpoints; its event says what the time went into, so that the
+run's goodput can be told from the events alone.
 """
 
 from __future__ import annotations
@@ -18,14 +20,16 @@ from svfap_dist import distributed
 from svfap_dist.config import Config
 from svfap_dist.data.clips import ClipBatch
 from svfap_dist.distributed import World
-from svfap_dist.metrics import names
+from svfap_dist.metrics import gpu, names
 from svfap_dist.metrics.exporter import Exporter
-from svfap_dist.metrics.meter import Meter
+from svfap_dist.metrics.goodput import CLASSES, WINDOW, Goodput
+from svfap_dist.metrics.meter import Meter, Window
 from svfap_dist.train import state as train_state
 from svfap_dist.train.checkpointer import Outcome
 from svfap_dist.train.journal import EVENTS, METRICS, Journal
 
 Row = dict[str, Any]
+_ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 - listened on, maybe, but no address to ask
 _SHOWN = {  # gauges and the fields of a row that they show
     "step": names.STEP,
     "epoch": names.EPOCH,
@@ -33,6 +37,7 @@ _SHOWN = {  # gauges and the fields of a row that they show
     "lr": names.LEARNING_RATE,
     "grad_norm": names.GRAD_NORM,
     "time": names.LAST_STEP_TIME,
+    "clips_per_second": names.CLIPS_PER_SECOND,
 }
 
 
@@ -41,7 +46,9 @@ class Recorder:
 
     Args:
         attempt, step: number of the attempt and completed steps at which it goes on.
-        on_log: gets each row of metrics, on rank 0.
+        flops_per_clip: operations of a training step. peak_rate: what a device can do of them in a
+            second at best; None if unknown.
+        on_log: gets each row of metrics, on rank 0. on_begin: gets all ranks' metrics addresses.
 
     Raises: ClusterError, StorageError: on every rank, if port or files are refused on any.
     """
@@ -53,9 +60,15 @@ class Recorder:
         attempt: int,
         step: int,
         on_log: Callable[[Row], None],
+        on_begin: Callable[[list[str]], None],
+        flops_per_clip: int,
+        peak_rate: float | None,
     ) -> None:
         self._config, self._world, self._attempt = config, world, attempt
-        self._on_log = on_log
+        self._on_log, self._on_begin = on_log, on_begin
+        self._flops_per_clip, self._peak_rate = flops_per_clip, peak_rate
+        self._windows: list[Window] = []  # of all ranks, since the last log step
+        self._saving = self._evaluating = 0.0  # seconds since the last window
         self._bad: list[Row] = []  # bad samples that are not yet in the quarantine list
         self.meter = Meter()
         with contextlib.ExitStack() as stack:
@@ -65,6 +78,7 @@ class Recorder:
             stack.callback(self._exporter.close)
             journal = distributed.together(lambda: Journal(config, world.rank, attempt, step))
             self._journal = stack.enter_context(journal)
+            self._goodput = Goodput(journal.lines(EVENTS) if world.is_main else [])
             self._closing = stack.pop_all()
 
     def __enter__(self) -> Recorder:
@@ -82,27 +96,42 @@ class Recorder:
         self._exporter.set(names.STEP, step)
         self._exporter.set(names.CHECKPOINT_STEP, step)
         self._exporter.set(names.RESTARTS, self._attempt - 1)
-        self._journal.event(
+        ranks = distributed.gathered(
+            {"host": socket.gethostname(), "pid": os.getpid(), "metrics": self._address()}
+        )
+        if self._world.is_main:
+            self._on_begin([rank["metrics"] for rank in ranks if rank["metrics"]])
+        self._book(
             "resume" if step else "start",
             attempt=self._attempt,
             step=step,
             total_steps=total_steps,
             world_size=self._world.world_size,
-            ranks=distributed.gathered(
-                {
-                    "host": socket.gethostname(),
-                    "pid": os.getpid(),
-                    "metrics": self._exporter.address,
-                }
-            ),
+            ranks=ranks,
             manifest_fingerprint=manifest_fingerprint,
             config_fingerprint=self._config.fingerprint,
             versions=train_state.versions(),
         )
 
+    def _address(self) -> str:
+        """Where others find this rank's metrics, "" if nowhere."""
+        host, _, port = self._exporter.address.rpartition(":")
+        return f"{socket.gethostname()}:{port}" if host in _ANY_HOST else self._exporter.address
+
+    def ready(self) -> None:
+        """Tell that all is set up: from now on time belongs to steps."""
+        self._book("ready")
+        self.meter.window()
+
+    def _book(self, event: str, **fields: Any) -> None:
+        """Write an event of which the goodput is made."""
+        self._goodput.add(self._journal.event(event, **fields))
+
     def count(self, step: int, epoch: int, batch: ClipBatch) -> None:
         """Book this rank's batch of a step."""
         self.meter.step(len(batch.frames), batch.fetch_seconds, batch.decode_seconds)
+        self._exporter.add(names.TOKENS, batch.visible.numel() + batch.masked.numel())
+        self._exporter.add(names.FLOPS, len(batch.frames) * self._flops_per_clip)
         for bad in batch.bad:
             self._bad.append({"step": step, **dataclasses.asdict(bad)})
             self._exporter.add(names.BAD_SAMPLES, 1, reason=bad.reason)
@@ -113,16 +142,46 @@ class Recorder:
             )
         )
 
-    def log(self, numbers: Row) -> None:
-        """Write and show the numbers of a log step, with the throughput since the last one.
+    def close_window(self, step: int) -> None:
+        """Book the time up to this completed step; all ranks call it together.
 
-        All ranks call it together. Times are the slowest rank's, since all wait for it; clips,
-        thread times and bad samples are summed over the ranks.
+        Times are the slowest rank's, since all wait for it; clips and thread times are summed over
+        the ranks.
         """
         window = self.meter.window()
-        windows = distributed.gathered(window)
-        seconds = max(each.seconds for each in windows)
-        waited = max(each.data_wait_seconds for each in windows)
+        self._exporter.add(names.CLIPS, window.clips)
+        self._exporter.add(names.STEP_SECONDS, window.seconds)
+        self._exporter.add(names.DATA_WAIT_SECONDS, window.data_wait_seconds)
+        self._exporter.add(names.FETCH_SECONDS, window.fetch_seconds)
+        self._exporter.add(names.DECODE_SECONDS, window.decode_seconds)
+        ranks = distributed.gathered(window)
+        whole = Window(
+            steps=window.steps,
+            clips=sum(each.clips for each in ranks),
+            seconds=max(each.seconds for each in ranks),
+            data_wait_seconds=max(each.data_wait_seconds for each in ranks),
+            fetch_seconds=sum(each.fetch_seconds for each in ranks),
+            decode_seconds=sum(each.decode_seconds for each in ranks),
+        )
+        self._windows.append(whole)
+        self._book(
+            WINDOW,
+            step=step,
+            data_wait_seconds=whole.data_wait_seconds,
+            checkpoint_seconds=self._saving,
+            evaluation_seconds=self._evaluating,
+        )
+        self._saving = self._evaluating = 0.0
+
+    def log(self, numbers: Row, phase_seconds: dict[str, float]) -> None:
+        """Write and show the numbers of a log step, with the throughput since the last one.
+
+        phase_seconds: of this rank. All ranks call it together.
+        """
+        self.close_window(numbers["step"])
+        windows, self._windows = self._windows, []
+        seconds = sum(each.seconds for each in windows)
+        waited = sum(each.data_wait_seconds for each in windows)
         row = {
             **numbers,
             "clips_per_second": sum(each.clips for each in windows) / seconds,
@@ -133,16 +192,26 @@ class Recorder:
             "bad_samples": self.write_quarantine(),
             "time": time.time(),
         }
-        for field, metric in _SHOWN.items():
-            self._exporter.set(metric, row[field])
-        self._exporter.add(names.CLIPS, window.clips)
-        self._exporter.add(names.STEP_SECONDS, window.seconds)
-        self._exporter.add(names.DATA_WAIT_SECONDS, window.data_wait_seconds)
-        self._exporter.add(names.FETCH_SECONDS, window.fetch_seconds)
-        self._exporter.add(names.DECODE_SECONDS, window.decode_seconds)
+        self._show(row, phase_seconds)
         self._journal.metrics(row)
         if self._world.is_main:
             self._on_log(row)
+
+    def _show(self, row: Row, phase_seconds: dict[str, float]) -> None:
+        for field, metric in _SHOWN.items():
+            self._exporter.set(metric, row[field])
+        for phase, seconds in phase_seconds.items():
+            self._exporter.add(names.PHASE_SECONDS, seconds, phase=phase)
+        for metric, value in gpu.readings().items():
+            self._exporter.set(metric, value)
+        if self._peak_rate is not None:
+            rate = row["clips_per_second"] * self._flops_per_clip / self._world.world_size
+            self._exporter.set(names.MFU, rate / self._peak_rate)
+        if self._world.is_main:  # the others do not see the run's events
+            self._exporter.set(names.GOODPUT, self._goodput.ratio())
+            seconds_of = self._goodput.seconds()
+            for name in CLASSES:
+                self._exporter.set(names.RUN_SECONDS, seconds_of[name], **{"class": name})
 
     def write_quarantine(self) -> int:
         """Write all ranks' new bad samples and return their number; all ranks call it together."""
@@ -152,13 +221,15 @@ class Recorder:
         self._bad = []
         return len(rows)
 
-    def evaluated(self, step: int, held_out_loss: float) -> None:
-        """Tell a held-out loss."""
+    def evaluated(self, step: int, held_out_loss: float, seconds: float) -> None:
+        """Tell a held-out loss, and how long it took to compute."""
+        self._evaluating += seconds
         self._journal.event("eval", step=step, held_out_loss=held_out_loss)
         self._exporter.set(names.HELD_OUT_LOSS, held_out_loss)
 
     def stood_still(self, seconds: float) -> None:
         """Count time that training stood still for checkpoints."""
+        self._saving += seconds
         self._exporter.add(names.CHECKPOINT_SECONDS, seconds)
 
     def checkpointed(self, outcome: Outcome) -> None:
@@ -171,10 +242,16 @@ class Recorder:
             "checkpoint", step=outcome.step, seconds=outcome.seconds, bytes=outcome.num_bytes
         )
         self._exporter.set(names.CHECKPOINT_STEP, outcome.step)
+        self._exporter.set(names.CHECKPOINT_TIME, time.time())
 
     def ended(self, step: int, reason: str, message: str = "") -> None:
         """Tell why the attempt ends: "finished", a signal's name or an error's."""
-        self._journal.event("stop", step=step, reason=reason, message=message)
+        self._book("stop", step=step, reason=reason, message=message)
+
+    def not_finite(self) -> None:
+        """Tell of a loss or gradient that ends the run, for as long as a scrape may take."""
+        self._exporter.add(names.NON_FINITE, 1)
+        time.sleep(self._config.metrics.linger_seconds)
 
     def losses(self) -> tuple[list[float], list[float]]:
         """Training and held-out losses of the whole run so far, in order (rank 0)."""

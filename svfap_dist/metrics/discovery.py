@@ -1,0 +1,92 @@
+"""Where Prometheus finds the live ranks: its HTTP service discovery, served by the driver.
+
+Ranks come and go with every restart and change of world size, and with `metrics.port = 0` they
+listen where there was room. So one address that stays, `http://HOST:PORT/sd`, lists those that are
+alive: https://prometheus.io/docs/prometheus/latest/http_sd/
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from svfap_dist.config import MetricsConfig
+from svfap_dist.errors import ClusterError
+from svfap_dist.progress import say
+
+PATH = "/sd"
+
+
+class Discovery:
+    """Serves the list of ranks until `close`; a context manager.
+
+    `address` is "host:port", or "" where `metrics.enabled` is off.
+
+    Raises: ClusterError if the port is in use or the host is not ours.
+    """
+
+    def __init__(self, metrics: MetricsConfig, run: str) -> None:
+        self._run = run
+        self._answer = b"[]"
+        self._server: http.server.ThreadingHTTPServer | None = None
+        self.address = ""
+        if metrics.enabled:
+            self._serve(metrics.host, metrics.discovery_port)
+
+    def show(self, addresses: Sequence[str]) -> None:
+        """From now on these ("host:port") are the ranks that live."""
+        groups = [{"targets": list(addresses), "labels": {"run": self._run}}] if addresses else []
+        self._answer = json.dumps(groups).encode()
+
+    def _serve(self, host: str, port: int) -> None:
+        try:
+            self._server = http.server.ThreadingHTTPServer((host, port), self._handler())
+        except OSError as error:
+            raise ClusterError(
+                "Cannot serve the list of ranks",
+                where=f"{host}:{port}",
+                found=error.strerror or str(error),
+                do="choose another metrics.discovery_port, or 0 for any free one",
+            ) from error
+        self.address = f"{host}:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
+        discovery = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                found = self.path.partition("?")[0] == PATH
+                answer = discovery._answer if found else b""
+                self.send_response(200 if found else 404)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Nothing: standard error belongs to the run."""
+
+        return Handler
+
+    def __enter__(self) -> Discovery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop serving and free the port."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+
+def told_of(discovery: Discovery) -> None:
+    """Say where the list is, if anywhere."""
+    if discovery.address:
+        say(f"Prometheus finds the ranks at http://{discovery.address}{PATH}")

@@ -1,0 +1,98 @@
+"""Goodput: where the wall time of a run went, over all its attempts.
+
+In: the events of a run (lines of events.jsonl) in the order in which they happened. Out: seconds
+by class; they add up to the time from the first event to now, each second in one class only:
+
+    productive   steps of which the weights know, computing
+    data_wait    the same steps, waiting for a batch
+    checkpoint   training stood still for a checkpoint
+    restart      starting up, and the time from the last sign of an attempt that died to the next
+    redone       whatever an attempt did after the step from which a later one had to go on
+    idle         evaluations, the end of an attempt, and the time when nobody ran the run
+
+An attempt is told by start or resume, ready (the first batch is asked for), window (the time since
+ready or the window before it, ending at a completed step) and stop, which is missing where an
+attempt was killed. Source of the idea: Google's ML productivity goodput.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+CLASSES = ("productive", "data_wait", "checkpoint", "restart", "redone", "idle")
+WINDOW = "window"
+_BEGINNINGS = ("start", "resume")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    step: int  # completed at its end
+    seconds: dict[str, float]
+
+
+class Goodput:
+    """The account of one run, kept up to date by `add`."""
+
+    def __init__(self, events: Iterable[Mapping[str, Any]] = ()) -> None:
+        self._began: float | None = None
+        self._latest = 0.0  # up to here every second is booked
+        self._stopped = False  # the latest attempt came to its end in good order
+        self._windows: list[_Window] = []
+        self._booked: dict[str, float] = dict.fromkeys(CLASSES, 0.0)
+        for event in events:
+            self.add(event)
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Book an event; those of other kinds change nothing."""
+        kind, time = event["event"], float(event["time"])
+        if kind in _BEGINNINGS:
+            if self._began is None:
+                self._began = self._latest = time
+            self._book("idle" if self._stopped else "restart", time)
+            self._redo(event["step"])
+            self._stopped = False
+        elif self._began is None:
+            return
+        elif kind == "ready":
+            self._book("restart", time)
+        elif kind == WINDOW:
+            self._add_window(event, time)
+        elif kind == "stop":
+            self._book("idle", time)
+            self._stopped = True
+
+    def _book(self, name: str, until: float) -> None:
+        self._booked[name] += max(until - self._latest, 0.0)
+        self._latest = max(until, self._latest)
+
+    def _add_window(self, event: Mapping[str, Any], time: float) -> None:
+        seconds = {
+            "data_wait": event["data_wait_seconds"],
+            "checkpoint": event["checkpoint_seconds"],
+            "idle": event["evaluation_seconds"],
+        }
+        seconds["productive"] = max(time - self._latest - sum(seconds.values()), 0.0)
+        self._windows.append(_Window(event["step"], seconds))
+        for name, amount in seconds.items():
+            self._booked[name] += amount
+        self._latest = max(time, self._latest)
+
+    def _redo(self, step: int) -> None:
+        """What was done after `step` has to be done again."""
+        for window in self._windows:
+            if window.step > step:
+                for name, amount in window.seconds.items():
+                    self._booked[name] -= amount
+                    self._booked["redone"] += amount
+        self._windows = [window for window in self._windows if window.step <= step]
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by class, up to the latest event."""
+        return dict(self._booked)
+
+    def ratio(self) -> float:
+        """Share of productive seconds in all, 0 before there are any."""
+        total = sum(self._booked.values())
+        return self._booked["productive"] / total if total else 0.0
