@@ -123,7 +123,7 @@ def test_window_longer_than_the_shortest_video_is_refused():
 FREE = {
     "run": {"name", "url", "ledger"},
     "data": {"url", "eval_url", "decode_threads", "prefetch_batches", "max_bad_fraction"},
-    "decode": {"backend"},
+    "decode": {"backend", "pipelines"},
     "train": {
         "micro_batch_size",
         "zero_stage",

@@ -13,6 +13,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 
+from svfap_dist.config import DataConfig
 from svfap_dist.data.decode_dali import DaliDecoder, VideoRequest
 from svfap_dist.errors import ConfigError
 from svfap_dist.progress import Progress
@@ -66,9 +67,7 @@ def run(
     pipelines: Sequence[int] = PIPELINES,
     batch_size: int = 64,
     threads: int = 4,
-    num_frames: int = 16,
-    sampling_rate: int = 4,
-    size: int = 160,
+    data: DataConfig | None = None,
     model_clips_per_second: float | None = None,
 ) -> GpuDecodeBench:
     """Measure every profile with every number of pipelines.
@@ -77,19 +76,18 @@ def run(
         profiles: videos by name of profile, each at least a window long.
         device: "cuda"; "cpu" for the codecs that DALI has there.
         threads: CPU threads of each pipeline; on a GPU, each keeps a decoding unit busy.
+        data: what clips are like; left out: the paper's.
 
     Raises: ConfigError if DALI or the device is not there; DecodeError if a video is bad.
     """
-    name = _device_name(device)
+    name, data = _device_name(device), data or DataConfig()
     rows = []
     with Progress("Decoding", total=len(profiles) * len(pipelines)) as progress:
         for profile, videos in profiles.items():
-            batches = [
-                _requests(videos, batch_size, num_frames, sampling_rate, turn) for turn in range(4)
-            ]
+            batches = [_requests(videos, batch_size, data, turn) for turn in range(4)]
             for count in pipelines:
                 decoder = DaliDecoder(device, pipelines=count, threads=threads)
-                rate, cpu = _measure(decoder, batches, size)
+                rate, cpu = _measure(decoder, batches, data.frame_size)
                 rows.append(Row(profile, count, rate, cpu))
                 progress.update(len(rows), note=f"{profile}, {count} pipelines: {rate:.0f} clips/s")
     return GpuDecodeBench(name, batch_size, threads, tuple(rows), model_clips_per_second)
@@ -111,24 +109,19 @@ def _device_name(device: str) -> str:
 
 
 def _requests(
-    videos: Sequence[tuple[bytes, VideoInfo]],
-    batch_size: int,
-    num_frames: int,
-    sampling_rate: int,
-    turn: int,
+    videos: Sequence[tuple[bytes, VideoInfo]], batch_size: int, data: DataConfig, turn: int
 ) -> list[VideoRequest]:
     """A batch of windows at random places, whole regions of the frames."""
-    window = (num_frames - 1) * sampling_rate + 1
+    window = (data.num_frames - 1) * data.sampling_rate + 1
     requests = []
     for row in range(batch_size):
         video, info = videos[(turn * batch_size + row) % len(videos)]
         start = Stream("bench decode", turn, row).integer(info.num_frames - window + 1)
-        numbers = range(start, start + window, sampling_rate)
-        # The profile `train` has cut the region out already.
-        where = "voxceleb2" if info.order is None else "full"
-        requests.append(
-            VideoRequest(video, info, numbers, [region(where, info.height, info.width)])
-        )
+        numbers = range(start, start + window, data.sampling_rate)
+        # Shards made for training have had the region cut out already.
+        name = data.region if info.order is None else "full"
+        crop = region(name, info.height, info.width)
+        requests.append(VideoRequest(video, info, numbers, [crop]))
     return requests
 
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from svfap_dist.data.convert import rgb_from_yuv
 from svfap_dist.data.decode_cpu import LEAVE_OUT
 from svfap_dist.data.frames import Matrix, RgbFrames
 from svfap_dist.data.positions import locate
@@ -299,17 +300,6 @@ def _from_bt601(device: str) -> torch.Tensor:
     """[3, 3]: rows of RGB that were made with BT.601's weights, times this, are BT.709's."""
     import torch
 
-    def to_rgb(red: float, blue: float) -> np.ndarray:
-        """From (luma, blue and red difference) to (red, green, blue): ITU-R BT.601 2.5.1."""
-        green = 1 - red - blue
-        to_yuv = np.array(
-            [
-                [red, green, blue],
-                np.array([-red, -green, 1 - blue]) / (2 * (1 - blue)),
-                np.array([1 - red, -green, -blue]) / (2 * (1 - red)),
-            ]
-        )
-        return np.linalg.inv(to_yuv)
-
-    matrix = to_rgb(0.2126, 0.0722) @ np.linalg.inv(to_rgb(0.299, 0.114))
+    bt601, bt709 = (rgb_from_yuv(name, full_range=True)[:, :3] for name in ("bt601", "bt709"))
+    matrix = bt709 @ np.linalg.inv(bt601)
     return torch.tensor(matrix.T, dtype=torch.float32, device=device)

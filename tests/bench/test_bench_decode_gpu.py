@@ -6,10 +6,13 @@ import pytest
 from golden import GOLDEN
 
 from svfap_dist.bench import decode_gpu
+from svfap_dist.config import DataConfig
 from svfap_dist.data import decode_dali
 from svfap_dist.errors import ConfigError, DecodeError
 
 pytestmark = pytest.mark.skipif(not decode_dali.is_installed(), reason="DALI is not installed")
+
+SMALL = DataConfig(num_frames=4, frame_size=32)
 
 
 def test_a_row_for_each_profile_and_number_of_pipelines(monkeypatch):
@@ -19,7 +22,7 @@ def test_a_row_for_each_profile_and_number_of_pipelines(monkeypatch):
         for profile, name in (("source", "vp9-webm"), ("train", "vp9-phase-ordered"))
     }
     result = decode_gpu.run(
-        profiles, device="cpu", pipelines=(1, 2), batch_size=4, threads=1, num_frames=4, size=32,
+        profiles, device="cpu", pipelines=(1, 2), batch_size=4, threads=1, data=SMALL,
         model_clips_per_second=12.0,
     )  # fmt: skip
     found = [(row.profile, row.pipelines) for row in result.rows]
@@ -32,7 +35,7 @@ def test_a_row_for_each_profile_and_number_of_pipelines(monkeypatch):
 def test_a_bad_video_is_an_error_and_not_a_rate():
     golden = GOLDEN["h264"]()
     with pytest.raises(DecodeError):
-        decode_gpu.run({"source": [(golden.video, golden.info)]}, device="cpu", num_frames=4)
+        decode_gpu.run({"source": [(golden.video, golden.info)]}, device="cpu", data=SMALL)
 
 
 def test_without_a_gpu():
