@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from typing import cast
+from typing import Any, cast
 
 import av
 import av.video.stream
@@ -42,6 +42,18 @@ _H264 = {
     "threads": "1",
     "x264-params": "mbtree=0",
 }
+
+
+class BrokenFrame(DecodeError):
+    """A frame that is no whole picture."""
+
+    def __init__(self, index: int, found: str) -> None:
+        advice = "copy the frame again, or delete it"
+        super().__init__("Frame is no picture", where=f"frame {index}", found=found, do=advice)
+        self.index = index
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.index, self.found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +81,8 @@ def read_frames(folder: str, names: str) -> bytes:
         frames = [storage.read_bytes(url) for url in urls]
     try:
         return encode_frames(frames)
-    except DecodeError as error:
-        return frames[int(error.where)]
+    except BrokenFrame as error:
+        return frames[error.index]
 
 
 def natural_order(name: str) -> list[str | int]:
@@ -81,7 +93,7 @@ def natural_order(name: str) -> list[str | int]:
 def encode_frames(frames: Sequence[bytes], fps: int = FPS) -> bytes:
     """Picture files, in the order they are shown -> an mp4 of constant frame rate.
 
-    Raises: DecodeError, with the frame's index as `where`, if one is no whole picture.
+    Raises: BrokenFrame if one is no whole picture.
     """
     headers = [_read_header(frame, index) for index, frame in enumerate(frames)]
     first = headers[0]
@@ -99,12 +111,7 @@ def _read_header(frame: bytes, index: int) -> _Header:
             sampling = tuple((layer[1], layer[2]) for layer in layers)
             return _Header(picture.size, sampling, copyable)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _no_picture(index, error) from error
-
-
-def _no_picture(index: int, error: Exception) -> DecodeError:
-    advice = "copy the frame again, or delete it"
-    return DecodeError("Frame is no picture", where=str(index), found=str(error), do=advice)
+        raise BrokenFrame(index, str(error)) from error
 
 
 def _copied(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> bytes:
@@ -126,7 +133,7 @@ def _copied(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> bytes:
 def _encoded(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> bytes:
     even = (size[0] - size[0] % 2, size[1] - size[1] % 2)
     if not all(even):
-        raise _no_picture(0, ValueError(f"{size[0]}x{size[1]} pixels"))
+        raise BrokenFrame(0, f"{size[0]}x{size[1]} pixels")
     file = io.BytesIO()
     with av.open(file, "w", format=SUFFIX, options={"fflags": "+bitexact"}) as container:
         stream = _add_stream(container, "libx264", even, fps, _H264)
@@ -144,7 +151,7 @@ def _pictures(frames: Sequence[bytes], size: tuple[int, int]) -> Iterator[Image.
             with Image.open(io.BytesIO(frame), formats=("JPEG", "PNG")) as opened:
                 picture = opened.convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise _no_picture(index, error) from error
+            raise BrokenFrame(index, str(error)) from error
         yield picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
 
 

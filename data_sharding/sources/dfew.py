@@ -1,7 +1,7 @@
 """DFEW: film clips of seven expressions, five official folds. https://dfew-dataset.github.io/
 
 INPUT is the folder with `Clip` and `EmoLabel_DataSplit`. Frames are taken where they are, else the
-clips. 11,697 of the 16,372 clips have a single label and are in the folds; the others are listed.
+clips. The folds hold the 11,697 clips that have a single label; others are listed as left out.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""FERV39k: clips of seven expressions in 22 scenes, official train and test lists.
+"""FERV39k: clips of seven expressions in many scenes, official train and test lists.
 
-INPUT is the folder with `2_ClipsforFaceCrop` and `4_setups`. https://wangyanckxx.github.io/FERV39k
+INPUT is the folder with `2_ClipsforFaceCrop` and `4_setups`.
+https://wangyanckxx.github.io/Proj_CVPR2022_FERV39k.html
 """
 
 from __future__ import annotations

@@ -97,15 +97,14 @@ def _read(url: str) -> dict[str, dict[str, float]]:
 
 
 def _by_video(content: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    videos = content[TRAITS[0]].keys()
-    rated = {
-        name.removesuffix(".mp4"): {trait: float(content[trait][name]) for trait in TRAITS}
+    traits = {trait: content[trait] for trait in TRAITS}
+    videos = traits[TRAITS[0]].keys()
+    for trait, values in traits.items():
+        if values.keys() != videos:
+            raise ValueError(f"{trait} is given for other videos than {TRAITS[0]}")
+        if strange := [name for name, value in values.items() if not 0 <= value <= 1]:
+            raise ValueError(f"{trait} of {strange[0]} is {values[strange[0]]}")
+    return {
+        name.removesuffix(".mp4"): {trait: float(traits[trait][name]) for trait in TRAITS}
         for name in videos
     }
-    for trait in TRAITS:
-        if content[trait].keys() != videos:
-            raise ValueError(f"{trait} is given for other videos than {TRAITS[0]}")
-    for name, values in rated.items():
-        if not all(0 <= value <= 1 for value in values.values()):
-            raise ValueError(f"{name!r}: {values}")
-    return rated

@@ -187,7 +187,7 @@ def _by_path(
 
 def not_the_layout(source: str, where: str, found: str, layout: str) -> ShardError:
     """The error for an INPUT that is not as `source` knows its set."""
-    advice = f"give the folder that holds {layout}; docs/datasets.md says what is expected"
+    advice = f"check that it is the right folder; expected: {layout} (see docs/datasets.md)"
     return ShardError(f"Not the layout of {source}", where=where, found=found, do=advice)
 
 
