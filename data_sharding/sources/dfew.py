@@ -10,7 +10,15 @@ from collections.abc import Iterator
 
 from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.folds import Rows, official
-from data_sharding.sources.labelled import Place, join, media_of, not_the_layout, read_rows
+from data_sharding.sources.labelled import (
+    Medium,
+    Place,
+    add,
+    join,
+    media_of,
+    not_the_layout,
+    read_rows,
+)
 
 CLASSES = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")  # labels 1 to 7
 FOLDS = range(1, 6)
@@ -30,7 +38,9 @@ def samples(folder: str) -> Iterator[SourceVideo]:
 
     Raises: ConfigError, ShardError if the folder is not DFEW's, StorageError.
     """
-    media = {name.zfill(5): medium for name, medium in media_of(folder, PLACES).items()}
+    media: dict[str, Medium] = {}
+    for name, medium in media_of(folder, PLACES).items():
+        add(media, name.zfill(5), name, medium)
     lists = {fold: {p: _rows(folder, p, fold) for p in ("train", "test")} for fold in FOLDS}
     labels = {
         name: Labels(

@@ -16,7 +16,7 @@ from typing import Any
 
 from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.folds import fixed
-from data_sharding.sources.labelled import join, not_the_layout, video_file
+from data_sharding.sources.labelled import Medium, add, join, not_the_layout, video_file
 from data_sharding.sources.listing import check_folder, is_video
 from svfap_dist import storage
 from svfap_dist.errors import ShardError
@@ -53,15 +53,14 @@ def samples(folder: str) -> Iterator[SourceVideo]:
     numbers, StorageError.
     """
     check_folder(folder)
-    media, annotations = {}, {}
+    media: dict[str, Medium] = {}
+    annotations: dict[str, str] = {}
     for path, size in storage.list_files(folder).items():
         name = os.path.basename(path)
         if name in ANNOTATIONS.values():
             annotations.setdefault(name, storage.join(folder, path))
         elif is_video(path):
-            # A second file of the same name keeps its path: it has no label.
-            clip = name.removesuffix(".mp4")
-            media[path if clip in media else clip] = video_file(folder, path, size)
+            add(media, name.removesuffix(".mp4"), path, video_file(folder, path, size))
     if missing := sorted(set(ANNOTATIONS.values()) - annotations.keys()):
         raise not_the_layout("firstimpressions", folder, f"no {', '.join(missing)}", _LAYOUT)
     values = {split: _read(annotations[name]) for split, name in ANNOTATIONS.items()}

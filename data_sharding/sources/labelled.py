@@ -59,12 +59,18 @@ def media_of(folder: str, places: Sequence[Place]) -> dict[str, Medium]:
     return {}
 
 
+def add(media: dict[str, Medium], name: str, path: str, medium: Medium) -> None:
+    """Put a medium under its sample's name; another of that name keeps its path, which has no
+    label, so that it is listed as a stray."""
+    media[path if name in media else name] = medium
+
+
 def _video_files(url: str) -> dict[str, Medium]:
-    return {
-        os.path.splitext(path)[0]: video_file(url, path, size)
-        for path, size in sorted(storage.walk_files(url))
-        if is_video(path)
-    }
+    media: dict[str, Medium] = {}
+    for path, size in sorted(storage.walk_files(url)):
+        if is_video(path):
+            add(media, os.path.splitext(path)[0], path, video_file(url, path, size))
+    return media
 
 
 def video_file(folder: str, path: str, size: int) -> Medium:
@@ -83,7 +89,7 @@ def _frame_folders(url: str) -> dict[str, Medium]:
     for name, files in itertools.groupby(frames, key=lambda file: file[0]):
         more = "/".join(f"{file}:{size}" for _, file, size in files)
         packed[name] = f"{packed[name]}/{more}" if name in packed else more
-    return {name: _frames(storage.join(url, name), files) for name, files in packed.items()}
+    return {name: _frames(storage.join(url, name), packed.pop(name)) for name in list(packed)}
 
 
 def _frames(url: str, packed: str) -> Medium:

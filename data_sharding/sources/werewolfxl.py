@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.folds import block_of
-from data_sharding.sources.labelled import join, not_the_layout, read_rows, video_file
+from data_sharding.sources.labelled import Medium, add, join, not_the_layout, read_rows, video_file
 from data_sharding.sources.listing import list_videos
 from svfap_dist.errors import ShardError
 
@@ -36,12 +36,10 @@ def samples(folder: str) -> Iterator[SourceVideo]:
 
     Raises: ConfigError, ShardError if the folder is not Werewolf-XL's, StorageError.
     """
-    media = {}
+    media: dict[str, Medium] = {}
     for path, size in list_videos(folder).items():
         name = os.path.splitext(os.path.basename(path))[0]
-        # Videos of other names, or twice the same, keep their path: they have no label.
-        unique = name if _CLIP.fullmatch(name) and name not in media else os.path.splitext(path)[0]
-        media[unique] = video_file(folder, path, size)
+        add(media, name, path, video_file(folder, path, size))
     return join("werewolfxl", folder, media, dict(_labels(folder)), _LAYOUT)
 
 

@@ -81,7 +81,8 @@ def test_other_pictures_are_encoded(frames: list[bytes]) -> None:
 def test_encoding_loses_little() -> None:
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 255, 64)[None, :, None] * np.ones((48, 1, 3))
-    images = [np.clip(ramp + 10 * n + rng.normal(0, 2, ramp.shape), 0, 255) for n in range(8)]
+    noise = rng.normal(0, 6, (8, 48, 64, 1))  # grey, for 4:2:0 keeps only half of the colours
+    images = [np.clip(ramp + 10 * n + noise[n], 0, 255) for n in range(8)]
     images = [image.astype(np.uint8) for image in images]
     files = []
     for image in images:
@@ -89,7 +90,7 @@ def test_encoding_loses_little() -> None:
         Image.fromarray(image).save(files[-1], "PNG")
     found = pictures_of(encode_frames([file.getvalue() for file in files]))
     error = np.mean((np.stack(found).astype(float) - np.stack(images)) ** 2)
-    assert 10 * np.log10(255**2 / error) > 40
+    assert 10 * np.log10(255**2 / error) > 42
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_encoding_loses_little() -> None:
     [
         [picture(0), b"no picture"],
         [picture(0), b""],
-        [picture(0), picture(1)[:-200]],
+        [picture(0), picture(1)[:-20]],
         [picture(0, kind="PNG"), picture(1, kind="PNG")[:-200]],
         [picture(0), b"GIF89a" + picture(1)],
     ],
