@@ -35,6 +35,14 @@ class Medium:
     read: Callable[[], bytes]
     suffix: str
     stamp: str
+    num_bytes: int
+
+    def sample(self, key: str, labels: Labels | None, misfit: str = "") -> SourceVideo:
+        """This medium as a sample."""
+        columns = labels.as_dict() if labels else {}
+        return SourceVideo(
+            key, self.read, columns, self.where, self.suffix, self.stamp, misfit, self.num_bytes
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +84,7 @@ def _video_files(url: str) -> dict[str, Medium]:
 def video_file(folder: str, path: str, size: int) -> Medium:
     """The medium of a video file below `folder`."""
     url = storage.join(folder, path)
-    return Medium(url, functools.partial(storage.read_bytes, url), suffix_of(path), str(size))
+    return Medium(url, functools.partial(storage.read_bytes, url), suffix_of(path), str(size), size)
 
 
 def _frame_folders(url: str) -> dict[str, Medium]:
@@ -95,8 +103,9 @@ def _frame_folders(url: str) -> dict[str, Medium]:
 def _frames(url: str, packed: str) -> Medium:
     files = sorted(packed.split("/"), key=natural_order)
     content = hashlib.sha256(os.fsencode(repr((ENCODER, FPS, files))))
-    names = "/".join(file.rpartition(":")[0] for file in files)
-    return Medium(url, functools.partial(read_frames, url, names), SUFFIX, content.hexdigest()[:16])
+    names, _, sizes = zip(*(file.rpartition(":") for file in files), strict=True)
+    read = functools.partial(read_frames, url, "/".join(names))
+    return Medium(url, read, SUFFIX, content.hexdigest()[:16], sum(map(int, sizes)))
 
 
 def join(
@@ -130,15 +139,7 @@ def _joined(
             missing = functools.partial(storage.read_bytes, url)
             yield SourceVideo(key, missing, {}, url, misfit="labelled, but not there")
             continue
-        yield SourceVideo(
-            key,
-            medium.read,
-            said.as_dict() if said else {},
-            medium.where,
-            medium.suffix,
-            medium.stamp,
-            misfit="" if said else "in none of the set's lists",
-        )
+        yield medium.sample(key, said, "" if said else "in none of the set's lists")
 
 
 def labelled_by_path(
@@ -178,17 +179,14 @@ def _by_path(
     seen: set[str] = set()
     for path, size in sizes.items():
         medium, found = video_file(folder, path, size), parsed[path]
-        name, labels, misfit = os.path.splitext(path)[0], {}, ""
+        name, labels, misfit = os.path.splitext(path)[0], None, ""
         if isinstance(found, str):
             misfit = found
         elif chosen[found[0]] != path:
             misfit = f"the same sample as {chosen[found[0]]}"
         else:
-            name, labels = found[0], found[1].as_dict()
-        key = make_key(name, path, seen)
-        yield SourceVideo(
-            key, medium.read, labels, medium.where, medium.suffix, medium.stamp, misfit
-        )
+            name, labels = found
+        yield medium.sample(make_key(name, path, seen), labels, misfit)
 
 
 def not_the_layout(source: str, where: str, found: str, layout: str) -> ShardError:

@@ -55,6 +55,15 @@ def suffix_of(path: str) -> str:
     return os.path.splitext(path)[1].lower().removeprefix(".")
 
 
+def make_key(name: str, path: str, seen: set[str]) -> str:
+    """A key for `name`, unlike those `seen`, to which it is added."""
+    key = "".join("_" if c == "." or not c.isprintable() else c for c in name)
+    if key in seen:
+        key += "-" + hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+    seen.add(key)
+    return key
+
+
 def as_samples(
     folder: str, sizes: dict[str, int], named: Iterable[tuple[str, str, dict[str, Any]]]
 ) -> Iterator[SourceVideo]:
@@ -64,13 +73,5 @@ def as_samples(
         key = make_key(name, path, seen)
         url = storage.join(folder, path)
         read = functools.partial(storage.read_bytes, url)
-        yield SourceVideo(key, read, labels, url, suffix_of(path), stamp=str(sizes[path]))
-
-
-def make_key(name: str, path: str, seen: set[str]) -> str:
-    """A key for `name`, unlike those `seen`, to which it is added."""
-    key = "".join("_" if c == "." or not c.isprintable() else c for c in name)
-    if key in seen:
-        key += "-" + hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
-    seen.add(key)
-    return key
+        stamp, num_bytes = str(sizes[path]), sizes[path]
+        yield SourceVideo(key, read, labels, url, suffix_of(path), stamp, num_bytes=num_bytes)

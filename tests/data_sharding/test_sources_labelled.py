@@ -189,6 +189,9 @@ def test_media_can_be_read_by_other_processes(name: str, roots: dict[str, Path])
     first = videos(name, roots[name])[0]
     copy = pickle.loads(pickle.dumps(first))
     assert copy.read() == first.read()
+    at = Path(first.where)
+    files = [at] if at.is_file() else list(at.iterdir())
+    assert first.num_bytes == sum(file.stat().st_size for file in files)
     assert copy.suffix in ("mp4", "avi", "flv")
 
 
