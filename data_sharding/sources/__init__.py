@@ -59,6 +59,12 @@ class SourceVideo:
     num_bytes: int = 0
 
 
+class Source(Protocol):
+    """What a module of the table offers."""
+
+    def samples(self, text: str, /) -> Iterator[SourceVideo]: ...
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
     """What a labelled set says about one sample; `as_dict` is a `SourceVideo`'s `labels`.
@@ -89,12 +95,6 @@ class Labels:
             "class" if k == "class_index" else k: v for k, v in dataclasses.asdict(self).items()
         }
         return {name: value for name, value in columns.items() if value is not None}
-
-
-class Source(Protocol):
-    """What a module of the table offers."""
-
-    def samples(self, text: str, /) -> Iterator[SourceVideo]: ...
 
 
 def load(name: str) -> Source:
