@@ -17,6 +17,9 @@ import numpy as np
 from clips import make_video, paint_frame
 from PIL import Image
 
+from data_sharding import sources
+from data_sharding.sources import SourceVideo
+
 DFEW_NUMBERS = range(1, 21)  # clip n: label (n - 1) % 7 + 1, tested in fold (n - 1) % 5 + 1
 MAFW_NUMBERS = range(1, 23)  # clip n: emotion n of 11, tested in fold (n - 1) % 5 + 1
 MAFW_EMOTIONS = ["anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"]
@@ -172,3 +175,8 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
     "ravdess": ravdess,
     "werewolfxl": werewolfxl,
 }
+
+
+def videos(name: str, root: Path | str) -> list[SourceVideo]:
+    """What the source `name` finds below `root`."""
+    return list(sources.load(name).samples(str(root)))
