@@ -12,11 +12,19 @@ from svfap_dist.progress import Progress
 
 @app.command()
 def shard(
-    source: Annotated[str, typer.Argument(help="folder, voxceleb2 or synthetic")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="folder, voxceleb2, synthetic, or a labelled set: dfew, ferv39k, mafw, cremad, "
+            "ravdess, enterface05, werewolfxl, avcaffe, firstimpressions (see docs/datasets.md)"
+        ),
+    ],
     input: Annotated[str, typer.Argument(help="Where the videos are; for synthetic: clips=64")],
     output_url: Annotated[str, typer.Argument(help="Folder or s3:// prefix for the shards")],
     profile: Annotated[str, typer.Option(help="source: video bytes untouched")] = "source",
-    min_frames: Annotated[int, typer.Option(help="Shorter videos are left out.")] = 61,
+    min_frames: Annotated[
+        int, typer.Option(help="Shorter are left out; 1 for labelled sets.")
+    ] = 61,
     shuffle_seed: Annotated[int, typer.Option(help="Seed of the order in the shards.")] = 0,
     samples_per_shard: Annotated[int, typer.Option(help="At most so many.")] = 1000,
     workers: Annotated[
