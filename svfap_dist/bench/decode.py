@@ -93,7 +93,7 @@ def run(folder: str = "", rounds: int = 7) -> DecodeBench:
         sources,
         {
             "source_rgb": lambda starts: each(by_to_ndarray, sources, starts),
-            "source_ours": lambda starts: each(_ours_rgb, sources, starts),
+            "source_ours": lambda starts: each(ours_rgb, sources, starts),
             "train": lambda starts: each(planes, made, starts),
             "train_converted": lambda starts: _converted(made, starts),
         },
@@ -186,7 +186,7 @@ def by_to_ndarray(video: Video, start: int) -> np.ndarray:
     return np.stack(frames)
 
 
-def _ours_rgb(video: Video, start: int) -> np.ndarray:
+def ours_rgb(video: Video, start: int) -> np.ndarray:
     return decode_cpu.decode(video[0], start, FRAMES, STRIDE, video[1])
 
 
