@@ -35,6 +35,7 @@ class SourceVideo:
     suffix: the container's suffix, one of `shard_format.VIDEO_SUFFIXES`.
     stamp: changes when the content changes, as far as that is cheap to know: a file's size in
     bytes, a rendered clip's parameters.
+    num_bytes: size of the file, 0 if it is not known.
     misfit: why the source cannot place this file in its layout; it is then listed and left out.
     """
 
@@ -45,6 +46,7 @@ class SourceVideo:
     suffix: str = "mp4"
     stamp: str = ""
     misfit: str = ""
+    num_bytes: int = 0
 
 
 class Source(Protocol):

@@ -61,4 +61,5 @@ def as_samples(
         seen.add(key)
         url = storage.join(folder, path)
         read = functools.partial(storage.read_bytes, url)
-        yield SourceVideo(key, read, labels, url, suffix_of(path), stamp=str(sizes[path]))
+        stamp, num_bytes = str(sizes[path]), sizes[path]
+        yield SourceVideo(key, read, labels, url, suffix_of(path), stamp, num_bytes=num_bytes)
