@@ -1,17 +1,20 @@
 """One video of a source -> a sample for a shard, or why there is none: read, probed, transcoded.
 
-Whatever a video does to the code that looks at it, it does to a process of its own: `Examiner` calls
-`examine` there, with a time limit and a memory limit. A video that hangs or crashes it gets a
-second chance, for a machine that was short of memory or time says nothing about a video; after that
-it is left out like any other that is broken. The process lives on from video to video.
+Whatever a video does to the code that looks at it, it does to a process of its own, with a time
+limit and a memory limit. A video that hangs or crashes it gets a second chance, for a machine that
+was short of memory or time says nothing about a video; after that it is left out like any other
+that is broken. Such a process lives on from video to video.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
+import itertools
 import signal
-from types import TracebackType
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from data_sharding.probe import MIN_FRAMES, Limits, Rejected, probe
 from data_sharding.sources import SourceVideo
@@ -20,7 +23,7 @@ from svfap_dist.isolated import CrashedError, HungError, Isolated
 from svfap_dist.shard_format import VideoInfo
 from svfap_dist.storage import StorageMissing
 
-_ATTEMPTS = 2
+_AHEAD = 2  # videos in memory per process: one being examined, one done and waiting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,49 +46,73 @@ class Sample:
     num_read: int = 0
 
 
-class Examiner:
-    """Turns videos into samples, one by one, in a process of its own."""
+def examine_all(
+    making: Making, videos: Iterable[SourceVideo], processes: int
+) -> Generator[tuple[SourceVideo, Sample | Rejected]]:
+    """Each video, in order, and the sample it makes or why it makes none; by so many processes,
+    which are a little ahead, so that memory does not grow with the number of videos.
 
-    def __init__(self, making: Making) -> None:
-        self._limits = making.limits
-        self._call = Isolated(
+    Raises: StorageError if the store fails, other than by not having a file.
+    """
+    calls = [
+        Isolated(
             functools.partial(examine, making),
             seconds=making.limits.seconds,
             memory_bytes=making.limits.memory_bytes,
         )
+        for _ in range(processes)
+    ]
+    idle = list(calls)
 
-    def __enter__(self) -> Examiner:
-        return self
+    def one(video: SourceVideo) -> Sample | Rejected:
+        call = idle.pop()
+        try:
+            return _guarded(call, making.limits, video)
+        finally:
+            idle.append(call)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._call.close()
+    waiting: collections.deque[tuple[SourceVideo, Future[Sample | Rejected]]] = collections.deque()
+    rest = iter(videos)
+    pool = ThreadPoolExecutor(processes)
+    try:
+        while True:
+            for video in itertools.islice(rest, _AHEAD * processes - len(waiting)):
+                waiting.append((video, pool.submit(one, video)))
+            if not waiting:
+                return
+            video, future = waiting.popleft()
+            yield video, future.result()
+    finally:
+        for call in calls:
+            call.kill()
+        pool.shutdown(wait=True, cancel_futures=True)
+        for call in calls:
+            call.close()
 
-    def __call__(self, video: SourceVideo) -> Sample | Rejected:
-        """The sample that a video makes, or why it makes none.
 
-        Raises: StorageError if the store fails, other than by not having the file.
-        """
-        if video.misfit:
-            return Rejected("misplaced", video.misfit)
-        if video.num_bytes > self._limits.file_bytes:
-            found = f"{video.num_bytes} bytes, more than {self._limits.file_bytes}"
-            return Rejected("too_big", found)
-        more_seconds = self._limits.seconds_per_mib * video.num_bytes / 2**20
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                return self._call(video, more_seconds=more_seconds)
-            except HungError as error:
-                rejected = Rejected("hung", str(error))
-            except CrashedError as error:
-                rejected = Rejected("crashed", str(error))
-            if attempt == _ATTEMPTS:
-                return rejected
-        raise AssertionError("unreachable")
+def _guarded(
+    call: Isolated[SourceVideo, Sample | Rejected], limits: Limits, video: SourceVideo
+) -> Sample | Rejected:
+    if video.misfit:
+        return Rejected("misplaced", video.misfit)
+    if video.num_bytes > limits.file_bytes:
+        return Rejected("too_big", f"{video.num_bytes} bytes, more than {limits.file_bytes}")
+    first = _attempt(call, limits, video)
+    if isinstance(first, Rejected) and first.reason in ("hung", "crashed"):
+        return _attempt(call, limits, video)
+    return first
+
+
+def _attempt(
+    call: Isolated[SourceVideo, Sample | Rejected], limits: Limits, video: SourceVideo
+) -> Sample | Rejected:
+    try:
+        more_seconds = limits.seconds_per_mib * video.num_bytes / 2**20
+        return call(video, more_seconds=more_seconds)
+    except HungError as error:
+        return Rejected("hung", str(error))
+    except CrashedError as error:
+        return Rejected("crashed", str(error))
 
 
 def examine(making: Making, video: SourceVideo) -> Sample | Rejected:

@@ -5,8 +5,8 @@ and known sizes. So what is in a shard is known without making the shards before
 be made alone, anywhere, at any time, and comes out the same. A video that turns out to be unusable
 makes its shard smaller and moves no other.
 
-The list may have millions of rows: it lies in a temporary SQLite file and is sorted there, so memory
-does not grow with it.
+The list may have millions of rows: it lies in a temporary SQLite file and is sorted there, so
+memory does not grow with it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import json
 import pickle
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 
 from data_sharding.sources import SourceVideo
@@ -101,7 +101,7 @@ class Plan:
         digest = hashlib.sha256(about.encode()).hexdigest()[:16]
         return video.key, place, video.num_bytes, digest, pickle.dumps(video)
 
-    def digest(self, options: dict[str, object]) -> str:
+    def digest(self, options: Mapping[str, object]) -> str:
         """Digest of what decides the bytes of a data set: the videos' names, sizes, labels, and
         the options; not the order in which the source names them."""
         rows = hashlib.sha256(options_digest(options).encode())
@@ -116,19 +116,16 @@ class Plan:
                 "insert or ignore into kept values (?,?)", zip(keys, digests, strict=True)
             )
 
-    def num_new(self) -> int:
-        """How many videos are not in the data set yet."""
-        (count,) = self._db.execute(
-            "select count(*) from videos where key not in (select key from kept)"
-        ).fetchone()
-        return count
+    def forget(self) -> None:
+        """No video is kept."""
+        self._db.execute("delete from kept")
 
     def misfits(self) -> Misfits | None:
         """Those of the videos kept that the source no longer names, or names otherwise."""
         # The comparison is null for a video that vanished, true for one that changed.
         joined = "from kept left join videos using (key) where kept.digest is not videos.digest"
         found, changed, example = self._db.execute(
-            f"select count(*), count(videos.key), min(key) {joined}"  # noqa: S608 - our own words
+            f"select count(*), count(videos.key), min(key) {joined}"
         ).fetchone()
         return Misfits(found - changed, changed, example) if found else None
 
@@ -160,11 +157,10 @@ class Plan:
             yield _group(number, rows)
 
 
-def options_digest(options: dict[str, object]) -> str:
+def options_digest(options: Mapping[str, object]) -> str:
     """Digest of the options that decide the bytes of a data set."""
-    return hashlib.sha256(
-        json.dumps([FORMAT_VERSION, sorted(options.items())]).encode()
-    ).hexdigest()[:16]
+    text = json.dumps([FORMAT_VERSION, options], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _group(number: int, rows: Sequence[tuple[str, bytes]]) -> Group:

@@ -161,18 +161,26 @@ def _probe_stream(
     if countable:
         times = packets.times
     num_frames = packets.count if countable else len(times)
-    if num_frames < min_frames:
-        return Rejected("too_short", f"{num_frames} frames, fewer than {min_frames}")
     fps, constant = frame_rate(
         times if len(times) == num_frames else [],
         video.time_base or Fraction(1, 1000),
         [video.base_rate, video.average_rate, video.guessed_rate],
     )
-    if not _LOWEST_RATE <= fps <= _HIGHEST_RATE:
-        return Rejected("odd_rate", f"{fps:g} frames per second" if fps else "none is told")
-    if num_frames / fps > limits.duration:
-        return Rejected("too_long", f"{num_frames / fps:.0f} s, more than {limits.duration}")
-    return VideoInfo(num_frames, fps, context.width, context.height, context.name, constant)
+    info = VideoInfo(num_frames, fps, context.width, context.height, context.name, constant)
+    return _misfit(info, min_frames, limits) or info
+
+
+def _misfit(info: VideoInfo, min_frames: int, limits: Limits) -> Rejected | None:
+    """Why a video that can be decoded is left out all the same."""
+    if info.num_frames < min_frames:
+        return Rejected("too_short", f"{info.num_frames} frames, fewer than {min_frames}")
+    if not _LOWEST_RATE <= info.fps <= _HIGHEST_RATE:
+        found = f"{info.fps:g} frames per second" if info.fps else "no rate and no time stamps"
+        return Rejected("odd_rate", found)
+    if info.num_frames > info.fps * limits.duration:
+        seconds = info.num_frames / info.fps
+        return Rejected("too_long", f"{seconds:.0f} s, more than {limits.duration}")
+    return None
 
 
 def _read_packets(

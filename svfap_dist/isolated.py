@@ -51,7 +51,7 @@ class Isolated(Generic[_Request, _Response]):
         may_have_children: bool = False,
     ) -> None:
         self._function, self._seconds, self._memory_bytes = function, seconds, memory_bytes
-        self._daemon = not may_have_children
+        self._daemon, self._killed = not may_have_children, False
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
 
@@ -71,7 +71,11 @@ class Isolated(Generic[_Request, _Response]):
 
         Raises: HungError; CrashedError; whatever the function raises.
         """
+        if self._killed:
+            raise CrashedError("it was killed")
         pipe = self._pipe or self._start()
+        if self._killed:  # meanwhile
+            raise CrashedError(self._end())
         try:
             pipe.send(request)
             seconds = None if self._seconds is None else self._seconds + more_seconds
@@ -83,7 +87,8 @@ class Isolated(Generic[_Request, _Response]):
         return answer[0]
 
     def kill(self) -> None:
-        """End the child from another thread; a call under way raises CrashedError."""
+        """End the child for good, from another thread: calls, from now on, raise CrashedError."""
+        self._killed = True
         if process := self._process:
             process.kill()
 
@@ -95,8 +100,9 @@ class Isolated(Generic[_Request, _Response]):
         context = multiprocessing.get_context("spawn")  # no threads or locks of ours in it
         self._pipe, theirs = context.Pipe()
         arguments = self._function, theirs, self._memory_bytes, os.getpid()
-        self._process = context.Process(target=_serve, args=arguments, daemon=self._daemon)
-        self._process.start()
+        process = context.Process(target=_serve, args=arguments, daemon=self._daemon)
+        process.start()
+        self._process = process
         theirs.close()
         try:
             self._answer(self._pipe, _START_SECONDS)
@@ -104,9 +110,7 @@ class Isolated(Generic[_Request, _Response]):
             raise CrashedError(self._end()) from error
         return self._pipe
 
-    def _answer(
-        self, pipe: Connection, seconds: float | None
-    ) -> tuple[_Response] | BaseException:
+    def _answer(self, pipe: Connection, seconds: float | None) -> tuple[_Response] | BaseException:
         if not pipe.poll(seconds):
             self._end()
             raise HungError(f"no answer after {seconds:g} s")
