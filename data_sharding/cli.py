@@ -12,7 +12,6 @@ set was completed go into shards of their own, after the others.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import os
 import time
@@ -21,7 +20,7 @@ from collections.abc import Callable, Generator, Iterator
 from data_sharding import fan_out, fan_out_ray, markers, sources
 from data_sharding import manifest as manifests
 from data_sharding.examine import Making
-from data_sharding.make_shard import Order, make_shard
+from data_sharding.make_shard import Order, ShardMaker
 from data_sharding.manifest import Stock
 from data_sharding.markers import Tally
 from data_sharding.plan import Group, Plan, options_digest
@@ -185,14 +184,14 @@ def _make_here(
     if workers is None:
         workers = min(len(os.sched_getaffinity(0)), num_videos // _VIDEOS_PER_PROCESS)
     at_a_time = max(min(workers, num_groups), 1)
-    order = dataclasses.replace(order, processes=max(workers // at_a_time, 1))
+    processes = max(workers // at_a_time, 1)
     if at_a_time == 1:
         # In this process, which can then tell of each video.
-        for group in groups:
-            make = functools.partial(make_shard, order, on_video=report)
-            yield fan_out.attempted(make, group)
+        with ShardMaker(order, processes) as maker:
+            for group in groups:
+                yield fan_out.attempted(functools.partial(maker, on_video=report), group)
     else:
-        yield from fan_out.make_all(order, groups, at_a_time)
+        yield from fan_out.make_all(order, groups, at_a_time, processes)
 
 
 def _check_options(

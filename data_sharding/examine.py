@@ -46,47 +46,61 @@ class Sample:
     num_read: int = 0
 
 
-def examine_all(
-    making: Making, videos: Iterable[SourceVideo], processes: int
-) -> Generator[tuple[SourceVideo, Sample | Rejected]]:
-    """Each video, in order, and the sample it makes or why it makes none; by so many processes,
-    which are a little ahead, so that memory does not grow with the number of videos.
+class Examiners:
+    """Processes that turn videos into samples; started when needed, kept until closed.
 
-    Raises: StorageError if the store fails, other than by not having a file.
+    It can be sent to another process before its first use.
     """
-    calls = [
-        Isolated(
-            functools.partial(examine, making),
-            seconds=making.limits.seconds,
-            memory_bytes=making.limits.memory_bytes,
-        )
-        for _ in range(processes)
-    ]
-    idle = list(calls)
 
-    def one(video: SourceVideo) -> Sample | Rejected:
-        call = idle.pop()
+    def __init__(self, making: Making, processes: int = 1) -> None:
+        self._making, self._processes = making, processes
+        self._calls = self._fresh_calls()
+
+    def _fresh_calls(self) -> list[Isolated[SourceVideo, Sample | Rejected]]:
+        limits, work = self._making.limits, functools.partial(examine, self._making)
+        return [
+            Isolated(work, seconds=limits.seconds, memory_bytes=limits.memory_bytes)
+            for _ in range(self._processes)
+        ]
+
+    def each(
+        self, videos: Iterable[SourceVideo]
+    ) -> Generator[tuple[SourceVideo, Sample | Rejected]]:
+        """Each video, in order, and the sample it makes or why it makes none. The processes are a
+        little ahead, so that memory does not grow with the number of videos.
+
+        Raises: StorageError if the store fails, other than by not having a file.
+        """
+        waiting: collections.deque[tuple[SourceVideo, Future[Sample | Rejected]]]
+        waiting, rest, idle = collections.deque(), iter(videos), list(self._calls)
+        pool = ThreadPoolExecutor(self._processes)
+
+        def one(video: SourceVideo) -> Sample | Rejected:
+            call = idle.pop()
+            try:
+                return _guarded(call, self._making.limits, video)
+            finally:
+                idle.append(call)
+
         try:
-            return _guarded(call, making.limits, video)
+            while True:
+                for video in itertools.islice(rest, _AHEAD * self._processes - len(waiting)):
+                    waiting.append((video, pool.submit(one, video)))
+                if not waiting:
+                    return
+                video, future = waiting.popleft()
+                yield video, future.result()
         finally:
-            idle.append(call)
+            if waiting:  # nobody wants the rest
+                self.close()
+            pool.shutdown(wait=True, cancel_futures=True)
 
-    waiting: collections.deque[tuple[SourceVideo, Future[Sample | Rejected]]] = collections.deque()
-    rest = iter(videos)
-    pool = ThreadPoolExecutor(processes)
-    try:
-        while True:
-            for video in itertools.islice(rest, _AHEAD * processes - len(waiting)):
-                waiting.append((video, pool.submit(one, video)))
-            if not waiting:
-                return
-            video, future = waiting.popleft()
-            yield video, future.result()
-    finally:
-        for call in calls:
+    def close(self) -> None:
+        """End the processes, whatever they do."""
+        ending, self._calls = self._calls, self._fresh_calls()
+        for call in ending:
             call.kill()
-        pool.shutdown(wait=True, cancel_futures=True)
-        for call in calls:
+        for call in ending:
             call.close()
 
 

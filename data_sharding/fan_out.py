@@ -8,14 +8,13 @@ client hangs.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import signal
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from data_sharding.make_shard import Order, make_shard
+from data_sharding.make_shard import Order, ShardMaker
 from data_sharding.markers import Tally
 from data_sharding.plan import Group
 from svfap_dist.errors import ClusterError, SvfapError
@@ -24,12 +23,15 @@ from svfap_dist.isolated import CrashedError, Isolated
 ATTEMPTS = 3  # to make a group
 
 
-def make_all(order: Order, groups: Iterable[Group], workers: int) -> Generator[Tally]:
-    """Make the shards of all groups by so many processes; the tally of each, as they get done.
+def make_all(
+    order: Order, groups: Iterable[Group], workers: int, processes: int = 1
+) -> Generator[Tally]:
+    """Make the shards of all groups by so many workers, each of which has so many processes that
+    examine videos; the tally of each, as they get done.
 
     Raises: StorageError from the store; ClusterError if a group's worker dies again and again.
     """
-    crew = _Crew(order, workers)
+    crew = _Crew(ShardMaker(order, processes), workers)
     rest = iter(groups)
     waiting: set[Future[Tally]] = set()
     try:
@@ -48,9 +50,9 @@ def make_all(order: Order, groups: Iterable[Group], workers: int) -> Generator[T
 class _Crew:
     """Worker processes, each with a thread here that hands it its groups."""
 
-    def __init__(self, order: Order, workers: int) -> None:
+    def __init__(self, maker: ShardMaker, workers: int) -> None:
         self._pool = ThreadPoolExecutor(workers)
-        work = functools.partial(_work, order)
+        work = functools.partial(_work, maker)
         self._all = [Isolated(work, seconds=None, may_have_children=True) for _ in range(workers)]
         self._idle = list(self._all)
 
@@ -102,7 +104,6 @@ def died(group: Group, found: str) -> ClusterError:
     )
 
 
-def _work(order: Order, group: Group) -> Tally:
-    with contextlib.suppress(ValueError):  # only a process's main thread may, and it is
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that hands out
-    return make_shard(order, group)
+def _work(maker: ShardMaker, group: Group) -> Tally:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that hands out
+    return maker(group)

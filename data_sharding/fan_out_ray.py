@@ -1,6 +1,6 @@
 """Many groups, made by the machines of a Ray cluster: the only file of this room that knows Ray.
 
-A task is a call of `make_shard`, and Ray starts it again elsewhere when its machine is lost. Videos
+A task makes one shard, and Ray starts it again elsewhere when its machine is lost. Videos
 are read and shards are written by the tasks; through Ray go a list of videos and a tally. The
 cluster's machines need this package, the input and the output under the same names, and the
 store's credentials.
@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterable
 from typing import Any
 
 from data_sharding import fan_out
-from data_sharding.make_shard import Order, make_shard
+from data_sharding.make_shard import Order, ShardMaker
 from data_sharding.markers import Tally
 from data_sharding.plan import Group
 from svfap_dist.errors import ClusterError, SvfapError
@@ -66,7 +66,8 @@ def make_all(
 
 
 def _work(order: Order, group: Group) -> Tally:
-    return fan_out.attempted(lambda group: make_shard(order, group), group)
+    with ShardMaker(order) as maker:
+        return fan_out.attempted(maker, group)
 
 
 def _num_cpus() -> int:

@@ -1,6 +1,6 @@
 """One group of videos -> one shard with its index and its marker: the unit of work of the fleet.
 
-The same function runs in this process, in worker processes and in Ray tasks. It needs nothing but
+The same code runs in this process, in worker processes and in Ray tasks. It needs nothing but
 its group and the options, tells what became of the videos, and does no harm when it is run twice.
 """
 
@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
+from types import TracebackType
 
 from data_sharding import markers
-from data_sharding.examine import Making, Sample, examine_all
+from data_sharding.examine import Examiners, Making, Sample
 from data_sharding.markers import Marker, Tally
 from data_sharding.pack import pack
 from data_sharding.plan import Group
@@ -20,42 +21,59 @@ from data_sharding.probe import Rejected
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """What is the same for all shards of a data set: where they go and how they are made.
-
-    processes: that examine the videos of one shard.
-    """
+    """What is the same for all shards of a data set: where they go and how they are made."""
 
     url: str
     making: Making
     options_digest: str
-    processes: int = 1
 
 
-def make_shard(
-    order: Order, group: Group, on_video: Callable[[Tally], None] = lambda tally: None
-) -> Tally:
-    """Read, probe, transcode and pack the videos of a group, upload the shard, then its marker.
+class ShardMaker:
+    """Makes one shard after the other, as a context manager; `processes` examine the videos.
 
-    on_video: called after each video with what became of those so far.
-
-    Raises: StorageError if the store or the local temporary folder cannot be read or written.
+    It can be sent to another process before its first use.
     """
-    tally = Tally()
-    rejected: list[dict[str, str]] = []
 
-    def samples() -> Iterator[Sample]:
-        for video, result in examined:
-            tally.count(result)
-            on_video(tally)
-            if isinstance(result, Rejected):
-                row = {"key": video.key, "where": video.where}
-                rejected.append({**row, "reason": result.reason, "detail": result.detail})
-            else:
-                yield result
+    def __init__(self, order: Order, processes: int = 1) -> None:
+        self._order, self._examiners = order, Examiners(order.making, processes)
 
-    with contextlib.closing(examine_all(order.making, group.videos, order.processes)) as examined:
-        entry = pack(samples(), order.url, group.name)
-    digest = markers.group_digest(group, order.options_digest)
-    marker = Marker(digest, entry, tally, tuple(rejected), group.keys, group.digests)
-    markers.store(order.url, group.number, marker)
-    return tally
+    def __enter__(self) -> ShardMaker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._examiners.close()
+
+    def __call__(
+        self, group: Group, on_video: Callable[[Tally], None] = lambda tally: None
+    ) -> Tally:
+        """Read, probe, transcode and pack the videos of a group, upload the shard, then its marker.
+
+        on_video: called after each video with what became of those so far.
+
+        Raises: StorageError if the store or the local temporary folder cannot be read or written.
+        """
+        tally = Tally()
+        rejected: list[dict[str, str]] = []
+
+        def samples() -> Iterator[Sample]:
+            for video, result in examined:
+                tally.count(result)
+                on_video(tally)
+                if isinstance(result, Rejected):
+                    row = {"key": video.key, "where": video.where}
+                    rejected.append({**row, "reason": result.reason, "detail": result.detail})
+                else:
+                    yield result
+
+        order = self._order
+        with contextlib.closing(self._examiners.each(group.videos)) as examined:
+            entry = pack(samples(), order.url, group.name)
+        digest = markers.group_digest(group, order.options_digest)
+        marker = Marker(digest, entry, tally, tuple(rejected), group.keys, group.digests)
+        markers.store(order.url, group.number, marker)
+        return tally

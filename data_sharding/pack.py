@@ -1,8 +1,8 @@
 """Samples -> one tar shard and its index, under a URL.
 
-webdataset's writer makes the tar, with every field that could differ between two runs fixed, so
-equal samples give equal bytes. It is written to local disk, read back once for its digests,
-uploaded, and then its index after it. That the shard counts is said by another file (`markers`).
+Every field of the tar that could differ between two runs is fixed, so equal samples give equal
+bytes. It is written to local disk, read back once for its digests, uploaded, and then its index
+after it. That the shard counts is said by another file (`markers`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import os
+import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
 
 from data_sharding.examine import Sample
 from svfap_dist import storage
@@ -34,8 +35,7 @@ def pack(samples: Iterable[Sample], url: str, name: str) -> ShardEntry | None:
         return None
     with tempfile.TemporaryDirectory(prefix="svfap-shard-") as folder:
         path = os.path.join(folder, f"{name}.tar")
-        with open(path, "wb") as file:
-            places = _fill(file, itertools.chain([first], rest))
+        places = _fill(path, itertools.chain([first], rest))
         return _store(path, places, url)
 
 
@@ -49,32 +49,32 @@ class _Place:
     num_frames: int
 
 
-def _fill(file: BinaryIO, samples: Iterable[Sample]) -> list[_Place]:
+def _fill(path: str, samples: Iterable[Sample]) -> list[_Place]:
     """Write a tar; returns its samples' places."""
-    from webdataset.writer import TarWriter  # takes two seconds where torch is installed
-
-    writer = TarWriter(file, encoder=False, user="", group="", mode=0o444, mtime=0)
     places: list[_Place] = []
+    with _local_disk():
+        tar = tarfile.open(path, "w")  # noqa: SIM115 - it is closed where a full disk is told
     try:
         for sample in samples:
-            # The file's own position lags behind: the writer keeps a block back.
-            offset = writer.tarstream.offset
+            offset = tar.offset
             with _local_disk():
-                # Two calls, because one call writes members in order of name: JSON comes first, so
-                # that a reader can know a sample by its first kilobyte.
-                writer.write({"__key__": sample.key, "json": _json(sample.info)})
-                writer.write({"__key__": sample.key, sample.suffix: sample.data})
-            size = writer.tarstream.offset - offset
-            places.append(_Place(sample.key, offset, size, sample.info.num_frames))
+                # JSON comes first, so that a reader can know a sample by its first kilobyte.
+                _add(tar, f"{sample.key}.json", _json(sample.info))
+                _add(tar, f"{sample.key}.{sample.suffix}", sample.data)
+            places.append(_Place(sample.key, offset, tar.offset - offset, sample.info.num_frames))
         with _local_disk():
-            writer.close()
-            file.flush()
+            tar.close()
     except BaseException:
-        # Else the stream would write its rest when it is collected, to a file closed by then.
-        with contextlib.suppress(OSError):
-            writer.close()
+        with contextlib.suppress(OSError):  # what came first is told
+            tar.close()
         raise
     return places
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # says nothing of when, where and by whom
+    member.size, member.mode = len(content), 0o444
+    tar.addfile(member, io.BytesIO(content))
 
 
 def _json(info: VideoInfo) -> bytes:
