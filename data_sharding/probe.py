@@ -149,6 +149,9 @@ def _probe_stream(
     context = video.codec_context
     if context.width * context.height > limits.pixels:
         return Rejected("too_large", f"{context.width}x{context.height} pixels")
+    declared = (container.duration or 0) / av.time_base
+    if declared > limits.duration:
+        return Rejected("too_long", f"declares {declared:.0f} s, more than {limits.duration}")
     packets = _read_packets(container, video, limits.frames)
     if packets is None:
         return Rejected("too_long", f"more than {limits.frames} frames")
