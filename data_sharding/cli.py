@@ -15,10 +15,12 @@ import contextlib
 import functools
 import os
 import time
+import typing
 from collections.abc import Callable, Generator, Iterator
 
 from data_sharding import fan_out, fan_out_ray, markers, sources
 from data_sharding import manifest as manifests
+from data_sharding.contact_sheet import draw_contact_sheet
 from data_sharding.examine import Making
 from data_sharding.make_shard import Order, ShardMaker
 from data_sharding.manifest import Stock
@@ -32,6 +34,7 @@ from data_sharding.transcode import TrainProfile
 from data_sharding.verify import Verified, verify
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError, ShardError
+from svfap_dist.region import Region
 from svfap_dist.shard_format import REJECTED_NAME, Manifest
 
 __all__ = [
@@ -40,8 +43,10 @@ __all__ = [
     "Statistics",
     "TrainProfile",
     "Verified",
+    "draw_contact_sheet",
     "shard",
     "show",
+    "train_profile",
     "verify",
 ]
 
@@ -117,6 +122,24 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
     manifests.complete(output_url, made)
     took = time.monotonic() - started
     return ShardSummary.of(output_url, made, tally, took=took, before=before)
+
+
+def train_profile(*, region: str, size: int | None, crf: float) -> TrainProfile:
+    """The profile of these options.
+
+    Raises: ConfigError if they cannot be obeyed.
+    """
+    regions = typing.get_args(Region)
+    if region not in regions:
+        advice = f"use one of: {', '.join(regions)}"
+        raise ConfigError("Unknown region", found=region, do=advice)
+    if size is not None and (size < 16 or size % 2):
+        raise ConfigError(
+            "Option out of range", found=f"size={size}", do="use an even size from 16"
+        )
+    if not 0 <= crf <= 51:
+        raise ConfigError("Option out of range", found=f"crf={crf}", do="use 0 to 51")
+    return TrainProfile(region=typing.cast(Region, region), size=size, crf=crf)
 
 
 def _take_stock(
