@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterator
 
 import av
+from av.error import FFmpegError
 from PIL import Image, ImageDraw
 
 from data_sharding.verify import read_members
@@ -73,7 +74,7 @@ def _frame(key: str, video: bytes, info: VideoInfo, number: int) -> Image.Image:
         with av.open(io.BytesIO(video), "r") as container:
             frame = next(itertools.islice(container.decode(video=0), place, None))
             return frame.to_image()
-    except (av.error.FFmpegError, StopIteration) as error:
+    except (FFmpegError, StopIteration) as error:
         raise DecodeError(
             "Cannot decode a sample", where=key, found=repr(error), do="run `svfap shards verify`"
         ) from error

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import av
+from av.error import FFmpegError
 
 from data_sharding import markers
 from data_sharding.progress import Progress, silent
@@ -211,7 +212,7 @@ def _packets_fit(video: bytes, info: VideoInfo) -> bool:
             found = [
                 (packet.pos, packet.size) for packet in container.demux(video=0) if packet.size
             ]
-    except av.error.FFmpegError:
+    except FFmpegError:
         return False
     start, said = info.order.first_byte, []
     for size in info.order.packet_sizes:
