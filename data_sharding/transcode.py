@@ -19,30 +19,36 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import math
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import IO, Literal, NamedTuple, cast
+from typing import IO, Any, Literal, NamedTuple, cast
 
 import av
 import numpy as np
 from av.bitstream import BitStreamFilterContext
-from av.container import InputContainer, OutputContainer
+from av.container import OutputContainer
 from av.error import FFmpegError
-from av.stream import Disposition
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from svfap_dist.errors import DecodeError
+from data_sharding.probe import open_video, video_stream
+from svfap_dist.errors import ConfigError, DecodeError
 from svfap_dist.region import Crop, Region, region
 from svfap_dist.shard_format import PhaseOrder, VideoInfo
 
 _IN_MEMORY_BYTES = 256 << 20  # planes of a video beyond this wait in a temporary file
 _MAX_BYTES = 8 << 30  # of planes: two and a half hours of 160 x 160 at 25 frames per second
-_SIDE_INFORMATION = 6  # H.264 unit type; here it holds the encoder's name and settings
+_NAMES = 6  # H.264's units of side information: here the encoder's name and settings
 _H264_MATRIX = {"bt601": 6, "bt709": 1}  # ITU-T H.264 table E-5
 _BT601_NAMES = {2, 5, 6}  # of FFmpeg: unspecified, which its converters take so, and two names
+
+
+# Pixels are what training compares: what only pleases the eye (psy, adaptive quantisation) costs
+# bytes here. mbtree: see above. keyint, scenecut: key frames only where planned.
+_X264 = "psy=0:aq-mode=0:trellis=2:weightp=2:mbtree=0:keyint=infinite:scenecut=0"
 
 
 class _Colours(NamedTuple):
@@ -57,31 +63,45 @@ class TrainProfile:
     """How videos are stored for training.
 
     size: frames are resized to size x size pixels; None: they stay as they are cut. phases: the
-    stride for which windows lie in a row. group: frames from one key frame to the next at most.
-    crf: x264's quality, lower is better. preset: x264's effort.
+    stride for which windows lie in a row. group: at least so many frames of a phase share a key
+    frame, or all where a phase has fewer. crf: x264's quality, lower is better. preset: x264's
+    effort.
     """
 
     region: Region = "voxceleb2"
     size: int | None = None
     phases: int = 4
     group: int = 16
-    crf: float = 22
+    crf: float = 25
     preset: str = "medium"
 
+    def __post_init__(self) -> None:
+        if self.size is not None and (self.size < 2 or self.size % 2):
+            raise ConfigError(
+                "Frames cannot have this size",
+                where="size of the train profile",
+                found=str(self.size),
+                do="give an even number of pixels",
+            )
 
-Reason = Literal["undecodable", "too_long", "too_small"]
+
+Reason = Literal[
+    "undecodable",  # a frame cannot be decoded, is damaged, missing or of another size
+    "too_long",  # more than _MAX_BYTES of planes
+    "too_small",  # less than two pixels wide or high
+]
 
 
 class TranscodeError(DecodeError):
-    """A video that cannot be stored for training; `reason` is a word for lists."""
+    """A video that cannot be stored for training: `reason` is a word for lists, `found` more."""
 
-    def __init__(self, reason: Reason, found: str) -> None:
-        super().__init__("Video cannot be transcoded", found=found, do="leave it out")
-        self.reason: Reason = reason
-        self.detail = found
+    @property
+    def reason(self) -> str:
+        return self.what
 
-    def __reduce__(self):  # two positional arguments, unlike other errors
-        return type(self), (self.reason, self.detail)
+
+def _refused(reason: Reason, found: str) -> TranscodeError:
+    return TranscodeError(reason, found=found, do="leave this video out")
 
 
 def transcode(data: bytes, info: VideoInfo, options: TrainProfile) -> tuple[bytes, VideoInfo]:
@@ -93,25 +113,25 @@ def transcode(data: bytes, info: VideoInfo, options: TrainProfile) -> tuple[byte
     crop = _even(region(options.region, info.height, info.width))
     height, width = (options.size, options.size) if options.size else (crop.height, crop.width)
     if min(height, width) < 2:
-        raise TranscodeError("too_small", f"{info.width}x{info.height} pixels")
+        raise _refused("too_small", f"{info.width}x{info.height} pixels")
     frame_bytes = height * width * 3 // 2
     if frame_bytes * info.num_frames > _MAX_BYTES:
-        raise TranscodeError("too_long", f"{info.num_frames} frames of {width}x{height} pixels")
-    numbers = sorted(range(info.num_frames), key=lambda number: (number % options.phases, number))
+        raise _refused("too_long", f"{info.num_frames} frames of {width}x{height} pixels")
+    plan, group = _plan(info.num_frames, options)
     with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, prefix="svfap-transcode-") as spool:
         try:
             colours = _spool(data, info, crop, options.size, spool)
         except FFmpegError as error:
             found = f"{type(error).__name__}: {error.strerror or error}"
-            raise TranscodeError("undecodable", found) from error
-        video = _encode(spool, numbers, info, options, (height, width), colours)
-    header, first_byte, packet_sizes = _index(video, numbers, options)
+            raise _refused("undecodable", found) from error
+        video = _encode(spool, plan, info, options, (height, width), colours)
+    header, packets = _read_back(video, plan)
     order = PhaseOrder(
         phases=options.phases,
-        group=options.group,
-        codec_header=header,
-        first_byte=first_byte,
-        packet_sizes=tuple(packet_sizes),
+        group=group,
+        codec_header=base64.b64encode(header).decode(),
+        first_byte=packets[0].pos or 0,
+        packet_sizes=tuple(packet.size for packet in packets),
         region=options.region,
         **dataclasses.asdict(crop),
         source_height=info.height,
@@ -127,6 +147,19 @@ def _even(crop: Crop) -> Crop:
     return Crop(crop.top & ~1, crop.left & ~1, crop.height & ~1, crop.width & ~1)
 
 
+def _plan(num_frames: int, options: TrainProfile) -> tuple[list[tuple[int, bool]], int]:
+    """The frames' numbers in the order of the file, each with whether it is a key frame, and how
+    many frames of a phase share a key frame.
+
+    A phase is shared out evenly, for a key frame near its end would serve few windows: key frames
+    are the dearest in bytes and in time.
+    """
+    longest = math.ceil(num_frames / options.phases)
+    group = math.ceil(longest / max(longest // options.group, 1))
+    numbers = sorted(range(num_frames), key=lambda number: (number % options.phases, number))
+    return [(number, number // options.phases % group == 0) for number in numbers], group
+
+
 def _spool(
     data: bytes, info: VideoInfo, crop: Crop, size: int | None, spool: IO[bytes]
 ) -> _Colours:
@@ -137,10 +170,10 @@ def _spool(
     for frame in _at_constant_rate(data, info):
         if (frame.width, frame.height) != (info.width, info.height):
             found = f"a frame of {frame.width}x{frame.height} among {info.width}x{info.height}"
-            raise TranscodeError("undecodable", found)
+            raise _refused("undecodable", found)
         planar, seen = _planar(frame, layout)
         if seen != (colours := colours or seen):
-            raise TranscodeError("undecodable", f"colours change from {colours} to {seen}")
+            raise _refused("undecodable", f"colours change from {colours} to {seen}")
         cut = _cut(planar, crop)
         if size is not None:
             cut = scaler.reformat(
@@ -163,40 +196,35 @@ def _at_constant_rate(data: bytes, info: VideoInfo) -> Iterator[av.VideoFrame]:
             number += 1
         shown = frame
     if shown is None:
-        raise TranscodeError("undecodable", "no frame came out of the decoder")
+        raise _refused("undecodable", "no frame came out of the decoder")
     last = (info.num_frames - 1) * period
     if last > time + (slack if info.constant_frame_rate else max(period, _duration(shown))):
         found = f"last frame at {float(time):.3f} s of {float(last):.3f} s"
-        raise TranscodeError("undecodable", found)
+        raise _refused("undecodable", found)
     for _ in range(number, info.num_frames):
         yield shown
 
 
 def _decoded(data: bytes) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """All frames, with the seconds after the stream's first frame at which they are shown."""
-    with av.open(io.BytesIO(data), metadata_errors="replace") as container:
-        stream = _video_stream(cast(InputContainer, container))
-        tick, origin = stream.time_base, None
+    with open_video(data) as container:
+        stream = video_stream(container)
+        if stream is None:
+            raise _refused("undecodable", "no video stream")
+        stream.codec_context.thread_count = 1
+        tick, origin, previous = stream.time_base, None, -1
         assert tick is not None
         for count, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:
-                raise TranscodeError("undecodable", f"frame {count} is damaged")
-            if container.format.name == "avi":  # keeps no times of presentation, see decode_cpu
-                time = count if frame.dts is None else frame.dts
-            elif frame.pts is None:
-                raise TranscodeError("undecodable", f"frame {count} has no time stamp")
-            else:
-                time = frame.pts
+                raise _refused("undecodable", f"frame {count} is damaged")
+            time = frame.pts
+            if container.format.name == "avi":  # has no times of presentation, only of decoding
+                time = previous + 1 if frame.dts is None else frame.dts
+            elif time is None:
+                raise _refused("undecodable", f"frame {count} has no time stamp")
+            previous = time
             origin = time if origin is None else origin
             yield (time - origin) * tick, frame
-
-
-def _video_stream(container: InputContainer) -> VideoStream:
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:  # a cover picture is no video
-            stream.codec_context.thread_count = 1
-            return stream
-    raise TranscodeError("undecodable", "no video stream")
 
 
 def _duration(frame: av.VideoFrame) -> Fraction:
@@ -230,7 +258,7 @@ def _cut(frame: av.VideoFrame, crop: Crop) -> av.VideoFrame:
     """The crop, whose numbers are even, of a frame of 4:2:0 planes."""
     planes = []
     for plane, step in zip(frame.planes, (1, 2, 2), strict=True):
-        pixels = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+        pixels = np.frombuffer(cast(Any, plane), np.uint8).reshape(plane.height, plane.line_size)
         rows = slice(crop.top // step, (crop.top + crop.height) // step)
         columns = slice(crop.left // step, (crop.left + crop.width) // step)
         planes.append(pixels[rows, columns].ravel())
@@ -240,34 +268,31 @@ def _cut(frame: av.VideoFrame, crop: Crop) -> av.VideoFrame:
 
 def _encode(
     spool: IO[bytes],
-    numbers: Sequence[int],
+    plan: Sequence[tuple[int, bool]],
     info: VideoInfo,
     options: TrainProfile,
     size: tuple[int, int],
     colours: _Colours,
 ) -> bytes:
-    """The mp4 of the spooled frames with these numbers, in this order."""
+    """The mp4 of the spooled frames that `plan` lists: (number, whether a key frame)."""
     height, width = size
+    frame_bytes = height * width * 3 // 2
     file = io.BytesIO()
     # bitexact: no name and no time of the writer.
     with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = _add_stream(container, info, options, colours)
         stream.width, stream.height = width, height
-        stream.codec_context.gop_size = options.group
-        without_names = BitStreamFilterContext(
-            f"filter_units=remove_types={_SIDE_INFORMATION}", stream
-        )
-        frame_bytes, in_phase = height * width * 3 // 2, 0
-        for position, number in enumerate(numbers):
-            in_phase = 0 if number < options.phases else in_phase + 1
+        no_names = BitStreamFilterContext(f"filter_units=remove_types={_NAMES}", stream)
+        for position, (number, key) in enumerate(plan):
             spool.seek(number * frame_bytes)
             packed = np.frombuffer(spool.read(frame_bytes), np.uint8).reshape(-1, width)
             frame = av.VideoFrame.from_ndarray(packed, format="yuv420p")
             frame.pts, frame.time_base = position, stream.codec_context.time_base
-            if in_phase % options.group == 0:
-                frame.pict_type = PictureType.I
-            _mux(container, without_names, stream.encode(frame))
-        _mux(container, without_names, stream.encode())
+            frame.pict_type = PictureType.I if key else PictureType.P
+            for packet in stream.encode(frame):
+                container.mux(no_names.filter(packet))
+        for packet in stream.encode():
+            container.mux(no_names.filter(packet))
     return file.getvalue()
 
 
@@ -281,7 +306,7 @@ def _add_stream(
         "tune": "fastdecode",
         "bf": "0",
         "forced-idr": "1",
-        "x264-params": "mbtree=0:scenecut=0:open-gop=0",
+        "x264-params": _X264,
     }
     stream = cast(VideoStream, container.add_stream("libx264", rate=rate, options=settings))
     stream.pix_fmt = "yuv420p"
@@ -293,27 +318,21 @@ def _add_stream(
     return stream
 
 
-def _mux(
-    container: OutputContainer, without_names: BitStreamFilterContext, packets: Iterable[av.Packet]
-) -> None:
-    for packet in packets:
-        container.mux(without_names.filter(packet))
-
-
-def _index(
-    video: bytes, numbers: Sequence[int], options: TrainProfile
-) -> tuple[str, int, list[int]]:
-    """Codec header, first byte and packet sizes of a finished file, read back and checked."""
-    with av.open(io.BytesIO(video)) as container:
+def _read_back(video: bytes, plan: Sequence[tuple[int, bool]]) -> tuple[bytes, list[av.Packet]]:
+    """Codec header and packets of a finished file, checked against what the format promises."""
+    with open_video(video) as container:
         stream = container.streams.video[0]
-        header = base64.b64encode(stream.codec_context.extradata or b"").decode()
+        header = stream.codec_context.extradata or b""
         packets = [packet for packet in container.demux(stream) if packet.size]
-    in_phase = 0
-    assert len(packets) == len(numbers), "one packet per frame"
+    assert len(packets) == len(plan), "every packet holds one frame"
     end = packets[0].pos
-    for position, (packet, number) in enumerate(zip(packets, numbers, strict=True)):
-        in_phase = 0 if number < options.phases else in_phase + 1
+    assert end is not None
+    for position, (packet, (_, key)) in enumerate(zip(packets, plan, strict=True)):
+        assert packet.pts == packet.dts, "frames are decoded in the order of the file"
         assert packet.pos == end, "packets lie end to end"
-        assert packet.pts == packet.dts and packet.is_keyframe >= (in_phase % options.group == 0)
+        assert packet.is_keyframe == key, f"frame {position} is a key frame or not as planned"
         end += packet.size
-    return header, packets[0].pos, [packet.size for packet in packets]
+    with open_video(video) as container:
+        decoded = sum(not frame.is_corrupt for frame in container.decode(video=0))
+    assert decoded == len(plan), "every frame can be decoded"
+    return header, packets

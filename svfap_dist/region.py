@@ -1,4 +1,4 @@
-"""Which part of a video's frames is used: known to those who make shards and those who read them."""
+"""Which part of a video's frames is used: for those who make shards and those who read them."""
 
 from __future__ import annotations
 

@@ -14,12 +14,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from svfap_dist.config import Config
-from svfap_dist.data.decode_cpu import TooShortError, decode
+from svfap_dist.data import decode_cpu, decode_packets
+from svfap_dist.data.convert import to_rgb
+from svfap_dist.data.decode_cpu import TooShortError
+from svfap_dist.data.frames import Frames, RgbFrames
 from svfap_dist.data.stream import BadSample
+from svfap_dist.errors import ConfigError
+from svfap_dist.region import Crop, region
 from svfap_dist.rng import Stream
 from svfap_dist.shard_format import VideoInfo
 
@@ -29,17 +33,6 @@ _PLACES = (
     *((2, 0), (2, 4), (4, 2), (0, 2)),
     *((1, 1), (1, 3), (3, 1), (3, 3)),
 )
-_VOXCELEB2_SIDE, _VOXCELEB2_LEFT, _VOXCELEB2_CUT = 224, 32, 160  # pixels; released code
-
-
-@dataclasses.dataclass(frozen=True)
-class Crop:
-    """A rectangle of a frame, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,24 +75,6 @@ def _check_length(num_frames: int, window: int) -> None:
         )
 
 
-def region(name: str, height: int, width: int) -> Crop:
-    """The part of each frame that is used, before any random crop.
-
-    voxceleb2: rows 0-160 and columns 32-192 of 224 x 224 (released code), in proportion for other
-    sizes. centre: the largest centred square. full: the whole frame.
-    """
-    if name == "voxceleb2":
-        rows, columns = height / _VOXCELEB2_SIDE, width / _VOXCELEB2_SIDE
-        left = round(_VOXCELEB2_LEFT * columns)
-        size = max(round(_VOXCELEB2_CUT * rows), 1), max(round(_VOXCELEB2_CUT * columns), 1)
-        return Crop(0, left, *size)
-    if name == "centre":
-        side = min(height, width)
-        return Crop((height - side) // 2, (width - side) // 2, side, side)
-    assert name == "full", "config knows no other"
-    return Crop(0, 0, height, width)
-
-
 def random_crop(stream: Stream, within: Crop, scales: tuple[float, ...]) -> Crop:
     """A multi-scale crop inside a region: one of VideoMAE's sizes at one of its 13 places.
 
@@ -118,16 +93,30 @@ def random_crop(stream: Stream, within: Crop, scales: tuple[float, ...]) -> Crop
     )
 
 
-def resize(frames: np.ndarray, crop: Crop, size: int) -> torch.Tensor:
-    """Cut a crop out of all frames and bring it to size x size: [F, H, W, 3] -> uint8, the same."""
-    rows = slice(crop.top, crop.top + crop.height)
-    columns = slice(crop.left, crop.left + crop.width)
-    cut = torch.from_numpy(frames[:, rows, columns]).permute(0, 3, 1, 2)  # [F, 3, h, w], a view
-    if (crop.height, crop.width) != (size, size):
-        cut = torch.nn.functional.interpolate(
-            cut, size=(size, size), mode="bilinear", antialias=True
+def clip_region(info: VideoInfo, config: Config) -> Crop:
+    """The part of a video's stored frames that clips are cut from: all of them where shards were
+    made with the region cut out.
+
+    Raises: ConfigError if another region was.
+    """
+    name = config.data.region
+    if info.order is None:
+        return region(name, info.height, info.width)
+    if info.order.region != name:
+        raise ConfigError(
+            "Shards were cut to another region",
+            where="data.region",
+            found=f"{name}, where the shards have {info.order.region}",
+            do=f"set data.region={info.order.region}, or shard again with --region {name}",
         )
-    return cut.permute(0, 2, 3, 1).contiguous()
+    return Crop(0, 0, info.height, info.width)
+
+
+def _decode(video: bytes, info: VideoInfo, config: Config, start: int) -> Frames:
+    count, stride = config.data.num_frames, config.data.sampling_rate
+    if info.order is None:
+        return RgbFrames(decode_cpu.decode(video, start, count, stride, info))
+    return decode_packets.decode(video, info, range(start, start + count * stride, stride))
 
 
 def random_clips(
@@ -136,25 +125,26 @@ def random_clips(
     """Training clips of one random window, each cut by a random crop of the region out of the same
     decoded frames: uint8 [F, size, size, 3] each.
 
-    Raises: DecodeError if the video is too short or cannot be decoded.
+    Raises: DecodeError if the video is too short or cannot be decoded; ConfigError if the shards
+    were cut to another region than data.region.
     """
     data = config.data
     start = window_start(window, info.num_frames, config.window)
-    frames = decode(video, start, data.num_frames, data.sampling_rate, info)
-    within = region(data.region, info.height, info.width)
-    return [
-        resize(frames, random_crop(crop, within, data.crop_scales), data.frame_size)
-        for crop in crops
-    ]
+    within = clip_region(info, config)
+    frames = _decode(video, info, config, start)
+    cuts = [random_crop(crop, within, data.crop_scales) for crop in crops]
+    return [torch.from_numpy(to_rgb(frames, cut, data.frame_size)) for cut in cuts]
 
 
 def fixed_clip(video: bytes, info: VideoInfo, config: Config) -> torch.Tensor:
     """The clip for pictures and evaluation: middle window, region only. uint8 [F, size, size, 3].
 
-    Raises: DecodeError if the video is too short or cannot be decoded.
+    Raises: DecodeError if the video is too short or cannot be decoded; ConfigError if the shards
+    were cut to another region than data.region.
     """
-    data = config.data
     _check_length(info.num_frames, config.window)
     start = (info.num_frames - config.window) // 2
-    frames = decode(video, start, data.num_frames, data.sampling_rate, info)
-    return resize(frames, region(data.region, info.height, info.width), data.frame_size)
+    within = clip_region(info, config)
+    return torch.from_numpy(
+        to_rgb(_decode(video, info, config, start), within, config.data.frame_size)
+    )

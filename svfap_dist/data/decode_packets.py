@@ -15,6 +15,7 @@ import base64
 import collections
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -57,7 +58,9 @@ def decode(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> YuvFrames:
         matrix = "bt709" if frame.colorspace == _BT709 else "bt601"
         full_range = frame.color_range == _FULL_RANGE
         for plane, out in zip(frame.planes, planes, strict=True):
-            pixels = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+            pixels = np.frombuffer(cast(Any, plane), np.uint8).reshape(
+                plane.height, plane.line_size
+            )
             for slot in slots[position]:
                 out[slot] = pixels[:, : plane.width]
     return YuvFrames(*planes, matrix, full_range)
@@ -114,7 +117,7 @@ def _decoder(codec: str, header: str) -> VideoCodecContext:
     decoders = _kept.__dict__.setdefault("decoders", collections.OrderedDict())
     decoder = decoders.pop((codec, header), None)
     if decoder is None:
-        decoder = av.CodecContext.create(codec, "r")
+        decoder = cast(VideoCodecContext, av.CodecContext.create(codec, "r"))
         decoder.extradata = base64.b64decode(header)
         decoder.thread_count = 1
         # Damage is an error, where FFmpeg would otherwise paint over it.
