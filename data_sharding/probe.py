@@ -34,12 +34,42 @@ Reason = Literal[
     "truncated",  # the file ends before the video does
     "no_video_stream",  # audio or pictures only
     "undecodable",  # no frame can be decoded
-    "too_large",  # more than MAX_PIXELS per frame
+    "odd_rate",  # no frame rate, or one that no camera has
+    "too_big",  # a larger file than `Limits` allow
+    "too_small",  # too few pixels to store for training
+    "too_large",  # more pixels per frame than `Limits` allow
+    "too_long",  # a longer video than `Limits` allow
     "too_short",  # fewer frames than the training window needs
+    "hung",  # not read and examined in time
+    "crashed",  # brought the process down that examined it
+    "out_of_memory",  # needed more memory than `Limits` allow
 ]
 
 MIN_FRAMES = 61  # the method's window: 16 frames, 4 apart: 15 * 4 + 1
-MAX_PIXELS = 8192 * 4320  # 8K; a damaged header can ask for far more memory than a machine has
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a video may cost before it is left out. A few bytes can ask for hours of huge frames.
+
+    pixels: of a frame (8K). duration: seconds of video. file_bytes: size of the file.
+    seconds, seconds_per_mib: of work on one video, a start and more by its size. memory_bytes:
+    address space of the process that does it.
+    """
+
+    pixels: int = 8192 * 4320
+    duration: int = 3600
+    file_bytes: int = 2**30
+    seconds: int = 60
+    seconds_per_mib: int = 2
+    memory_bytes: int = 8 * 2**30
+
+    @property
+    def frames(self) -> int:
+        return self.duration * _HIGHEST_RATE
+
+
+_LOWEST_RATE, _HIGHEST_RATE = 1, 240  # frames per second; what cameras of faces deliver
 
 # Only these of FFmpeg's demuxers: a playlist in disguise must not make it open other files or URLs.
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv"
@@ -71,10 +101,18 @@ class _Packets:
     end_seconds: float  # latest end of a packet of any stream
 
 
-def probe(data: bytes, min_frames: int = MIN_FRAMES) -> VideoInfo | Rejected:
-    """What the video in `data` is, or why it is left out; never raises for what the bytes hold."""
+def probe(
+    data: bytes, min_frames: int = MIN_FRAMES, limits: Limits | None = None
+) -> VideoInfo | Rejected:
+    """What the video in `data` is, or why it is left out; never raises for what the bytes hold.
+
+    It may take longer than anybody has, or more memory: `examine` sees to that.
+    """
+    limits = limits or Limits()
     if not data:
         return Rejected("empty", "0 bytes")
+    if len(data) > limits.file_bytes:
+        return Rejected("too_big", f"{len(data)} bytes, more than {limits.file_bytes}")
     if missing := missing_bytes(data):
         return Rejected("truncated", missing)
     try:
@@ -83,7 +121,7 @@ def probe(data: bytes, min_frames: int = MIN_FRAMES) -> VideoInfo | Rejected:
             if video is None:
                 kinds = sorted({stream.type for stream in container.streams})
                 return Rejected("no_video_stream", f"streams: {', '.join(kinds) or 'none'}")
-            return _probe_stream(data, container, video, min_frames)
+            return _probe_stream(data, container, video, min_frames, limits)
     except (FFmpegError, ValueError, OverflowError) as error:
         return Rejected("unreadable", _in_words(error))
 
@@ -111,34 +149,52 @@ def _in_words(error: Exception) -> str:
 
 
 def _probe_stream(
-    data: bytes, container: InputContainer, video: VideoStream, min_frames: int
+    data: bytes, container: InputContainer, video: VideoStream, min_frames: int, limits: Limits
 ) -> VideoInfo | Rejected:
     context = video.codec_context
-    if context.width * context.height > MAX_PIXELS:
+    if context.width * context.height > limits.pixels:
         return Rejected("too_large", f"{context.width}x{context.height} pixels")
-    packets = _read_packets(container, video)
+    declared = (container.duration or 0) / av.time_base
+    if declared > limits.duration:
+        return Rejected("too_long", f"declares {declared:.0f} s, more than {limits.duration}")
+    packets = _read_packets(container, video, limits.frames)
+    if packets is None:
+        return Rejected("too_long", f"more than {limits.frames} frames")
     if cut := _cut_short(container, video, packets):
         return Rejected("truncated", cut)
     countable = packets.starts_with_keyframe and context.name in _ONE_FRAME_PER_PACKET
-    times = _decode(data, stop_after=1 if countable else None)
+    times = _decode(data, limits, stop_after=1 if countable else None)
     if isinstance(times, Rejected):
         return times
     if countable:
         times = packets.times
     num_frames = packets.count if countable else len(times)
-    if num_frames < min_frames:
-        return Rejected("too_short", f"{num_frames} frames, fewer than {min_frames}")
     fps, constant = frame_rate(
         times if len(times) == num_frames else [],
         video.time_base or Fraction(1, 1000),
         [video.base_rate, video.average_rate, video.guessed_rate],
     )
-    if fps <= 0:
-        return Rejected("unreadable", "no frame rate and no time stamps")
-    return VideoInfo(num_frames, fps, context.width, context.height, context.name, constant)
+    info = VideoInfo(num_frames, fps, context.width, context.height, context.name, constant)
+    return _misfit(info, min_frames, limits) or info
 
 
-def _read_packets(container: InputContainer, video: VideoStream) -> _Packets:
+def _misfit(info: VideoInfo, min_frames: int, limits: Limits) -> Rejected | None:
+    """Why a video that can be decoded is left out all the same."""
+    if info.num_frames < min_frames:
+        return Rejected("too_short", f"{info.num_frames} frames, fewer than {min_frames}")
+    if not _LOWEST_RATE <= info.fps <= _HIGHEST_RATE:
+        found = f"{info.fps:g} frames per second" if info.fps else "no rate and no time stamps"
+        return Rejected("odd_rate", found)
+    if info.num_frames > info.fps * limits.duration:
+        seconds = info.num_frames / info.fps
+        return Rejected("too_long", f"{seconds:.0f} s, more than {limits.duration}")
+    return None
+
+
+def _read_packets(
+    container: InputContainer, video: VideoStream, max_frames: int
+) -> _Packets | None:
+    """All packets; None if there are more than `max_frames`."""
     shown: list[Packet] = []
     end_seconds, corrupt = 0.0, False
     for packet in container.demux():
@@ -152,6 +208,8 @@ def _read_packets(container: InputContainer, video: VideoStream) -> _Packets:
             # An edit list hides packets that are only there to decode later ones from.
             if not packet.is_discard:
                 shown.append(packet)
+                if len(shown) > max_frames:
+                    return None
     # AVI keeps no presentation times; in decoding order the times are the same set.
     with_pts = all(packet.pts is not None for packet in shown)
     times = sorted((p.pts if with_pts else p.dts) or 0 for p in shown)
@@ -174,7 +232,7 @@ def _cut_short(container: InputContainer, video: VideoStream, packets: _Packets)
     return None
 
 
-def _decode(data: bytes, stop_after: int | None) -> list[int] | Rejected:
+def _decode(data: bytes, limits: Limits, stop_after: int | None) -> list[int] | Rejected:
     """Times of the frames that can be decoded, ascending, at most `stop_after`."""
     times: list[int] = []
     try:
@@ -183,6 +241,11 @@ def _decode(data: bytes, stop_after: int | None) -> list[int] | Rejected:
             assert video is not None, "the same bytes had a video stream a moment ago"
             video.codec_context.thread_count = 1
             for frame in container.decode(video):
+                # A container may announce a small picture and hold a huge one.
+                if frame.width * frame.height > limits.pixels:
+                    return Rejected("too_large", f"{frame.width}x{frame.height} pixels")
+                if len(times) == limits.frames:
+                    return Rejected("too_long", f"more than {limits.frames} frames")
                 times.append(frame.pts if frame.pts is not None else len(times))
                 if len(times) == stop_after:
                     break

@@ -37,14 +37,21 @@ class Isolated(Generic[_Request, _Response]):
 
     Args:
         function: picklable; called with each request. What it raises is raised again here.
-        seconds: longest duration of a call.
+        seconds: longest duration of a call; None: as long as it takes.
         memory_bytes: address space of the child; 0: no limit. Beyond it, allocations in it fail.
+        may_have_children: whether the function starts processes of its own.
     """
 
     def __init__(
-        self, function: Callable[[_Request], _Response], *, seconds: float, memory_bytes: int = 0
+        self,
+        function: Callable[[_Request], _Response],
+        *,
+        seconds: float | None,
+        memory_bytes: int = 0,
+        may_have_children: bool = False,
     ) -> None:
         self._function, self._seconds, self._memory_bytes = function, seconds, memory_bytes
+        self._daemon, self._killed = not may_have_children, False
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
 
@@ -59,20 +66,31 @@ class Isolated(Generic[_Request, _Response]):
     ) -> None:
         self.close()
 
-    def __call__(self, request: _Request) -> _Response:
-        """The answer of the function.
+    def __call__(self, request: _Request, *, more_seconds: float = 0.0) -> _Response:
+        """The answer of the function; `more_seconds` are granted to this call.
 
         Raises: HungError; CrashedError; whatever the function raises.
         """
+        if self._killed:
+            raise CrashedError("it was killed")
         pipe = self._pipe or self._start()
+        if self._killed:  # meanwhile
+            raise CrashedError(self._end())
         try:
             pipe.send(request)
-            answer = self._answer(pipe, self._seconds)
+            seconds = None if self._seconds is None else self._seconds + more_seconds
+            answer = self._answer(pipe, seconds)
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise CrashedError(self._end()) from error
         if isinstance(answer, BaseException):
             raise answer
         return answer[0]
+
+    def kill(self) -> None:
+        """End the child for good, from another thread: calls, from now on, raise CrashedError."""
+        self._killed = True
+        if process := self._process:
+            process.kill()
 
     def close(self) -> None:
         """End the child, whatever it does."""
@@ -82,8 +100,9 @@ class Isolated(Generic[_Request, _Response]):
         context = multiprocessing.get_context("spawn")  # no threads or locks of ours in it
         self._pipe, theirs = context.Pipe()
         arguments = self._function, theirs, self._memory_bytes, os.getpid()
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
+        process = context.Process(target=_serve, args=arguments, daemon=self._daemon)
+        process.start()
+        self._process = process
         theirs.close()
         try:
             self._answer(self._pipe, _START_SECONDS)
@@ -91,7 +110,7 @@ class Isolated(Generic[_Request, _Response]):
             raise CrashedError(self._end()) from error
         return self._pipe
 
-    def _answer(self, pipe: Connection, seconds: float) -> tuple[_Response] | BaseException:
+    def _answer(self, pipe: Connection, seconds: float | None) -> tuple[_Response] | BaseException:
         if not pipe.poll(seconds):
             self._end()
             raise HungError(f"no answer after {seconds:g} s")

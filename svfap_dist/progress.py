@@ -19,6 +19,7 @@ class Progress:
         self._title, self._total, self._silent = title, total, silent
         self._done, self._note = 0, ""
         self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+        self._first: tuple[float, int] | None = None  # when the first update came, and of what
         self._bar = self._task = None
         if sys.stderr.isatty() and not silent:
             from rich.console import Console
@@ -58,6 +59,7 @@ class Progress:
     def update(self, done: int, total: int | None = None, note: str = "") -> None:
         """Show that `done` of `total` are finished."""
         self._total, self._done, self._note = total or self._total, done, note
+        self._first = self._first or (time.monotonic(), done)
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=done, total=self._total, note=note)
         else:
@@ -69,7 +71,19 @@ class Progress:
             return
         self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
         share = f"{self._done} of {self._total}" if self._total else f"{self._done}"
-        say(f"{self._title}: {share}{'  ' if self._note else ''}{self._note}")
+        parts = (f"{self._title}: {share}", self._time_left(), self._note)
+        say("  ".join(part for part in parts if part))
+
+    def _time_left(self) -> str:
+        """What was done before the first update tells nothing of the speed."""
+        if self._first is None or not self._total:
+            return ""
+        since, done_then = self._first
+        done = self._done - done_then
+        if done <= 0:
+            return ""
+        left = round((self._total - self._done) * (time.monotonic() - since) / done)
+        return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
 
 
 def say(line: str) -> None:

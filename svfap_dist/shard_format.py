@@ -5,6 +5,7 @@ A data set is a folder (URL) of
     shard-000000.tar         plain WebDataset tar; a sample's members, `KEY.json` and
                              `KEY.mp4` (or another of VIDEO_SUFFIXES), are contiguous
     shard-000000.index.json  where each sample lies in the tar (`ShardIndex`); after its tar
+    shard-000000.done.json   what the shard was made from; after both
     manifest.json            the list of shards (`Manifest`); written last: "complete"
     rejected.jsonl           videos that were left out, and why
 
@@ -134,11 +135,13 @@ class Manifest:
     """All shards of a data set, in name order."""
 
     source: str  # name of the source layout: folder, voxceleb2, ...
-    profile: str  # "source": video bytes as they came
+    profile: str  # "source": video bytes as they came; "train": `PhaseOrder`
     shuffle_seed: int
     min_frames: int  # frames of the shortest sample
     inputs_digest: str  # digest of the inputs and options it was made from
     shards: tuple[ShardEntry, ...]
+    num_groups: int = 0  # shards planned; of those without one usable video there is no entry
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # it was made with
 
     @property
     def num_samples(self) -> int:

@@ -232,40 +232,57 @@ def list_files(url: str) -> dict[str, int]:
 
     Raises: StorageMissing if there is no such bucket; StorageError if a folder cannot be read.
     """
+    return dict(sorted(walk_files(url)))
+
+
+def walk_files(url: str) -> Iterator[tuple[str, int]]:
+    """(path relative to `url`, size in bytes) of all files below it, one at a time, a folder's
+    files together: for trees of millions of files, whose listing nobody wants in memory.
+
+    Raises: as `list_files`, when the first file is asked for or later.
+    """
     with _explained("list", url):
-        sizes = _remote_sizes(url) if is_remote(url) else _local_sizes(local_path(url))
-        return {name: size for name, size in sorted(sizes.items()) if not name.endswith(".tmp")}
+        found = _walk_remote(url) if is_remote(url) else _walk_local(local_path(url))
+        yield from ((name, size) for name, size in found if not name.endswith(".tmp"))
 
 
-def _remote_sizes(url: str) -> dict[str, int]:
+def _walk_remote(url: str) -> Iterator[tuple[str, int]]:
     fs, path = filesystem(url)
-    found = fs.find(path, detail=True)
-    if not found and url.startswith("s3://"):
-        # s3fs lists a bucket that is not there as empty; the store itself says NoSuchBucket.
-        bucket, _, prefix = path.partition("/")
-        fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
     start = path.rstrip("/") + "/"
-    return {
-        name.removeprefix(start): info["size"]
-        for name, info in found.items()
-        if name.startswith(start)
-    }
+    if url.startswith("s3://"):
+        files = _walk_s3(fs, start)
+    else:
+        files = ((name, about["size"]) for name, about in fs.find(path, detail=True).items())
+    for name, size in files:
+        if name.startswith(start):
+            yield name.removeprefix(start), size
 
 
-def _local_sizes(path: str) -> dict[str, int]:
+def _walk_s3(fs: Any, start: str) -> Iterator[tuple[str, int]]:
+    # Page by page: s3fs makes a dict of a dozen fields for each file and gives all at the end.
+    bucket, _, prefix = start.partition("/")
+    more: dict[str, str] | None = {}
+    while more is not None:
+        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
+        for file in page.get("Contents", []):
+            if not file["Key"].endswith("/"):  # a folder, as consoles and other clients make them
+                yield f"{bucket}/{file['Key']}", file["Size"]
+        token = page.get("NextContinuationToken")
+        more = {"ContinuationToken": token} if token else None
+
+
+def _walk_local(path: str) -> Iterator[tuple[str, int]]:
     # Not fsspec's walk, which passes over folders that it may not read.
     def refuse(error: OSError) -> None:
         if error.filename != path or not isinstance(error, (FileNotFoundError, NotADirectoryError)):
             raise error
 
-    sizes: dict[str, int] = {}
     for folder, _, names in os.walk(path, onerror=refuse, followlinks=True):
         for name in names:
             file = os.path.join(folder, name)
             # A link that leads nowhere is listed, and tells so when it is read.
             size = os.path.getsize(file) if os.path.exists(file) else 0
-            sizes[os.path.relpath(file, path)] = size
-    return sizes
+            yield os.path.relpath(file, path), size
 
 
 def delete(url: str) -> None:

@@ -28,15 +28,9 @@ def list_videos(folder: str) -> dict[str, int]:
     Raises: ConfigError if there is no such local folder; ShardError if it holds no videos;
     StorageError from the store.
     """
-    if not storage.is_remote(folder) and not os.path.isdir(storage.local_path(folder)):
-        found = "a file" if os.path.exists(storage.local_path(folder)) else "nothing there"
-        raise ConfigError("No such folder", where=folder, found=found, do="check the path")
+    check_folder(folder)
     files = storage.list_files(folder)
-    videos = {
-        path: size
-        for path, size in files.items()
-        if suffix_of(path) in VIDEO_SUFFIXES and not os.path.basename(path).startswith(".")
-    }
+    videos = {path: size for path, size in files.items() if is_video(path)}
     if not videos:
         found = f"{len(files)} files, none of them a video" if files else "no files"
         advice = f"check the path; video files end in {', '.join(VIDEO_SUFFIXES)}"
@@ -44,9 +38,30 @@ def list_videos(folder: str) -> dict[str, int]:
     return videos
 
 
+def check_folder(folder: str) -> None:
+    """Raises: ConfigError if `folder` is local and no folder."""
+    if not storage.is_remote(folder) and not os.path.isdir(storage.local_path(folder)):
+        found = "a file" if os.path.exists(storage.local_path(folder)) else "nothing there"
+        raise ConfigError("No such folder", where=folder, found=found, do="check the path")
+
+
+def is_video(path: str) -> bool:
+    """Whether a file's name is that of a video, and not hidden."""
+    return suffix_of(path) in VIDEO_SUFFIXES and not os.path.basename(path).startswith(".")
+
+
 def suffix_of(path: str) -> str:
     """The suffix of a file's name in lower case, without its dot."""
     return os.path.splitext(path)[1].lower().removeprefix(".")
+
+
+def make_key(name: str, path: str, seen: set[str]) -> str:
+    """A key for `name`, unlike those `seen`, to which it is added."""
+    key = "".join("_" if c == "." or not c.isprintable() else c for c in name)
+    if key in seen:
+        key += "-" + hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+    seen.add(key)
+    return key
 
 
 def as_samples(
@@ -55,10 +70,8 @@ def as_samples(
     """Samples for rows of (path below `folder`, name to make the key from, labels)."""
     seen: set[str] = set()
     for path, name, labels in named:
-        key = "".join("_" if c == "." or not c.isprintable() else c for c in name)
-        if key in seen:
-            key += "-" + hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
-        seen.add(key)
+        key = make_key(name, path, seen)
         url = storage.join(folder, path)
         read = functools.partial(storage.read_bytes, url)
-        yield SourceVideo(key, read, labels, url, suffix_of(path), stamp=str(sizes[path]))
+        stamp, num_bytes = str(sizes[path]), sizes[path]
+        yield SourceVideo(key, read, labels, url, suffix_of(path), stamp, num_bytes=num_bytes)

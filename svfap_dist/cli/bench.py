@@ -39,3 +39,22 @@ def bench_model(
         steps=steps,
     )
     print_result(result, as_json)
+
+
+@bench_app.command("decode")
+def bench_decode(
+    videos: Annotated[str, typer.Option(help="Folder of videos; empty: synthetic faces.")] = "",
+    layouts: Annotated[
+        bool, typer.Option("--layouts", help="Other ways to store videos, as a table.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(help="Rounds that are timed.", min=1)] = 7,
+    as_json: AsJson = False,
+) -> None:
+    """Clips per CPU-second of videos as they came and as stored for training.
+
+    Example: svfap bench decode --videos /data/faces
+    """
+    from svfap_dist.bench import decode
+    from svfap_dist.bench import layouts as tables
+
+    print_result(tables.run(videos, rounds) if layouts else decode.run(videos, rounds), as_json)

@@ -12,16 +12,46 @@ from svfap_dist.progress import Progress
 
 @app.command()
 def shard(
-    source: Annotated[str, typer.Argument(help="folder, voxceleb2 or synthetic")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="folder, voxceleb2, synthetic, or a labelled set: dfew, ferv39k, mafw, cremad, "
+            "ravdess, enterface05, werewolfxl, avcaffe, firstimpressions (see docs/datasets.md)"
+        ),
+    ],
     input: Annotated[str, typer.Argument(help="Where the videos are; for synthetic: clips=64")],
     output_url: Annotated[str, typer.Argument(help="Folder or s3:// prefix for the shards")],
-    profile: Annotated[str, typer.Option(help="source: video bytes untouched")] = "source",
-    min_frames: Annotated[int, typer.Option(help="Shorter videos are left out.")] = 61,
+    profile: Annotated[
+        str, typer.Option(help="source: video bytes untouched; train: stored to be decoded fast.")
+    ] = "source",
+    region: Annotated[
+        str, typer.Option(help="train: what is cut out: voxceleb2, centre or full.")
+    ] = "voxceleb2",
+    size: Annotated[
+        int | None, typer.Option(help="train: pixels of a side; default: as it is cut.")
+    ] = None,
+    crf: Annotated[
+        float, typer.Option(help="train: x264's quality, lower is better and larger.")
+    ] = 22,
+    min_frames: Annotated[
+        int, typer.Option(help="Shorter are left out; 1 for labelled sets.")
+    ] = 61,
     shuffle_seed: Annotated[int, typer.Option(help="Seed of the order in the shards.")] = 0,
     samples_per_shard: Annotated[int, typer.Option(help="At most so many.")] = 1000,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that read and probe; default: by the CPUs.")
+        int | None, typer.Option(help="Processes that examine videos; default: by the CPUs.")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Make shards on this Ray cluster; `local` starts one here."),
+    ] = None,
+    max_pixels: Annotated[int, typer.Option(help="Videos with larger frames are left out.")] = 8192
+    * 4320,
+    max_duration: Annotated[int, typer.Option(help="Longer videos are left out: seconds.")] = 3600,
+    max_file_bytes: Annotated[int, typer.Option(help="Larger files are left out.")] = 2**30,
+    video_seconds: Annotated[
+        int, typer.Option(help="Work on one video before it is left out; 2 s more per MiB.")
+    ] = 60,
     overwrite: Annotated[bool, typer.Option(help="Replace another data set there.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -31,16 +61,23 @@ def shard(
     """
     from data_sharding import cli as sharding
 
+    train = (
+        sharding.train_profile(region=region, size=size, crf=crf) if profile == "train" else None
+    )
+    limits = sharding.Limits(max_pixels, max_duration, max_file_bytes, video_seconds)
     with Progress(f"Sharding {source}") as progress:
         summary = sharding.shard(
             source,
             input,
             output_url,
             profile=profile,
+            train=train,
+            limits=limits,
             shuffle_seed=shuffle_seed,
             min_frames=min_frames,
             max_samples_per_shard=samples_per_shard,
             workers=workers,
+            ray=ray,
             overwrite=overwrite,
             progress=lambda done, total, rejected: progress.update(
                 done, total, f"{rejected} left out" if rejected else ""
@@ -50,22 +87,45 @@ def shard(
 
 
 @shards_app.command("verify")
-def shards_verify(url: str, as_json: AsJson = False) -> None:
+def shards_verify(
+    url: str,
+    workers: Annotated[
+        int | None, typer.Option(help="Shards read at a time; default: by the CPUs.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Read all shards again and check them against the manifest.
 
     Example: svfap shards verify s3://bucket/shards
     """
     from data_sharding import cli as sharding
 
-    print_result(sharding.verify(url), as_json)
+    with Progress("Verifying") as progress:
+        verified = sharding.verify(
+            url,
+            workers=workers,
+            progress=lambda done, total, damaged: progress.update(
+                done, total, f"{damaged} damaged" if damaged else ""
+            ),
+        )
+    print_result(verified, as_json)
 
 
 @shards_app.command("show")
-def shards_show(url: str, as_json: AsJson = False) -> None:
-    """What is in the shards: counts, hours, sizes.
+def shards_show(
+    url: str,
+    contact_sheet: Annotated[
+        str | None,
+        typer.Option(help="Write a PNG of frames of random samples there.", metavar="PNG"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What is in the shards: counts, hours, sizes, and how they look.
 
-    Example: svfap shards show s3://bucket/shards
+    Example: svfap shards show s3://bucket/shards --contact-sheet shards.png
     """
     from data_sharding import cli as sharding
 
+    if contact_sheet is not None:
+        sharding.draw_contact_sheet(url, contact_sheet)
     print_result(sharding.show(url), as_json)

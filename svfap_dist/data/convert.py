@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import av
 import numpy as np
+from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from svfap_dist.data.frames import Frames, Matrix, YuvFrames
@@ -55,6 +56,12 @@ def to_rgb(frames: Frames, crop: Crop, size: int) -> np.ndarray:
     return resized.permute(0, 2, 3, 1).contiguous().numpy()
 
 
+def whole_frames(frames: YuvFrames) -> np.ndarray:
+    """All pixels as uint8 RGB [F, H, W, 3], at their own size."""
+    crop = Crop(0, 0, *frames.y.shape[1:])
+    return _cut(_pixels(frames, crop)[0], crop)
+
+
 def _cut(pixels: np.ndarray, crop: Crop) -> np.ndarray:
     return pixels[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
 
@@ -65,30 +72,32 @@ def _pixels(frames: YuvFrames, crop: Crop) -> tuple[np.ndarray, Crop]:
     top, left = crop.top & ~1, crop.left & ~1
     height = (crop.top + crop.height - top + 1) & ~1
     width = (crop.left + crop.width - left + 1) & ~1
-    # Odd frames lack the last row or column: whatever is there then is not looked at.
-    packed = np.zeros(height * width * 3 // 2, np.uint8)
-    luma = packed[: height * width].reshape(height, width)
-    u, v = packed[height * width :].reshape(2, height // 2, width // 2)
-    count = len(frames.y)
-    pixels = np.empty((count, height, width, 3), np.uint8)
-    rows, columns = slice(top, top + height), slice(left, left + width)
-    half_rows = slice(top // 2, (top + height) // 2)
-    half_columns = slice(left // 2, (left + width) // 2)
-    y = frames.y[:, rows, columns]
+    pixels = np.empty((len(frames.y), height, width, 3), np.uint8)
+    source = av.VideoFrame(width, height, "yuv420p")  # one for all, for making one costs time
+    luma, *chroma = (_array(plane)[:, : plane.width] for plane in source.planes)
+    y = frames.y[:, top : top + height, left : left + width]
+    rows = slice(top // 2, (top + height) // 2)
+    columns = slice(left // 2, (left + width) // 2)
     converter = VideoReformatter()
-    for k in range(count):
+    for k in range(len(pixels)):
+        # Odd frames lack the last row or column: whatever is there then is not looked at.
         luma[: y.shape[1], : y.shape[2]] = y[k]
-        u[:] = frames.u[k, half_rows, half_columns]
-        v[:] = frames.v[k, half_rows, half_columns]
-        frame = av.VideoFrame.from_ndarray(packed.reshape(-1, width), format="yuv420p")
-        pixels[k] = converter.reformat(
-            frame,
+        for out, plane in zip(chroma, (frames.u, frames.v), strict=True):
+            out[:] = plane[k, rows, columns]
+        converted = converter.reformat(
+            source,
             format="rgb24",
             src_colorspace=_FFMPEG_MATRIX[frames.matrix],
             src_color_range=ColorRange.JPEG if frames.full_range else ColorRange.MPEG,
             threads=1,
-        ).to_ndarray()
+        )
+        pixels[k].reshape(height, -1)[:] = _array(converted.planes[0])[:, : width * 3]
     return pixels, dataclasses.replace(crop, top=crop.top - top, left=crop.left - left)
+
+
+def _array(plane: VideoPlane) -> np.ndarray:
+    """The bytes of a plane, writable, [rows, bytes of a row and its padding]."""
+    return np.frombuffer(cast(Any, plane), np.uint8).reshape(-1, plane.line_size)
 
 
 def rgb_from_yuv(matrix: str, full_range: bool) -> np.ndarray:
@@ -141,7 +150,10 @@ class YuvClips:
         import torch
 
         if torch.device(device).type == "cpu":
-            return torch.from_numpy(np.stack([self._clip(k) for k in range(len(self.y))]))
+            rgb = np.empty((*self.y.shape[:2], self.size, self.size, 3), np.uint8)
+            for k in range(len(rgb)):
+                rgb[k] = self._clip(k)
+            return torch.from_numpy(rgb)
         here = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
         return convert_batch(dataclasses.replace(self, **here), torch.float16)
 

@@ -81,7 +81,7 @@ ALERTS = (
     ),
     Alert(
         "SvfapNonFinite",
-        f"increase({names.NON_FINITE.name}[10m]) > 0 or {names.NON_FINITE.name} > 0",
+        f"{names.NON_FINITE.name} > 0",
         "0m",
         "page",
         "Run {{ $labels.run }} met a loss or gradient that is not finite, and ended.",
@@ -91,7 +91,9 @@ ALERTS = (
     ),
     Alert(
         "SvfapRestartLoop",
-        f"changes({names.RESTARTS.name}[30m]) >= 3",
+        # Over all series of a run: a restarted rank may listen on another port.
+        f"max {_BY_RUN} (max_over_time({names.RESTARTS.name}[30m])) - "
+        f"min {_BY_RUN} (min_over_time({names.RESTARTS.name}[30m])) >= 3",
         "0m",
         "page",
         "Run {{ $labels.run }} was restarted three times within half an hour.",

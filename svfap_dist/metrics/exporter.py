@@ -36,6 +36,9 @@ class Exporter:
             )
             for metric in names.METRICS
         }
+        for metric in names.METRICS:  # or the first failure would be no increase
+            if metric.kind == "counter" and not metric.labels:
+                self.add(metric, 0)
         self._server = None
         self.address = ""
         if metrics.enabled:

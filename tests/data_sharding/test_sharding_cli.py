@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_two_shardings_are_equal_byte_for_byte(videos: str, tmp_path: Path) -> N
     shard(videos, tmp_path / "a", workers=0)
     shard(videos, tmp_path / "b", workers=2)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    assert len(contents(tmp_path / "a")) == 3 * 2 + 2
+    assert len(contents(tmp_path / "a")) == 3 * 3 + 2
     shard(videos, tmp_path / "c", shuffle_seed=1)
     assert (
         contents(tmp_path / "a")["shard-000000.tar"] != contents(tmp_path / "c")["shard-000000.tar"]
@@ -137,14 +138,79 @@ def test_another_data_set_is_not_overwritten_unasked(
     assert contents(tmp_path / "out") == contents(tmp_path / "new")
 
 
-def test_a_video_more_is_another_input(videos: str, tmp_path: Path) -> None:
-    root = tmp_path / "in"
-    root.mkdir()
-    (root / "part").symlink_to(videos)
-    shard(str(root), tmp_path / "out")
-    make_video(root / "id00009/v/00001.mp4", 70)
-    with pytest.raises(ConfigError, match="other inputs or options"):
-        shard(str(root), tmp_path / "out")
+@pytest.fixture
+def growing(videos: str, tmp_path: Path) -> Path:
+    """A folder with the ten videos, to which others can be added."""
+    root = tmp_path / "growing"
+    shutil.copytree(videos, root)
+    return root
+
+
+def test_new_videos_get_shards_of_their_own(growing: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = shard(str(growing), out)
+    before = contents(out)
+    for number in range(5):
+        make_video(growing / f"id00009/v/0000{number}.mp4", 70, size=(32, 32), seed=number)
+    (growing / "id00009/v/00009.mp4").write_bytes(b"")
+    second = shard(str(growing), out)
+    after = contents(out)
+    kept = [name for name in before if name.startswith("shard-")]
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    manifest = shard_format.load_manifest(str(out))
+    assert [entry.num_samples for entry in manifest.shards] == [4, 4, 2, 4, 1] or [
+        entry.num_samples for entry in manifest.shards
+    ] == [4, 4, 2, 3, 2]  # the empty file is in either of the two new groups
+    assert (second.num_samples, second.new_samples) == (NUM_GOOD + 5, 5)
+    assert second.rejected == {"empty": 1}
+    assert second.fingerprint_before == first.fingerprint != second.fingerprint
+    assert any(f"was {first.fingerprint} and is" in line for line in second.lines())
+    assert cli.verify(str(out)).num_samples == NUM_GOOD + 5
+    assert shard(str(growing), out).already_complete
+
+
+def test_an_interrupted_addition_leaves_the_old_set_whole_and_goes_on(
+    growing: Path, tmp_path: Path
+) -> None:
+    shard(str(growing), tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "undisturbed")
+    for number in range(9):
+        make_video(growing / f"id00009/v/0000{number}.mp4", 70, size=(32, 32), seed=number)
+
+    def interrupt(done: int, total: int | None, rejected: int) -> None:
+        if done == NUM_GOOD + 5:  # the first new shard is finished
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shard(str(growing), tmp_path / "out", progress=interrupt)
+    manifest = shard_format.load_manifest(str(tmp_path / "out"))
+    assert manifest.num_samples == NUM_GOOD
+    shard_format.check_shards(str(tmp_path / "out"), manifest)
+    finished = (tmp_path / "out/shard-000003.done.json").stat().st_mtime_ns
+    shard(str(growing), tmp_path / "out")
+    assert (tmp_path / "out/shard-000003.done.json").stat().st_mtime_ns == finished
+    shard(str(growing), tmp_path / "undisturbed")
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("change", ["vanished", "changed"])
+def test_vanished_and_changed_videos_are_another_input(
+    growing: Path, tmp_path: Path, change: str
+) -> None:
+    shard(str(growing), tmp_path / "out")
+    video = growing / "id00000/v3/00001.mp4"
+    if change == "vanished":
+        video.unlink()
+    else:
+        make_video(video, 90)
+    before = contents(tmp_path / "out")
+    numbers = r"1 of .* and 0 have" if change == "vanished" else r"0 of .* and 1 have"
+    with pytest.raises(ConfigError, match=rf"other inputs.*{numbers}.*id00000/v3.*--overwrite"):
+        shard(str(growing), tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+    shard(str(growing), tmp_path / "out", overwrite=True)
+    shard(str(growing), tmp_path / "new")
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -152,7 +218,7 @@ def test_an_interrupted_run_leaves_no_manifest_and_can_be_repeated(
     videos: str, tmp_path: Path, workers: int
 ) -> None:
     def interrupt(done: int, total: int | None, rejected: int) -> None:
-        if done == 7:
+        if done >= 7:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -161,7 +227,11 @@ def test_an_interrupted_run_leaves_no_manifest_and_can_be_repeated(
     assert MANIFEST_NAME not in contents(tmp_path / "out")
     with pytest.raises(ShardError, match="No manifest"):
         cli.show(str(tmp_path / "out"))
+    finished = list((tmp_path / "out").glob("*.done.json"))
+    before = {path: path.stat().st_mtime_ns for path in finished}
+    assert before
     assert not shard(videos, tmp_path / "out").already_complete
+    assert {path: path.stat().st_mtime_ns for path in finished} == before  # not made again
     shard(videos, tmp_path / "undisturbed")
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
@@ -200,7 +270,7 @@ def test_an_altered_manifest_is_not_taken_for_ours(videos: str, tmp_path: Path) 
 def test_shards_of_another_tool_are_not_overwritten_unasked(videos: str, tmp_path: Path) -> None:
     for number in range(2):
         storage.write_bytes(str(tmp_path / f"out/shard-{number:06d}.tar"), b"precious")
-    with pytest.raises(ConfigError, match=r"2 tars without index.*another URL"):
+    with pytest.raises(ConfigError, match=r"2 tars, such as shard-000000.*another URL"):
         shard(videos, tmp_path / "out")
     assert (tmp_path / "out/shard-000000.tar").read_bytes() == b"precious"
 
@@ -211,7 +281,8 @@ def test_nothing_usable_is_an_error_and_looks_like_nothing_complete(tmp_path: Pa
     with pytest.raises(ShardError, match=r"too_short 1.*lower --min-frames") as caught:
         cli.shard("folder", str(tmp_path / "in"), str(tmp_path / "out"))
     assert caught.value.exit_code == 3
-    assert list(contents(tmp_path / "out")) == [REJECTED_NAME]
+    assert list(contents(tmp_path / "out")) == [REJECTED_NAME, "shard-000000.done.json"]
+    assert cli.shard("folder", str(tmp_path / "in"), str(tmp_path / "out"), min_frames=9)
 
 
 def test_the_way_over_s3_is_the_same(videos: str, s3_bucket: str, tmp_path: Path) -> None:
@@ -240,7 +311,8 @@ def test_an_output_that_cannot_be_written_is_told_before_any_work(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"profile": "train"}, r"Unknown profile.*source"),
+        ({"profile": "both"}, r"Unknown profile.*source, train"),
+        ({"train": cli.TrainProfile()}, r"profile source.*--profile train"),
         ({"min_frames": 0}, "min_frames=0"),
         ({"max_samples_per_shard": 0}, "max_samples_per_shard=0"),
         ({"workers": -1}, "workers=-1"),

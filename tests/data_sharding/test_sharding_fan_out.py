@@ -1,68 +1,149 @@
-"""Several processes give what one gives, in the same order, and their failures are told."""
+"""Several processes make what one makes, whichever of them dies."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from clips import make_video
 
-from data_sharding.fan_out import probe_all
-from data_sharding.probe import Rejected
+from data_sharding import fan_out, fan_out_ray, markers
+from data_sharding.examine import Making
+from data_sharding.make_shard import Order, ShardMaker
+from data_sharding.plan import Group
+from data_sharding.probe import Limits
 from data_sharding.sources import SourceVideo
 from svfap_dist import storage
-from svfap_dist.errors import ShardError, StorageError
+from svfap_dist.errors import ClusterError, StorageError
+
+LENGTHS = [12, 9, 15, 8, 11, 10]
 
 
-def video(key: str, data: bytes) -> SourceVideo:
-    return SourceVideo(key, functools.partial(bytes, data), {}, key)
+def video(key: str, read: Callable[[], bytes]) -> SourceVideo:
+    return SourceVideo(key, read, {}, key)
 
 
-def test_processes_give_what_one_process_gives() -> None:
-    lengths = [12, 9, 15, 8, 11, 10, 20]
-    videos = [video(f"v{n}", make_video(None, n)) for n in lengths]
-    videos.insert(3, video("empty", b""))
-    alone = list(probe_all(videos, 10, workers=0))
-    assert [probed.video.key for probed in alone] == [v.key for v in videos]
-    assert [probed.data for probed in alone if not isinstance(probed.result, Rejected)] == [
-        make_video(None, n) for n in lengths if n >= 10
-    ]
-    assert list(probe_all(videos, 10, workers=2)) == alone
+def group(number: int, *reads: Callable[[], bytes]) -> Group:
+    videos = tuple(video(f"g{number}/v{row}", read) for row, read in enumerate(reads))
+    return Group(number, videos, tuple("0" * 16 for _ in videos))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_only_few_videos_are_in_flight(workers: int) -> None:
+def two_groups() -> list[Group]:
+    reads = [functools.partial(bytes, make_video(None, length)) for length in LENGTHS]
+    return [group(0, *reads[:3]), group(1, *reads[3:], bytes)]
+
+
+def order(url: Path) -> Order:
+    return Order(str(url), Making(min_frames=10), "options")
+
+
+def contents(url: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in url.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What one process makes of the two groups."""
+    url = tmp_path_factory.mktemp("alone")
+    with ShardMaker(order(url)) as maker:
+        first, second = (maker(group) for group in two_groups())
+    assert (first.num_samples, first.reasons) == (2, {"too_short": 1})
+    assert (second.num_samples, second.reasons) == (2, {"too_short": 1, "empty": 1})
+    assert (first.shortest, second.shortest) == (12, 10)
+    assert first.seconds == pytest.approx((12 + 15) / 25)
+    return contents(url)
+
+
+def test_processes_make_what_one_process_makes(alone: dict[str, str], tmp_path: Path) -> None:
+    tallies = list(fan_out.make_all(order(tmp_path), two_groups(), workers=2, processes=2))
+    assert sum(tally.num_samples for tally in tallies) == 4
+    assert contents(tmp_path) == alone
+
+
+def kill_the_worker_once(state: Path, data: bytes) -> bytes:
+    """Read by a process that a worker has started: end that worker, the first time."""
+    if not state.exists():
+        state.touch()
+        os.kill(os.getppid(), signal.SIGKILL)
+    return data
+
+
+def test_a_worker_that_dies_loses_only_its_group_which_is_made_again(
+    alone: dict[str, str], tmp_path: Path
+) -> None:
+    good, other = two_groups()
+    deadly = functools.partial(kill_the_worker_once, tmp_path / "state", good.videos[1].read())
+    videos = (good.videos[0], video(good.keys[1], deadly), good.videos[2])
+    groups = [Group(0, videos, good.digests), other]
+    out = tmp_path / "out"
+    assert len(list(fan_out.make_all(order(out), groups, workers=2))) == 2
+    assert (tmp_path / "state").exists()
+    assert contents(out) == alone
+
+
+def kill_the_worker() -> bytes:
+    os.kill(os.getppid(), signal.SIGKILL)
+    return b""
+
+
+def test_a_worker_that_dies_again_and_again_is_told(tmp_path: Path) -> None:
+    groups = [group(7, kill_the_worker)]
+    with pytest.raises(ClusterError, match=r"died 3 times.*shard-000007, videos g7/v0"):
+        list(fan_out.make_all(order(tmp_path), groups, workers=2))
+    assert contents(tmp_path) == {}
+
+
+def test_a_failing_store_stops_and_a_file_that_vanished_does_not(tmp_path: Path) -> None:
+    gone = functools.partial(storage.read_bytes, str(tmp_path / "a"))
+    folder = functools.partial(storage.read_bytes, str(tmp_path))
+    (tally,) = fan_out.make_all(order(tmp_path / "out"), [group(0, gone)], workers=1)
+    assert tally.reasons == {"missing": 1}
+    assert markers.load(str(tmp_path / "out"), 0).entry is None
+    with pytest.raises(StorageError, match="Is a directory"):
+        list(fan_out.make_all(order(tmp_path / "out"), [group(1, folder)], workers=1))
+    assert markers.name(1) not in contents(tmp_path / "out")
+
+
+def test_only_few_groups_are_in_flight(tmp_path: Path) -> None:
     asked = 0
 
     def endless():
         nonlocal asked
         while True:
             asked += 1
-            yield video(str(asked), b"")
+            yield group(asked, bytes)
 
-    results = probe_all(endless(), 1, workers)
+    tallies = fan_out.make_all(order(tmp_path), endless(), workers=2)
+    for done in range(1, 10):
+        next(tallies)
+        assert asked - done <= 2
+    tallies.close()
+
+
+def test_only_few_videos_are_in_flight() -> None:
+    from data_sharding.examine import Examiners
+
+    asked = 0
+
+    def endless():
+        nonlocal asked
+        while True:
+            asked += 1
+            yield video(str(asked), bytes)
+
+    results = Examiners(Making(limits=Limits()), 2).each(endless())
     for done in range(1, 30):
         next(results)
-        assert asked - done <= 2 * workers
+        assert asked - done <= 4
     results.close()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_file_that_vanished_is_left_out_and_a_failing_store_stops(
-    tmp_path: Path, workers: int
-) -> None:
-    gone = SourceVideo("a", functools.partial(storage.read_bytes, str(tmp_path / "a")), {}, "a")
-    (probed,) = probe_all([gone], 1, workers)
-    assert isinstance(probed.result, Rejected)
-    assert probed.result.reason == "missing"
-    folder = SourceVideo("b", functools.partial(storage.read_bytes, str(tmp_path)), {}, "b")
-    with pytest.raises(StorageError, match="Is a directory"):
-        list(probe_all([folder], 1, workers))
-
-
-def test_a_worker_that_dies_is_told() -> None:
-    deadly = SourceVideo("deadly", functools.partial(os._exit, 9), {}, "x")
-    with pytest.raises(ShardError, match=r"worker process died.*deadly"):
-        list(probe_all([video("v", b""), deadly], 1, workers=2))
+def test_ray_tasks_make_what_one_process_makes(alone: dict[str, str], tmp_path: Path) -> None:
+    made = fan_out_ray.make_all(order(tmp_path), two_groups(), fan_out_ray.LOCAL, workers=2)
+    assert sum(tally.num_samples for tally in made) == 4
+    assert contents(tmp_path) == alone

@@ -12,9 +12,8 @@ from clips import make_video, read_frame_number
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_sharding import probe as probing
 from data_sharding.containers import missing_bytes
-from data_sharding.probe import Rejected, frame_rate, probe
+from data_sharding.probe import Limits, Rejected, frame_rate, probe
 from svfap_dist.shard_format import VideoInfo
 
 CONTAINERS = [
@@ -113,12 +112,12 @@ def test_a_video_that_no_decoder_takes_is_undecodable() -> None:
     assert reason(bytes(data)) == "undecodable"
 
 
-def test_frames_of_too_many_pixels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_of_too_many_pixels_are_refused() -> None:
     data = make_video(None, 70, size=(64, 48))
-    monkeypatch.setattr(probing, "MAX_PIXELS", 64 * 48)
+    assert probe(data, 61, Limits(pixels=64 * 48)) == probe(data)
     assert reason(data) == "good"
-    monkeypatch.setattr(probing, "MAX_PIXELS", 64 * 48 - 1)
-    assert probe(data) == Rejected("too_large", "64x48 pixels")
+    refused = Rejected("too_large", "64x48 pixels")
+    assert probe(data, 61, Limits(pixels=64 * 48 - 1)) == refused
 
 
 def _sound_only() -> bytes:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
-from clips import make_video
+from clips import make_video, read_frame_number
+from PIL import Image
 
-from data_sharding import cli, show
+from data_sharding import cli, show, verify
 from svfap_dist import shard_format
 from svfap_dist.errors import ShardError
 
@@ -29,9 +32,10 @@ def shards(original: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_whole_data_set_is_verified(shards: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_whole_data_set_is_verified(shards: Path, workers: int) -> None:
     seen = []
-    verified = cli.verify(str(shards), progress=lambda *state: seen.append(state))
+    verified = cli.verify(str(shards), lambda *state: seen.append(state), workers=workers)
     assert (verified.num_shards, verified.num_samples) == (3, 5)
     assert seen[0] == (0, 3, 0)
     assert seen[-1] == (3, 3, 0)
@@ -45,7 +49,7 @@ def test_one_altered_byte_is_found_and_its_sample_named(shards: Path) -> None:
     data[index.offsets[1] + index.sizes[1] // 2] ^= 1
     (shards / entry.name).write_bytes(data)
     with pytest.raises(ShardError, match=rf"1 of 3 .*shard-000001.*first '{index.keys[1]}'"):
-        cli.verify(str(shards))
+        cli.verify(str(shards), workers=1)
     shard_format.check_shards(str(shards), shard_format.load_manifest(str(shards)))
 
 
@@ -53,11 +57,91 @@ def test_a_cut_shard_is_found_by_both_checks(shards: Path) -> None:
     path = shards / "shard-000000.tar"
     path.write_bytes(path.read_bytes()[:-20000])
     with pytest.raises(ShardError, match=r"shard-000000\.tar: .*other content"):
-        cli.verify(str(shards))
+        cli.verify(str(shards), workers=1)
     with pytest.raises(ShardError, match="cut short"):
         shard_format.check_shards(str(shards), shard_format.load_manifest(str(shards)))
     with pytest.raises(ShardError, match="cut short"):
         cli.show(str(shards))
+
+
+def test_a_stale_manifest_is_found(shards: Path, original: Path) -> None:
+    old = (shards / "manifest.json").read_bytes()
+    cli.shard(
+        "folder",
+        str(original.parent / "in"),
+        str(shards),
+        shuffle_seed=1,
+        overwrite=True,
+        workers=0,
+    )
+    (shards / "manifest.json").write_bytes(old)
+    with pytest.raises(ShardError, match="stale manifest: the shard was made anew since"):
+        cli.verify(str(shards), workers=1)
+
+
+def test_a_manifest_of_before_shards_were_added_is_found(tmp_path: Path) -> None:
+    options = {"max_samples_per_shard": 1, "workers": 0}
+    make_video(tmp_path / "in/a.mp4", 61)
+    cli.shard("folder", str(tmp_path / "in"), str(tmp_path / "out"), **options)
+    old = (tmp_path / "out/manifest.json").read_bytes()
+    make_video(tmp_path / "in/b.mp4", 61)
+    cli.shard("folder", str(tmp_path / "in"), str(tmp_path / "out"), **options)
+    assert cli.verify(str(tmp_path / "out")).num_samples == 2
+    (tmp_path / "out/manifest.json").write_bytes(old)
+    with pytest.raises(ShardError, match=r"not that of the shards.*000001\.done\.json: not in"):
+        cli.verify(str(tmp_path / "out"))
+
+
+def test_swapped_indexes_are_found(shards: Path) -> None:
+    first, second = (shards / f"shard-00000{number}.index.json" for number in range(2))
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    with pytest.raises(ShardError, match=r"2 of 3 .*Shard index does not fit"):
+        cli.verify(str(shards), workers=1)
+
+
+def test_a_key_in_two_shards_is_found() -> None:
+    with verify._Keys() as keys:
+        assert keys.repeated(["a", "b"]) == []
+        assert keys.repeated(["c", "b"]) == ["key 'b' is in another shard too"]
+
+
+def test_packets_that_lie_elsewhere_than_the_json_says_are_found(tmp_path: Path) -> None:
+    make_video(tmp_path / "in/a.mp4", 61, size=(224, 224))
+    out = str(tmp_path / "out")
+    cli.shard("folder", str(tmp_path / "in"), out, profile="train", workers=0)
+    assert cli.verify(out).num_samples == 1
+    (entry,) = shard_format.load_manifest(out).shards
+    content = (tmp_path / "out" / entry.name).read_bytes()
+    members = verify.read_members(content)
+    info = shard_format.load_info(members["a.json"])
+    video = members["a.mp4"]
+    assert info.order is not None
+    assert verify._packets_fit(video, info)
+    sizes = info.order.packet_sizes
+    for wrong in ({"first_byte": info.order.first_byte + 1}, {"packet_sizes": sizes[:-1]}):
+        order = dataclasses.replace(info.order, **wrong)
+        assert not verify._packets_fit(video, dataclasses.replace(info, order=order))
+
+
+def test_a_contact_sheet_shows_first_and_middle_frames(tmp_path: Path) -> None:
+    for number, length in enumerate((64, 61, 80)):
+        make_video(tmp_path / f"in/{number}.mp4", length, size=(160, 160), seed=number)
+    for profile, profile_options in (("source", None), ("train", cli.TrainProfile("full"))):
+        out, png = str(tmp_path / profile), tmp_path / f"{profile}.png"
+        cli.shard(
+            "folder", str(tmp_path / "in"), out, profile=profile, train=profile_options, workers=0
+        )
+        cli.draw_contact_sheet(out, str(png), num_samples=8)
+        sheet = np.asarray(Image.open(png))
+        assert sheet.shape == (174, 3 * 320, 3)
+        entry = shard_format.load_manifest(out).shards[0]
+        keys = shard_format.load_index(out, entry).keys
+        pictures = [sheet[14:, left : left + 160] for left in range(0, 960, 160)]
+        middles = {"0": 32, "1": 30, "2": 40}
+        want = [number for key in keys for number in (0, middles[key])]
+        assert [read_frame_number(picture) for picture in pictures] == want
 
 
 def test_all_damage_is_told_at_once(shards: Path) -> None:
@@ -65,7 +149,7 @@ def test_all_damage_is_told_at_once(shards: Path) -> None:
     (shards / "shard-000001.index.json").write_text("{}")
     (shards / "shard-000002.index.json").unlink()
     with pytest.raises(ShardError, match=r"3 of 3 shards are damaged") as caught:
-        cli.verify(str(shards))
+        cli.verify(str(shards), workers=1)
     assert "shard-000000.tar: missing" in caught.value.found
     assert "shard-000001.tar: Shard index does not fit" in caught.value.found
     assert "shard-000002.tar: Shard index is missing" in caught.value.found
@@ -78,7 +162,7 @@ def test_the_end_of_a_tar_counts_too(shards: Path) -> None:
     data[-1] = 1
     path.write_bytes(data)
     with pytest.raises(ShardError, match=r"1 of 3 .*other content"):
-        cli.verify(str(shards))
+        cli.verify(str(shards), workers=1)
 
 
 @pytest.mark.parametrize("look_at", [1, 2, 256])

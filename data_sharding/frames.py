@@ -1,0 +1,170 @@
+"""Pictures in a folder -> one video: for data sets that come as frames.
+
+Training reads videos, so a clip's frames become one file, once. Frames that are ordinary JPEGs of
+one size (nearly all) are put into an mp4 as they are: an MJPEG video is a row of JPEG pictures, so
+no pixel changes and nothing is decoded. Anything else (PNG, progressive or mixed JPEG, frames of
+several sizes) is encoded with H.264 at a quality where losses do not show; then frames of another
+size are scaled to that of the first, and an odd last row or column is dropped, as 4:2:0 asks for.
+
+Equal frames give equal bytes. The frame rate is a label, for pictures have none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from typing import Any, cast
+
+import av
+import av.video.stream
+from av.container import OutputContainer
+from PIL import Image
+
+from svfap_dist import storage
+from svfap_dist.errors import DecodeError
+
+FRAME_SUFFIXES = ("jpg", "jpeg", "png")
+FPS = 25
+ENCODER = 1  # raise it when the same frames come out as other bytes
+SUFFIX = "mp4"
+
+_READS_AT_ONCE = 8  # from a store, where each frame is a request
+_END_OF_JPEG = b"\xff\xd9"
+# One thread and no macroblock tree: else x264's bytes depend on threads and on what the heap held.
+_H264 = {
+    "crf": "17",
+    "preset": "veryfast",
+    "g": "16",
+    "threads": "1",
+    "x264-params": "mbtree=0",
+}
+
+
+class BrokenFrame(DecodeError):
+    """A frame that is no whole picture."""
+
+    def __init__(self, index: int, found: str) -> None:
+        advice = "copy the frame again, or delete it"
+        super().__init__("Frame is no picture", where=f"frame {index}", found=found, do=advice)
+        self.index = index
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.index, self.found)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Header:
+    """What a picture's header says; copyable: a baseline JPEG, complete."""
+
+    size: tuple[int, int]  # width, height
+    sampling: tuple[tuple[int, int], ...]  # of each component; empty if not a JPEG
+    copyable: bool
+
+
+def read_frames(folder: str, names: str) -> bytes:
+    """The video of the frames `names`, separated by `/`, of a folder or S3 prefix.
+
+    If a frame is no picture, its own bytes, which the probe will refuse: the clip is then listed as
+    unreadable, as a broken video is.
+
+    Raises: StorageMissing if a frame is gone; StorageError from the store.
+    """
+    urls = [storage.join(folder, name) for name in names.split("/")]
+    if storage.is_remote(folder):
+        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+            frames = list(pool.map(storage.read_bytes, urls))
+    else:
+        frames = [storage.read_bytes(url) for url in urls]
+    try:
+        return encode_frames(frames)
+    except BrokenFrame as error:
+        return frames[error.index]
+
+
+def natural_order(name: str) -> list[str | int]:
+    """Sorting key by which `2.jpg` comes before `10.jpg`."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]
+
+
+def encode_frames(frames: Sequence[bytes], fps: int = FPS) -> bytes:
+    """Picture files, in the order they are shown -> an mp4 of constant frame rate.
+
+    Raises: BrokenFrame if one is no whole picture.
+    """
+    headers = [_read_header(frame, index) for index, frame in enumerate(frames)]
+    first = headers[0]
+    if all(header.copyable and header == first for header in headers):
+        return _copied(frames, first.size, fps)
+    return _encoded(frames, first.size, fps)
+
+
+def _read_header(frame: bytes, index: int) -> _Header:
+    try:
+        with Image.open(io.BytesIO(frame), formats=("JPEG", "PNG")) as picture:
+            layers = getattr(picture, "layer", [])
+            baseline = picture.format == "JPEG" and not picture.info.get("progressive")
+            copyable = baseline and picture.mode in ("RGB", "L") and _END_OF_JPEG in frame[-1024:]
+            sampling = tuple((layer[1], layer[2]) for layer in layers)
+            return _Header(picture.size, sampling, copyable)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BrokenFrame(index, str(error)) from error
+
+
+def _copied(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format=SUFFIX, options={"fflags": "+bitexact"}) as container:
+        stream = _add_stream(container, "mjpeg", size, fps, {})
+        stream.pix_fmt = "yuvj420p"  # for the muxer; decoders go by each picture's own header
+        for number, frame in enumerate(frames):
+            packet = av.Packet(frame)
+            packet.stream = stream
+            packet.time_base = Fraction(1, fps)
+            packet.pts = packet.dts = number
+            packet.duration = 1
+            packet.is_keyframe = True
+            container.mux(packet)
+    return file.getvalue()
+
+
+def _encoded(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> bytes:
+    even = (size[0] - size[0] % 2, size[1] - size[1] % 2)
+    if not all(even):
+        raise BrokenFrame(0, f"{size[0]}x{size[1]} pixels")
+    file = io.BytesIO()
+    with av.open(file, "w", format=SUFFIX, options={"fflags": "+bitexact"}) as container:
+        stream = _add_stream(container, "libx264", even, fps, _H264)
+        stream.pix_fmt = "yuv420p"
+        for picture in _pictures(frames, size):
+            frame = av.VideoFrame.from_image(picture.crop((0, 0, *even)))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def _pictures(frames: Sequence[bytes], size: tuple[int, int]) -> Iterator[Image.Image]:
+    for index, frame in enumerate(frames):
+        try:
+            with Image.open(io.BytesIO(frame), formats=("JPEG", "PNG")) as opened:
+                picture = opened.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise BrokenFrame(index, str(error)) from error
+        yield picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def _add_stream(
+    container: OutputContainer,
+    codec: str,
+    size: tuple[int, int],
+    fps: int,
+    options: dict[str, str],
+) -> av.video.stream.VideoStream:
+    stream = cast(
+        av.video.stream.VideoStream, container.add_stream(codec, rate=fps, options=options)
+    )
+    stream.width, stream.height = size
+    stream.time_base = Fraction(1, fps)
+    return stream

@@ -1,0 +1,181 @@
+"""Which video goes into which shard: decided once, before any of them is read.
+
+Videos are shuffled by a hash of seed and key and cut into groups, one per shard, by their number
+and known sizes. So what is in a shard is known without making the shards before it: every group can
+be made alone, anywhere, at any time, and comes out the same. A video that turns out to be unusable
+makes its shard smaller and moves no other.
+
+The list may have millions of rows: it lies in a temporary SQLite file and is sorted there, so
+memory does not grow with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import pickle
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+
+from data_sharding.sources import SourceVideo
+from svfap_dist.errors import ShardError, StorageError
+from svfap_dist.shard_format import FORMAT_VERSION
+
+_HEADERS = 4 * 512  # bytes that a sample's tar headers, JSON and padding take, about
+_TABLES = """
+    pragma journal_mode = off;
+    create table videos (key text primary key, place blob, size int, digest text, video blob);
+    create table kept (key text primary key, digest text) without rowid;
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The videos of one shard, in its order, and the digest of each: of what it is made from."""
+
+    number: int
+    videos: tuple[SourceVideo, ...]
+    digests: tuple[str, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(video.key for video in self.videos)
+
+    @property
+    def name(self) -> str:
+        return f"shard-{self.number:06d}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Misfits:
+    """Videos that were in the data set and are no longer what they were: how many, and one key."""
+
+    vanished: int
+    changed: int
+    example: str
+
+
+class Plan:
+    """The videos of a data set, on disk, and the groups they make."""
+
+    def __init__(self, seed: int, max_samples: int, max_bytes: int) -> None:
+        self._seed, self._max_samples, self._max_bytes = seed, max_samples, max_bytes
+        self._db = sqlite3.connect("")  # a temporary file, deleted when it is closed
+        self._db.executescript(_TABLES)
+
+    def __enter__(self) -> Plan:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._db.close()
+
+    def read(self, videos: Iterable[SourceVideo]) -> int:
+        """Take in all videos of a source; how many they are.
+
+        Raises: ShardError if two have the same key; StorageError if the temporary disk is full.
+        """
+        rows = (self._row(video) for video in videos)
+        try:
+            with _temporary_disk():
+                return self._db.executemany("insert into videos values (?,?,?,?,?)", rows).rowcount
+        except sqlite3.IntegrityError as error:
+            raise ShardError(
+                "Two videos of the source have the same key",
+                found=str(error),
+                do="report it: the layout's module has to make keys unique",
+            ) from error
+
+    def _row(self, video: SourceVideo) -> tuple[str, bytes, int, str, bytes]:
+        # A random place that depends on the seed and the key alone, not on the other videos.
+        place = hashlib.sha256(f"{self._seed}/{video.key}".encode()).digest()
+        about = json.dumps([video.key, video.suffix, video.stamp, video.labels], sort_keys=True)
+        digest = hashlib.sha256(about.encode()).hexdigest()[:16]
+        return video.key, place, video.num_bytes, digest, pickle.dumps(video)
+
+    def digest(self, options: Mapping[str, object]) -> str:
+        """Digest of what decides the bytes of a data set: the videos' names, sizes, labels, and
+        the options; not the order in which the source names them."""
+        rows = hashlib.sha256(options_digest(options).encode())
+        for (digest,) in self._db.execute("select digest from videos order by key"):
+            rows.update(digest.encode())
+        return rows.hexdigest()[:16]
+
+    def keep(self, keys: Sequence[str], digests: Sequence[str]) -> None:
+        """These videos are in the data set already, and go into no new group."""
+        with _temporary_disk():
+            self._db.executemany(
+                "insert or ignore into kept values (?,?)", zip(keys, digests, strict=True)
+            )
+
+    def forget(self) -> None:
+        """No video is kept."""
+        self._db.execute("delete from kept")
+
+    def misfits(self) -> Misfits | None:
+        """Those of the videos kept that the source no longer names, or names otherwise."""
+        # The comparison is null for a video that vanished, true for one that changed.
+        joined = "from kept left join videos using (key) where kept.digest is not videos.digest"
+        found, changed, example = self._db.execute(
+            f"select count(*), count(videos.key), min(key) {joined}"
+        ).fetchone()
+        return Misfits(found - changed, changed, example) if found else None
+
+    def group(self, number: int, keys: Iterable[str]) -> Group:
+        """The group of these videos, all of them the source's."""
+        rows = []
+        for key in keys:
+            select = "select digest, video from videos where key = ?"
+            rows.append(self._db.execute(select, [key]).fetchone())
+        return _group(number, rows)
+
+    def new_groups(self, first_number: int) -> Iterator[Group]:
+        """The videos that are not kept, shuffled and cut into groups numbered from there on."""
+        rows: list[tuple[str, bytes]] = []
+        number, num_bytes = first_number, 0
+        with _temporary_disk():
+            for size, digest, video in self._db.execute(
+                "select size, digest, video from videos "
+                "where key not in (select key from kept) order by place, key"
+            ):
+                size_in_tar = _HEADERS + size
+                full = len(rows) == self._max_samples or num_bytes + size_in_tar > self._max_bytes
+                if rows and full:
+                    yield _group(number, rows)
+                    rows, number, num_bytes = [], number + 1, 0
+                rows.append((digest, video))
+                num_bytes += size_in_tar
+        if rows:
+            yield _group(number, rows)
+
+
+def options_digest(options: Mapping[str, object]) -> str:
+    """Digest of the options that decide the bytes of a data set."""
+    text = json.dumps([FORMAT_VERSION, options], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _group(number: int, rows: Sequence[tuple[str, bytes]]) -> Group:
+    videos = tuple(pickle.loads(video) for _, video in rows)  # noqa: S301 - written by `_row`
+    return Group(number, videos, tuple(digest for digest, _ in rows))
+
+
+@contextlib.contextmanager
+def _temporary_disk() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise StorageError(
+            "Cannot write temporary list of videos",
+            where=f"{tempfile.gettempdir()} (TMPDIR)",
+            found=str(error),
+            do="free space, or set TMPDIR to a disk with more",
+        ) from error

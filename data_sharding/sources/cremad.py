@@ -1,0 +1,58 @@
+"""CREMA-D: 91 actors speak twelve sentences in six emotions; five folds by actor.
+
+INPUT is the folder with `VideoFlash`, or that itself; labels are in the file names.
+https://github.com/CheyneyComputerScience/CREMA-D
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from data_sharding.sources import Labels, SourceVideo
+from data_sharding.sources.folds import block_of
+from data_sharding.sources.labelled import labelled_by_path
+from data_sharding.sources.listing import suffix_of
+
+CLASSES = {
+    "ANG": "anger",
+    "DIS": "disgust",
+    "FEA": "fear",
+    "HAP": "happy",
+    "NEU": "neutral",
+    "SAD": "sad",
+}
+FIRST_ACTOR = 1001
+ACTORS_PER_FOLD = (18, 18, 18, 18, 19)
+BROKEN = {"1076_MTI_NEU_XX", "1076_MTI_SAD_XX", "1064_TIE_SAD_XX", "1064_IEO_DIS_MD"}
+_CLIP = re.compile(rf"(?:.*/)?((\d{{4}})_[A-Z]{{3}}_({'|'.join(CLASSES)})_[A-Z]{{2}})\.\w+")
+_LAYOUT = "VideoFlash/<actor>_<sentence>_<emotion>_<level>.flv"
+
+
+def samples(folder: str) -> Iterator[SourceVideo]:
+    """Every clip of CREMA-D; key `1001_DFA_ANG_XX`. The four broken ones are misfits.
+
+    Raises: ConfigError, ShardError if the folder is not CREMA-D's, StorageError.
+    """
+    return labelled_by_path(
+        "cremad", folder, _parse, _LAYOUT, preferred=lambda path: suffix_of(path) == "flv"
+    )
+
+
+def _parse(path: str) -> tuple[str, Labels] | str:
+    found = _CLIP.fullmatch(path)
+    if not found:
+        return f"not named {_LAYOUT}"
+    name, actor, emotion = found.groups()
+    if name in BROKEN:
+        return "known to be broken"
+    fold = block_of(int(actor) - FIRST_ACTOR, ACTORS_PER_FOLD)
+    if fold is None:
+        return f"actor {actor} is in no fold"
+    return name, Labels(
+        set="cremad",
+        subject=actor,
+        class_index=list(CLASSES).index(emotion),
+        class_name=CLASSES[emotion],
+        fold=fold,
+    )

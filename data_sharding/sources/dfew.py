@@ -1,0 +1,62 @@
+"""DFEW: film clips of seven expressions, five official folds. https://dfew-dataset.github.io/
+
+INPUT is the folder with `Clip` and `EmoLabel_DataSplit`. Frames are taken where they are, else the
+clips. The folds hold the 11,697 clips that have a single label; others are listed as left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from data_sharding.sources import Labels, SourceVideo
+from data_sharding.sources.folds import Rows, official
+from data_sharding.sources.labelled import (
+    Medium,
+    Place,
+    add,
+    join,
+    media_of,
+    not_the_layout,
+    read_rows,
+)
+
+CLASSES = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")  # labels 1 to 7
+FOLDS = range(1, 6)
+LISTS = "EmoLabel_DataSplit"
+LIST = LISTS + "/{part}(single-labeled)/set_{fold}.csv"
+HEADER = ["video_name", "label"]
+PLACES = (
+    Place("Clip/clip_224x224", "frames"),  # NNNNN/*.jpg
+    Place("Clip/clip_224x224_avi", "videos"),  # NNNNN.avi
+    Place("Clip/original", "videos"),  # N.mp4
+)
+_LAYOUT = "Clip/clip_224x224/NNNNN/*.jpg and EmoLabel_DataSplit"
+
+
+def samples(folder: str) -> Iterator[SourceVideo]:
+    """Every clip of DFEW; key: its number in five digits.
+
+    Raises: ConfigError, ShardError if the folder is not DFEW's, StorageError.
+    """
+    media: dict[str, Medium] = {}
+    for name, medium in media_of(folder, PLACES).items():
+        add(media, name.zfill(5), name, medium)
+    lists = {fold: {p: _rows(folder, p, fold) for p in ("train", "test")} for fold in FOLDS}
+    labels = {
+        name: Labels(
+            set="dfew", class_index=int(label) - 1, class_name=CLASSES[int(label) - 1], fold=fold
+        )
+        for name, label, fold in official(LISTS, lists)
+    }
+    return join("dfew", folder, media, labels, _LAYOUT)
+
+
+def _rows(folder: str, part: str, fold: int) -> Rows:
+    path = LIST.format(part=part, fold=fold)
+    header, *rows = read_rows("dfew", folder, path, ",", 2) or [[]]
+    numbers = {str(i + 1) for i in range(len(CLASSES))}
+    strange = [row for row in rows if not row[0].isdecimal() or row[1] not in numbers]
+    if header != HEADER or strange:
+        found = f"the row {strange[0] if strange else header}"
+        raise not_the_layout("dfew", path, found, "columns video_name,label with labels 1 to 7")
+    return [(number.zfill(5), label) for number, label in rows]

@@ -1,0 +1,47 @@
+"""eNTERFACE05: 44 persons speak five sentences in six emotions; five folds by person.
+
+INPUT is the folder with `subject N`; labels are in the folders' names, for the files' names are not
+regular (`s_3_fe_5`). Person 23 has no folders of sentences. Person 6 is incomplete and in no fold.
+https://enterface.net/enterface05
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from data_sharding.sources import Labels, SourceVideo
+from data_sharding.sources.folds import block_of
+from data_sharding.sources.labelled import labelled_by_path
+
+CLASSES = ("anger", "disgust", "fear", "happiness", "sadness", "surprise")
+SUBJECTS = [number for number in range(1, 45) if number != 6]
+SUBJECTS_PER_FOLD = (9, 9, 9, 9, 7)  # in order of number
+_CLIP = re.compile(
+    rf"(?:.*/)?(subject[ _](\d+)/({'|'.join(CLASSES)})/(?:sentence[ _]?\d+/)?[^/]+)\.avi"
+)
+_LAYOUT = "subject N/<emotion>/sentence M/*.avi"
+
+
+def samples(folder: str) -> Iterator[SourceVideo]:
+    """Every clip; key: its path from `subject N` on, with `_` for blanks.
+
+    Raises: ConfigError, ShardError if the folder is not eNTERFACE05's, StorageError.
+    """
+    return labelled_by_path("enterface05", folder, _parse, _LAYOUT)
+
+
+def _parse(path: str) -> tuple[str, Labels] | str:
+    found = _CLIP.fullmatch(path)
+    if not found:
+        return f"not at {_LAYOUT}"
+    name, subject, emotion = found.groups()
+    if int(subject) not in SUBJECTS:
+        return f"person {subject} is in no fold"
+    return name.replace(" ", "_"), Labels(
+        set="enterface05",
+        subject=subject,
+        class_index=CLASSES.index(emotion),
+        class_name=emotion,
+        fold=block_of(SUBJECTS.index(int(subject)), SUBJECTS_PER_FOLD),
+    )

@@ -1,0 +1,43 @@
+"""FERV39k: clips of seven expressions in many scenes, official train and test lists.
+
+INPUT is the folder with `2_ClipsforFaceCrop` and `4_setups`.
+https://wangyanckxx.github.io/Proj_CVPR2022_FERV39k.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from data_sharding.sources import Labels, SourceVideo
+from data_sharding.sources.folds import Rows, fixed
+from data_sharding.sources.labelled import Place, join, media_of, not_the_layout, read_rows
+
+CLASSES = ("Happy", "Sad", "Neutral", "Angry", "Surprise", "Disgust", "Fear")  # as lists spell them
+LISTS = "4_setups/All_scenes"
+LIST = LISTS + "/{split}_All.csv"  # rows `Scene/Emotion/NNNN Emotion`
+PLACES = (Place("2_ClipsforFaceCrop", "frames"),)  # Scene/Emotion/NNNN/*.jpg
+_LAYOUT = "2_ClipsforFaceCrop/<Scene>/<Emotion>/NNNN/*.jpg and 4_setups/All_scenes"
+
+
+def samples(folder: str) -> Iterator[SourceVideo]:
+    """Every clip of FERV39k; key: `Scene/Emotion/NNNN`.
+
+    Raises: ConfigError, ShardError if the folder is not FERV39k's, StorageError.
+    """
+    media = media_of(folder, PLACES)
+    labels = {
+        name: Labels(
+            set="ferv39k", class_index=CLASSES.index(label), class_name=label.lower(), split=split
+        )
+        for name, label, split in fixed(LISTS, {s: _rows(folder, s) for s in ("train", "test")})
+    }
+    return join("ferv39k", folder, media, labels, _LAYOUT)
+
+
+def _rows(folder: str, split: str) -> Rows:
+    path = LIST.format(split=split)
+    rows = read_rows("ferv39k", folder, path, " ", 2)
+    if strange := [row for row in rows if row[1] not in CLASSES]:
+        form = "rows `Scene/Emotion/NNNN Emotion`"
+        raise not_the_layout("ferv39k", path, f"the row {strange[0]}", form)
+    return [(clip.strip("/"), emotion) for clip, emotion in rows]

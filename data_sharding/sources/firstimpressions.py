@@ -1,0 +1,109 @@
+"""ChaLearn First Impressions V2: 10,000 clips of vlogs, rated for five personality traits.
+
+INPUT holds, in any folders below it, the unpacked videos (`<YouTube id>.NNN.mp4`) and the three
+annotation files, pickles of {trait: {video: value from 0 to 1}} in latin-1. A pickle can run any
+code while it is read; here it may only build dicts, strings and numbers.
+https://chalearnlap.cvc.uab.cat/dataset/24/description/
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from data_sharding.sources import Labels, SourceVideo
+from data_sharding.sources.folds import fixed
+from data_sharding.sources.labelled import Medium, add, join, not_the_layout, video_file
+from data_sharding.sources.listing import check_folder, is_video
+from svfap_dist import storage
+from svfap_dist.errors import ShardError
+
+TRAITS = ("extraversion", "neuroticism", "agreeableness", "conscientiousness", "openness")
+ANNOTATIONS = {
+    "train": "annotation_training.pkl",
+    "val": "annotation_validation.pkl",
+    "test": "annotation_test.pkl",
+}
+_LAYOUT = f"the videos, {', '.join(ANNOTATIONS.values())}"
+# What numpy's scalars are made of; floats, strings and dicts need no name.
+_ALLOWED = {
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("_codecs", "encode"),
+}
+
+
+class _NumbersOnly(pickle.Unpickler):
+    """Builds dicts, strings, numbers and numpy's scalars, and nothing else."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if (module_name, global_name) in _ALLOWED:
+            return super().find_class(module_name, global_name)
+        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
+
+
+def samples(folder: str) -> Iterator[SourceVideo]:
+    """Every clip; key: `<YouTube id>_NNN`.
+
+    Raises: ConfigError, ShardError if the folder is not this set's or a pickle asks for more than
+    numbers, StorageError.
+    """
+    check_folder(folder)
+    media: dict[str, Medium] = {}
+    annotations: dict[str, str] = {}
+    for path, size in storage.list_files(folder).items():
+        name = os.path.basename(path)
+        if name in ANNOTATIONS.values():
+            annotations.setdefault(name, storage.join(folder, path))
+        elif is_video(path):
+            add(media, name.removesuffix(".mp4"), path, video_file(folder, path, size))
+    if missing := sorted(set(ANNOTATIONS.values()) - annotations.keys()):
+        raise not_the_layout("firstimpressions", folder, f"no {', '.join(missing)}", _LAYOUT)
+    values = {split: _read(annotations[name]) for split, name in ANNOTATIONS.items()}
+    lists = {split: [(name, "") for name in rated] for split, rated in values.items()}
+    labels = {
+        name: Labels(set="firstimpressions", values=values[split][name], split=split)
+        for name, _, split in fixed(folder, lists)
+    }
+    return join("firstimpressions", folder, media, labels, _LAYOUT)
+
+
+def _read(url: str) -> dict[str, dict[str, float]]:
+    """Values of the five traits by video, from one annotation file.
+
+    Raises: ShardError if the pickle is damaged, dangerous or of another form.
+    """
+    try:
+        content = _NumbersOnly(io.BytesIO(storage.read_bytes(url)), encoding="latin-1").load()
+    except Exception as error:  # a damaged pickle can raise anything
+        if isinstance(error, storage.StorageError):
+            raise
+        raise ShardError(
+            "Annotation file cannot be trusted or read",
+            where=url,
+            found=str(error) or type(error).__name__,
+            do="get the file from the challenge's site again",
+        ) from error
+    try:
+        return _by_video(content)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        form = "pickles of {trait: {video: value from 0 to 1}}"
+        raise not_the_layout("firstimpressions", url, repr(error), form) from error
+
+
+def _by_video(content: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    traits = {trait: content[trait] for trait in TRAITS}
+    videos = traits[TRAITS[0]].keys()
+    for trait, values in traits.items():
+        if values.keys() != videos:
+            raise ValueError(f"{trait} is given for other videos than {TRAITS[0]}")
+        if strange := [name for name, value in values.items() if not 0 <= value <= 1]:
+            raise ValueError(f"{trait} of {strange[0]} is {values[strange[0]]}")
+    return {
+        name.removesuffix(".mp4"): {trait: float(traits[trait][name]) for trait in TRAITS}
+        for name in videos
+    }

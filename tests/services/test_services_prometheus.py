@@ -1,0 +1,205 @@
+"""A real Prometheus finds a live run by service discovery, and boards and alerts work on it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus import Prometheus, wait_until
+
+from data_sharding.cli import shard
+from svfap_dist import bundled
+from svfap_dist.distributed import free_port
+from svfap_dist.metrics.boards import BOARDS, GPU_ONLY
+from svfap_dist.metrics.goodput import CLASSES
+
+pytestmark = pytest.mark.services
+
+RULES = bundled.folder("monitoring") / "prometheus/rules.yml"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> str:
+    url = str(tmp_path_factory.mktemp("data") / "shards")
+    shard("synthetic", "clips=16", url)
+    return url
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def prometheus(tmp_path, port) -> Iterator[Prometheus]:
+    server = Prometheus(tmp_path, port)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def start(shards: str, run: Path, port: int, ranks: int, *overrides: str) -> Any:
+    """A run in processes of its own: `svfap pretrain` under torchrun."""
+    launcher: list[str] = []
+    if ranks > 1:
+        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
+        launcher += [f"--master-port={free_port()}"]
+    command = [sys.executable, *launcher, "-m", "svfap_dist", "pretrain"]
+    settings = {
+        "data.url": shards,
+        "data.eval_url": shards,
+        "run.url": str(run),
+        "train.global_batch_size": 8,
+        "train.micro_batch_size": 4,
+        "train.log_every": 2,
+        "train.eval_every": 10,
+        "train.checkpoint_every": 10,
+        "metrics.discovery_port": port,
+    }
+    pairs = [f"{key}={value}" for key, value in settings.items()]
+    with open(run.with_suffix(".log"), "w") as log:
+        return subprocess.Popen([*command, "tiny_cpu", *pairs, *overrides], stdout=log, stderr=log)
+
+
+def stop(process: Any) -> None:
+    process.terminate()
+    process.wait(timeout=120)
+
+
+def test_every_query_of_every_board_gives_data(prometheus, shards, tmp_path, port) -> None:
+    run = start(shards, tmp_path / "run", port, 2, "train.max_steps=100000")
+    try:
+        wait_until(lambda: len(prometheus.query('up{job="svfap_ranks"} == 1')) == 2, 120)
+        wait_until(lambda: prometheus.query("svfap_checkpoint_step >= 10"), 120)
+        # Rates need two scrapes, and the recorded rates five minutes' worth of a moment.
+        wait_until(lambda: prometheus.query("svfap:data_wait:share5m"), 60)
+        empty = [
+            panel.title
+            for board in BOARDS
+            for panel in board.panels
+            if GPU_ONLY not in panel.text
+            for query, _ in panel.queries
+            if not prometheus.query(query.replace("$run", ".*").replace("$__rate_interval", "30s"))
+        ]
+        assert empty == ["Bad samples per second by reason"]  # there were none
+        seconds = {row["metric"]["class"]: row for row in prometheus.query("svfap_run_seconds")}
+        assert set(seconds) == set(CLASSES)
+        shown = float(prometheus.query("svfap_goodput_ratio")[0]["value"][1])
+        assert shown == pytest.approx(goodput_by_hand(tmp_path / "run"), rel=0.01, abs=0.01)
+    finally:
+        stop(run)
+
+
+def goodput_by_hand(run: Path) -> float:
+    """Productive share of the wall time of an undisturbed run, from its events alone."""
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    windows = [event for event in events if event["event"] == "window"]
+    (ready,) = [event for event in events if event["event"] == "ready"]
+    waits = ("data_wait_seconds", "checkpoint_seconds", "evaluation_seconds")
+    lost = sum(window[wait] for window in windows for wait in waits)
+    end = windows[-1]["time"]
+    return (end - ready["time"] - lost) / (end - events[0]["time"])
+
+
+def test_a_restart_loop_raises_its_alert(prometheus, shards, tmp_path, port) -> None:
+    for number in range(4):
+        run = start(shards, tmp_path / "run", port, 1, "train.max_steps=100000")
+        try:
+            wait_until(lambda n=number: prometheus.query(f"svfap_restarts == {n}"), 120)
+            assert number == 3 or "SvfapRestartLoop" not in prometheus.firing()
+        finally:
+            run.kill()
+            run.wait()
+    wait_until(lambda: "SvfapRestartLoop" in prometheus.firing(), 30)
+
+
+def test_a_non_finite_loss_raises_its_alert(prometheus, shards, tmp_path, port) -> None:
+    diverging = ("optim.lr=1e30", "optim.warmup_lr=1e30", "optim.min_lr=1e30")
+    run = start(shards, tmp_path / "mad", port, 1, *diverging, "metrics.linger_seconds=20")
+    try:
+        wait_until(lambda: "SvfapNonFinite" in prometheus.firing(), 120)
+    finally:
+        stop(run)
+
+
+def test_promtool_accepts_the_files() -> None:
+    config = RULES.parent / "prometheus.yml"
+    for command in (["check", "rules", str(RULES)], ["check", "config", str(config)]):
+        done = subprocess.run(["promtool", *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_s_unit_tests_of_the_rules(tmp_path) -> None:
+    """An hour of a run in which one thing after the other goes wrong; who is told, and when."""
+    ok = {"run": "r", "rank": "0"}
+
+    def series(name: str, values: str, **labels: str) -> dict[str, str]:
+        pairs = ", ".join(f'{k}="{v}"' for k, v in (ok | labels).items())
+        return {"series": f"{name}{{{pairs}}}", "values": values}
+
+    told = [
+        ("SvfapNoStep", "5m", False),
+        ("SvfapNoStep", "13m", True),
+        ("SvfapDataBound", "9m", False),
+        ("SvfapDataBound", "20m", True),
+        ("SvfapRestartLoop", "5m", False),
+        ("SvfapRestartLoop", "16m", True),
+        ("SvfapQuarantineGrowing", "30m", True),
+        ("SvfapLowGoodput", "29m", False),
+        ("SvfapLowGoodput", "31m", True),
+        ("SvfapCheckpointTooOld", "2h", False),
+        ("SvfapCheckpointTooOld", "130m", True),
+        ("SvfapNonFinite", "1m", False),
+    ]
+    inputs = [
+        series("svfap_last_step_timestamp_seconds", "0+0x140"),
+        series("svfap_step_seconds_total", "0+60x140"),
+        series("svfap_data_wait_seconds_total", "0+30x140"),
+        series("svfap_clips_total", "0+1000x140"),
+        series("svfap_bad_samples_total", "0+10x140", reason="damaged"),
+        series("svfap_restarts", "0+0x9 1 1 2 2 3 3+0x120"),
+        series("svfap_goodput_ratio", "0.5+0x140"),
+        series("svfap_checkpoint_timestamp_seconds", "0+0x140"),
+        series("svfap_non_finite_total", "0+0x140"),
+    ]
+    names = {name for name, _, _ in told}
+    checks = []
+    for name in sorted(names):
+        for at in [at for known, at, _ in told if known == name]:
+            fires = (name, at, True) in told
+            checks.append({"eval_time": at, "alertname": name, "fires": fires})
+    rules = yaml.safe_load(RULES.read_text())
+    by_name = {r["alert"]: r for g in rules["groups"] for r in g["rules"] if "alert" in r}
+    expressions = [
+        {
+            "expr": f"count({_firing(check['alertname'])}) or vector(0)",
+            "eval_time": check["eval_time"],
+            "exp_samples": [{"labels": "{}", "value": int(check["fires"])}],
+        }
+        for check in checks
+    ]
+    assert names <= by_name.keys()
+    tests = {
+        "rule_files": [str(RULES)],
+        "evaluation_interval": "1m",
+        "tests": [
+            {"interval": "1m", "input_series": inputs, "promql_expr_test": expressions},
+        ],
+    }
+    file = tmp_path / "tests.yml"
+    file.write_text(yaml.safe_dump(tests))
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(file)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _firing(alert: str) -> str:
+    return f'ALERTS{{alertname="{alert}", alertstate="firing"}}'
