@@ -74,6 +74,11 @@ class Isolated(Generic[_Request, _Response]):
             raise answer
         return answer[0]
 
+    def interrupt(self) -> None:
+        """End the call that another thread has under way, if any, as a crash."""
+        if process := self._process:
+            process.kill()
+
     def close(self) -> None:
         """End the child, whatever it does."""
         self._end()

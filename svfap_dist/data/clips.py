@@ -61,7 +61,9 @@ class ClipBatch:
     substituted: list[bool]
     bad: list[BadSample]
     fetch_seconds: float  # summed over the clips, as spent by the threads
-    decode_seconds: float
+    decode_seconds: float  # summed over the clips, as spent by threads or workers
+    bytes_fetched: int = 0  # from the store, by this loader so far
+    batches_ready: int = 0  # this one among them, when it was asked for
 
 
 def window_start(stream: Stream, num_frames: int, window: int) -> int:
