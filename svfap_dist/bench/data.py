@@ -61,7 +61,10 @@ class DataBench:
         return [
             f"{self.url} (profile {self.profile}) against {self.source_url}",
             f"{self.cores} decoding processes, {self.batches} batches of {self.batch_size} clips",
-            *(f"{name:14} {wall:8.1f} clips/s  {cpu:8.1f} per CPU-second" for name, wall, cpu in rows),
+            *(
+                f"{name:14} {wall:8.1f} clips/s  {cpu:8.1f} per CPU-second"
+                for name, wall, cpu in rows
+            ),
             f"By CPU time: {self.share:.0%} of decoding only, {self.ratio:.1f} times webdataset.",
             f"Memory grows by {self.rss_slope_bytes:.0f} bytes per batch.",
         ]

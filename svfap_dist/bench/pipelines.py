@@ -1,4 +1,4 @@
-"""The ways from stored videos to clips that `bench data` compares; each runs in a process of its own.
+"""The ways from stored videos to clips that `bench data` compares, each in a process of its own.
 
 In: a `Spec`. Out: `Rate`s, wall time and CPU time of the process and all below it. Ours is the
 loader of a rank. The others cut clips of the same shape: `decode_only` with our decoder, from
@@ -15,7 +15,7 @@ import itertools
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -76,23 +76,24 @@ def ours(spec: Spec) -> Rate:
 
     manifest = shard_format.load_manifest(spec.url)
     loader = ClipLoader(spec.config, spec.url, manifest, World(0, 0, 1, 1))
-    return _timed(loader.batches(0, spec.warm_up + spec.batches), spec)
+    return _timed(loader.batches(0, 1 << 40), spec)
 
 
 def plain_webdataset(spec: Spec) -> Rate:
     """webdataset from the same store, PyAV, torch's DataLoader."""
     import torch.utils.data
-    import webdataset
+    from webdataset.compat import WebDataset
+    from webdataset.gopen import gopen_schemes
 
-    webdataset.gopen_schemes["s3"] = _open_remote
+    gopen_schemes["s3"] = _open_remote
     manifest = shard_format.load_manifest(spec.url)
     urls = [storage.join(spec.url, shard.name) for shard in manifest.shards]
     urls = urls if storage.is_remote(spec.url) else [f"file:{url}" for url in urls]
-    data = webdataset.WebDataset(urls, resampled=True, shardshuffle=False, empty_check=False)
+    data = WebDataset(urls, resampled=True, shardshuffle=False, empty_check=False)
     clips = data.shuffle(100).map(_PublicDecoder(spec.config))
     batch_size = spec.config.train.global_batch_size
     loader = torch.utils.data.DataLoader(clips, batch_size=batch_size, num_workers=spec.cores)
-    return _timed(itertools.islice(loader, spec.warm_up + spec.batches), spec)
+    return _timed(loader, spec)
 
 
 def dataloader_files(spec: Spec) -> Rate:
@@ -101,9 +102,8 @@ def dataloader_files(spec: Spec) -> Rate:
 
     paths = sorted(str(path) for path in Path(spec.files).iterdir())
     batch_size = spec.config.train.global_batch_size
-    data = _Files(paths, _PublicDecoder(spec.config))
-    wanted = (spec.warm_up + spec.batches) * batch_size
-    sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=wanted)
+    data: Any = _Files(paths, _PublicDecoder(spec.config))
+    sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=1 << 40)
     loader = torch.utils.data.DataLoader(
         data, batch_size=batch_size, sampler=sampler, num_workers=spec.cores
     )
@@ -143,7 +143,7 @@ def _decode_from_memory(spec: Spec) -> Rate:
 
     def batches() -> Iterator[int]:
         rounds = itertools.cycle(samples)
-        for number in range(spec.warm_up + spec.batches):
+        for number in itertools.count():
             for row in range(batch_size // repeats):
                 sample, window = next(rounds), Stream(number, row)
                 crops = [Stream(number, row, repeat) for repeat in range(repeats)]
@@ -166,7 +166,7 @@ class _PublicDecoder:
 
         data = self._config.data
         frames: list[np.ndarray] = []
-        with av.open(io.BytesIO(sample["mp4"])) as container:
+        with av.open(io.BytesIO(sample["mp4"]), "r") as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             start = random.randrange(max(stream.frames - self._config.window + 1, 1))  # noqa: S311
@@ -203,24 +203,23 @@ def _open_remote(url: str, mode: str = "rb", bufsize: int = 8192, **_: object) -
     return fs.open(path, mode)
 
 
-def _timed(batches: Any, spec: Spec) -> Rate:
-    """Take all batches and time those after the warm-up."""
+def _timed(endless: Iterable[object], spec: Spec) -> Rate:
+    """Take batches and time those after the warm-up; work for batches to come is counted, too, as
+    is work done for these in the warm-up not."""
+    batches = iter(endless)
+    for _ in range(spec.warm_up):
+        next(batches)
     resident: list[int] = []
-    began = cpu_began = 0.0
     every = max(spec.batches // 1000, 1)
-    taken = 0
-    for number, _ in enumerate(batches):
-        if number == spec.warm_up - 1:
-            began, cpu_began = time.perf_counter(), _cpu_seconds()
-        elif number >= spec.warm_up:
-            taken += 1
-            if number % every == 0:
-                resident.append(_resident_bytes())
-            if taken == spec.batches:  # before anything is torn down
-                seconds, cpu = time.perf_counter() - began, _cpu_seconds() - cpu_began
+    began, cpu_began = time.perf_counter(), _cpu_seconds()
+    for number in range(spec.batches):
+        next(batches)
+        if number % every == 0:
+            resident.append(_resident_bytes())
+    seconds, cpu = time.perf_counter() - began, _cpu_seconds() - cpu_began
     steps = np.arange(len(resident)) * every
     slope = float(np.polyfit(steps, resident, 1)[0]) if len(resident) > 2 else 0.0
-    return Rate(taken * spec.config.train.global_batch_size, seconds, cpu, slope)
+    return Rate(spec.batches * spec.config.train.global_batch_size, seconds, cpu, slope)
 
 
 def _processes() -> list[list[str]]:

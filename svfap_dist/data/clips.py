@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from svfap_dist.config import Config
 from svfap_dist.data.decode_cpu import TooShortError, decode
 from svfap_dist.data.stream import BadSample
 from svfap_dist.rng import Stream
 from svfap_dist.shard_format import VideoInfo
+
+if TYPE_CHECKING:
+    import torch
 
 # The 13 places of a crop, in quarters of the room there is: corners, centre, edges, inner quarters.
 _PLACES = (
@@ -62,8 +65,8 @@ class ClipBatch:
     bad: list[BadSample]
     fetch_seconds: float  # summed over the clips, as spent by the threads
     decode_seconds: float  # summed over the clips, as spent by threads or workers
-    bytes_fetched: int = 0  # from the store, by this loader so far
-    batches_ready: int = 0  # this one among them, when it was asked for
+    bytes_fetched: int = 0  # from the store, since the batch before
+    batches_ready: int = 0  # when this one was asked for, itself included
 
 
 def window_start(stream: Stream, num_frames: int, window: int) -> int:
@@ -122,6 +125,8 @@ def random_crop(stream: Stream, within: Crop, scales: tuple[float, ...]) -> Crop
 
 def resize(frames: np.ndarray, crop: Crop, size: int) -> torch.Tensor:
     """Cut a crop out of all frames and bring it to size x size: [F, H, W, 3] -> uint8, the same."""
+    import torch
+
     rows = slice(crop.top, crop.top + crop.height)
     columns = slice(crop.left, crop.left + crop.width)
     cut = torch.from_numpy(frames[:, rows, columns]).permute(0, 3, 1, 2)  # [F, 3, h, w], a view

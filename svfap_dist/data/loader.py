@@ -23,6 +23,7 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 
@@ -189,7 +190,7 @@ class ClipLoader:
             bad=[attempt.bad for attempt in own if attempt.bad is not None],
             fetch_seconds=sum(attempt.fetch_seconds for attempt in attempts),
             decode_seconds=sum(attempt.decode_seconds for attempt in attempts),
-            bytes_fetched=self._reader.bytes_fetched,
+            bytes_fetched=self._reader.take_bytes_fetched(),
             batches_ready=ready,
         )
 
@@ -239,8 +240,7 @@ def _held_out_batch(
         bad=[attempt.bad for attempt in attempts if attempt.bad is not None],
         fetch_seconds=sum(attempt.fetch_seconds for attempt in attempts),
         decode_seconds=sum(attempt.decode_seconds for attempt in attempts),
-        bytes_fetched=reader.bytes_fetched,
-        batches_ready=0,
+        bytes_fetched=reader.take_bytes_fetched(),
     )
 
 
@@ -306,9 +306,7 @@ class _Ring:
     def __enter__(self) -> _Ring:
         if self._pinned:  # lets the copy to a GPU run beside the computation
             size = len(self._block.bytes)
-            torch.cuda.check_error(
-                torch.cuda.cudart().cudaHostRegister(self.frames.data_ptr(), size, 0)
-            )
+            torch.cuda.check_error(_cuda().cudaHostRegister(self.frames.data_ptr(), size, 0))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -318,7 +316,11 @@ class _Ring:
         self.workers.close()
         self._block.close()
         if self._pinned:
-            torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self.frames.data_ptr()))
+            torch.cuda.check_error(_cuda().cudaHostUnregister(self.frames.data_ptr()))
+
+
+def _cuda() -> Any:
+    return torch.cuda.cudart()
 
 
 def read_ahead(config: Config, manifest: Manifest, world: World) -> tuple[int, int]:

@@ -105,13 +105,15 @@ class SampleReader:
         self._ranges: _Cache[bytes] = _Cache(cache_bytes)
         self._shards = shards
         self._lock = threading.Lock()
-        self._bytes_fetched = 0
+        self._bytes_fetched = self._bytes_taken = 0
         self._doubted: set[str] = set()  # shards whose copy was thrown away
 
-    @property
-    def bytes_fetched(self) -> int:
-        """Bytes of shards that this reader has got from the store so far."""
-        return self._bytes_fetched + (self._shards.bytes_fetched if self._shards else 0)
+    def take_bytes_fetched(self) -> int:
+        """Bytes of shards that came from the store since the last call."""
+        with self._lock:
+            total = self._bytes_fetched + (self._shards.bytes_fetched if self._shards else 0)
+            taken, self._bytes_taken = total - self._bytes_taken, total
+        return taken
 
     def locate(self, index: int) -> tuple[ShardEntry, int]:
         """The shard that holds a sample, and the sample's row in it."""

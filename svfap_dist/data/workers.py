@@ -20,6 +20,7 @@ import threading
 import time
 from concurrent.futures import CancelledError
 from multiprocessing import reduction
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ class SharedBlock:
         os.close(self._descriptor)
 
 
-def _attach(num_bytes: int, shared: reduction.DupFd) -> SharedBlock:
+def _attach(num_bytes: int, shared: Any) -> SharedBlock:
     return SharedBlock(num_bytes, shared.detach())
 
 
@@ -166,12 +167,12 @@ class Workers:
 
         Raises: ClusterError if workers cannot be started; CancelledError after `interrupt`.
         """
-        if self._closing.is_set():
-            raise CancelledError
         if not self._all:
             return self._cutter(task)
         worker, began = self._free.get(), time.perf_counter()
         try:
+            if self._closing.is_set():
+                raise CancelledError
             if id(worker) not in self._started:
                 self._start(worker)
             began = time.perf_counter()

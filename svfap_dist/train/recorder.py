@@ -102,7 +102,13 @@ class Recorder:
 
     def count(self, step: int, epoch: int, batch: ClipBatch) -> None:
         """Book this rank's batch of a step."""
-        self.meter.step(len(batch.frames), batch.fetch_seconds, batch.decode_seconds)
+        self.meter.step(
+            len(batch.frames),
+            batch.fetch_seconds,
+            batch.decode_seconds,
+            batch.bytes_fetched,
+            batch.batches_ready,
+        )
         for bad in batch.bad:
             self._bad.append({"step": step, **dataclasses.asdict(bad)})
             self._exporter.add(names.BAD_SAMPLES, 1, reason=bad.reason)
@@ -116,8 +122,8 @@ class Recorder:
     def log(self, numbers: Row) -> None:
         """Write and show the numbers of a log step, with the throughput since the last one.
 
-        All ranks call it together. Times are the slowest rank's, since all wait for it; clips,
-        thread times and bad samples are summed over the ranks.
+        All ranks call it together. Waits and batches ready are the slowest rank's, since all wait
+        for it; clips, bytes, times of threads and bad samples are summed over the ranks.
         """
         window = self.meter.window()
         windows = distributed.gathered(window)
@@ -130,6 +136,8 @@ class Recorder:
             "data_wait_share": waited / seconds,
             "fetch_seconds": sum(each.fetch_seconds for each in windows),
             "decode_seconds": sum(each.decode_seconds for each in windows),
+            "bytes_fetched": sum(each.bytes_fetched for each in windows),
+            "batches_ready": min(each.batches_ready for each in windows),
             "bad_samples": self.write_quarantine(),
             "time": time.time(),
         }
@@ -140,6 +148,8 @@ class Recorder:
         self._exporter.add(names.DATA_WAIT_SECONDS, window.data_wait_seconds)
         self._exporter.add(names.FETCH_SECONDS, window.fetch_seconds)
         self._exporter.add(names.DECODE_SECONDS, window.decode_seconds)
+        self._exporter.add(names.FETCHED_BYTES, window.bytes_fetched)
+        self._exporter.set(names.BATCHES_READY, window.batches_ready)
         self._journal.metrics(row)
         if self._world.is_main:
             self._on_log(row)

@@ -49,12 +49,12 @@ def test_each_shard_is_downloaded_once_and_then_read_from_the_copy(make_data_set
     total = sum(entry.num_bytes for entry in data_set.manifest.shards)
     first = reader_of(data_set, folder)
     assert [first.read(i) for i in range(10)] == expected
-    assert first.bytes_fetched == total
+    assert first.take_bytes_fetched() == total
     for entry in data_set.manifest.shards:
         os.unlink(os.path.join(data_set.url, entry.name))  # only the copies are left
     second = reader_of(data_set, folder)
     assert [second.read(i) for i in range(10)] == expected
-    assert second.bytes_fetched == 0
+    assert second.take_bytes_fetched() == 0
     assert copies(folder) == set(digests(data_set))
 
 
@@ -112,7 +112,7 @@ def test_a_shard_that_is_damaged_in_the_store_is_not_fetched_for_ever(make_data_
     for _ in range(5):
         assert isinstance(reader.read(1), BadSample)
         assert isinstance(reader.read(2), Sample)
-    assert reader.bytes_fetched <= 2 * data_set.manifest.shards[0].num_bytes
+    assert reader.take_bytes_fetched() <= 2 * data_set.manifest.shards[0].num_bytes
 
 
 @pytest.mark.parametrize("name", ["tar", "tar.part"])
@@ -175,7 +175,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 reader = SampleReader(url, load_manifest(url), cache_bytes=1, shards=ShardCache(folder, limit))
 assert all(isinstance(reader.read(i % 48), Sample) for i in range(96))
-print(reader.bytes_fetched)
+print(reader.take_bytes_fetched())
 """
 
 

@@ -111,7 +111,10 @@ def test_a_rank_killed_leaves_neither_workers_nor_shared_memory(make_data_set, t
     data_set, script = make_data_set(SIZES), tmp_path / "rank.py"
     tests = str(Path(__file__).parent)
     script.write_text(_RANK.format(tests=tests, url=data_set.url))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(tests).parent), *sys.path])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(tests).parent), *sys.path]),
+    }
     before = set(os.listdir("/dev/shm"))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, script], **pipes, env=environment) as rank:
