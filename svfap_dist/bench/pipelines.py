@@ -90,7 +90,7 @@ def plain_webdataset(spec: Spec) -> Rate:
     urls = [storage.join(spec.url, shard.name) for shard in manifest.shards]
     urls = urls if storage.is_remote(spec.url) else [f"file:{url}" for url in urls]
     data = WebDataset(urls, resampled=True, shardshuffle=False, empty_check=False)
-    clips = data.shuffle(100).map(_PublicDecoder(spec.config))
+    clips: Any = data.shuffle(100).map(_PublicDecoder(spec.config))
     batch_size = spec.config.train.global_batch_size
     loader = torch.utils.data.DataLoader(clips, batch_size=batch_size, num_workers=spec.cores)
     return _timed(loader, spec)

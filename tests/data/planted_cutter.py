@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from typing import Any
 
 from svfap_dist.data.workers import Cutter, Outcome, Task
 
@@ -18,3 +19,8 @@ class PlantedCutter(Cutter):
         if task and DIES in task.packed.data:
             os.kill(os.getpid(), signal.SIGSEGV)
         return super().__call__(task)
+
+
+class UnstartableCutter(Cutter):
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        os._exit(3)  # as a worker's process starts
