@@ -1,0 +1,142 @@
+"""Frames of a video of the `train` profile, straight from its packets.
+
+In: the bytes of an mp4 whose frames lie phase by phase, what the shard says about it, and the
+numbers of the wanted frames. Out: their planes as the codec has them. No container is opened: the
+sample's JSON says where each packet lies, so packets are cut out of the bytes and given to a
+decoder that this thread keeps for all videos with the same codec header, which is to say nearly
+all of a data set. What is decoded is the wanted frames and what lies between them and the key frame
+before them: a window whose stride is the number of phases is one run of neighbours. Any other list
+of frames comes out right as well; it only takes longer.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from av.video.codeccontext import VideoCodecContext
+
+from svfap_dist.data.decode_cpu import TooShortError, WrongSizeError
+from svfap_dist.data.frames import Matrix, YuvFrames
+from svfap_dist.errors import DecodeError
+from svfap_dist.shard_format import PhaseOrder, VideoInfo, stored_position
+
+_BT709, _FULL_RANGE = 1, 2  # FFmpeg's numbers
+_KEPT_DECODERS = 16  # of a thread; each holds a few frames
+_LEAVE_OUT = "leave this video out when sharding"
+_kept = threading.local()
+
+
+def decode(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> YuvFrames:
+    """The frames with these numbers, in the order given: y [F, H, W], u and v [F, H/2, W/2].
+
+    Raises: DecodeError, or its kinds TooShortError and WrongSizeError, if one cannot be had.
+    """
+    order = info.order
+    assert order is not None, "only videos of the train profile have their packets listed"
+    for number in (min(numbers), max(numbers)):
+        if not 0 <= number < info.num_frames:
+            where, found = f"frame {number}", f"{info.num_frames} frames"
+            raise TooShortError("Video has no such frame", where=where, found=found, do=_LEAVE_OUT)
+    stored = [stored_position(number, info.num_frames, order.phases) for number in numbers]
+    slots: dict[int, list[int]] = collections.defaultdict(list)
+    for slot, position in enumerate(stored):
+        slots[position].append(slot)
+    y = np.empty((len(numbers), info.height, info.width), np.uint8)
+    half = (len(numbers), (info.height + 1) // 2, (info.width + 1) // 2)
+    planes = y, np.empty(half, np.uint8), np.empty(half, np.uint8)
+    matrix: Matrix = "bt601"
+    full_range = False
+    for position, frame in _decoded(video, info, order, sorted(slots)):
+        _check(frame, info, position)
+        matrix = "bt709" if frame.colorspace == _BT709 else "bt601"
+        full_range = frame.color_range == _FULL_RANGE
+        for plane, out in zip(frame.planes, planes, strict=True):
+            pixels = np.frombuffer(cast(Any, plane), np.uint8).reshape(
+                plane.height, plane.line_size
+            )
+            for slot in slots[position]:
+                out[slot] = pixels[:, : plane.width]
+    return YuvFrames(*planes, matrix, full_range)
+
+
+def _decoded(
+    video: bytes, info: VideoInfo, order: PhaseOrder, wanted: Sequence[int]
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The frames at the wanted positions (ascending) of the stream, with their positions."""
+    name = f"{info.codec} header of {len(order.codec_header)} characters"
+    offsets = np.cumsum((order.first_byte, *order.packet_sizes))
+    if offsets[wanted[-1] + 1] > len(video):
+        found = f"{len(video)} bytes for {offsets[-1]}"
+        raise TooShortError("Video ends before a wanted frame", found=found, do=_LEAVE_OUT)
+    try:
+        codec = _decoder(info.codec, order.codec_header)
+        needed = set(wanted)
+        for position in _to_be_fed(wanted, info.num_frames, order):
+            packet = av.Packet(video[offsets[position] : offsets[position + 1]])
+            frames = codec.decode(packet)
+            if len(frames) != 1:
+                found = f"{len(frames)} frames"
+                raise DecodeError(
+                    "Packet does not hold one frame",
+                    where=f"packet {position}",
+                    found=found,
+                    do=_LEAVE_OUT,
+                )
+            if position in needed:
+                yield position, frames[0]
+    except FFmpegError as error:
+        raise DecodeError(
+            "Video cannot be decoded",
+            where=name,
+            found=f"{type(error).__name__}: {error}",
+            do=_LEAVE_OUT,
+        ) from error
+
+
+def _to_be_fed(wanted: Sequence[int], num_frames: int, order: PhaseOrder) -> Iterator[int]:
+    """Positions of all packets that the wanted ones (ascending) need: from the key frame on."""
+    begins = [stored_position(k, num_frames, order.phases) for k in range(order.phases)]
+    fed = -1
+    for position in wanted:
+        begin = max(begin for begin in begins if begin <= position)
+        key = position - (position - begin) % order.group
+        yield from range(max(key, fed + 1), position + 1)
+        fed = position
+
+
+def _decoder(codec: str, header: str) -> VideoCodecContext:
+    """A decoder of this thread for a codec and its header, which starts with a key frame."""
+    decoders: collections.OrderedDict[tuple[str, str], VideoCodecContext]
+    decoders = _kept.__dict__.setdefault("decoders", collections.OrderedDict())
+    decoder = decoders.pop((codec, header), None)
+    if decoder is None:
+        decoder = cast(VideoCodecContext, av.CodecContext.create(codec, "r"))
+        decoder.extradata = base64.b64decode(header)
+        decoder.thread_count = 1
+        # Damage is an error, where FFmpeg would otherwise paint over it.
+        decoder.options = {"err_detect": "explode"}
+    else:
+        decoder.flush_buffers()
+    decoders[codec, header] = decoder
+    if len(decoders) > _KEPT_DECODERS:
+        decoders.popitem(last=False)
+    return decoder
+
+
+def _check(frame: av.VideoFrame, info: VideoInfo, position: int) -> None:
+    if frame.is_corrupt:
+        raise DecodeError("Frame is damaged", where=f"packet {position}", do=_LEAVE_OUT)
+    if (frame.width, frame.height) != (info.width, info.height):
+        raise WrongSizeError(
+            "Frame has another size than the shard states",
+            where=f"packet {position}",
+            found=f"{frame.width}x{frame.height} for {info.width}x{info.height}",
+            do=_LEAVE_OUT,
+        )
