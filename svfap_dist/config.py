@@ -69,6 +69,8 @@ class DataConfig(_Section):
     decode_workers: NonNegative = 0
     decode_seconds: Annotated[float, Field(gt=0.0)] = 30.0  # longest that a worker may take
     decode_threads: Positive = 2  # threads of a rank that fetch; twice the workers keep these busy
+    # Where planes of `train` shards become RGB. auto: on the device that trains, if that is a GPU.
+    colours: Literal["auto", "workers", "device"] = "auto"
     prefetch_bytes: Positive = 512 << 20  # frames kept ready by a rank: 2 step batches at least
     cache_dir: str = ""  # folder for copies of shards, shared by a node's ranks; empty: none
     cache_bytes: Positive = 100 << 30  # bytes that the copies on a node may take

@@ -131,7 +131,8 @@ def write_files(url: str, folder: str) -> None:
 
 
 def _decode_from_memory(spec: Spec) -> Rate:
-    from svfap_dist.data.clips import random_clips
+    from svfap_dist.data.clips import random_cut
+    from svfap_dist.data.convert import to_rgb
     from svfap_dist.rng import Stream
 
     manifest = shard_format.load_manifest(spec.url)
@@ -139,7 +140,7 @@ def _decode_from_memory(spec: Spec) -> Rate:
     count = min(manifest.num_samples, _MOST_IN_MEMORY)
     samples = [sample for i in range(count) if isinstance(sample := reader.read(i), Sample)]
     batch_size = spec.config.train.global_batch_size
-    repeats = spec.config.data.repeated_sampling
+    repeats, colours = spec.config.data.repeated_sampling, spec.config.data.colours
 
     def batches() -> Iterator[int]:
         rounds = itertools.cycle(samples)
@@ -147,7 +148,10 @@ def _decode_from_memory(spec: Spec) -> Rate:
             for row in range(batch_size // repeats):
                 sample, window = next(rounds), Stream(number, row)
                 crops = [Stream(number, row, repeat) for repeat in range(repeats)]
-                random_clips(sample.video, sample.info, spec.config, window, crops)
+                frames, cuts = random_cut(sample.video, sample.info, spec.config, window, crops)
+                if colours != "device":
+                    for cut in cuts:
+                        to_rgb(frames, cut, spec.config.data.frame_size)
             yield number
 
     return _timed(batches(), spec)

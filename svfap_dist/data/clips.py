@@ -15,16 +15,21 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from svfap_dist.config import Config
-from svfap_dist.data.decode_cpu import TooShortError, decode
+from svfap_dist.data import decode_cpu, decode_packets
+from svfap_dist.data.convert import to_rgb
+from svfap_dist.data.decode_cpu import TooShortError
+from svfap_dist.data.frames import Frames, RgbFrames
 from svfap_dist.data.stream import BadSample
+from svfap_dist.errors import ConfigError
+from svfap_dist.region import Crop, region
 from svfap_dist.rng import Stream
 from svfap_dist.shard_format import VideoInfo
 
 if TYPE_CHECKING:
     import torch
+
+    from svfap_dist.data.convert import YuvClips
 
 # The 13 places of a crop, in quarters of the room there is: corners, centre, edges, inner quarters.
 _PLACES = (
@@ -32,17 +37,6 @@ _PLACES = (
     *((2, 0), (2, 4), (4, 2), (0, 2)),
     *((1, 1), (1, 3), (3, 1), (3, 3)),
 )
-_VOXCELEB2_SIDE, _VOXCELEB2_LEFT, _VOXCELEB2_CUT = 224, 32, 160  # pixels; released code
-
-
-@dataclasses.dataclass(frozen=True)
-class Crop:
-    """A rectangle of a frame, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +48,8 @@ class ClipBatch:
     `substituted`, the frames are those of a neighbour because that sample is bad.
     """
 
-    frames: torch.Tensor  # uint8 [B, F, H, W, 3]
+    # uint8 [B, F, H, W, 3], or planes that are converted on the device; see `frames_on`.
+    frames: torch.Tensor | YuvClips
     visible: torch.Tensor  # int64 [B, V]
     masked: torch.Tensor  # int64 [B, M]
     keys: list[str]
@@ -67,6 +62,16 @@ class ClipBatch:
     decode_seconds: float  # summed over the clips, as spent by threads or workers
     bytes_fetched: int = 0  # from the store, since the batch before
     batches_ready: int = 0  # when this one was asked for, itself included
+
+
+def frames_on(device: torch.device, batch: ClipBatch, part: slice) -> torch.Tensor:
+    """Frames of the clips `part` of a batch on a device: uint8 RGB [B, F, H, W, 3]."""
+    import torch
+
+    frames = batch.frames[part]
+    if isinstance(frames, torch.Tensor):
+        return frames.to(device, non_blocking=True)
+    return frames.to_rgb(device)
 
 
 def window_start(stream: Stream, num_frames: int, window: int) -> int:
@@ -87,24 +92,6 @@ def _check_length(num_frames: int, window: int) -> None:
         )
 
 
-def region(name: str, height: int, width: int) -> Crop:
-    """The part of each frame that is used, before any random crop.
-
-    voxceleb2: rows 0-160 and columns 32-192 of 224 x 224 (released code), in proportion for other
-    sizes. centre: the largest centred square. full: the whole frame.
-    """
-    if name == "voxceleb2":
-        rows, columns = height / _VOXCELEB2_SIDE, width / _VOXCELEB2_SIDE
-        left = round(_VOXCELEB2_LEFT * columns)
-        size = max(round(_VOXCELEB2_CUT * rows), 1), max(round(_VOXCELEB2_CUT * columns), 1)
-        return Crop(0, left, *size)
-    if name == "centre":
-        side = min(height, width)
-        return Crop((height - side) // 2, (width - side) // 2, side, side)
-    assert name == "full", "config knows no other"
-    return Crop(0, 0, height, width)
-
-
 def random_crop(stream: Stream, within: Crop, scales: tuple[float, ...]) -> Crop:
     """A multi-scale crop inside a region: one of VideoMAE's sizes at one of its 13 places.
 
@@ -123,45 +110,69 @@ def random_crop(stream: Stream, within: Crop, scales: tuple[float, ...]) -> Crop
     )
 
 
-def resize(frames: np.ndarray, crop: Crop, size: int) -> torch.Tensor:
-    """Cut a crop out of all frames and bring it to size x size: [F, H, W, 3] -> uint8, the same."""
-    import torch
+def clip_region(info: VideoInfo, config: Config) -> Crop:
+    """The part of a video's stored frames that clips are cut from: all of them where shards were
+    made with the region cut out.
 
-    rows = slice(crop.top, crop.top + crop.height)
-    columns = slice(crop.left, crop.left + crop.width)
-    cut = torch.from_numpy(frames[:, rows, columns]).permute(0, 3, 1, 2)  # [F, 3, h, w], a view
-    if (crop.height, crop.width) != (size, size):
-        cut = torch.nn.functional.interpolate(
-            cut, size=(size, size), mode="bilinear", antialias=True
+    Raises: ConfigError if another region was.
+    """
+    name = config.data.region
+    if info.order is None:
+        return region(name, info.height, info.width)
+    if info.order.region != name:
+        raise ConfigError(
+            "Shards were cut to another region",
+            where="data.region",
+            found=f"{name}, where the shards have {info.order.region}",
+            do=f"set data.region={info.order.region}, or shard again with --region {name}",
         )
-    return cut.permute(0, 2, 3, 1).contiguous()
+    return Crop(0, 0, info.height, info.width)
+
+
+def _decode(video: bytes, info: VideoInfo, config: Config, start: int) -> Frames:
+    count, stride = config.data.num_frames, config.data.sampling_rate
+    if info.order is None:
+        return RgbFrames(decode_cpu.decode(video, start, count, stride, info))
+    return decode_packets.decode(video, info, range(start, start + count * stride, stride))
+
+
+def random_cut(
+    video: bytes, info: VideoInfo, config: Config, window: Stream, crops: Sequence[Stream]
+) -> tuple[Frames, list[Crop]]:
+    """Decoded frames of one random window, and for each training clip that is made of them a random
+    crop of the region.
+
+    Raises: DecodeError if the video is too short or cannot be decoded; ConfigError if the shards
+    were cut to another region than data.region.
+    """
+    start = window_start(window, info.num_frames, config.window)
+    within = clip_region(info, config)
+    frames = _decode(video, info, config, start)
+    return frames, [random_crop(crop, within, config.data.crop_scales) for crop in crops]
+
+
+def fixed_cut(video: bytes, info: VideoInfo, config: Config) -> tuple[Frames, list[Crop]]:
+    """The same for the clip of pictures and evaluation: middle window, the whole region."""
+    _check_length(info.num_frames, config.window)
+    start = (info.num_frames - config.window) // 2
+    within = clip_region(info, config)
+    return _decode(video, info, config, start), [within]
 
 
 def random_clips(
     video: bytes, info: VideoInfo, config: Config, window: Stream, crops: Sequence[Stream]
 ) -> list[torch.Tensor]:
-    """Training clips of one random window, each cut by a random crop of the region out of the same
-    decoded frames: uint8 [F, size, size, 3] each.
-
-    Raises: DecodeError if the video is too short or cannot be decoded.
-    """
-    data = config.data
-    start = window_start(window, info.num_frames, config.window)
-    frames = decode(video, start, data.num_frames, data.sampling_rate, info)
-    within = region(data.region, info.height, info.width)
-    return [
-        resize(frames, random_crop(crop, within, data.crop_scales), data.frame_size)
-        for crop in crops
-    ]
+    """The clips of `random_cut`: uint8 [F, size, size, 3] each. Raises what that raises."""
+    return _clips(*random_cut(video, info, config, window, crops), config)
 
 
 def fixed_clip(video: bytes, info: VideoInfo, config: Config) -> torch.Tensor:
-    """The clip for pictures and evaluation: middle window, region only. uint8 [F, size, size, 3].
+    """The clip of `fixed_cut`: uint8 [F, size, size, 3]. Raises what that raises."""
+    (clip,) = _clips(*fixed_cut(video, info, config), config)
+    return clip
 
-    Raises: DecodeError if the video is too short or cannot be decoded.
-    """
-    data = config.data
-    _check_length(info.num_frames, config.window)
-    start = (info.num_frames - config.window) // 2
-    frames = decode(video, start, data.num_frames, data.sampling_rate, info)
-    return resize(frames, region(data.region, info.height, info.width), data.frame_size)
+
+def _clips(frames: Frames, crops: Sequence[Crop], config: Config) -> list[torch.Tensor]:
+    import torch
+
+    return [torch.from_numpy(to_rgb(frames, crop, config.data.frame_size)) for crop in crops]

@@ -31,9 +31,10 @@ from svfap_dist.config import Config, check_world_size
 from svfap_dist.data import masking
 from svfap_dist.data.cache import ShardCache
 from svfap_dist.data.clips import ClipBatch
+from svfap_dist.data.convert import YuvClips
 from svfap_dist.data.order import EpochOrder, Slot, steps_per_epoch
-from svfap_dist.data.stream import BadSample, SampleReader
-from svfap_dist.data.workers import Key, SharedBlock, Task, Workers
+from svfap_dist.data.stream import BadSample, Sample, SampleReader
+from svfap_dist.data.workers import Key, SharedArrays, Task, Workers, shapes
 from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError, HealthError
 from svfap_dist.rng import Stream
@@ -42,6 +43,7 @@ from svfap_dist.shard_format import Manifest
 _SUBSTITUTES_TRIED = 256  # so many bad samples in a row are no accident
 _RANGE_BYTES = 8 << 20
 _CACHE_LIMIT = 1 << 30  # bytes per rank
+_LOOKED_AT = 8  # samples, to know the size of planes
 _FEWEST_AHEAD, _MOST_AHEAD = 2, 16  # batches; more than a few gain nothing, whatever the memory
 
 
@@ -92,6 +94,7 @@ class ClipLoader:
             cache_bytes=cache_bytes,
             shards=_shard_cache(config, manifest, world),
         )
+        self._planes = _planes(config, manifest, self._reader)
 
     def batches(self, start_step: int, stop_step: int) -> Generator[ClipBatch]:
         """The batches of steps start_step to stop_step - 1, steps counted over all epochs.
@@ -107,7 +110,8 @@ class ClipLoader:
         steps = iter(range(start_step, stop_step))
         ahead: collections.deque[_Unfinished] = collections.deque()
         rows = self._config.samples_per_step // self._world.world_size
-        with _Ring(self._config, rows * self._config.data.repeated_sampling) as ring:
+        clips = rows * self._config.data.repeated_sampling
+        with _Ring(self._config, clips, planes=self._planes) as ring:
             free = collections.deque(range(ring.length))
             while True:
                 for step in itertools.islice(steps, len(free)):
@@ -140,9 +144,7 @@ class ClipLoader:
         keys = [key for slot in slots for key in self._keys("mask", epoch, slot)]
         visible, masked = _masks(self._config, [Stream(*key) for key in keys])
         tasks = [
-            ring.pool.submit(
-                self._fill, ring, ring.offset(place, row * repeats), slot, order, epoch
-            )
+            ring.pool.submit(self._fill, ring, (place, row * repeats), slot, order, epoch)
             for row, slot in enumerate(slots)
         ]
         return _Unfinished(place, slots, visible, masked, tasks)
@@ -154,15 +156,16 @@ class ClipLoader:
         return (key, *((*key, repeat) for repeat in repeats))
 
     def _fill(
-        self, ring: _Ring, offset: int, slot: Slot, order: EpochOrder, epoch: int
+        self, ring: _Ring, place: tuple[int, int], slot: Slot, order: EpochOrder, epoch: int
     ) -> list[_Attempt]:
-        """Write a slot's clips to the block: of its own sample, or of the nearest good one."""
+        """Have a slot's clips written to their place (batch, first row): of its own sample, or of
+        the nearest good one."""
         # Random by the slot, whatever sample fills it.
         window = (self._config.run.seed, "window", epoch, slot.sample)
         crops = self._keys("crop", epoch, slot)
         attempts: list[_Attempt] = []
         for index in itertools.islice(_candidates(order, slot), 1 + _SUBSTITUTES_TRIED):
-            attempt = _try(self._reader, index, ring.workers, offset, window, crops)
+            attempt = _try(self._reader, index, ring.workers, place, window, crops)
             attempts.append(attempt)
             if attempt.bad is None:
                 return attempts
@@ -179,7 +182,7 @@ class ClipLoader:
         attempts = [attempt for tried in rows for attempt in tried]
         own = [tried[0] for tried in rows]
         return ClipBatch(
-            frames=ring.frames[batch.place],
+            frames=ring.frames(batch.place),
             visible=batch.visible,
             masked=batch.masked,
             keys=[attempt.key for attempt in own],
@@ -212,13 +215,13 @@ def held_out_batches(
     with _Ring(config, size, length=1) as ring:
 
         def made(row: int, index: int) -> _Attempt:
-            return _try(reader, index, ring.workers, ring.offset(0, row), None, ())
+            return _try(reader, index, ring.workers, (0, row), None, ())
 
         for first in range(0, len(indices), size):
             wanted = indices[first : first + size]
             attempts = list(ring.pool.map(made, range(len(wanted)), wanted))
             if any(attempt.bad is None for attempt in attempts):
-                yield _held_out_batch(config, attempts, ring.frames[0], reader)
+                yield _held_out_batch(config, attempts, ring.rgb[0], reader)
 
 
 def _held_out_batch(
@@ -256,7 +259,7 @@ def _try(
     reader: SampleReader,
     index: int,
     workers: Workers,
-    offset: int,
+    place: tuple[int, int],
     window: Key | None,
     crops: tuple[Key, ...],
 ) -> _Attempt:
@@ -266,7 +269,7 @@ def _try(
     fetched = time.perf_counter() - began
     if isinstance(packed, BadSample):
         return _Attempt(index, packed.key, packed, fetched, 0.0)
-    outcome = workers(Task(packed, window, crops, offset))
+    outcome = workers(Task(packed, window, crops, *place))
     return _Attempt(index, packed.key, outcome.bad, fetched, outcome.seconds)
 
 
@@ -282,31 +285,44 @@ def _masks(config: Config, streams: list[Stream]) -> tuple[torch.Tensor, torch.T
 class _Ring:
     """Batches in shared memory, and the threads and workers that fill them; a context manager.
 
-    length: batches in it; as many as data.prefetch_bytes allows, and one that is in use, unless
-    given. frames: uint8 [length, B, F, S, S, 3].
+    Args:
+        clips: of a batch. length: batches; 0: as many as data.prefetch_bytes allows, and one that
+            is in use. planes: height and width of planes to hand over; None: RGB.
     """
 
-    def __init__(self, config: Config, clips: int, length: int = 0) -> None:
-        data = config.data
-        shape = (clips, data.num_frames, data.frame_size, data.frame_size, 3)
-        self._clip_bytes = math.prod(shape[1:])
-        self._batch_bytes = math.prod(shape)
-        fitting = data.prefetch_bytes // self._batch_bytes
-        self.length = length or 1 + min(max(fitting, _FEWEST_AHEAD), _MOST_AHEAD)
-        self._block = SharedBlock(self.length * self._batch_bytes)
-        self.frames = torch.from_numpy(self._block.bytes).view(self.length, *shape)
-        self.workers = Workers(config, self._block)
-        self.pool = ThreadPoolExecutor(data.decode_threads, thread_name_prefix="clips")
-        self._pinned = config.cluster.use_gpu and length == 0
+    def __init__(
+        self, config: Config, clips: int, length: int = 0, planes: tuple[int, int] | None = None
+    ) -> None:
+        self._size = config.data.frame_size
+        if not length:
+            ((_, one), *_) = shapes(config, 1, clips, planes).values()
+            batch_bytes = math.prod(one) if planes is None else math.prod(one) * 3 // 2
+            fitting = config.data.prefetch_bytes // batch_bytes
+            length = 1 + min(max(fitting, _FEWEST_AHEAD), _MOST_AHEAD)
+            self._pinned = config.cluster.use_gpu
+        else:
+            self._pinned = False
+        self.length = length
+        self._shared = SharedArrays(shapes(config, length, clips, planes))
+        self._tensors = {name: torch.from_numpy(a) for name, a in self._shared.arrays.items()}
+        self.workers = Workers(config, self._shared)
+        self.pool = ThreadPoolExecutor(config.data.decode_threads, thread_name_prefix="clips")
 
-    def offset(self, place: int, row: int) -> int:
-        """Where a clip of a batch begins in the block."""
-        return place * self._batch_bytes + row * self._clip_bytes
+    @property
+    def rgb(self) -> torch.Tensor:
+        """All frames, where they are RGB: uint8 [length, B, F, S, S, 3]."""
+        return self._tensors["rgb"]
+
+    def frames(self, place: int) -> torch.Tensor | YuvClips:
+        """The clips of one batch."""
+        if "rgb" in self._tensors:
+            return self.rgb[place]
+        return YuvClips(**{k: t[place] for k, t in self._tensors.items()}, size=self._size)
 
     def __enter__(self) -> _Ring:
         if self._pinned:  # lets the copy to a GPU run beside the computation
-            size = len(self._block.bytes)
-            torch.cuda.check_error(_cuda().cudaHostRegister(self.frames.data_ptr(), size, 0))
+            shared = self._shared
+            torch.cuda.check_error(_cuda().cudaHostRegister(shared.address, shared.num_bytes, 0))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -314,9 +330,9 @@ class _Ring:
         self.workers.interrupt()
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.workers.close()
-        self._block.close()
+        self._shared.close()
         if self._pinned:
-            torch.cuda.check_error(_cuda().cudaHostUnregister(self.frames.data_ptr()))
+            torch.cuda.check_error(_cuda().cudaHostUnregister(self._shared.address))
 
 
 def _cuda() -> Any:
@@ -358,3 +374,21 @@ def _shard_cache(config: Config, manifest: Manifest, world: World) -> ShardCache
             do="make it larger, data.num_lanes or the shards smaller, or leave out data.cache_dir",
         )
     return ShardCache(data.cache_dir, data.cache_bytes)
+
+
+def _planes(config: Config, manifest: Manifest, reader: SampleReader) -> tuple[int, int] | None:
+    """Height and width of the planes to hand over; None: RGB.
+
+    Planes are for shards of the profile train, whose frames mostly are of one size: the size that a
+    few samples, found all over the data set, agree on.
+    """
+    wish = config.data.colours
+    if manifest.profile != "train" or wish == "workers":
+        return None
+    if wish == "auto" and not config.cluster.use_gpu:
+        return None
+    step = -(-manifest.num_samples // _LOOKED_AT)
+    found = [reader.read(index) for index in range(0, manifest.num_samples, step)]
+    infos = [sample.info for sample in found if isinstance(sample, Sample)]
+    sizes = {(info.height, info.width) if info.order else None for info in infos}
+    return sizes.pop() if len(sizes) == 1 else None

@@ -1,7 +1,8 @@
 """From a packed sample to clips in a batch's memory: done by processes beside the rank.
 
-In: a `Task`, a sample's bytes and the names of the random streams that cut it. Out: uint8 frames,
-written straight into memory that the rank shares, and how that went. A video that hangs its
+In: a `Task`, a sample's bytes and the names of the random streams that cut it. Out: uint8 frames
+(RGB, or planes that the device converts), written straight into memory that the rank shares, and
+how that went. A video that hangs its
 decoder or brings it down costs one sample: the worker is killed, the next task starts another.
 Without workers the rank's own threads do the same work by the same code, so the bits are the same.
 
@@ -13,11 +14,13 @@ small.
 from __future__ import annotations
 
 import dataclasses
+import math
 import mmap
 import os
 import queue
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import CancelledError
 from multiprocessing import reduction
 from typing import Any
@@ -25,52 +28,84 @@ from typing import Any
 import numpy as np
 
 from svfap_dist.config import Config
-from svfap_dist.data.clips import fixed_clip, random_clips
+from svfap_dist.data.clips import fixed_cut, random_cut
+from svfap_dist.data.convert import kind_of, to_rgb
 from svfap_dist.data.decode_cpu import TooShortError, WrongSizeError
+from svfap_dist.data.frames import Frames, YuvFrames
 from svfap_dist.data.stream import BadSample, PackedSample, unpack
 from svfap_dist.errors import ClusterError, ConfigError, DecodeError
 from svfap_dist.isolated import CrashedError, HungError, Isolated
+from svfap_dist.region import Crop
 from svfap_dist.rng import Stream
 
 Key = tuple[int | str, ...]  # of a random stream
+Shape = tuple[str, tuple[int, ...]]  # of an array: type of its numbers, and how many
+Shapes = dict[str, Shape]
+_ALIGNED = 64  # bytes
 _REASONS = {TooShortError: "too_short", WrongSizeError: "wrong_size"}
 _WORKER_BYTES = 8 << 30  # address space of a worker beside the shared memory
 
 
-class SharedBlock:
-    """Anonymous memory that processes started from this one see, too.
+class SharedArrays:
+    """Arrays in anonymous memory that processes started from this one see, too.
 
-    bytes: all of it, uint8 [N]; it lives as long as an array on it.
+    arrays: by the names of `shapes`, uint8 or int64; the memory lives as long as one of them.
 
-    Raises: ConfigError if there is no room for it.
+    Raises: ConfigError if there is no room for them.
     """
 
-    def __init__(self, num_bytes: int, descriptor: int | None = None) -> None:
+    def __init__(self, shapes: Mapping[str, Shape], descriptor: int | None = None) -> None:
+        self._shapes = dict(shapes)
+        sizes = [math.prod(shape) * np.dtype(kind).itemsize for kind, shape in shapes.values()]
+        offsets = np.cumsum([0, *(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]).tolist()
+        self.num_bytes: int = offsets[-1]
         try:
             if descriptor is None:
                 descriptor = os.memfd_create("svfap-clips")
-                os.ftruncate(descriptor, num_bytes)
-            self.bytes = np.frombuffer(mmap.mmap(descriptor, num_bytes), np.uint8)
-        except (OSError, ValueError) as error:
+                os.ftruncate(descriptor, self.num_bytes)
+            memory = mmap.mmap(descriptor, self.num_bytes)
+        except (OSError, ValueError, OverflowError) as error:
             raise ConfigError(
                 "No memory for batches",
                 where="data.prefetch_bytes",
-                found=f"{num_bytes} bytes cannot be shared between processes ({error})",
+                found=f"{self.num_bytes} bytes cannot be shared between processes ({error})",
                 do="make data.prefetch_bytes or the batch smaller",
             ) from error
         self._descriptor = descriptor
+        self.address = np.frombuffer(memory, np.uint8).ctypes.data
+        self.arrays = {
+            name: np.ndarray(shape, kind, memory, offset)
+            for (name, (kind, shape)), offset in zip(shapes.items(), offsets, strict=False)
+        }
 
     def __reduce__(self):  # sent to a process that is being started
-        shared = reduction.DupFd(self._descriptor)
-        return _attach, (len(self.bytes), shared)
+        return _attach, (self._shapes, reduction.DupFd(self._descriptor))
 
     def close(self) -> None:
-        """No more processes can be given it."""
+        """No more processes can be given them."""
         os.close(self._descriptor)
 
 
-def _attach(num_bytes: int, shared: Any) -> SharedBlock:
-    return SharedBlock(num_bytes, shared.detach())
+def _attach(shapes: Mapping[str, Shape], shared: Any) -> SharedArrays:
+    return SharedArrays(shapes, shared.detach())
+
+
+def shapes(config: Config, length: int, clips: int, planes: tuple[int, int] | None) -> Shapes:
+    """The arrays of `length` batches of so many clips: `rgb`, or what `YuvClips` has, for planes of
+    height and width `planes` at most."""
+    data = config.data
+    batch = (length, clips)
+    if planes is None:
+        return {"rgb": ("uint8", (*batch, data.num_frames, data.frame_size, data.frame_size, 3))}
+    height, width = planes
+    half = (*batch, data.num_frames, (height + 1) // 2, (width + 1) // 2)
+    return {
+        "y": ("uint8", (*batch, data.num_frames, height, width)),
+        "u": ("uint8", half),
+        "v": ("uint8", half),
+        "crops": ("int64", (*batch, 4)),
+        "kinds": ("int64", batch),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,19 +113,20 @@ class Task:
     """Clips to be cut out of a sample.
 
     window: key of the stream that chooses the random window; None: the fixed clip of evaluation.
-    crops: keys of the streams of each clip's crop. offset: where the first clip goes in the block;
-    the others follow it.
+    crops: keys of the streams of each clip's crop. batch, row: where the first clip goes in the
+    shared arrays; the others follow it.
     """
 
     packed: PackedSample
     window: Key | None
     crops: tuple[Key, ...]
-    offset: int
+    batch: int
+    row: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """bad: why there are no clips; None: they are in the block."""
+    """bad: why there are no clips; None: they are in the shared arrays."""
 
     bad: BadSample | None
     seconds: float  # of opening, decoding and cutting
@@ -99,8 +135,8 @@ class Outcome:
 class Cutter:
     """Does tasks in whichever process it is called; may be sent to one that is being started."""
 
-    def __init__(self, config: Config, block: SharedBlock) -> None:
-        self._config, self._block = config, block
+    def __init__(self, config: Config, shared: SharedArrays) -> None:
+        self._config, self._shared = config, shared
 
     def __call__(self, task: Task | None) -> Outcome:
         """Do a task; None: nothing, to see whether the process is there."""
@@ -114,21 +150,38 @@ class Cutter:
             return sample
         try:
             if task.window is None:
-                clips = [fixed_clip(sample.video, sample.info, self._config)]
+                frames, crops = fixed_cut(sample.video, sample.info, self._config)
             else:
-                window, crops = Stream(*task.window), [Stream(*key) for key in task.crops]
-                clips = random_clips(sample.video, sample.info, self._config, window, crops)
+                window, streams = Stream(*task.window), [Stream(*key) for key in task.crops]
+                frames, crops = random_cut(sample.video, sample.info, self._config, window, streams)
+            for row, crop in enumerate(crops, task.row):
+                self._put(frames, crop, task.batch, row)
         except DecodeError as error:
             reason = _REASONS.get(type(error), "undecodable")
             return BadSample(sample.index, sample.key, reason, str(error))
         except MemoryError:
             return BadSample(sample.index, sample.key, "too_large", "memory of the worker is full")
-        start = task.offset
-        for clip in clips:
-            pixels = np.asarray(clip)
-            self._block.bytes[start : start + pixels.size] = pixels.reshape(-1)
-            start += pixels.size
         return None
+
+    def _put(self, frames: Frames, crop: Crop, batch: int, row: int) -> None:
+        """Write a clip to its place."""
+        arrays = self._shared.arrays
+        if "rgb" in arrays:
+            arrays["rgb"][batch, row] = to_rgb(frames, crop, self._config.data.frame_size)
+            return
+        assert isinstance(frames, YuvFrames), "only planes are handed over as planes"
+        for name in ("y", "u", "v"):
+            plane, place = getattr(frames, name), arrays[name][batch, row]
+            height, width = plane.shape[1:]
+            if height > place.shape[1] or width > place.shape[2]:
+                raise WrongSizeError(
+                    "Frames are larger than those of other samples",
+                    found=f"{frames.y.shape[1:]}",
+                    do="shard with one --size for all videos, or set data.colours=workers",
+                )
+            place[:, :height, :width] = plane
+        arrays["crops"][batch, row] = dataclasses.astuple(crop)
+        arrays["kinds"][batch, row] = kind_of(frames)
 
 
 class Workers:
@@ -137,10 +190,10 @@ class Workers:
     With none, the calling thread does the task itself.
     """
 
-    def __init__(self, config: Config, block: SharedBlock) -> None:
-        cutter, count = Cutter(config, block), config.data.decode_workers
+    def __init__(self, config: Config, shared: SharedArrays) -> None:
+        cutter, count = Cutter(config, shared), config.data.decode_workers
         self._cutter, self._seconds = cutter, config.data.decode_seconds
-        memory = _WORKER_BYTES + len(block.bytes)
+        memory = _WORKER_BYTES + shared.num_bytes
         self._all = [
             Isolated(cutter, seconds=self._seconds, memory_bytes=memory) for _ in range(count)
         ]

@@ -10,19 +10,15 @@ import torch
 from clips import make_video, read_frame_number
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
+from data_sharding.transcode import TrainProfile, transcode
 from svfap_dist.config import Config, DataConfig, MaskConfig, ModelConfig, TrainConfig
-from svfap_dist.data.clips import (
-    Crop,
-    fixed_clip,
-    random_clips,
-    random_crop,
-    region,
-    resize,
-    window_start,
-)
+from svfap_dist.data.clips import fixed_clip, random_clips, random_crop, window_start
+from svfap_dist.data.convert import to_rgb
 from svfap_dist.data.decode_cpu import TooShortError
+from svfap_dist.data.frames import RgbFrames
+from svfap_dist.errors import ConfigError
+from svfap_dist.region import Crop, region
 from svfap_dist.rng import Stream
 from svfap_dist.shard_format import VideoInfo
 
@@ -102,21 +98,6 @@ def test_crops_are_those_of_the_released_code():
     assert drawn == expected
 
 
-def test_resizing_equals_pillow():
-    frames = np.random.default_rng(0).integers(0, 256, (2, 60, 80, 3), dtype=np.uint8)
-    resized = resize(frames, Crop(5, 10, 50, 40), 32)
-    assert resized.dtype == torch.uint8
-    for frame, got in zip(frames, resized, strict=True):
-        cut = Image.fromarray(frame).crop((10, 5, 50, 55))  # left, top, right, bottom
-        image = cut.resize((32, 32), Image.Resampling.BILINEAR)
-        assert np.abs(np.asarray(image).astype(int) - got.numpy()).max() <= 1
-
-
-def test_a_crop_of_the_right_size_is_not_touched():
-    frames = np.random.default_rng(0).integers(0, 256, (2, 60, 80, 3), dtype=np.uint8)
-    assert (resize(frames, Crop(3, 4, 32, 32), 32).numpy() == frames[:, 3:35, 4:36]).all()
-
-
 INFO = VideoInfo(40, 25.0, 64, 64, "h264")
 
 
@@ -144,7 +125,27 @@ def test_a_random_clip_is_a_function_of_its_streams():
 def test_one_crop_serves_the_whole_clip():
     """Equal frames give equal pictures, so a clip of a still video is still."""
     still = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
-    clip = resize(
-        np.repeat(still, 4, axis=0), random_crop(Stream(5), Crop(0, 0, 64, 64), SCALES), 32
-    )
-    assert all(torch.equal(frame, clip[0]) for frame in clip)
+    frames = RgbFrames(np.repeat(still, 4, axis=0))
+    clip = to_rgb(frames, random_crop(Stream(5), Crop(0, 0, 64, 64), SCALES), 32)
+    assert (clip == clip[0]).all()
+
+
+def test_shards_cut_to_the_region_are_used_whole():
+    """The same streams give the same window, and of it the same crop."""
+    video = make_video(None, 80, size=(224, 224), encoder_options={"crf": "10"})
+    info = VideoInfo(80, 25.0, 224, 224, "h264")
+    config = small_config(region="voxceleb2", sampling_rate=4, frame_size=160)
+    cut = transcode(video, info, TrainProfile(crf=10))
+    for key in range(4):
+        streams = Stream(key), [Stream(key, "crop")]
+        whole, stored = (random_clips(*pair, config, *streams)[0] for pair in ((video, info), cut))
+        assert (whole.float() - stored.float()).abs().mean() < 3
+    whole, stored = (fixed_clip(*pair, config) for pair in ((video, info), cut))
+    assert (whole.float() - stored.float()).abs().mean() < 3
+
+
+def test_shards_cut_to_another_region_are_refused():
+    video, info = make_video(None, 80, size=(224, 224)), VideoInfo(80, 25.0, 224, 224, "h264")
+    cut = transcode(video, info, TrainProfile(region="centre"))
+    with pytest.raises(ConfigError, match=r"data\.region=centre"):
+        fixed_clip(*cut, small_config(region="voxceleb2"))

@@ -20,7 +20,7 @@ from test_data_loader import NO_VIDEO, SIZES, bits, config_of, loader_of, order_
 
 from svfap_dist.config import Config
 from svfap_dist.data import workers
-from svfap_dist.data.workers import SharedBlock
+from svfap_dist.data.workers import SharedArrays
 from svfap_dist.errors import ClusterError, ConfigError
 from svfap_dist.shard_format import VideoInfo
 
@@ -147,7 +147,7 @@ def test_a_worker_needs_no_torch():
 
 def test_memory_that_cannot_be_had_is_told():
     with pytest.raises(ConfigError, match=r"data.prefetch_bytes.*4611686018427387904 bytes"):
-        SharedBlock(1 << 62)
+        SharedArrays({"rgb": ("uint8", (1 << 62,))})
 
 
 @pytest.mark.parametrize("workers", [0, 1])
