@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 _FFMPEG_MATRIX = {"bt601": Colorspace.ITU601, "bt709": Colorspace.ITU709}
 _RED_BLUE_WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}  # ITU-R BT.601, BT.709
 _MATRICES: tuple[Matrix, ...] = ("bt601", "bt709")
-_KINDS = [(matrix, full_range) for matrix in _MATRICES for full_range in (False, True)]
+_KINDS: list[tuple[Matrix, bool]] = [
+    (matrix, full_range) for matrix in _MATRICES for full_range in (False, True)
+]
 _TENSORS = ("y", "u", "v", "crops", "kinds")
 
 

@@ -137,8 +137,10 @@ def test_shards_cut_to_the_region_are_used_whole():
     config = small_config(region="voxceleb2", sampling_rate=4, frame_size=160)
     cut = transcode(video, info, TrainProfile(crf=10))
     for key in range(4):
-        streams = Stream(key), [Stream(key, "crop")]
-        whole, stored = (random_clips(*pair, config, *streams)[0] for pair in ((video, info), cut))
+        whole, stored = (
+            random_clips(*pair, config, Stream(key), [Stream(key, "crop")])[0]
+            for pair in ((video, info), cut)
+        )
         assert (whole.float() - stored.float()).abs().mean() < 3
     whole, stored = (fixed_clip(*pair, config) for pair in ((video, info), cut))
     assert (whole.float() - stored.float()).abs().mean() < 3
