@@ -76,7 +76,8 @@ class Isolated(Generic[_Request, _Response]):
 
     def interrupt(self) -> None:
         """End the call that another thread has under way, if any, as a crash."""
-        if process := self._process:
+        process = self._process
+        if process is not None and process.pid is not None:
             process.kill()
 
     def close(self) -> None:

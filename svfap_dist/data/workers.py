@@ -138,6 +138,14 @@ class Cutter:
     def __init__(self, config: Config, shared: SharedArrays) -> None:
         self._config, self._shared = config, shared
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A worker starts. What loads slowly is loaded now, not in the time of its first task."""
+        self.__dict__.update(state)
+        if "rgb" in self._shared.arrays:
+            import torch  # resizes; planes need none
+
+            torch.set_num_threads(1)
+
     def __call__(self, task: Task | None) -> Outcome:
         """Do a task; None: nothing, to see whether the process is there."""
         began = time.perf_counter()
