@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-
-import torch
+from typing import TYPE_CHECKING
 
 from svfap_dist.config import Config
 from svfap_dist.data import decode_cpu, decode_packets
@@ -26,6 +25,11 @@ from svfap_dist.errors import ConfigError
 from svfap_dist.region import Crop, region
 from svfap_dist.rng import Stream
 from svfap_dist.shard_format import VideoInfo
+
+if TYPE_CHECKING:
+    import torch
+
+    from svfap_dist.data.convert import YuvClips
 
 # The 13 places of a crop, in quarters of the room there is: corners, centre, edges, inner quarters.
 _PLACES = (
@@ -44,7 +48,8 @@ class ClipBatch:
     `substituted`, the frames are those of a neighbour because that sample is bad.
     """
 
-    frames: torch.Tensor  # uint8 [B, F, H, W, 3]
+    # uint8 [B, F, H, W, 3], or planes that are converted on the device; see `frames_on`.
+    frames: torch.Tensor | YuvClips
     visible: torch.Tensor  # int64 [B, V]
     masked: torch.Tensor  # int64 [B, M]
     keys: list[str]
@@ -54,7 +59,19 @@ class ClipBatch:
     substituted: list[bool]
     bad: list[BadSample]
     fetch_seconds: float  # summed over the clips, as spent by the threads
-    decode_seconds: float
+    decode_seconds: float  # summed over the clips, as spent by threads or workers
+    bytes_fetched: int = 0  # from the store, since the batch before
+    batches_ready: int = 0  # when this one was asked for, itself included
+
+
+def frames_on(device: torch.device, batch: ClipBatch, part: slice) -> torch.Tensor:
+    """Frames of the clips `part` of a batch on a device: uint8 RGB [B, F, H, W, 3]."""
+    import torch
+
+    frames = batch.frames[part]
+    if isinstance(frames, torch.Tensor):
+        return frames.to(device, non_blocking=True)
+    return frames.to_rgb(device)
 
 
 def window_start(stream: Stream, num_frames: int, window: int) -> int:
@@ -119,32 +136,43 @@ def _decode(video: bytes, info: VideoInfo, config: Config, start: int) -> Frames
     return decode_packets.decode(video, info, range(start, start + count * stride, stride))
 
 
-def random_clips(
+def random_cut(
     video: bytes, info: VideoInfo, config: Config, window: Stream, crops: Sequence[Stream]
-) -> list[torch.Tensor]:
-    """Training clips of one random window, each cut by a random crop of the region out of the same
-    decoded frames: uint8 [F, size, size, 3] each.
+) -> tuple[Frames, list[Crop]]:
+    """Decoded frames of one random window, and for each training clip that is made of them a random
+    crop of the region.
 
     Raises: DecodeError if the video is too short or cannot be decoded; ConfigError if the shards
     were cut to another region than data.region.
     """
-    data = config.data
     start = window_start(window, info.num_frames, config.window)
     within = clip_region(info, config)
     frames = _decode(video, info, config, start)
-    cuts = [random_crop(crop, within, data.crop_scales) for crop in crops]
-    return [torch.from_numpy(to_rgb(frames, cut, data.frame_size)) for cut in cuts]
+    return frames, [random_crop(crop, within, config.data.crop_scales) for crop in crops]
 
 
-def fixed_clip(video: bytes, info: VideoInfo, config: Config) -> torch.Tensor:
-    """The clip for pictures and evaluation: middle window, region only. uint8 [F, size, size, 3].
-
-    Raises: DecodeError if the video is too short or cannot be decoded; ConfigError if the shards
-    were cut to another region than data.region.
-    """
+def fixed_cut(video: bytes, info: VideoInfo, config: Config) -> tuple[Frames, list[Crop]]:
+    """The same for the clip of pictures and evaluation: middle window, the whole region."""
     _check_length(info.num_frames, config.window)
     start = (info.num_frames - config.window) // 2
     within = clip_region(info, config)
-    return torch.from_numpy(
-        to_rgb(_decode(video, info, config, start), within, config.data.frame_size)
-    )
+    return _decode(video, info, config, start), [within]
+
+
+def random_clips(
+    video: bytes, info: VideoInfo, config: Config, window: Stream, crops: Sequence[Stream]
+) -> list[torch.Tensor]:
+    """The clips of `random_cut`: uint8 [F, size, size, 3] each. Raises what that raises."""
+    return _clips(*random_cut(video, info, config, window, crops), config)
+
+
+def fixed_clip(video: bytes, info: VideoInfo, config: Config) -> torch.Tensor:
+    """The clip of `fixed_cut`: uint8 [F, size, size, 3]. Raises what that raises."""
+    (clip,) = _clips(*fixed_cut(video, info, config), config)
+    return clip
+
+
+def _clips(frames: Frames, crops: Sequence[Crop], config: Config) -> list[torch.Tensor]:
+    import torch
+
+    return [torch.from_numpy(to_rgb(frames, crop, config.data.frame_size)) for crop in crops]
