@@ -64,8 +64,16 @@ class DataConfig(_Section):
     num_lanes: Positive = 8  # slices of an epoch; world sizes that divide it give the same batches
     shuffle_block: Positive = 256  # samples shuffled together inside a lane
     max_bad_fraction: Fraction = 0.01  # share of unreadable samples at which the run stops
-    decode_threads: Positive = 2  # threads of a rank that fetch and decode
-    prefetch_batches: Positive = 2  # step batches kept ready
+    # Processes of a rank that decode. 0: its threads do, and a video that hangs or crashes the
+    # decoder takes the run with it.
+    decode_workers: NonNegative = 0
+    decode_seconds: Annotated[float, Field(gt=0.0)] = 30.0  # longest that a worker may take
+    decode_threads: Positive = 2  # threads of a rank that fetch; twice the workers keep these busy
+    # Where planes of `train` shards become RGB. auto: on the device that trains, if that is a GPU.
+    colours: Literal["auto", "workers", "device"] = "auto"
+    prefetch_bytes: Positive = 512 << 20  # frames kept ready by a rank: 2 step batches at least
+    cache_dir: str = ""  # folder for copies of shards, shared by a node's ranks; empty: none
+    cache_bytes: Positive = 100 << 30  # bytes that the copies on a node may take
 
 
 class DecodeConfig(_Section):
@@ -245,7 +253,17 @@ class Config(_Section):
 # May differ between two attempts at the same run: they change neither the order of samples nor
 # what is computed from them.
 _FREE_TO_CHANGE = {
-    "data": ("url", "eval_url", "decode_threads", "prefetch_batches", "max_bad_fraction"),
+    "data": (
+        "url",
+        "eval_url",
+        "max_bad_fraction",
+        "decode_workers",
+        "decode_seconds",
+        "decode_threads",
+        "prefetch_bytes",
+        "cache_dir",
+        "cache_bytes",
+    ),
     "train": (
         "micro_batch_size",
         "zero_stage",

@@ -122,7 +122,17 @@ def test_window_longer_than_the_shortest_video_is_refused():
 # here, decides the numbers, and a run with another value of it is another run.
 FREE = {
     "run": {"name", "url", "ledger"},
-    "data": {"url", "eval_url", "decode_threads", "prefetch_batches", "max_bad_fraction"},
+    "data": {
+        "url",
+        "eval_url",
+        "max_bad_fraction",
+        "decode_workers",
+        "decode_seconds",
+        "decode_threads",
+        "prefetch_bytes",
+        "cache_dir",
+        "cache_bytes",
+    },
     "decode": {"backend", "pipelines"},
     "train": {
         "micro_batch_size",

@@ -187,7 +187,8 @@ def by_to_ndarray(video: Video, start: int) -> np.ndarray:
 
 
 def ours_rgb(video: Video, start: int) -> np.ndarray:
-    return decode_cpu.decode(video[0], start, FRAMES, STRIDE, video[1])
+    numbers = range(start, start + WINDOW, STRIDE)
+    return whole_frames(decode_cpu.decode(*video, numbers))
 
 
 def planes(video: Video, start: int) -> object:
@@ -223,7 +224,7 @@ def psnr(sources: Sequence[Video], made: Sequence[Video]) -> float:
         assert order is not None, "of the profile train"
         assert (order.height, order.width) == (stored.height, stored.width)
         got = whole_frames(decode_packets.decode(video, stored, range(info.num_frames)))
-        wanted = decode_cpu.decode(data, 0, info.num_frames, 1, info)
+        wanted = whole_frames(decode_cpu.decode(data, info, range(info.num_frames)))
         rows = slice(order.top, order.top + order.height)
         cut = wanted[:, rows, order.left : order.left + order.width]
         error = np.mean((got.astype(np.int16) - cut).astype(np.float32) ** 2)

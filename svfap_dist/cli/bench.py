@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from svfap_dist.cli.app import AsJson, bench_app, print_result
+from svfap_dist.cli.app import AsJson, Overrides, bench_app, print_result
 
 
 @bench_app.command("model")
@@ -58,3 +58,22 @@ def bench_decode(
     from svfap_dist.bench import layouts as tables
 
     print_result(tables.run(videos, rounds) if layouts else decode.run(videos, rounds), as_json)
+
+
+@bench_app.command("data")
+def bench_data(
+    url: Annotated[str, typer.Argument(help="Shards, here or s3://; without: rendered ones.")] = "",
+    overrides: Overrides = None,
+    source_url: Annotated[
+        str, typer.Option("--source", help="The same clips as they came, for public pipelines.")
+    ] = "",
+    steps: Annotated[int, typer.Option(help="Batches that are timed.", min=4)] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Time the way from shards to ready batches beside decoding alone and public pipelines.
+
+    Example: svfap bench data s3://bucket/train --source s3://bucket/source data.decode_workers=4
+    """
+    from svfap_dist.bench import data
+
+    print_result(data.run(url, source_url, overrides or [], steps), as_json)

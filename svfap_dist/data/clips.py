@@ -13,18 +13,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-
-import torch
+from typing import TYPE_CHECKING
 
 from svfap_dist.config import Config
 from svfap_dist.data import decode
 from svfap_dist.data.convert import to_rgb
 from svfap_dist.data.decode_cpu import TooShortError
+from svfap_dist.data.frames import Frames
 from svfap_dist.data.stream import BadSample
 from svfap_dist.errors import ConfigError
 from svfap_dist.region import Crop, region
 from svfap_dist.rng import Stream
 from svfap_dist.shard_format import VideoInfo
+
+if TYPE_CHECKING:
+    import torch
+
+    from svfap_dist.data.convert import YuvClips
 
 # The 13 places of a crop, in quarters of the room there is: corners, centre, edges, inner quarters.
 _PLACES = (
@@ -43,7 +48,8 @@ class ClipBatch:
     `substituted`, the frames are those of a neighbour because that sample is bad.
     """
 
-    frames: torch.Tensor  # uint8 [B, F, H, W, 3]
+    # uint8 [B, F, H, W, 3], or planes that are converted on the device; see `frames_on`.
+    frames: torch.Tensor | YuvClips
     visible: torch.Tensor  # int64 [B, V]
     masked: torch.Tensor  # int64 [B, M]
     keys: list[str]
@@ -53,7 +59,19 @@ class ClipBatch:
     substituted: list[bool]
     bad: list[BadSample]
     fetch_seconds: float  # summed over the clips, as spent by the threads
-    decode_seconds: float
+    decode_seconds: float  # summed over the clips, as spent by threads or workers
+    bytes_fetched: int = 0  # from the store, since the batch before
+    batches_ready: int = 0  # when this one was asked for, itself included
+
+
+def frames_on(device: torch.device, batch: ClipBatch, part: slice) -> torch.Tensor:
+    """Frames of the clips `part` of a batch on a device: uint8 RGB [B, F, H, W, 3]."""
+    import torch
+
+    frames = batch.frames[part]
+    if isinstance(frames, torch.Tensor):
+        return frames.to(device, non_blocking=True)
+    return frames.to_rgb(device)
 
 
 def window_start(stream: Stream, num_frames: int, window: int) -> int:
@@ -111,7 +129,7 @@ def clip_region(info: VideoInfo, config: Config) -> Crop:
     return Crop(0, 0, info.height, info.width)
 
 
-def random_cuts(
+def plan_random(
     info: VideoInfo, config: Config, window: Stream, crops: Sequence[Stream]
 ) -> tuple[range, list[Crop]]:
     """The frames of one random window, and a random crop of the region for each of `crops`.
@@ -125,10 +143,10 @@ def random_cuts(
     return range(start, start + config.window, config.data.sampling_rate), cuts
 
 
-def fixed_cuts(info: VideoInfo, config: Config) -> tuple[range, list[Crop]]:
+def plan_fixed(info: VideoInfo, config: Config) -> tuple[range, list[Crop]]:
     """The frames of the middle window, and the region: what pictures and evaluation take.
 
-    Raises: as `random_cuts`.
+    Raises: as `plan_random`.
     """
     _check_length(info.num_frames, config.window)
     start = (info.num_frames - config.window) // 2
@@ -136,26 +154,39 @@ def fixed_cuts(info: VideoInfo, config: Config) -> tuple[range, list[Crop]]:
     return numbers, [clip_region(info, config)]
 
 
+def random_cut(
+    video: bytes, info: VideoInfo, config: Config, window: Stream, crops: Sequence[Stream]
+) -> tuple[Frames, list[Crop]]:
+    """Decoded frames of one random window, and for each training clip that is made of them a random
+    crop of the region.
+
+    Raises: DecodeError if the video is too short or cannot be decoded; ConfigError if the shards
+    were cut to another region than data.region.
+    """
+    numbers, cuts = plan_random(info, config, window, crops)
+    return decode.backend(config)(video, info, numbers), cuts
+
+
+def fixed_cut(video: bytes, info: VideoInfo, config: Config) -> tuple[Frames, list[Crop]]:
+    """The same for the clip of pictures and evaluation: middle window, the whole region."""
+    numbers, cuts = plan_fixed(info, config)
+    return decode.backend(config)(video, info, numbers), cuts
+
+
 def random_clips(
     video: bytes, info: VideoInfo, config: Config, window: Stream, crops: Sequence[Stream]
 ) -> list[torch.Tensor]:
-    """Training clips of one random window, each cut by a random crop of the region out of the same
-    decoded frames: uint8 [F, size, size, 3] each.
-
-    Raises: DecodeError if the video is too short or cannot be decoded; ConfigError if the shards
-    were cut to another region than data.region.
-    """
-    numbers, cuts = random_cuts(info, config, window, crops)
-    frames = decode.backend(config)(video, info, numbers)
-    return [torch.from_numpy(to_rgb(frames, cut, config.data.frame_size)) for cut in cuts]
+    """The clips of `random_cut`: uint8 [F, size, size, 3] each. Raises what that raises."""
+    return _clips(*random_cut(video, info, config, window, crops), config)
 
 
 def fixed_clip(video: bytes, info: VideoInfo, config: Config) -> torch.Tensor:
-    """The clip for pictures and evaluation: middle window, region only. uint8 [F, size, size, 3].
+    """The clip of `fixed_cut`: uint8 [F, size, size, 3]. Raises what that raises."""
+    (clip,) = _clips(*fixed_cut(video, info, config), config)
+    return clip
 
-    Raises: DecodeError if the video is too short or cannot be decoded; ConfigError if the shards
-    were cut to another region than data.region.
-    """
-    numbers, (cut,) = fixed_cuts(info, config)
-    frames = decode.backend(config)(video, info, numbers)
-    return torch.from_numpy(to_rgb(frames, cut, config.data.frame_size))
+
+def _clips(frames: Frames, crops: Sequence[Crop], config: Config) -> list[torch.Tensor]:
+    import torch
+
+    return [torch.from_numpy(to_rgb(frames, crop, config.data.frame_size)) for crop in crops]

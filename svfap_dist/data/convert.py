@@ -56,8 +56,10 @@ def to_rgb(frames: Frames, crop: Crop, size: int) -> np.ndarray:
     return resized.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def whole_frames(frames: YuvFrames) -> np.ndarray:
+def whole_frames(frames: Frames) -> np.ndarray:
     """All pixels as uint8 RGB [F, H, W, 3], at their own size."""
+    if not isinstance(frames, YuvFrames):
+        return frames.pixels
     crop = Crop(0, 0, *frames.y.shape[1:])
     return _cut(_pixels(frames, crop)[0], crop)
 
@@ -119,6 +121,11 @@ def rgb_from_yuv(matrix: str, full_range: bool) -> np.ndarray:
     return np.column_stack((linear, linear @ [-black, -128, -128]))
 
 
+def kind_of(frames: YuvFrames) -> int:
+    """Number of the matrix and range that planes have, for `YuvClips`."""
+    return _KINDS.index((frames.matrix, frames.full_range))
+
+
 @dataclasses.dataclass(frozen=True)
 class YuvClips:
     """A batch of clips on its way to the model: planes, and what is to be made of them.
@@ -133,6 +140,12 @@ class YuvClips:
     kinds: torch.Tensor  # int64 [B]: which matrix and range, an entry of _KINDS
     size: int
 
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, part: slice) -> YuvClips:
+        return dataclasses.replace(self, **{k: getattr(self, k)[part] for k in _TENSORS})
+
     @classmethod
     def stack(cls, clips: Sequence[YuvFrames], crops: Sequence[Crop], size: int) -> YuvClips:
         """The batch of these clips of equally many frames, each with its crop."""
@@ -141,7 +154,7 @@ class YuvClips:
         y = torch.from_numpy(_padded([clip.y for clip in clips]))
         u = torch.from_numpy(_padded([clip.u for clip in clips]))
         v = torch.from_numpy(_padded([clip.v for clip in clips]))
-        kinds = [_KINDS.index((clip.matrix, clip.full_range)) for clip in clips]
+        kinds = [kind_of(clip) for clip in clips]
         boxes = [dataclasses.astuple(crop) for crop in crops]
         return cls(y, u, v, torch.tensor(boxes), torch.tensor(kinds), size)
 

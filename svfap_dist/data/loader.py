@@ -1,44 +1,50 @@
 """The last step of the data's flow: from (seed, step) to a rank's `ClipBatch`, prepared ahead.
 
 In: the configuration, a manifest, the rank's place in the world. Out: one batch per step, the same
-bits whatever the number of threads, the step at which a run is taken up again, or how far ahead the
-work is; over all ranks, the same samples for every world size.
+bits whatever the number of threads and workers, the step at which a run is taken up again, or how
+far ahead the work is; over all ranks, the same samples for every world size.
 
-A slot of a step is one task of a thread pool: read, decode, crop, mask, write into the slot's row
-of the batch (its rows, if a sample is worth several clips). Nothing passes from task to task, so
-their order cannot matter. Threads do, and no processes are needed, because PyAV, NumPy, torch and
-hashing let go of Python's lock. Only a few steps are in the pool at a time; that and the reader's
-cache bound the memory.
+A slot of a step is one task of a thread pool: fetch the sample, have it decoded and cut straight
+into the slot's rows of the batch (`workers`), try a neighbour if it is bad. Nothing passes from
+task to task, so their order cannot matter. Threads wait for the store, for workers, or in PyAV,
+NumPy and hashing, which let go of Python's lock.
+
+The frames of all batches lie in one block of shared memory, a ring of batches: each is filled again
+when the one after it has been asked for. The ring and the reader's cache bound the memory.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data import masking
-from svfap_dist.data.clips import ClipBatch, fixed_clip, random_clips
-from svfap_dist.data.decode_cpu import TooShortError, WrongSizeError
+from svfap_dist.data.cache import ShardCache
+from svfap_dist.data.clips import ClipBatch
+from svfap_dist.data.convert import YuvClips
 from svfap_dist.data.order import EpochOrder, Slot, steps_per_epoch
 from svfap_dist.data.stream import BadSample, Sample, SampleReader
+from svfap_dist.data.workers import Key, SharedArrays, Task, Workers, shapes
 from svfap_dist.distributed import World
-from svfap_dist.errors import DecodeError, HealthError
+from svfap_dist.errors import ConfigError, HealthError
 from svfap_dist.rng import Stream
 from svfap_dist.shard_format import Manifest
 
-_REASONS = {TooShortError: "too_short", WrongSizeError: "wrong_size"}
 _SUBSTITUTES_TRIED = 256  # so many bad samples in a row are no accident
 _RANGE_BYTES = 8 << 20
 _CACHE_LIMIT = 1 << 30  # bytes per rank
+_LOOKED_AT = 8  # samples, to know the size of planes
+_FEWEST_AHEAD, _MOST_AHEAD = 2, 16  # batches; more than a few gain nothing, whatever the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +62,22 @@ class _Attempt:
 class _Unfinished:
     """A batch whose rows are being filled, a task per slot."""
 
+    place: int  # in the ring
     slots: list[Slot]
-    frames: torch.Tensor
     visible: torch.Tensor
     masked: torch.Tensor
     tasks: list[Future[list[_Attempt]]]  # attempts for the slot, the first for its own sample
+
+    @property
+    def is_ready(self) -> bool:
+        return all(task.done() for task in self.tasks)
 
 
 class ClipLoader:
     """Batches of one rank.
 
-    Raises: ConfigError if the lanes cannot be shared equally among the ranks, or the data set has
-    fewer samples than a global batch.
+    Raises: ConfigError if the lanes cannot be shared equally among the ranks, the data set has
+    fewer samples than a global batch, or the cache has no room for the shards in use.
     """
 
     def __init__(self, config: Config, url: str, manifest: Manifest, world: World) -> None:
@@ -77,28 +87,43 @@ class ClipLoader:
         samples = config.samples_per_step
         self.steps_per_epoch = steps_per_epoch(manifest.num_samples, samples)
         range_bytes, cache_bytes = read_ahead(config, manifest, world)
-        self._reader = SampleReader(url, manifest, range_bytes=range_bytes, cache_bytes=cache_bytes)
+        self._reader = SampleReader(
+            url,
+            manifest,
+            range_bytes=range_bytes,
+            cache_bytes=cache_bytes,
+            shards=_shard_cache(config, manifest, world),
+        )
+        self._planes = _planes(config, manifest, self._reader)
 
     def batches(self, start_step: int, stop_step: int) -> Generator[ClipBatch]:
         """The batches of steps start_step to stop_step - 1, steps counted over all epochs.
 
-        Work begins with the first `next`. Closing the iterator, or an error, ends its threads.
+        The frames of a batch are overwritten once the next batch is asked for. Work begins with the
+        first `next`. Closing the iterator, or an error, ends its threads and workers.
 
         Raises: ShardError and StorageError from reading; HealthError if no sample near a bad one
-        is good.
+        is good; ConfigError if there is no memory for the batches; ClusterError if decode workers
+        cannot be started.
         """
         order_of = functools.lru_cache(maxsize=2)(self._order)
         steps = iter(range(start_step, stop_step))
         ahead: collections.deque[_Unfinished] = collections.deque()
-        with _thread_pool(self._config) as pool:
+        rows = self._config.samples_per_step // self._world.world_size
+        clips = rows * self._config.data.repeated_sampling
+        with _Ring(self._config, clips, planes=self._planes) as ring:
+            free = collections.deque(range(ring.length))
             while True:
-                room = 1 + self._config.data.prefetch_batches - len(ahead)
-                for step in itertools.islice(steps, room):
+                for step in itertools.islice(steps, len(free)):
                     epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-                    ahead.append(self._begin(pool, order_of(epoch), epoch, step_in_epoch))
+                    order = order_of(epoch)
+                    ahead.append(self._begin(ring, free.popleft(), order, epoch, step_in_epoch))
                 if not ahead:
                     return
-                yield _finish(ahead.popleft())
+                ready = sum(1 for _ in itertools.takewhile(lambda batch: batch.is_ready, ahead))
+                batch = ahead.popleft()
+                yield self._finish(ring, batch, ready)
+                free.append(batch.place)
 
     def _order(self, epoch: int) -> EpochOrder:
         data = self._config.data
@@ -112,53 +137,64 @@ class ClipLoader:
         )
 
     def _begin(
-        self, pool: ThreadPoolExecutor, order: EpochOrder, epoch: int, step_in_epoch: int
+        self, ring: _Ring, place: int, order: EpochOrder, epoch: int, step_in_epoch: int
     ) -> _Unfinished:
         slots = order.slots(step_in_epoch, self._world.rank, self._world.world_size)
-        data = self._config.data
-        repeats = data.repeated_sampling
-        streams = [s for slot in slots for s in self._streams("mask", epoch, slot)]
-        visible, masked = _masks(self._config, streams)
-        shape = (len(slots), repeats, data.num_frames, data.frame_size, data.frame_size, 3)
-        # Pinned memory lets the copy to a GPU run beside the computation.
-        frames = torch.empty(shape, dtype=torch.uint8, pin_memory=self._config.cluster.use_gpu)
+        repeats = self._config.data.repeated_sampling
+        keys = [key for slot in slots for key in self._keys("mask", epoch, slot)]
+        visible, masked = _masks(self._config, [Stream(*key) for key in keys])
         tasks = [
-            pool.submit(self._fill, frames[row], slot, order, epoch)
+            ring.pool.submit(self._fill, ring, (place, row * repeats), slot, order, epoch)
             for row, slot in enumerate(slots)
         ]
-        return _Unfinished(slots, frames.flatten(0, 1), visible, masked, tasks)
+        return _Unfinished(place, slots, visible, masked, tasks)
 
-    def _streams(self, purpose: str, epoch: int, slot: Slot) -> list[Stream]:
-        """A stream for each clip of a slot; the first is the same however many there are."""
+    def _keys(self, purpose: str, epoch: int, slot: Slot) -> tuple[Key, ...]:
+        """A random stream for each clip of a slot; the first is the same however many there are."""
         key = (self._config.run.seed, purpose, epoch, slot.sample)
         repeats = range(1, self._config.data.repeated_sampling)
-        return [Stream(*key), *(Stream(*key, repeat) for repeat in repeats)]
+        return (key, *((*key, repeat) for repeat in repeats))
 
     def _fill(
-        self, rows: torch.Tensor, slot: Slot, order: EpochOrder, epoch: int
+        self, ring: _Ring, place: tuple[int, int], slot: Slot, order: EpochOrder, epoch: int
     ) -> list[_Attempt]:
-        """Write a slot's clips into its rows: of its own sample, or of the nearest good one."""
-
-        def cut(
-            sample: Sample,
-        ) -> list[torch.Tensor]:  # random by the slot, whatever sample fills it
-            window = Stream(self._config.run.seed, "window", epoch, slot.sample)
-            crops = self._streams("crop", epoch, slot)
-            return random_clips(sample.video, sample.info, self._config, window, crops)
-
+        """Have a slot's clips written to their place (batch, first row): of its own sample, or of
+        the nearest good one."""
+        # Random by the slot, whatever sample fills it.
+        window = (self._config.run.seed, "window", epoch, slot.sample)
+        crops = self._keys("crop", epoch, slot)
         attempts: list[_Attempt] = []
         for index in itertools.islice(_candidates(order, slot), 1 + _SUBSTITUTES_TRIED):
-            attempt, clips = _try(self._reader, index, cut)
+            attempt = _try(self._reader, index, ring.workers, place, window, crops)
             attempts.append(attempt)
-            if clips is not None:
-                for row, clip in zip(rows, clips, strict=True):
-                    row.copy_(clip)
+            if attempt.bad is None:
                 return attempts
         raise HealthError(
             "No readable sample is near an unreadable one",
             where=f"lane {slot.lane}, position {slot.position}",
             found=f"{len(attempts)} bad samples in a row; the first: {attempts[0].bad}",
             do="run `svfap shards verify` on data.url",
+        )
+
+    def _finish(self, ring: _Ring, batch: _Unfinished, ready: int) -> ClipBatch:
+        """Wait for all rows; the first error of a task is raised here."""
+        rows = [task.result() for task in batch.tasks]
+        attempts = [attempt for tried in rows for attempt in tried]
+        own = [tried[0] for tried in rows]
+        return ClipBatch(
+            frames=ring.frames(batch.place),
+            visible=batch.visible,
+            masked=batch.masked,
+            keys=[attempt.key for attempt in own],
+            samples=[slot.sample for slot in batch.slots],
+            lanes=[slot.lane for slot in batch.slots],
+            positions=[slot.position for slot in batch.slots],
+            substituted=[attempt.bad is not None for attempt in own],
+            bad=[attempt.bad for attempt in own if attempt.bad is not None],
+            fetch_seconds=sum(attempt.fetch_seconds for attempt in attempts),
+            decode_seconds=sum(attempt.decode_seconds for attempt in attempts),
+            bytes_fetched=self._reader.take_bytes_fetched(),
+            batches_ready=ready,
         )
 
 
@@ -168,31 +204,35 @@ def held_out_batches(
     """Fixed clips with fixed masks, for evaluation: the same ones every time.
 
     They are the first `max_clips` samples of the data set; rank r takes every W-th of them from r
-    on, in batches of at most train.micro_batch_size. Bad samples are left out and listed. Ranks may
-    get different numbers of clips and batches.
+    on, in batches of at most train.micro_batch_size, which may be kept. Bad samples are left out
+    and listed. Ranks may get different numbers of clips and batches.
     """
     reader = SampleReader(url, manifest)
     indices = range(world.rank, min(max_clips, manifest.num_samples), world.world_size)
-    size = config.train.micro_batch_size
+    size = min(config.train.micro_batch_size, len(indices))
+    if size == 0:
+        return
+    with _Ring(config, size, length=1) as ring:
 
-    def made(index: int) -> tuple[_Attempt, list[torch.Tensor] | None]:
-        return _try(reader, index, lambda sample: [fixed_clip(sample.video, sample.info, config)])
+        def made(row: int, index: int) -> _Attempt:
+            return _try(reader, index, ring.workers, (0, row), None, ())
 
-    with _thread_pool(config) as pool:
         for first in range(0, len(indices), size):
-            results = list(pool.map(made, indices[first : first + size]))
-            if any(clips is not None for _, clips in results):
-                yield _held_out_batch(config, results)
+            wanted = indices[first : first + size]
+            attempts = list(ring.pool.map(made, range(len(wanted)), wanted))
+            if any(attempt.bad is None for attempt in attempts):
+                yield _held_out_batch(config, attempts, ring.rgb[0], reader)
 
 
 def _held_out_batch(
-    config: Config, results: list[tuple[_Attempt, list[torch.Tensor] | None]]
+    config: Config, attempts: list[_Attempt], frames: torch.Tensor, reader: SampleReader
 ) -> ClipBatch:
-    good = [attempt for attempt, clips in results if clips is not None]
+    rows = [row for row, attempt in enumerate(attempts) if attempt.bad is None]
+    good = [attempts[row] for row in rows]
     streams = [Stream(config.run.seed, "held-out", attempt.index) for attempt in good]
     visible, masked = _masks(config, streams)
     return ClipBatch(
-        frames=torch.stack([clip for _, clips in results for clip in clips or ()]),
+        frames=frames[rows],  # a copy
         visible=visible,
         masked=masked,
         keys=[attempt.key for attempt in good],
@@ -200,28 +240,10 @@ def _held_out_batch(
         lanes=[0] * len(good),  # held-out clips have no lanes: one, in the order of the data set
         positions=[attempt.index for attempt in good],
         substituted=[False] * len(good),
-        bad=[attempt.bad for attempt, _ in results if attempt.bad is not None],
-        fetch_seconds=sum(attempt.fetch_seconds for attempt, _ in results),
-        decode_seconds=sum(attempt.decode_seconds for attempt, _ in results),
-    )
-
-
-def _finish(batch: _Unfinished) -> ClipBatch:
-    """Wait for all rows; the first error of a task is raised here."""
-    rows = [task.result() for task in batch.tasks]
-    own = [attempts[0] for attempts in rows]
-    return ClipBatch(
-        frames=batch.frames,
-        visible=batch.visible,
-        masked=batch.masked,
-        keys=[attempt.key for attempt in own],
-        samples=[slot.sample for slot in batch.slots],
-        lanes=[slot.lane for slot in batch.slots],
-        positions=[slot.position for slot in batch.slots],
-        substituted=[attempt.bad is not None for attempt in own],
-        bad=[attempt.bad for attempt in own if attempt.bad is not None],
-        fetch_seconds=sum(attempt.fetch_seconds for attempts in rows for attempt in attempts),
-        decode_seconds=sum(attempt.decode_seconds for attempts in rows for attempt in attempts),
+        bad=[attempt.bad for attempt in attempts if attempt.bad is not None],
+        fetch_seconds=sum(attempt.fetch_seconds for attempt in attempts),
+        decode_seconds=sum(attempt.decode_seconds for attempt in attempts),
+        bytes_fetched=reader.take_bytes_fetched(),
     )
 
 
@@ -234,22 +256,21 @@ def _candidates(order: EpochOrder, slot: Slot) -> Iterator[int]:
 
 
 def _try(
-    reader: SampleReader, index: int, cut: Callable[[Sample], list[torch.Tensor]]
-) -> tuple[_Attempt, list[torch.Tensor] | None]:
-    """Read a sample and cut its clips, uint8 [F, H, W, 3]; a sample that is no use is a value."""
+    reader: SampleReader,
+    index: int,
+    workers: Workers,
+    place: tuple[int, int],
+    window: Key | None,
+    crops: tuple[Key, ...],
+) -> _Attempt:
+    """Fetch a sample and have its clips cut; a sample that is no use is a value."""
     began = time.perf_counter()
-    found = reader.read(index)
-    fetched = time.perf_counter()
-    clips, bad = None, None
-    if isinstance(found, BadSample):
-        bad = found
-    else:
-        try:
-            clips = cut(found)
-        except DecodeError as error:
-            bad = BadSample(index, found.key, _REASONS.get(type(error), "undecodable"), str(error))
-    decoded = time.perf_counter()
-    return _Attempt(index, found.key, bad, fetched - began, decoded - fetched), clips
+    packed = reader.fetch(index)
+    fetched = time.perf_counter() - began
+    if isinstance(packed, BadSample):
+        return _Attempt(index, packed.key, packed, fetched, 0.0)
+    outcome = workers(Task(packed, window, crops, *place))
+    return _Attempt(index, packed.key, outcome.bad, fetched, outcome.seconds)
 
 
 def _masks(config: Config, streams: list[Stream]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -261,14 +282,61 @@ def _masks(config: Config, streams: list[Stream]) -> tuple[torch.Tensor, torch.T
     )
 
 
-@contextlib.contextmanager
-def _thread_pool(config: Config) -> Iterator[ThreadPoolExecutor]:
-    """Threads that are gone when the block is left, however it is left."""
-    pool = ThreadPoolExecutor(config.data.decode_threads, thread_name_prefix="clips")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+class _Ring:
+    """Batches in shared memory, and the threads and workers that fill them; a context manager.
+
+    Args:
+        clips: of a batch. length: batches; 0: as many as data.prefetch_bytes allows, and one that
+            is in use. planes: height and width of planes to hand over; None: RGB.
+    """
+
+    def __init__(
+        self, config: Config, clips: int, length: int = 0, planes: tuple[int, int] | None = None
+    ) -> None:
+        self._size = config.data.frame_size
+        if not length:
+            ((_, one), *_) = shapes(config, 1, clips, planes).values()
+            batch_bytes = math.prod(one) if planes is None else math.prod(one) * 3 // 2
+            fitting = config.data.prefetch_bytes // batch_bytes
+            length = 1 + min(max(fitting, _FEWEST_AHEAD), _MOST_AHEAD)
+            self._pinned = config.cluster.use_gpu
+        else:
+            self._pinned = False
+        self.length = length
+        self._shared = SharedArrays(shapes(config, length, clips, planes))
+        self._tensors = {name: torch.from_numpy(a) for name, a in self._shared.arrays.items()}
+        self.workers = Workers(config, self._shared)
+        self.pool = ThreadPoolExecutor(config.data.decode_threads, thread_name_prefix="clips")
+
+    @property
+    def rgb(self) -> torch.Tensor:
+        """All frames, where they are RGB: uint8 [length, B, F, S, S, 3]."""
+        return self._tensors["rgb"]
+
+    def frames(self, place: int) -> torch.Tensor | YuvClips:
+        """The clips of one batch."""
+        if "rgb" in self._tensors:
+            return self.rgb[place]
+        return YuvClips(**{k: t[place] for k, t in self._tensors.items()}, size=self._size)
+
+    def __enter__(self) -> _Ring:
+        if self._pinned:  # lets the copy to a GPU run beside the computation
+            shared = self._shared
+            torch.cuda.check_error(_cuda().cudaHostRegister(shared.address, shared.num_bytes, 0))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """However the block is left, threads and processes are gone afterwards."""
+        self.workers.interrupt()
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        self.workers.close()
+        self._shared.close()
+        if self._pinned:
+            torch.cuda.check_error(_cuda().cudaHostUnregister(self._shared.address))
+
+
+def _cuda() -> Any:
+    return torch.cuda.cudart()
 
 
 def read_ahead(config: Config, manifest: Manifest, world: World) -> tuple[int, int]:
@@ -283,3 +351,44 @@ def read_ahead(config: Config, manifest: Manifest, world: World) -> tuple[int, i
     # A quarter more for large samples; the ranges at both ends of a block reach beyond it.
     wanted = min(total, int(lanes * (1.25 * block + 2 * _RANGE_BYTES)))
     return (_RANGE_BYTES, wanted) if wanted <= _CACHE_LIMIT else (1, 1)
+
+
+def _shard_cache(config: Config, manifest: Manifest, world: World) -> ShardCache | None:
+    """The node's copies of shards, if they are asked for.
+
+    Raises: ConfigError if the cache is smaller than the shards that are in use at a time: each
+    would be downloaded again and again.
+    """
+    data = config.data
+    if not data.cache_dir:
+        return None
+    sizes = sorted((shard.num_bytes for shard in manifest.shards), reverse=True)
+    lanes = data.num_lanes * world.local_world_size // world.world_size
+    needed = sum(sizes[: 2 * lanes])  # a lane may be at the border of two blocks
+    if needed > data.cache_bytes:
+        raise ConfigError(
+            "Cache of shards is too small",
+            where="data.cache_bytes",
+            found=f"{data.cache_bytes}, and the {lanes} lanes of a node may use shards of "
+            f"{needed} bytes at a time",
+            do="make it larger, data.num_lanes or the shards smaller, or leave out data.cache_dir",
+        )
+    return ShardCache(data.cache_dir, data.cache_bytes)
+
+
+def _planes(config: Config, manifest: Manifest, reader: SampleReader) -> tuple[int, int] | None:
+    """Height and width of the planes to hand over; None: RGB.
+
+    Planes are for shards of the profile train, whose frames mostly are of one size: the size that a
+    few samples, found all over the data set, agree on.
+    """
+    wish = config.data.colours
+    if manifest.profile != "train" or wish == "workers":
+        return None
+    if wish == "auto" and not config.cluster.use_gpu:
+        return None
+    step = -(-manifest.num_samples // _LOOKED_AT)
+    found = [reader.read(index) for index in range(0, manifest.num_samples, step)]
+    infos = [sample.info for sample in found if isinstance(sample, Sample)]
+    sizes = {(info.height, info.width) if info.order else None for info in infos}
+    return sizes.pop() if len(sizes) == 1 else None

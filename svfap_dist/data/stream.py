@@ -7,6 +7,10 @@ gone is an error, since then everything read from it is in doubt.
 Samples that are used at about the same time lie next to each other in a tar (see `order`), so a
 read fetches a whole range of neighbours and keeps it for their turn, up to a limit of bytes. Ranges
 and indexes are fetched by whichever thread first wants them, while others wait for that result.
+Ranges come out of the node's `ShardCache`, if there is one, and else from the store.
+
+A read has two halves: `SampleReader.fetch` brings the bytes, `unpack` opens them. The second needs
+no store, so that decode workers, which import neither torch nor a client, can do it.
 """
 
 from __future__ import annotations
@@ -25,11 +29,22 @@ import numpy as np
 
 from svfap_dist import shard_format, storage
 from svfap_dist.config import Config, check_window
+from svfap_dist.data.cache import ShardCache
 from svfap_dist.errors import ShardError
 from svfap_dist.shard_format import VIDEO_SUFFIXES, Manifest, ShardEntry, ShardIndex, VideoInfo
 
 _INDEXES_KEPT = 256
 _Value = TypeVar("_Value")
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedSample:
+    """A sample's part of a tar, byte for byte as it was packed."""
+
+    index: int
+    key: str
+    where: str  # shard and row, for messages
+    data: bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +87,7 @@ class SampleReader:
         manifest: the data set's shards.
         range_bytes: how much of a tar is fetched at a time; 1: each sample by itself.
         cache_bytes: how many fetched bytes are kept for other samples.
+        shards: the node's copies of shards, where there are any.
     """
 
     def __init__(
@@ -81,11 +97,23 @@ class SampleReader:
         *,
         range_bytes: int = 8 << 20,
         cache_bytes: int = 256 << 20,
+        shards: ShardCache | None = None,
     ) -> None:
         self._url, self._manifest, self._range_bytes = url, manifest, range_bytes
         self._ends = np.cumsum([shard.num_samples for shard in manifest.shards])
         self._indexes: _Cache[ShardIndex] = _Cache(_INDEXES_KEPT)
         self._ranges: _Cache[bytes] = _Cache(cache_bytes)
+        self._shards = shards
+        self._lock = threading.Lock()
+        self._bytes_fetched = self._bytes_taken = 0
+        self._doubted: set[str] = set()  # shards whose copy was thrown away
+
+    def take_bytes_fetched(self) -> int:
+        """Bytes of shards that came from the store since the last call."""
+        with self._lock:
+            total = self._bytes_fetched + (self._shards.bytes_fetched if self._shards else 0)
+            taken, self._bytes_taken = total - self._bytes_taken, total
+        return taken
 
     def locate(self, index: int) -> tuple[ShardEntry, int]:
         """The shard that holds a sample, and the sample's row in it."""
@@ -95,26 +123,38 @@ class SampleReader:
         return entry, index - (int(self._ends[number]) - entry.num_samples)
 
     def read(self, index: int) -> Sample | BadSample:
-        """Fetch and check one sample.
+        """Fetch and open one sample; raises what `fetch` raises."""
+        found = self.fetch(index)
+        return found if isinstance(found, BadSample) else unpack(found)
+
+    def fetch(self, index: int) -> PackedSample | BadSample:
+        """Fetch one sample and check its digest.
 
         Raises: ShardError if its shard is cut short, gone or without index; StorageError from the
         store.
         """
         entry, row = self.locate(index)
         rows = self._indexes.get(entry.name, 1, lambda: shard_format.load_index(self._url, entry))
+        where = f"{entry.name} row {row}"
         data = self._bytes_of(entry, rows, row)
         found = shard_format.digest(data)
+        if found != rows.digests[row] and self._throw_copy_away(entry):
+            data = self._bytes_of(entry, rows, row)
+            found = shard_format.digest(data)
         if found != rows.digests[row]:
-            detail = f"{entry.name} row {row}: digest {found}, the index says {rows.digests[row]}"
+            detail = f"{where}: digest {found}, the index says {rows.digests[row]}"
             return BadSample(index, rows.keys[row], "damaged", detail)
-        try:
-            members = _tar_members(data)
-            info = shard_format.load_info(members["json"])
-            (video,) = (members[suffix] for suffix in VIDEO_SUFFIXES if suffix in members)
-            return Sample(index, rows.keys[row], video, info)
-        except (KeyError, TypeError, ValueError, tarfile.ReadError) as error:
-            detail = f"{entry.name} row {row}: no readable video and .json ({error!r})"
-            return BadSample(index, rows.keys[row], "malformed", detail)
+        return PackedSample(index, rows.keys[row], where, bytes(data))
+
+    def _throw_copy_away(self, entry: ShardEntry) -> bool:
+        """Whether reading again may give other bytes: once per shard, if there is a local copy."""
+        with self._lock:
+            if self._shards is None or entry.name in self._doubted:
+                return False
+            self._doubted.add(entry.name)
+        self._shards.drop(entry)
+        self._ranges.clear()
+        return True
 
     def _bytes_of(self, entry: ShardEntry, rows: ShardIndex, row: int) -> memoryview:
         """A sample's bytes of the tar, out of the range of neighbours that it belongs to."""
@@ -131,6 +171,9 @@ class SampleReader:
     def _fetch(self, entry: ShardEntry, start: int, stop: int) -> bytes:
         where = storage.join(self._url, entry.name)
         try:
+            kept = self._shards.read(self._url, entry, start, stop) if self._shards else None
+            if kept is not None:
+                return kept
             data = storage.read_range(where, start, stop)
         except storage.StorageUnreachable:
             raise
@@ -146,15 +189,35 @@ class SampleReader:
                 found=f"{start + len(data)} bytes where the manifest says {entry.num_bytes}",
                 do="copy the shard again from where the data set was made, or shard again",
             )
+        with self._lock:
+            self._bytes_fetched += len(data)
         return data
 
 
-def _tar_members(data: memoryview) -> dict[str, bytes]:
-    """Contents of a sample's members by suffix, read the way webdataset reads a tar."""
-    from webdataset.tariterators import group_by_keys, tar_file_expander
+def unpack(packed: PackedSample) -> Sample | BadSample:
+    """The video of a sample and what the shard says about it."""
+    try:
+        members = _tar_members(packed.data)
+        info = shard_format.load_info(members["json"])
+        (video,) = (members[suffix] for suffix in VIDEO_SUFFIXES if suffix in members)
+        return Sample(packed.index, packed.key, video, info)
+    except (KeyError, TypeError, ValueError, tarfile.ReadError) as error:
+        detail = f"{packed.where}: no readable video and .json ({error!r})"
+        return BadSample(packed.index, packed.key, "malformed", detail)
 
-    files = tar_file_expander([{"url": "", "stream": io.BytesIO(data)}])
-    return next(iter(group_by_keys(files)), {})
+
+def _tar_members(data: bytes) -> dict[str, bytes]:
+    """Contents of a sample's members by suffix: what follows the first dot, as webdataset has it.
+
+    webdataset itself would bring torch into every decode worker.
+    """
+    members: dict[str, bytes] = {}
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            if file is not None:
+                members[member.name.rpartition("/")[2].partition(".")[2].lower()] = file.read()
+    return members
 
 
 class _Cache(Generic[_Value]):
@@ -188,6 +251,12 @@ class _Cache(Generic[_Value]):
                 self._forget(key, future)
                 future.set_exception(error)
         return future.result()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._entries.clear()
+            self._total = 0
 
     def _forget(self, key: Hashable, future: Future[_Value]) -> None:
         with self._lock:

@@ -114,6 +114,8 @@ _DATA = (
     ),
     _each_rank("Fetching, thread seconds per second", "s", names.FETCH_SECONDS),
     _each_rank("Decoding, thread seconds per second", "s", names.DECODE_SECONDS),
+    _each_rank("Bytes fetched per second", "Bps", names.FETCHED_BYTES),
+    _each_rank("Batches ready", "short", names.BATCHES_READY),
     _by_label("Bad samples per second by reason", "stacked", "short", names.BAD_SAMPLES),
     _each_rank("Clips per second by rank", "short", names.CLIPS),
 )

@@ -14,8 +14,8 @@ Item = TypeVar("Item")
 class Window:
     """Sums of one rank over the steps since the last log step.
 
-    seconds: wall time. fetch_seconds, decode_seconds: thread time of the loader, which runs beside
-    the steps and may exceed the wall time.
+    seconds: wall time. fetch_seconds, decode_seconds: time of the loader's threads and workers,
+    which run beside the steps and may exceed the wall time.
     """
 
     steps: int
@@ -24,6 +24,8 @@ class Window:
     data_wait_seconds: float
     fetch_seconds: float
     decode_seconds: float
+    bytes_fetched: int
+    batches_ready: float  # mean over the steps of what lay ready when a batch was asked for
 
 
 class Meter:
@@ -38,6 +40,7 @@ class Meter:
         self._began = self._clock()
         self._steps = self._clips = 0
         self._waited = self._fetched = self._decoded = 0.0
+        self._bytes = self._ready = 0
 
     def waiting(self, batches: Iterator[Item]) -> Iterator[Item]:
         """`batches`, with the time that each `next` takes counted as waiting for data."""
@@ -50,12 +53,21 @@ class Meter:
             self._waited += self._clock() - began
             yield batch
 
-    def step(self, clips: int, fetch_seconds: float, decode_seconds: float) -> None:
+    def step(
+        self,
+        clips: int,
+        fetch_seconds: float,
+        decode_seconds: float,
+        bytes_fetched: int = 0,
+        batches_ready: int = 0,
+    ) -> None:
         """Count one step of this rank."""
         self._steps += 1
         self._clips += clips
         self._fetched += fetch_seconds
         self._decoded += decode_seconds
+        self._bytes += bytes_fetched
+        self._ready += batches_ready
 
     def window(self) -> Window:
         """The sums since the last call."""
@@ -66,6 +78,8 @@ class Meter:
             data_wait_seconds=self._waited,
             fetch_seconds=self._fetched,
             decode_seconds=self._decoded,
+            bytes_fetched=self._bytes,
+            batches_ready=self._ready / max(self._steps, 1),
         )
         self._reset()
         return window

@@ -59,13 +59,25 @@ DECODE_SECONDS = Metric(
     "svfap_decode_seconds_total",
     "counter",
     "seconds",
-    "Thread time this rank spent decoding videos.",
+    "Time this rank's threads or workers spent decoding videos.",
+)
+FETCHED_BYTES = Metric(
+    "svfap_fetched_bytes_total",
+    "counter",
+    "bytes",
+    "Bytes of shards this rank read from the store.",
+)
+BATCHES_READY = Metric(
+    "svfap_batches_ready",
+    "gauge",
+    "",
+    "Batches that lay ready when one was asked for, mean since the last logged step; 0: starved.",
 )
 BAD_SAMPLES = Metric(
     "svfap_bad_samples_total",
     "counter",
     "",
-    "Samples of this rank that could not be used.",
+    "Samples of this rank that could not be used: damaged, undecodable, hung, crashed, ...",
     ("reason",),
 )
 CHECKPOINT_STEP = Metric(
@@ -154,6 +166,8 @@ METRICS = (
     DATA_WAIT_SECONDS,
     FETCH_SECONDS,
     DECODE_SECONDS,
+    FETCHED_BYTES,
+    BATCHES_READY,
     BAD_SAMPLES,
     CHECKPOINT_STEP,
     CHECKPOINT_SECONDS,

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from svfap_dist.config import Config, check_world_size
+from svfap_dist.data.clips import frames_on
 from svfap_dist.distributed import World, barrier
 from svfap_dist.errors import ClusterError
 from svfap_dist.metrics.phases import Phases
@@ -198,9 +199,10 @@ class Engine:
 
     def forward(self, batch: ClipBatch, part: slice) -> Tensor:
         """Mean loss, a scalar on the device, over the clips `part` of a batch."""
-        frames, visible, masked = (
+        frames = frames_on(self.device, batch, part)
+        visible, masked = (
             tensor[part].to(self.device, non_blocking=True)
-            for tensor in (batch.frames, batch.visible, batch.masked)
+            for tensor in (batch.visible, batch.masked)
         )
         model = self._config.model
         target = loss.targets(frames, masked, model.tubelet_size, model.patch_size)

@@ -129,7 +129,13 @@ class Recorder:
 
     def count(self, step: int, epoch: int, batch: ClipBatch) -> None:
         """Book this rank's batch of a step."""
-        self.meter.step(len(batch.frames), batch.fetch_seconds, batch.decode_seconds)
+        self.meter.step(
+            len(batch.frames),
+            batch.fetch_seconds,
+            batch.decode_seconds,
+            batch.bytes_fetched,
+            batch.batches_ready,
+        )
         self._exporter.add(names.TOKENS, batch.visible.numel() + batch.masked.numel())
         self._exporter.add(names.FLOPS, len(batch.frames) * self._flops_per_clip)
         for bad in batch.bad:
@@ -145,8 +151,8 @@ class Recorder:
     def close_window(self, step: int) -> None:
         """Book the time up to this completed step; all ranks call it together.
 
-        Times are the slowest rank's, since all wait for it; clips and thread times are summed over
-        the ranks.
+        Waits and batches ready are the slowest rank's, since all wait for it; clips, bytes and
+        times of threads are summed over the ranks.
         """
         window = self.meter.window()
         self._exporter.add(names.CLIPS, window.clips)
@@ -154,6 +160,9 @@ class Recorder:
         self._exporter.add(names.DATA_WAIT_SECONDS, window.data_wait_seconds)
         self._exporter.add(names.FETCH_SECONDS, window.fetch_seconds)
         self._exporter.add(names.DECODE_SECONDS, window.decode_seconds)
+        self._exporter.add(names.FETCHED_BYTES, window.bytes_fetched)
+        if window.steps:
+            self._exporter.set(names.BATCHES_READY, window.batches_ready)
         ranks = distributed.gathered(window)
         whole = Window(
             steps=window.steps,
@@ -162,6 +171,8 @@ class Recorder:
             data_wait_seconds=max(each.data_wait_seconds for each in ranks),
             fetch_seconds=sum(each.fetch_seconds for each in ranks),
             decode_seconds=sum(each.decode_seconds for each in ranks),
+            bytes_fetched=sum(each.bytes_fetched for each in ranks),
+            batches_ready=min(each.batches_ready for each in ranks),
         )
         self._windows.append(whole)
         self._book(
@@ -189,6 +200,8 @@ class Recorder:
             "data_wait_share": waited / seconds,
             "fetch_seconds": sum(each.fetch_seconds for each in windows),
             "decode_seconds": sum(each.decode_seconds for each in windows),
+            "bytes_fetched": sum(each.bytes_fetched for each in windows),
+            "batches_ready": min(each.batches_ready for each in windows if each.steps),
             "bad_samples": self.write_quarantine(),
             "time": time.time(),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 
 import pytest
 import torch
@@ -77,6 +77,11 @@ def shown(batch: ClipBatch) -> list[list[tuple[int, int]]]:
     return [[sample_and_frame(frame.numpy()) for frame in clip] for clip in batch.frames]
 
 
+def kept(batches: Iterable[ClipBatch]) -> list[ClipBatch]:
+    """All batches, with frames of their own: the loader uses their memory again."""
+    return [dataclasses.replace(batch, frames=batch.frames.clone()) for batch in batches]
+
+
 def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("clips")]
 
@@ -146,9 +151,14 @@ def test_clips_are_cut_by_streams_of_the_seed_the_epoch_and_the_sample(make_data
 
 @pytest.mark.parametrize(
     "data",
-    [{"decode_threads": 1, "prefetch_batches": 1}, {"decode_threads": 7, "prefetch_batches": 5}],
+    [
+        {"decode_threads": 1, "prefetch_bytes": 1},
+        {"decode_threads": 7, "prefetch_bytes": 1 << 20},
+        {"decode_threads": 2, "decode_workers": 1},
+        {"decode_threads": 5, "decode_workers": 3},
+    ],
 )
-def test_threads_and_prefetching_change_no_bit(make_data_set, data):
+def test_threads_workers_and_prefetching_change_no_bit(make_data_set, data):
     data_set = make_data_set(SIZES)
     random_crops = {"crop_scales": (1.0, 0.875, 0.75, 0.66), "frame_size": 32}
     expected = [bits(b) for b in loader_of(data_set, config_of(**random_crops)).batches(0, 9)]
@@ -168,7 +178,7 @@ def test_ranks_together_make_the_batch_of_one(make_data_set, size):
     data_set = make_data_set(SIZES)
     data_set.damage(17)
     alone = [bits(batch) for batch in loader_of(data_set).batches(0, 7)]
-    ranks = [list(loader_of(data_set, rank=r, size=size).batches(0, 7)) for r in range(size)]
+    ranks = [kept(loader_of(data_set, rank=r, size=size).batches(0, 7)) for r in range(size)]
     for step, expected in enumerate(alone):
         assert [row for batches in ranks for row in bits(batches[step])] == expected
 
@@ -217,8 +227,8 @@ def test_repeats_differ_in_crop_and_mask_and_the_first_is_the_only_one_of_before
 def test_repeated_samples_are_the_same_for_every_number_of_ranks(make_data_set):
     data_set, config = make_data_set(SIZES), repeated(2)
     data_set.damage(17)
-    alone = list(loader_of(data_set, config).batches(0, 24))
-    ranks = [list(loader_of(data_set, config, rank=r, size=2).batches(0, 24)) for r in range(2)]
+    alone = kept(loader_of(data_set, config).batches(0, 24))
+    ranks = [kept(loader_of(data_set, config, rank=r, size=2).batches(0, 24)) for r in range(2)]
     for step, batch in enumerate(alone):
         for part in ("frames", "visible", "masked"):
             together = torch.cat([getattr(batches[step], part) for batches in ranks])
@@ -325,14 +335,17 @@ def test_an_error_of_the_consumer_ends_the_threads(make_data_set):
 
 
 def test_no_more_is_prepared_than_the_batches_ahead(make_data_set, monkeypatch):
-    read, reads = SampleReader.read, []
-    monkeypatch.setattr(SampleReader, "read", lambda self, i: reads.append(i) or read(self, i))
-    batches = loader_of(make_data_set(SIZES), config_of(prefetch_batches=2)).batches(0, 1000)
-    next(batches)
-    for _ in range(5):
-        next(batches)
-    batches.close()
-    assert len(reads) <= (6 + 2) * 8
+    fetch, fetched = SampleReader.fetch, []
+    monkeypatch.setattr(SampleReader, "fetch", lambda self, i: fetched.append(i) or fetch(self, i))
+    data_set = make_data_set(SIZES)
+    for batches_ahead, room in ((2, 1), (4, 4 * 8 * 4 * 32 * 32 * 3), (16, 1 << 30)):
+        config = config_of(prefetch_bytes=room)
+        batches = loader_of(data_set, config).batches(0, 1000)
+        for _ in range(6):
+            next(batches)
+        batches.close()
+        assert len(fetched) <= (6 + batches_ahead) * 8
+        fetched.clear()
 
 
 def test_no_steps_give_no_batches(make_data_set):

@@ -23,11 +23,12 @@ def test_a_window_holds_the_steps_since_the_last_one() -> None:
 
     for number, _ in enumerate(meter.waiting(slow_source())):
         clock.now += 1.0  # the step itself
-        meter.step(clips=4, fetch_seconds=0.25, decode_seconds=0.75)
+        meter.step(4, 0.25, 0.75, bytes_fetched=100, batches_ready=3 + number)
         if number == 1:
             window = meter.window()
             assert (window.steps, window.clips) == (2, 8)
             assert (window.seconds, window.data_wait_seconds) == (5.0, 3.0)
             assert (window.fetch_seconds, window.decode_seconds) == (0.5, 1.5)
+            assert (window.bytes_fetched, window.batches_ready) == (200, 3.5)
     last = meter.window()
     assert (last.steps, last.seconds, last.data_wait_seconds) == (1, 1.5, 0.5)

@@ -1,0 +1,264 @@
+"""From a packed sample to clips in a batch's memory: done by processes beside the rank.
+
+In: a `Task`, a sample's bytes and the names of the random streams that cut it. Out: uint8 frames
+(RGB, or planes that the device converts), written straight into memory that the rank shares, and
+how that went. A video that hangs its
+decoder or brings it down costs one sample: the worker is killed, the next task starts another.
+Without workers the rank's own threads do the same work by the same code, so the bits are the same.
+
+Shared memory is anonymous (memfd): workers inherit its descriptor, nothing in it has a name that
+could be left behind, and it does not count against the size of /dev/shm, which containers keep
+small.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import mmap
+import os
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import CancelledError
+from multiprocessing import reduction
+from typing import Any
+
+import numpy as np
+
+from svfap_dist.config import Config
+from svfap_dist.data.clips import fixed_cut, random_cut
+from svfap_dist.data.convert import kind_of, to_rgb
+from svfap_dist.data.decode_cpu import TooShortError, WrongSizeError
+from svfap_dist.data.frames import Frames, YuvFrames
+from svfap_dist.data.stream import BadSample, PackedSample, unpack
+from svfap_dist.errors import ClusterError, ConfigError, DecodeError
+from svfap_dist.isolated import CrashedError, HungError, Isolated
+from svfap_dist.region import Crop
+from svfap_dist.rng import Stream
+
+Key = tuple[int | str, ...]  # of a random stream
+Shape = tuple[str, tuple[int, ...]]  # of an array: type of its numbers, and how many
+Shapes = dict[str, Shape]
+_ALIGNED = 64  # bytes
+_REASONS = {TooShortError: "too_short", WrongSizeError: "wrong_size"}
+_WORKER_BYTES = 8 << 30  # address space of a worker beside the shared memory
+
+
+class SharedArrays:
+    """Arrays in anonymous memory that processes started from this one see, too.
+
+    arrays: by the names of `shapes`, uint8 or int64; the memory lives as long as one of them.
+
+    Raises: ConfigError if there is no room for them.
+    """
+
+    def __init__(self, shapes: Mapping[str, Shape], descriptor: int | None = None) -> None:
+        self._shapes = dict(shapes)
+        sizes = [math.prod(shape) * np.dtype(kind).itemsize for kind, shape in shapes.values()]
+        offsets = np.cumsum([0, *(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]).tolist()
+        self.num_bytes: int = offsets[-1]
+        try:
+            if descriptor is None:
+                descriptor = os.memfd_create("svfap-clips")
+                os.ftruncate(descriptor, self.num_bytes)
+            memory = mmap.mmap(descriptor, self.num_bytes)
+        except (OSError, ValueError, OverflowError) as error:
+            raise ConfigError(
+                "No memory for batches",
+                where="data.prefetch_bytes",
+                found=f"{self.num_bytes} bytes cannot be shared between processes ({error})",
+                do="make data.prefetch_bytes or the batch smaller",
+            ) from error
+        self._descriptor = descriptor
+        self.address = np.frombuffer(memory, np.uint8).ctypes.data
+        self.arrays = {
+            name: np.ndarray(shape, kind, memory, offset)
+            for (name, (kind, shape)), offset in zip(shapes.items(), offsets, strict=False)
+        }
+
+    def __reduce__(self):  # sent to a process that is being started
+        return _attach, (self._shapes, reduction.DupFd(self._descriptor))
+
+    def close(self) -> None:
+        """No more processes can be given them."""
+        os.close(self._descriptor)
+
+
+def _attach(shapes: Mapping[str, Shape], shared: Any) -> SharedArrays:
+    return SharedArrays(shapes, shared.detach())
+
+
+def shapes(config: Config, length: int, clips: int, planes: tuple[int, int] | None) -> Shapes:
+    """The arrays of `length` batches of so many clips: `rgb`, or what `YuvClips` has, for planes of
+    height and width `planes` at most."""
+    data = config.data
+    batch = (length, clips)
+    if planes is None:
+        return {"rgb": ("uint8", (*batch, data.num_frames, data.frame_size, data.frame_size, 3))}
+    height, width = planes
+    half = (*batch, data.num_frames, (height + 1) // 2, (width + 1) // 2)
+    return {
+        "y": ("uint8", (*batch, data.num_frames, height, width)),
+        "u": ("uint8", half),
+        "v": ("uint8", half),
+        "crops": ("int64", (*batch, 4)),
+        "kinds": ("int64", batch),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Clips to be cut out of a sample.
+
+    window: key of the stream that chooses the random window; None: the fixed clip of evaluation.
+    crops: keys of the streams of each clip's crop. batch, row: where the first clip goes in the
+    shared arrays; the others follow it.
+    """
+
+    packed: PackedSample
+    window: Key | None
+    crops: tuple[Key, ...]
+    batch: int
+    row: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """bad: why there are no clips; None: they are in the shared arrays."""
+
+    bad: BadSample | None
+    seconds: float  # of opening, decoding and cutting
+
+
+class Cutter:
+    """Does tasks in whichever process it is called; may be sent to one that is being started."""
+
+    def __init__(self, config: Config, shared: SharedArrays) -> None:
+        self._config, self._shared = config, shared
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A worker starts. What loads slowly is loaded now, not in the time of its first task."""
+        self.__dict__.update(state)
+        if "rgb" in self._shared.arrays:
+            import torch  # resizes; planes need none
+
+            torch.set_num_threads(1)
+
+    def __call__(self, task: Task | None) -> Outcome:
+        """Do a task; None: nothing, to see whether the process is there."""
+        began = time.perf_counter()
+        bad = self._cut(task) if task else None
+        return Outcome(bad, time.perf_counter() - began)
+
+    def _cut(self, task: Task) -> BadSample | None:
+        sample = unpack(task.packed)
+        if isinstance(sample, BadSample):
+            return sample
+        try:
+            if task.window is None:
+                frames, crops = fixed_cut(sample.video, sample.info, self._config)
+            else:
+                window, streams = Stream(*task.window), [Stream(*key) for key in task.crops]
+                frames, crops = random_cut(sample.video, sample.info, self._config, window, streams)
+            for row, crop in enumerate(crops, task.row):
+                self._put(frames, crop, task.batch, row)
+        except DecodeError as error:
+            reason = _REASONS.get(type(error), "undecodable")
+            return BadSample(sample.index, sample.key, reason, str(error))
+        except MemoryError:
+            return BadSample(sample.index, sample.key, "too_large", "memory of the worker is full")
+        return None
+
+    def _put(self, frames: Frames, crop: Crop, batch: int, row: int) -> None:
+        """Write a clip to its place."""
+        arrays = self._shared.arrays
+        if "rgb" in arrays:
+            arrays["rgb"][batch, row] = to_rgb(frames, crop, self._config.data.frame_size)
+            return
+        assert isinstance(frames, YuvFrames), "only planes are handed over as planes"
+        for name in ("y", "u", "v"):
+            plane, place = getattr(frames, name), arrays[name][batch, row]
+            height, width = plane.shape[1:]
+            if height > place.shape[1] or width > place.shape[2]:
+                raise WrongSizeError(
+                    "Frames are larger than those of other samples",
+                    found=f"{frames.y.shape[1:]}",
+                    do="shard with one --size for all videos, or set data.colours=workers",
+                )
+            place[:, :height, :width] = plane
+        arrays["crops"][batch, row] = dataclasses.astuple(crop)
+        arrays["kinds"][batch, row] = kind_of(frames)
+
+
+class Workers:
+    """`data.decode_workers` processes that do tasks; any number of threads may call it.
+
+    With none, the calling thread does the task itself.
+    """
+
+    def __init__(self, config: Config, shared: SharedArrays) -> None:
+        cutter, count = Cutter(config, shared), config.data.decode_workers
+        self._cutter, self._seconds = cutter, config.data.decode_seconds
+        memory = _WORKER_BYTES + shared.num_bytes
+        self._all = [
+            Isolated(cutter, seconds=self._seconds, memory_bytes=memory) for _ in range(count)
+        ]
+        self._started: set[int] = set()
+        # The last one back goes out first: where two are enough, no third is started.
+        self._free: queue.LifoQueue[Isolated[Task | None, Outcome]] = queue.LifoQueue()
+        for worker in self._all:
+            self._free.put(worker)
+        self._closing = threading.Event()
+
+    def interrupt(self) -> None:
+        """End all tasks under way and take no more."""
+        self._closing.set()
+        for worker in self._all:
+            worker.kill()
+
+    def close(self) -> None:
+        """End the processes, when no thread calls any more."""
+        for worker in self._all:
+            worker.close()
+
+    def __call__(self, task: Task) -> Outcome:
+        """Do a task, as soon as a worker is free.
+
+        Raises: ClusterError if workers cannot be started; CancelledError after `interrupt`.
+        """
+        if not self._all:
+            return self._cutter(task)
+        worker, began = self._free.get(), time.perf_counter()
+        try:
+            if self._closing.is_set():
+                raise CancelledError
+            if id(worker) not in self._started:
+                self._start(worker)
+            began = time.perf_counter()
+            return worker(task)
+        except HungError:
+            detail = f"the decoder gave no answer for {self._seconds:g} s"
+            return self._failed(task, "hung", detail, began)
+        except CrashedError as error:
+            return self._failed(task, "crashed", f"the decoder died: {error}", began)
+        finally:
+            self._free.put(worker)
+
+    def _start(self, worker: Isolated[Task | None, Outcome]) -> None:
+        try:
+            worker(None)
+        except (HungError, CrashedError) as error:
+            raise ClusterError(
+                "Decode workers cannot be started",
+                where="data.decode_workers",
+                found=str(error),
+                do="see what the worker wrote to standard error; a script that trains needs "
+                '`if __name__ == "__main__":` around what it does',
+            ) from error
+        self._started.add(id(worker))
+
+    def _failed(self, task: Task, reason: str, detail: str, began: float) -> Outcome:
+        bad = BadSample(task.packed.index, task.packed.key, reason, detail)
+        return Outcome(bad, time.perf_counter() - began)

@@ -1,0 +1,172 @@
+"""Decode workers: what hangs or dies costs one sample, and nothing of them is left behind."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numbered_shards import FRAMES, SIDE
+from planted_cutter import DIES, HANGS, PlantedCutter, UnstartableCutter
+from test_data_loader import NO_VIDEO, SIZES, bits, config_of, loader_of, order_of
+
+from svfap_dist.config import Config
+from svfap_dist.data import workers
+from svfap_dist.data.workers import SharedArrays
+from svfap_dist.errors import ClusterError, ConfigError
+from svfap_dist.shard_format import VideoInfo
+
+INFO = VideoInfo(FRAMES, 25.0, SIDE, SIDE, "h264")
+TWO = {"decode_workers": 2, "decode_threads": 4}
+
+
+@pytest.fixture
+def planted(monkeypatch) -> None:
+    monkeypatch.setattr(workers, "Cutter", PlantedCutter)
+
+
+def children() -> list[int]:
+    return [process.pid for process in multiprocessing.active_children() if process.pid]
+
+
+def test_a_decoder_that_hangs_or_dies_costs_one_sample(make_data_set, tmp_path, planted):
+    """The rest of the run has the bits that it has where the same samples cannot be decoded."""
+    order = order_of(config_of(), SIZES, 0)
+    hanging, dying = order.sample(1, 3), order.sample(2, 1)
+    data_set = make_data_set(SIZES, {hanging: (HANGS, INFO), dying: (DIES, INFO)})
+    config = config_of(**TWO, decode_seconds=2.0)
+    found, bad = [], {}
+    for batch in loader_of(data_set, config).batches(0, 6):
+        found.append(bits(batch))
+        bad |= {each.index: (each.reason, each.detail) for each in batch.bad}
+    assert bad[hanging] == ("hung", "the decoder gave no answer for 2 s")
+    assert bad[dying] == ("crashed", "the decoder died: its process ended with code -11")
+    assert set(bad) == {hanging, dying}
+    assert children() == []
+    os.rename(data_set.url, tmp_path / "planted")
+    plain = make_data_set(SIZES, dict.fromkeys((hanging, dying), NO_VIDEO))
+    assert found == [bits(batch) for batch in loader_of(plain).batches(0, 6)]
+
+
+def test_workers_killed_from_outside_are_replaced(make_data_set):
+    batches = loader_of(make_data_set(SIZES), config_of(**TWO, prefetch_bytes=1)).batches(0, 30)
+    next(batches)
+    before = children()
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    bad = [each for batch in batches for each in batch.bad]
+    assert before
+    assert len(bad) <= len(before)
+    assert {each.reason for each in bad} <= {"crashed"}
+
+
+def test_closing_the_batches_does_not_wait_for_a_decoder_that_hangs(make_data_set, planted):
+    config = config_of(**TWO, decode_seconds=600.0, prefetch_bytes=1)
+    hanging = order_of(config, SIZES, 0).sample(0, 4)  # of the third batch
+    data_set = make_data_set(SIZES, {hanging: (HANGS, INFO)})
+    batches = loader_of(data_set, config).batches(0, 6)
+    next(batches)
+    next(batches)
+    time.sleep(0.5)  # one of the workers has met it by now
+    began = time.monotonic()
+    batches.close()
+    assert time.monotonic() - began < 10
+    assert children() == []
+    assert not [t for t in threading.enumerate() if t.name.startswith("clips")]
+
+
+def test_workers_that_cannot_start_are_told(make_data_set, monkeypatch):
+    monkeypatch.setattr(workers, "Cutter", UnstartableCutter)
+    with pytest.raises(ClusterError, match=r"Decode workers cannot be started.*code 3"):
+        next(loader_of(make_data_set(SIZES), config_of(**TWO)).batches(0, 6))
+
+
+_RANK = """
+import sys
+sys.path[:0] = [{tests!r}]
+from svfap_dist.shard_format import load_manifest
+from svfap_dist.data.loader import ClipLoader
+from test_data_loader import config_of, world
+import multiprocessing
+if __name__ == "__main__":
+    config = config_of(decode_workers=2, decode_threads=4)
+    loader = ClipLoader(config, {url!r}, load_manifest({url!r}), world())
+    for batch in loader.batches(0, 100000):
+        pids = [process.pid for process in multiprocessing.active_children()]
+        if len(pids) == 2:
+            print(*pids, flush=True)
+            sys.stdin.read()
+"""
+
+
+def test_a_rank_killed_leaves_neither_workers_nor_shared_memory(make_data_set, tmp_path):
+    data_set, script = make_data_set(SIZES), tmp_path / "rank.py"
+    tests = str(Path(__file__).parent)
+    script.write_text(_RANK.format(tests=tests, url=data_set.url))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(tests).parent), *sys.path]),
+    }
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, script], **pipes, env=environment) as rank:
+        assert rank.stdout
+        pids = [int(word) for word in rank.stdout.readline().split()]
+        assert len(pids) == 2
+        mapped = Path(f"/proc/{rank.pid}/maps").read_text()
+        assert "/memfd:svfap-clips (deleted)" in mapped  # no name in any folder
+        assert "/dev/shm/" not in mapped.replace("/dev/shm/sem.", "")
+        rank.kill()
+    deadline = time.monotonic() + 20
+    while any(_lives(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_worker_needs_no_torch():
+    code = "import sys, svfap_dist.data.workers; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "av" in loaded
+    assert not loaded & {"torch", "deepspeed", "webdataset", "ray", "s3fs"}
+
+
+def test_memory_that_cannot_be_had_is_told():
+    with pytest.raises(ConfigError, match=r"data.prefetch_bytes.*4611686018427387904 bytes"):
+        SharedArrays({"rgb": ("uint8", (1 << 62,))})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_memory_stays_flat(make_data_set, workers):
+    """After 2,000 batches of warming up, in which threads and decoders get their buffers."""
+    fields = config_of(decode_workers=workers, num_lanes=1).model_dump()
+    fields["train"] |= {"global_batch_size": 1, "micro_batch_size": 1}
+    config = Config.model_validate(fields)
+    resident = []
+    for batch in loader_of(make_data_set([60]), config).batches(0, 3000):
+        assert len(batch.frames) == 1
+        pids = [os.getpid(), *children()]
+        resident.append(sum(_resident_bytes(pid) for pid in pids))
+    gc.collect()
+    steps = np.arange(len(resident))[2000:]
+    slope = np.polyfit(steps, resident[2000:], 1)[0]
+    assert abs(slope) < 1500  # bytes per batch; a kept clip would be 12,288
+
+
+def _resident_bytes(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
