@@ -32,6 +32,7 @@ from svfap_dist.data import masking
 from svfap_dist.data.cache import ShardCache
 from svfap_dist.data.clips import ClipBatch
 from svfap_dist.data.convert import YuvClips
+from svfap_dist.data.device_cutter import DeviceCutter
 from svfap_dist.data.order import EpochOrder, Slot, steps_per_epoch
 from svfap_dist.data.stream import BadSample, Sample, SampleReader
 from svfap_dist.data.workers import Key, SharedArrays, Task, Workers, shapes
@@ -258,7 +259,7 @@ def _candidates(order: EpochOrder, slot: Slot) -> Iterator[int]:
 def _try(
     reader: SampleReader,
     index: int,
-    workers: Workers,
+    workers: Workers | DeviceCutter,
     place: tuple[int, int],
     window: Key | None,
     crops: tuple[Key, ...],
@@ -283,7 +284,8 @@ def _masks(config: Config, streams: list[Stream]) -> tuple[torch.Tensor, torch.T
 
 
 class _Ring:
-    """Batches in shared memory, and the threads and workers that fill them; a context manager.
+    """Batches in shared memory (on the device, where DALI decodes), and the threads and workers
+    that fill them; a context manager.
 
     Args:
         clips: of a batch. length: batches; 0: as many as data.prefetch_bytes allows, and one that
@@ -303,10 +305,20 @@ class _Ring:
         else:
             self._pinned = False
         self.length = length
-        self._shared = SharedArrays(shapes(config, length, clips, planes))
-        self._tensors = {name: torch.from_numpy(a) for name, a in self._shared.arrays.items()}
-        self.workers = Workers(config, self._shared)
-        self.pool = ThreadPoolExecutor(config.data.decode_threads, thread_name_prefix="clips")
+        threads = config.data.decode_threads
+        self._shared: SharedArrays | None = None
+        if config.decode.backend == "dali":
+            device = "cuda" if config.cluster.use_gpu else "cpu"
+            ((_, shape),) = shapes(config, length, clips, None).values()
+            self._tensors = {"rgb": torch.empty(shape, dtype=torch.uint8, device=device)}
+            self.workers = DeviceCutter(config, self.rgb)
+            # They wait for one another: so many fetch as make a batch, and as many for the next.
+            threads = max(threads, 2 * clips // config.data.repeated_sampling)
+        else:
+            self._shared = SharedArrays(shapes(config, length, clips, planes))
+            self._tensors = {name: torch.from_numpy(a) for name, a in self._shared.arrays.items()}
+            self.workers = Workers(config, self._shared)
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="clips")
 
     @property
     def rgb(self) -> torch.Tensor:
@@ -320,8 +332,8 @@ class _Ring:
         return YuvClips(**{k: t[place] for k, t in self._tensors.items()}, size=self._size)
 
     def __enter__(self) -> _Ring:
-        if self._pinned:  # lets the copy to a GPU run beside the computation
-            shared = self._shared
+        shared = self._shared
+        if self._pinned and shared:  # lets the copy to a GPU run beside the computation
             torch.cuda.check_error(_cuda().cudaHostRegister(shared.address, shared.num_bytes, 0))
         return self
 
@@ -330,6 +342,8 @@ class _Ring:
         self.workers.interrupt()
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.workers.close()
+        if self._shared is None:
+            return
         self._shared.close()
         if self._pinned:
             torch.cuda.check_error(_cuda().cudaHostUnregister(self._shared.address))
@@ -383,7 +397,7 @@ def _planes(config: Config, manifest: Manifest, reader: SampleReader) -> tuple[i
     few samples, found all over the data set, agree on.
     """
     wish = config.data.colours
-    if manifest.profile != "train" or wish == "workers":
+    if manifest.profile != "train" or wish == "workers" or config.decode.backend == "dali":
         return None
     if wish == "auto" and not config.cluster.use_gpu:
         return None

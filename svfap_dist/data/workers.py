@@ -32,7 +32,7 @@ from svfap_dist.data.clips import fixed_cut, random_cut
 from svfap_dist.data.convert import kind_of, to_rgb
 from svfap_dist.data.decode_cpu import TooShortError, WrongSizeError
 from svfap_dist.data.frames import Frames, YuvFrames
-from svfap_dist.data.stream import BadSample, PackedSample, unpack
+from svfap_dist.data.stream import BadSample, PackedSample, Sample, unpack
 from svfap_dist.errors import ClusterError, ConfigError, DecodeError
 from svfap_dist.isolated import CrashedError, HungError, Isolated
 from svfap_dist.region import Crop
@@ -165,8 +165,7 @@ class Cutter:
             for row, crop in enumerate(crops, task.row):
                 self._put(frames, crop, task.batch, row)
         except DecodeError as error:
-            reason = _REASONS.get(type(error), "undecodable")
-            return BadSample(sample.index, sample.key, reason, str(error))
+            return undecodable(sample, error)
         except MemoryError:
             return BadSample(sample.index, sample.key, "too_large", "memory of the worker is full")
         return None
@@ -190,6 +189,12 @@ class Cutter:
             place[:, :height, :width] = plane
         arrays["crops"][batch, row] = dataclasses.astuple(crop)
         arrays["kinds"][batch, row] = kind_of(frames)
+
+
+def undecodable(sample: Sample, error: DecodeError) -> BadSample:
+    """What an error in decoding makes of a sample."""
+    reason = _REASONS.get(type(error), "undecodable")
+    return BadSample(sample.index, sample.key, reason, str(error))
 
 
 class Workers:

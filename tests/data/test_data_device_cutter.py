@@ -1,0 +1,104 @@
+"""Batches that DALI decodes, on its CPU backend: the same clips, whoever comes together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from clips import make_video, read_frame_number
+from numbered_shards import write_data_set
+
+from svfap_dist.config import Config
+from svfap_dist.data import decode_dali
+from svfap_dist.data.loader import ClipLoader, held_out_batches
+from svfap_dist.distributed import World
+from svfap_dist.shard_format import VideoInfo
+
+pytestmark = pytest.mark.skipif(not decode_dali.is_installed(), reason="DALI is not installed")
+
+SAMPLES, FRAMES, SIDE = 10, 24, 48
+ALONE = World(0, 0, 1, 1)
+
+
+def config_of(backend: str, threads: int = 2) -> Config:
+    return Config.model_validate(
+        {
+            "data": {
+                "num_frames": 4, "sampling_rate": 2, "frame_size": 32, "num_lanes": 2,
+                "region": "full", "repeated_sampling": 2, "decode_threads": threads,
+                "crop_scales": (1.0,),
+            },
+            "decode": {"backend": backend, "pipelines": 2},
+            "train": {"global_batch_size": 8, "micro_batch_size": 4},
+            "model": {"size": "nano"},
+            "mask": {"ratio": 0.5},
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory):
+    """Samples of VP9, the fourth of them a file that ends too early."""
+    videos = [
+        make_video(
+            None, FRAMES, size=(SIDE, SIDE), codec="libvpx-vp9", container="webm", seed=sample,
+            painted=range(sample * FRAMES, (sample + 1) * FRAMES),
+        )
+        for sample in range(SAMPLES)
+    ]  # fmt: skip
+    info = VideoInfo(FRAMES, 25.0, SIDE, SIDE, "vp9")
+    samples = {k: (video if k != 3 else video[:400], info) for k, video in enumerate(videos)}
+    url = str(tmp_path_factory.mktemp("device") / "shards")
+    return write_data_set(url, [6, 4], videos, samples)
+
+
+def batches(data_set, config: Config) -> list:
+    loader = ClipLoader(config, data_set.url, data_set.manifest, ALONE)
+    return [
+        (batch.frames.clone(), batch.keys, batch.substituted, [bad.reason for bad in batch.bad])
+        for batch in loader.batches(0, 2 * loader.steps_per_epoch)
+    ]
+
+
+def painted(clips: torch.Tensor) -> list[list[int]]:
+    return [[read_frame_number(frame.numpy()) for frame in clip] for clip in clips]
+
+
+def test_batches_are_those_of_the_other_way(data_set):
+    """The same frames of the same samples in the same places, and the same substitutes."""
+    ours, others = batches(data_set, config_of("dali")), batches(data_set, config_of("pyav"))
+    assert len(ours) == len(others) > 2
+    for (frames, *told), (other_frames, *other_told) in zip(ours, others, strict=True):
+        assert told == other_told
+        assert painted(frames) == painted(other_frames)
+        assert (frames.float() - other_frames.float()).abs().mean() < 4
+    assert any("undecodable" in told[2] or "too_short" in told[2] for _, *told in ours)
+
+
+def test_who_comes_together_changes_no_bit(data_set):
+    ours, again = batches(data_set, config_of("dali")), batches(data_set, config_of("dali", 16))
+    for batch, other in zip(ours, again, strict=True):
+        assert torch.equal(batch[0], other[0])
+        assert batch[1:] == other[1:]
+
+
+def test_held_out_clips(data_set):
+    config = config_of("dali")
+    held = list(held_out_batches(config, data_set.url, data_set.manifest, ALONE, SAMPLES))
+    frames = torch.cat([batch.frames for batch in held])
+    samples = [sample for batch in held for sample in batch.samples]
+    assert samples == [sample for sample in range(SAMPLES) if sample != 3]
+    middle = (FRAMES - 7) // 2
+    for sample, clip in zip(samples, painted(frames), strict=True):
+        assert clip == [sample * FRAMES + middle + 2 * k for k in range(4)]
+
+
+def test_an_iterator_that_is_left_early_ends_its_threads(data_set):
+    import threading
+
+    before = threading.active_count()
+    loader = ClipLoader(config_of("dali"), data_set.url, data_set.manifest, ALONE)
+    iterator = loader.batches(0, 50)
+    next(iterator)
+    iterator.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "dali"]
+    assert threading.active_count() <= before + 1
