@@ -78,8 +78,8 @@ def probe(data: bytes, min_frames: int = MIN_FRAMES) -> VideoInfo | Rejected:
     if missing := missing_bytes(data):
         return Rejected("truncated", missing)
     try:
-        with _open(data) as container:
-            video = _video_stream(container)
+        with open_video(data) as container:
+            video = video_stream(container)
             if video is None:
                 kinds = sorted({stream.type for stream in container.streams})
                 return Rejected("no_video_stream", f"streams: {', '.join(kinds) or 'none'}")
@@ -88,13 +88,18 @@ def probe(data: bytes, min_frames: int = MIN_FRAMES) -> VideoInfo | Rejected:
         return Rejected("unreadable", _in_words(error))
 
 
-def _open(data: bytes) -> InputContainer:
+def open_video(data: bytes) -> InputContainer:
+    """The container in `data`, opened by no more demuxers than the project needs.
+
+    Raises: av.error.FFmpegError, ValueError, OverflowError for bytes that are no such container.
+    """
     options = {"format_whitelist": _DEMUXERS}
     container = av.open(io.BytesIO(data), options=options, metadata_errors="replace")
     return cast(InputContainer, container)
 
 
-def _video_stream(container: InputContainer) -> VideoStream | None:
+def video_stream(container: InputContainer) -> VideoStream | None:
+    """The first stream of moving pictures, if there is one."""
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:  # a cover picture is no video
             return stream
@@ -173,8 +178,8 @@ def _decode(data: bytes, stop_after: int | None) -> list[int] | Rejected:
     """Times of the frames that can be decoded, ascending, at most `stop_after`."""
     times: list[int] = []
     try:
-        with _open(data) as container:
-            video = _video_stream(container)
+        with open_video(data) as container:
+            video = video_stream(container)
             assert video is not None, "the same bytes had a video stream a moment ago"
             video.codec_context.thread_count = 1
             for frame in container.decode(video):

@@ -1,0 +1,97 @@
+"""The contact sheet of a folder of crops: some videos, each before and after at a few moments.
+
+Upper row: frames of the source with the face's box (yellow) and what is cut out (white). Lower row:
+the crop at the same moments, read back from its mp4, as a model will see it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from data_sharding.faces.frames import read_frames
+from svfap_dist import storage
+
+_VIDEOS, _MOMENTS = 6, 6  # at most
+_CELL, _GAP, _LABEL_HEIGHT = 144, 4, 16  # pixels
+_FACE_COLOUR, _SQUARE_COLOUR = "yellow", "white"
+
+
+def make(record_urls: Sequence[str], crops_url: str, output: str) -> None:
+    """Write the sheet of some of the videos, evenly picked, of which the records are given.
+
+    Videos that cannot be read any more are passed over.
+
+    Raises: StorageError.
+    """
+    picked = np.linspace(0, len(record_urls) - 1, min(_VIDEOS, len(record_urls))).round()
+    blocks: list[Image.Image] = []
+    for i in picked.astype(int):
+        record = json.loads(storage.read_bytes(record_urls[i]))
+        try:
+            source = storage.read_bytes(record["where"])
+        except storage.StorageMissing:
+            continue
+        track = record["tracks"][0]
+        crop = storage.read_bytes(storage.join(crops_url, track["video"]))
+        blocks.append(_block(record["key"], track, source, crop))
+    png = io.BytesIO()
+    # A palette: a sheet of photographs in full colour is three times as large.
+    _stacked(blocks).quantize(256).save(png, "PNG", optimize=True)
+    storage.write_bytes(output, png.getvalue())
+
+
+def _block(key: str, track: dict[str, Any], source: bytes, crop: bytes) -> Image.Image:
+    """Both rows of one video."""
+    length, first = len(track["boxes"]), track["first_frame"]
+    moments = np.linspace(0, length - 1, min(_MOMENTS, length)).round().astype(int).tolist()
+    before = _pictures(source, [first + moment for moment in moments])
+    after = _pictures(crop, moments)
+    width = _MOMENTS * (_CELL + _GAP)
+    block = Image.new("RGB", (width, _LABEL_HEIGHT + 2 * (_CELL + _GAP)), "black")
+    draw = ImageDraw.Draw(block)
+    draw.text((2, 2), os.path.basename(key), fill="white")
+    for column, moment in enumerate(moments):
+        frame = before[first + moment]
+        pen = ImageDraw.Draw(frame)
+        thick = max(2, max(frame.size) // 160)
+        pen.rectangle(track["squares"][moment], outline=_SQUARE_COLOUR, width=thick)
+        pen.rectangle(track["boxes"][moment], outline=_FACE_COLOUR, width=thick)
+        left = column * (_CELL + _GAP)
+        _paste(block, frame, left, _LABEL_HEIGHT)
+        _paste(block, after[moment], left, _LABEL_HEIGHT + _CELL + _GAP)
+    return block
+
+
+def _pictures(video: bytes, wanted: Sequence[int]) -> dict[int, Image.Image]:
+    found: dict[int, Image.Image] = {}
+    for number, frame in enumerate(read_frames(video)):
+        if number in wanted:
+            found[number] = Image.fromarray(frame.rgb())
+        if number == max(wanted):
+            break
+    return found
+
+
+def _paste(block: Image.Image, picture: Image.Image, left: int, top: int) -> None:
+    """The whole picture, as large as it can be, in the middle of its cell."""
+    scale = _CELL / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    small = picture.resize((width, height), Image.Resampling.LANCZOS)
+    block.paste(small, (left + (_CELL - width) // 2, top + (_CELL - height) // 2))
+
+
+def _stacked(blocks: Sequence[Image.Image]) -> Image.Image:
+    height = sum(block.height for block in blocks) or 1
+    whole = Image.new("RGB", (_MOMENTS * (_CELL + _GAP), height), "black")
+    top = 0
+    for block in blocks:
+        whole.paste(block, (0, top))
+        top += block.height
+    return whole
