@@ -1,0 +1,52 @@
+"""The detectors that the package brings, on rendered faces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from face_videos import MIDDLE, PORTRAIT, backdrop, with_faces
+
+from data_sharding.faces import detect
+from svfap_dist.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def haar() -> detect.Detector:
+    return detect.load("haar")
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (100, 60), (200, 120)])
+def test_haar_finds_a_face_where_it_is(haar: detect.Detector, corner: tuple[int, int]) -> None:
+    boxes, scores = haar.detect(with_faces(corner))
+    assert boxes.shape == (1, 4)
+    assert scores[0] >= 4
+    centre = (boxes[0, :2] + boxes[0, 2:]) / 2
+    np.testing.assert_allclose(centre, np.array(corner) + MIDDLE, atol=PORTRAIT * 0.08)
+    assert 0.3 * PORTRAIT < boxes[0, 2] - boxes[0, 0] < 0.6 * PORTRAIT
+
+
+def test_haar_finds_two_faces(haar: detect.Detector) -> None:
+    boxes, _ = haar.detect(with_faces((10, 20), (180, 90)))
+    assert sorted((boxes[:, 0] > 160).tolist()) == [False, True]
+
+
+def test_haar_finds_no_face_where_there_is_none(haar: detect.Detector) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3)).astype(np.uint8)
+    for picture in (noise, backdrop(1), np.zeros((240, 320, 3), np.uint8)):
+        boxes, scores = haar.detect(picture)
+        assert boxes.shape == (0, 4)
+        assert scores.shape == (0,)
+
+
+@pytest.mark.parametrize("name", ["mtcnn", "", "haar:x.xml", "yunet", "yunet:/no/such/file.onnx"])
+def test_what_cannot_be_loaded_is_told(name: str) -> None:
+    with pytest.raises(ConfigError):
+        detect.load(name)
+
+
+def test_a_file_that_is_no_network_is_told(tmp_path: Path) -> None:
+    (tmp_path / "junk.onnx").write_bytes(b"this is no network" * 50)
+    with pytest.raises(ConfigError, match=r"junk\.onnx"):
+        detect.load(f"yunet:{tmp_path / 'junk.onnx'}")
