@@ -56,7 +56,8 @@ def _block(key: str, track: dict[str, Any], source: bytes, crop: bytes) -> Image
     width = _MOMENTS * (_CELL + _GAP)
     block = Image.new("RGB", (width, _LABEL_HEIGHT + 2 * (_CELL + _GAP)), "black")
     draw = ImageDraw.Draw(block)
-    draw.text((2, 2), os.path.basename(key), fill="white")
+    size = f"{before[first].width}x{before[first].height}"
+    draw.text((2, 2), f"{os.path.basename(key)}   {size}, {length} frames", fill="white")
     for column, moment in enumerate(moments):
         frame = before[first + moment]
         pen = ImageDraw.Draw(frame)
