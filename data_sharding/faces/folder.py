@@ -95,10 +95,12 @@ def make_crops(
     if workers is None:
         workers = min(len(os.sched_getaffinity(0)), len(videos))
     rows: list[_Row] = []
+    left_out = 0
     with contextlib.closing(_do_all(videos, output_url, options, workers)) as done:
         for row in done:
             rows.append(row)
-            progress(len(rows), len(videos), sum(bool(row.reason) for row in rows))
+            left_out += bool(row.reason)
+            progress(len(rows), len(videos), left_out)
     return _finish(output_url, rows)
 
 
@@ -187,13 +189,13 @@ _detector = functools.lru_cache(maxsize=1)(detect.load)  # one per process
 def _do(video: SourceVideo, output_url: str, options: FaceOptions) -> _Row:
     asked = {"version": _VERSION, "stamp": video.stamp, "options": dataclasses.asdict(options)}
     record_url = storage.join(output_url, video.key + RECORD_SUFFIX)
-    record = _read_record(record_url)
-    if all(record.get(name) == value for name, value in asked.items()) and all(
-        storage.exists(storage.join(output_url, track["video"])) for track in record["tracks"]
+    found = _read_record(record_url)
+    if all(found.get(name) == value for name, value in asked.items()) and all(
+        storage.exists(storage.join(output_url, track["video"])) for track in found["tracks"]
     ):
-        return _row(video, record, already_done=True)
+        return _row(video, found, already_done=True)
     # Crops first, the record after them: without a record, none of a video's crops counts.
-    for track in record.get("tracks", []):
+    for track in found.get("tracks", []):
         storage.delete(storage.join(output_url, track["video"]))
     storage.delete(record_url)
     try:
@@ -202,7 +204,11 @@ def _do(video: SourceVideo, output_url: str, options: FaceOptions) -> _Row:
         missing = {"tracks": [], "left_out": {"reason": "missing", "detail": str(error)}}
         return _row(video, missing, already_done=False)
     result = crop_faces(data, _detector(options.detector), options)
-    record = asked | {"key": video.key, "where": video.where, "detector": options.detector}
+    record: dict[str, Any] = asked | {
+        "key": video.key,
+        "where": video.where,
+        "detector": options.detector,
+    }
     if isinstance(result, LeftOut):
         record |= {"left_out": dataclasses.asdict(result), "tracks": []}
     else:

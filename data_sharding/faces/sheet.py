@@ -19,6 +19,7 @@ from data_sharding.faces.frames import read_frames
 from svfap_dist import storage
 
 _VIDEOS, _MOMENTS = 6, 6  # at most
+_FRAMES_LOOKED_AT = 750  # from the first: nobody waits for the end of a film
 _CELL, _GAP, _LABEL_HEIGHT = 144, 4, 16  # pixels
 _FACE_COLOUR, _SQUARE_COLOUR = "yellow", "white"
 
@@ -32,7 +33,7 @@ def make(record_urls: Sequence[str], crops_url: str, output: str) -> None:
     """
     picked = np.linspace(0, len(record_urls) - 1, min(_VIDEOS, len(record_urls))).round()
     blocks: list[Image.Image] = []
-    for i in picked.astype(int):
+    for i in picked.astype(int).tolist():
         record = json.loads(storage.read_bytes(record_urls[i]))
         try:
             source = storage.read_bytes(record["where"])
@@ -50,23 +51,27 @@ def make(record_urls: Sequence[str], crops_url: str, output: str) -> None:
 def _block(key: str, track: dict[str, Any], source: bytes, crop: bytes) -> Image.Image:
     """Both rows of one video."""
     length, first = len(track["boxes"]), track["first_frame"]
-    moments = np.linspace(0, length - 1, min(_MOMENTS, length)).round().astype(int).tolist()
-    before = _pictures(source, [first + moment for moment in moments])
-    after = _pictures(crop, moments)
-    width = _MOMENTS * (_CELL + _GAP)
-    block = Image.new("RGB", (width, _LABEL_HEIGHT + 2 * (_CELL + _GAP)), "black")
-    draw = ImageDraw.Draw(block)
-    size = f"{before[first].width}x{before[first].height}"
-    draw.text((2, 2), f"{os.path.basename(key)}   {size}, {length} frames", fill="white")
-    for column, moment in enumerate(moments):
-        frame = before[first + moment]
-        pen = ImageDraw.Draw(frame)
-        thick = max(2, max(frame.size) // 160)
+    last = min(length, _FRAMES_LOOKED_AT) - 1
+    moments = np.linspace(0, last, min(_MOMENTS, length)).round().astype(int).tolist()
+    frames = _pictures(source, [first + moment for moment in moments])
+    crops = _pictures(crop, moments)
+    before: list[Image.Image] = []
+    for moment in moments:
+        frame = frames[first + moment]
+        pen, thick = ImageDraw.Draw(frame), max(2, max(frame.size) // 160)
         pen.rectangle(track["squares"][moment], outline=_SQUARE_COLOUR, width=thick)
         pen.rectangle(track["boxes"][moment], outline=_FACE_COLOUR, width=thick)
-        left = column * (_CELL + _GAP)
-        _paste(block, frame, left, _LABEL_HEIGHT)
-        _paste(block, after[moment], left, _LABEL_HEIGHT + _CELL + _GAP)
+        before.append(_fitted(frame))
+    after = [_fitted(crops[moment]) for moment in moments]
+    heights = _LABEL_HEIGHT, before[0].height + _GAP, after[0].height + _GAP
+    block = Image.new("RGB", (_MOMENTS * (_CELL + _GAP), sum(heights)), "black")
+    size = "x".join(map(str, frames[first].size))
+    label = f"{os.path.basename(key)}   {size}, {length} frames"
+    ImageDraw.Draw(block).text((2, 2), label, fill="white")
+    for row, top in ((before, heights[0]), (after, heights[0] + heights[1])):
+        for column, picture in enumerate(row):
+            left = column * (_CELL + _GAP) + (_CELL - picture.width) // 2
+            block.paste(picture, (left, top))
     return block
 
 
@@ -80,12 +85,11 @@ def _pictures(video: bytes, wanted: Sequence[int]) -> dict[int, Image.Image]:
     return found
 
 
-def _paste(block: Image.Image, picture: Image.Image, left: int, top: int) -> None:
-    """The whole picture, as large as it can be, in the middle of its cell."""
+def _fitted(picture: Image.Image) -> Image.Image:
+    """The whole picture, as large as fits a cell."""
     scale = _CELL / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
-    small = picture.resize((width, height), Image.Resampling.LANCZOS)
-    block.paste(small, (left + (_CELL - width) // 2, top + (_CELL - height) // 2))
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _stacked(blocks: Sequence[Image.Image]) -> Image.Image:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from face_videos import MIDDLE, PORTRAIT, backdrop, with_faces
+from stand_in_network import one_face
 
 from data_sharding.faces import detect
 from svfap_dist.errors import ConfigError
@@ -50,3 +51,15 @@ def test_a_file_that_is_no_network_is_told(tmp_path: Path) -> None:
     (tmp_path / "junk.onnx").write_bytes(b"this is no network" * 50)
     with pytest.raises(ConfigError, match=r"junk\.onnx"):
         detect.load(f"yunet:{tmp_path / 'junk.onnx'}")
+
+
+def test_of_yunets_network_boxes_and_scores_are_read(tmp_path: Path) -> None:
+    def detected(probability: float) -> detect.Detections:
+        (tmp_path / "net.onnx").write_bytes(one_face(probability))
+        return detect.load(f"yunet:{tmp_path / 'net.onnx'}").detect(backdrop(0))
+
+    boxes, scores = detected(0.9)
+    # The centre at (7.5, 5.25) cells of 16 pixels, 4 by 5 cells large.
+    np.testing.assert_allclose(boxes, [[120 - 32, 84 - 40, 120 + 32, 84 + 40]], atol=1e-3)
+    np.testing.assert_allclose(scores, [0.9], atol=1e-6)
+    assert detected(0.5).boxes.shape == (0, 4)
