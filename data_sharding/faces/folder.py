@@ -1,10 +1,9 @@
 """A folder of videos -> a folder of face crops that `svfap shard folder` takes.
 
 For each video OUTPUT gets `KEY.mp4`, the crop (with `--tracks all` also `KEY.2.mp4`, ... for the
-lighter tracks), and `KEY.boxes.json`, the record of what was found, written last. A video whose
-record is there, of the same input and options and with its crops, is not done again; so whatever
-stops the work, the same command goes on with it, and adds the videos that are new. Videos without
-crops have a record too. At the end `faces.jsonl` lists the crops, `no_face.jsonl` the videos left
+lighter tracks), and `KEY.boxes.json`, the `record` of what was found. A video that has one is not
+done again; so whatever stops the work, the same command goes on with it, and adds the videos that
+are new. At the end `faces.jsonl` lists the crops, `no_face.jsonl` the videos left
 out with their reasons, and `faces.png` shows some of them.
 """
 
@@ -13,7 +12,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import multiprocessing
@@ -22,20 +20,17 @@ import signal
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
 
-from data_sharding.faces import detect, sheet
-from data_sharding.faces.video import TRACKS, Cropped, FaceOptions, LeftOut, crop_faces
+from data_sharding.faces import detect, record, sheet
+from data_sharding.faces.record import Row
+from data_sharding.faces.video import TRACKS, FaceOptions
 from data_sharding.progress import Progress, silent
 from data_sharding.sources import SourceVideo
 from data_sharding.sources import folder as folder_source
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError, ShardError
-from svfap_dist.storage import StorageMissing
 
 FACES_NAME, NO_FACE_NAME, SHEET_NAME = "faces.jsonl", "no_face.jsonl", "faces.png"
-RECORD_SUFFIX = ".boxes.json"
-_VERSION = 1  # raised when the same options come to give other crops
 _IN_FLIGHT_PER_WORKER = 2
 
 
@@ -94,7 +89,7 @@ def make_crops(
     videos = list(folder_source.samples(folder))
     if workers is None:
         workers = min(len(os.sched_getaffinity(0)), len(videos))
-    rows: list[_Row] = []
+    rows: list[Row] = []
     left_out = 0
     with contextlib.closing(_do_all(videos, output_url, options, workers)) as done:
         for row in done:
@@ -131,29 +126,15 @@ def _refuse_output_among_inputs(folder: str, output_url: str) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Row:
-    """What the lists and the summary need of a video's record."""
-
-    key: str
-    where: str
-    crops: list[dict[str, Any]]  # rows for `faces.jsonl`, but for key and where
-    looks: int
-    detections: int
-    reason: str
-    detail: str
-    already_done: bool
-
-
 def _do_all(
     videos: Iterable[SourceVideo], output_url: str, options: FaceOptions, workers: int
-) -> Generator[_Row]:
+) -> Generator[Row]:
     """Do the videos, a few at a time, and give their rows in the videos' order."""
     if workers <= 1:
         for video in videos:
-            yield _do(video, output_url, options)
+            yield record.do(video, output_url, options)
         return
-    waiting: collections.deque[tuple[str, Future[_Row]]] = collections.deque()
+    waiting: collections.deque[tuple[str, Future[Row]]] = collections.deque()
     rest = iter(videos)
     # Spawned, not forked: a forked copy of an S3 client hangs.
     pool = ProcessPoolExecutor(
@@ -166,7 +147,7 @@ def _do_all(
         while True:
             room = workers * _IN_FLIGHT_PER_WORKER - len(waiting)
             for video in itertools.islice(rest, room):
-                waiting.append((video.where, pool.submit(_do, video, output_url, options)))
+                waiting.append((video.where, pool.submit(record.do, video, output_url, options)))
             if not waiting:
                 return
             row = waiting[0][1].result()
@@ -183,103 +164,7 @@ def _do_all(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_detector = functools.lru_cache(maxsize=1)(detect.load)  # one per process
-
-
-def _do(video: SourceVideo, output_url: str, options: FaceOptions) -> _Row:
-    asked = {"version": _VERSION, "stamp": video.stamp, "options": dataclasses.asdict(options)}
-    record_url = storage.join(output_url, video.key + RECORD_SUFFIX)
-    found = _read_record(record_url)
-    if all(found.get(name) == value for name, value in asked.items()) and all(
-        storage.exists(storage.join(output_url, track["video"])) for track in found["tracks"]
-    ):
-        return _row(video, found, already_done=True)
-    # Crops first, the record after them: without a record, none of a video's crops counts.
-    for track in found.get("tracks", []):
-        storage.delete(storage.join(output_url, track["video"]))
-    storage.delete(record_url)
-    try:
-        data = video.read()
-    except StorageMissing as error:  # perhaps there again next time: leaves no record
-        missing = {"tracks": [], "left_out": {"reason": "missing", "detail": str(error)}}
-        return _row(video, missing, already_done=False)
-    result = crop_faces(data, _detector(options.detector), options)
-    record: dict[str, Any] = asked | {
-        "key": video.key,
-        "where": video.where,
-        "detector": options.detector,
-    }
-    if isinstance(result, LeftOut):
-        record |= {"left_out": dataclasses.asdict(result), "tracks": []}
-    else:
-        record |= _found(video.key, result)
-        for track, cut in zip(record["tracks"], result.tracks, strict=True):
-            storage.write_bytes(storage.join(output_url, track["video"]), cut.mp4)
-    storage.write_bytes(record_url, json.dumps(record).encode())
-    return _row(video, record, already_done=False)
-
-
-def _read_record(url: str) -> dict[str, Any]:
-    """The record of a video, or an empty one if there is none that can be read."""
-    if not storage.exists(url):
-        return {}
-    try:
-        record = json.loads(storage.read_bytes(url))
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) and isinstance(record.get("tracks"), list) else {}
-
-
-def _found(key: str, cropped: Cropped) -> dict[str, Any]:
-    """The part of a record that says what was found, pixels to two decimals."""
-    info = cropped.info
-    tracks = [
-        {
-            # A dot cannot be part of a key, so this is no other video's crop.
-            "video": f"{key}.mp4" if number == 1 else f"{key}.{number}.mp4",
-            "first_frame": cut.track.first,
-            "boxes": cut.track.boxes.round(2).tolist(),
-            "squares": cut.squares.round(2).tolist(),
-            "scores": [
-                round(float(score), 4) if found else None
-                for score, found in zip(cut.track.scores, cut.track.detected, strict=True)
-            ],
-            "detected": cut.track.detected.tolist(),
-        }
-        for number, cut in enumerate(cropped.tracks, start=1)
-    ]
-    return {
-        "width": info.width,
-        "height": info.height,
-        "fps": info.fps,
-        "num_frames": info.num_frames,
-        "detected_every": cropped.every,
-        "tracks": tracks,
-    }
-
-
-def _row(video: SourceVideo, record: dict[str, Any], already_done: bool) -> _Row:
-    every = record.get("detected_every", 1)
-    crops, looks, detections = [], 0, 0
-    for track in record["tracks"]:
-        first, length = track["first_frame"], len(track["boxes"])
-        detections += sum(track["detected"])
-        looks += sum(frame % every == 0 for frame in range(first, first + length))
-        crops.append(
-            {
-                "video": track["video"],
-                "first_frame": first,
-                "num_frames": length,
-                "fps": record["fps"],
-            }
-        )
-    left_out = record.get("left_out", {"reason": "", "detail": ""})
-    return _Row(
-        video.key, video.where, crops, looks, detections, **left_out, already_done=already_done
-    )
-
-
-def _finish(output_url: str, rows: list[_Row]) -> FacesSummary:
+def _finish(output_url: str, rows: list[Row]) -> FacesSummary:
     """The lists, the picture, the summary."""
     faces = [{"key": r.key, "where": r.where, **crop} for r in rows for crop in r.crops]
     left_out = [
@@ -293,7 +178,7 @@ def _finish(output_url: str, rows: list[_Row]) -> FacesSummary:
     picture = ""
     if faces:
         picture = storage.join(output_url, SHEET_NAME)
-        records = [storage.join(output_url, row.key + RECORD_SUFFIX) for row in rows if row.crops]
+        records = [record.url_of(output_url, row.key) for row in rows if row.crops]
         sheet.make(records, output_url, picture)
     return FacesSummary(
         url=output_url,

@@ -31,9 +31,8 @@ def make(record_urls: Sequence[str], crops_url: str, output: str) -> None:
 
     Raises: StorageError.
     """
-    picked = np.linspace(0, len(record_urls) - 1, min(_VIDEOS, len(record_urls))).round()
     blocks: list[Image.Image] = []
-    for i in picked.astype(int).tolist():
+    for i in _evenly(len(record_urls), _VIDEOS):
         record = json.loads(storage.read_bytes(record_urls[i]))
         try:
             source = storage.read_bytes(record["where"])
@@ -48,11 +47,15 @@ def make(record_urls: Sequence[str], crops_url: str, output: str) -> None:
     storage.write_bytes(output, png.getvalue())
 
 
+def _evenly(length: int, at_most: int) -> list[int]:
+    """Some of 0 to length - 1, with both ends."""
+    return [int(i) for i in np.linspace(0, length - 1, min(at_most, length)).round()]
+
+
 def _block(key: str, track: dict[str, Any], source: bytes, crop: bytes) -> Image.Image:
     """Both rows of one video."""
     length, first = len(track["boxes"]), track["first_frame"]
-    last = min(length, _FRAMES_LOOKED_AT) - 1
-    moments = np.linspace(0, last, min(_MOMENTS, length)).round().astype(int).tolist()
+    moments = _evenly(min(length, _FRAMES_LOOKED_AT), _MOMENTS)
     frames = _pictures(source, [first + moment for moment in moments])
     crops = _pictures(crop, moments)
     before: list[Image.Image] = []
