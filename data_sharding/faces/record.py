@@ -54,7 +54,7 @@ def do(video: SourceVideo, output_url: str, options: FaceOptions) -> Row:
     """
     asked: dict[str, Any] = {"version": _VERSION, "stamp": video.stamp}
     asked["options"] = dataclasses.asdict(options)
-    record = _read(url_of(output_url, video.key))
+    record: dict[str, Any] = _read(url_of(output_url, video.key))
     crops = [storage.join(output_url, track["video"]) for track in record.get("tracks", [])]
     if asked.items() <= record.items() and all(map(storage.exists, crops)):
         return _row(video, record, already_done=True)
@@ -69,8 +69,9 @@ def do(video: SourceVideo, output_url: str, options: FaceOptions) -> Row:
     if isinstance(result, LeftOut):
         record |= {"left_out": dataclasses.asdict(result), "tracks": []}
     else:
-        record |= _found(video.key, result)
-        for track, cut in zip(record["tracks"], result.tracks, strict=True):
+        found = _found(video.key, result)
+        record |= found
+        for track, cut in zip(found["tracks"], result.tracks, strict=True):
             storage.write_bytes(storage.join(output_url, track["video"]), cut.mp4)
     storage.write_bytes(url_of(output_url, video.key), json.dumps(record).encode())
     return _row(video, record, already_done=False)

@@ -143,8 +143,7 @@ def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
     known = ~np.isnan(values[:, :1])
 
     def summed(rows: np.ndarray, power: int) -> np.ndarray:
-        # A kernel is mirrored by convolution, so its distances are from the row to the frame.
-        columns = [np.convolve(row, kernel * (-distance) ** power) for row in rows.T]
+        columns = [np.convolve(row, kernel * distance**power) for row in rows.T]
         reach = len(distance) // 2
         return np.stack(columns, axis=1)[reach : reach + len(rows)]
 

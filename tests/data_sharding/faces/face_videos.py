@@ -27,9 +27,9 @@ def backdrop(seed: int = 0, width: int = WIDTH, height: int = HEIGHT) -> np.ndar
     return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def portrait(identity: int = 0) -> np.ndarray:
-    """uint8 [PORTRAIT, PORTRAIT, 3]: a face."""
-    face = next(render_frames(draw_identity(0, identity), [Face()], 224))
+def portrait(identity: int = 0, yaw: float = 0.0) -> np.ndarray:
+    """uint8 [PORTRAIT, PORTRAIT, 3]: a face, turned by `yaw` radians."""
+    face = next(render_frames(draw_identity(0, identity), [Face(yaw=yaw)], 224))
     return np.asarray(Image.fromarray(face).resize((PORTRAIT, PORTRAIT)))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from face_videos import MIDDLE, PORTRAIT, backdrop, with_faces
+from face_videos import MIDDLE, PORTRAIT, WIDTH, backdrop, portrait, with_faces
 from stand_in_network import one_face
 
 from data_sharding.faces import detect
@@ -31,6 +31,17 @@ def test_haar_finds_a_face_where_it_is(haar: detect.Detector, corner: tuple[int,
 def test_haar_finds_two_faces(haar: detect.Detector) -> None:
     boxes, _ = haar.detect(with_faces((10, 20), (180, 90)))
     assert sorted((boxes[:, 0] > 160).tolist()) == [False, True]
+
+
+def test_haar_finds_half_a_face_from_either_side(haar: detect.Detector) -> None:
+    picture, half = backdrop().copy(), round(PORTRAIT * 0.55)
+    picture[60 : 60 + PORTRAIT, 60 : 60 + half] = portrait(2, yaw=0.4)[:, :half]
+    (box,), (score,) = haar.detect(picture)
+    assert 60 < (box[0] + box[2]) / 2 < 60 + half
+    # The profile cascade knows one side, so one of these two is found in the mirror.
+    (mirrored,), (same,) = haar.detect(np.ascontiguousarray(picture[:, ::-1]))
+    assert mirrored.tolist() == [WIDTH - box[2], box[1], WIDTH - box[0], box[3]]
+    assert same == score
 
 
 def test_haar_finds_no_face_where_there_is_none(haar: detect.Detector) -> None:

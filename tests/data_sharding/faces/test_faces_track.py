@@ -55,6 +55,13 @@ def test_the_longest_of_equal_faces_comes_first() -> None:
     assert (second.first, len(second.boxes)) == (0, 30)
 
 
+def test_a_detection_goes_on_with_one_track_and_a_track_with_one_detection() -> None:
+    # Now and then a face gives a second, shifted box.
+    seen = looks(*[[box(50, 60)] + ([box(58, 64)] if i % 5 == 0 else []) for i in range(20)])
+    (track,) = find_tracks(seen, EVERY, 100, FPS)
+    np.testing.assert_allclose(track.boxes, [box(50, 60)] * 100, atol=1e-6)
+
+
 def test_a_face_missed_for_a_moment_is_interpolated() -> None:
     # Missed at looks 4 to 7: four looks are 0.8 s.
     seen = looks(*[[] if 4 <= i < 8 else [box(50 + 3 * i, 60)] for i in range(12)])
