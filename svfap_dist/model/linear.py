@@ -3,7 +3,7 @@
 torch gives float32 matrix products to MKL, and convolutions to oneDNN. MKL keeps its AVX-512 code
 from CPUs that are not Intel's: there a product takes twice as long as the same numbers taken for a
 convolution with a 1 x 1 kernel over images whose pixels are the tokens. (`svfap bench model` prints
-both rates.) On GPUs, on Intel's CPUs, for other types and for few rows,
+both rates.) On GPUs, on Intel's CPUs, for other types, for few rows and in compiled programs,
 `torch.nn.functional.linear` runs.
 """
 
@@ -49,7 +49,9 @@ def uses_convolutions() -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`: [..., D], [O, D] and [O] -> [..., O]."""
-    if _CONVOLUTIONS and x.device.type == "cpu" and x.dtype is torch.float32:
+    is_theirs = x.device.type == "cpu" and x.dtype is torch.float32
+    # Compiled, with activation checkpointing, convolutions gave a loss that was not finite.
+    if _CONVOLUTIONS and is_theirs and not torch.compiler.is_compiling():
         images = _num_images(x.shape[:-1].numel())
         if images:
             return by_convolution(x, weight, bias, images)

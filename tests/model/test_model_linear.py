@@ -1,5 +1,4 @@
-"""Linear layers by convolution compute what linear layers compute, and by the library they should.
-"""
+"""Linear layers by convolution compute what linear layers compute, and by the library they should."""
 
 from __future__ import annotations
 
@@ -117,3 +116,17 @@ def test_convolutions_can_be_switched_off() -> None:
     finally:
         linear.use_convolutions(True)
     assert linear.uses_convolutions() is linear._prefers_convolutions()
+
+
+@pytest.mark.usefixtures("convolutions")
+def test_compiled_programs_have_no_convolutions() -> None:
+    called: list[str] = []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: object) -> object:
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    x, weight = torch.randn(320, 8), torch.randn(4, 8)
+    torch.compile(linear.linear, backend=compiler, dynamic=False)(x, weight)
+    assert any("linear" in name for name in called), called
+    assert not any("conv" in name for name in called), called

@@ -124,7 +124,9 @@ def test_pre_training_equals_hugging_face(tubes: Tubes) -> None:
 @torch.no_grad()
 def test_the_encoder_equals_hugging_face_with_a_mask_and_without(tubes: Tubes) -> None:
     theirs = _randomised(VideoMAEForVideoClassification(_config(num_labels=5)))
-    build, state = import_official(_released_layout(theirs), num_heads=4, stage_depths=(3,), frame_size=64)
+    build, state = import_official(
+        _released_layout(theirs), num_heads=4, stage_depths=(3,), frame_size=64
+    )
     ours = classifier.build(**build)
     ours.load_state_dict(state)
     encoder: VideoMAEModel = theirs.videomae
@@ -142,7 +144,9 @@ def test_the_encoder_equals_hugging_face_with_a_mask_and_without(tubes: Tubes) -
 @torch.no_grad()
 def test_the_classifier_equals_hugging_face() -> None:
     theirs = _randomised(VideoMAEForVideoClassification(_config(num_labels=5)))
-    build, state = import_official(_released_layout(theirs), num_heads=4, stage_depths=(3,), frame_size=64)
+    build, state = import_official(
+        _released_layout(theirs), num_heads=4, stage_depths=(3,), frame_size=64
+    )
     assert (build["encoder"], build["num_outputs"], build["stage_depths"]) == ("vit", 5, (3,))
     ours = classifier.build(**build)
     ours.load_state_dict(state)
