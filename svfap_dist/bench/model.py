@@ -89,8 +89,8 @@ class ModelBench:
                 f"{self.gflops:.1f} GFLOP per clip to its {self.vit_gflops:.1f}"
             )
             text.append(
-                "          The paper's claim is fewer operations: 43.5 G multiply-adds to ViT-B's 80.7 for "
-                "a clip of fine-tuning"
+                "          The paper's claim is fewer operations: 43.5 G multiply-adds for a clip to "
+                "ViT-B's 80.7, fine-tuned"
             )
         return [
             *text,

@@ -5,7 +5,7 @@ memory the process has needed. Each variant has its own process, so that one's m
 compiled programs say nothing about another's; only one of them works at a time. A step is what an
 optimizer step of a run is, without its data, DeepSpeed and other ranks: forward, loss, backward,
 clipping, AdamW. In bfloat16 the optimizer works on float32 copies of the weights, as DeepSpeed's
-does. The straightforward variant has torch's own linear layers, memory and AdamW, as they are unless
+does. The straightforward variant has torch's linear layers, C library and AdamW as they are unless
 one asks for more; `means` tells what a side has.
 """
 

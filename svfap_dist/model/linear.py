@@ -38,7 +38,7 @@ _FEWEST_IMAGES = 16
 
 def use_convolutions(wanted: bool) -> None:
     """Let the linear layers of this process be convolutions where that pays, or never."""
-    global _CONVOLUTIONS
+    global _CONVOLUTIONS  # noqa: PLW0603  # a process has one CPU
     _CONVOLUTIONS = wanted and _prefers_convolutions()
 
 

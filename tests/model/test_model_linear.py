@@ -1,4 +1,4 @@
-"""Linear layers by convolution compute what linear layers compute, and by the library they should."""
+"""Linear layers by convolution compute what linear layers compute, and by the right library."""
 
 from __future__ import annotations
 
