@@ -89,7 +89,7 @@ class ModelBench:
                 f"{self.gflops:.1f} GFLOP per clip to its {self.vit_gflops:.1f}"
             )
             text.append(
-                "          The paper's claim is fewer operations: 43.5 G multiply-adds for a clip to "
+                "          The paper's claim is fewer operations: 43.5 G multiply-adds per clip to "
                 "ViT-B's 80.7, fine-tuned"
             )
         return [
