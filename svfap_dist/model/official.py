@@ -173,7 +173,7 @@ def _stages(
     depth = len(_numbers(theirs, rf"{prefix}blocks\.(\d+)\."))
     crossing = len(_numbers(theirs, rf"{prefix}blocks\.(\d+)\.cross_"))
     later = _later_stages(theirs, prefix)
-    if not later and not crossing:
+    if not later and not crossing and _may_be_vit(width, known):
         # As the ViT of VideoMAE trains on 16 frames of 224 pixels and SVFAP on 160.
         depths = known or _named(VIT_SIZES, width, f"{depth} blocks").stage_depths
         return {"encoder": "vit", "stage_depths": depths, "frame_size": 224}
@@ -191,6 +191,15 @@ def _stages(
         "temporal_kernel_size": kernel or usual.temporal_kernel_size,
         "num_bottleneck_tokens": tokens[0] if len(set(tokens)) == 1 else tokens,
     }
+
+
+def _may_be_vit(width: int, known: tuple[int, ...] | None) -> bool:
+    """Whether weights without a trace of later stages may be whole: not at a width that only
+    TPSBT has."""
+    if known:
+        return len(known) == 1
+    tpsbt, vit = ({size.embed_dim for size in table.values()} for table in (SIZES, VIT_SIZES))
+    return width not in _NUM_HEADS or width not in tpsbt - vit
 
 
 def _later_stages(theirs: Mapping[str, Tensor], prefix: str) -> int:
