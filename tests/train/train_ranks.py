@@ -226,7 +226,7 @@ def wiring(tables: dict[str, Any]) -> dict[str, Any]:
         module = engine._engine.module
         compiled = module._compiled_call_impl is not None
         module._compiled_call_impl = None  # the step itself need not be compiled
-        module.encoder.blocks[0].mlp.register_forward_hook(lambda *given: calls.append(None))
+        module.encoder.blocks[0].mlp.register_forward_pre_hook(lambda *given: calls.append(None))
         engine.backward(random_batch(config, 0))
         engine.close()
     return {"mlp_calls": len(calls), "compiled": compiled}
