@@ -27,6 +27,7 @@ from svfap_dist.errors import ClusterError, SvfapError
 from svfap_dist.metrics.discovery import Discovery, told_of
 from svfap_dist.progress import say
 from svfap_dist.train import pretrain as training
+from svfap_dist.train.allocator import ONE_ARENA
 from svfap_dist.train.pretrain import RunResult
 
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -188,9 +189,10 @@ def _trainer(config: Config, board: Any) -> Any:
         run_config=RunConfig(
             # A name used before would make Ray Train take up that run's state.
             name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
-            # Ranks on other nodes need the driver's way to the store.
+            # Ranks on other nodes need the driver's way to the store; all train in a thread.
             worker_runtime_env={
                 "env_vars": {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
+                | ONE_ARENA
             },
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             **_state_storage(config.run.url),

@@ -213,6 +213,25 @@ def explode(tables: dict[str, Any]) -> dict[str, list[bool]]:
     return seen
 
 
+def wiring(tables: dict[str, Any]) -> dict[str, Any]:
+    """How often the encoder's first MLP ran in one step of the engine, and whether the model is
+    called through torch.compile."""
+    from svfap_dist import recipe
+    from svfap_dist.train.engine import Engine, process_group
+
+    config = recipe.from_tables(tables, where="test")
+    calls: list[None] = []
+    with process_group(config, distributed.from_environment()) as device:
+        engine = Engine(config, distributed.from_environment(), device)
+        module = engine._engine.module
+        compiled = module._compiled_call_impl is not None
+        module._compiled_call_impl = None  # the step itself need not be compiled
+        module.encoder.blocks[0].mlp.register_forward_pre_hook(lambda *given: calls.append(None))
+        engine.backward(random_batch(config, 0))
+        engine.close()
+    return {"mlp_calls": len(calls), "compiled": compiled}
+
+
 def main(folder: Path) -> None:
     rank = os.environ["RANK"]
     orders = json.loads((folder / "tasks.json").read_text())
