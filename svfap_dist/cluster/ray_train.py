@@ -247,7 +247,8 @@ def _stop_reason(board: Any) -> Iterator[Callable[[], str]]:
 
     def look() -> None:
         while not done.wait(_SECONDS_BETWEEN_LOOKS) and not found:
-            if reason := ray.get(board.stop_reason.remote()):
+            reason: str = ray.get(board.stop_reason.remote())
+            if reason:
                 found.append(reason)
 
     thread = threading.Thread(target=look, name="watch-for-stop", daemon=True)

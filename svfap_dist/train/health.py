@@ -62,19 +62,20 @@ class Health:
 
         Raises: HealthError on every rank if a loss is not finite or too many samples are bad.
         """
-        wanted = dataclasses.astuple(wishes)
+        wanted = (wishes.stop, wishes.settle, wishes.look)
         views = torch.tensor([num_bad, len(keys), *wanted], dtype=torch.float64)
         finite = torch.isfinite(loss)
         views = torch.cat([views.to(self._device), torch.stack([~finite, loss]).double()])
         dist.all_reduce(views)
-        bad, seen, *wanted, broken, total = views.tolist()
+        bad, seen, stops, settles, looks, broken, total = views.tolist()
         if broken:
             raise _not_finite(step, [] if bool(finite) else keys)
         self._all_bad += bad
         self._all_seen += seen
         if self._all_bad > self._max_bad_fraction * max(self._all_seen, _FEWEST_SAMPLES):
             raise self._too_many_bad()
-        return Verdict(*(count > 0 for count in wanted), total / dist.get_world_size())
+        mean = total / dist.get_world_size()
+        return Verdict(stop=stops > 0, settle=settles > 0, look=looks > 0, loss=mean)
 
     def _too_many_bad(self) -> HealthError:
         return HealthError(
