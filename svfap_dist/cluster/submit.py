@@ -7,7 +7,8 @@ runs on the cluster, and survives the connection from here.
 
 Stopping: Ray's job agent sends the driver SIGTERM and kills it a while later, by default after 3
 seconds. The job asks for `stop_seconds` instead, in which the ranks save a checkpoint. A cluster
-that asks for a token (Ray's default) gets that of RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH.
+that asks for a token (Ray's default) gets that of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
+~/.ray/auth_token.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import os
 import re
 import shutil
@@ -202,10 +204,13 @@ def stop(address: str, job: Job) -> JobStatus:
 @contextlib.contextmanager
 def _client(address: str) -> Iterator[Any]:
     """Ray's client, its errors told as ours."""
-    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+    names, file = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}, Path.home() / ".ray" / "auth_token"
+    if names & os.environ.keys() or file.exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # to be there before Ray is imported
     from ray.job_submission import JobSubmissionClient
 
+    # It tells of every upload, at a level of its own.
+    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
     try:
         yield JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ValueError) as error:

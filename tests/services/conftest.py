@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from ceph import Ceph
 from launched_runs import SMALL, svfap
+from ray_hosts import RayHosts
 from slurm import Slurm
 
 from data_sharding.cli import shard
@@ -39,6 +40,16 @@ def ceph_bucket(ceph: Ceph, request, monkeypatch) -> str:
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Slurm]:
     cluster = Slurm()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def ray_hosts() -> Iterator[RayHosts]:
+    cluster = RayHosts()
     try:
         cluster.start()
         yield cluster

@@ -15,9 +15,9 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
+
+from waiting import until
 
 NODES = ("n1", "n2", "n3")
 
@@ -134,14 +134,6 @@ class Slurm:
         """Of a daemon; 0 if it has not started."""
         path = self.folder / name
         return int(path.read_text()) if path.exists() else 0
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
-    """Wait for a condition; the test fails if it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"no sign of {what} in {seconds} s"
-        time.sleep(0.2)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from launched_runs import SMALL, STEPS, events, order, steps_done, svfap
-from slurm import Slurm, until
+from slurm import Slurm
+from waiting import until
 
 from svfap_dist.train import checkpoint
 
