@@ -36,6 +36,7 @@ ENTRYPOINT = "exec python -m svfap_dist pretrain recipe.toml --on ray"
 STOP_SECONDS = 600
 _CODE = ("svfap_dist", "data_sharding")
 _SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_OF_SILENCE = 60.0  # a run says something every ten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,13 +167,14 @@ def follow(address: str, job: Job, write: Callable[[str], object]) -> JobStatus:
         async def copy() -> None:
             nonlocal written
             skip = written  # a new connection tells everything from the beginning
-            async for text in client.tail_job_logs(job.name):
+            texts = aiter(client.tail_job_logs(job.name))
+            while text := await asyncio.wait_for(anext(texts, ""), _SECONDS_OF_SILENCE):
                 written += len(text[skip:])
                 write(text[skip:])
                 skip = max(0, skip - len(text))
 
         while not (now := _status(client, job)).ended:
-            # The connection broke; whether the cluster is still there, `_status` finds out.
+            # The connection broke or is silent; whether the cluster is there, `_status` finds out.
             with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
                 asyncio.run(copy())
             time.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -209,8 +211,8 @@ def _client(address: str) -> Iterator[Any]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # to be there before Ray is imported
     from ray.job_submission import JobSubmissionClient
 
-    # It tells of every upload, at a level of its own.
-    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+    for chatty in ("ray", "ray.dashboard.modules.dashboard_sdk"):  # each has a level of its own
+        logging.getLogger(chatty).setLevel(logging.WARNING)  # else they tell of every upload
     try:
         yield JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,22 +54,38 @@ class Followed:
     def has_ended(self) -> bool:
         return self._process.poll() is not None
 
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
     def exit_code(self) -> int:
         return self._process.wait(timeout=240)
 
 
-def at_work(hosts: RayHosts, shards: str, run: Path, *overrides: str) -> Followed:
-    """A job that has done its first steps."""
-    places = [f"data.url={shards}", f"run.url={run}"]
-    followed = Followed(hosts, *places, *SMALL, "cluster.num_workers=2", *overrides)
+@pytest.fixture
+def launched(ray_hosts: RayHosts, shards: str) -> Iterator[Callable[..., Followed]]:
+    """Starts a job on both hosts, given its run and overrides."""
+    jobs: list[Followed] = []
+
+    def launch(run: Path, *overrides: str) -> Followed:
+        places = [f"data.url={shards}", f"run.url={run}", "cluster.num_workers=2"]
+        jobs.append(Followed(ray_hosts, *places, *SMALL, *overrides))
+        return jobs[-1]
+
+    yield launch
+    for job in jobs:
+        job.end()
+
+
+def until_at_work(followed: Followed, run: Path) -> None:
     until(lambda: steps_done(run) >= 5 or followed.has_ended(), "first steps", 200)
     assert not followed.has_ended(), followed.output
-    return followed
 
 
-def test_stop_with_a_checkpoint_and_resubmit(ray_hosts, shards, undisturbed, tmp_path):
+def test_stop_with_a_checkpoint_and_resubmit(ray_hosts, launched, undisturbed, tmp_path):
     run = tmp_path / "run"
-    first = at_work(ray_hosts, shards, run)
+    first = launched(run)
+    until_at_work(first, run)
     (start,) = events(run, "start")
     assert {rank["host"] for rank in start["ranks"]} == set(HOSTS)
     door = ["--address", ray_hosts.address]
@@ -84,8 +101,7 @@ def test_stop_with_a_checkpoint_and_resubmit(ray_hosts, shards, undisturbed, tmp
     assert 5 <= saved["step"] < STEPS
     assert checkpoint.committed_steps(str(run)) == [saved["step"]]
 
-    places = [f"data.url={shards}", f"run.url={run}"]
-    second = Followed(ray_hosts, *places, *SMALL, "cluster.num_workers=2")
+    second = launched(run)
     assert second.exit_code() == 0, second.output
     assert second.job != first.job
     assert f"finished at step {STEPS} of {STEPS}" in second.output
@@ -106,10 +122,11 @@ def test_a_wrong_token_is_told(ray_hosts, shards, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_host_that_will_be_taken_away_costs_a_checkpoint_only(ray_hosts, shards, tmp_path):
+def test_a_host_that_will_be_taken_away_costs_a_checkpoint_only(ray_hosts, launched, tmp_path):
     """Comes last: the second host takes no more work afterwards."""
     run = tmp_path / "run"
-    followed = at_work(ray_hosts, shards, run, "train.max_steps=100000")
+    followed = launched(run, "train.max_steps=100000")
+    until_at_work(followed, run)
     ray_hosts.take_away_worker(seconds=600)
     until(lambda: events(run, "checkpoint"), "a checkpoint before the host goes")
     (saved,) = events(run, "checkpoint")
