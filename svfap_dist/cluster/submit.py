@@ -209,13 +209,14 @@ def _client(address: str) -> Iterator[Any]:
     names, file = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}, Path.home() / ".ray" / "auth_token"
     if names & os.environ.keys() or file.exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # to be there before Ray is imported
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
     for chatty in ("ray", "ray.dashboard.modules.dashboard_sdk"):  # each has a level of its own
         logging.getLogger(chatty).setLevel(logging.WARNING)  # else they tell of every upload
     try:
         yield JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
             "Ray cluster refuses or cannot be reached",
             where=address,

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-STEPS = 150
+STEPS = 400  # enough that a stop comes before the end
 SMALL = [
     "model.size=nano",
     "data.num_frames=8",

@@ -17,7 +17,7 @@ from waiting import until
 from svfap_dist.errors import ClusterError
 from svfap_dist.train import checkpoint
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
 
 class Followed:
@@ -89,9 +89,6 @@ def test_stop_with_a_checkpoint_and_resubmit(ray_hosts, launched, undisturbed, t
     (start,) = events(run, "start")
     assert {rank["host"] for rank in start["ranks"]} == set(HOSTS)
     door = ["--address", ray_hosts.address]
-    state = svfap("launch", "status", first.job, *door, **ray_hosts.environment)
-    assert "RUNNING" in state.stdout, state.stderr
-
     stopped = svfap("launch", "stop", first.job, *door, **ray_hosts.environment)
     assert "STOPPED" in stopped.stdout, stopped.stderr
     assert first.exit_code() == 143  # 128 + SIGTERM
@@ -100,6 +97,9 @@ def test_stop_with_a_checkpoint_and_resubmit(ray_hosts, launched, undisturbed, t
     assert saved["reason"] == "SIGTERM"
     assert 5 <= saved["step"] < STEPS
     assert checkpoint.committed_steps(str(run)) == [saved["step"]]
+
+    status = svfap("launch", "status", first.job, *door, **ray_hosts.environment)
+    assert status.stdout == stopped.stdout
 
     second = launched(run)
     assert second.exit_code() == 0, second.output
@@ -128,7 +128,7 @@ def test_a_host_that_will_be_taken_away_costs_a_checkpoint_only(ray_hosts, launc
     followed = launched(run, "train.max_steps=100000")
     until_at_work(followed, run)
     ray_hosts.take_away_worker(seconds=600)
-    until(lambda: events(run, "checkpoint"), "a checkpoint before the host goes")
+    until(lambda: events(run, "checkpoint"), "a checkpoint before the host goes", 120)
     (saved,) = events(run, "checkpoint")
     until(lambda: steps_done(run) > saved["step"] + 5, "further steps")
     door = ["--address", ray_hosts.address]

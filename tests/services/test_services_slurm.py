@@ -11,7 +11,7 @@ from waiting import until
 
 from svfap_dist.train import checkpoint
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
 
 def launched(slurm: Slurm, shards: str, run: Path, on: str, monkeypatch) -> str:
