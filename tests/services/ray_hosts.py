@@ -119,10 +119,10 @@ class RayHosts:
                 until(lambda host=host: not _ip(f"netns pids {host}"), f"the end of {host}")
                 _ip(f"netns del {host}")
             shutil.rmtree(Path("/etc/netns", host), ignore_errors=True)
-        # A network namespace outlives its name for a while; its links must not.
+        # A network namespace outlives its name for a while, or not; its links must be gone.
         for link in (*_LINKS.values(), _BRIDGE):
-            if Path("/sys/class/net", link).exists():
-                _ip(f"link del {link}")
+            subprocess.run(["ip", "link", "del", link], capture_output=True, check=False)
+            assert not Path("/sys/class/net", link).exists()
 
 
 def _ip(words: str) -> str:
