@@ -13,6 +13,7 @@ from svfap_dist.cli import (  # noqa: F401 - their verbs
     bench,
     checkpoints,
     faces,
+    launch,
     models,
     monitoring,
     shards,

@@ -109,12 +109,12 @@ def train(tables: dict[str, Any], stop_after: int = 0, die_after: int = 0) -> di
     rank, last_rank = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]) - 1
     steps = 0
 
-    def asked_at_each_step() -> bool:
+    def asked_at_each_step() -> str:
         nonlocal steps
         steps += 1
         if steps == die_after and rank == last_rank:
             os.kill(os.getpid(), signal.SIGKILL)
-        return steps >= stop_after > 0 and rank == 0
+        return "stop requested" if steps >= stop_after > 0 and rank == 0 else ""
 
     try:
         config = recipe.from_tables(tables, where="test")
