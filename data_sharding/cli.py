@@ -12,6 +12,7 @@ set was completed go into shards of their own, after the others.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import time
@@ -98,6 +99,8 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
     _check_options(profile, train, workers, numbers)
     limits = limits or Limits()
     train = (train or TrainProfile()) if profile == "train" else None
+    if train:  # 22 and 22.0 are one quality, but two texts
+        train = dataclasses.replace(train, crf=float(train.crf))
     options = manifests.options_of(
         source=source, profile=profile, **numbers, limits=limits, train=train
     )
@@ -124,7 +127,7 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
     return ShardSummary.of(output_url, made, tally, took=took, before=before)
 
 
-def train_profile(*, region: str, size: int | None, crf: float) -> TrainProfile:
+def train_profile(*, region: str, size: int | None, crf: float | None) -> TrainProfile:
     """The profile of these options.
 
     Raises: ConfigError if they cannot be obeyed.
@@ -137,6 +140,7 @@ def train_profile(*, region: str, size: int | None, crf: float) -> TrainProfile:
         raise ConfigError(
             "Option out of range", found=f"size={size}", do="use an even size from 16"
         )
+    crf = TrainProfile().crf if crf is None else crf
     if not 0 <= crf <= 51:
         raise ConfigError("Option out of range", found=f"crf={crf}", do="use 0 to 51")
     return TrainProfile(region=typing.cast(Region, region), size=size, crf=crf)

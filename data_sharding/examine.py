@@ -15,8 +15,9 @@ import itertools
 import signal
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import cast
 
-from data_sharding.probe import MIN_FRAMES, Limits, Rejected, probe
+from data_sharding.probe import MIN_FRAMES, Limits, Reason, Rejected, probe
 from data_sharding.sources import SourceVideo
 from data_sharding.transcode import TrainProfile, TranscodeError, transcode
 from svfap_dist.isolated import CrashedError, HungError, Isolated
@@ -148,7 +149,7 @@ def examine(making: Making, video: SourceVideo) -> Sample | Rejected:
     except StorageMissing as error:
         return Rejected("missing", str(error))
     except TranscodeError as error:
-        return Rejected(error.reason, error.detail)
+        return Rejected(cast(Reason, error.reason), error.found)
     except MemoryError as error:
         limit = making.limits.memory_bytes
         return Rejected("out_of_memory", f"more than {limit} bytes {error}".rstrip())

@@ -127,9 +127,9 @@ def probe(
 
 
 def open_video(data: bytes) -> InputContainer:
-    """The container in `data`, of a known kind.
+    """The container in `data`, opened by no more demuxers than the project needs.
 
-    Raises: FFmpegError if it is none.
+    Raises: av.error.FFmpegError, ValueError, OverflowError for bytes that are no such container.
     """
     options = {"format_whitelist": _DEMUXERS}
     container = av.open(io.BytesIO(data), options=options, metadata_errors="replace")
@@ -137,7 +137,7 @@ def open_video(data: bytes) -> InputContainer:
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
-    """The stream that is the video."""
+    """The first stream of moving pictures, if there is one."""
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:  # a cover picture is no video
             return stream

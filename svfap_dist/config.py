@@ -147,6 +147,7 @@ class TrainConfig(_Section):
     micro_batch_size: Positive = 64  # clips of one forward pass on one rank
     epochs: Positive = 100
     max_steps: NonNegative = 0  # optimizer steps; 0: as many as the epochs have
+    max_seconds: NonNegative = 0  # of one attempt; then it saves and ends with code 75; 0: no limit
     dtype: Literal["float32", "bfloat16"] = "float32"
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2  # DeepSpeed ZeRO stage
     # torch.compile of the model, which takes a minute at the start; wants Triton on a GPU, a C++
@@ -179,8 +180,9 @@ class ClusterConfig(_Section):
     use_gpu: bool = False
     cpus_per_worker: Positive = 1
     max_failures: Annotated[int, Field(ge=-1)] = (
-        3  # restarts of the group before giving up; -1: no end
+        3  # restarts of the group before giving up; -1: no end. Preempted nodes do not count
     )
+    wait_seconds: NonNegative = 0  # for nodes to join before the cluster is called too small
 
 
 class MetricsConfig(_Section):
@@ -265,6 +267,7 @@ _FREE_TO_CHANGE = {
         "cache_bytes",
     ),
     "train": (
+        "max_seconds",
         "micro_batch_size",
         "zero_stage",
         "compile",

@@ -43,6 +43,9 @@ def test_help_imports_nothing_heavy():
         (["reconstruct", "no-such-run", "a.mp4", "--show", "hands"], 2, ["hands", "use frames"]),
         (["import", "no-such.pth", "-o", "out"], 5, ["no-such.pth"]),
         (["import", "a.pth", "-o", "out", "--stage-depths", "2-3"], 2, ["--stage-depths", "2-3"]),
+        (["launch", "stop", "4711"], 2, ["4711", "slurm:NAME"]),
+        (["launch", "slurm", "tiny_cpu", "--nodes", "2"], 2, ["data.url", "all nodes share"]),
+        (["files", "docs", "-o", "out"], 2, ["docs", "launch or monitoring"]),
         (["report", "no-such-run"], 2, ["no-such-run", "metrics.jsonl"]),
     ],
 )

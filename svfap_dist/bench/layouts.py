@@ -163,13 +163,13 @@ def _hevc(video: Video) -> Video:
     settings = "pools=none:frame-threads=1:bframes=0:scenecut=0:keyint=-1:info=0:log-level=none"
     options = {"crf": "25", "preset": "medium", "tune": "fastdecode", "forced-idr": "1"}
     with av.open(io.BytesIO(), "w", format="mp4") as container:
-        added = container.add_stream("libx265", rate=Fraction(info.fps).limit_denominator())
-        stream = cast(VideoStream, added)
-        stream.options = {**options, "x265-params": settings}
+        rate = Fraction(info.fps).limit_denominator(1_000_000)
+        options |= {"x265-params": settings}
+        stream = cast(VideoStream, container.add_stream("libx265", rate=rate, options=options))
         stream.width, stream.height, stream.pix_fmt = info.width, info.height, "yuv420p"
         packets = []
         for position, frame in enumerate(frames):
-            frame.pts, frame.time_base = position, stream.codec_context.time_base
+            frame.pts, frame.time_base = position, 1 / rate
             frame.pict_type = PictureType.I if position in keys else PictureType.P
             packets += stream.encode(frame)
         packets = [bytes(cast(bytes, packet)) for packet in [*packets, *stream.encode()]]

@@ -5,7 +5,8 @@ memory the process has needed. Each variant has its own process, so that one's m
 compiled programs say nothing about another's; only one of them works at a time. A step is what an
 optimizer step of a run is, without its data, DeepSpeed and other ranks: forward, loss, backward,
 clipping, AdamW. In bfloat16 the optimizer works on float32 copies of the weights, as DeepSpeed's
-does.
+does. The straightforward variant has torch's linear layers, C library and AdamW as they are unless
+one asks for more; `means` tells what a side has.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from svfap_dist.config import OptimConfig
 from svfap_dist.data import masking
 from svfap_dist.errors import ClusterError
 from svfap_dist.model import autoencoder, loss, patches
-from svfap_dist.model.linear import linear
+from svfap_dist.model.linear import linear, use_convolutions, uses_convolutions
 from svfap_dist.model.sizes import Size
 from svfap_dist.rng import Stream
 from svfap_dist.train import optim
@@ -53,6 +54,18 @@ class Spec:
     device: str
     compile: bool = False
     straightforward: bool = False
+
+
+def means(spec: Spec) -> str:
+    """What a variant makes use of besides its way through the model, in words."""
+    on_cpu = spec.device == "cpu"
+    if spec.straightforward:
+        memory = "freed memory handed back, " if on_cpu else ""
+        return f"linear layers by torch's linear, {memory}AdamW not fused"
+    fast = on_cpu and spec.dtype == "float32" and not spec.compile and uses_convolutions()
+    linears = "convolutions (oneDNN)" if fast else "torch's linear"
+    memory = "freed memory kept, " if on_cpu else ""
+    return f"linear layers by {linears}, {memory}AdamW fused"
 
 
 def token_splits(size: Size, clips: int) -> tuple[Tensor, Tensor]:
@@ -210,10 +223,13 @@ def workers(specs: dict[str, Spec]) -> Iterator[dict[str, Worker]]:
 def _serve(spec: Spec, pipe: Connection) -> None:
     """What the process does until its pipe is closed."""
     is_cpu = spec.device == "cpu"
-    if is_cpu and not spec.straightforward:
+    if spec.straightforward:
+        use_convolutions(False)
+    elif is_cpu:
         keep_freed_memory()  # as the engine does
     before = _resident("VmRSS") if is_cpu else 0
     step: TrainingStep | None = None
+    peak = 0
     while True:
         try:
             wish = pipe.recv()
@@ -223,15 +239,22 @@ def _serve(spec: Spec, pipe: Connection) -> None:
             if wish == "step":
                 step = step or TrainingStep(spec)
                 answer: Any = step.run()
+                # Taken after steps only: the products' factors are none of the model's memory.
+                peak = max(peak, _peak(is_cpu, before))
             elif wish == "products":
                 answer = product_rates(spec)
+                if not is_cpu:
+                    torch.cuda.reset_peak_memory_stats()
             else:
-                answer = (
-                    _resident("VmHWM") - before if is_cpu else torch.cuda.max_memory_allocated()
-                )
+                answer = peak
         except RuntimeError as error:  # torch's, of which running out of memory is one
             answer = RuntimeError(str(error))
         pipe.send(answer)
+
+
+def _peak(is_cpu: bool, before: int) -> int:
+    """Bytes that this process has needed at most since it began with `before` of them."""
+    return _resident("VmHWM") - before if is_cpu else torch.cuda.max_memory_allocated()
 
 
 def _resident(field: str) -> int:

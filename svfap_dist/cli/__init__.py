@@ -9,7 +9,16 @@ from __future__ import annotations
 
 import sys
 
-from svfap_dist.cli import bench, checkpoints, models, monitoring, shards, training  # noqa: F401 - their verbs
+from svfap_dist.cli import (  # noqa: F401 - their verbs
+    bench,
+    checkpoints,
+    faces,
+    launch,
+    models,
+    monitoring,
+    shards,
+    training,
+)
 from svfap_dist.cli.app import app
 from svfap_dist.errors import SvfapError
 from svfap_dist.progress import say

@@ -31,8 +31,8 @@ def shard(
         int | None, typer.Option(help="train: pixels of a side; default: as it is cut.")
     ] = None,
     crf: Annotated[
-        float, typer.Option(help="train: x264's quality, lower is better and larger.")
-    ] = 22,
+        float | None, typer.Option(help="train: x264's quality, lower is better and larger.")
+    ] = None,
     min_frames: Annotated[
         int, typer.Option(help="Shorter are left out; 1 for labelled sets.")
     ] = 61,

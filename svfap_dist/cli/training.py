@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from typing import Annotated, Any
 
@@ -63,7 +62,9 @@ def pretrain(
             result = _pretrain_here(config, progress, speaks)
     if speaks:
         print_result(result, as_json)
-    sys.exit(_exit_code(result.stop_reason))
+    from svfap_dist.train.notice import exit_code
+
+    sys.exit(exit_code(result.stop_reason))
 
 
 def _pretrain_here(config: Any, progress: Progress, speaks: bool) -> Any:
@@ -77,13 +78,6 @@ def _pretrain_here(config: Any, progress: Progress, speaks: bool) -> Any:
     with Discovery(config.metrics, config.run.name) as discovery:
         told_of(discovery)
         return training.run(config, on_log=show, on_begin=discovery.show)
-
-
-def _exit_code(stop_reason: str) -> int:
-    """0 for a finished run; for one that was asked to stop, what a shell expects of the signal."""
-    if stop_reason == "finished":
-        return 0
-    return 128 + signal.Signals.__members__.get(stop_reason, signal.SIGINT)
 
 
 @app.command()

@@ -6,8 +6,9 @@ same function that torchrun and srun start; resuming from the newest committed c
 function's own affair, so no state passes through Ray.
 
 Driver and ranks meet at a `Board`, a small actor: rank 0 posts what it logs, an error that no
-restart can mend is posted so that the next attempt gives up at once, and the driver posts the wish
-to stop.
+restart can mend is posted so that the next attempt gives up at once, and the driver posts what
+asked it to stop (Ctrl-C, a signal of Slurm or of Ray's job agent). When Ray will take a node away,
+the ranks learn of it from Ray Train, save a checkpoint and go on until the group is restarted.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-import signal
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 from svfap_dist import recipe, storage
-from svfap_dist.config import Config
+from svfap_dist.config import ClusterConfig, Config
 from svfap_dist.errors import ClusterError, SvfapError
 from svfap_dist.metrics.discovery import Discovery, told_of
-from svfap_dist.progress import say
 from svfap_dist.train import pretrain as training
+from svfap_dist.train.allocator import ONE_ARENA
+from svfap_dist.train.notice import heard_signals
 from svfap_dist.train.pretrain import RunResult
 
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -39,7 +41,7 @@ class Board:
         self._rows: list[dict[str, Any]] = []
         self._fatal: SvfapError | None = None
         self._result: RunResult | None = None
-        self._stop = False
+        self._stop_reason = ""
         self._addresses: list[str] = []
 
     def begin(self, addresses: list[str]) -> None:
@@ -67,11 +69,11 @@ class Board:
     def result(self) -> RunResult | None:
         return self._result
 
-    def request_stop(self) -> None:
-        self._stop = True
+    def request_stop(self, reason: str) -> None:
+        self._stop_reason = reason
 
-    def stop_requested(self) -> bool:
-        return self._stop
+    def stop_reason(self) -> str:
+        return self._stop_reason
 
 
 def pretrain(
@@ -82,15 +84,16 @@ def pretrain(
     """Train on `config.cluster.num_workers` ranks and wait for the end.
 
     Uses the cluster of RAY_ADDRESS, or of the job this runs in, or else starts one on this machine.
-    `on_log` gets rank 0's log rows; `on_wait` is called twice a second. The first Ctrl-C (or
-    SIGTERM) asks all ranks to save a checkpoint and stop, a second one leaves at once.
+    `on_log` gets rank 0's log rows; `on_wait` is called twice a second. The first Ctrl-C, SIGTERM
+    or SIGUSR1 asks all ranks to save a checkpoint and stop, a second one leaves at once.
 
     Raises: the rank's own SvfapError; ClusterError if the group could not be kept alive.
     """
     training.preflight(config)
+    # Ray has its own idea of SIGTERM, which it puts in place when it connects: ours comes after.
     with (
-        _sigterm_as_ctrl_c(),
         connected(config),
+        heard_signals() as heard,
         Discovery(config.metrics, config.run.name) as discovery,
     ):
         told_of(discovery)
@@ -100,23 +103,19 @@ def pretrain(
         board: Any = ray.remote(num_cpus=0)(Board).remote()
         outcome = _Fit(config, board)
         rows: collections.deque[dict[str, Any]] = collections.deque()  # not yet shown
-        interrupts = 0
+        is_told = False
         while outcome.is_running():
-            try:
-                outcome.wait(_SECONDS_BETWEEN_LOOKS)
-                on_wait()
-                discovery.show(ray.get(board.addresses.remote()))
-                rows.extend(ray.get(board.take_rows.remote()))
-                while rows:
-                    on_log(rows.popleft())
-                if ray.get(board.fatal.remote()) is not None:
-                    break  # no restart can help: leave, and let the restarted group end itself
-            except KeyboardInterrupt:
-                interrupts += 1
-                if interrupts > 1:
-                    raise
-                say("Stopping all ranks and saving a checkpoint; once more stops without one.")
-                ray.get(board.request_stop.remote())
+            outcome.wait(_SECONDS_BETWEEN_LOOKS)
+            on_wait()
+            discovery.show(ray.get(board.addresses.remote()))
+            rows.extend(ray.get(board.take_rows.remote()))
+            while rows:
+                on_log(rows.popleft())
+            if ray.get(board.fatal.remote()) is not None:
+                break  # no restart can help: leave, and let the restarted group end itself
+            if heard() and not is_told:
+                ray.get(board.request_stop.remote(heard()))
+                is_told = True
         for row in [*rows, *ray.get(board.take_rows.remote())]:
             on_log(row)
         fatal: SvfapError | None = ray.get(board.fatal.remote())
@@ -128,19 +127,6 @@ def pretrain(
         raise _explained(outcome.error, config)
     assert result is not None, "all ranks returned but rank 0 posted no result"
     return result
-
-
-@contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """A driver that is told to end ends its ranks in good order too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Fit:
@@ -188,9 +174,10 @@ def _trainer(config: Config, board: Any) -> Any:
         run_config=RunConfig(
             # A name used before would make Ray Train take up that run's state.
             name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
-            # Ranks on other nodes need the driver's way to the store.
+            # Ranks on other nodes need the driver's way to the store; all train in a thread.
             worker_runtime_env={
                 "env_vars": {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
+                | ONE_ARENA
             },
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             **_state_storage(config.run.url),
@@ -223,14 +210,15 @@ def _rank(spec: dict[str, Any]) -> None:
         return
     config = recipe.from_tables(spec["config"], where="the driver's recipe")
     is_main = os.environ["RANK"] == "0"
-    stop = threading.Event()
+    watched = _stop_reason(board) if is_main else contextlib.nullcontext(lambda: "")
     try:
-        with _watching(board, stop) if is_main else contextlib.nullcontext():
+        with watched as stop_reason:
             result = training.run(
                 config,
                 on_log=board.post.remote,
                 on_begin=board.begin.remote,
-                stop_requested=stop.is_set,
+                stop_requested=stop_reason,
+                nodes_leaving=_nodes_leaving,
             )
     except SvfapError as error:
         if not error.retryable:
@@ -240,23 +228,33 @@ def _rank(spec: dict[str, Any]) -> None:
         ray.get(board.set_result.remote(result))
 
 
+def _nodes_leaving() -> Set[str]:
+    """Ids of the group's nodes that Ray will take away; a barrier of all ranks."""
+    from ray.train import get_preemption_info
+
+    info = get_preemption_info()
+    return frozenset(info.preempted_node_ids) if info is not None else frozenset()
+
+
 @contextlib.contextmanager
-def _watching(board: Any, stop: threading.Event) -> Iterator[None]:
-    """Set `stop` when the driver asks for it: a thread looks, so that no step waits for the
+def _stop_reason(board: Any) -> Iterator[Callable[[], str]]:
+    """What asked the driver to stop, "" so far: a thread looks, so that no step waits for the
     answer."""
     import ray
 
     done = threading.Event()
+    found: list[str] = []
 
     def look() -> None:
-        while not done.wait(_SECONDS_BETWEEN_LOOKS) and not stop.is_set():
-            if ray.get(board.stop_requested.remote()):
-                stop.set()
+        while not done.wait(_SECONDS_BETWEEN_LOOKS) and not found:
+            reason: str = ray.get(board.stop_reason.remote())
+            if reason:
+                found.append(reason)
 
     thread = threading.Thread(target=look, name="watch-for-stop", daemon=True)
     thread.start()
     try:
-        yield
+        yield lambda: found[0] if found else ""
     finally:
         done.set()
         thread.join()
@@ -307,21 +305,35 @@ def connected(config: Config) -> Iterator[None]:
 
 
 def check_resources(config: Config) -> None:
-    """Refuse what the cluster can never place, instead of waiting for ever."""
+    """Refuse what the cluster can never place, instead of waiting for ever.
+
+    Nodes that are on their way have `cluster.wait_seconds` to join.
+    """
+    deadline = time.monotonic() + config.cluster.wait_seconds
+    while shortage := _shortage(config.cluster):
+        if time.monotonic() >= deadline:
+            raise ClusterError(
+                "Cluster is too small for the recipe",
+                where=f"cluster.num_workers = {config.cluster.num_workers}",
+                found=shortage,
+                do="add nodes, lower cluster.num_workers or cluster.cpus_per_worker, or raise "
+                "cluster.wait_seconds if nodes are on their way",
+            )
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _shortage(cluster: ClusterConfig) -> str:
+    """What the cluster lacks for the worker group, "" if nothing."""
     import ray
 
-    cluster, total = config.cluster, ray.cluster_resources()
+    total = ray.cluster_resources()
     needed = {"CPU": cluster.num_workers * cluster.cpus_per_worker}
     if cluster.use_gpu:
         needed["GPU"] = cluster.num_workers
     for name, amount in needed.items():
         if total.get(name, 0) < amount:
-            raise ClusterError(
-                "Cluster is too small for the recipe",
-                where=f"cluster.num_workers = {cluster.num_workers}",
-                found=f"{total.get(name, 0):g} {name}s where {amount} are needed",
-                do="add nodes, or lower cluster.num_workers or cluster.cpus_per_worker",
-            )
+            return f"{total.get(name, 0):g} {name}s where {amount} are needed"
+    return ""
 
 
 def _explained(error: BaseException, config: Config) -> SvfapError:

@@ -131,6 +131,7 @@ def run(
     if not configs:
         assert refused is not None
         raise refused
+    _check_apart(configs, trials)
     _run_all(configs, trials, on_trial)
     return SweepResult(trials)
 
@@ -169,6 +170,21 @@ def _combinations(axes: Sequence[tuple[str, list[str]]]) -> list[dict[str, str]]
             do="give each key once, and each of its values once",
         )
     return combinations
+
+
+def _check_apart(configs: dict[int, Config], trials: Sequence[Trial]) -> None:
+    """No two recipes are the same but for where they write: 0.9 is 0.90."""
+    seen: dict[str, int] = {}
+    for index, config in configs.items():
+        recipe_text = config.model_dump_json(exclude={"run": {"url"}})
+        twin = seen.setdefault(recipe_text, index)
+        if twin != index:
+            raise ConfigError(
+                "Axes do not tell the trials apart",
+                where="--axis",
+                found=f"{trials[twin].name} and {trials[index].name} are one recipe",
+                do="give each value once, however it is written",
+            )
 
 
 def _folder(combination: dict[str, str]) -> str:

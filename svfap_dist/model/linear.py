@@ -2,8 +2,9 @@
 
 torch gives float32 matrix products to MKL, and convolutions to oneDNN. MKL keeps its AVX-512 code
 from CPUs that are not Intel's: there a product takes twice as long as the same numbers taken for a
-convolution with a 1 x 1 kernel over one image, which is a row of all tokens. (`svfap bench model`
-prints both rates.) On GPUs, on Intel's CPUs and for other types, `torch.nn.functional.linear` runs.
+convolution with a 1 x 1 kernel over images whose pixels are the tokens. (`svfap bench model` prints
+both rates.) On GPUs, on Intel's CPUs, for other types, for few rows and in compiled programs,
+`torch.nn.functional.linear` runs.
 """
 
 from __future__ import annotations
@@ -27,21 +28,51 @@ def _prefers_convolutions() -> bool:
 
 
 # Decided once and by the make of the CPU, not by a measurement: a run that is resumed must compute
-# as it did before, bit by bit.
+# as it did before, bit by bit. What follows goes by the number of rows alone for the same reason.
 _CONVOLUTIONS = _prefers_convolutions()
+# Below so many rows a convolution's own preparations cost more than it saves.
+_FEWEST_ROWS = 256
+# In a process with a single thread torch sends convolutions over fewer images to MKL after all.
+_FEWEST_IMAGES = 16
+
+
+def use_convolutions(wanted: bool) -> None:
+    """Let the linear layers of this process be convolutions where that pays, or never."""
+    global _CONVOLUTIONS  # noqa: PLW0603  # a process has one CPU
+    _CONVOLUTIONS = wanted and _prefers_convolutions()
+
+
+def uses_convolutions() -> bool:
+    """Whether large float32 linear layers on the CPU are computed as convolutions."""
+    return _CONVOLUTIONS
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`: [..., D], [O, D] and [O] -> [..., O]."""
-    if not (_CONVOLUTIONS and x.device.type == "cpu" and x.dtype is torch.float32):
-        return F.linear(x, weight, bias)
-    return by_convolution(x, weight, bias)
+    is_theirs = x.device.type == "cpu" and x.dtype is torch.float32
+    # Compiled, with activation checkpointing, convolutions gave a loss that was not finite.
+    if _CONVOLUTIONS and is_theirs and not torch.compiler.is_compiling():
+        images = _num_images(x.shape[:-1].numel())
+        if images:
+            return by_convolution(x, weight, bias, images)
+    return F.linear(x, weight, bias)
 
 
-def by_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The same as a convolution."""
-    row = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # [1, D, 1, rows], channels last
-    out = F.conv2d(row, weight[:, :, None, None], bias)
+def _num_images(rows: int) -> int:
+    """Images of equal size into which `rows` are laid for a convolution; 0 where none is faster."""
+    if rows < _FEWEST_ROWS:
+        return 0
+    for images in range(_FEWEST_IMAGES, 2 * _FEWEST_IMAGES):
+        if rows % images == 0:
+            return images
+    return 1  # which is faster with several threads only
+
+
+def by_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, images: int) -> Tensor:
+    """The same as a convolution over so many images, which must divide the rows of x."""
+    rows = x.reshape(images, 1, -1, x.shape[-1])
+    # [images, D, 1, rows of an image], channels last
+    out = F.conv2d(rows.permute(0, 3, 1, 2), weight[:, :, None, None], bias)
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))  # moves nothing
 
 

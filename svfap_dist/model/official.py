@@ -3,10 +3,10 @@
 In: a state dict as the authors published it. Out: the arguments that build the same network here,
 and its weights under our names. Four layouts are known: a fine-tuned network (its head is there) or
 a pre-trained one (its keys begin with "encoder."), each of them TPSBT or plain ViT; what tells
-TPSBT is its `temporal_downsamples`. Sizes are read from the shapes. What no shape tells is taken
-from tables: heads are 64 wide in all released networks, and the blocks of stages >= 2, which look
-alike, are shared out as in one of our named sizes. Every key must find its place, and every place
-its key.
+TPSBT is its `temporal_downsamples` and `cross_*` layers. Widths are read from the shapes. What no
+shape tells is taken from tables: heads are 64 wide in all released networks, and depths are those
+of our named size of that width. Blocks are not counted instead, for then half a file would make
+half a network. Every key must find its place, and every place its key.
 
 Source of the layouts: the released code of SVFAP (arXiv 2401.00416) and of VideoMAE
 (arXiv 2203.12602).
@@ -15,7 +15,6 @@ Source of the layouts: the released code of SVFAP (arXiv 2401.00416) and of Vide
 from __future__ import annotations
 
 import io
-import pickle
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from svfap_dist import storage
 from svfap_dist.errors import CheckpointError
 from svfap_dist.model import autoencoder, classifier
-from svfap_dist.model.sizes import SIZES
+from svfap_dist.model.sizes import SIZES, VIT_SIZES, Size
 
 _NUM_HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16}  # by width
 _WRAPPERS = ("model", "module", "state_dict")  # keys below which training scripts put the weights
@@ -38,7 +37,6 @@ _PRETRAINED_NAMES = {
     "decoder.mask_token": "mask_token",
 }
 _WHERE = "released weights"
-_KEYS_NAMED = 20
 
 
 def read(path: str) -> dict[str, Tensor]:
@@ -47,17 +45,20 @@ def read(path: str) -> dict[str, Tensor]:
     Nothing in the file is executed. Raises: CheckpointError if it has no state dict; StorageError.
     """
     try:
-        found = torch.load(io.BytesIO(storage.read_bytes(path)), "cpu", weights_only=True)
+        content = storage.read_bytes(path)
     except storage.StorageMissing as error:
         raise CheckpointError(
             "No weights", where=path, found="no such file", do="check the path"
         ) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    try:
+        found = torch.load(io.BytesIO(content), "cpu", weights_only=True)
+    # What the reader stumbles over in bytes that are no checkpoint may be of any kind.
+    except Exception as error:
         raise CheckpointError(
             "Weights cannot be read",
             where=path,
-            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            do="give a whole .pth file that holds tensors and plain values only",
+            found=_kind(content, error),
+            do="give a whole .pth file, as torch.save writes it, of tensors and plain values only",
         ) from error
     while isinstance(found, dict):
         inner = [found[key] for key in _WRAPPERS if isinstance(found.get(key), dict)]
@@ -74,6 +75,21 @@ def read(path: str) -> dict[str, Tensor]:
     return found
 
 
+def _kind(content: bytes, error: Exception) -> str:
+    """What a file is that torch does not read."""
+    # The one helpful word of torch's, amid advice to execute what is in the file.
+    forbidden = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+    if forbidden:
+        return f"a {forbidden[1]}, which only code in the file could make"
+    if not content:
+        return "an empty file"
+    if content[8:10] == b'{"':
+        return "a .safetensors file, as ours are"
+    if content.startswith(b"PK"):
+        return "an archive that is damaged or no checkpoint"
+    return f"no checkpoint: it begins with {content[:16]!r}"
+
+
 def import_official(
     state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -87,6 +103,7 @@ def import_official(
     Raises: CheckpointError that lists missing, extra and misshaped keys; ConfigError for overrides
     that do not fit.
     """
+    _check_kinds(state_dict)
     theirs = {name.removeprefix("module."): value for name, value in state_dict.items()}
     if "encoder.head.weight" in theirs:  # a fine-tuned network inside another module
         theirs = {name.removeprefix("encoder."): value for name, value in theirs.items()}
@@ -95,10 +112,26 @@ def import_official(
     with torch.device("meta"):
         model = autoencoder.build(**build) if pretrained else classifier.build(**build)
     names = {ours: _their_name(ours, pretrained) for ours in model.state_dict()}
-    if "mask_token" in theirs:
+    if "mask_token" in theirs and theirs["mask_token"].shape[:-1] == (1, 1):
         theirs["mask_token"] = theirs["mask_token"].flatten()  # [1, 1, E] -> [E]
     _check_keys(model, theirs, names)
     return build, {ours: theirs[name] for ours, name in names.items()}
+
+
+def _check_kinds(state_dict: Mapping[Any, Any]) -> None:
+    """All keys are names, all values tensors."""
+    wrong = [
+        f"{name!r}: {type(value).__name__}"
+        for name, value in state_dict.items()
+        if not (isinstance(name, str) and isinstance(value, Tensor))
+    ]
+    if wrong:
+        raise CheckpointError(
+            "Not a state dict",
+            where=_WHERE,
+            found="; ".join(wrong),
+            do="give a dict of names and tensors, and nothing else in it",
+        )
 
 
 def _their_name(ours: str, pretrained: bool) -> str:
@@ -118,55 +151,82 @@ def _infer(
         "num_heads": overrides.get("num_heads") or _heads(width, "num_heads"),
         "tubelet_size": kernel[2],
         "patch_size": kernel[3],
-        **_stages(theirs, encoder, overrides.get("stage_depths")),
+        **_stages(theirs, encoder, width, overrides.get("stage_depths")),
     }
     if not pretrained:
-        return build | {"num_outputs": _shape(theirs, "head.weight", 2)[0]}
+        outputs = _told(theirs, "head.weight", 2, 0) or _told(theirs, "head.bias", 1, 0) or 1
+        return build | {"num_outputs": outputs}
     decoder = _shape(theirs, "encoder_to_decoder.weight", 2)[0]
     return build | {
         "decoder_embed_dim": decoder,
         "decoder_num_heads": overrides.get("decoder_num_heads")
         or _heads(decoder, "decoder_num_heads"),
-        "decoder_depth": _count(theirs, r"decoder\.blocks\.(\d+)\."),
+        "decoder_depth": overrides.get("decoder_depth") or _decoder_depth(theirs, width, decoder),
     }
 
 
 def _stages(
-    theirs: Mapping[str, Tensor], encoder: str, known: tuple[int, ...] | None
+    theirs: Mapping[str, Tensor], encoder: str, width: int, known: tuple[int, ...] | None
 ) -> dict[str, Any]:
     """Build arguments of the encoder's stages; `known` are their depths if the user told them."""
     prefix = re.escape(encoder)
-    depth = _count(theirs, rf"{prefix}blocks\.(\d+)\.")
-    later = _count(theirs, rf"{prefix}temporal_downsamples\.(\d+)\.")
-    if not later:
+    depth = len(_numbers(theirs, rf"{prefix}blocks\.(\d+)\."))
+    crossing = len(_numbers(theirs, rf"{prefix}blocks\.(\d+)\.cross_"))
+    later = _later_stages(theirs, prefix)
+    if not later and not crossing and _may_be_vit(width, known):
         # As the ViT of VideoMAE trains on 16 frames of 224 pixels and SVFAP on 160.
-        return {"encoder": "vit", "stage_depths": (depth,), "frame_size": 224}
-    crossing = _count(theirs, rf"{prefix}blocks\.(\d+)\.cross_attn\.q\.weight", distinct=True)
-    tokens = [
-        _shape(theirs, f"{encoder}spatial_downsamples.{stage}.mlp.fc2.weight", 2)[0]
-        for stage in range(later)
-    ]
+        depths = known or _named(VIT_SIZES, width, f"{depth} blocks").stage_depths
+        return {"encoder": "vit", "stage_depths": depths, "frame_size": 224}
+    found = f"{depth - crossing} blocks in stage 1 and {crossing} in {later} later stages"
+    depths = known or _named(SIZES, width, found).stage_depths
+    usual = SIZES["base"]  # where the weight that tells is missing, which will be said
+    kernel = _told(theirs, f"{encoder}temporal_downsamples.0.weight", 3, 2)
+    tokens = tuple(
+        _told(theirs, f"{encoder}spatial_downsamples.{stage}.mlp.fc2.weight", 2, 0)
+        or usual.bottleneck_tokens[0]
+        for stage in range(len(depths) - 1)
+    )
     return {
-        "stage_depths": known or _shared_out(depth - crossing, crossing, later),
-        "temporal_kernel_size": _shape(theirs, f"{encoder}temporal_downsamples.0.weight", 3)[2],
-        "num_bottleneck_tokens": tokens[0] if len(set(tokens)) == 1 else tuple(tokens),
+        "stage_depths": depths,
+        "temporal_kernel_size": kernel or usual.temporal_kernel_size,
+        "num_bottleneck_tokens": tokens[0] if len(set(tokens)) == 1 else tokens,
     }
 
 
-def _shared_out(first: int, crossing: int, later: int) -> tuple[int, ...]:
-    """Stage depths of a network with so many blocks in stage 1 and in `later` stages together."""
-    if later == 1:
-        return (first, crossing)
-    for size in SIZES.values():
-        depths = size.stage_depths
-        if (depths[0], sum(depths[1:]), len(depths) - 1) == (first, crossing, later):
-            return depths
+def _may_be_vit(width: int, known: tuple[int, ...] | None) -> bool:
+    """Whether weights without a trace of later stages may be whole: not at a width that only
+    TPSBT has."""
+    if known:
+        return len(known) == 1
+    tpsbt, vit = ({size.embed_dim for size in table.values()} for table in (SIZES, VIT_SIZES))
+    return width not in _NUM_HEADS or width not in tpsbt - vit
+
+
+def _later_stages(theirs: Mapping[str, Tensor], prefix: str) -> int:
+    """Stages after the first, by whichever of their layers are there."""
+    found = _numbers(theirs, rf"{prefix}(?:temporal|spatial)_downsamples\.(\d+)\.")
+    return max(found, default=-1) + 1
+
+
+def _named(table: Mapping[str, Size], width: int, found: str) -> Size:
+    """Our size of that width, if networks of that width were released."""
+    for size in table.values():
+        if size.embed_dim == width and width in _NUM_HEADS:
+            return size
     raise CheckpointError(
         "Depths of the stages cannot be told from the weights",
         where=_WHERE,
-        found=f"{first} blocks in stage 1 and {crossing} in {later} later stages",
+        found=f"{found}, width {width}: no named size",
         do="give the depths: --stage-depths 12,6,3",
     )
+
+
+def _decoder_depth(theirs: Mapping[str, Tensor], width: int, decoder: int) -> int:
+    """Blocks of the decoder: as in the named size of its widths, else as many as there are."""
+    for size in (*SIZES.values(), *VIT_SIZES.values()):
+        if (size.embed_dim, size.decoder_embed_dim) == (width, decoder):
+            return size.decoder_depth
+    return max(_numbers(theirs, r"decoder\.blocks\.(\d+)\."), default=-1) + 1
 
 
 def _heads(width: int, field: str) -> int:
@@ -193,10 +253,15 @@ def _shape(theirs: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[in
     )
 
 
-def _count(theirs: Mapping[str, Tensor], pattern: str, distinct: bool = False) -> int:
-    """One more than the highest number in keys that match, or how many numbers there are."""
-    found = {int(match[1]) for name in theirs if (match := re.match(pattern, name))}
-    return len(found) if distinct else max(found, default=-1) + 1
+def _told(theirs: Mapping[str, Tensor], name: str, dimensions: int, axis: int) -> int | None:
+    """A dimension of a weight, if the weight is there and has so many of them."""
+    shape = theirs[name].shape if name in theirs else ()
+    return shape[axis] if len(shape) == dimensions else None
+
+
+def _numbers(theirs: Mapping[str, Tensor], pattern: str) -> set[int]:
+    """The numbers in keys that match."""
+    return {int(match[1]) for name in theirs if (match := re.match(pattern, name))}
 
 
 def _check_keys(model: nn.Module, theirs: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
@@ -210,11 +275,12 @@ def _check_keys(model: nn.Module, theirs: Mapping[str, Tensor], names: Mapping[s
         if name in theirs and list(theirs[name].shape) != shape
     ]
     if wrong:
-        more = f"; and {len(wrong) - _KEYS_NAMED} more" if len(wrong) > _KEYS_NAMED else ""
         raise CheckpointError(
             "Released weights do not fit",
             where=_WHERE,
-            found="; ".join(wrong[:_KEYS_NAMED]) + more,
-            do="give the whole state dict of one network; one that was fine-tuned without mean "
-            "pooling (norm instead of fc_norm) or with learned positions has no counterpart here",
+            found="; ".join(wrong),
+            do="give the whole state dict of one network; where it is whole but deeper or less "
+            "deep than our size of that width, give --stage-depths; one that was fine-tuned "
+            "without mean pooling (norm instead of fc_norm) or with learned positions has no "
+            "counterpart here",
         )

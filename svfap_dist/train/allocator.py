@@ -4,11 +4,19 @@ Every step asks for the same large tensors again. By default glibc hands blocks 
 back to the system when they are freed, and gets them anew, zeroed page by page, at the next step:
 a tenth of the time of a base-size step. Here it is told to keep them. GPUs need none of this, for
 torch's own allocator keeps what it has there.
+
+glibc keeps large blocks in its main arena only. The arenas of other threads are made of pieces of
+64 MB at most, and larger blocks are handed back whatever it is told. A process that trains in
+another thread than its first, as Ray Train's workers do, has to be started with `ONE_ARENA` in its
+environment; without it `keep_freed_memory` is of use there to blocks below 64 MB at best.
 """
 
 from __future__ import annotations
 
 import ctypes
+
+# Variables of the environment under which all threads share the main arena.
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 # From glibc's malloc.h; see mallopt(3).
 _M_TRIM_THRESHOLD = -1

@@ -236,7 +236,8 @@ class Engine:
 
     def _update_without_zero(self) -> Update:
         # Without ZeRO, DeepSpeed neither tells the norm nor skips a bad gradient. The gradients
-        # are summed over the ranks already, so all ranks see the same.
+        # are summed over the ranks already, so all ranks see the same. Asking whether the norm is
+        # finite makes the host wait for the device, once in a step; stages 1 to 3 ask so too.
         gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         applied = bool(torch.isfinite(norm))

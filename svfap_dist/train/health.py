@@ -28,12 +28,19 @@ class NotFiniteError(HealthError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What all ranks agreed on at a step."""
+class Wishes:
+    """What one rank wants all to do after a step."""
 
-    loss: float  # of the step, mean over all ranks
-    stop: bool  # some rank was asked to stop
-    settle: bool  # some rank knows the end of the checkpoint upload in flight
+    stop: bool = False  # save and end: it was asked to
+    settle: bool = False  # settle the checkpoint upload in flight: it knows how that ended
+    look: bool = False  # look whether nodes will leave: it is time to
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict(Wishes):
+    """What all ranks agreed on at a step: every wish that some rank has."""
+
+    loss: float = 0.0  # of the step, mean over all ranks
 
 
 class Health:
@@ -45,28 +52,30 @@ class Health:
         self._all_seen = self._all_bad = 0.0  # samples of all ranks so far
 
     def agree(
-        self, step: int, keys: list[str], num_bad: int, loss: Tensor, stop: bool, settle: bool
+        self, step: int, keys: list[str], num_bad: int, loss: Tensor, wishes: Wishes
     ) -> Verdict:
         """Vote on a step; all ranks call it together.
 
         Args:
             step, keys, num_bad, loss: this rank's clips, how many were bad, and their mean loss.
-            stop: this rank was asked to stop. settle: it knows the end of an upload.
+            wishes: what it wants all to do after the step.
 
         Raises: HealthError on every rank if a loss is not finite or too many samples are bad.
         """
-        views = torch.tensor([stop, settle, num_bad, len(keys)], dtype=torch.float64)
+        wanted = (wishes.stop, wishes.settle, wishes.look)
+        views = torch.tensor([num_bad, len(keys), *wanted], dtype=torch.float64)
         finite = torch.isfinite(loss)
         views = torch.cat([views.to(self._device), torch.stack([~finite, loss]).double()])
         dist.all_reduce(views)
-        stops, settles, bad, seen, broken, total = views.tolist()
+        bad, seen, stops, settles, looks, broken, total = views.tolist()
         if broken:
             raise _not_finite(step, [] if bool(finite) else keys)
         self._all_bad += bad
         self._all_seen += seen
         if self._all_bad > self._max_bad_fraction * max(self._all_seen, _FEWEST_SAMPLES):
             raise self._too_many_bad()
-        return Verdict(total / dist.get_world_size(), stops > 0, settles > 0)
+        mean = total / dist.get_world_size()
+        return Verdict(stop=stops > 0, settle=settles > 0, look=looks > 0, loss=mean)
 
     def _too_many_bad(self) -> HealthError:
         return HealthError(

@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
 
 import torch
 
@@ -28,7 +25,6 @@ from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError, HealthError
 from svfap_dist.metrics import flops
 from svfap_dist.model import sizes
-from svfap_dist.progress import say
 from svfap_dist.rng import Stream
 from svfap_dist.shard_format import Manifest
 from svfap_dist.train import checkpoint, health, schedule
@@ -37,11 +33,10 @@ from svfap_dist.train.checkpointer import Checkpointer
 from svfap_dist.train.engine import Engine, build_arguments, process_group
 from svfap_dist.train.heldout import HeldOut
 from svfap_dist.train.journal import next_attempt
+from svfap_dist.train.notice import FINISHED, NodesLeaving, Notice, heard_signals
 from svfap_dist.train.ownership import Ownership
 from svfap_dist.train.recorder import Recorder, Row
 from svfap_dist.train.state import TrainState
-
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +46,7 @@ class RunResult:
 
     step: int
     total_steps: int
-    stop_reason: str  # "finished", or what asked the run to stop
+    stop_reason: str  # "finished", or what asked the run to stop (see `notice`)
     run_url: str
     first_loss: float | None
     loss: float | None
@@ -63,7 +58,7 @@ class RunResult:
         text = [
             f"Run {self.run_url}: {self.stop_reason} at step {self.step} of {self.total_steps}."
         ]
-        if self.stop_reason != "finished":
+        if self.stop_reason != FINISHED:
             text.append("A checkpoint is saved: run the same command again to resume.")
         for name, first, last in (
             ("Loss", self.first_loss, self.loss),
@@ -79,15 +74,18 @@ def run(
     *,
     on_log: Callable[[Row], None] = lambda row: None,
     on_begin: Callable[[list[str]], None] = lambda addresses: None,
-    stop_requested: Callable[[], bool] = lambda: False,
+    stop_requested: Callable[[], str] = lambda: "",
+    nodes_leaving: NodesLeaving | None = None,
 ) -> RunResult:
     """Train one rank of a run to its end, resuming from the newest committed checkpoint.
 
     Args:
         on_log: gets a row of numbers at each log step, on rank 0.
         on_begin: gets the "host:port" of all ranks' metrics before the first step, on rank 0.
-        stop_requested: asked at step edges; once it is True on any rank, all save a checkpoint and
-            end, as they do at SIGTERM, SIGUSR1 and Ctrl-C.
+        stop_requested: asked at step edges; once it gives a reason on any rank, all save a
+            checkpoint and end, as they do at SIGTERM, SIGUSR1, Ctrl-C and `train.max_seconds`.
+        nodes_leaving: asked by all ranks together; a new name in it has them save a checkpoint and
+            go on.
 
     Raises: ConfigError, ShardError, ClusterError before the first step; HealthError,
     CheckpointError, StorageError at any step.
@@ -96,7 +94,8 @@ def run(
     world = distributed.from_environment()
     check_world_size(config, world.world_size)
     with contextlib.ExitStack() as stack:
-        stop_reason = stack.enter_context(_stop_reason(stop_requested))
+        heard = stack.enter_context(heard_signals())
+        notice = Notice(heard, stop_requested, nodes_leaving, config.train.max_seconds)
         device = stack.enter_context(process_group(config, world))
         attempt = _Attempt(config, world, device, on_log, on_begin, stack)
         if attempt.step == 0:
@@ -104,7 +103,7 @@ def run(
         for batch in attempt.batches(stack):
             rate = attempt.learning_rate()
             loss = attempt.engine.backward(batch)
-            verdict = attempt.agree(batch, loss, stop_reason())
+            verdict = attempt.agree(batch, loss, notice)
             update = attempt.engine.update(rate)
             if not update.applied:
                 raise health.gradient_not_finite(attempt.step + 1)
@@ -116,11 +115,12 @@ def run(
                 attempt.evaluate()
             if verdict.settle:
                 attempt.settle()
-            if ends or attempt.is_at(config.train.checkpoint_every):
+            due = attempt.is_at(config.train.checkpoint_every)
+            if (verdict.look and notice.nodes_leave()) or ends or due:
                 attempt.save()
             if verdict.stop:
                 break
-        return attempt.finish(stop_reason())
+        return attempt.finish(notice.stop_reason())
 
 
 class _Attempt:
@@ -191,16 +191,20 @@ class _Attempt:
         """Whether something that is due every `period` steps (0: never) is due now."""
         return period > 0 and self.step % period == 0
 
-    def agree(self, batch: ClipBatch, loss: torch.Tensor, stop_reason: str) -> health.Verdict:
+    def agree(self, batch: ClipBatch, loss: torch.Tensor, notice: Notice) -> health.Verdict:
         """Book the next step, whose gradient is ready, and vote on it.
 
         Bad samples are written down before they end the run.
         """
         next_step, epoch = self.step + 1, self.step // self._loader.steps_per_epoch
         self._recorder.count(next_step, epoch, batch)
-        stop, settle = bool(stop_reason), self._checkpointer.wants_settling
+        wishes = health.Wishes(
+            stop=bool(notice.stop_reason()),
+            settle=self._checkpointer.wants_settling,
+            look=notice.wants_look,
+        )
         try:
-            return self._health.agree(next_step, batch.keys, len(batch.bad), loss, stop, settle)
+            return self._health.agree(next_step, batch.keys, len(batch.bad), loss, wishes)
         except HealthError:
             self._recorder.write_quarantine()
             raise
@@ -253,7 +257,7 @@ class _Attempt:
         self._recorder.close_window(self.step)
         reasons = [reason for reason in distributed.gathered(stop_reason) if reason]
         is_done = self.step == self.total_steps
-        reason = "finished" if is_done else (reasons or ["stop requested"])[0]
+        reason = FINISHED if is_done else (reasons or ["stop requested"])[0]
         self._recorder.ended(self.step, reason)
         return distributed.from_main(self._result(reason) if self._world.is_main else None)
 
@@ -336,27 +340,3 @@ def _look_around(config: Config) -> tuple[Manifest, TrainState | None, int]:
         where = checkpoint.checkpoint_url(run_url, step)
         train_state.check_resumable(state, config, manifest.fingerprint, where)
     return manifest, state, next_attempt(run_url)
-
-
-@contextlib.contextmanager
-def _stop_reason(stop_requested: Callable[[], bool]) -> Iterator[Callable[[], str]]:
-    """What asked this process to stop, "" so far; a second signal does what it did before.
-
-    Signals are heard in the main thread only: elsewhere (Ray's workers) `stop_requested` is all.
-    """
-    heard: list[str] = []
-    before: dict[int, Any] = {}
-
-    def hear(number: int, _: object) -> None:
-        heard.append(signal.Signals(number).name)
-        signal.signal(number, before[number])
-        say("Stopping at the next step and saving a checkpoint; once more stops without one.")
-
-    if threading.current_thread() is threading.main_thread():
-        for number in _STOP_SIGNALS:
-            before[number] = signal.signal(number, hear) or signal.SIG_DFL
-    try:
-        yield lambda: heard[0] if heard else "stop requested" if stop_requested() else ""
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

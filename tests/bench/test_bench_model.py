@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
+import time
+from multiprocessing.connection import Connection
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from svfap_dist import cli
-from svfap_dist.bench import model
+from svfap_dist.bench import model, steps
 from svfap_dist.bench.steps import Spec, TrainingStep, Worker
 from svfap_dist.errors import ClusterError, ConfigError
+from svfap_dist.metrics import flops
+from svfap_dist.model import linear, sizes
 
 NANO = Spec("nano", "tpsbt", 2, "float32", "cpu")
 
@@ -34,6 +40,115 @@ def test_what_it_prints_adds_up() -> None:
     for name in ("peak_bytes", "baseline_peak_bytes", "vit_peak_bytes"):
         assert 1e7 < found[name] < 2e9
     assert "2 of 2" not in done.stdout  # progress goes to standard error
+    assert found["gflops"] == pytest.approx(model._count(NANO).nominal / 1e9)
+    assert found["linear_share"] == pytest.approx(rate * found["gflops"] / found["linear_gflops"])
+
+
+def test_the_nominal_count_is_that_of_the_papers_figures() -> None:
+    count, size = model._count(NANO), sizes.SIZES["nano"]
+    dense = flops.dense_autoencoder(size, 80, 720)
+    assert count.nominal == 3 * sum(dense.values())
+    assert count.exact == flops.training_step(flops.autoencoder(size, 80, 720))
+    assert count.exact < count.nominal
+
+
+def _operations(step: TrainingStep) -> set[str]:
+    step.run()
+    with torch.profiler.profile() as profile:
+        step.run()
+    return {event.key for event in profile.key_averages()}
+
+
+def test_the_baseline_is_the_other_implementation() -> None:
+    frank, lean = {"aten::conv3d", "aten::softmax"}, {"aten::scaled_dot_product_attention"}
+    baseline = _operations(TrainingStep(dataclasses.replace(NANO, straightforward=True)))
+    ours = _operations(TrainingStep(NANO))
+    assert frank <= baseline
+    assert not lean & baseline
+    assert lean <= ours
+    assert not frank & ours
+
+
+def test_each_side_has_what_it_is_said_to_have() -> None:
+    plain = dataclasses.replace(NANO, straightforward=True)
+    kept, convolutions = [], []
+    for spec in (NANO, plain):
+        mine, theirs = multiprocessing.Pipe()
+        process = multiprocessing.get_context("fork").Process(
+            target=_what_serve_sets, args=(spec, theirs)
+        )
+        process.start()
+        told = mine.recv()
+        process.join()
+        kept.append(told[0])
+        convolutions.append(told[1])
+    assert kept == [True, False]
+    assert convolutions == [linear._prefers_convolutions(), False]
+    assert ("oneDNN" in steps.means(NANO)) is linear._prefers_convolutions()
+    assert steps.means(NANO).endswith("freed memory kept, AdamW fused")
+    assert steps.means(plain) == (
+        "linear layers by torch's linear, freed memory handed back, AdamW not fused"
+    )
+    fused = [TrainingStep(spec)._optimizer.defaults["fused"] for spec in (NANO, plain)]
+    assert fused == [True, None]
+
+
+def _what_serve_sets(spec: Spec, answers: Connection) -> None:
+    kept: list[bool] = []
+    steps.keep_freed_memory = lambda: kept.append(True) or True
+    ours, theirs = multiprocessing.Pipe()
+    ours.close()  # nothing will be asked
+    steps._serve(spec, theirs)
+    answers.send((bool(kept), linear.uses_convolutions()))
+
+
+def test_compile_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, plain = (
+        TrainingStep(dataclasses.replace(NANO, compile=flag))._model._compiled_call_impl
+        for flag in (True, False)
+    )
+    assert compiled is not None
+    assert plain is None
+    variants: dict[str, Spec] = {}
+
+    def workers(specs: dict[str, Spec]) -> None:
+        variants.update(specs)
+        raise ConfigError("No run", where="test", found="", do="")
+
+    monkeypatch.setattr(model, "workers", workers)
+    words = ["bench", "model", "--size", "nano", "--compile", "--device", "cpu"]
+    CliRunner().invoke(cli.app, words)
+    assert [variants[name].compile for name in ("ours", "baseline")] == [True, False]
+
+
+def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "_CLIP_NORM", 1e-12)  # so short that AdamW's epsilon swallows it
+    step = TrainingStep(NANO)
+    step.run()
+    assert _biases(step).abs().max() < 1e-6
+    monkeypatch.undo()
+    step = TrainingStep(NANO)
+    step.run()
+    assert _biases(step).abs().max() > 1e-5
+
+
+def _biases(step: TrainingStep) -> torch.Tensor:
+    """The values' biases, which start at zero and do not decay."""
+    named = step._model.named_parameters()
+    return torch.cat([value.detach() for name, value in named if name.endswith("v_bias")])
+
+
+def test_the_clock_runs_from_forward_to_optimizer() -> None:
+    step = TrainingStep(NANO)
+    step.run()
+
+    def wait(*ignored: object) -> None:
+        time.sleep(0.5)
+
+    step._model.register_forward_pre_hook(wait)
+    next(step._model.parameters()).register_post_accumulate_grad_hook(wait)
+    step._optimizer.register_step_pre_hook(wait)
+    assert step.run()[0] > 1.5
 
 
 def test_lines_are_for_people() -> None:
@@ -41,7 +156,15 @@ def test_lines_are_for_people() -> None:
     told = {**values, "size": "base", "device": "some CPU", "torch": "2.13.0", "matmul_size": 2048}
     result = model.ModelBench(**{**told, "parts": {"head": 0.85}, "mfu": None})  # type: ignore[arg-type]
     text = "\n".join(result.lines())
-    for word in ("base", "some CPU", "2048 x 2048", "MFU: unknown", "head 0.85", "ViT"):
+    for word in (
+        "base",
+        "some CPU",
+        "2048 x 2048",
+        "MFU: unknown",
+        "head 0.85",
+        "ViT",
+        "paper's claim",
+    ):
         assert word in text
 
 

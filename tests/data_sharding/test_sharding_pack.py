@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import os
 import tarfile
 import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from data_sharding.pack import Sample, pack
+from data_sharding.examine import Sample
+from data_sharding.pack import pack
 from data_sharding.verify import read_members
 from svfap_dist import shard_format
 from svfap_dist.errors import StorageError
@@ -27,34 +25,18 @@ def sample(number: int, size: int, key: str = "", suffix: str = "mp4") -> Sample
     return Sample(key or f"id/{number:05d}", suffix, bytes([number % 256]) * size, INFO)
 
 
-def pack_all(
-    samples: list[Sample], url: str, max_samples: int = 100, max_bytes: int = 2**30
-) -> list[tuple[ShardEntry, ShardIndex]]:
-    entries = pack(samples, url, max_samples=max_samples, max_bytes=max_bytes)
-    return [(entry, shard_format.load_index(url, entry)) for entry in entries]
+def pack_all(samples: list[Sample], url: str) -> tuple[ShardEntry, ShardIndex]:
+    entry = pack(samples, url, "shard-000000")
+    assert entry is not None
+    return entry, shard_format.load_index(url, entry)
 
 
-@settings(max_examples=15, deadline=None)
-@given(
-    sizes=st.lists(st.integers(0, 5000), min_size=1, max_size=12),
-    max_samples=st.integers(1, 5),
-    max_bytes=st.integers(1000, 12000),
-)
-def test_shards_keep_order_and_limits(sizes: list[int], max_samples: int, max_bytes: int) -> None:
-    samples = [sample(i, size) for i, size in enumerate(sizes)]
-    with tempfile.TemporaryDirectory() as url:
-        shards = pack_all(samples, url, max_samples, max_bytes)
-        assert [key for _, index in shards for key in index.keys] == [s.key for s in samples]
-        ends = []
-        for entry, index in shards:
-            assert 1 <= entry.num_samples == len(index.keys) <= max_samples
-            assert sum(index.sizes) <= max_bytes or entry.num_samples == 1
-            # Samples follow each other without a gap, so offsets are running sums of sizes.
-            assert list(index.offsets) == [sum(index.sizes[:i]) for i in range(len(index.sizes))]
-            ends.append((entry.num_samples, sum(index.sizes), index.sizes[0]))
-        # No shard was closed before it had to be.
-        for (count, size, _), (_, _, following) in itertools.pairwise(ends):
-            assert count == max_samples or size + following > max_bytes
+def test_samples_follow_each_other_in_order_without_a_gap(tmp_path: Path) -> None:
+    samples = [sample(i, size) for i, size in enumerate((0, 1, 511, 512, 513, 5000))]
+    entry, index = pack_all(samples, str(tmp_path))
+    assert index.keys == tuple(s.key for s in samples)
+    assert entry.num_samples == len(samples)
+    assert list(index.offsets) == [sum(index.sizes[:i]) for i in range(len(samples))]
 
 
 @pytest.mark.parametrize("suffix", shard_format.VIDEO_SUFFIXES)
@@ -62,7 +44,7 @@ def test_the_slice_of_a_sample_read_alone_is_the_sample(tmp_path: Path, suffix: 
     long_key = "a-rather-long-folder-name/" * 5 + "k" * 120  # too long for a plain tar header
     samples = [sample(i, 1000 * i, suffix=suffix) for i in range(4)]
     samples.append(sample(4, 777, key=long_key, suffix=suffix))
-    ((entry, index),) = pack_all(samples, str(tmp_path))
+    entry, index = pack_all(samples, str(tmp_path))
     tar = (tmp_path / entry.name).read_bytes()
     for row, want in enumerate(samples):
         content = tar[index.offsets[row] : index.offsets[row] + index.sizes[row]]
@@ -76,7 +58,7 @@ def test_the_slice_of_a_sample_read_alone_is_the_sample(tmp_path: Path, suffix: 
 
 
 def test_headers_say_nothing_of_when_where_and_by_whom(tmp_path: Path) -> None:
-    ((entry, _),) = pack_all([sample(1, 10)], str(tmp_path))
+    entry, _ = pack_all([sample(1, 10)], str(tmp_path))
     with tarfile.open(tmp_path / entry.name) as tar:
         for member in tar:
             assert (member.mtime, member.uid, member.gid) == (0, 0, 0)
@@ -88,15 +70,15 @@ def test_webdataset_opens_the_shards(tmp_path: Path) -> None:
     from webdataset.compat import WebDataset
 
     samples = [sample(i, 1000 + i) for i in range(7)]
-    shards = pack_all(samples, str(tmp_path), max_samples=3)
-    urls = [str(tmp_path / entry.name) for entry, _ in shards]
+    entry, _ = pack_all(samples, str(tmp_path))
+    urls = [str(tmp_path / entry.name)]
     found = [(s["__key__"], s["mp4"], s["json"]) for s in WebDataset(urls, shardshuffle=False)]
     assert [row[:2] for row in found] == [(s.key, s.data) for s in samples]
     assert {load_info(row[2]).width for row in found} == {64}
 
 
 def test_no_samples_make_no_shards(tmp_path: Path) -> None:
-    assert pack([], str(tmp_path), max_samples=1, max_bytes=1) == []
+    assert pack([], str(tmp_path), "shard-000000") is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -108,5 +90,5 @@ def test_a_full_temporary_folder_is_told(tmp_path: Path, monkeypatch) -> None:
         tempfile, "TemporaryDirectory", lambda prefix: contextlib.nullcontext(str(full))
     )
     with pytest.raises(StorageError, match=r"TMPDIR.*no space left"):
-        pack([sample(1, 100_000)], str(tmp_path / "out"), max_samples=1, max_bytes=10**6)
+        pack([sample(1, 100_000)], str(tmp_path / "out"), "shard-000000")
     assert not (tmp_path / "out").exists()

@@ -1,33 +1,132 @@
-"""Linear layers by convolution compute what linear layers compute."""
+"""Linear layers by convolution compute what linear layers compute, and by the right library."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.testing import assert_close
 
 from svfap_dist.model import linear
 
 
-def test_a_convolution_is_a_linear_layer_with_the_same_gradients() -> None:
+@pytest.mark.parametrize("images", [1, 5])
+def test_a_convolution_is_a_linear_layer_with_the_same_gradients(images: int) -> None:
     torch.manual_seed(0)
     x, weight, bias = torch.randn(2, 5, 7), torch.randn(3, 7), torch.randn(3)
     slope = torch.randn(2, 5, 3)
-    for use_bias in (bias, None):
-        inputs = [t.requires_grad_() for t in (x, weight, use_bias) if t is not None]
-        got, wanted = linear.by_convolution(x, weight, use_bias), F.linear(x, weight, use_bias)
+
+    def same(x: Tensor, *others: Tensor) -> None:
+        inputs = [t.requires_grad_() for t in (x, *others)]
+        got = linear.by_convolution(x, weight, bias if len(inputs) > 2 else None, images)
+        wanted = F.linear(*inputs)
         assert got.is_contiguous()
         assert_close(got, wanted)
         assert_close(
             torch.autograd.grad(got, inputs, slope), torch.autograd.grad(wanted, inputs, slope)
         )
 
+    same(x, weight, bias)
+    same(x, weight)
 
+
+@pytest.fixture
+def convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "_CONVOLUTIONS", True)
+
+
+@pytest.mark.usefixtures("convolutions")
+@pytest.mark.parametrize("shape", [(0,), (1,), (3, 0), (255,), (256,), (2, 157), (313,), (4, 65)])
+def test_any_number_of_rows_is_taken(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(*shape, 9), torch.randn(5, 9), torch.randn(5)
+    assert_close(linear.linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+@pytest.mark.usefixtures("convolutions")
 def test_other_types_and_strides_are_taken() -> None:
     torch.manual_seed(0)
-    x, weight = torch.randn(2, 5, 7), torch.randn(3, 7)
-    assert_close(
-        linear.linear(x.bfloat16(), weight.bfloat16()), F.linear(x.bfloat16(), weight.bfloat16())
-    )
-    assert_close(linear.by_convolution(x[:, 1:], weight), F.linear(x[:, 1:], weight))
-    assert linear.by_convolution(x[0, 0], weight).shape == (3,)
+    x, weight = torch.randn(64, 5, 7), torch.randn(3, 7)
+    half = x.bfloat16(), weight.bfloat16()
+    assert torch.equal(linear.linear(*half), F.linear(*half))
+    assert_close(linear.linear(x[:, 1:], weight), F.linear(x[:, 1:], weight))
+
+
+@pytest.mark.parametrize(
+    ("rows", "images"), [(0, 0), (255, 0), (256, 16), (312, 24), (313, 1), (12544, 16), (589, 19)]
+)
+def test_rows_are_laid_into_sixteen_images_or_more(rows: int, images: int) -> None:
+    assert linear._num_images(rows) == images
+
+
+@pytest.mark.skipif(not linear._prefers_convolutions(), reason="a CPU whose MKL is quick")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_quick_library_does_it(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x, weight = torch.randn(4, 80, 32, requires_grad=True), torch.randn(64, 32)
+        weight.requires_grad_()
+        with torch.profiler.profile() as profile:
+            linear.linear(x, weight).sum().backward()
+    finally:
+        torch.set_num_threads(before)
+    names = {event.key for event in profile.key_averages()}
+    assert "aten::mkldnn_convolution" in names, names
+    assert not names & {"aten::_slow_conv2d_forward", "aten::addmm", "aten::mm"}, names
+
+
+@pytest.mark.parametrize(
+    ("capability", "onednn", "cpuinfo", "wanted"),
+    [
+        ("AVX512", True, "vendor_id : AuthenticAMD", True),
+        ("AVX512_VNNI", True, "vendor_id : AuthenticAMD", True),
+        ("AVX512", True, "vendor_id : GenuineIntel", False),
+        ("AVX512", False, "vendor_id : AuthenticAMD", False),
+        ("AVX2", True, "vendor_id : AuthenticAMD", False),
+        ("DEFAULT", True, "vendor_id : AuthenticAMD", False),
+        ("AVX512", True, None, False),  # a system without /proc
+    ],
+)
+def test_which_cpus_prefer_convolutions(
+    capability: str,
+    onednn: bool,
+    cpuinfo: str | None,
+    wanted: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def read(path: Path) -> str:
+        if cpuinfo is None:
+            raise FileNotFoundError(path)
+        return cpuinfo
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+    monkeypatch.setattr(Path, "read_text", read)
+    assert linear._prefers_convolutions() is wanted
+
+
+def test_convolutions_can_be_switched_off() -> None:
+    linear.use_convolutions(False)
+    try:
+        assert not linear.uses_convolutions()
+    finally:
+        linear.use_convolutions(True)
+    assert linear.uses_convolutions() is linear._prefers_convolutions()
+
+
+@pytest.mark.usefixtures("convolutions")
+def test_compiled_programs_have_no_convolutions() -> None:
+    called: list[str] = []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: object) -> object:
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    x, weight = torch.randn(320, 8), torch.randn(4, 8)
+    torch.compile(linear.linear, backend=compiler, dynamic=False)(x, weight)
+    assert any("linear" in name for name in called), called
+    assert not any("conv" in name for name in called), called

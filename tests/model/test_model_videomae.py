@@ -107,7 +107,7 @@ def _masks(visible: Tensor, num_tokens: int) -> Tensor:
 def test_pre_training_equals_hugging_face(tubes: Tubes) -> None:
     theirs = _randomised(VideoMAEForPreTraining(_config(use_mean_pooling=False)))
     build, state = import_official(
-        _released_layout(theirs), num_heads=4, decoder_num_heads=2, frame_size=64
+        _released_layout(theirs), num_heads=4, stage_depths=(3,), decoder_num_heads=2, frame_size=64
     )
     ours = autoencoder.build(**build)
     ours.load_state_dict(state)
@@ -124,7 +124,9 @@ def test_pre_training_equals_hugging_face(tubes: Tubes) -> None:
 @torch.no_grad()
 def test_the_encoder_equals_hugging_face_with_a_mask_and_without(tubes: Tubes) -> None:
     theirs = _randomised(VideoMAEForVideoClassification(_config(num_labels=5)))
-    build, state = import_official(_released_layout(theirs), num_heads=4, frame_size=64)
+    build, state = import_official(
+        _released_layout(theirs), num_heads=4, stage_depths=(3,), frame_size=64
+    )
     ours = classifier.build(**build)
     ours.load_state_dict(state)
     encoder: VideoMAEModel = theirs.videomae
@@ -142,7 +144,9 @@ def test_the_encoder_equals_hugging_face_with_a_mask_and_without(tubes: Tubes) -
 @torch.no_grad()
 def test_the_classifier_equals_hugging_face() -> None:
     theirs = _randomised(VideoMAEForVideoClassification(_config(num_labels=5)))
-    build, state = import_official(_released_layout(theirs), num_heads=4, frame_size=64)
+    build, state = import_official(
+        _released_layout(theirs), num_heads=4, stage_depths=(3,), frame_size=64
+    )
     assert (build["encoder"], build["num_outputs"], build["stage_depths"]) == ("vit", 5, (3,))
     ours = classifier.build(**build)
     ours.load_state_dict(state)
@@ -159,7 +163,7 @@ def test_a_network_without_mean_pooling_is_refused() -> None:
     for kind in ("weight", "bias"):
         state[f"encoder.norm.{kind}"] = state.pop(f"encoder.fc_norm.{kind}")
     with pytest.raises(CheckpointError, match=r"missing fc_norm.*extra norm.*without mean pooling"):
-        import_official(state, num_heads=4, frame_size=64)
+        import_official(state, num_heads=4, stage_depths=(3,), frame_size=64)
 
 
 def test_vit_base_is_as_large_as_the_paper_says() -> None:

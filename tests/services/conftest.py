@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 from ceph import Ceph
+from launched_runs import SMALL, svfap
+from ray_hosts import RayHosts
+from slurm import Slurm
+
+from data_sharding.cli import shard
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +35,40 @@ def ceph_bucket(ceph: Ceph, request, monkeypatch) -> str:
     bucket = request.node.name.lower().replace("_", "-").replace("[", "-").replace("]", "")[:60]
     fsspec.filesystem("s3").mkdir(bucket)
     return f"s3://{bucket}"
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Slurm]:
+    cluster = Slurm()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def ray_hosts() -> Iterator[RayHosts]:
+    cluster = RayHosts()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Shards of 32 small clips, for the runs of `launched_runs`."""
+    folder = str(tmp_path_factory.mktemp("data") / "shards")
+    shard("synthetic", "clips=32,frames=16,size=64", folder, min_frames=8, workers=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `launched_runs` that nobody stopped, on one rank of this machine."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = svfap("pretrain", "tiny_cpu", f"data.url={shards}", f"run.url={run}", *SMALL)
+    assert done.returncode == 0, done.stderr
+    return run

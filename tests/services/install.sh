@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install the real servers that the `services` tests start: Debian packages, as root, once.
 set -euo pipefail
-need=(prometheus radosgw ceph-mon ceph-osd ceph-common iproute2 curl)
+need=(prometheus radosgw ceph-mon ceph-osd ceph-common iproute2 slurm-wlm curl)
 missing=()
 for package in "${need[@]}"; do
   dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q "ok installed" || missing+=("$package")

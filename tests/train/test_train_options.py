@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,9 @@ from clips import make_video
 from train_ranks import recipe_tables, start
 
 from data_sharding import cli as sharding
+from svfap_dist import recipe, shard_format
+from svfap_dist.data.loader import ClipLoader
+from svfap_dist.distributed import World
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,33 @@ def test_activation_checkpointing_changes_no_bit(data: str, tmp_path: Path) -> N
     assert len(plain) == 3
     assert frugal == plain
     assert frugal_3 == pytest.approx(plain, abs=1e-5)
+
+
+def test_options_reach_the_model(tmp_path: Path) -> None:
+    """Each of them changes nothing that a loss could tell, so they are looked for themselves."""
+    options = {}, {"activation_checkpointing": True}, {"compile": True}
+    tasks = [
+        ("wiring", {"tables": recipe_tables("", "", train={"micro_batch_size": 4, **option})})
+        for option in options
+    ]
+    plain, frugal, fast = (found for (found,) in start(1, tasks, tmp_path))
+    assert plain == {"mlp_calls": 1, "compiled": False}
+    assert frugal == {"mlp_calls": 2, "compiled": False}
+    assert fast == {"mlp_calls": 1, "compiled": True}
+
+
+@pytest.mark.parametrize(("ratio", "predicted"), [(1.0, 8), (0.5, 4), (0.25, 2)])
+def test_the_loader_asks_for_as_many_tokens_as_the_recipe(
+    data: str, ratio: float, predicted: int
+) -> None:
+    tables = recipe_tables(data, "", mask={"ratio": 0.5, "decoder_ratio": ratio})
+    config = recipe.from_tables(tables, where="test")
+    manifest = shard_format.load_manifest(data)
+    batches = ClipLoader(config, data, manifest, World(0, 0, 1, 1)).batches(0, 1)
+    with contextlib.closing(batches):
+        batch = next(batches)
+    assert batch.visible.shape == (4, 8)  # of 4 tubelet frames with 4 patches each
+    assert batch.masked.shape == (4, predicted)
 
 
 @pytest.mark.slow

@@ -109,12 +109,12 @@ def train(tables: dict[str, Any], stop_after: int = 0, die_after: int = 0) -> di
     rank, last_rank = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]) - 1
     steps = 0
 
-    def asked_at_each_step() -> bool:
+    def asked_at_each_step() -> str:
         nonlocal steps
         steps += 1
         if steps == die_after and rank == last_rank:
             os.kill(os.getpid(), signal.SIGKILL)
-        return steps >= stop_after > 0 and rank == 0
+        return "stop requested" if steps >= stop_after > 0 and rank == 0 else ""
 
     try:
         config = recipe.from_tables(tables, where="test")
@@ -211,6 +211,25 @@ def explode(tables: dict[str, Any]) -> dict[str, list[bool]]:
             )
         engine.close()
     return seen
+
+
+def wiring(tables: dict[str, Any]) -> dict[str, Any]:
+    """How often the encoder's first MLP ran in one step of the engine, and whether the model is
+    called through torch.compile."""
+    from svfap_dist import recipe
+    from svfap_dist.train.engine import Engine, process_group
+
+    config = recipe.from_tables(tables, where="test")
+    calls: list[None] = []
+    with process_group(config, distributed.from_environment()) as device:
+        engine = Engine(config, distributed.from_environment(), device)
+        module = engine._engine.module
+        compiled = module._compiled_call_impl is not None
+        module._compiled_call_impl = None  # the step itself need not be compiled
+        module.encoder.blocks[0].mlp.register_forward_pre_hook(lambda *given: calls.append(None))
+        engine.backward(random_batch(config, 0))
+        engine.close()
+    return {"mlp_calls": len(calls), "compiled": compiled}
 
 
 def main(folder: Path) -> None:

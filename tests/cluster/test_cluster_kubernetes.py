@@ -1,0 +1,111 @@
+"""The RayJob of a recipe: read back as YAML, its pods checked against Kubernetes' own schema."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import ray
+import yaml
+
+from svfap_dist import recipe
+from svfap_dist.cluster import kubernetes
+from svfap_dist.cluster.jobs import Job
+from svfap_dist.cluster.kubernetes import Pods, manifest
+from svfap_dist.errors import ConfigError
+
+PLACES = ["data.url=s3://b/shards", "run.url=s3://b/run"]
+KUBERNETES = "1.34"
+
+
+def rendered(name: str, overrides: list[str], pods: Pods) -> tuple[Job, Any, Any]:
+    job, text = manifest(name, overrides, pods)
+    config_map, ray_job = yaml.safe_load_all(text)
+    return job, config_map, ray_job
+
+
+def templates(ray_job: Any) -> list[Any]:
+    cluster = ray_job["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [group["template"] for group in groups]
+
+
+def test_the_recipe_and_the_sizes_arrive(tmp_path):
+    pods = Pods("registry/svfap:1", nodes=4, ranks_per_node=8, memory="100Gi")
+    name = 'run.name="He said: \\"go\\" #1"'
+    job, config_map, ray_job = rendered("svfap_base_voxceleb2", [*PLACES, name], pods)
+    (tmp_path / "recipe.toml").write_text(config_map["data"]["recipe.toml"])
+    config = recipe.load(str(tmp_path / "recipe.toml"))
+    assert config.run.name == 'He said: "go" #1'
+    assert config.cluster.num_workers == 32
+
+    spec = ray_job["spec"]
+    assert ray_job["metadata"]["name"] == config_map["metadata"]["name"] == job.name
+    assert spec["rayClusterSpec"]["rayVersion"] == ray.__version__
+    (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+    assert group["replicas"] == group["minReplicas"] == 4
+    (worker,) = group["template"]["spec"]["containers"]
+    limits = {"cpu": "128", "memory": "100Gi", "nvidia.com/gpu": "8"}
+    assert worker["resources"] == {"requests": limits, "limits": limits}
+    (head,) = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert head["image"] == worker["image"] == "registry/svfap:1"
+    path = re.search(r"\S+recipe\.toml", spec["entrypoint"])[0]
+    assert path.startswith(head["volumeMounts"][0]["mountPath"])
+    assert yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "600"
+
+
+@pytest.mark.parametrize("name", ["tiny_cpu", "svfap_base_voxceleb2"])
+def test_every_pod_and_the_config_map_are_what_kubernetes_knows(name):
+    _, config_map, ray_job = rendered(name, PLACES, Pods("svfap", nodes=2, ranks_per_node=2))
+    kubernetes_validate.validate(config_map, KUBERNETES, strict=True)
+    found = templates(ray_job)
+    assert len(found) == 2
+    for template in found:
+        pod = {"apiVersion": "v1", "kind": "Pod", **template}
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+def test_a_run_on_cpus_asks_for_no_gpu():
+    _, _, ray_job = rendered("tiny_cpu", PLACES, Pods("svfap"))
+    assert "nvidia" not in yaml.dump(ray_job)
+
+
+def test_names_are_kubernetes_names_and_new_each_time():
+    names = {
+        manifest("tiny_cpu", [*PLACES, "run.name=Base_Run (2)!" + "x" * 80], Pods("svfap"))[0].name
+        for _ in range(3)
+    }
+    assert len(names) == 3
+    for name in names:
+        assert re.fullmatch(r"base-run-2-x+-[0-9a-f]{6}", name)
+        assert len(name) <= 47
+
+
+def test_ranks_that_cannot_share_the_lanes_are_told():
+    with pytest.raises(ConfigError, match="3 ranks"):
+        manifest("tiny_cpu", PLACES, Pods("svfap", nodes=3))
+
+
+@pytest.mark.parametrize(
+    ("status", "ended", "words"),
+    [
+        ("{}", False, "Initializing"),
+        (
+            '{"status": {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}}',
+            False,
+            "RUNNING",
+        ),
+        (
+            '{"status": {"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}}',
+            True,
+            "STOPPED",
+        ),
+        ('{"status": {"jobDeploymentStatus": "Failed", "message": "gone"}}', True, "gone"),
+    ],
+)
+def test_what_a_rayjob_says_of_itself(status, ended, words):
+    found = kubernetes._read(Job("kubernetes", "a"), status)
+    assert found.ended == ended
+    assert words in found.lines()[0]
