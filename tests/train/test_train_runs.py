@@ -277,7 +277,7 @@ def test_too_many_bad_samples_end_the_run_on_all_ranks(
 
 def test_an_exploding_run_ends_on_all_ranks(two_ranks: dict[str, Any], folder: Path) -> None:
     for result in two_ranks["exploding"]:
-        assert result["error"] == "HealthError"
+        assert result["error"] == "NotFiniteError"
         assert "not finite" in result["message"]
     assert len(losses(folder / "exploding")) < 12
 
