@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from svfap_dist import shard_format, storage
+from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.config import Config
 from svfap_dist.data.stream import Sample, SampleReader
 
@@ -131,10 +132,14 @@ def write_files(url: str, folder: str) -> None:
 
 
 def _decode_from_memory(spec: Spec) -> Rate:
+    import torch
+
     from svfap_dist.data.clips import random_cut
     from svfap_dist.data.convert import to_rgb
     from svfap_dist.rng import Stream
 
+    torch.set_num_threads(1)  # there is a process for each core
+    keep_freed_memory()  # as decode workers do
     manifest = shard_format.load_manifest(spec.url)
     reader = SampleReader(spec.url, manifest)
     count = min(manifest.num_samples, _MOST_IN_MEMORY)

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.bench import baseline
 from svfap_dist.config import OptimConfig
 from svfap_dist.data import masking
@@ -32,7 +33,6 @@ from svfap_dist.model.linear import linear, use_convolutions, uses_convolutions
 from svfap_dist.model.sizes import Size
 from svfap_dist.rng import Stream
 from svfap_dist.train import optim
-from svfap_dist.train.allocator import keep_freed_memory
 
 MASK_RATIO = 0.9  # paper
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the two factors

@@ -23,11 +23,11 @@ from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 from svfap_dist import recipe, storage
+from svfap_dist.allocator import ONE_ARENA
 from svfap_dist.config import ClusterConfig, Config
 from svfap_dist.errors import ClusterError, SvfapError
 from svfap_dist.metrics.discovery import Discovery, told_of
 from svfap_dist.train import pretrain as training
-from svfap_dist.train.allocator import ONE_ARENA
 from svfap_dist.train.notice import heard_signals
 from svfap_dist.train.pretrain import RunResult
 

@@ -16,6 +16,7 @@ import dataclasses
 import queue
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 
 import torch
@@ -64,11 +65,14 @@ class DeviceCutter:
         """End the thread, after `interrupt`."""
         self._thread.join()
 
-    def __call__(self, task: Task) -> Outcome:
-        """Do a task, together with those of other threads.
+    def __call__(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """Do tasks, one by one but together with those of other threads.
 
         Raises: CancelledError after `interrupt`; RuntimeError if the device fails.
         """
+        return [self._done(task) for task in tasks]
+
+    def _done(self, task: Task) -> Outcome:
         began = time.perf_counter()
         sample = unpack(task.packed)
         bad = sample if isinstance(sample, BadSample) else self._cut(task, sample)

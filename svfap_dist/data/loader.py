@@ -21,7 +21,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -35,12 +35,13 @@ from svfap_dist.data.convert import YuvClips
 from svfap_dist.data.device_cutter import DeviceCutter
 from svfap_dist.data.order import EpochOrder, Slot, steps_per_epoch
 from svfap_dist.data.stream import BadSample, Sample, SampleReader
-from svfap_dist.data.workers import Key, SharedArrays, Task, Workers, shapes
+from svfap_dist.data.workers import Key, Outcome, SharedArrays, Task, Workers, shapes
 from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError, HealthError
 from svfap_dist.rng import Stream
 from svfap_dist.shard_format import Manifest
 
+_MOST_SLOTS_AT_A_TIME = 16
 _SUBSTITUTES_TRIED = 256  # so many bad samples in a row are no accident
 _RANGE_BYTES = 8 << 20
 _CACHE_LIMIT = 1 << 30  # bytes per rank
@@ -60,14 +61,34 @@ class _Attempt:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where the clips of a slot go: batch of the ring, first row."""
+
+    slot: Slot
+    batch: int
+    row: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wish:
+    """A sample to be fetched and cut; the other fields are those of `Task`."""
+
+    index: int
+    window: Key | None
+    crops: tuple[Key, ...]
+    batch: int
+    row: int
+
+
+@dataclasses.dataclass(frozen=True)
 class _Unfinished:
-    """A batch whose rows are being filled, a task per slot."""
+    """A batch whose rows are being filled, a task for a few slots."""
 
     place: int  # in the ring
     slots: list[Slot]
     visible: torch.Tensor
     masked: torch.Tensor
-    tasks: list[Future[list[_Attempt]]]  # attempts for the slot, the first for its own sample
+    tasks: list[Future[list[list[_Attempt]]]]  # for each slot its attempts, first its own sample
 
     @property
     def is_ready(self) -> bool:
@@ -144,9 +165,10 @@ class ClipLoader:
         repeats = self._config.data.repeated_sampling
         keys = [key for slot in slots for key in self._keys("mask", epoch, slot)]
         visible, masked = _masks(self._config, [Stream(*key) for key in keys])
+        places = [_Place(slot, place, row * repeats) for row, slot in enumerate(slots)]
         tasks = [
-            ring.pool.submit(self._fill, ring, (place, row * repeats), slot, order, epoch)
-            for row, slot in enumerate(slots)
+            ring.pool.submit(self._fill, ring, places[i : i + ring.slots_at_a_time], order, epoch)
+            for i in range(0, len(places), ring.slots_at_a_time)
         ]
         return _Unfinished(place, slots, visible, masked, tasks)
 
@@ -157,18 +179,30 @@ class ClipLoader:
         return (key, *((*key, repeat) for repeat in repeats))
 
     def _fill(
-        self, ring: _Ring, place: tuple[int, int], slot: Slot, order: EpochOrder, epoch: int
+        self, ring: _Ring, places: Sequence[_Place], order: EpochOrder, epoch: int
+    ) -> list[list[_Attempt]]:
+        """Have the clips of some slots written to their places."""
+        wishes = [self._wish(place, place.slot.sample, epoch) for place in places]
+        firsts = _try(self._reader, ring.workers, wishes)
+        return [
+            [first] if first.bad is None else self._substitute(ring, place, order, epoch, first)
+            for place, first in zip(places, firsts, strict=True)
+        ]
+
+    def _wish(self, place: _Place, index: int, epoch: int) -> _Wish:
+        """Sample `index` for a slot; what is random is so by the slot, whatever sample fills it."""
+        window = (self._config.run.seed, "window", epoch, place.slot.sample)
+        crops = self._keys("crop", epoch, place.slot)
+        return _Wish(index, window, crops, place.batch, place.row)
+
+    def _substitute(
+        self, ring: _Ring, place: _Place, order: EpochOrder, epoch: int, first: _Attempt
     ) -> list[_Attempt]:
-        """Have a slot's clips written to their place (batch, first row): of its own sample, or of
-        the nearest good one."""
-        # Random by the slot, whatever sample fills it.
-        window = (self._config.run.seed, "window", epoch, slot.sample)
-        crops = self._keys("crop", epoch, slot)
-        attempts: list[_Attempt] = []
-        for index in itertools.islice(_candidates(order, slot), 1 + _SUBSTITUTES_TRIED):
-            attempt = _try(self._reader, index, ring.workers, place, window, crops)
-            attempts.append(attempt)
-            if attempt.bad is None:
+        """Fill a slot, whose own sample is bad, by the nearest good one."""
+        attempts, slot = [first], place.slot
+        for index in itertools.islice(_candidates(order, slot), 1, 1 + _SUBSTITUTES_TRIED):
+            attempts += _try(self._reader, ring.workers, [self._wish(place, index, epoch)])
+            if attempts[-1].bad is None:
                 return attempts
         raise HealthError(
             "No readable sample is near an unreadable one",
@@ -179,7 +213,7 @@ class ClipLoader:
 
     def _finish(self, ring: _Ring, batch: _Unfinished, ready: int) -> ClipBatch:
         """Wait for all rows; the first error of a task is raised here."""
-        rows = [task.result() for task in batch.tasks]
+        rows = [tried for task in batch.tasks for tried in task.result()]
         attempts = [attempt for tried in rows for attempt in tried]
         own = [tried[0] for tried in rows]
         return ClipBatch(
@@ -216,7 +250,7 @@ def held_out_batches(
     with _Ring(config, size, length=1) as ring:
 
         def made(row: int, index: int) -> _Attempt:
-            return _try(reader, index, ring.workers, (0, row), None, ())
+            return _try(reader, ring.workers, [_Wish(index, None, (), 0, row)])[0]
 
         for first in range(0, len(indices), size):
             wanted = indices[first : first + size]
@@ -257,21 +291,24 @@ def _candidates(order: EpochOrder, slot: Slot) -> Iterator[int]:
 
 
 def _try(
-    reader: SampleReader,
-    index: int,
-    workers: Workers | DeviceCutter,
-    place: tuple[int, int],
-    window: Key | None,
-    crops: tuple[Key, ...],
-) -> _Attempt:
-    """Fetch a sample and have its clips cut; a sample that is no use is a value."""
-    began = time.perf_counter()
-    packed = reader.fetch(index)
-    fetched = time.perf_counter() - began
-    if isinstance(packed, BadSample):
-        return _Attempt(index, packed.key, packed, fetched, 0.0)
-    outcome = workers(Task(packed, window, crops, *place))
-    return _Attempt(index, packed.key, outcome.bad, fetched, outcome.seconds)
+    reader: SampleReader, workers: Workers | DeviceCutter, wishes: Sequence[_Wish]
+) -> list[_Attempt]:
+    """Fetch samples and have their clips cut; a sample that is no use is a value."""
+    attempts: list[_Attempt] = []
+    tasks: list[Task] = []
+    for wish in wishes:
+        began = time.perf_counter()
+        packed = reader.fetch(wish.index)
+        bad = packed if isinstance(packed, BadSample) else None
+        attempts.append(_Attempt(wish.index, packed.key, bad, time.perf_counter() - began, 0.0))
+        if not isinstance(packed, BadSample):
+            tasks.append(Task(packed, wish.window, wish.crops, wish.batch, wish.row))
+    outcomes = iter(workers(tasks) if tasks else [])
+    return [attempt if attempt.bad else _cut(attempt, next(outcomes)) for attempt in attempts]
+
+
+def _cut(fetched: _Attempt, outcome: Outcome) -> _Attempt:
+    return dataclasses.replace(fetched, bad=outcome.bad, decode_seconds=outcome.seconds)
 
 
 def _masks(config: Config, streams: list[Stream]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -318,7 +355,16 @@ class _Ring:
             self._shared = SharedArrays(shapes(config, length, clips, planes))
             self._tensors = {name: torch.from_numpy(a) for name, a in self._shared.arrays.items()}
             self.workers = Workers(config, self._shared)
+        self.slots_at_a_time = self._slots_at_a_time(config, clips)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="clips")
+
+    def _slots_at_a_time(self, config: Config, clips: int) -> int:
+        """A few where workers have to be woken, but so that each has its share of a batch."""
+        workers = config.data.decode_workers
+        if self._shared is None or not workers:
+            return 1
+        slots = clips // config.data.repeated_sampling
+        return max(1, min(_MOST_SLOTS_AT_A_TIME, slots // (2 * workers)))
 
     @property
     def rgb(self) -> torch.Tensor:

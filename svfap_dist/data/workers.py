@@ -20,13 +20,14 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from multiprocessing import reduction
 from typing import Any
 
 import numpy as np
 
+from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.config import Config
 from svfap_dist.data.clips import fixed_cut, random_cut
 from svfap_dist.data.convert import kind_of, to_rgb
@@ -141,16 +142,16 @@ class Cutter:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A worker starts. What loads slowly is loaded now, not in the time of its first task."""
         self.__dict__.update(state)
+        keep_freed_memory()  # clip after clip asks for the same large arrays
         if "rgb" in self._shared.arrays:
             import torch  # resizes; planes need none
 
             torch.set_num_threads(1)
 
-    def __call__(self, task: Task | None) -> Outcome:
-        """Do a task; None: nothing, to see whether the process is there."""
+    def __call__(self, task: Task) -> Outcome:
+        """Do a task."""
         began = time.perf_counter()
-        bad = self._cut(task) if task else None
-        return Outcome(bad, time.perf_counter() - began)
+        return Outcome(self._cut(task), time.perf_counter() - began)
 
     def _cut(self, task: Task) -> BadSample | None:
         sample = unpack(task.packed)
@@ -197,10 +198,24 @@ def undecodable(sample: Sample, error: DecodeError) -> BadSample:
     return BadSample(sample.index, sample.key, reason, str(error))
 
 
+class _Several:
+    """Does tasks one after the other: what a worker is sent at a time."""
+
+    def __init__(self, cutter: Cutter) -> None:
+        self._cutter = cutter
+
+    def __call__(self, tasks: Sequence[Task]) -> list[Outcome]:
+        return [self._cutter(task) for task in tasks]
+
+
+_Worker = Isolated[Sequence[Task], list[Outcome]]
+
+
 class Workers:
     """`data.decode_workers` processes that do tasks; any number of threads may call it.
 
-    With none, the calling thread does the task itself.
+    With none, the calling thread does the task itself. A worker is sent several tasks at a time:
+    a clip takes about a millisecond, and to wake a process for it nearly as long again.
     """
 
     def __init__(self, config: Config, shared: SharedArrays) -> None:
@@ -208,11 +223,12 @@ class Workers:
         self._cutter, self._seconds = cutter, config.data.decode_seconds
         memory = _WORKER_BYTES + shared.num_bytes
         self._all = [
-            Isolated(cutter, seconds=self._seconds, memory_bytes=memory) for _ in range(count)
+            Isolated(_Several(cutter), seconds=self._seconds, memory_bytes=memory)
+            for _ in range(count)
         ]
         self._started: set[int] = set()
         # The last one back goes out first: where two are enough, no third is started.
-        self._free: queue.LifoQueue[Isolated[Task | None, Outcome]] = queue.LifoQueue()
+        self._free: queue.LifoQueue[_Worker] = queue.LifoQueue()
         for worker in self._all:
             self._free.put(worker)
         self._closing = threading.Event()
@@ -228,32 +244,38 @@ class Workers:
         for worker in self._all:
             worker.close()
 
-    def __call__(self, task: Task) -> Outcome:
-        """Do a task, as soon as a worker is free.
+    def __call__(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """Do tasks, as soon as a worker is free.
 
         Raises: ClusterError if workers cannot be started; CancelledError after `interrupt`.
         """
         if not self._all:
-            return self._cutter(task)
-        worker, began = self._free.get(), time.perf_counter()
+            return [self._cutter(task) for task in tasks]
+        began = time.perf_counter()
+        try:
+            return self._sent(tasks)
+        except HungError:
+            reason, detail = "hung", f"the decoder gave no answer for {self._seconds:g} s"
+        except CrashedError as error:
+            reason, detail = "crashed", f"the decoder died: {error}"
+        if len(tasks) > 1:  # one of them is to blame
+            return [outcome for task in tasks for outcome in self([task])]
+        return [self._failed(tasks[0], reason, detail, began)]
+
+    def _sent(self, tasks: Sequence[Task]) -> list[Outcome]:
+        worker = self._free.get()
         try:
             if self._closing.is_set():
                 raise CancelledError
             if id(worker) not in self._started:
                 self._start(worker)
-            began = time.perf_counter()
-            return worker(task)
-        except HungError:
-            detail = f"the decoder gave no answer for {self._seconds:g} s"
-            return self._failed(task, "hung", detail, began)
-        except CrashedError as error:
-            return self._failed(task, "crashed", f"the decoder died: {error}", began)
+            return worker(tasks)
         finally:
             self._free.put(worker)
 
-    def _start(self, worker: Isolated[Task | None, Outcome]) -> None:
+    def _start(self, worker: _Worker) -> None:
         try:
-            worker(None)
+            worker(())
         except (HungError, CrashedError) as error:
             raise ClusterError(
                 "Decode workers cannot be started",

@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data.clips import frames_on
 from svfap_dist.distributed import World, barrier
@@ -32,7 +33,6 @@ from svfap_dist.errors import ClusterError
 from svfap_dist.metrics.phases import Phases
 from svfap_dist.model import autoencoder, layers, loss
 from svfap_dist.train import optim
-from svfap_dist.train.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from svfap_dist.data.loader import ClipBatch

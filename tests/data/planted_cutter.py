@@ -13,10 +13,10 @@ HANGS, DIES = b"hangs the decoder", b"kills the decoder"
 
 
 class PlantedCutter(Cutter):
-    def __call__(self, task: Task | None) -> Outcome:
-        if task and HANGS in task.packed.data:
+    def __call__(self, task: Task) -> Outcome:
+        if HANGS in task.packed.data:
             time.sleep(600)
-        if task and DIES in task.packed.data:
+        if DIES in task.packed.data:
             os.kill(os.getpid(), signal.SIGSEGV)
         return super().__call__(task)
 

@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from svfap_dist.train import allocator
+from svfap_dist import allocator
 
 _FAULTS = """
 import resource, sys, threading, torch
-from svfap_dist.train import allocator
+from svfap_dist import allocator
 if sys.argv[1] == "keep":
     assert allocator.keep_freed_memory()
 
