@@ -84,16 +84,16 @@ def plain_webdataset(spec: Spec) -> Rate:
     """webdataset from the same store, PyAV, torch's DataLoader."""
     import torch.utils.data
     from webdataset.compat import WebDataset
-    from webdataset.gopen import gopen_schemes
 
-    gopen_schemes["s3"] = _open_remote
     manifest = shard_format.load_manifest(spec.url)
     urls = [storage.join(spec.url, shard.name) for shard in manifest.shards]
     urls = urls if storage.is_remote(spec.url) else [f"file:{url}" for url in urls]
     data = WebDataset(urls, resampled=True, shardshuffle=False, empty_check=False)
     clips: Any = data.shuffle(100).map(_PublicDecoder(spec.config))
     batch_size = spec.config.train.global_batch_size
-    loader = torch.utils.data.DataLoader(clips, batch_size=batch_size, num_workers=spec.cores)
+    loader = torch.utils.data.DataLoader(
+        clips, batch_size=batch_size, num_workers=spec.cores, worker_init_fn=_teach_s3
+    )
     return _timed(loader, spec)
 
 
@@ -205,6 +205,13 @@ class _Files:
 
     def __getitem__(self, index: int) -> Any:
         return self._decode({"mp4": Path(self._paths[index]).read_bytes()})
+
+
+def _teach_s3(_: int) -> None:
+    """webdataset knows no S3."""
+    from webdataset.gopen import gopen_schemes
+
+    gopen_schemes["s3"] = _open_remote
 
 
 def _open_remote(url: str, mode: str = "rb", bufsize: int = 8192, **_: object) -> Any:
