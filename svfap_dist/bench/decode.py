@@ -115,6 +115,12 @@ def run(folder: str = "", rounds: int = 7) -> DecodeBench:
     )
 
 
+def profiles(folder: str) -> dict[str, list[Video]]:
+    """The videos below `folder`, or synthetic faces, by the profile they are stored in."""
+    sources = load(folder)
+    return {"source": sources, "train": [transcode(*video, TrainProfile()) for video in sources]}
+
+
 def load(folder: str) -> list[Video]:
     """Videos below a folder that are long enough for a clip, or a few synthetic ones."""
     if not folder:

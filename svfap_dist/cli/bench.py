@@ -47,6 +47,9 @@ def bench_decode(
     layouts: Annotated[
         bool, typer.Option("--layouts", help="Other ways to store videos, as a table.")
     ] = False,
+    device: Annotated[
+        str, typer.Option(help="cpu; cuda: DALI, by the number of its pipelines.")
+    ] = "cpu",
     rounds: Annotated[int, typer.Option(help="Rounds that are timed.", min=1)] = 7,
     as_json: AsJson = False,
 ) -> None:
@@ -54,9 +57,15 @@ def bench_decode(
 
     Example: svfap bench decode --videos /data/faces
     """
-    from svfap_dist.bench import decode
+    from svfap_dist.bench import decode, decode_gpu
     from svfap_dist.bench import layouts as tables
+    from svfap_dist.errors import ConfigError
 
+    if device not in ("cpu", "cuda"):
+        raise ConfigError("No such device", where="--device", found=device, do="use cpu or cuda")
+    if device == "cuda":
+        print_result(decode_gpu.run(decode.profiles(videos)), as_json)
+        return
     print_result(tables.run(videos, rounds) if layouts else decode.run(videos, rounds), as_json)
 
 
