@@ -6,8 +6,10 @@ Ray Train and torchrun set them. A process without them is a world of one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import random
 import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,6 +17,7 @@ from typing import Any, TypeVar
 from svfap_dist.errors import ClusterError, SvfapError
 
 Result = TypeVar("Result")
+_PORTS = range(20_000, 32_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +74,21 @@ def _refuse_unnumbered_tasks() -> None:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that is free now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A TCP port of the loopback interface that is free now.
+
+    It lies below those that Linux gives to outgoing connections, one of which could otherwise take
+    it before it is listened on.
+    """
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise ClusterError(
+        "No free port",
+        where="127.0.0.1",
+        found=f"all of {_PORTS.start} to {_PORTS.stop - 1} are in use",
+        do="end what listens there, or set MASTER_PORT",
+    )
 
 
 def barrier() -> None:

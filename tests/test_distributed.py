@@ -40,3 +40,9 @@ def test_half_a_numbering_is_refused(environment):
     environment.setenv("RANK", "1")
     with pytest.raises(ClusterError, match="WORLD_SIZE and LOCAL_RANK not"):
         distributed.from_environment()
+
+
+def test_free_ports_are_none_of_those_of_outgoing_connections() -> None:
+    with open("/proc/sys/net/ipv4/ip_local_port_range") as limits:
+        first, _ = map(int, limits.read().split())
+    assert all(distributed.free_port() < first for _ in range(20))
