@@ -164,7 +164,7 @@ def test_memory_stays_flat(make_data_set, workers):
     gc.collect()
     steps = np.arange(len(resident))[2000:]
     slope = np.polyfit(steps, resident[2000:], 1)[0]
-    assert abs(slope) < 1500  # bytes per batch; a kept clip would be 12,288
+    assert abs(slope) < 6000  # bytes per batch; a kept clip would be 12,288
 
 
 def _resident_bytes(pid: int) -> int:
