@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,12 @@ from ray_hosts import RayHosts
 from slurm import Slurm
 
 from data_sharding.cli import shard
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_loopback_ray() -> None:
+    """What a run on a Ray of its own leaves in the environment keeps hosts from finding together."""
+    os.environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
 
 
 @pytest.fixture(scope="session")
