@@ -17,7 +17,7 @@ from data_sharding.cli import shard
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_loopback_ray() -> None:
-    """What a run on a Ray of its own leaves in the environment keeps hosts from finding together."""
+    """What a run on its own Ray leaves in the environment keeps hosts apart."""
     os.environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
 
 
