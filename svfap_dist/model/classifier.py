@@ -22,15 +22,21 @@ HEAD_INIT_SCALE = 0.001  # of the released fine-tuning recipe: the first scores 
 class Classifier(nn.Module):
     """Scores of whole clips."""
 
-    def __init__(self, size: Size, num_outputs: int) -> None:
+    def __init__(
+        self,
+        size: Size,
+        num_outputs: int,
+        drop_path: float = 0.0,
+        head_init_scale: float = HEAD_INIT_SCALE,
+    ) -> None:
         super().__init__()
         self.size = size
-        self.encoder = Encoder(size)
+        self.encoder = Encoder(size, drop_path)
         self.fc_norm = layer_norm(size.embed_dim)
         self.head = nn.Linear(size.embed_dim, num_outputs)
         init_linear(self.head)
         with torch.no_grad():
-            self.head.weight.mul_(HEAD_INIT_SCALE)
+            self.head.weight.mul_(head_init_scale)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Scores [B, num_outputs] of clips [B, 3, F, H, W]."""
@@ -59,9 +65,18 @@ class Classifier(nn.Module):
             ) from error
 
 
-def build(size: str, num_outputs: int, **overrides: object) -> Classifier:
+def build(
+    size: str,
+    num_outputs: int,
+    drop_path: float = 0.0,
+    head_init_scale: float = HEAD_INIT_SCALE,
+    **overrides: object,
+) -> Classifier:
     """A freshly initialised classifier of a named size; `overrides` are fields of `sizes.Size`.
+
+    drop_path: of the last block in training, see `Encoder`. head_init_scale: of the head's weights.
+    Neither is part of the weights.
 
     Raises: ConfigError for a size or override that does not exist or does not fit.
     """
-    return Classifier(resolve(size, overrides), num_outputs)
+    return Classifier(resolve(size, overrides), num_outputs, drop_path, head_init_scale)

@@ -84,9 +84,13 @@ class SpatialBottleneck(nn.Module):
 
 
 class Encoder(nn.Module):
-    """TPSBT or ViT: clips -> tokens of every stage."""
+    """TPSBT or ViT: clips -> tokens of every stage.
 
-    def __init__(self, size: Size) -> None:
+    drop_path: rate at which the last block's branches are dropped in training; it grows evenly from
+    0 over the blocks.
+    """
+
+    def __init__(self, size: Size, drop_path: float = 0.0) -> None:
         super().__init__()
         self.num_tubelets = size.num_tubelets
         self.num_visible_tubelets = size.num_visible_tubelets or size.num_tubelets
@@ -98,10 +102,14 @@ class Encoder(nn.Module):
         )
         later_block = CrossBlock if size.bottleneck else Block
         # The blocks of all stages in one list, numbered through, as in the released weights.
-        self.blocks = nn.ModuleList(
-            (Block if stage == 0 else later_block)(dim, size.num_heads)
+        kinds = [
+            Block if stage == 0 else later_block
             for stage, depth in enumerate(size.stage_depths)
             for _ in range(depth)
+        ]
+        self.blocks = nn.ModuleList(
+            kind(dim, size.num_heads, drop_path * i / max(len(kinds) - 1, 1))
+            for i, kind in enumerate(kinds)
         )
         self.temporal_downsamples = nn.ModuleList(
             _temporal_downsample(size) for _ in size.stage_depths[1:]

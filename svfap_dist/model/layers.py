@@ -95,6 +95,25 @@ class CrossAttention(nn.Module):
         return self.proj(_attend(q, k, v))
 
 
+class DropPath(nn.Module):
+    """Leaves a residual branch [B, N, D] out, clip by clip, with probability `rate`, when training.
+
+    Kept branches are scaled by 1 / (1 - rate), so that what is expected stays the same. The choice
+    is torch's global generator's: who trains seeds it before each step. Source: stochastic depth,
+    arXiv 1603.09382.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return branch
+        keeping = 1 - self.rate
+        return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(keeping).div_(keeping)
+
+
 class _Recomputing(nn.Module):
     """A block that may forget what is inside it and compute it again in the backward pass.
 
@@ -126,17 +145,18 @@ def recompute_blocks(model: nn.Module) -> None:
 class Block(_Recomputing):
     """Standard transformer block: self-attention, then MLP. [B, N, D] -> [B, N, D]."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, drop_path: float = 0.0) -> None:
         super().__init__()
         self.norm1 = layer_norm(dim)
         self.attn = Attention(dim, num_heads)
         self.norm2 = layer_norm(dim)
         self.mlp = Mlp(dim, MLP_RATIO * dim, dim)
+        self.drop_path = DropPath(drop_path)
 
     def run(self, x: Tensor, first: int = 0) -> Tensor:
         """The tokens from `first` on alone, [B, N - first, D]; the others are context."""
-        x = x[:, first:] + self.attn(self.norm1(x), first)
-        return x + self.mlp(self.norm2(x))
+        x = x[:, first:] + self.drop_path(self.attn(self.norm1(x), first))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class CrossBlock(_Recomputing):
@@ -146,7 +166,7 @@ class CrossBlock(_Recomputing):
     round ("reverse") it brings the spatial resolution back. Source: method section of the paper.
     """
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, drop_path: float = 0.0) -> None:
         super().__init__()
         self.cross_norm1 = layer_norm(dim)  # of the queries
         self.cross_norm2 = layer_norm(dim)  # of the context
@@ -155,8 +175,9 @@ class CrossBlock(_Recomputing):
         self.attn = Attention(dim, num_heads)
         self.norm2 = layer_norm(dim)
         self.mlp = Mlp(dim, MLP_RATIO * dim, dim)
+        self.drop_path = DropPath(drop_path)
 
     def run(self, x: Tensor, context: Tensor) -> Tensor:
-        x = x + self.cross_attn(self.cross_norm1(x), self.cross_norm2(context))
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self.drop_path(self.cross_attn(self.cross_norm1(x), self.cross_norm2(context)))
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))

@@ -1,0 +1,175 @@
+"""What is done to a training clip of a labelled set beside window and crop: RandAugment, a flip,
+and a box of noise.
+
+In: a clip's uint8 frames, with a random stream of the clip's own. Out: frames of the same shape.
+Everything is drawn once for a clip and done alike to all of its frames: a face that jumps from
+frame to frame would be an expression nobody makes. It is the augmentation of VideoMAE's
+fine-tuning, which the released code took over, as whose `--aa rand-m7-n4-mstd0.5-inc1` the defaults
+read: of timm's 15 "increasing" operations four are drawn with replacement, each is skipped with
+probability 1/2, and its magnitude is normal around 7 (standard deviation 0.5), cut to 0..10. With m
+a tenth of the magnitude, and a sign drawn evenly where there is a ±, the operations are
+
+    auto_contrast, equalize, invert    as in ImageOps, whatever m is
+    rotate                             ± 30 m degrees around the middle
+    posterize                          keeps 4 - int(4 m) bits
+    solarize                           inverts values from 256 - int(256 m) on
+    solarize_add                       adds int(110 m) to values below 128, up to 255
+    color, contrast, brightness,
+    sharpness                          ImageEnhance with factor 1 ± 0.9 m
+    shear_x, shear_y                   ± 0.3 m pixels per pixel, from the top left corner
+    translate_x, translate_y           ± 0.45 m of the side
+
+The geometric ones interpolate bicubically and fill with the grey 128. Statistics (the histogram of
+auto_contrast and equalize, the mean of contrast) are each frame's own, as if it were an image.
+
+Random erasing is timm's of mode "pixel" with one box: its area is uniform over 0.02..1/3 of the
+frame's, the logarithm of its aspect ratio over that of 0.3..1/0.3, its place is any that fits; it
+is the same box in all frames, filled with normal noise of its own in each. That noise is standard
+normal in normalised pixels; here frames still are bytes, so it is scaled back to them, where about
+one value in forty lies beyond 0..255 and is cut.
+
+VideoMAE crops between RandAugment and flip; here the crop came first, while decoding. Pillow does
+the work, which is what makes the operations equal to timm's, and needs no torch in decode workers.
+
+Sources: timm data/auto_augment.py and data/random_erasing.py, which SlowFast's
+datasets/rand_augment.py and random_erasing.py carry over to clips (arXiv 1909.13719, 1708.04896);
+VideoMAE (arXiv 2203.12602), kinetics.py and run_class_finetuning.py of its released code.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from svfap_dist.config import AugmentConfig
+from svfap_dist.region import Crop
+from svfap_dist.rng import Stream
+
+_GREY = (128, 128, 128)
+_MAX_MAGNITUDE = 10.0
+_ERASED_AREA = (0.02, 1 / 3)  # of the frame
+_ERASED_ASPECT = (0.3, 1 / 0.3)  # height to width
+_ERASING_ATTEMPTS = 100  # of which nearly the first one fits
+# ImageNet statistics of R, G, B: with these the model normalises what is made here.
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+# A frame, a tenth of the magnitude, and 1 or -1: a frame of the same size.
+Operation = Callable[[Image.Image, float, int], Image.Image]
+
+
+def _affine(image: Image.Image, *coefficients: float) -> Image.Image:
+    """The image whose pixel (x, y) is (a x + b y + c, d x + e y + f) of the given one."""
+    return image.transform(
+        image.size,
+        Image.Transform.AFFINE,
+        coefficients,
+        resample=Image.Resampling.BICUBIC,
+        fillcolor=_GREY,
+    )
+
+
+def _rotate(image: Image.Image, degrees: float) -> Image.Image:
+    return image.rotate(degrees, resample=Image.Resampling.BICUBIC, fillcolor=_GREY)
+
+
+def _solarize_add(image: Image.Image, added: int) -> Image.Image:
+    table = [min(255, value + added) if value < 128 else value for value in range(256)]
+    return image.point(table * 3)
+
+
+OPERATIONS: Mapping[str, Operation] = {
+    "auto_contrast": lambda image, m, sign: ImageOps.autocontrast(image),
+    "equalize": lambda image, m, sign: ImageOps.equalize(image),
+    "invert": lambda image, m, sign: ImageOps.invert(image),
+    "rotate": lambda image, m, sign: _rotate(image, sign * 30 * m),
+    "posterize": lambda image, m, sign: ImageOps.posterize(image, 4 - int(4 * m)),
+    "solarize": lambda image, m, sign: ImageOps.solarize(image, 256 - int(256 * m)),
+    "solarize_add": lambda image, m, sign: _solarize_add(image, int(110 * m)),
+    "color": lambda image, m, sign: ImageEnhance.Color(image).enhance(1 + sign * 0.9 * m),
+    "contrast": lambda image, m, sign: ImageEnhance.Contrast(image).enhance(1 + sign * 0.9 * m),
+    "brightness": lambda image, m, sign: ImageEnhance.Brightness(image).enhance(1 + sign * 0.9 * m),
+    "sharpness": lambda image, m, sign: ImageEnhance.Sharpness(image).enhance(1 + sign * 0.9 * m),
+    "shear_x": lambda image, m, sign: _affine(image, 1, sign * 0.3 * m, 0, 0, 1, 0),
+    "shear_y": lambda image, m, sign: _affine(image, 1, 0, 0, sign * 0.3 * m, 1, 0),
+    "translate_x": lambda image, m, sign: _affine(
+        image, 1, 0, sign * 0.45 * m * image.width, 0, 1, 0
+    ),
+    "translate_y": lambda image, m, sign: _affine(
+        image, 1, 0, 0, 0, 1, sign * 0.45 * m * image.height
+    ),
+}
+_NAMES = tuple(OPERATIONS)
+
+
+def augment(clip: np.ndarray, stream: Stream, config: AugmentConfig) -> np.ndarray:
+    """A clip uint8 [F, H, W, 3] augmented: a new array of that type and shape."""
+    frames = [Image.fromarray(frame) for frame in clip]
+    for name, m, sign in draw_operations(stream, config):
+        frames = [OPERATIONS[name](frame, m, sign) for frame in frames]
+    if stream.uniform() < config.flip:
+        frames = [frame.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for frame in frames]
+    pixels = np.stack([np.asarray(frame) for frame in frames])
+    if stream.uniform() < config.erasing:
+        _erase(pixels, stream)
+    return pixels
+
+
+def draw_operations(stream: Stream, config: AugmentConfig) -> Sequence[tuple[str, float, int]]:
+    """The operations that a clip gets, in order: name, tenth of the magnitude, sign."""
+    drawn = [_NAMES[stream.integer(len(_NAMES))] for _ in range(config.rand_augment_ops)]
+    operations = []
+    for name in drawn:
+        if stream.uniform() < 0.5:
+            continue
+        magnitude = config.rand_augment_magnitude + config.rand_augment_std * stream.normal()
+        m = min(max(magnitude, 0.0), _MAX_MAGNITUDE) / _MAX_MAGNITUDE
+        operations.append((name, m, 1 if stream.uniform() < 0.5 else -1))
+    return operations
+
+
+def erased_box(stream: Stream, height: int, width: int) -> Crop | None:
+    """Where noise goes in frames of this size; None if no box fits, as in very narrow frames."""
+    for _ in range(_ERASING_ATTEMPTS):
+        area = _between(stream, *_ERASED_AREA) * height * width
+        aspect = math.exp(_between(stream, *(math.log(end) for end in _ERASED_ASPECT)))
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if h < height and w < width:
+            return Crop(stream.integer(height - h + 1), stream.integer(width - w + 1), h, w)
+    return None
+
+
+def _between(stream: Stream, low: float, high: float) -> float:
+    return low + (high - low) * stream.uniform()
+
+
+def _erase(clip: np.ndarray, stream: Stream) -> None:
+    """Fill a box of the clip with noise, in place."""
+    box = erased_box(stream, *clip.shape[1:3])
+    if box is None:
+        return
+    erased = clip[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    words = stream.words(erased.size).reshape(erased.shape)
+    for channel, values in enumerate(_noise_values()):
+        erased[..., channel] = values[words[..., channel]]
+
+
+@functools.cache
+def _noise_values() -> np.ndarray:
+    """uint8 [3, 65536]: each channel's byte for a uniform number of 16 bits.
+
+    The quantiles of noise that is standard normal once it is normalised: normal noise at the price
+    of a table look-up.
+    """
+    quantiles = (np.arange(2**16) + 0.5) / 2**16
+    bounds = np.arange(255) + 0.5  # between one byte and the next
+    values = []
+    for mean, std in zip(_MEAN, _STD, strict=True):
+        noise = NormalDist(255 * mean, 255 * std)
+        values.append(np.searchsorted([noise.cdf(bound) for bound in bounds], quantiles))
+    return np.stack(values).astype(np.uint8)

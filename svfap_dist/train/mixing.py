@@ -1,0 +1,90 @@
+"""Mixup and CutMix: two clips of a batch become one, and so do their targets.
+
+In: a rank's clips and the targets they are trained towards. Out: both, mixed. Clip i is mixed with
+clip B-1-i, in the whole batch with one share: all pixels are averaged (mixup), or a box is taken
+from the other clip (CutMix), the same box in all frames. Either way the targets are averaged, in
+CutMix by the area of the box that lies inside the frame.
+
+This is timm's `Mixup` in its mode "batch", which VideoMAE's fine-tuning uses, with one difference:
+VideoMAE's copy cuts its box out of the last two but one dimensions of clips [B, 3, F, H, W], that is
+out of frames and rows, so that most batches keep all their pixels and only the targets are mixed.
+Here the box lies in rows and columns, as in the papers and in timm.
+
+Sources: mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899; timm data/mixup.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from svfap_dist.config import FinetuneConfig
+from svfap_dist.region import Crop
+from svfap_dist.rng import Stream
+
+
+def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Class indices int64 [B] as float32 [B, C]: one-hot, `smoothing` of it spread over all."""
+    one_hot = torch.nn.functional.one_hot(labels, num_classes).float()
+    return one_hot * (1 - smoothing) + smoothing / num_classes
+
+
+def mix(
+    clips: Tensor, targets: Tensor, stream: Stream, finetune: FinetuneConfig
+) -> tuple[Tensor, Tensor]:
+    """Clips and targets float [B, C] of a batch, mixed; new tensors, or the given ones if it stays.
+
+    Clips are uint8 frames [B, F, H, W, 3] or normalised floats [B, 3, F, H, W], and stay so.
+    """
+    share, by_box = _draw(stream, finetune)
+    if share == 1:
+        return clips, targets
+    if by_box:
+        rows, columns = (2, 3) if clips.dtype is torch.uint8 else (3, 4)
+        height, width = clips.shape[rows], clips.shape[columns]
+        box = cut_box(stream, share, height, width)
+        share = 1 - box.height * box.width / (height * width)
+        clips = _pasted(clips, box, rows, columns)
+    else:
+        clips = _averaged(clips, share)
+    return clips, share * targets + (1 - share) * targets.flip(0)
+
+
+def _draw(stream: Stream, finetune: FinetuneConfig) -> tuple[float, bool]:
+    """Share of itself that a clip keeps, and whether the rest of it is a box."""
+    mixup, cutmix = finetune.mixup, finetune.cutmix
+    if not (mixup or cutmix) or stream.uniform() >= finetune.mix_probability:
+        return 1.0, False
+    by_box = stream.uniform() < finetune.cutmix_probability if mixup and cutmix else cutmix > 0
+    alpha = cutmix if by_box else mixup
+    return stream.beta(alpha, alpha), by_box
+
+
+def cut_box(stream: Stream, share: float, height: int, width: int) -> Crop:
+    """A box of 1 - share of a frame around a random pixel, less what lies outside the frame."""
+    top, bottom = _span(stream, share, height)
+    left, right = _span(stream, share, width)
+    return Crop(top, left, bottom - top, right - left)
+
+
+def _span(stream: Stream, share: float, length: int) -> tuple[int, int]:
+    half, middle = int(length * math.sqrt(1 - share)) // 2, stream.integer(length)
+    return max(middle - half, 0), min(middle + half, length)
+
+
+def _pasted(clips: Tensor, box: Crop, rows: int, columns: int) -> Tensor:
+    """Clips with the box of their partners."""
+    mixed = clips.clone()
+    place = mixed.narrow(rows, box.top, box.height).narrow(columns, box.left, box.width)
+    partners = clips.narrow(rows, box.top, box.height).narrow(columns, box.left, box.width)
+    place.copy_(partners.flip(0))
+    return mixed
+
+
+def _averaged(clips: Tensor, share: float) -> Tensor:
+    """Clips averaged with their partners; bytes are rounded."""
+    if clips.dtype is torch.uint8:
+        return torch.lerp(clips.flip(0).float(), clips.float(), share).round().to(torch.uint8)
+    return torch.lerp(clips.flip(0), clips, share)
