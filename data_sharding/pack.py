@@ -17,6 +17,7 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from data_sharding.examine import Sample
 from svfap_dist import storage
@@ -47,6 +48,7 @@ class _Place:
     offset: int
     size: int
     num_frames: int
+    labels: dict[str, Any]
 
 
 def _fill(path: str, samples: Iterable[Sample]) -> list[_Place]:
@@ -61,7 +63,9 @@ def _fill(path: str, samples: Iterable[Sample]) -> list[_Place]:
                 # JSON comes first, so that a reader can know a sample by its first kilobyte.
                 _add(tar, f"{sample.key}.json", _json(sample.info))
                 _add(tar, f"{sample.key}.{sample.suffix}", sample.data)
-            places.append(_Place(sample.key, offset, tar.offset - offset, sample.info.num_frames))
+            info = sample.info
+            size = tar.offset - offset
+            places.append(_Place(sample.key, offset, size, info.num_frames, info.labels))
         with _local_disk():
             tar.close()
     except BaseException:
@@ -101,6 +105,7 @@ def _store(path: str, places: list[_Place], url: str) -> ShardEntry:
             digests.append(digest(content))
         whole.update(tar.read())
         num_bytes = tar.tell()
+    is_labelled = any("set" in place.labels for place in places)
     index = dump(
         ShardIndex(
             keys=tuple(place.key for place in places),
@@ -108,6 +113,7 @@ def _store(path: str, places: list[_Place], url: str) -> ShardEntry:
             sizes=tuple(place.size for place in places),
             digests=tuple(digests),
             num_frames=tuple(place.num_frames for place in places),
+            labels=tuple(place.labels for place in places) if is_labelled else (),
         )
     )
     entry = ShardEntry(

@@ -17,8 +17,9 @@ import os
 import sqlite3
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import av
 from av.error import FFmpegError
@@ -185,23 +186,28 @@ def _damages(url: str, entry: ShardEntry, index: ShardIndex) -> Iterator[str]:
 
 def _samples_in(path: str, index: ShardIndex) -> Iterator[tuple[str, bool]]:
     """Each key of the index, and whether its bytes are what the index says."""
-    rows = zip(*dataclasses.astuple(index), strict=True)
+    labels = index.labels or [None] * len(index.keys)
+    columns = (index.keys, index.offsets, index.sizes, index.digests, index.num_frames, labels)
     with open(path, "rb") as tar:
-        for key, offset, size, digest, num_frames in rows:
+        for key, offset, size, digest, num_frames, said in zip(*columns, strict=True):
             tar.seek(offset)
             content = tar.read(size)
             same = shard_format.digest(content) == digest
-            yield key, same and _holds_video(content, key, num_frames)
+            yield key, same and _holds_video(content, key, num_frames, said)
 
 
-def _holds_video(content: bytes, key: str, num_frames: int) -> bool:
+def _holds_video(
+    content: bytes, key: str, num_frames: int, labels: Mapping[str, Any] | None
+) -> bool:
     members = read_members(content)
     names = {f"{key}.json", *(f"{key}.{suffix}" for suffix in VIDEO_SUFFIXES)}
     if len(members) != 2 or not members.keys() <= names:
         return False
     info = load_info(members.pop(f"{key}.json"))
     (video,) = members.values()
-    return info.num_frames == num_frames and (info.order is None or _packets_fit(video, info))
+    if info.num_frames != num_frames or labels not in (None, info.labels):
+        return False
+    return info.order is None or _packets_fit(video, info)
 
 
 def _packets_fit(video: bytes, info: VideoInfo) -> bool:

@@ -13,7 +13,7 @@ import json
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -51,6 +51,8 @@ def dumps(config: Config) -> str:
     """The resolved configuration as TOML; `load` of it gives an equal `Config`."""
     lines: list[str] = []
     for section, values in config:
+        if values is None:
+            continue
         lines.append(f"[{section}]")
         # JSON's strings, numbers, booleans and arrays are TOML's too.
         lines += [
@@ -127,9 +129,8 @@ def _fields_beside(location: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = Config
     for part in location[:-1]:
         annotation = model.model_fields[str(part)].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        model = annotation
+        models = [annotation, *get_args(annotation)]  # a section may be `X | None`
+        (model,) = (m for m in models if isinstance(m, type) and issubclass(m, BaseModel))
     return sorted(model.model_fields)
 
 

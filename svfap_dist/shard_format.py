@@ -105,7 +105,8 @@ class ShardIndex:
     """Samples of one shard, in tar order: parallel tuples.
 
     A sample is the byte range [offset, offset + size) of the tar: headers, contents and padding of
-    its members. digest: first 16 hex digits of the SHA-256 of those bytes.
+    its members. digest: first 16 hex digits of the SHA-256 of those bytes. labels: of the sets for
+    fine-tuning (they name their `set`), so that a fold is selected without reading tars; else ().
     """
 
     keys: tuple[str, ...]
@@ -113,6 +114,7 @@ class ShardIndex:
     sizes: tuple[int, ...]
     digests: tuple[str, ...]
     num_frames: tuple[int, ...]
+    labels: tuple[dict[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 
 from svfap_dist import recipe
 from svfap_dist.bundled import folder
-from svfap_dist.config import Config, check_window, check_world_size
+from svfap_dist.config import Config, TaskConfig, check_window, check_world_size
 from svfap_dist.errors import ConfigError
 
 
@@ -148,10 +148,17 @@ FREE = {
         "threads_per_rank",
         "collective_timeout_seconds",
     },
+    "task": {"metrics", "published", "published_source"},
+    "finetune": {"init", "test_segments", "test_crops"},
     "cluster": {"num_workers", "use_gpu", "cpus_per_worker", "max_failures", "wait_seconds"},
     "metrics": {"enabled", "host", "port", "discovery_port", "linger_seconds"},
 }
-FIELDS = [(section, name) for section, part in Config() for name in type(part).model_fields]
+TASK = TaskConfig(
+    kind="classification", set="dfew", label="class", names=("sad", "happy"), metrics=("uar",)
+)
+FIELDS = [
+    (section, name) for section, part in Config(task=TASK) for name in type(part).model_fields
+]
 
 
 def another(value, choices: tuple):
@@ -163,13 +170,15 @@ def another(value, choices: tuple):
     if isinstance(value, str):
         return value + "x"
     if isinstance(value, tuple):
-        return (*value[:-1], value[-1] / 2)
+        return (*value[:-1], another(value[-1], ())) if value else (1.0,)
     return 3 if value is None else value + 1
 
 
 @pytest.mark.parametrize(("section", "name"), FIELDS)
 def test_fingerprint_minds_every_field_but_those_that_are_free(section, name):
-    config = recipe.load("tiny_cpu", ["model.stage_depths=[2,1,1]"])
+    config = recipe.load("tiny_cpu", ["model.stage_depths=[2,1,1]"]).model_copy(
+        update={"task": TASK}
+    )
     part = getattr(config, section)
     annotation = type(part).model_fields[name].annotation
     choices = get_args(annotation) if get_origin(annotation) is Literal else ()
@@ -178,6 +187,36 @@ def test_fingerprint_minds_every_field_but_those_that_are_free(section, name):
     other = config.model_copy(update={section: part.model_copy(update={name: value})})
     assert other != config
     assert (other.fingerprint == config.fingerprint) == (name in FREE.get(section, ()))
+
+
+def test_fingerprint_of_pre_training_is_without_what_only_fine_tuning_reads():
+    config = recipe.load("tiny_cpu")
+    for change in ("finetune.drop_path=0.5", "augment.flip=0.0"):
+        assert recipe.load("tiny_cpu", [change]).fingerprint == config.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrics": ("pcc",)}, "pcc is no metric of a classification"),
+        ({"published": (1.0, 2.0)}, "published"),
+        ({"names": ("sad", "sad")}, "all different"),
+        ({"names": ("sad",)}, "two classes"),
+        ({"fold": 2, "folds": 1}, "fold is one of the 1 folds"),
+    ],
+)
+def test_impossible_tasks_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        recipe.from_tables({"task": {**TASK.model_dump(), **change}}, where="test")
+
+
+def test_a_recipe_with_a_task_survives_writing_and_reading(tmp_path):
+    config = Config(task=TASK)
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe.dumps(config))
+    assert recipe.load(str(path)) == config
+    with pytest.raises(ConfigError, match="did you mean label"):
+        recipe.load(str(path), ["task.labl=class"])
 
 
 def test_every_free_field_exists():

@@ -21,8 +21,11 @@ import threading
 from collections.abc import Iterator
 
 from svfap_dist import storage
+from svfap_dist.config import Config
+from svfap_dist.distributed import World
+from svfap_dist.errors import ConfigError
 from svfap_dist.progress import say
-from svfap_dist.shard_format import ShardEntry
+from svfap_dist.shard_format import Manifest, ShardEntry
 
 _PIECE = 16 << 20  # bytes of one request
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -188,3 +191,26 @@ def _is_locked(path: str) -> bool:
         return False
     finally:
         os.close(file)
+
+
+def shard_cache(config: Config, manifest: Manifest, world: World) -> ShardCache | None:
+    """The node's copies of shards, if they are asked for.
+
+    Raises: ConfigError if the cache is smaller than the shards that are in use at a time: each
+    would be downloaded again and again.
+    """
+    data = config.data
+    if not data.cache_dir:
+        return None
+    sizes = sorted((shard.num_bytes for shard in manifest.shards), reverse=True)
+    lanes = data.num_lanes * world.local_world_size // world.world_size
+    needed = sum(sizes[: 2 * lanes])  # a lane may be at the border of two blocks
+    if needed > data.cache_bytes:
+        raise ConfigError(
+            "Cache of shards is too small",
+            where="data.cache_bytes",
+            found=f"{data.cache_bytes}, and the {lanes} lanes of a node may use shards of "
+            f"{needed} bytes at a time",
+            do="make it larger, data.num_lanes or the shards smaller, or leave out data.cache_dir",
+        )
+    return ShardCache(data.cache_dir, data.cache_bytes)

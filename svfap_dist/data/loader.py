@@ -19,34 +19,28 @@ import collections
 import dataclasses
 import functools
 import itertools
-import math
 import time
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future
 
 import torch
 
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data import masking
-from svfap_dist.data.cache import ShardCache
+from svfap_dist.data.cache import shard_cache
 from svfap_dist.data.clips import ClipBatch
-from svfap_dist.data.convert import YuvClips
 from svfap_dist.data.device_cutter import DeviceCutter
 from svfap_dist.data.order import EpochOrder, Slot, steps_per_epoch
-from svfap_dist.data.stream import BadSample, Sample, SampleReader
-from svfap_dist.data.workers import Key, Outcome, SharedArrays, Task, Workers, shapes
+from svfap_dist.data.ring import Ring
+from svfap_dist.data.stream import BadSample, Sample, SampleReader, read_ahead
+from svfap_dist.data.workers import Key, Outcome, Task, Workers
 from svfap_dist.distributed import World
-from svfap_dist.errors import ConfigError, HealthError
+from svfap_dist.errors import HealthError
 from svfap_dist.rng import Stream
 from svfap_dist.shard_format import Manifest
 
-_MOST_SLOTS_AT_A_TIME = 16
 _SUBSTITUTES_TRIED = 256  # so many bad samples in a row are no accident
-_RANGE_BYTES = 8 << 20
-_CACHE_LIMIT = 1 << 30  # bytes per rank
 _LOOKED_AT = 8  # samples, to know the size of planes
-_FEWEST_AHEAD, _MOST_AHEAD = 2, 16  # batches; more than a few gain nothing, whatever the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +108,7 @@ class ClipLoader:
             manifest,
             range_bytes=range_bytes,
             cache_bytes=cache_bytes,
-            shards=_shard_cache(config, manifest, world),
+            shards=shard_cache(config, manifest, world),
         )
         self._planes = _planes(config, manifest, self._reader)
 
@@ -133,7 +127,7 @@ class ClipLoader:
         ahead: collections.deque[_Unfinished] = collections.deque()
         rows = self._config.samples_per_step // self._world.world_size
         clips = rows * self._config.data.repeated_sampling
-        with _Ring(self._config, clips, planes=self._planes) as ring:
+        with Ring(self._config, clips, planes=self._planes) as ring:
             free = collections.deque(range(ring.length))
             while True:
                 for step in itertools.islice(steps, len(free)):
@@ -159,7 +153,7 @@ class ClipLoader:
         )
 
     def _begin(
-        self, ring: _Ring, place: int, order: EpochOrder, epoch: int, step_in_epoch: int
+        self, ring: Ring, place: int, order: EpochOrder, epoch: int, step_in_epoch: int
     ) -> _Unfinished:
         slots = order.slots(step_in_epoch, self._world.rank, self._world.world_size)
         repeats = self._config.data.repeated_sampling
@@ -179,7 +173,7 @@ class ClipLoader:
         return (key, *((*key, repeat) for repeat in repeats))
 
     def _fill(
-        self, ring: _Ring, places: Sequence[_Place], order: EpochOrder, epoch: int
+        self, ring: Ring, places: Sequence[_Place], order: EpochOrder, epoch: int
     ) -> list[list[_Attempt]]:
         """Have the clips of some slots written to their places."""
         wishes = [self._wish(place, place.slot.sample, epoch) for place in places]
@@ -196,7 +190,7 @@ class ClipLoader:
         return _Wish(index, window, crops, place.batch, place.row)
 
     def _substitute(
-        self, ring: _Ring, place: _Place, order: EpochOrder, epoch: int, first: _Attempt
+        self, ring: Ring, place: _Place, order: EpochOrder, epoch: int, first: _Attempt
     ) -> list[_Attempt]:
         """Fill a slot, whose own sample is bad, by the nearest good one."""
         attempts, slot = [first], place.slot
@@ -211,7 +205,7 @@ class ClipLoader:
             do="run `svfap shards verify` on data.url",
         )
 
-    def _finish(self, ring: _Ring, batch: _Unfinished, ready: int) -> ClipBatch:
+    def _finish(self, ring: Ring, batch: _Unfinished, ready: int) -> ClipBatch:
         """Wait for all rows; the first error of a task is raised here."""
         rows = [tried for task in batch.tasks for tried in task.result()]
         attempts = [attempt for tried in rows for attempt in tried]
@@ -247,7 +241,7 @@ def held_out_batches(
     size = min(config.train.micro_batch_size, len(indices))
     if size == 0:
         return
-    with _Ring(config, size, length=1) as ring:
+    with Ring(config, size, length=1) as ring:
 
         def made(row: int, index: int) -> _Attempt:
             return _try(reader, ring.workers, [_Wish(index, None, (), 0, row)])[0]
@@ -318,122 +312,6 @@ def _masks(config: Config, streams: list[Stream]) -> tuple[torch.Tensor, torch.T
         torch.stack([torch.from_numpy(split.visible) for split in splits]),
         torch.stack([torch.from_numpy(split.masked) for split in splits]),
     )
-
-
-class _Ring:
-    """Batches in shared memory (on the device, where DALI decodes), and the threads and workers
-    that fill them; a context manager.
-
-    Args:
-        clips: of a batch. length: batches; 0: as many as data.prefetch_bytes allows, and one that
-            is in use. planes: height and width of planes to hand over; None: RGB.
-    """
-
-    def __init__(
-        self, config: Config, clips: int, length: int = 0, planes: tuple[int, int] | None = None
-    ) -> None:
-        self._size = config.data.frame_size
-        if not length:
-            ((_, one), *_) = shapes(config, 1, clips, planes).values()
-            batch_bytes = math.prod(one) if planes is None else math.prod(one) * 3 // 2
-            fitting = config.data.prefetch_bytes // batch_bytes
-            length = 1 + min(max(fitting, _FEWEST_AHEAD), _MOST_AHEAD)
-            self._pinned = config.cluster.use_gpu
-        else:
-            self._pinned = False
-        self.length = length
-        threads = config.data.decode_threads
-        self._shared: SharedArrays | None = None
-        if config.decode.backend == "dali":
-            device = "cuda" if config.cluster.use_gpu else "cpu"
-            ((_, shape),) = shapes(config, length, clips, None).values()
-            self._tensors = {"rgb": torch.empty(shape, dtype=torch.uint8, device=device)}
-            self.workers = DeviceCutter(config, self.rgb)
-            # They wait for one another: so many fetch as make a batch, and as many for the next.
-            threads = max(threads, 2 * clips // config.data.repeated_sampling)
-        else:
-            self._shared = SharedArrays(shapes(config, length, clips, planes))
-            self._tensors = {name: torch.from_numpy(a) for name, a in self._shared.arrays.items()}
-            self.workers = Workers(config, self._shared)
-        self.slots_at_a_time = self._slots_at_a_time(config, clips)
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="clips")
-
-    def _slots_at_a_time(self, config: Config, clips: int) -> int:
-        """A few where workers have to be woken, but so that each has its share of a batch."""
-        workers = config.data.decode_workers
-        if self._shared is None or not workers:
-            return 1
-        slots = clips // config.data.repeated_sampling
-        return max(1, min(_MOST_SLOTS_AT_A_TIME, slots // (2 * workers)))
-
-    @property
-    def rgb(self) -> torch.Tensor:
-        """All frames, where they are RGB: uint8 [length, B, F, S, S, 3]."""
-        return self._tensors["rgb"]
-
-    def frames(self, place: int) -> torch.Tensor | YuvClips:
-        """The clips of one batch."""
-        if "rgb" in self._tensors:
-            return self.rgb[place]
-        return YuvClips(**{k: t[place] for k, t in self._tensors.items()}, size=self._size)
-
-    def __enter__(self) -> _Ring:
-        shared = self._shared
-        if self._pinned and shared:  # lets the copy to a GPU run beside the computation
-            torch.cuda.check_error(_cuda().cudaHostRegister(shared.address, shared.num_bytes, 0))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """However the block is left, threads and processes are gone afterwards."""
-        self.workers.interrupt()
-        self.pool.shutdown(wait=True, cancel_futures=True)
-        self.workers.close()
-        if self._shared is None:
-            return
-        self._shared.close()
-        if self._pinned:
-            torch.cuda.check_error(_cuda().cudaHostUnregister(self._shared.address))
-
-
-def _cuda() -> Any:
-    return torch.cuda.cudart()
-
-
-def read_ahead(config: Config, manifest: Manifest, world: World) -> tuple[int, int]:
-    """Bytes to fetch at a time and bytes to keep, for the lanes of a rank.
-
-    Inside a block samples are used in random order, so fetching neighbours pays only if the blocks
-    of all lanes can be kept until they are used up. Where they cannot, samples are fetched alone.
-    """
-    total = sum(shard.num_bytes for shard in manifest.shards)
-    block = config.data.shuffle_block * total / manifest.num_samples
-    lanes = config.data.num_lanes // world.world_size
-    # A quarter more for large samples; the ranges at both ends of a block reach beyond it.
-    wanted = min(total, int(lanes * (1.25 * block + 2 * _RANGE_BYTES)))
-    return (_RANGE_BYTES, wanted) if wanted <= _CACHE_LIMIT else (1, 1)
-
-
-def _shard_cache(config: Config, manifest: Manifest, world: World) -> ShardCache | None:
-    """The node's copies of shards, if they are asked for.
-
-    Raises: ConfigError if the cache is smaller than the shards that are in use at a time: each
-    would be downloaded again and again.
-    """
-    data = config.data
-    if not data.cache_dir:
-        return None
-    sizes = sorted((shard.num_bytes for shard in manifest.shards), reverse=True)
-    lanes = data.num_lanes * world.local_world_size // world.world_size
-    needed = sum(sizes[: 2 * lanes])  # a lane may be at the border of two blocks
-    if needed > data.cache_bytes:
-        raise ConfigError(
-            "Cache of shards is too small",
-            where="data.cache_bytes",
-            found=f"{data.cache_bytes}, and the {lanes} lanes of a node may use shards of "
-            f"{needed} bytes at a time",
-            do="make it larger, data.num_lanes or the shards smaller, or leave out data.cache_dir",
-        )
-    return ShardCache(data.cache_dir, data.cache_bytes)
 
 
 def _planes(config: Config, manifest: Manifest, reader: SampleReader) -> tuple[int, int] | None:

@@ -30,10 +30,13 @@ import numpy as np
 from svfap_dist import shard_format, storage
 from svfap_dist.config import Config, check_window
 from svfap_dist.data.cache import ShardCache
+from svfap_dist.distributed import World
 from svfap_dist.errors import ShardError
 from svfap_dist.shard_format import VIDEO_SUFFIXES, Manifest, ShardEntry, ShardIndex, VideoInfo
 
 _INDEXES_KEPT = 256
+_RANGE_BYTES = 8 << 20
+_CACHE_LIMIT = 1 << 30  # bytes per rank
 _Value = TypeVar("_Value")
 
 
@@ -192,6 +195,20 @@ class SampleReader:
         with self._lock:
             self._bytes_fetched += len(data)
         return data
+
+
+def read_ahead(config: Config, manifest: Manifest, world: World) -> tuple[int, int]:
+    """Bytes to fetch at a time and bytes to keep, for the lanes of a rank.
+
+    Inside a block samples are used in random order, so fetching neighbours pays only if the blocks
+    of all lanes can be kept until they are used up. Where they cannot, samples are fetched alone.
+    """
+    total = sum(shard.num_bytes for shard in manifest.shards)
+    block = config.data.shuffle_block * total / manifest.num_samples
+    lanes = config.data.num_lanes // world.world_size
+    # A quarter more for large samples; the ranges at both ends of a block reach beyond it.
+    wanted = min(total, int(lanes * (1.25 * block + 2 * _RANGE_BYTES)))
+    return (_RANGE_BYTES, wanted) if wanted <= _CACHE_LIMIT else (1, 1)
 
 
 def unpack(packed: PackedSample) -> Sample | BadSample:

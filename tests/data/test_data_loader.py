@@ -13,10 +13,10 @@ from numbered_shards import FRAMES, SIDE, sample_and_frame
 
 from svfap_dist.config import Config, DataConfig, MaskConfig, ModelConfig, RunConfig, TrainConfig
 from svfap_dist.data.clips import ClipBatch, random_clips, window_start
-from svfap_dist.data.loader import ClipLoader, held_out_batches, read_ahead
+from svfap_dist.data.loader import ClipLoader, held_out_batches
 from svfap_dist.data.masking import tube
 from svfap_dist.data.order import EpochOrder
-from svfap_dist.data.stream import SampleReader
+from svfap_dist.data.stream import SampleReader, read_ahead
 from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError, HealthError, ShardError
 from svfap_dist.rng import Stream

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import tarfile
@@ -55,6 +56,15 @@ def test_the_slice_of_a_sample_read_alone_is_the_sample(tmp_path: Path, suffix: 
         assert members[f"{want.key}.{suffix}"] == want.data
         assert load_info(members[f"{want.key}.json"]) == INFO
     assert (len(tar), hashlib.sha256(tar).hexdigest()) == (entry.num_bytes, entry.sha256)
+
+
+def test_the_index_has_the_labels_of_sets_for_fine_tuning(tmp_path: Path) -> None:
+    labels = [{"set": "dfew", "class": number, "fold": 1} for number in range(3)]
+    infos = [dataclasses.replace(INFO, labels=each) for each in labels]
+    samples = [Sample(f"id/{i}", "mp4", b"video", info) for i, info in enumerate(infos)]
+    _, index = pack_all(samples, str(tmp_path))
+    assert list(index.labels) == labels
+    assert pack_all([sample(1, 10)], str(tmp_path))[1].labels == ()  # only an identity
 
 
 def test_headers_say_nothing_of_when_where_and_by_whom(tmp_path: Path) -> None:

@@ -125,6 +125,18 @@ def test_packets_that_lie_elsewhere_than_the_json_says_are_found(tmp_path: Path)
         assert not verify._packets_fit(video, dataclasses.replace(info, order=order))
 
 
+def test_labels_of_the_index_that_a_sample_does_not_have_are_found(tmp_path: Path) -> None:
+    make_video(tmp_path / "in/a.mp4", 61)
+    out = str(tmp_path / "out")
+    cli.shard("folder", str(tmp_path / "in"), out, workers=0)
+    (entry,) = shard_format.load_manifest(out).shards
+    index = shard_format.load_index(out, entry)
+    tar = str(tmp_path / "out" / entry.name)
+    for labels, ok in (({}, True), ({"class": 1}, False)):
+        said = dataclasses.replace(index, labels=(labels,))
+        assert list(verify._samples_in(tar, said)) == [("a", ok)]
+
+
 def test_a_contact_sheet_shows_first_and_middle_frames(tmp_path: Path) -> None:
     for number, length in enumerate((64, 61, 80)):
         make_video(tmp_path / f"in/{number}.mp4", length, size=(160, 160), seed=number)

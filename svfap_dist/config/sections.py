@@ -1,19 +1,14 @@
-"""The configuration of a run: frozen, typed, strict.
+"""The sections of a recipe that say what a run reads, computes and writes.
 
-Each field says its unit, its range and, where it comes from the paper, so. Nothing here reads
-files; `recipe` does. What can be checked without data or a cluster is checked when a `Config` is
-made; the two checks that need to know the world size or the manifest are functions at the end.
+Each field says its unit, its range and, where it comes from the paper, so. What a downstream task
+adds to them is in `downstream`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-
-from svfap_dist.errors import ConfigError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -33,11 +28,11 @@ def _tokens_per_stage(value: Any) -> int | tuple[int, ...]:
 BottleneckTokens = Annotated[int | tuple[int, ...], BeforeValidator(_tokens_per_stage)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """Where a run lives and what makes it repeatable."""
 
     name: str = "pretrain"  # label of the metrics
@@ -46,7 +41,7 @@ class RunConfig(_Section):
     ledger: bool = False  # write (epoch, step, lane, key) of every sample used below ledger/
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Which clips, in which order, cut how."""
 
     url: str = ""  # folder or s3:// prefix of the shards; required to train
@@ -76,7 +71,7 @@ class DataConfig(_Section):
     cache_bytes: Positive = 100 << 30  # bytes that the copies on a node may take
 
 
-class DecodeConfig(_Section):
+class DecodeConfig(Section):
     """How videos become frames."""
 
     # pyav: on the CPU. dali: on the GPU. auto: settled once per run, by measurement where both
@@ -85,7 +80,7 @@ class DecodeConfig(_Section):
     pipelines: Positive = 4  # of DALI, per GPU: one alone leaves decoding units idle
 
 
-class MaskConfig(_Section):
+class MaskConfig(Section):
     """Which tokens the encoder does not see."""
 
     # tube: the same patches in every tubelet frame (paper). random: as many in every tubelet frame,
@@ -97,7 +92,7 @@ class MaskConfig(_Section):
     decoder_ratio: Annotated[float, Field(gt=0.0, le=1.0, multiple_of=0.25)] = 1.0
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Size of the autoencoder; fields left out take the value of the named size (model/sizes).
 
     The paper's ablations are each one field here, [mask] or [data]."""
@@ -127,7 +122,7 @@ class ModelConfig(_Section):
         return {name: value for name, value in self if name not in fixed and value is not None}
 
 
-class OptimConfig(_Section):
+class OptimConfig(Section):
     """AdamW and its schedule. Learning rates are for a global batch of 256 and are scaled
     linearly."""
 
@@ -140,7 +135,7 @@ class OptimConfig(_Section):
     clip_grad_norm: Annotated[float, Field(ge=0.0)] = 0.0  # 0: no clipping (released code)
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """Batch, length, precision, and what is written when."""
 
     global_batch_size: Positive = 256  # clips of one optimizer step, over all ranks
@@ -173,7 +168,7 @@ class TrainConfig(_Section):
     )
 
 
-class ClusterConfig(_Section):
+class ClusterConfig(Section):
     """The worker group that Ray Train starts."""
 
     num_workers: Positive = 1
@@ -185,7 +180,7 @@ class ClusterConfig(_Section):
     wait_seconds: NonNegative = 0  # for nodes to join before the cluster is called too small
 
 
-class MetricsConfig(_Section):
+class MetricsConfig(Section):
     """The Prometheus endpoint of each rank."""
 
     enabled: bool = True
@@ -197,198 +192,3 @@ class MetricsConfig(_Section):
     discovery_port: Annotated[int, Field(ge=0, lt=65536)] = 0
     # A run that ends by itself on a non-finite loss stays so long (seconds) for Prometheus to see.
     linger_seconds: Annotated[float, Field(ge=0.0)] = 0.0
-
-
-class Config(_Section):
-    """Everything a pre-training run depends on."""
-
-    run: RunConfig = RunConfig()
-    data: DataConfig = DataConfig()
-    decode: DecodeConfig = DecodeConfig()
-    mask: MaskConfig = MaskConfig()
-    model: ModelConfig = ModelConfig()
-    optim: OptimConfig = OptimConfig()
-    train: TrainConfig = TrainConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    metrics: MetricsConfig = MetricsConfig()
-
-    @model_validator(mode="after")
-    def _check(self) -> Config:
-        _check_clip(self)
-        _check_mask(self)
-        _check_batch(self)
-        return self
-
-    @property
-    def window(self) -> int:
-        """Source frames that a clip spans (16 frames at stride 4: 61)."""
-        return (self.data.num_frames - 1) * self.data.sampling_rate + 1
-
-    @property
-    def samples_per_step(self) -> int:
-        """Samples read for one optimizer step, over all ranks."""
-        return self.train.global_batch_size // self.data.repeated_sampling
-
-    @property
-    def num_tubelets(self) -> int:
-        """Tubelet frames of a clip."""
-        return self.data.num_frames // self.model.tubelet_size
-
-    @property
-    def num_visible_tubelets(self) -> int:
-        """Tubelet frames of a clip that have visible tokens."""
-        masked = round(self.num_tubelets * self.mask.ratio) if self.mask.kind == "frame" else 0
-        return self.num_tubelets - masked
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of what decides the numbers of a run: not where it lives or runs, how often it
-        logs or saves."""
-        fields = self.model_dump(mode="json", include={"data", "mask", "model", "optim", "train"})
-        fields["run"] = {"seed": self.run.seed}
-        for section, names in _FREE_TO_CHANGE.items():
-            for name in names:
-                fields[section].pop(name)
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
-
-
-# May differ between two attempts at the same run: they change neither the order of samples nor
-# what is computed from them.
-_FREE_TO_CHANGE = {
-    "data": (
-        "url",
-        "eval_url",
-        "max_bad_fraction",
-        "decode_workers",
-        "decode_seconds",
-        "decode_threads",
-        "prefetch_bytes",
-        "cache_dir",
-        "cache_bytes",
-    ),
-    "train": (
-        "max_seconds",
-        "micro_batch_size",
-        "zero_stage",
-        "compile",
-        "activation_checkpointing",
-        "log_every",
-        "eval_every",
-        "checkpoint_every",
-        "keep_last",
-        "keep_every",
-        "threads_per_rank",
-        "collective_timeout_seconds",
-    ),
-}
-
-
-def _check_clip(config: Config) -> None:
-    data, model = config.data, config.model
-    if data.num_frames % model.tubelet_size:
-        raise _impossible(
-            "data.num_frames",
-            data.num_frames,
-            f"it is not a multiple of model.tubelet_size = {model.tubelet_size}",
-        )
-    if data.frame_size % model.patch_size:
-        raise _impossible(
-            "data.frame_size",
-            data.frame_size,
-            f"it is not a multiple of model.patch_size = {model.patch_size}",
-        )
-
-
-def _check_mask(config: Config) -> None:
-    mask, tubelets = config.mask, config.num_tubelets
-    patches = (config.data.frame_size // config.model.patch_size) ** 2
-    choice = tubelets if mask.kind == "frame" else patches
-    if not 0 < round(choice * mask.ratio) < choice:
-        things = "tubelet frames" if mask.kind == "frame" else "patches"
-        raise _impossible(
-            "mask.ratio", mask.ratio, f"of {choice} {things} it must mask some and leave some"
-        )
-    # Over 4 tubelet frames the cell has run through all its places, so that each masked tube, and
-    # thereby every clip, has as many predicted tokens. No other mask gives every clip equally many.
-    if mask.decoder_ratio < 1 and (mask.kind != "tube" or tubelets % 4):
-        raise _impossible(
-            "mask.decoder_ratio",
-            mask.decoder_ratio,
-            "below 1 it wants mask.kind = tube and a multiple of 4 tubelet frames, not "
-            f"{mask.kind} and {tubelets}",
-        )
-
-
-def _check_batch(config: Config) -> None:
-    train, data = config.train, config.data
-    if train.global_batch_size % (data.num_lanes * data.repeated_sampling):
-        raise _impossible(
-            "train.global_batch_size",
-            train.global_batch_size,
-            "every step takes equally many samples from each lane, and cuts as many clips from "
-            f"each sample: data.num_lanes = {data.num_lanes} times data.repeated_sampling = "
-            f"{data.repeated_sampling} does not divide it",
-        )
-    if train.zero_stage == 0 and train.dtype == "bfloat16":
-        raise _impossible(
-            "train.zero_stage",
-            0,
-            "with train.dtype = bfloat16 DeepSpeed's stage 0 goes wrong; use 1, 2 or 3",
-        )
-    check_world_size(config, config.cluster.num_workers, key="cluster.num_workers")
-
-
-def _impossible(key: str, value: object, why: str) -> ConfigError:
-    return ConfigError(
-        "Impossible combination in the recipe",
-        where=key,
-        found=f"{value!r}: {why}",
-        do=f"change {key} or what it must fit",
-    )
-
-
-def check_world_size(config: Config, world_size: int, key: str = "world size") -> int:
-    """Gradient accumulation steps for `world_size` ranks.
-
-    Raises: ConfigError if the lanes or the global batch cannot be shared equally among the ranks.
-    """
-    lanes, batch = config.data.num_lanes, config.train.global_batch_size
-    possible = [size for size in range(1, lanes + 1) if lanes % size == 0]
-    if world_size not in possible:
-        raise ConfigError(
-            "Lanes cannot be shared equally",
-            where=key,
-            found=f"{world_size} ranks for data.num_lanes = {lanes}",
-            do=f"use one of {', '.join(map(str, possible))} ranks, or a data.num_lanes that is "
-            f"a multiple of {world_size}",
-        )
-    per_rank = batch // world_size
-    micro = config.train.micro_batch_size
-    if per_rank % min(micro, per_rank):
-        raise ConfigError(
-            "Global batch cannot be divided",
-            where="train.micro_batch_size",
-            found=f"{micro} clips at a time of the {per_rank} that each of {world_size} ranks "
-            f"takes of train.global_batch_size = {batch}",
-            do=f"choose a train.micro_batch_size that divides {per_rank}",
-        )
-    return per_rank // min(micro, per_rank)
-
-
-def check_window(config: Config, min_frames: int, where: str) -> None:
-    """Check that the shortest video of a data set has room for a clip.
-
-    Raises: ConfigError if a clip's window is longer.
-    """
-    if config.window > min_frames:
-        raise ConfigError(
-            "Window is longer than a clip of the data set",
-            where=where,
-            found=(
-                f"data.num_frames = {config.data.num_frames} at data.sampling_rate = "
-                f"{config.data.sampling_rate} spans {config.window} frames, the shortest video "
-                f"has {min_frames}"
-            ),
-            do="lower data.num_frames or data.sampling_rate, or shard again with "
-            f"--min-frames {config.window}",
-        )
