@@ -6,9 +6,9 @@ from the other clip (CutMix), the same box in all frames. Either way the targets
 CutMix by the area of the box that lies inside the frame.
 
 This is timm's `Mixup` in its mode "batch", which VideoMAE's fine-tuning uses, with one difference:
-VideoMAE's copy cuts its box out of the last two but one dimensions of clips [B, 3, F, H, W], that is
-out of frames and rows, so that most batches keep all their pixels and only the targets are mixed.
-Here the box lies in rows and columns, as in the papers and in timm.
+VideoMAE's copy cuts the box out of dimensions 2 and 3 of clips [B, 3, F, H, W], that is out of
+frames and rows, so that most batches keep all their pixels and only their targets are mixed. Here
+the box lies in rows and columns, as in the papers and in timm.
 
 Sources: mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899; timm data/mixup.py.
 """

@@ -19,8 +19,8 @@ TARGETS = torch.eye(4)
 
 
 def _clips(dtype: torch.dtype) -> Tensor:
-    """Four constant clips of two frames, 12 pixels high and 16 wide."""
-    shape = (4, 2, 12, 16, 3) if dtype is torch.uint8 else (4, 3, 2, 12, 16)
+    """Four constant clips of eight frames, 12 pixels high and 16 wide."""
+    shape = (4, 8, 12, 16, 3) if dtype is torch.uint8 else (4, 3, 8, 12, 16)
     return VALUES.view(4, 1, 1, 1, 1).expand(shape).to(dtype)
 
 
@@ -44,6 +44,7 @@ def test_mixup_averages_all_pixels_as_it_does_targets(dtype: torch.dtype) -> Non
 def test_cutmix_takes_one_box_from_the_partner_and_its_area_of_the_target(
     dtype: torch.dtype,
 ) -> None:
+    mixed = 0
     for step in range(40):
         before = _clips(dtype)
         clips, targets = mixing.mix(before, TARGETS, Stream("cutmix", step), CUTMIX)
@@ -58,6 +59,8 @@ def test_cutmix_takes_one_box_from_the_partner_and_its_area_of_the_target(
         assert box.sum() == box.any(0).sum() * box.any(1).sum(), "a rectangle"
         share = 1 - box.float().mean().item()
         torch.testing.assert_close(targets, share * TARGETS + (1 - share) * TARGETS.flip(0))
+        mixed += box.any().item()
+    assert mixed > 30
 
 
 def test_boxes_have_the_size_that_the_share_asks_for() -> None:
