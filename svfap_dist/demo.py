@@ -124,7 +124,7 @@ def _pretrain(config: Any) -> Any:
             note = f"loss {row['loss']:.3f}  {row['clips_per_second']:.1f} clips/s"
             progress.update(row["step"], note=note)
 
-        return ray_train.pretrain(config, on_log=show, on_wait=progress.tick)
+        return ray_train.train(config, on_log=show, on_wait=progress.tick)
 
 
 def _some_videos(source: str, text: str, folder: str) -> list[str]:

@@ -1,7 +1,8 @@
 """eNTERFACE05: 44 persons speak five sentences in six emotions; five folds by person.
 
 INPUT is the folder with `subject N`; labels are in the folders' names, for the files' names are not
-regular (`s_3_fe_5`). Person 23 has no folders of sentences. Person 6 is incomplete and in no fold.
+regular (`s_3_fe_5`); crops of `svfap faces` are mp4. Person 23 has no folders of sentences. Person
+6 is incomplete and in no fold.
 https://enterface.net/enterface05
 """
 
@@ -18,7 +19,7 @@ CLASSES = ("anger", "disgust", "fear", "happiness", "sadness", "surprise")
 SUBJECTS = [number for number in range(1, 45) if number != 6]
 SUBJECTS_PER_FOLD = (9, 9, 9, 9, 7)  # in order of number
 _CLIP = re.compile(
-    rf"(?:.*/)?(subject[ _](\d+)/({'|'.join(CLASSES)})/(?:sentence[ _]?\d+/)?[^/]+)\.avi"
+    rf"(?:.*/)?(subject[ _](\d+)/({'|'.join(CLASSES)})/(?:sentence[ _]?\d+/)?[^/]+)\.(?:avi|mp4)"
 )
 _LAYOUT = "subject N/<emotion>/sentence M/*.avi"
 

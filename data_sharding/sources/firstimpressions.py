@@ -60,7 +60,7 @@ def samples(folder: str) -> Iterator[SourceVideo]:
         if name in ANNOTATIONS.values():
             annotations.setdefault(name, storage.join(folder, path))
         elif is_video(path):
-            add(media, name.removesuffix(".mp4"), path, video_file(folder, path, size))
+            add(media, _sample(name), path, video_file(folder, path, size))
     if missing := sorted(set(ANNOTATIONS.values()) - annotations.keys()):
         raise not_the_layout("firstimpressions", folder, f"no {', '.join(missing)}", _LAYOUT)
     values = {split: _read(annotations[name]) for split, name in ANNOTATIONS.items()}
@@ -70,6 +70,11 @@ def samples(folder: str) -> Iterator[SourceVideo]:
         for name, _, split in fixed(folder, lists)
     }
     return join("firstimpressions", folder, media, labels, _LAYOUT)
+
+
+def _sample(video: str) -> str:
+    """`<YouTube id>_NNN`: the name that `svfap faces` gives its crop of `<YouTube id>.NNN.mp4`."""
+    return video.removesuffix(".mp4").replace(".", "_")
 
 
 def _read(url: str) -> dict[str, dict[str, float]]:
@@ -104,6 +109,5 @@ def _by_video(content: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, f
         if strange := [name for name, value in values.items() if not 0 <= value <= 1]:
             raise ValueError(f"{trait} of {strange[0]} is {values[strange[0]]}")
     return {
-        name.removesuffix(".mp4"): {trait: float(traits[trait][name]) for trait in TRAITS}
-        for name in videos
+        _sample(name): {trait: float(traits[trait][name]) for trait in TRAITS} for name in videos
     }

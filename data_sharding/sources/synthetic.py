@@ -22,12 +22,13 @@ import av
 import av.video.stream
 import numpy as np
 
-from data_sharding.sources import SourceVideo
+from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.synthetic_face.identity import draw_identity
 from data_sharding.sources.synthetic_face.motion import EXPRESSIONS, FPS, expression_faces
 from data_sharding.sources.synthetic_face.render import render_frames
 from svfap_dist.errors import ConfigError
 
+FOLDS = 5  # person p is tested in fold p % FOLDS + 1 and trained on in the others
 _RENDERER = 1  # raise it when the same clip comes out with other bytes
 _BOUNDS = {
     "clips": (1, 100_000),
@@ -148,14 +149,25 @@ def _clips(wanted: SyntheticSet) -> Iterator[SourceVideo]:
 
 def _labels(clip: SyntheticClip) -> dict[str, Any]:
     expression = EXPRESSIONS[clip.expression]
-    return {
-        "set": "synthetic",
-        "identity": f"id{clip.identity:04d}",
-        "expression": clip.expression,
-        "expression_index": list(EXPRESSIONS).index(clip.expression),
-        "intensity": clip.intensity,
+    who, number = f"id{clip.identity:04d}", list(EXPRESSIONS).index(clip.expression)
+    affect = {
         "valence": round(clip.intensity * expression.valence, 3),
         "arousal": round(clip.intensity * expression.arousal, 3),
+    }
+    labels = Labels(
+        set="synthetic",
+        subject=who,
+        class_index=number,
+        class_name=clip.expression,
+        values=affect,
+        fold=clip.identity % FOLDS + 1,
+    )
+    return labels.as_dict() | {
+        "identity": who,
+        "expression": clip.expression,
+        "expression_index": number,
+        "intensity": clip.intensity,
+        **affect,
     }
 
 

@@ -12,12 +12,14 @@ import sys
 from svfap_dist.cli import (  # noqa: F401 - their verbs
     bench,
     checkpoints,
+    downstream,
     faces,
     launch,
     models,
     monitoring,
     shards,
     training,
+    use,
 )
 from svfap_dist.cli.app import app
 from svfap_dist.errors import SvfapError

@@ -6,11 +6,28 @@ import json
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+# As a newcomer meets them; verbs of one step stand together.
+VERBS = (
+    *("demo", "doctor", "faces", "shard", "shards"),
+    *("plan", "pretrain", "sweep", "launch", "reconstruct", "report", "audit", "checkpoint"),
+    *("finetune", "evaluate", "extract", "predict", "import", "export"),
+    *("dashboards", "files", "bench"),
+)
+
+
+class _InOrder(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The verbs in the order of VERBS."""
+        return sorted(super().list_commands(ctx), key=VERBS.index)
+
 
 app = typer.Typer(
     name="svfap",
-    help="Pre-train facial-affect video models (SVFAP) from shards of face clips.\n\n"
-    "First steps: `svfap demo`. Then: `svfap shard`, `svfap pretrain`, `svfap reconstruct`.",
+    cls=_InOrder,
+    help="Pre-train and fine-tune facial-affect video models (SVFAP) on shards of face clips.\n\n"
+    "First steps: `svfap demo`. Then: `svfap shard`, `svfap pretrain`, `svfap finetune`.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -44,40 +44,54 @@ def pretrain(
     from svfap_dist.errors import ConfigError
 
     config = recipe.load(name, overrides or [])
-    if on not in ("local", "ray"):
-        raise ConfigError("No such place to train", where="--on", found=on, do="use local or ray")
-    from svfap_dist.train import pretrain as training
+    if config.task is not None:
+        raise ConfigError(
+            "Recipe fine-tunes", where=name, found="a [task]", do=f"use `svfap finetune {name}`"
+        )
+    check_place(on)
+    from svfap_dist.train import loop
 
-    speaks = os.environ.get("RANK", "0") == "0"  # of torchrun's ranks, one speaks for all
-    start = training.preflight(config)
-    if start and speaks:
+    start = loop.preflight(config)
+    if start and speaks():
         say(f"Going on from step {start}, the newest checkpoint of {config.run.url}.")
-    with Progress("Pre-training", silent=not speaks) as progress:
-        if on == "ray":
-            from svfap_dist.cluster import ray_train
-
-            show = _show_step(progress)
-            result = ray_train.pretrain(config, on_log=show, on_wait=progress.tick)
-        else:
-            result = _pretrain_here(config, progress, speaks)
-    if speaks:
+    with Progress("Pre-training", silent=not speaks()) as progress:
+        result = trained(config, on, progress)
+    if speaks():
         print_result(result, as_json)
     from svfap_dist.train.notice import exit_code
 
     sys.exit(exit_code(result.stop_reason))
 
 
-def _pretrain_here(config: Any, progress: Progress, speaks: bool) -> Any:
-    """This process's rank; the one that speaks also tells Prometheus of all."""
-    from svfap_dist.metrics.discovery import Discovery, told_of
-    from svfap_dist.train import pretrain as training
+def speaks() -> bool:
+    """Whether this process talks to the person: of torchrun's ranks, one does for all."""
+    return os.environ.get("RANK", "0") == "0"
 
+
+def check_place(on: str) -> None:
+    """Raises: ConfigError if `on` is no place to train."""
+    from svfap_dist.errors import ConfigError
+
+    if on not in ("local", "ray"):
+        raise ConfigError("No such place to train", where="--on", found=on, do="use local or ray")
+
+
+def trained(config: Any, on: str, progress: Progress) -> Any:
+    """How a run ended, on Ray or in this process's rank; the rank that speaks also tells Prometheus
+    of all."""
     show = _show_step(progress)
-    if not speaks:
-        return training.run(config, on_log=show)
+    if on == "ray":
+        from svfap_dist.cluster import ray_train
+
+        return ray_train.train(config, on_log=show, on_wait=progress.tick)
+    from svfap_dist.metrics.discovery import Discovery, told_of
+    from svfap_dist.train import loop
+
+    if not speaks():
+        return loop.run(config, on_log=show)
     with Discovery(config.metrics, config.run.name) as discovery:
         told_of(discovery)
-        return training.run(config, on_log=show, on_begin=discovery.show)
+        return loop.run(config, on_log=show, on_begin=discovery.show)
 
 
 @app.command()

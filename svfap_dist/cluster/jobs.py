@@ -73,6 +73,11 @@ def checked(name: str, overrides: Sequence[str]) -> Config:
     return config
 
 
+def verb(config: Config) -> str:
+    """The verb of the command line that runs a recipe."""
+    return "pretrain" if config.task is None else "finetune"
+
+
 def told(command: Sequence[str], env: Mapping[str, str] | None = None, stdin: str = "") -> str:
     """Standard output of a scheduler's command; `env` comes on top of this process's.
 

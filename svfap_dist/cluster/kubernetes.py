@@ -18,12 +18,12 @@ import uuid
 from collections.abc import Sequence
 
 from svfap_dist import bundled, recipe
-from svfap_dist.cluster.jobs import Job, JobStatus, checked, told
+from svfap_dist.cluster.jobs import Job, JobStatus, checked, told, verb
 from svfap_dist.cluster.submit import STOP_SECONDS
 from svfap_dist.config import check_world_size
 from svfap_dist.errors import ConfigError
 
-ENTRYPOINT = "python -m svfap_dist pretrain /etc/svfap/recipe.toml --on ray"
+ENTRYPOINT = "python -m svfap_dist {verb} /etc/svfap/recipe.toml --on ray"
 _LONGEST_NAME = 40  # KubeRay adds words of its own, and a name may have 63 characters
 _ENDED = ("Complete", "Failed")
 
@@ -61,7 +61,9 @@ def manifest(name: str, overrides: Sequence[str], pods: Pods) -> tuple[Job, str]
     return job, string.Template(template).substitute(
         name=job.name,
         recipe=textwrap.indent(recipe.dumps(config), " " * 4),
-        entrypoint=json.dumps(ENTRYPOINT),  # JSON's strings and tables are YAML's too
+        entrypoint=json.dumps(
+            ENTRYPOINT.format(verb=verb(config))
+        ),  # JSON's strings and tables are YAML's too
         image=json.dumps(pods.image),
         nodes=pods.nodes,
         resources=json.dumps(resources),

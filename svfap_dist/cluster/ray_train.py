@@ -1,7 +1,7 @@
 """Ranks by Ray Train: start the group, watch it, restart it after a failure, tell the person.
 
 Ray Train places one process per worker, gives each the torch rendezvous variables, and restarts the
-whole group when one dies (`cluster.max_failures` times). Each rank calls `train.pretrain.run`, the
+whole group when one dies (`cluster.max_failures` times). Each rank calls `train.loop.run`, the
 same function that torchrun and srun start; resuming from the newest committed checkpoint is that
 function's own affair, so no state passes through Ray.
 
@@ -27,9 +27,9 @@ from svfap_dist.allocator import ONE_ARENA
 from svfap_dist.config import ClusterConfig, Config
 from svfap_dist.errors import ClusterError, SvfapError
 from svfap_dist.metrics.discovery import Discovery, told_of
-from svfap_dist.train import pretrain as training
+from svfap_dist.train import loop
 from svfap_dist.train.notice import heard_signals
-from svfap_dist.train.pretrain import RunResult
+from svfap_dist.train.result import RunResult
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -76,7 +76,7 @@ class Board:
         return self._stop_reason
 
 
-def pretrain(
+def train(
     config: Config,
     on_log: Callable[[dict[str, Any]], None],
     on_wait: Callable[[], None] = lambda: None,
@@ -89,7 +89,7 @@ def pretrain(
 
     Raises: the rank's own SvfapError; ClusterError if the group could not be kept alive.
     """
-    training.preflight(config)
+    loop.preflight(config)
     # Ray has its own idea of SIGTERM, which it puts in place when it connects: ours comes after.
     with (
         connected(config),
@@ -213,7 +213,7 @@ def _rank(spec: dict[str, Any]) -> None:
     watched = _stop_reason(board) if is_main else contextlib.nullcontext(lambda: "")
     try:
         with watched as stop_reason:
-            result = training.run(
+            result = loop.run(
                 config,
                 on_log=board.post.remote,
                 on_begin=board.begin.remote,

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from svfap_dist import bundled
-from svfap_dist.cluster.jobs import Job, JobStatus, checked, told
+from svfap_dist.cluster.jobs import Job, JobStatus, checked, told, verb
 from svfap_dist.config import check_world_size
 from svfap_dist.errors import ConfigError
 
@@ -86,6 +86,7 @@ def command(name: str, overrides: Sequence[str], allocation: Allocation) -> list
         *([f"--gpus-per-node={allocation.gpus_per_node}"] if allocation.gpus_per_node else []),
         *([f"--time={allocation.time}"] if allocation.time else []),
         f"--signal=B:USR1@{allocation.notice_seconds}",
+        *([] if config.task is None else [f"--export=ALL,SVFAP_VERB={verb(config)}"]),
         *allocation.options,
         str(script),
         os.path.abspath(name) if name.endswith(".toml") else name,

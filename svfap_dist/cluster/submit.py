@@ -2,7 +2,8 @@
 
 In: a recipe and the address of the cluster's dashboard (http://head:8265). The job's working
 folder holds the resolved recipe and, if asked for, the code of this installation; else the nodes
-have svfap_dist installed. The job's command is `svfap pretrain recipe.toml --on ray`: its driver
+have svfap_dist installed. The job's command is `svfap pretrain
+recipe.toml --on ray` (or `finetune`): its driver
 runs on the cluster, and survives the connection from here.
 
 Stopping: Ray's job agent sends the driver SIGTERM and kills it a while later, by default after 3
@@ -29,10 +30,10 @@ from pathlib import Path
 from typing import Any
 
 from svfap_dist import bundled, recipe
-from svfap_dist.cluster.jobs import Job, JobStatus, checked
+from svfap_dist.cluster.jobs import Job, JobStatus, checked, verb
 from svfap_dist.errors import ClusterError, ConfigError
 
-ENTRYPOINT = "exec python -m svfap_dist pretrain recipe.toml --on ray"
+ENTRYPOINT = "exec python -m svfap_dist {verb} recipe.toml --on ray"
 STOP_SECONDS = 600
 _CODE = ("svfap_dist", "data_sharding")
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -73,7 +74,7 @@ def submission(
     word = re.sub(r"[^A-Za-z0-9_-]+", "-", config.run.name)
     return Submission(
         job_id=f"{word}-{uuid.uuid4().hex[:8]}",
-        entrypoint=ENTRYPOINT,
+        entrypoint=ENTRYPOINT.format(verb=verb(config)),
         env={"RAY_JOB_STOP_WAIT_TIME_S": str(stop_seconds), **(env or {})},
         metadata={"run_url": config.run.url},
         recipe=recipe.dumps(config),

@@ -229,13 +229,13 @@ def _run_all(
 
 def _trial(tables: dict[str, Any], trial: Trial) -> Trial:
     """What a task runs: a whole pre-training as the only rank."""
-    from svfap_dist.train import pretrain
+    from svfap_dist.train import loop
     from svfap_dist.train.journal import METRICS
 
     config = recipe.from_tables(tables, where=trial.name)
     try:
         trial = dataclasses.replace(trial, **_size(config))
-        result = pretrain.run(config)
+        result = loop.run(config)
     except SvfapError as error:
         return dataclasses.replace(trial, error=str(error))
     metrics = storage.read_bytes(storage.join(config.run.url, METRICS)).splitlines()
@@ -257,7 +257,7 @@ def _size(config: Config) -> dict[str, Any]:
     from svfap_dist.metrics import flops
     from svfap_dist.model import autoencoder
     from svfap_dist.rng import Stream
-    from svfap_dist.train.engine import build_arguments
+    from svfap_dist.train.masked import build_arguments
 
     with torch.device("meta"):
         model = autoencoder.build(**build_arguments(config))

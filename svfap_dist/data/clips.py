@@ -7,12 +7,19 @@ stream, before anything is decoded.
 The random crop is the one of the released code (VideoMAE's multi-scale crop, which goes back to
 TSN): a width and a height from a few scales of the shorter side, at one of 13 fixed places, the
 same for all frames of the clip, resized to the clip's size.
+
+Pre-training refuses videos that are shorter than a clip's window. Many of those of downstream tasks
+are, so clips of a task take them as VideoMAE does: as if the last frame went on, that is, numbers
+beyond it are its own. The clips that a task is tested on are windows laid evenly over the video
+times squares laid evenly along the longer side of the region; where they coincide, as all squares
+do in a square region and all windows in a short video, a clip is made once and counts for all.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from svfap_dist.config import Config
@@ -62,6 +69,8 @@ class ClipBatch:
     decode_seconds: float  # summed over the clips, as spent by threads or workers
     bytes_fetched: int = 0  # from the store, since the batch before
     batches_ready: int = 0  # when this one was asked for, itself included
+    # Of what the frames show, substituted or not: classes int64 [B], or values float32 [B, K].
+    targets: torch.Tensor | None = None
 
 
 def frames_on(device: torch.device, batch: ClipBatch, part: slice) -> torch.Tensor:
@@ -116,7 +125,11 @@ def clip_region(info: VideoInfo, config: Config) -> Crop:
 
     Raises: ConfigError if another region was.
     """
-    name = config.data.region
+    return region_of(info, config.data.region)
+
+
+def region_of(info: VideoInfo, name: str) -> Crop:
+    """`clip_region` for the region of that name."""
     if info.order is None:
         return region(name, info.height, info.width)
     if info.order.region != name:
@@ -131,27 +144,62 @@ def clip_region(info: VideoInfo, config: Config) -> Crop:
 
 def plan_random(
     info: VideoInfo, config: Config, window: Stream, crops: Sequence[Stream]
-) -> tuple[range, list[Crop]]:
+) -> tuple[Sequence[int], list[Crop]]:
     """The frames of one random window, and a random crop of the region for each of `crops`.
 
     Raises: TooShortError if the video has no such window; ConfigError if the shards were cut to
     another region than data.region.
     """
-    start = window_start(window, info.num_frames, config.window)
+    start = window_start(window, _length(info, config), config.window)
     within = clip_region(info, config)
     cuts = [random_crop(crop, within, config.data.crop_scales) for crop in crops]
-    return range(start, start + config.window, config.data.sampling_rate), cuts
+    return _numbers(start, info, config), cuts
 
 
-def plan_fixed(info: VideoInfo, config: Config) -> tuple[range, list[Crop]]:
+def plan_fixed(info: VideoInfo, config: Config) -> tuple[Sequence[int], list[Crop]]:
     """The frames of the middle window, and the region: what pictures and evaluation take.
 
     Raises: as `plan_random`.
     """
-    _check_length(info.num_frames, config.window)
-    start = (info.num_frames - config.window) // 2
+    length = _length(info, config)
+    _check_length(length, config.window)
+    start = (length - config.window) // 2
+    return _numbers(start, info, config), [clip_region(info, config)]
+
+
+def plan_multi_clip(info: VideoInfo, config: Config) -> tuple[Counter[int], Counter[Crop]]:
+    """What a task is tested on: first frames of windows and squares of the region, each with how
+    many of finetune.test_segments or test_crops it stands for.
+
+    Raises: ConfigError if the shards were cut to another region than data.region.
+    """
+    within, tested = clip_region(info, config), config.finetune
+    side = min(within.height, within.width)
+    starts = _laid_evenly(tested.test_segments, _length(info, config) - config.window)
+    down = _laid_evenly(tested.test_crops, within.height - side)
+    right = _laid_evenly(tested.test_crops, within.width - side)
+    crops = (
+        Crop(within.top + rows, within.left + columns, side, side)
+        for rows, columns in zip(down, right, strict=True)
+    )
+    return Counter(starts), Counter(crops)
+
+
+def _laid_evenly(count: int, room: int) -> list[int]:
+    """Offsets from 0 to `room`, equally far apart; one alone lies in the middle."""
+    return [room // 2] if count == 1 else [i * room // (count - 1) for i in range(count)]
+
+
+def _length(info: VideoInfo, config: Config) -> int:
+    """Frames among which a window has to lie; of a task, the last one goes on as long as needed."""
+    return info.num_frames if config.task is None else max(info.num_frames, config.window)
+
+
+def _numbers(start: int, info: VideoInfo, config: Config) -> Sequence[int]:
+    """The frames of the window that begins at `start`."""
     numbers = range(start, start + config.window, config.data.sampling_rate)
-    return numbers, [clip_region(info, config)]
+    last = info.num_frames - 1
+    return numbers if numbers[-1] <= last else [min(number, last) for number in numbers]
 
 
 def random_cut(
@@ -171,6 +219,18 @@ def fixed_cut(video: bytes, info: VideoInfo, config: Config) -> tuple[Frames, li
     """The same for the clip of pictures and evaluation: middle window, the whole region."""
     numbers, cuts = plan_fixed(info, config)
     return decode.backend(config)(video, info, numbers), cuts
+
+
+def multi_clip_cut(
+    video: bytes, info: VideoInfo, config: Config
+) -> Iterator[tuple[Frames, Crop, float]]:
+    """The same for each clip that a task is tested on, window by window, with its share in the
+    video's scores; the shares add up to 1."""
+    starts, crops = plan_multi_clip(info, config)
+    for start, times in starts.items():
+        frames = decode.backend(config)(video, info, _numbers(start, info, config))
+        for crop, of_crop in crops.items():
+            yield frames, crop, times * of_crop / (starts.total() * crops.total())
 
 
 def random_clips(

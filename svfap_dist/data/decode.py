@@ -109,7 +109,8 @@ def check(config: Config, url: str, manifest: Manifest) -> None:
 
 
 def choose(config: Config, url: str, manifest: Manifest) -> Backend:
-    """The backend for a run that begins: the one that is named; for `auto`, the fastest here.
+    """The backend for a run that begins: the one that is named; for `auto`, the fastest here, but
+    pyav for a task.
 
     Raises: ConfigError if the one that is named does not decode the data set; ShardError and
     StorageError from reading.
@@ -117,6 +118,8 @@ def choose(config: Config, url: str, manifest: Manifest) -> Backend:
     if config.decode.backend != "auto":
         check(config, url, manifest)
         return config.decode.backend
+    if config.task is not None:  # whose clips are augmented on the host
+        return "pyav"
     samples, device = _samples(url, manifest), _device(config)
     usable = [available(sample.info.codec, device) for sample in samples]
     if not usable or any("dali" not in names for names in usable):

@@ -65,7 +65,7 @@ def decode(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Frames:
     try:
         found = dict(zip(distinct, _wanted(video, moments, period, info), strict=True))
         for frame in found.values():
-            _check_frame(frame, info)
+            check_frame(frame, info, f"time stamp {frame.pts}")
         return _handed_over([found[number] for number in numbers])
     except FFmpegError as error:
         raise DecodeError(
@@ -87,16 +87,16 @@ def tolerance(info: VideoInfo) -> Fraction:
 
 
 def _handed_over(frames: Sequence[av.VideoFrame]) -> Frames:
-    colours = {_colours_of_planes(frame) for frame in frames}
+    colours = {colours_of_planes(frame) for frame in frames}
     if len(colours) == 1 and (shared := colours.pop()) is not None:
-        y, u, v = (np.stack([_plane(frame, number) for frame in frames]) for number in range(3))
+        y, u, v = (np.stack([plane(frame, number) for frame in frames]) for number in range(3))
         return YuvFrames(y, u, v, *shared)
     converter = VideoReformatter()
     rgb = [converter.reformat(frame, format="rgb24", threads=1).to_ndarray() for frame in frames]
     return RgbFrames(np.stack(rgb))
 
 
-def _colours_of_planes(frame: av.VideoFrame) -> tuple[Matrix, bool] | None:
+def colours_of_planes(frame: av.VideoFrame) -> tuple[Matrix, bool] | None:
     """Matrix and full range of 8-bit 4:2:0; None for what `YuvFrames` cannot say."""
     matrix = MATRICES.get(int(frame.colorspace))
     if matrix is None or frame.format.name not in ("yuv420p", "yuvj420p"):
@@ -104,20 +104,24 @@ def _colours_of_planes(frame: av.VideoFrame) -> tuple[Matrix, bool] | None:
     return matrix, frame.format.name == "yuvj420p" or frame.color_range == ColorRange.JPEG
 
 
-def _plane(frame: av.VideoFrame, number: int) -> np.ndarray:
+def plane(frame: av.VideoFrame, number: int) -> np.ndarray:
     """A view [h, w] of a plane: its rows are padded in memory."""
-    plane = frame.planes[number]
-    rows = np.frombuffer(cast(Any, plane), np.uint8)  # which its type does not say it can
-    return rows.reshape(plane.height, plane.line_size)[:, : plane.width]
+    padded = frame.planes[number]
+    rows = np.frombuffer(cast(Any, padded), np.uint8)  # which its type does not say it can
+    return rows.reshape(padded.height, padded.line_size)[:, : padded.width]
 
 
-def _check_frame(frame: av.VideoFrame, info: VideoInfo) -> None:
+def check_frame(frame: av.VideoFrame, info: VideoInfo, where: str) -> None:
+    """Check a decoded frame, which `where` names in messages.
+
+    Raises: DecodeError if it is damaged; WrongSizeError.
+    """
     if frame.is_corrupt:
-        raise DecodeError("Frame is damaged", where=f"time stamp {frame.pts}", do=LEAVE_OUT)
+        raise DecodeError("Frame is damaged", where=where, do=LEAVE_OUT)
     if (frame.width, frame.height) != (info.width, info.height):
         raise WrongSizeError(
             "Frame has another size than the shard states",
-            where=f"time stamp {frame.pts}",
+            where=where,
             found=f"{frame.width}x{frame.height} for {info.width}x{info.height}",
             do=LEAVE_OUT,
         )

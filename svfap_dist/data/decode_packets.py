@@ -15,21 +15,25 @@ import base64
 import collections
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import cast
 
 import av
 import numpy as np
 from av.error import FFmpegError
 from av.video.codeccontext import VideoCodecContext
 
-from svfap_dist.data.decode_cpu import TooShortError, WrongSizeError
-from svfap_dist.data.frames import Matrix, YuvFrames
+from svfap_dist.data.decode_cpu import (
+    LEAVE_OUT,
+    TooShortError,
+    check_frame,
+    colours_of_planes,
+    plane,
+)
+from svfap_dist.data.frames import YuvFrames
 from svfap_dist.errors import DecodeError
 from svfap_dist.shard_format import PhaseOrder, VideoInfo, stored_position
 
-_BT709, _FULL_RANGE = 1, 2  # FFmpeg's numbers
 _KEPT_DECODERS = 16  # of a thread; each holds a few frames
-_LEAVE_OUT = "leave this video out when sharding"
 _kept = threading.local()
 
 
@@ -43,7 +47,7 @@ def decode(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> YuvFrames:
     for number in (min(numbers), max(numbers)):
         if not 0 <= number < info.num_frames:
             where, found = f"frame {number}", f"{info.num_frames} frames"
-            raise TooShortError("Video has no such frame", where=where, found=found, do=_LEAVE_OUT)
+            raise TooShortError("Video has no such frame", where=where, found=found, do=LEAVE_OUT)
     stored = [stored_position(number, info.num_frames, order.phases) for number in numbers]
     slots: dict[int, list[int]] = collections.defaultdict(list)
     for slot, position in enumerate(stored):
@@ -51,19 +55,18 @@ def decode(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> YuvFrames:
     y = np.empty((len(numbers), info.height, info.width), np.uint8)
     half = (len(numbers), (info.height + 1) // 2, (info.width + 1) // 2)
     planes = y, np.empty(half, np.uint8), np.empty(half, np.uint8)
-    matrix: Matrix = "bt601"
-    full_range = False
+    colours = None
     for position, frame in _decoded(video, info, order, sorted(slots)):
-        _check(frame, info, position)
-        matrix = "bt709" if frame.colorspace == _BT709 else "bt601"
-        full_range = frame.color_range == _FULL_RANGE
-        for plane, out in zip(frame.planes, planes, strict=True):
-            pixels = np.frombuffer(cast(Any, plane), np.uint8).reshape(
-                plane.height, plane.line_size
-            )
+        check_frame(frame, info, f"packet {position}")
+        colours = colours_of_planes(frame)
+        for number, out in enumerate(planes):
+            pixels = plane(frame, number)
             for slot in slots[position]:
-                out[slot] = pixels[:, : plane.width]
-    return YuvFrames(*planes, matrix, full_range)
+                out[slot] = pixels
+    if colours is None:
+        what = "Frames are no planes of 4:2:0 video of 8 bits in a known colour space"
+        raise DecodeError(what, where=f"{info.codec} video", do=LEAVE_OUT)
+    return YuvFrames(*planes, *colours)
 
 
 def _decoded(
@@ -74,7 +77,7 @@ def _decoded(
     offsets = np.cumsum((order.first_byte, *order.packet_sizes))
     if offsets[wanted[-1] + 1] > len(video):
         found = f"{len(video)} bytes for {offsets[-1]}"
-        raise TooShortError("Video ends before a wanted frame", found=found, do=_LEAVE_OUT)
+        raise TooShortError("Video ends before a wanted frame", found=found, do=LEAVE_OUT)
     try:
         codec = _decoder(info.codec, order.codec_header)
         needed = set(wanted)
@@ -87,7 +90,7 @@ def _decoded(
                     "Packet does not hold one frame",
                     where=f"packet {position}",
                     found=found,
-                    do=_LEAVE_OUT,
+                    do=LEAVE_OUT,
                 )
             if position in needed:
                 yield position, frames[0]
@@ -96,7 +99,7 @@ def _decoded(
             "Video cannot be decoded",
             where=name,
             found=f"{type(error).__name__}: {error}",
-            do=_LEAVE_OUT,
+            do=LEAVE_OUT,
         ) from error
 
 
@@ -128,15 +131,3 @@ def _decoder(codec: str, header: str) -> VideoCodecContext:
     if len(decoders) > _KEPT_DECODERS:
         decoders.popitem(last=False)
     return decoder
-
-
-def _check(frame: av.VideoFrame, info: VideoInfo, position: int) -> None:
-    if frame.is_corrupt:
-        raise DecodeError("Frame is damaged", where=f"packet {position}", do=_LEAVE_OUT)
-    if (frame.width, frame.height) != (info.width, info.height):
-        raise WrongSizeError(
-            "Frame has another size than the shard states",
-            where=f"packet {position}",
-            found=f"{frame.width}x{frame.height} for {info.width}x{info.height}",
-            do=_LEAVE_OUT,
-        )

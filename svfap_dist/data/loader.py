@@ -1,8 +1,9 @@
 """The last step of the data's flow: from (seed, step) to a rank's `ClipBatch`, prepared ahead.
 
-In: the configuration, a manifest, the rank's place in the world. Out: one batch per step, the same
-bits whatever the number of threads and workers, the step at which a run is taken up again, or how
-far ahead the work is; over all ranks, the same samples for every world size.
+In: the configuration, a manifest, the rank's place in the world; of a labelled set, which samples
+are trained on and their targets. Out: one batch per step, the same bits whatever the number of
+threads and workers, the step at which a run is taken up again, or how far ahead the work is; over
+all ranks, the same samples for every world size.
 
 A slot of a step is one task of a thread pool: fetch the sample, have it decoded and cut straight
 into the slot's rows of the batch (`workers`), try a neighbour if it is bad. Nothing passes from
@@ -19,21 +20,22 @@ import collections
 import dataclasses
 import functools
 import itertools
-import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 
+import numpy as np
 import torch
 
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data import masking
+from svfap_dist.data.attempts import Attempt, Wish, attempt
 from svfap_dist.data.cache import shard_cache
 from svfap_dist.data.clips import ClipBatch
-from svfap_dist.data.device_cutter import DeviceCutter
 from svfap_dist.data.order import EpochOrder, Slot, steps_per_epoch
-from svfap_dist.data.ring import Ring
-from svfap_dist.data.stream import BadSample, Sample, SampleReader, read_ahead
-from svfap_dist.data.workers import Key, Outcome, Task, Workers
+from svfap_dist.data.ring import Ring, check_made_by_workers
+from svfap_dist.data.selection import Selection
+from svfap_dist.data.stream import Sample, SampleReader, read_ahead
+from svfap_dist.data.workers import Key
 from svfap_dist.distributed import World
 from svfap_dist.errors import HealthError
 from svfap_dist.rng import Stream
@@ -41,17 +43,6 @@ from svfap_dist.shard_format import Manifest
 
 _SUBSTITUTES_TRIED = 256  # so many bad samples in a row are no accident
 _LOOKED_AT = 8  # samples, to know the size of planes
-
-
-@dataclasses.dataclass(frozen=True)
-class _Attempt:
-    """What became of reading a sample and cutting a clip out of it."""
-
-    index: int
-    key: str
-    bad: BadSample | None  # None: there is a clip
-    fetch_seconds: float
-    decode_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +55,6 @@ class _Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Wish:
-    """A sample to be fetched and cut; the other fields are those of `Task`."""
-
-    index: int
-    window: Key | None
-    crops: tuple[Key, ...]
-    batch: int
-    row: int
-
-
-@dataclasses.dataclass(frozen=True)
 class _Unfinished:
     """A batch whose rows are being filled, a task for a few slots."""
 
@@ -82,7 +62,7 @@ class _Unfinished:
     slots: list[Slot]
     visible: torch.Tensor
     masked: torch.Tensor
-    tasks: list[Future[list[list[_Attempt]]]]  # for each slot its attempts, first its own sample
+    tasks: list[Future[list[list[Attempt]]]]  # for each slot its attempts, first its own sample
 
     @property
     def is_ready(self) -> bool:
@@ -92,17 +72,29 @@ class _Unfinished:
 class ClipLoader:
     """Batches of one rank.
 
-    Raises: ConfigError if the lanes cannot be shared equally among the ranks, the data set has
-    fewer samples than a global batch, or the cache has no room for the shards in use.
+    Args:
+        selection: the samples to train on, and their targets, which batches then have; None: all.
+
+    Raises: ConfigError if the lanes cannot be shared equally among the ranks, there are fewer
+    samples than a global batch has, the cache has no room for the shards in use, or clips of a task
+    were to be made on the device.
     """
 
-    def __init__(self, config: Config, url: str, manifest: Manifest, world: World) -> None:
+    def __init__(
+        self,
+        config: Config,
+        url: str,
+        manifest: Manifest,
+        world: World,
+        selection: Selection | None = None,
+    ) -> None:
         check_world_size(config, world.world_size)
-        self._config, self._world = config, world
+        check_made_by_workers(config)
+        self._config, self._world, self._selection = config, world, selection
         self._shard_sizes = [shard.num_samples for shard in manifest.shards]
-        samples = config.samples_per_step
-        self.steps_per_epoch = steps_per_epoch(manifest.num_samples, samples)
-        range_bytes, cache_bytes = read_ahead(config, manifest, world)
+        used = manifest.num_samples if selection is None else len(selection)
+        self.steps_per_epoch = steps_per_epoch(used, config.samples_per_step)
+        range_bytes, cache_bytes = read_ahead(config, manifest, world, used)
         self._reader = SampleReader(
             url,
             manifest,
@@ -150,6 +142,7 @@ class ClipLoader:
             global_batch_size=self._config.samples_per_step,
             num_lanes=data.num_lanes,
             shuffle_block=data.shuffle_block,
+            selected=None if self._selection is None else self._selection.indices,
         )
 
     def _begin(
@@ -158,7 +151,7 @@ class ClipLoader:
         slots = order.slots(step_in_epoch, self._world.rank, self._world.world_size)
         repeats = self._config.data.repeated_sampling
         keys = [key for slot in slots for key in self._keys("mask", epoch, slot)]
-        visible, masked = _masks(self._config, [Stream(*key) for key in keys])
+        visible, masked = masking.batch([Stream(*key) for key in keys], self._config)
         places = [_Place(slot, place, row * repeats) for row, slot in enumerate(slots)]
         tasks = [
             ring.pool.submit(self._fill, ring, places[i : i + ring.slots_at_a_time], order, epoch)
@@ -174,28 +167,29 @@ class ClipLoader:
 
     def _fill(
         self, ring: Ring, places: Sequence[_Place], order: EpochOrder, epoch: int
-    ) -> list[list[_Attempt]]:
+    ) -> list[list[Attempt]]:
         """Have the clips of some slots written to their places."""
         wishes = [self._wish(place, place.slot.sample, epoch) for place in places]
-        firsts = _try(self._reader, ring.workers, wishes)
+        firsts = attempt(self._reader, ring.workers, wishes)
         return [
             [first] if first.bad is None else self._substitute(ring, place, order, epoch, first)
             for place, first in zip(places, firsts, strict=True)
         ]
 
-    def _wish(self, place: _Place, index: int, epoch: int) -> _Wish:
+    def _wish(self, place: _Place, index: int, epoch: int) -> Wish:
         """Sample `index` for a slot; what is random is so by the slot, whatever sample fills it."""
         window = (self._config.run.seed, "window", epoch, place.slot.sample)
         crops = self._keys("crop", epoch, place.slot)
-        return _Wish(index, window, crops, place.batch, place.row)
+        augments = self._keys("augment", epoch, place.slot) if self._config.task else ()
+        return Wish(index, window, crops, place.batch, place.row, augments)
 
     def _substitute(
-        self, ring: Ring, place: _Place, order: EpochOrder, epoch: int, first: _Attempt
-    ) -> list[_Attempt]:
+        self, ring: Ring, place: _Place, order: EpochOrder, epoch: int, first: Attempt
+    ) -> list[Attempt]:
         """Fill a slot, whose own sample is bad, by the nearest good one."""
         attempts, slot = [first], place.slot
         for index in itertools.islice(_candidates(order, slot), 1, 1 + _SUBSTITUTES_TRIED):
-            attempts += _try(self._reader, ring.workers, [self._wish(place, index, epoch)])
+            attempts += attempt(self._reader, ring.workers, [self._wish(place, index, epoch)])
             if attempts[-1].bad is None:
                 return attempts
         raise HealthError(
@@ -208,72 +202,31 @@ class ClipLoader:
     def _finish(self, ring: Ring, batch: _Unfinished, ready: int) -> ClipBatch:
         """Wait for all rows; the first error of a task is raised here."""
         rows = [tried for task in batch.tasks for tried in task.result()]
-        attempts = [attempt for tried in rows for attempt in tried]
+        attempts = [each for tried in rows for each in tried]
         own = [tried[0] for tried in rows]
         return ClipBatch(
             frames=ring.frames(batch.place),
             visible=batch.visible,
             masked=batch.masked,
-            keys=[attempt.key for attempt in own],
+            keys=[each.key for each in own],
             samples=[slot.sample for slot in batch.slots],
             lanes=[slot.lane for slot in batch.slots],
             positions=[slot.position for slot in batch.slots],
-            substituted=[attempt.bad is not None for attempt in own],
-            bad=[attempt.bad for attempt in own if attempt.bad is not None],
-            fetch_seconds=sum(attempt.fetch_seconds for attempt in attempts),
-            decode_seconds=sum(attempt.decode_seconds for attempt in attempts),
+            substituted=[each.bad is not None for each in own],
+            bad=[each.bad for each in own if each.bad is not None],
+            fetch_seconds=sum(each.fetch_seconds for each in attempts),
+            decode_seconds=sum(each.decode_seconds for each in attempts),
             bytes_fetched=self._reader.take_bytes_fetched(),
             batches_ready=ready,
+            targets=self._targets([tried[-1].index for tried in rows]),
         )
 
-
-def held_out_batches(
-    config: Config, url: str, manifest: Manifest, world: World, max_clips: int
-) -> Generator[ClipBatch]:
-    """Fixed clips with fixed masks, for evaluation: the same ones every time.
-
-    They are the first `max_clips` samples of the data set; rank r takes every W-th of them from r
-    on, in batches of at most train.micro_batch_size, which may be kept. Bad samples are left out
-    and listed. Ranks may get different numbers of clips and batches.
-    """
-    reader = SampleReader(url, manifest)
-    indices = range(world.rank, min(max_clips, manifest.num_samples), world.world_size)
-    size = min(config.train.micro_batch_size, len(indices))
-    if size == 0:
-        return
-    with Ring(config, size, length=1) as ring:
-
-        def made(row: int, index: int) -> _Attempt:
-            return _try(reader, ring.workers, [_Wish(index, None, (), 0, row)])[0]
-
-        for first in range(0, len(indices), size):
-            wanted = indices[first : first + size]
-            attempts = list(ring.pool.map(made, range(len(wanted)), wanted))
-            if any(attempt.bad is None for attempt in attempts):
-                yield _held_out_batch(config, attempts, ring.rgb[0], reader)
-
-
-def _held_out_batch(
-    config: Config, attempts: list[_Attempt], frames: torch.Tensor, reader: SampleReader
-) -> ClipBatch:
-    rows = [row for row, attempt in enumerate(attempts) if attempt.bad is None]
-    good = [attempts[row] for row in rows]
-    streams = [Stream(config.run.seed, "held-out", attempt.index) for attempt in good]
-    visible, masked = _masks(config, streams)
-    return ClipBatch(
-        frames=frames[rows],  # a copy
-        visible=visible,
-        masked=masked,
-        keys=[attempt.key for attempt in good],
-        samples=[attempt.index for attempt in good],
-        lanes=[0] * len(good),  # held-out clips have no lanes: one, in the order of the data set
-        positions=[attempt.index for attempt in good],
-        substituted=[False] * len(good),
-        bad=[attempt.bad for attempt in attempts if attempt.bad is not None],
-        fetch_seconds=sum(attempt.fetch_seconds for attempt in attempts),
-        decode_seconds=sum(attempt.decode_seconds for attempt in attempts),
-        bytes_fetched=reader.take_bytes_fetched(),
-    )
+    def _targets(self, shown: Sequence[int]) -> torch.Tensor | None:
+        """Of the clips of a batch, by the samples that their frames were cut from."""
+        if self._selection is None:
+            return None
+        repeats = self._config.data.repeated_sampling
+        return torch.from_numpy(np.repeat(self._selection.targets_of(shown), repeats, axis=0))
 
 
 def _candidates(order: EpochOrder, slot: Slot) -> Iterator[int]:
@@ -284,44 +237,19 @@ def _candidates(order: EpochOrder, slot: Slot) -> Iterator[int]:
         yield order.sample(slot.lane, position)
 
 
-def _try(
-    reader: SampleReader, workers: Workers | DeviceCutter, wishes: Sequence[_Wish]
-) -> list[_Attempt]:
-    """Fetch samples and have their clips cut; a sample that is no use is a value."""
-    attempts: list[_Attempt] = []
-    tasks: list[Task] = []
-    for wish in wishes:
-        began = time.perf_counter()
-        packed = reader.fetch(wish.index)
-        bad = packed if isinstance(packed, BadSample) else None
-        attempts.append(_Attempt(wish.index, packed.key, bad, time.perf_counter() - began, 0.0))
-        if not isinstance(packed, BadSample):
-            tasks.append(Task(packed, wish.window, wish.crops, wish.batch, wish.row))
-    outcomes = iter(workers(tasks) if tasks else [])
-    return [attempt if attempt.bad else _cut(attempt, next(outcomes)) for attempt in attempts]
-
-
-def _cut(fetched: _Attempt, outcome: Outcome) -> _Attempt:
-    return dataclasses.replace(fetched, bad=outcome.bad, decode_seconds=outcome.seconds)
-
-
-def _masks(config: Config, streams: list[Stream]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token indices for the clips with these random streams: visible [B, V], masked [B, M]."""
-    splits = [masking.predicted_split(stream, config) for stream in streams]
-    return (
-        torch.stack([torch.from_numpy(split.visible) for split in splits]),
-        torch.stack([torch.from_numpy(split.masked) for split in splits]),
-    )
-
-
 def _planes(config: Config, manifest: Manifest, reader: SampleReader) -> tuple[int, int] | None:
     """Height and width of the planes to hand over; None: RGB.
 
     Planes are for shards of the profile train, whose frames mostly are of one size: the size that a
-    few samples, found all over the data set, agree on.
+    few samples, found all over the data set, agree on. Clips of a task are augmented as RGB.
     """
     wish = config.data.colours
-    if manifest.profile != "train" or wish == "workers" or config.decode.backend == "dali":
+    if (
+        config.task is not None
+        or manifest.profile != "train"
+        or wish == "workers"
+        or config.decode.backend == "dali"
+    ):
         return None
     if wish == "auto" and not config.cluster.use_gpu:
         return None

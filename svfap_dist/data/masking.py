@@ -11,11 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from svfap_dist.config import Config
 from svfap_dist.rng import Stream
+
+if TYPE_CHECKING:
+    import torch
 
 _CELL = 4  # patches of a running cell: 2 x 2
 
@@ -102,3 +107,18 @@ def predicted_split(stream: Stream, config: Config) -> TokenSplit:
     patches = (config.data.frame_size // config.model.patch_size) ** 2
     predicted = running_cell(stream, whole.masked, patches, config.mask.decoder_ratio)
     return dataclasses.replace(whole, masked=predicted)
+
+
+def batch(streams: Sequence[Stream], config: Config) -> tuple[torch.Tensor, torch.Tensor]:
+    """`predicted_split` of the clips with these streams: int64 visible [B, V], masked [B, M]; of a
+    task, which masks nothing, [B, 0] each."""
+    import torch
+
+    if config.task is not None:
+        none = torch.empty((len(streams), 0), dtype=torch.int64)
+        return none, none
+    splits = [predicted_split(stream, config) for stream in streams]
+    return (
+        torch.stack([torch.from_numpy(split.visible) for split in splits]),
+        torch.stack([torch.from_numpy(split.masked) for split in splits]),
+    )

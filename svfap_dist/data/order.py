@@ -10,6 +10,9 @@ is left over is another part of the data in each epoch, however few shards there
 samples are shuffled within blocks, so that those of a block lie next to each other in the tars and
 can be fetched together. A step takes the next few samples of every lane, and a rank owns whole
 lanes: the samples of a step are the same set for every number of ranks that divides the lanes.
+
+Where a run trains on some of the samples only, as a fold of a labelled set does, the others are
+left out before anything else: what is said above then holds for those that are selected.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ class Slot:
 
 
 def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
-    """Full global batches in `num_samples` samples.
+    """Full global batches in the `num_samples` samples that are trained on.
 
     Raises: ConfigError if there is not even one.
     """
@@ -41,8 +44,8 @@ def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
         raise ConfigError(
             "Data set is smaller than one global batch",
             where="train.global_batch_size",
-            found=f"{global_batch_size} samples per step, {num_samples} in the manifest",
-            do=f"lower train.global_batch_size to at most {num_samples}, or shard more videos",
+            found=f"{global_batch_size} samples per step, {num_samples} to train on",
+            do=f"lower train.global_batch_size to at most {num_samples}, or train on more videos",
         )
     return num_samples // global_batch_size
 
@@ -54,6 +57,7 @@ class EpochOrder:
         shard_sizes: samples of each shard, in manifest order.
         num_lanes: L; must divide `global_batch_size`.
         shuffle_block: samples shuffled together inside a lane.
+        selected: global indices of the samples to be used, ascending; None: all.
 
     Raises: ConfigError if there are fewer samples than a global batch has.
     """
@@ -67,9 +71,13 @@ class EpochOrder:
         global_batch_size: int,
         num_lanes: int,
         shuffle_block: int,
+        selected: np.ndarray | None = None,
     ) -> None:
         assert global_batch_size % num_lanes == 0, "config checks this"
         sizes = np.asarray(shard_sizes, dtype=np.int64)
+        self._selected = selected
+        if selected is not None:  # from here on, shards have no others, and are counted by them
+            sizes = np.diff(np.searchsorted(selected, np.cumsum(sizes)), prepend=0)
         self._num_samples = int(sizes.sum())
         self.steps = steps_per_epoch(self._num_samples, global_batch_size)
         self.per_lane = global_batch_size // num_lanes  # samples of a lane in one step
@@ -111,4 +119,5 @@ class EpochOrder:
         length = min(self._block, self.lane_length - start)
         shuffled = Stream(*self._key, lane, block).permutation(length)
         places = (lane * self.lane_length + start + shuffled + self._turn) % self._num_samples
-        return places + self._shifts[np.searchsorted(self._ends, places, side="right")]
+        samples = places + self._shifts[np.searchsorted(self._ends, places, side="right")]
+        return samples if self._selected is None else self._selected[samples]

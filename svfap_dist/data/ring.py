@@ -18,6 +18,7 @@ from svfap_dist.config import Config
 from svfap_dist.data.convert import YuvClips
 from svfap_dist.data.device_cutter import DeviceCutter
 from svfap_dist.data.workers import SharedArrays, Workers, shapes
+from svfap_dist.errors import ConfigError
 
 _MOST_SLOTS_AT_A_TIME = 16
 _FEWEST_AHEAD, _MOST_AHEAD = 2, 16  # batches; more than a few gain nothing, whatever the memory
@@ -96,6 +97,26 @@ class Ring:
         self._shared.close()
         if self._pinned:
             torch.cuda.check_error(_cuda().cudaHostUnregister(self._shared.address))
+
+
+def check_made_by_workers(config: Config) -> None:
+    """Check that a task's clips, which are augmented as RGB, are made where this is done.
+
+    Raises: ConfigError if the recipe asks for the device.
+    """
+    if config.task is None:
+        return
+    for key, value, other in (
+        ("decode.backend", config.decode.backend, "pyav"),
+        ("data.colours", config.data.colours, "workers"),
+    ):
+        if value in ("dali", "device"):
+            raise ConfigError(
+                "Clips of a task are augmented before they come to the device",
+                where=key,
+                found=f"{value}, with a [task]",
+                do=f"set {key}={other}, or leave it out",
+            )
 
 
 def _cuda() -> Any:

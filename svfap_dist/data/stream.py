@@ -37,6 +37,7 @@ from svfap_dist.shard_format import VIDEO_SUFFIXES, Manifest, ShardEntry, ShardI
 _INDEXES_KEPT = 256
 _RANGE_BYTES = 8 << 20
 _CACHE_LIMIT = 1 << 30  # bytes per rank
+_DENSE = 0.5  # share of samples in use from which their neighbours are worth fetching
 _Value = TypeVar("_Value")
 
 
@@ -71,14 +72,16 @@ class BadSample:
 
 
 def open_data(config: Config, url: str) -> Manifest:
-    """The manifest of a data set, checked against its shards and against the clip's window.
+    """The manifest of a data set, checked against its shards and, for pre-training, against the
+    clip's window: those of a task take short videos, too (see `clips`).
 
     Raises: ShardError if it is missing or does not fit its shards; ConfigError if its shortest
     video has no room for a clip; StorageError from the store.
     """
     manifest = shard_format.load_manifest(url)
     shard_format.check_shards(url, manifest)
-    check_window(config, manifest.min_frames, where=url)
+    if config.task is None:
+        check_window(config, manifest.min_frames, where=url)
     return manifest
 
 
@@ -197,14 +200,23 @@ class SampleReader:
         return data
 
 
-def read_ahead(config: Config, manifest: Manifest, world: World) -> tuple[int, int]:
+def read_ahead(
+    config: Config, manifest: Manifest, world: World, num_selected: int | None = None
+) -> tuple[int, int]:
     """Bytes to fetch at a time and bytes to keep, for the lanes of a rank.
 
     Inside a block samples are used in random order, so fetching neighbours pays only if the blocks
-    of all lanes can be kept until they are used up. Where they cannot, samples are fetched alone.
+    of all lanes can be kept until they are used up. Where they cannot, samples are fetched alone,
+    and so they are where most of their neighbours are not used at all.
+
+    Args:
+        num_selected: samples that are used; None: all of the manifest's.
     """
     total = sum(shard.num_bytes for shard in manifest.shards)
-    block = config.data.shuffle_block * total / manifest.num_samples
+    used = manifest.num_samples if num_selected is None else num_selected
+    if used < _DENSE * manifest.num_samples:
+        return 1, 1
+    block = config.data.shuffle_block * total / used
     lanes = config.data.num_lanes // world.world_size
     # A quarter more for large samples; the ranges at both ends of a block reach beyond it.
     wanted = min(total, int(lanes * (1.25 * block + 2 * _RANGE_BYTES)))

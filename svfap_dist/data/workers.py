@@ -20,7 +20,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from multiprocessing import reduction
 from typing import Any
@@ -29,7 +29,8 @@ import numpy as np
 
 from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.config import Config
-from svfap_dist.data.clips import fixed_cut, random_cut
+from svfap_dist.data.augment import augment
+from svfap_dist.data.clips import fixed_cut, multi_clip_cut, random_cut
 from svfap_dist.data.convert import kind_of, to_rgb
 from svfap_dist.data.decode_cpu import TooShortError, WrongSizeError
 from svfap_dist.data.frames import Frames, YuvFrames
@@ -113,9 +114,10 @@ def shapes(config: Config, length: int, clips: int, planes: tuple[int, int] | No
 class Task:
     """Clips to be cut out of a sample.
 
-    window: key of the stream that chooses the random window; None: the fixed clip of evaluation.
-    crops: keys of the streams of each clip's crop. batch, row: where the first clip goes in the
-    shared arrays; the others follow it.
+    window: key of the stream that chooses the random window; None: the fixed clips of evaluation,
+    one in pre-training, those of multi-clip testing for a task. crops: keys of the streams of each
+    clip's crop. batch, row: where the first clip goes in the shared arrays; the others follow it.
+    augments: keys of the streams of each clip's augmentation; none: clips are left as they are.
     """
 
     packed: PackedSample
@@ -123,14 +125,17 @@ class Task:
     crops: tuple[Key, ...]
     batch: int
     row: int
+    augments: tuple[Key, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """bad: why there are no clips; None: they are in the shared arrays."""
+    """bad: why there are no clips; None: they are in the shared arrays. shares: what each clip
+    counts in the scores of its sample, for as many as were made; they add up to 1."""
 
     bad: BadSample | None
     seconds: float  # of opening, decoding and cutting
+    shares: tuple[float, ...] = ()
 
 
 class Cutter:
@@ -151,31 +156,47 @@ class Cutter:
     def __call__(self, task: Task) -> Outcome:
         """Do a task."""
         began = time.perf_counter()
-        return Outcome(self._cut(task), time.perf_counter() - began)
+        done = self._cut(task)
+        bad, shares = (done, ()) if isinstance(done, BadSample) else (None, done)
+        return Outcome(bad, time.perf_counter() - began, shares)
 
-    def _cut(self, task: Task) -> BadSample | None:
+    def _cut(self, task: Task) -> BadSample | tuple[float, ...]:
+        """Write the clips of a task to their places; the share of each."""
         sample = unpack(task.packed)
         if isinstance(sample, BadSample):
             return sample
+        shares: list[float] = []
         try:
-            if task.window is None:
-                frames, crops = fixed_cut(sample.video, sample.info, self._config)
-            else:
-                window, streams = Stream(*task.window), [Stream(*key) for key in task.crops]
-                frames, crops = random_cut(sample.video, sample.info, self._config, window, streams)
-            for row, crop in enumerate(crops, task.row):
-                self._put(frames, crop, task.batch, row)
+            for frames, crop, share in self._clips(task, sample):
+                self._put(frames, crop, task, len(shares))
+                shares.append(share)
         except DecodeError as error:
             return undecodable(sample, error)
         except MemoryError:
             return BadSample(sample.index, sample.key, "too_large", "memory of the worker is full")
-        return None
+        return tuple(shares)
 
-    def _put(self, frames: Frames, crop: Crop, batch: int, row: int) -> None:
-        """Write a clip to its place."""
-        arrays = self._shared.arrays
+    def _clips(self, task: Task, sample: Sample) -> Iterator[tuple[Frames, Crop, float]]:
+        video, info, config = sample.video, sample.info, self._config
+        if task.window is None and config.task is not None:
+            yield from multi_clip_cut(video, info, config)
+            return
+        if task.window is None:
+            frames, crops = fixed_cut(video, info, config)
+        else:
+            streams = [Stream(*key) for key in task.crops]
+            frames, crops = random_cut(video, info, config, Stream(*task.window), streams)
+        for crop in crops:
+            yield frames, crop, 1 / len(crops)
+
+    def _put(self, frames: Frames, crop: Crop, task: Task, number: int) -> None:
+        """Write the clip `number` of a task to its place."""
+        arrays, batch, row = self._shared.arrays, task.batch, task.row + number
         if "rgb" in arrays:
-            arrays["rgb"][batch, row] = to_rgb(frames, crop, self._config.data.frame_size)
+            clip = to_rgb(frames, crop, self._config.data.frame_size)
+            if task.augments:
+                clip = augment(clip, Stream(*task.augments[number]), self._config.augment)
+            arrays["rgb"][batch, row] = clip
             return
         assert isinstance(frames, YuvFrames), "only planes are handed over as planes"
         for name in ("y", "u", "v"):

@@ -98,8 +98,29 @@ def load_classifier(path: str) -> classifier.Classifier:
     return _load_model(path, classifier.build)
 
 
-def _load_model(path: str, build: Callable[..., Model]) -> Model:
+def load_any(
+    path: str,
+) -> tuple[dict[str, Any], autoencoder.MaskedAutoencoder | classifier.Classifier]:
+    """The arguments of `build` and the network of a file that `save` wrote, whichever it is; in
+    eval mode, on the CPU.
+
+    Raises: CheckpointError if the file is missing, damaged, or its weights do not fit.
+    """
     build_args, state = load(path)
+    build = classifier.build if "num_outputs" in build_args else autoencoder.build
+    return build_args, _fitted(path, build, build_args, state)
+
+
+def _load_model(path: str, build: Callable[..., Model]) -> Model:
+    return _fitted(path, build, *load(path))
+
+
+def _fitted(
+    path: str,
+    build: Callable[..., Model],
+    build_args: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+) -> Model:
     try:
         model = build(**build_args)
         model.load_state_dict(state)

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from data_sharding.probe import Rejected, probe
 from svfap_dist import storage
 from svfap_dist.config import Config
 from svfap_dist.data import masking
 from svfap_dist.data.clips import fixed_clip
-from svfap_dist.errors import DecodeError
 from svfap_dist.model import loss, patches, weights
 from svfap_dist.rng import Stream
 from svfap_dist.train import trained
+from svfap_dist.use import videos
+from svfap_dist.use.videos import BadVideo
 
 ROWS = ("original", "masked", "reconstructed")
 _FRAMES_SHOWN = 6
@@ -33,16 +33,16 @@ _NAME_LENGTH = 16  # the end of a name tells clips apart
 _GAP = 2
 
 
-def make(checkpoint_url: str, videos: Sequence[str], output: str) -> None:
+def make(checkpoint_url: str, urls: Sequence[str], output: str) -> None:
     """Write the picture of some videos (paths or URLs) to a PNG file.
 
     Raises: CheckpointError, DecodeError, StorageError.
     """
     weights_url, config = trained.locate(checkpoint_url)
     model = weights.load_autoencoder(weights_url)
-    frames = [_frames_of(model, config, url) for url in videos]
+    frames = [_frames_of(model, config, url) for url in urls]
     png = io.BytesIO()
-    draw(frames, [os.path.splitext(os.path.basename(url))[0] for url in videos]).save(png, "PNG")
+    draw(frames, [os.path.splitext(os.path.basename(url))[0] for url in urls]).save(png, "PNG")
     storage.write_bytes(output, png.getvalue())
 
 
@@ -51,16 +51,10 @@ def clip_of(config: Config, url: str) -> torch.Tensor:
 
     Raises: DecodeError, StorageError.
     """
-    video = storage.read_bytes(url)
-    info = probe(video, min_frames=config.window)
-    if isinstance(info, Rejected):
-        raise DecodeError(
-            "Video cannot be used",
-            where=url,
-            found=f"{info.reason}: {info.detail}",
-            do=f"give a whole video of at least {config.window} frames",
-        )
-    return patches.normalise(fixed_clip(video, info, config).unsqueeze(0))
+    found = videos.read(url, min_frames=config.window)
+    if isinstance(found, BadVideo):
+        raise found.error()
+    return patches.normalise(fixed_clip(*found, config).unsqueeze(0))
 
 
 @torch.no_grad()

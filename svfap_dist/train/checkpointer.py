@@ -31,7 +31,7 @@ from svfap_dist.errors import CheckpointError, StorageError, SvfapError
 from svfap_dist.model import weights
 from svfap_dist.train import checkpoint, retention
 from svfap_dist.train.checkpoint import COMMIT, FILES, STATE, WEIGHTS, checkpoint_url, tag_of
-from svfap_dist.train.engine import Engine, build_arguments
+from svfap_dist.train.engine import Engine
 from svfap_dist.train.state import TrainState
 
 _SECONDS_BETWEEN_LOOKS = 0.5  # for the other ranks' markers
@@ -147,7 +147,8 @@ class _Upload:
             state_dict = engine.state_dict()
             if self._world.is_main:
                 part = os.path.join(self._folder, tag_of(self._step))
-                weights.save(os.path.join(part, WEIGHTS), state_dict, build_arguments(self._config))
+                build = engine.objective.build_arguments
+                weights.save(os.path.join(part, WEIGHTS), state_dict, build)
                 storage.write_bytes(os.path.join(part, STATE), state.to_json())
         except (OSError, RuntimeError, StorageError) as error:
             # torch reports a full disk as a RuntimeError, and so it does a rank that is gone.

@@ -1,8 +1,9 @@
 """One rank's share of an optimizer step, by DeepSpeed.
 
-In: this rank's `ClipBatch` (uint8 frames and two index tensors) and a learning rate. Out: the loss,
-a device tensor that nobody waits for, and the `Update`. The step is in two halves, `backward` and
-`update`, because all ranks agree between them whether the weights may be touched.
+In: this rank's `ClipBatch` and a learning rate. Out: the loss, a device tensor that nobody waits
+for, and the `Update`. What is computed of a batch is the objective's affair. The step is in two
+halves, `backward` and `update`, because all ranks agree between them whether the weights may be
+touched.
 
 This file hides what DeepSpeed wants: it is imported late and on CPU without any compiled kernel (no
 compiler is needed at run time), its process group is made or taken over here, and its chatter is
@@ -27,12 +28,12 @@ from torch import Tensor
 
 from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.config import Config, check_world_size
-from svfap_dist.data.clips import frames_on
 from svfap_dist.distributed import World, barrier
 from svfap_dist.errors import ClusterError
 from svfap_dist.metrics.phases import Phases
-from svfap_dist.model import autoencoder, layers, loss
-from svfap_dist.train import optim
+from svfap_dist.model import layers
+from svfap_dist.train import objective, optim
+from svfap_dist.train.objective import Moment
 
 if TYPE_CHECKING:
     from svfap_dist.data.loader import ClipBatch
@@ -133,19 +134,6 @@ def _deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def build_arguments(config: Config) -> dict[str, Any]:
-    """Arguments of `autoencoder.build` for a recipe."""
-    return {
-        "size": config.model.size,
-        "num_frames": config.data.num_frames,
-        "frame_size": config.data.frame_size,
-        "tubelet_size": config.model.tubelet_size,
-        "patch_size": config.model.patch_size,
-        "num_visible_tubelets": config.num_visible_tubelets,
-        **config.model.overrides(),
-    }
-
-
 class Engine:
     """Model, optimizer and their ZeRO partitions on one rank.
 
@@ -157,19 +145,22 @@ class Engine:
         self, config: Config, world: World, device: torch.device, universal: bool = False
     ) -> None:
         self.device, self.phases = device, Phases(device)
-        self._config = config
+        self.objective = objective.of(config)
+        self._config, self._rank = config, world.rank
         self._stage = config.train.zero_stage
         self._accumulation = check_world_size(config, world.world_size)
         # The same weights on every rank; torch's global generator is put back as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
-            model = autoencoder.build(**build_arguments(config))
+            model = self.objective.build()
         model = model.to(device)
         if config.train.activation_checkpointing:
             layers.recompute_blocks(model)
+        optimizer = optim.adamw(model, config.optim, self.objective.layer_decay)
+        self._rate_scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
         self._engine, *_ = _deepspeed(device).initialize(
             model=model,
-            optimizer=optim.adamw(model, config.optim),
+            optimizer=optimizer,
             config=self._settings(model, world, universal),
             dist_init_required=False,
         )
@@ -177,6 +168,11 @@ class Engine:
             # In place, so that weights keep their names. The few shapes there are (a held-out batch
             # may be smaller) are worth a program each.
             self._engine.module.compile(dynamic=False)
+        self._train_mode()
+
+    def _train_mode(self) -> None:
+        self._engine.train()
+        self.objective.train_mode(self._engine.module)
 
     def _settings(self, model: torch.nn.Module, world: World, universal: bool) -> dict[str, Any]:
         per_rank = self._config.train.global_batch_size // world.world_size
@@ -197,20 +193,23 @@ class Engine:
             "steps_per_print": None,
         }
 
-    def forward(self, batch: ClipBatch, part: slice) -> Tensor:
-        """Mean loss, a scalar on the device, over the clips `part` of a batch."""
-        frames = frames_on(self.device, batch, part)
-        visible, masked = (
-            tensor[part].to(self.device, non_blocking=True)
-            for tensor in (batch.visible, batch.masked)
-        )
-        model = self._config.model
-        target = loss.targets(frames, masked, model.tubelet_size, model.patch_size)
-        prediction = self._engine(frames, visible, masked)
-        return loss.masked_patch_loss(prediction, target)
+    def forward(self, batch: ClipBatch, part: slice, step: int | None = None) -> Tensor:
+        """Mean loss, a scalar on the device, over the clips `part` of a batch.
 
-    def backward(self, batch: ClipBatch) -> Tensor:
-        """Mean loss over this rank's batch, its gradient ready for `update`."""
+        step: completed optimizer steps, for random choices; None: without any, for evaluation.
+        """
+        moment = Moment(self.device, self._rank, step)
+        return self.objective.loss(self._engine, batch, part, moment)
+
+    def network(self, *inputs: Tensor) -> Tensor:
+        """What the network gives; under ZeRO-3 all ranks call it together."""
+        return self._engine(*inputs)
+
+    def backward(self, batch: ClipBatch, step: int) -> Tensor:
+        """Mean loss over this rank's batch, its gradient ready for `update`.
+
+        step: completed optimizer steps.
+        """
         count = len(batch.frames)
         micro = count // self._accumulation
         total = torch.zeros((), device=self.device)
@@ -218,7 +217,7 @@ class Engine:
             if begin:
                 self._engine.step()  # closes the micro batch before; touches no weight
             with self.phases.measured("forward"):
-                value = self.forward(batch, slice(begin, begin + micro))
+                value = self.forward(batch, slice(begin, begin + micro), step)
             with self.phases.measured("backward"):
                 self._engine.backward(value)
             total += value.detach() / self._accumulation
@@ -226,8 +225,9 @@ class Engine:
 
     def update(self, learning_rate: float) -> Update:
         """Clip, and take one optimizer step; a gradient that is not finite is left out."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        groups = self._engine.optimizer.param_groups
+        for group, scale in zip(groups, self._rate_scales, strict=True):
+            group["lr"] = learning_rate * scale
         with self.phases.measured("optimizer"):
             if self._stage == 0:
                 return self._update_without_zero()
@@ -257,7 +257,7 @@ class Engine:
             with torch.no_grad():
                 yield
         finally:
-            self._engine.train()
+            self._train_mode()
 
     def save(self, folder: str, tag: str) -> None:
         """Write this rank's shards to the local folder/tag; all ranks call it together."""

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from svfap_dist import distributed
 from svfap_dist.config import Config
 from svfap_dist.data.clips import ClipBatch
-from svfap_dist.data.loader import held_out_batches
+from svfap_dist.data.evaluation import held_out_batches
 from svfap_dist.data.stream import open_data
 from svfap_dist.distributed import World
 from svfap_dist.errors import ShardError

@@ -46,8 +46,8 @@ class Recorder:
 
     Args:
         attempt, step: number of the attempt and completed steps at which it goes on.
-        flops_per_clip: operations of a training step. peak_rate: what a device can do of them in a
-            second at best; None if unknown.
+        work: operations and tokens of a clip in a training step. peak_rate: operations that a
+            device can do in a second at best; None if unknown.
         on_log: gets each row of metrics, on rank 0. on_begin: gets all ranks' metrics addresses.
 
     Raises: ClusterError, StorageError: on every rank, if port or files are refused on any.
@@ -61,12 +61,13 @@ class Recorder:
         step: int,
         on_log: Callable[[Row], None],
         on_begin: Callable[[list[str]], None],
-        flops_per_clip: int,
+        work: tuple[int, int],
         peak_rate: float | None,
     ) -> None:
         self._config, self._world, self._attempt = config, world, attempt
         self._on_log, self._on_begin = on_log, on_begin
-        self._flops_per_clip, self._peak_rate = flops_per_clip, peak_rate
+        self._flops_per_clip, self._tokens_per_clip = work
+        self._peak_rate = peak_rate
         self._windows: list[Window] = []  # of all ranks, since the last log step
         self._saving = self._evaluating = 0.0  # seconds since the last window
         self._bad: list[Row] = []  # bad samples that are not yet in the quarantine list
@@ -136,7 +137,7 @@ class Recorder:
             batch.bytes_fetched,
             batch.batches_ready,
         )
-        self._exporter.add(names.TOKENS, batch.visible.numel() + batch.masked.numel())
+        self._exporter.add(names.TOKENS, len(batch.frames) * self._tokens_per_clip)
         self._exporter.add(names.FLOPS, len(batch.frames) * self._flops_per_clip)
         for bad in batch.bad:
             self._bad.append({"step": step, **dataclasses.asdict(bad)})

@@ -6,9 +6,14 @@ full weights lie, and the recipe they were trained by. No DeepSpeed is needed to
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+
 from svfap_dist import recipe, storage
 from svfap_dist.config import Config
 from svfap_dist.errors import CheckpointError
+from svfap_dist.model import weights
 from svfap_dist.train import checkpoint
 from svfap_dist.train.state import TrainState
 
@@ -31,3 +36,17 @@ def locate(url: str) -> tuple[str, Config]:
     where = storage.join(url, checkpoint.STATE)
     state = TrainState.from_json(storage.read_bytes(where), where)
     return storage.join(url, checkpoint.WEIGHTS), recipe.from_tables(state.config, where=where)
+
+
+def load_weights(url: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Arguments of `build` and weights of a run (its newest checkpoint), a checkpoint, a folder
+    that `svfap import` or `svfap export` wrote, or a .safetensors file.
+
+    Raises: CheckpointError if there are none; StorageError.
+    """
+    path = storage.join(url, checkpoint.WEIGHTS)
+    if url.endswith(".safetensors"):
+        path = url
+    elif storage.exists(storage.join(url, checkpoint.COMMIT)) or not storage.exists(path):
+        path, _ = locate(url)
+    return weights.load(path)

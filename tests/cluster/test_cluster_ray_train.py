@@ -66,7 +66,7 @@ def test_killed_rank_costs_nothing_but_time(shards, tmp_path):
     """kill -9 of a rank in mid-run: the group restarts, resumes, and goes on bit for bit."""
     steps = ["train.max_steps=16", "train.checkpoint_every=4"]
     undisturbed = config_of(shards, tmp_path / "undisturbed", *steps)
-    ray_train.pretrain(undisturbed, on_log=lambda row: None)
+    ray_train.train(undisturbed, on_log=lambda row: None)
 
     killed: list[int] = []
 
@@ -78,7 +78,7 @@ def test_killed_rank_costs_nothing_but_time(shards, tmp_path):
 
     run = tmp_path / "killed"
     # Long enough a run that the kill falls well before its end.
-    result = ray_train.pretrain(config_of(shards, run, *steps), on_log=kill_rank_1)
+    result = ray_train.train(config_of(shards, run, *steps), on_log=kill_rank_1)
 
     assert killed
     assert result.step == 16
@@ -99,7 +99,7 @@ def test_ctrl_c_saves_a_checkpoint_on_all_ranks(shards, tmp_path):
 
     # So many steps that only the stop wish can end it within the test's time.
     config = config_of(shards, tmp_path / "run", "train.max_steps=100000")
-    result = ray_train.pretrain(config, on_log=interrupt_once)
+    result = ray_train.train(config, on_log=interrupt_once)
 
     assert result.stop_reason != "finished"
     assert 0 < result.step < 100_000
@@ -112,16 +112,16 @@ def test_error_that_no_restart_mends_comes_back_as_it_was(shards, tmp_path):
     run = tmp_path / "run"
     config = config_of(shards, run, "optim.lr=1e30", "optim.warmup_lr=1e30")
     with pytest.raises(HealthError, match="not finite"):
-        ray_train.pretrain(config, on_log=lambda row: None)
+        ray_train.train(config, on_log=lambda row: None)
     assert checkpoint.committed_steps(str(run)) == []
 
 
 def test_mistakes_are_told_before_any_rank_starts(shards, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(ConfigError, match="Window is longer"):
-        ray_train.pretrain(config_of(shards, run, "data.sampling_rate=4"), on_log=lambda row: None)
+        ray_train.train(config_of(shards, run, "data.sampling_rate=4"), on_log=lambda row: None)
     with pytest.raises(ConfigError, match="temporal_kernel_size"):
-        ray_train.pretrain(config_of(shards, run, "data.num_frames=6"), on_log=lambda row: None)
+        ray_train.train(config_of(shards, run, "data.num_frames=6"), on_log=lambda row: None)
     assert not ray.is_initialized()
     assert not run.exists()
 
@@ -129,4 +129,4 @@ def test_mistakes_are_told_before_any_rank_starts(shards, tmp_path):
 def test_cluster_too_small_is_told_at_once(shards, tmp_path):
     config = config_of(shards, tmp_path / "run", "cluster.use_gpu=true")
     with pytest.raises(ClusterError, match="GPU"):
-        ray_train.pretrain(config, on_log=lambda row: None)
+        ray_train.train(config, on_log=lambda row: None)

@@ -103,6 +103,7 @@ def write_shard(
             shard_format.digest(tar[start:stop]) for start, stop in itertools.pairwise(borders)
         ),
         num_frames=tuple(samples[i][1].num_frames for i in rows),
+        labels=tuple(labels) if any(labels := [samples[i][1].labels for i in rows]) else (),
     )
     raw = shard_format.dump(index)
     entry = ShardEntry(

@@ -11,7 +11,7 @@ from svfap_dist.data import decode, decode_dali
 from svfap_dist.data.decode_dali import DaliDecoder
 from svfap_dist.errors import ConfigError
 from svfap_dist.shard_format import VideoInfo
-from svfap_dist.train import pretrain
+from svfap_dist.train import loop
 
 needs_dali = pytest.mark.skipif(not decode_dali.is_installed(), reason="DALI is not installed")
 
@@ -97,7 +97,7 @@ def test_dali_for_h264_on_a_cpu_is_refused_before_anything_starts(data_sets, tmp
     tables = config_of("dali", url=data_sets["h264"].url).model_dump()
     config = Config.model_validate({**tables, "run": {"url": str(tmp_path / "run")}})
     with pytest.raises(ConfigError, match="does not decode h264") as caught:
-        pretrain.preflight(config)
+        loop.preflight(config)
     assert "decode.backend=pyav" in caught.value.do
 
 

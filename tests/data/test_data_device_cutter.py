@@ -9,7 +9,8 @@ from numbered_shards import write_data_set
 
 from svfap_dist.config import Config
 from svfap_dist.data import decode_dali
-from svfap_dist.data.loader import ClipLoader, held_out_batches
+from svfap_dist.data.evaluation import held_out_batches
+from svfap_dist.data.loader import ClipLoader
 from svfap_dist.distributed import World
 from svfap_dist.shard_format import VideoInfo
 

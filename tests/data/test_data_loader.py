@@ -13,7 +13,8 @@ from numbered_shards import FRAMES, SIDE, sample_and_frame
 
 from svfap_dist.config import Config, DataConfig, MaskConfig, ModelConfig, RunConfig, TrainConfig
 from svfap_dist.data.clips import ClipBatch, random_clips, window_start
-from svfap_dist.data.loader import ClipLoader, held_out_batches
+from svfap_dist.data.evaluation import held_out_batches
+from svfap_dist.data.loader import ClipLoader
 from svfap_dist.data.masking import tube
 from svfap_dist.data.order import EpochOrder
 from svfap_dist.data.stream import SampleReader, read_ahead
@@ -379,6 +380,10 @@ def test_read_ahead_keeps_the_blocks_of_all_lanes_or_fetches_samples_alone():
     assert read_ahead(config, large, world(0, 4)) == (8 * mib, int(2 * (1.25 * 25.5 + 16) * mib))
     huge_blocks = config_of(num_lanes=8, shuffle_block=8192)
     assert read_ahead(huge_blocks, large, world()) == (1, 1)
+    # Where every other sample is used, a block reaches twice as far; where fewer are, neighbours
+    # would mostly be fetched for nothing.
+    assert read_ahead(config, large, world(0, 8), 512_000)[1] == int((1.25 * 51 + 16) * mib)
+    assert read_ahead(config, large, world(0, 8), 511_999) == (1, 1)
 
 
 def held_out(data_set, max_clips=11, rank=0, size=1) -> Generator[ClipBatch]:

@@ -3,8 +3,10 @@ any step."""
 
 from __future__ import annotations
 
+import itertools
 import time
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -136,6 +138,22 @@ def test_seeds_and_epochs_give_other_orders():
 
     assert first(0, 0) == first(0, 0)
     assert len({tuple(first(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=8), st.integers(1, 4), st.data())
+def test_selected_samples_are_in_the_order_of_a_data_set_without_the_others(sizes, lanes, data):
+    wanted = [sample for sample in range(sum(sizes)) if data.draw(st.booleans(), label="wanted")]
+    shards = itertools.pairwise(itertools.accumulate(sizes, initial=0))
+    fewer = [sum(begin <= sample < end for sample in wanted) for begin, end in shards]
+    if len(wanted) < lanes:
+        return
+    expected = oracle(fewer, 3, 1, lanes, lanes, 5)
+    shape = {"epoch": 1, "global_batch_size": lanes, "num_lanes": lanes, "shuffle_block": 5}
+    order = EpochOrder(sizes, seed=3, **shape, selected=np.array(wanted))
+    for lane, places in enumerate(expected):
+        found = [order.sample(lane, position) for position in range(order.lane_length)]
+        assert found == [wanted[place] for place in places]
 
 
 def test_steps_per_epoch_counts_full_batches_only():

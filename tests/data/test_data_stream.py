@@ -11,6 +11,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from labelled import CLASSES
 
 from svfap_dist import shard_format, storage
 from svfap_dist.config import Config, DataConfig, ModelConfig
@@ -240,6 +241,12 @@ def test_open_data_refuses_a_window_that_some_video_cannot_hold(make_data_set):
     data_set = make_data_set([3])
     with pytest.raises(ConfigError, match="31 frames, the shortest video has 30"):
         open_data(config_with_window(31), data_set.url)
+
+
+def test_open_data_of_a_task_takes_short_videos(make_data_set):
+    data_set = make_data_set([3])
+    config = config_with_window(31).model_copy(update={"task": CLASSES})
+    assert open_data(config, data_set.url) == data_set.manifest
 
 
 def test_open_data_finds_a_shard_cut_short(make_data_set):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from layouts import LAYOUTS, TRAITS, picture, put, video, videos
 
+from data_sharding import sources
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError, ShardError
 
@@ -240,6 +241,23 @@ def test_strays_of_other_kinds(name: str, path: str, reason: str, copy_of) -> No
     assert Counter(
         v.labels.get("fold", v.labels.get("split")) for v in found if not v.misfit
     ) == COUNTS[name]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["avcaffe", "cremad", "enterface05", "firstimpressions", "ravdess", "werewolfxl"]
+)
+def test_face_crops_have_the_labels_of_their_videos(
+    name: str, roots: dict[str, Path], tmp_path: Path
+) -> None:
+    for clip in sources.load("folder").samples(str(roots[name])):
+        put(tmp_path / f"{clip.key}.mp4", video())  # where `svfap faces` writes its crop
+    for lists in ("info", "ground_truths", "annotations", "labels.csv"):
+        if (roots[name] / lists).exists():
+            (tmp_path / lists).symlink_to(roots[name] / lists)
+    expected = {clip.key: clip.labels for clip in videos(name, roots[name])}
+    crops = videos(name, tmp_path)
+    assert not [clip.misfit for clip in crops if clip.misfit]
+    assert {clip.key: clip.labels for clip in crops} == expected
 
 
 def test_ravdess_with_sound_only_is_taken(copy_of) -> None:

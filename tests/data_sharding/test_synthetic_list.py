@@ -74,6 +74,12 @@ def test_labels_say_who_and_what():
         assert clip.key.split("/")[1] == labels["identity"]
         assert DFEW[labels["expression_index"]] == labels["expression"]
         meant = EXPRESSIONS[labels["expression"]]
+        assert labels["subject"] == labels["identity"]
+        assert (labels["class"], labels["class_name"]) == (
+            labels["expression_index"],
+            labels["expression"],
+        )
+        assert labels["values"] == {name: labels[name] for name in ("valence", "arousal")}
         assert labels["valence"] == pytest.approx(labels["intensity"] * meant.valence, abs=1e-3)
         assert labels["arousal"] == pytest.approx(labels["intensity"] * meant.arousal, abs=1e-3)
         if labels["expression"] == "neutral":
@@ -95,6 +101,15 @@ def test_ranges_that_do_not_overlap_share_nobody():
     held_out = {clip.labels["identity"] for clip in samples("50,identities=8,first_identity=8")}
     assert len(train) == len(held_out) == 8
     assert not train & held_out
+
+
+def test_each_person_is_tested_in_one_of_five_folds():
+    fold_of: dict[str, set[int]] = {}
+    for clip in samples("clips=60,identities=12,first_identity=3"):
+        fold_of.setdefault(clip.labels["subject"], set()).add(clip.labels["fold"])
+    assert all(len(folds) == 1 for folds in fold_of.values())
+    counts = collections.Counter(fold for folds in fold_of.values() for fold in folds)
+    assert sorted(counts.items()) == [(1, 2), (2, 2), (3, 2), (4, 3), (5, 3)]
 
 
 def test_stamps_change_with_what_the_clip_is_made_from():

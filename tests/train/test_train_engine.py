@@ -14,7 +14,7 @@ from svfap_dist import recipe
 from svfap_dist.config import Config
 from svfap_dist.model import autoencoder, loss
 from svfap_dist.train import schedule
-from svfap_dist.train.engine import build_arguments
+from svfap_dist.train.masked import build_arguments
 
 STEPS, CLIP = 8, 0.02
 # Accumulation 2; a decay and a clipping that would be missed; a warm-up of two steps.

@@ -104,7 +104,7 @@ def train(tables: dict[str, Any], stop_after: int = 0, die_after: int = 0) -> di
 
     from svfap_dist import recipe
     from svfap_dist.errors import SvfapError
-    from svfap_dist.train import pretrain
+    from svfap_dist.train import loop
 
     rank, last_rank = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]) - 1
     steps = 0
@@ -118,9 +118,37 @@ def train(tables: dict[str, Any], stop_after: int = 0, die_after: int = 0) -> di
 
     try:
         config = recipe.from_tables(tables, where="test")
-        return dataclasses.asdict(pretrain.run(config, stop_requested=asked_at_each_step))
+        return dataclasses.asdict(loop.run(config, stop_requested=asked_at_each_step))
     except SvfapError as error:
         return {"error": type(error).__name__, "message": str(error)}
+
+
+def finetune(tables: dict[str, Any], stop_after: int = 0) -> dict[str, Any]:
+    """One attempt at all folds of a fine-tuning: how it ended, or its error; after so many steps
+    (0: never) rank 0 is asked to stop."""
+    from svfap_dist import recipe
+    from svfap_dist.errors import SvfapError
+    from svfap_dist.train import finetune as tuning
+    from svfap_dist.train import loop
+    from svfap_dist.train.engine import process_group
+
+    world, steps = distributed.from_environment(), 0
+
+    def asked_at_each_step() -> str:
+        nonlocal steps
+        steps += 1
+        return "stop requested" if steps >= stop_after > 0 and world.is_main else ""
+
+    def one_fold(config: Config) -> Any:
+        return loop.run(config, stop_requested=asked_at_each_step)
+
+    try:
+        config = recipe.from_tables(tables, where="test")
+        with process_group(config, world):
+            ended = tuning.run(config, one_fold, writes=world.is_main)
+    except SvfapError as error:
+        return {"error": type(error).__name__, "message": str(error)}
+    return {"stop_reason": ended.stop_reason, "step": ended.step, "fold": ended.fold}
 
 
 def random_batch(config: Config, step: int) -> ClipBatch:
@@ -174,7 +202,7 @@ def engine_steps(
                 engine.close()
                 engine = Engine(config, world, device)
                 engine.load(folder, "cut")
-            loss = engine.backward(random_batch(config, step))
+            loss = engine.backward(random_batch(config, step), step)
             update = engine.update(rate)
             seen["loss"].append(loss.item())
             seen["grad_norm"].append(float(update.grad_norm))
@@ -201,7 +229,7 @@ def explode(tables: dict[str, Any]) -> dict[str, list[bool]]:
         loader = ClipLoader(config, config.data.url, manifest, world)
         for batch in loader.batches(0, 2):
             before = {name: value.clone() for name, value in engine.state_dict().items()}
-            loss = engine.backward(batch)
+            loss = engine.backward(batch, 0)
             update = engine.update(learning_rate=1e30)
             after = engine.state_dict()
             seen["applied"].append(update.applied)
@@ -227,7 +255,7 @@ def wiring(tables: dict[str, Any]) -> dict[str, Any]:
         compiled = module._compiled_call_impl is not None
         module._compiled_call_impl = None  # the step itself need not be compiled
         module.encoder.blocks[0].mlp.register_forward_pre_hook(lambda *given: calls.append(None))
-        engine.backward(random_batch(config, 0))
+        engine.backward(random_batch(config, 0), 0)
         engine.close()
     return {"mlp_calls": len(calls), "compiled": compiled}
 

@@ -1,9 +1,7 @@
-"""Pre-training, from an empty folder or the newest checkpoint to the last step.
+"""One attempt at a run on one rank: its parts, and what the loop does with them.
 
-`run` is what every rank executes, whoever started it: Ray Train, srun, torchrun or nobody. Batches
-come from `data.loader`, the arithmetic is in `engine`, and what is written goes through `recorder`
-and `checkpointer`; here is the order in which things happen. Between backward and update all ranks
-agree (`health`), and whatever ends a run early does so at a step edge, on all ranks alike.
+An attempt begins where the newest committed checkpoint ends, or at nothing, and is over with its
+process group. All ranks call all methods together.
 """
 
 from __future__ import annotations
@@ -15,115 +13,61 @@ from collections.abc import Callable, Generator, Iterator
 
 import torch
 
-from svfap_dist import distributed
-from svfap_dist.config import Config, check_world_size
-from svfap_dist.data import decode, masking
+from svfap_dist import distributed, storage
+from svfap_dist.config import Config
+from svfap_dist.data import decode
 from svfap_dist.data.clips import ClipBatch
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.data.stream import open_data
 from svfap_dist.distributed import World
-from svfap_dist.errors import ConfigError, HealthError
+from svfap_dist.errors import HealthError
 from svfap_dist.metrics import flops
-from svfap_dist.model import sizes
-from svfap_dist.rng import Stream
 from svfap_dist.shard_format import Manifest
-from svfap_dist.train import checkpoint, health, schedule
+from svfap_dist.train import checkpoint, health, objective, schedule, split, testing
 from svfap_dist.train import state as train_state
 from svfap_dist.train.checkpointer import Checkpointer
-from svfap_dist.train.engine import Engine, build_arguments, process_group
+from svfap_dist.train.engine import Engine
 from svfap_dist.train.heldout import HeldOut
 from svfap_dist.train.journal import next_attempt
-from svfap_dist.train.notice import FINISHED, NodesLeaving, Notice, heard_signals
+from svfap_dist.train.notice import FINISHED, Notice
 from svfap_dist.train.ownership import Ownership
 from svfap_dist.train.recorder import Recorder, Row
+from svfap_dist.train.result import RunResult
+from svfap_dist.train.split import Sides
 from svfap_dist.train.state import TrainState
+from svfap_dist.train.testing import PREDICTIONS
 
 
 @dataclasses.dataclass(frozen=True)
-class RunResult:
-    """How a run ended. The losses are those of the whole run, not only of its last attempt, and
-    None where none was computed."""
+class Scene:
+    """What an attempt finds before it starts."""
 
-    step: int
-    total_steps: int
-    stop_reason: str  # "finished", or what asked the run to stop (see `notice`)
-    run_url: str
-    first_loss: float | None
-    loss: float | None
-    first_held_out_loss: float | None
-    held_out_loss: float | None
-
-    def lines(self) -> list[str]:
-        """For people."""
-        text = [
-            f"Run {self.run_url}: {self.stop_reason} at step {self.step} of {self.total_steps}."
-        ]
-        if self.stop_reason != FINISHED:
-            text.append("A checkpoint is saved: run the same command again to resume.")
-        for name, first, last in (
-            ("Loss", self.first_loss, self.loss),
-            ("Held-out loss", self.first_held_out_loss, self.held_out_loss),
-        ):
-            if first is not None and last is not None:
-                text.append(f"{name} {first:.4f} at first, {last:.4f} now.")
-        return text
+    manifest: Manifest
+    sides: Sides | None  # of a task
+    state: TrainState | None  # of the newest checkpoint
+    attempt: int  # number of the attempt, from 1
 
 
-def run(
-    config: Config,
-    *,
-    on_log: Callable[[Row], None] = lambda row: None,
-    on_begin: Callable[[list[str]], None] = lambda addresses: None,
-    stop_requested: Callable[[], str] = lambda: "",
-    nodes_leaving: NodesLeaving | None = None,
-) -> RunResult:
-    """Train one rank of a run to its end, resuming from the newest committed checkpoint.
+def look_around(config: Config) -> Scene:
+    """Data, split of the task, newest checkpoint if any: checked before anything starts.
 
-    Args:
-        on_log: gets a row of numbers at each log step, on rank 0.
-        on_begin: gets the "host:port" of all ranks' metrics before the first step, on rank 0.
-        stop_requested: asked at step edges; once it gives a reason on any rank, all save a
-            checkpoint and end, as they do at SIGTERM, SIGUSR1, Ctrl-C and `train.max_seconds`.
-        nodes_leaving: asked by all ranks together; a new name in it has them save a checkpoint and
-            go on.
-
-    Raises: ConfigError, ShardError, ClusterError before the first step; HealthError,
-    CheckpointError, StorageError at any step.
+    Raises: ConfigError, ShardError, CheckpointError, StorageError.
     """
-    _require_urls(config)
-    world = distributed.from_environment()
-    check_world_size(config, world.world_size)
-    with contextlib.ExitStack() as stack:
-        heard = stack.enter_context(heard_signals())
-        notice = Notice(heard, stop_requested, nodes_leaving, config.train.max_seconds)
-        device = stack.enter_context(process_group(config, world))
-        attempt = _Attempt(config, world, device, on_log, on_begin, stack)
-        if attempt.step == 0:
-            attempt.evaluate()
-        for batch in attempt.batches(stack):
-            rate = attempt.learning_rate()
-            loss = attempt.engine.backward(batch)
-            verdict = attempt.agree(batch, loss, notice)
-            update = attempt.engine.update(rate)
-            if not update.applied:
-                raise health.gradient_not_finite(attempt.step + 1)
-            attempt.step += 1
-            ends = verdict.stop or attempt.step == attempt.total_steps
-            if ends or attempt.is_at(config.train.log_every):
-                attempt.log(loss=verdict.loss, lr=rate, grad_norm=float(update.grad_norm))
-            if ends or attempt.is_at(config.train.eval_every):
-                attempt.evaluate()
-            if verdict.settle:
-                attempt.settle()
-            due = attempt.is_at(config.train.checkpoint_every)
-            if (verdict.look and notice.nodes_leave()) or ends or due:
-                attempt.save()
-            if verdict.stop:
-                break
-        return attempt.finish(notice.stop_reason())
+    manifest = open_data(config, config.data.url)
+    decode.check(config, config.data.url, manifest)
+    if config.data.eval_url:
+        open_data(config, config.data.eval_url)
+    run_url, state = config.run.url, None
+    step = checkpoint.latest_committed(run_url)
+    if step is not None:
+        state = checkpoint.read_state(run_url, step)
+        where = checkpoint.checkpoint_url(run_url, step)
+        train_state.check_resumable(state, config, manifest.fingerprint, where)
+    sides = split.sides(config, manifest) if config.task else None
+    return Scene(manifest, sides, state, next_attempt(run_url))
 
 
-class _Attempt:
+class Attempt:
     """The parts of one attempt at a run on one rank, and what the loop does with them.
 
     step: optimizer steps completed. All ranks call all methods together.
@@ -138,18 +82,24 @@ class _Attempt:
         on_begin: Callable[[list[str]], None],
         stack: contextlib.ExitStack,
     ) -> None:
-        found = distributed.together(lambda: _look_around(config) if world.is_main else None)
-        self._manifest, state, number = distributed.from_main(found)
+        found = distributed.together(lambda: look_around(config) if world.is_main else None)
+        scene = distributed.from_main(found)
+        self._manifest, state = scene.manifest, scene.state
         config = _with_backend(config, world, self._manifest, state)
         self._config, self._world = config, world
         self._ownership = Ownership(config.run.url, world)
-        self._loader = ClipLoader(config, config.data.url, self._manifest, world)
+        train_on = scene.sides.train if scene.sides else None
+        self._test_on = scene.sides.test if scene.sides else None
+        self._loader = ClipLoader(config, config.data.url, self._manifest, world, train_on)
         self.total_steps = schedule.total_steps(config.train, self._loader.steps_per_epoch)
         self.step = state.step if state else 0
 
-        flops_per_clip, peak_rate = _work(config, device)
+        learned = objective.of(config)
+        work = (learned.flops_per_clip, learned.tokens_per_clip)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        peak_rate = flops.peak_rate(name, config.train.dtype)
         recorder = Recorder(
-            config, world, number, self.step, on_log, on_begin, flops_per_clip, peak_rate
+            config, world, scene.attempt, self.step, on_log, on_begin, work, peak_rate
         )
         self._recorder = stack.enter_context(recorder)
         self._checkpointer = stack.enter_context(Checkpointer(config, world, recorder.sync))
@@ -223,6 +173,27 @@ class _Attempt:
             loss = self._held_out.loss(self.engine)
             self._recorder.evaluated(self.step, loss, time.perf_counter() - began)
 
+    def test(self) -> None:
+        """What the trained network says of the task's test samples, in predictions.jsonl; nothing
+        if that is there, or there is no task."""
+        if self._test_on is None:
+            return
+        where = storage.join(self._config.run.url, PREDICTIONS)
+        if distributed.from_main(storage.exists(where) if self._world.is_main else None):
+            return
+        with self.engine.evaluating():
+            tested = testing.predict(
+                self._config,
+                self._manifest,
+                self._world,
+                self._test_on,
+                self.engine.network,
+                self.engine.device,
+            )
+        if self._world.is_main:
+            tested.write(self._config.run.url)
+        distributed.barrier()
+
     def save(self) -> None:
         """Begin a checkpoint, when the one before it is settled."""
         self.settle()
@@ -275,41 +246,6 @@ class _Attempt:
         )
 
 
-def _work(config: Config, device: torch.device) -> tuple[int, float | None]:
-    """Operations of a training step for one clip, and what the device can do in a second."""
-    arguments = build_arguments(config)
-    size = sizes.resolve(arguments.pop("size"), arguments)
-    split = masking.predicted_split(Stream("work"), config)
-    parts = flops.autoencoder(size, len(split.visible), len(split.masked))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return flops.training_step(parts), flops.peak_rate(name, config.train.dtype)
-
-
-def _require_urls(config: Config) -> None:
-    for key, url in (("data.url", config.data.url), ("run.url", config.run.url)):
-        if not url:
-            raise ConfigError(
-                "Nothing is said about where to read or write",
-                where=key,
-                found="it is empty",
-                do=f"give {key}=a folder or an s3:// prefix",
-            )
-
-
-def preflight(config: Config) -> int:
-    """Check all that can be checked before any rank is started: recipe, data, newest checkpoint.
-
-    Returns the step that the run will go on from.
-
-    Raises: ConfigError, ShardError, CheckpointError, StorageError.
-    """
-    _require_urls(config)
-    geometry = build_arguments(config)
-    sizes.resolve(geometry.pop("size"), geometry)
-    _, state, _ = _look_around(config)
-    return state.step if state else 0
-
-
 def _with_backend(
     config: Config, world: World, manifest: Manifest, state: TrainState | None
 ) -> Config:
@@ -325,18 +261,3 @@ def _with_backend(
     config = decode.named(config, distributed.from_main(name))
     distributed.together(lambda: decode.backend(config))
     return config
-
-
-def _look_around(config: Config) -> tuple[Manifest, TrainState | None, int]:
-    """Data, newest checkpoint if any, and number of the attempt: checked before anything starts."""
-    manifest = open_data(config, config.data.url)
-    decode.check(config, config.data.url, manifest)
-    if config.data.eval_url:
-        open_data(config, config.data.eval_url)
-    run_url, state = config.run.url, None
-    step = checkpoint.latest_committed(run_url)
-    if step is not None:
-        state = checkpoint.read_state(run_url, step)
-        where = checkpoint.checkpoint_url(run_url, step)
-        train_state.check_resumable(state, config, manifest.fingerprint, where)
-    return manifest, state, next_attempt(run_url)

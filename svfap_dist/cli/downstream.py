@@ -1,0 +1,100 @@
+"""`svfap finetune`, `svfap evaluate`: labelled sets."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from svfap_dist.cli.app import AsJson, Overrides, app, print_result
+from svfap_dist.cli.training import check_place, speaks, trained
+from svfap_dist.progress import Progress, say
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file or a bundled name")]
+
+
+@app.command()
+def finetune(
+    name: Recipe,
+    overrides: Overrides = None,
+    on: Annotated[
+        str, typer.Option(help="local: this process, or torchrun's ranks; ray: a Ray cluster")
+    ] = "local",
+    as_json: AsJson = False,
+) -> None:
+    """Train a classifier or regressor on a labelled set, all folds, and test it.
+
+    Example: svfap finetune finetune_dfew data.url=s3://bucket/dfew run.url=s3://bucket/runs/dfew
+    finetune.init=s3://bucket/runs/base --on ray
+    """
+    from svfap_dist import recipe
+    from svfap_dist.train import finetune as tuning
+
+    config = recipe.load(name, overrides or [])
+    tuning.task_of(config)
+    check_place(on)
+
+    def told(fold: int, step: int) -> None:
+        which = f"Fold {fold}" if fold else "Training"
+        if speaks():
+            say(f"{which} goes on from step {step}." if step else f"{which} begins.")
+
+    def train(one: Any) -> Any:
+        with Progress("Fine-tuning", silent=not speaks()) as progress:
+            return trained(one, on, progress)
+
+    with _one_group(config, on):
+        result = tuning.run(config, train, told, writes=speaks())
+    if speaks():
+        _print(result, result.results, as_json)
+    from svfap_dist.train.notice import exit_code
+
+    sys.exit(exit_code(result.stop_reason))
+
+
+@contextlib.contextmanager
+def _one_group(config: Any, on: str) -> Any:
+    """One Ray cluster, or one process group, for all folds."""
+    if on == "ray":
+        from svfap_dist.cluster import ray_train
+
+        with ray_train.connected(config):
+            yield
+        return
+    from svfap_dist import distributed
+    from svfap_dist.train.engine import process_group
+
+    with process_group(config, distributed.from_environment()):
+        yield
+
+
+@app.command()
+def evaluate(
+    name: Recipe,
+    checkpoint: Annotated[str, typer.Argument(help="A run of svfap finetune, or a checkpoint")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Test a fine-tuned network again, by the recipe's protocol.
+
+    Example: svfap evaluate finetune_dfew runs/dfew data.url=shards/dfew finetune.test_segments=4
+    """
+    from svfap_dist import recipe
+    from svfap_dist.train import evaluate as testing
+
+    config = recipe.load(name, overrides or [])
+    with Progress("Testing") as progress:
+        results = testing.run(
+            config, checkpoint, lambda done, total: progress.update(done, total, "")
+        )
+    _print(results, results, as_json)
+
+
+def _print(shown: Any, results: Any, as_json: bool) -> None:
+    """The table, or the content of results.json."""
+    if as_json and results is not None:
+        print(results.to_json(), end="")
+    else:
+        print_result(shown, as_json)

@@ -1,0 +1,76 @@
+"""Which samples of a labelled set a run uses, and what it is to learn of each.
+
+In: the labels that sharding wrote into the shards' indexes, which are small: no tar is read. Out: a
+`Selection`, made of them by whoever knows the protocol (`downstream.protocol` chooses the samples
+of a fold and makes the targets of a task). The data plane takes selections and knows no protocol.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from svfap_dist import shard_format, storage
+from svfap_dist.errors import ShardError
+from svfap_dist.shard_format import Manifest, ShardEntry
+
+_THREADS = 16  # that wait for the store
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Selection:
+    """Samples of a data set and their targets.
+
+    indices: int64 [N], over the shards of the manifest laid end to end, ascending. targets: of
+    each, int64 [N] (classes) or float32 [N, K] (values).
+
+    Raises: ValueError if they are not of these forms: a target would be that of another sample.
+    """
+
+    indices: np.ndarray
+    targets: np.ndarray
+
+    def __post_init__(self) -> None:
+        dimensions = {"int64": 1, "float32": 2}.get(self.targets.dtype.name)
+        if self.indices.dtype != np.int64 or self.indices.ndim != 1:
+            raise ValueError("indices are int64 [N]")
+        if self.targets.ndim != dimensions or len(self.targets) != len(self.indices):
+            raise ValueError("targets are int64 [N] or float32 [N, K], one row for each index")
+        if len(self) and (self.indices[0] < 0 or (np.diff(self.indices) <= 0).any()):
+            raise ValueError("indices ascend from 0 or more, none of them twice")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def targets_of(self, samples: Sequence[int]) -> np.ndarray:
+        """Targets of samples of the selection, by their indices: [B] or [B, K]."""
+        rows = np.searchsorted(self.indices, samples)
+        assert (self.indices[rows] == samples).all(), "they are of the selection"
+        return self.targets[rows]
+
+
+def labels_of(url: str, manifest: Manifest) -> list[dict[str, Any]]:
+    """Labels of all samples (`data_sharding.sources.Labels`, as columns), in order.
+
+    Raises: ShardError if the shards have none or an index is not the manifest's; StorageError from
+    the store.
+    """
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="labels") as pool:
+        found = pool.map(lambda entry: _labels_of_shard(url, entry), manifest.shards)
+        return [labels for of_shard in found for labels in of_shard]
+
+
+def _labels_of_shard(url: str, entry: ShardEntry) -> tuple[dict[str, Any], ...]:
+    index = shard_format.load_index(url, entry)
+    if len(index.labels) != entry.num_samples:
+        raise ShardError(
+            "Shards have no labels",
+            where=storage.join(url, entry.index_name),
+            found=f"labels of {len(index.labels)} of {entry.num_samples} samples",
+            do="shard again with a labelled source",
+        )
+    return index.labels

@@ -1,0 +1,1 @@
+"""What fine-tuning is for, in numbers: protocols, scores, tables and pictures of results."""

@@ -1,0 +1,211 @@
+"""Which samples a fold trains on and which it tests: a filter on the samples' labels.
+
+In: the recipe's [task] table, and the labels of all samples of a data set in the order of its
+shards. Out: two lists of positions in that order. No data set is known here: what a protocol needs
+is columns that the sharding wrote (`data_sharding.sources.Labels`) and the table that names them.
+
+A slip here shows nowhere but in too good a result, so everything that can be checked is: that the
+shards are of the recipe's set, every sample has its columns, every class the name that the recipe
+gives it, both sides have samples, and nobody is on both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from svfap_dist.config import TaskConfig
+from svfap_dist.errors import ConfigError, ShardError
+from svfap_dist.rng import Stream
+
+Labels = Mapping[str, Any]  # of one sample, by column
+_EXAMPLES = 3
+
+
+class Selection(NamedTuple):
+    """The two sides of a fold: positions of samples, ascending, int64."""
+
+    train: np.ndarray
+    test: np.ndarray
+
+
+def folds_of(task: TaskConfig) -> tuple[int, ...]:
+    """Numbers of the folds to run, one after the other; (0,) where the split is fixed."""
+    if not task.folds:
+        return (0,)
+    return (task.fold,) if task.fold else tuple(range(1, task.folds + 1))
+
+
+def select(task: TaskConfig, labels: Sequence[Labels], fold: int, seed: int = 0) -> Selection:
+    """The samples that `fold` trains on and tests.
+
+    Args:
+        labels: of each sample of the data set.
+        fold: one of `folds_of(task)`.
+        seed: of the choice among training samples where the task wants few per class.
+
+    Raises: ConfigError or ShardError if the recipe and the labels do not fit each other.
+    """
+    _check_set(task, labels)
+    train, test = _by_fold(task, labels, fold) if task.folds else _by_split(task, labels)
+    for side, chosen in (("train on", train), ("test", test)):
+        if not chosen.any():
+            raise _misfit(f"Nothing to {side}", task, _what_is_there(task, labels))
+    if task.subject_independent:
+        _check_subjects(task, labels, train, test)
+    _check_targets(task, labels, train | test)
+    positions = np.flatnonzero(train)
+    if task.labels_per_class:
+        positions = _few(task, labels, positions, Stream(seed, "few labels", fold))
+    return Selection(positions, np.flatnonzero(test))
+
+
+def targets(task: TaskConfig, labels: Sequence[Labels]) -> np.ndarray:
+    """What the network is to say of each sample: class indices [N] int64, or values [N, K] float32.
+
+    Raises: ShardError naming the first sample whose labels are not as the task says.
+    """
+    if task.kind == "classification":
+        return np.array([_class_of(task, row, n) for n, row in enumerate(labels)], np.int64)
+    rows = [_values_of(task, row, n) for n, row in enumerate(labels)]
+    return np.array(rows, np.float32).reshape(len(rows), len(task.names))
+
+
+def _by_fold(task: TaskConfig, labels: Sequence[Labels], fold: int) -> tuple[np.ndarray, ...]:
+    if not 1 <= fold <= task.folds:
+        raise ConfigError(
+            "No such fold", where="task.fold", found=str(fold), do=f"use 1 to {task.folds}"
+        )
+    numbers = np.array([_column(task, "fold", row, n) for n, row in enumerate(labels)])
+    there, wanted = set(numbers.tolist()), set(range(1, task.folds + 1))
+    if there != wanted:
+        raise _misfit(
+            "Samples are in other folds than the recipe's",
+            task,
+            f"task.folds = {task.folds}, but {_what_is_there(task, labels)}",
+        )
+    return numbers != fold, numbers == fold
+
+
+def _by_split(task: TaskConfig, labels: Sequence[Labels]) -> tuple[np.ndarray, ...]:
+    if both := set(task.train_splits) & set(task.test_splits):
+        raise ConfigError(
+            "One split is trained on and tested",
+            where="task.train_splits and task.test_splits",
+            found=", ".join(sorted(both)),
+            do="name each split on one side only",
+        )
+    splits = np.array([_column(task, "split", row, n) for n, row in enumerate(labels)])
+    return np.isin(splits, task.train_splits), np.isin(splits, task.test_splits)
+
+
+def _few(
+    task: TaskConfig, labels: Sequence[Labels], positions: np.ndarray, stream: Stream
+) -> np.ndarray:
+    """`labels_per_class` of the positions from each class; fewer are among those of more."""
+    if task.kind != "classification":
+        raise ConfigError(
+            "Few labels per class, but no classes",
+            where="task.labels_per_class",
+            found=f"task.kind = {task.kind}",
+            do="use 0, for all labels",
+        )
+    classes = targets(task, [labels[position] for position in positions])
+    chosen = []
+    for number, name in enumerate(task.names):
+        of_class = positions[classes == number]
+        if len(of_class) < task.labels_per_class:
+            raise _misfit(
+                "Too few labelled samples of a class",
+                task,
+                f"{len(of_class)} to train on of {name}, not {task.labels_per_class}",
+                "lower task.labels_per_class",
+            )
+        chosen.append(of_class[stream.permutation(len(of_class))[: task.labels_per_class]])
+    return np.sort(np.concatenate(chosen))
+
+
+def _check_set(task: TaskConfig, labels: Sequence[Labels]) -> None:
+    if not labels:
+        advice = "shard a labelled set, with a version of svfap that writes labels into the indexes"
+        raise _misfit("Shards have no labels", task, "no labels in the indexes", advice)
+    others = sorted({str(row.get("set", "without a set")) for row in labels} - {task.set})
+    if others:
+        found = f"task.set = {task.set}, samples of {', '.join(others[:_EXAMPLES])}"
+        raise _misfit("Shards are of another data set", task, found)
+
+
+def _check_subjects(
+    task: TaskConfig, labels: Sequence[Labels], train: np.ndarray, test: np.ndarray
+) -> None:
+    sides = [
+        {str(_column(task, "subject", labels[n], n)) for n in np.flatnonzero(side).tolist()}
+        for side in (train, test)
+    ]
+    if both := sorted(sides[0] & sides[1]):
+        found = f"{len(both)} of the subjects, such as {', '.join(both[:_EXAMPLES])}"
+        raise _misfit("Subjects are trained on and tested", task, found)
+
+
+def _check_targets(task: TaskConfig, labels: Sequence[Labels], used: np.ndarray) -> None:
+    for n in np.flatnonzero(used).tolist():
+        (_class_of if task.kind == "classification" else _values_of)(task, labels[n], n)
+
+
+def _class_of(task: TaskConfig, row: Labels, number: int) -> int:
+    index = _column(task, task.label, row, number)
+    if type(index) is not int or not 0 <= index < len(task.names):
+        raise _bad_sample(task, row, number, f"{task.label} = {index!r} of {len(task.names)} names")
+    # class -> class_name, classes.arousal -> class_names.arousal
+    column, dot, dimension = task.label.partition(".")
+    column = {"class": "class_name", "classes": "class_names"}.get(column, column)
+    name = _find(f"{column}{dot}{dimension}", row)
+    if isinstance(name, str) and name != task.names[index]:
+        found = f"class {index} is {name}, not {task.names[index]} as in task.names"
+        raise _bad_sample(task, row, number, found)
+    return index
+
+
+def _values_of(task: TaskConfig, row: Labels, number: int) -> list[float]:
+    values = [_column(task, f"{task.label}.{name}", row, number) for name in task.names]
+    for name, value in zip(task.names, values, strict=True):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+            raise _bad_sample(task, row, number, f"{name} = {value!r}, no finite number")
+    return values
+
+
+def _find(path: str, row: Labels) -> Any:
+    """The value at a dotted path, or None."""
+    found: Any = row
+    for part in path.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def _column(task: TaskConfig, path: str, row: Labels, number: int) -> Any:
+    value = _find(path, row)
+    if value is None:
+        raise _bad_sample(task, row, number, f"no {path}")
+    return value
+
+
+def _what_is_there(task: TaskConfig, labels: Sequence[Labels]) -> str:
+    column = "fold" if task.folds else "split"
+    names, counts = np.unique([str(row.get(column)) for row in labels], return_counts=True)
+    there = (f"{count} of {column} {name}" for name, count in zip(names, counts, strict=True))
+    return f"{len(labels)} samples, {', '.join(there)}"
+
+
+def _bad_sample(task: TaskConfig, row: Labels, number: int, found: str) -> ShardError:
+    shown = json.dumps(dict(row))
+    shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
+    found = f"{found}; sample {number} has {shown}"
+    return _misfit("Labels of a sample do not fit the task", task, found)
+
+
+def _misfit(what: str, task: TaskConfig, found: str, do: str = "") -> ShardError:
+    advice = do or "use the recipe and shards of one set, or correct the [task] table"
+    return ShardError(what, where=f"set {task.set}", found=found, do=advice)

@@ -1,0 +1,85 @@
+"""The measures of the downstream tasks, each a few lines of numpy.
+
+In: what is true and what the network said, of N samples. Out: one number, computed in float64. They
+equal scikit-learn's and scipy's, which are for tests only. Where a measure is not defined, as a
+correlation with a constant is not, it is NaN, and stays visible in whatever is computed from it.
+`METRICS` has those that a recipe may name (`config.downstream`), and how papers print them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+
+def uar(labels: np.ndarray, predicted: np.ndarray) -> float:
+    """Unweighted average recall: mean, over the classes that occur in labels [N], of the share of
+    their samples that were recognised; predicted: class indices [N]."""
+    return float(np.mean([np.mean(predicted[labels == c] == c) for c in np.unique(labels)]))
+
+
+def war(labels: np.ndarray, predicted: np.ndarray) -> float:
+    """Weighted average recall, which is the accuracy, of class indices [N] and [N]."""
+    return float(np.mean(labels == predicted))
+
+
+def weighted_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
+    """F1 score per class, averaged with the classes' numbers of samples as weights."""
+    classes, counts = np.unique(labels, return_counts=True)
+    hits = np.array([np.sum((labels == c) & (predicted == c)) for c in classes])
+    said = np.array([np.sum(predicted == c) for c in classes])
+    return float(np.average(2 * hits / (counts + said), weights=counts))
+
+
+def pcc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Pearson's correlation coefficient of [N] and [N]; NaN if one of them is constant."""
+    if not (np.ptp(labels) and np.ptp(scores)):
+        return float("nan")
+    a, b = _centred(labels), _centred(scores)
+    a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
+    return float(np.clip(np.dot(a, b), -1.0, 1.0))
+
+
+def ccc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Concordance correlation coefficient of [N] and [N], with variances over N (Lin 1989); NaN if
+    both are the same constant."""
+    if not (np.ptp(labels) and np.ptp(scores)):  # asked exactly: rounded means hide it
+        return float("nan") if np.array_equal(labels, scores) else 0.0
+    a, b = _centred(labels), _centred(scores)
+    apart = float(np.mean(labels, dtype=np.float64) - np.mean(scores, dtype=np.float64)) ** 2
+    return 2 * float(np.mean(a * b)) / (float(np.mean(a * a) + np.mean(b * b)) + apart)
+
+
+def acc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Accuracy of the First Impressions challenge, 1 - mean absolute error, of [N] and [N]."""
+    return 1.0 - float(np.mean(np.abs(labels.astype(np.float64) - scores.astype(np.float64))))
+
+
+def _centred(values: np.ndarray) -> np.ndarray:
+    values = values.astype(np.float64)
+    return values - values.mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A measure as tables show it.
+
+    compute: (labels [N], predicted classes [N]) -> number for classifications, (values [N], scores
+    [N]) -> number for one dimension of a regression. in_percent: whether papers print it so.
+    """
+
+    title: str
+    compute: Callable[[np.ndarray, np.ndarray], float]
+    in_percent: bool
+
+
+METRICS = {
+    "uar": Metric("UAR", uar, in_percent=True),
+    "war": Metric("WAR", war, in_percent=True),
+    "weighted_f1": Metric("weighted F1", weighted_f1, in_percent=True),
+    "pcc": Metric("PCC", pcc, in_percent=False),
+    "ccc": Metric("CCC", ccc, in_percent=False),
+    "acc": Metric("ACC", acc, in_percent=False),
+}

@@ -1,0 +1,60 @@
+"""Testing again what was fine-tuned: the recipe says how, a checkpoint what.
+
+No DeepSpeed is needed: the weights alone are loaded. So a finished fine-tuning can be tested with
+other segments or crops, or on another machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from svfap_dist.config import Config
+from svfap_dist.data.stream import open_data
+from svfap_dist.distributed import World
+from svfap_dist.downstream.predictions import Predictions
+from svfap_dist.downstream.results import Results, summarise
+from svfap_dist.errors import CheckpointError
+from svfap_dist.model import weights
+from svfap_dist.train import finetune, split, testing, trained
+
+
+def run(
+    config: Config,
+    url: str,
+    on_sample: Callable[[int, int], None] = lambda done, total: None,
+) -> Results:
+    """Test the checkpoint(s) at `url`, a run of `svfap finetune`, of one fold of it, or one of its
+    checkpoints, by the protocol of the recipe.
+
+    Raises: ConfigError, ShardError, CheckpointError, StorageError.
+    """
+    task = finetune.task_of(config)
+    device = torch.device("cuda" if config.cluster.use_gpu else "cpu")
+    manifest = open_data(config, config.data.url)
+    folds: dict[int, Predictions] = {}
+    for fold, where in finetune.found(config, url).items():
+        path, theirs = trained.locate(where)
+        if theirs.task is None or theirs.task.names != task.names:
+            raise CheckpointError(
+                "Checkpoint is of another task",
+                where=path,
+                found=f"{theirs.task.names if theirs.task else 'pre-training'}, "
+                f"where the recipe has {task.names}",
+                do="give the recipe that it was fine-tuned by",
+            )
+        one = config.model_copy(update={"task": task.model_copy(update={"fold": fold})})
+        model = weights.load_classifier(path).to(device)
+        with torch.no_grad():
+            tested = testing.predict(
+                one,
+                manifest,
+                World(0, 0, 1, 1),
+                split.sides(one, manifest).test,
+                model,
+                device,
+                on_sample,
+            )
+        folds[fold] = tested.predictions
+    return summarise(task, folds)

@@ -1,0 +1,146 @@
+"""Fine-tuning on a task: a run per fold of its protocol, then one result.
+
+Each fold is an ordinary run in a folder of its own, `fold-1/`, ..., below `run.url` (a task with a
+fixed split is one run, in `run.url` itself). So the same command started again leaves finished
+folds alone, resumes the one that was cut short, and goes on. `results.json` and the confusion
+matrix (`pictures/confusion.png`) come last, from the predictions of all folds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from svfap_dist import storage
+from svfap_dist.config import Config, TaskConfig
+from svfap_dist.downstream import protocol
+from svfap_dist.downstream.predictions import Predictions
+from svfap_dist.downstream.results import Results, summarise
+from svfap_dist.errors import ConfigError
+from svfap_dist.train import loop, trained
+from svfap_dist.train.notice import FINISHED
+from svfap_dist.train.result import RunResult
+from svfap_dist.train.testing import PREDICTIONS
+
+RESULTS, CONFUSION = "results.json", "pictures/confusion.png"
+
+Fold = int  # from 1; 0: the task has a fixed split
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneResult:
+    """How it ended. stop_reason: "finished", or what asked the run of a fold to stop; `results` is
+    None then."""
+
+    run_url: str
+    stop_reason: str
+    results: Results | None
+    step: int = 0  # of the fold that was stopped
+    fold: Fold = 0
+
+    def lines(self) -> list[str]:
+        """For people."""
+        if self.results is None:
+            which = f"Fold {self.fold} of {self.run_url}" if self.fold else f"Run {self.run_url}"
+            said = f"{which}: {self.stop_reason} at step {self.step}."
+            return [said, "A checkpoint is saved: run the same command again to resume."]
+        return [*self.results.lines(), f"Results: {storage.join(self.run_url, RESULTS)}"]
+
+
+def task_of(config: Config) -> TaskConfig:
+    """The recipe's task. Raises: ConfigError if it has none."""
+    if config.task is None:
+        raise ConfigError(
+            "Recipe has no task to fine-tune on",
+            where="[task]",
+            found="a recipe of pre-training",
+            do="use `svfap pretrain`, or one of the finetune_... recipes",
+        )
+    return config.task
+
+
+def runs_of(config: Config) -> dict[Fold, Config]:
+    """The recipe of each fold's run, in order.
+
+    Raises: ConfigError if there is no task.
+    """
+    task = task_of(config)
+    if not task.folds:
+        return {0: config}
+    return {fold: _of_fold(config, task, fold) for fold in protocol.folds_of(task)}
+
+
+def _of_fold(config: Config, task: TaskConfig, fold: Fold) -> Config:
+    run = config.run
+    return config.model_copy(
+        update={
+            "task": task.model_copy(update={"fold": fold}),
+            "run": run.model_copy(
+                update={
+                    "url": storage.join(run.url, f"fold-{fold}"),
+                    "name": f"{run.name}-fold-{fold}",
+                }
+            ),
+        }
+    )
+
+
+def run(
+    config: Config,
+    train: Callable[[Config], RunResult],
+    on_fold: Callable[[Fold, int], None] = lambda fold, step: None,
+    *,
+    writes: bool = True,
+) -> FinetuneResult:
+    """Train and test every fold by `train`, and sum up.
+
+    Args:
+        train: trains a run to its end and has its test samples' predictions written.
+        on_fold: told of each fold that is to be trained, and the step it goes on from.
+        writes: whether this process writes the results; one of the ranks does.
+
+    Raises: what `train` raises; ConfigError, ShardError before anything starts.
+    """
+    folds = runs_of(config)
+    starts = {fold: loop.preflight(one) for fold, one in folds.items()}
+    for fold, one in folds.items():
+        if storage.exists(storage.join(one.run.url, PREDICTIONS)):
+            continue
+        on_fold(fold, starts[fold])
+        ended = train(one)
+        if ended.stop_reason != FINISHED:
+            return FinetuneResult(config.run.url, ended.stop_reason, None, ended.step, fold)
+    results = summarise(
+        task_of(config),
+        {
+            fold: Predictions.read(storage.join(one.run.url, PREDICTIONS))
+            for fold, one in folds.items()
+        },
+    )
+    if writes:
+        write(results, config.run.url)
+    return FinetuneResult(config.run.url, FINISHED, results)
+
+
+def write(results: Results, url: str) -> None:
+    """Write results.json, and the picture of a classification, below `url`."""
+    storage.write_bytes(storage.join(url, RESULTS), results.to_json().encode())
+    if results.confusion is not None:
+        storage.write_bytes(storage.join(url, CONFUSION), results.picture())
+
+
+def found(config: Config, url: str) -> Mapping[Fold, str]:
+    """Where the weights of each fold of the recipe's task are, in a fine-tuning's folder, or of the
+    only one there is.
+
+    Raises: ConfigError, CheckpointError.
+    """
+
+    def of(fold: Fold) -> str:
+        return storage.join(url, f"fold-{fold}") if fold else url
+
+    folds = protocol.folds_of(task_of(config))
+    if any(storage.list_files(storage.join(of(fold), "checkpoints")) for fold in folds):
+        return {fold: of(fold) for fold in folds}
+    _, theirs = trained.locate(url)  # a fold's run, or one of its checkpoints
+    return {theirs.task.fold if theirs.task else 0: url}

@@ -1,0 +1,132 @@
+"""The objective of fine-tuning: classes or values of whole clips.
+
+Clips come augmented from the decode workers; mixing them needs the whole batch and is done here,
+on the device. What is random in a step, mixing and drop path, is drawn from the seed, the step and
+the rank, so that a resumed run goes on with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svfap_dist.config import Config
+from svfap_dist.data.clips import ClipBatch, frames_on
+from svfap_dist.errors import ConfigError
+from svfap_dist.metrics import flops
+from svfap_dist.model import classifier, sizes
+from svfap_dist.model.patches import normalise
+from svfap_dist.rng import Stream
+from svfap_dist.train import trained
+from svfap_dist.train.mixing import mix, soft_targets
+from svfap_dist.train.objective import Moment
+
+_OF_THE_ENCODER = (  # fields of a size that decide which weights there are, and what they mean
+    *("encoder", "embed_dim", "num_heads", "stage_depths", "tubelet_size", "patch_size"),
+    *("temporal_kernel_size", "temporal_downsampling", "num_bottleneck_tokens"),
+    *("pyramid", "bottleneck"),
+)
+_OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda scores: scores,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+
+def _size(build: dict[str, Any]) -> sizes.Size:
+    """The dimensions that arguments of a network's `build` mean."""
+    fields = {name: value for name, value in build.items() if name not in ("size", "num_outputs")}
+    return sizes.resolve(build["size"], fields)
+
+
+class Labelled:
+    """Classification or regression; an `Objective`."""
+
+    def __init__(self, config: Config) -> None:
+        assert config.task is not None
+        self._config, self._task, self._finetune = config, config.task, config.finetune
+        self._is_linear = config.finetune.mode == "linear"
+        self.layer_decay = 1.0 if self._is_linear else config.finetune.layer_decay
+        self.build_arguments: dict[str, Any] = {
+            "size": config.model.size,
+            "num_outputs": len(config.task.names),
+            "num_frames": config.data.num_frames,
+            "frame_size": config.data.frame_size,
+            "tubelet_size": config.model.tubelet_size,
+            "patch_size": config.model.patch_size,
+            **config.model.overrides(),
+        }
+        self._size = _size(self.build_arguments)
+
+    @property
+    def flops_per_clip(self) -> int:
+        forward = flops.classifier(self._size, len(self._task.names))
+        return sum(forward.values()) if self._is_linear else flops.training_step(forward)
+
+    @property
+    def tokens_per_clip(self) -> int:
+        return self._size.num_tokens
+
+    def build(self) -> nn.Module:
+        model = classifier.build(
+            **self.build_arguments,
+            drop_path=0.0 if self._is_linear else self._finetune.drop_path,
+            head_init_scale=self._finetune.head_init_scale,
+        )
+        if self._finetune.init:
+            build, state = trained.load_weights(self._finetune.init)
+            self._check_same_encoder(build)
+            model.load_encoder(state)
+        if self._is_linear:
+            model.encoder.requires_grad_(False)
+        return model
+
+    def _check_same_encoder(self, build: dict[str, Any]) -> None:
+        """Refuse, by the recipe's own words, weights of another encoder."""
+        found = _size(build)
+        for name in _OF_THE_ENCODER:
+            mine, other = getattr(self._size, name), getattr(found, name)
+            if mine != other:
+                raise ConfigError(
+                    "Pre-trained encoder is another one than the recipe's",
+                    where=f"model.{name}",
+                    found=f"{mine}, where {self._finetune.init} has {other}",
+                    do="repeat the [model] of the pre-training, e.g. "
+                    f"model.size={build['size']}, in this recipe",
+                )
+
+    def train_mode(self, model: nn.Module) -> None:
+        model.train()
+        if self._is_linear:
+            model.get_submodule("encoder").eval()
+
+    def loss(
+        self, network: Callable[..., Tensor], batch: ClipBatch, part: slice, moment: Moment
+    ) -> Tensor:
+        assert batch.targets is not None
+        frames = frames_on(moment.device, batch, part)
+        targets = batch.targets[part].to(moment.device, non_blocking=True)
+        chance = None
+        if moment.step is not None:
+            seed = self._config.run.seed
+            chance = Stream(seed, "fine-tuning", moment.step, moment.rank, part.start)
+            torch.manual_seed(chance.integer(1 << 62))  # of drop path
+        if self._task.kind == "regression":
+            output = _OUTPUTS[self._finetune.output](network(frames).float())
+            return nn.functional.mse_loss(output, targets.float())
+        if chance is None:
+            return nn.functional.cross_entropy(network(frames).float(), targets)
+        towards = soft_targets(targets, len(self._task.names), self._finetune.label_smoothing)
+        clips, towards = mix(normalise(frames), towards, chance, self._finetune)
+        return nn.functional.cross_entropy(network(clips).float(), towards)
+
+    def scores(self, network: Callable[..., Tensor], frames: Tensor) -> Tensor:
+        """What the network says of clips, uint8 frames [B, F, H, W, 3]: probabilities [B, C] of
+        the classes, or values [B, K]."""
+        output = network(frames).float()
+        if self._task.kind == "classification":
+            return output.softmax(dim=1)
+        return _OUTPUTS[self._finetune.output](output)

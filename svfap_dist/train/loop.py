@@ -1,0 +1,104 @@
+"""Training, from an empty folder or the newest checkpoint to the last step.
+
+`run` is what every rank executes, whoever started it: Ray Train, srun, torchrun or nobody; the
+recipe says whether it pre-trains or fine-tunes. Batches come from `data.loader`, the arithmetic is
+in `engine`, and what is written goes through `recorder` and `checkpointer`; here is the order in
+which things happen. Between backward and update all ranks agree (`health`), and whatever ends a run
+early does so at a step edge, on all ranks alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from svfap_dist import distributed
+from svfap_dist.config import Config, check_world_size
+from svfap_dist.errors import ConfigError
+from svfap_dist.train import health, objective
+from svfap_dist.train.attempt import Attempt, look_around
+from svfap_dist.train.engine import process_group
+from svfap_dist.train.notice import FINISHED, NodesLeaving, Notice, heard_signals
+from svfap_dist.train.recorder import Row
+from svfap_dist.train.result import RunResult
+
+
+def run(
+    config: Config,
+    *,
+    on_log: Callable[[Row], None] = lambda row: None,
+    on_begin: Callable[[list[str]], None] = lambda addresses: None,
+    stop_requested: Callable[[], str] = lambda: "",
+    nodes_leaving: NodesLeaving | None = None,
+) -> RunResult:
+    """Train one rank of a run to its end, resuming from the newest committed checkpoint.
+
+    Args:
+        on_log: gets a row of numbers at each log step, on rank 0.
+        on_begin: gets the "host:port" of all ranks' metrics before the first step, on rank 0.
+        stop_requested: asked at step edges; once it gives a reason on any rank, all save a
+            checkpoint and end, as they do at SIGTERM, SIGUSR1, Ctrl-C and `train.max_seconds`.
+        nodes_leaving: asked by all ranks together; a new name in it has them save a checkpoint and
+            go on.
+
+    Raises: ConfigError, ShardError, ClusterError before the first step; HealthError,
+    CheckpointError, StorageError at any step.
+    """
+    _require_urls(config)
+    world = distributed.from_environment()
+    check_world_size(config, world.world_size)
+    with contextlib.ExitStack() as stack:
+        heard = stack.enter_context(heard_signals())
+        notice = Notice(heard, stop_requested, nodes_leaving, config.train.max_seconds)
+        device = stack.enter_context(process_group(config, world))
+        attempt = Attempt(config, world, device, on_log, on_begin, stack)
+        if attempt.step == 0:
+            attempt.evaluate()
+        for batch in attempt.batches(stack):
+            rate = attempt.learning_rate()
+            loss = attempt.engine.backward(batch, attempt.step)
+            verdict = attempt.agree(batch, loss, notice)
+            update = attempt.engine.update(rate)
+            if not update.applied:
+                raise health.gradient_not_finite(attempt.step + 1)
+            attempt.step += 1
+            ends = verdict.stop or attempt.step == attempt.total_steps
+            if ends or attempt.is_at(config.train.log_every):
+                attempt.log(loss=verdict.loss, lr=rate, grad_norm=float(update.grad_norm))
+            if ends or attempt.is_at(config.train.eval_every):
+                attempt.evaluate()
+            if verdict.settle:
+                attempt.settle()
+            due = attempt.is_at(config.train.checkpoint_every)
+            if (verdict.look and notice.nodes_leave()) or ends or due:
+                attempt.save()
+            if verdict.stop:
+                break
+        result = attempt.finish(notice.stop_reason())
+        if result.stop_reason == FINISHED:
+            attempt.test()
+        return result
+
+
+def _require_urls(config: Config) -> None:
+    for key, url in (("data.url", config.data.url), ("run.url", config.run.url)):
+        if not url:
+            raise ConfigError(
+                "Nothing is said about where to read or write",
+                where=key,
+                found="it is empty",
+                do=f"give {key}=a folder or an s3:// prefix",
+            )
+
+
+def preflight(config: Config) -> int:
+    """Check all that can be checked before any rank is started: recipe, data, newest checkpoint.
+
+    Returns the step that the run will go on from.
+
+    Raises: ConfigError, ShardError, CheckpointError, StorageError.
+    """
+    _require_urls(config)
+    objective.of(config).flops_per_clip  # noqa: B018 - resolves the network's dimensions
+    state = look_around(config).state
+    return state.step if state else 0

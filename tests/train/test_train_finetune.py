@@ -1,0 +1,179 @@
+"""Fine-tuning runs on real ranks: folds, resuming, linear probes, and testing again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from clips import make_video
+from train_ranks import recipe_tables, start
+
+from data_sharding import cli as sharding
+from svfap_dist import recipe
+from svfap_dist.downstream.predictions import Predictions
+from svfap_dist.model import autoencoder, weights
+from svfap_dist.train import checkpoint, evaluate
+
+ACTORS = (1001, 1019, 1037, 1055, 1073)  # one of each of CREMA-D's folds
+NAMES = ["anger", "disgust", "fear", "happy", "neutral", "sad"]
+TASK = {
+    "kind": "classification",
+    "set": "cremad",
+    "label": "class",
+    "names": NAMES,
+    "folds": 5,
+    "fold": 2,
+    "subject_independent": True,
+    "metrics": ["uar", "war"],
+}
+CALM = {"drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0}
+STILL = {"flip": 0.0, "rand_augment_ops": 0, "erasing": 0.0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("finetune")
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path) -> Path:
+    """Thirty labelled videos of 6 to 15 frames: some shorter than a clip."""
+    for number, actor in enumerate(ACTORS):
+        for place, emotion in enumerate(("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")):
+            path = folder / f"set/VideoFlash/{actor}_DFA_{emotion}_XX.flv"
+            length = 6 + (3 * number + place) % 10
+            make_video(path, length, seed=6 * number + place, codec="flv1", container="flv")
+    url = folder / "shards"
+    sharding.shard("cremad", str(folder / "set"), str(url), min_frames=1, workers=0)
+    return url
+
+
+@pytest.fixture(scope="module")
+def pretrained(folder: Path) -> Path:
+    """Weights of a nano autoencoder that was trained on nothing."""
+    torch.manual_seed(1)
+    arguments = {"size": "nano", "num_frames": 8, "frame_size": 32}
+    model = autoencoder.build(**arguments)
+    weights.save(str(folder / "init/model.safetensors"), model.state_dict(), arguments)
+    return folder / "init"
+
+
+def tables(data: Path, run: Path, **changes: dict[str, Any]) -> dict[str, Any]:
+    base = recipe_tables(str(data), str(run), train={"max_steps": 6, "checkpoint_every": 3})
+    base |= {"task": TASK, "finetune": {"head_init_scale": 1.0}, "augment": {}}
+    return {section: {**values, **changes.get(section, {})} for section, values in base.items()}
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, pretrained: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    """Attempts on one rank, by name."""
+
+    def task(run: str, stop_after: int = 0, **changes: Any) -> tuple[str, dict[str, Any]]:
+        wanted = tables(data, folder / run, **changes)
+        return "finetune", {"tables": wanted, "stop_after": stop_after}
+
+    linear = {"mode": "linear", "init": str(pretrained)}
+    tasks = {
+        "straight": task("straight"),
+        "stopped": task("cut", 4),
+        "resumed": task("cut"),
+        "calm": task("calm", finetune=CALM, augment=STILL),
+        "linear": task("linear", finetune=linear),
+        "too large": task("large", model={"size": "tiny"}, finetune={"init": str(pretrained)}),
+    }
+    results = start(1, list(tasks.values()), folder / "one")
+    return dict(zip(tasks, (of_ranks[0] for of_ranks in results), strict=True))
+
+
+def state(run: Path) -> dict[str, torch.Tensor]:
+    return weights.load(str(run / "checkpoints/step-000000006/model.safetensors"))[1]
+
+
+def test_a_fold_is_trained_tested_and_summed_up(runs: dict[str, Any], folder: Path) -> None:
+    assert runs["straight"]["stop_reason"] == "finished"
+    run = folder / "straight/fold-2"
+    tested = Predictions.read(str(run / "predictions.jsonl"))
+    said = {
+        key.split("/")[-1].split("_")[2]: label
+        for key, label in zip(tested.keys, tested.labels, strict=True)
+    }
+    assert said == {"ANG": 0, "DIS": 1, "FEA": 2, "HAP": 3, "NEU": 4, "SAD": 5}
+    assert all(str(ACTORS[1]) in key for key in tested.keys)
+    assert np.allclose(tested.scores.sum(axis=1), 1, atol=1e-5)  # means of probabilities
+    results = json.loads((folder / "straight/results.json").read_text())
+    assert results["num_samples"] == 6
+    assert results["metrics"]["war"]["pooled"] == pytest.approx(
+        100 * np.mean(tested.predicted() == tested.labels)
+    )
+    assert (folder / "straight/pictures/confusion.png").stat().st_size > 1000
+    ledger = [
+        json.loads(line)
+        for path in (run / "ledger/attempt-0001").iterdir()
+        for line in path.read_text().splitlines()
+    ]
+    assert len(ledger) == 6 * 4
+    assert not any(str(ACTORS[1]) in row["key"] for row in ledger)
+
+
+def test_stopping_and_resuming_changes_no_bit(runs: dict[str, Any], folder: Path) -> None:
+    """Though drop path, mixing and augmentation are random."""
+    assert runs["stopped"] == {"stop_reason": "stop requested", "step": 4, "fold": 2}
+    assert runs["resumed"]["stop_reason"] == "finished"
+    straight, cut = state(folder / "straight/fold-2"), state(folder / "cut/fold-2")
+    assert all(torch.equal(straight[name], cut[name]) for name in straight)
+    assert not all(
+        torch.equal(straight[name], value) for name, value in state(folder / "calm/fold-2").items()
+    )
+
+
+def test_a_linear_probe_leaves_the_encoder(
+    runs: dict[str, Any], pretrained: Path, folder: Path
+) -> None:
+    assert runs["linear"]["stop_reason"] == "finished"
+    before = weights.load(str(pretrained / "model.safetensors"))[1]
+    after = state(folder / "linear/fold-2")
+    kept = [name for name in after if name.startswith("encoder.")]
+    assert kept
+    assert all(torch.equal(after[name], before[name]) for name in kept)
+    start = checkpoint.read_state(str(folder / "linear/fold-2"), 3)
+    assert start.step == 3
+    earlier = weights.load(
+        str(folder / "linear/fold-2/checkpoints/step-000000003/model.safetensors")
+    )
+    assert not torch.equal(after["head.weight"], earlier[1]["head.weight"])
+
+
+def test_weights_of_another_encoder_are_refused_by_the_recipes_words(runs: dict[str, Any]) -> None:
+    assert runs["too large"]["error"] == "ConfigError"
+    assert "model.embed_dim" in runs["too large"]["message"]
+    assert "model.size=nano" in runs["too large"]["message"]
+
+
+@pytest.mark.parametrize("place", ["", "/fold-2", "/fold-2/checkpoints/step-000000006"])
+def test_testing_again_says_the_same(
+    runs: dict[str, Any], data: Path, folder: Path, place: str
+) -> None:
+    assert runs["calm"]["stop_reason"] == "finished"
+    config = recipe.from_tables(tables(data, folder / "unused"), where="test")
+    results = evaluate.run(config, str(folder / "calm") + place)
+    said = json.loads((folder / "calm/results.json").read_text())
+    assert json.loads(results.to_json())["confusion"] == said["confusion"]
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_and_say_what_one_does(
+    runs: dict[str, Any], data: Path, folder: Path
+) -> None:
+    wanted = tables(data, folder / "calm-2", finetune=CALM, augment=STILL)
+    results = start(2, [("finetune", {"tables": wanted})], folder / "two")
+    assert [result["stop_reason"] for result in results[0]] == ["finished"] * 2
+    one, two = (
+        Predictions.read(str(folder / name / "fold-2/predictions.jsonl"))
+        for name in ("calm", "calm-2")
+    )
+    assert one.keys == two.keys
+    assert np.allclose(one.scores, two.scores, atol=1e-4)
