@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 
-from data_sharding import markers
+from data_sharding import markers, temporary
 from data_sharding.markers import Marker, Tally
 from data_sharding.plan import Group, Plan, options_digest
 from svfap_dist import shard_format, storage
@@ -161,14 +159,14 @@ def gather(url: str, num_groups: int) -> tuple[list[ShardEntry], Tally]:
     the shards that there are, and what became of all videos."""
     entries: list[ShardEntry] = []
     tally = Tally()
-    with tempfile.TemporaryDirectory(prefix="svfap-rejected-") as folder:
-        path = os.path.join(folder, REJECTED_NAME)
-        with open(path, "w") as lines:
-            for number in range(num_groups):
-                marker = markers.load(url, number)
-                tally.add(marker.tally)
-                entries += [marker.entry] if marker.entry else []
-                lines.writelines(json.dumps(row) + "\n" for row in marker.rejected)
+    with temporary.file() as (lines, path):
+        for number in range(num_groups):
+            marker = markers.load(url, number)
+            tally.add(marker.tally)
+            entries += [marker.entry] if marker.entry else []
+            with temporary.explained():
+                lines.writelines(json.dumps(row).encode() + b"\n" for row in marker.rejected)
+                lines.flush()
         storage.upload_file(path, storage.join(url, REJECTED_NAME))
     return entries, tally
 

@@ -13,12 +13,11 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import tarfile
-import tempfile
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
+from typing import IO, Any
 
+from data_sharding import temporary
 from data_sharding.examine import Sample
 from svfap_dist import storage
 from svfap_dist.shard_format import ShardEntry, ShardIndex, VideoInfo, digest, dump
@@ -34,10 +33,9 @@ def pack(samples: Iterable[Sample], url: str, name: str) -> ShardEntry | None:
     first = next(rest, None)
     if first is None:
         return None
-    with tempfile.TemporaryDirectory(prefix="svfap-shard-") as folder:
-        path = os.path.join(folder, f"{name}.tar")
-        places = _fill(path, itertools.chain([first], rest))
-        return _store(path, places, url)
+    with temporary.file() as (file, path):
+        places = _fill(file, itertools.chain([first], rest))
+        return _store(path, places, url, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,23 +49,23 @@ class _Place:
     labels: dict[str, Any]
 
 
-def _fill(path: str, samples: Iterable[Sample]) -> list[_Place]:
+def _fill(file: IO[bytes], samples: Iterable[Sample]) -> list[_Place]:
     """Write a tar; returns its samples' places."""
     places: list[_Place] = []
-    with _local_disk():
-        tar = tarfile.open(path, "w")  # noqa: SIM115 - it is closed where a full disk is told
+    tar = tarfile.open(fileobj=file, mode="w")  # noqa: SIM115 - closed where a full disk is told
     try:
         for sample in samples:
             offset = tar.offset
-            with _local_disk():
+            with temporary.explained():
                 # JSON comes first, so that a reader can know a sample by its first kilobyte.
                 _add(tar, f"{sample.key}.json", _json(sample.info))
                 _add(tar, f"{sample.key}.{sample.suffix}", sample.data)
             info = sample.info
             size = tar.offset - offset
             places.append(_Place(sample.key, offset, size, info.num_frames, info.labels))
-        with _local_disk():
+        with temporary.explained():
             tar.close()
+            file.flush()
     except BaseException:
         with contextlib.suppress(OSError):  # what came first is told
             tar.close()
@@ -85,16 +83,7 @@ def _json(info: VideoInfo) -> bytes:
     return json.dumps(dataclasses.asdict(info), sort_keys=True).encode()
 
 
-@contextlib.contextmanager
-def _local_disk() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        where = f"{tempfile.gettempdir()} (TMPDIR)"
-        raise storage.explain("write temporary file", where, error) from error
-
-
-def _store(path: str, places: list[_Place], url: str) -> ShardEntry:
+def _store(path: str, places: list[_Place], url: str, name: str) -> ShardEntry:
     """Upload a finished tar and, after it, its index."""
     whole = hashlib.sha256()
     digests: list[str] = []
@@ -117,7 +106,7 @@ def _store(path: str, places: list[_Place], url: str) -> ShardEntry:
         )
     )
     entry = ShardEntry(
-        name=os.path.basename(path),
+        name=f"{name}.tar",
         num_samples=len(places),
         num_bytes=num_bytes,
         sha256=whole.hexdigest(),

@@ -11,23 +11,21 @@ memory does not grow with it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import pickle
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 
+from data_sharding import temporary
 from data_sharding.sources import SourceVideo
-from svfap_dist.errors import ShardError, StorageError
+from svfap_dist.errors import ShardError
 from svfap_dist.shard_format import FORMAT_VERSION
 
 _HEADERS = 4 * 512  # bytes that a sample's tar headers, JSON and padding take, about
 _TABLES = """
-    pragma journal_mode = off;
     create table videos (key text primary key, place blob, size int, digest text, video blob);
     create table kept (key text primary key, digest text) without rowid;
 """
@@ -64,8 +62,7 @@ class Plan:
 
     def __init__(self, seed: int, max_samples: int, max_bytes: int) -> None:
         self._seed, self._max_samples, self._max_bytes = seed, max_samples, max_bytes
-        self._db = sqlite3.connect("")  # a temporary file, deleted when it is closed
-        self._db.executescript(_TABLES)
+        self._db = temporary.database(_TABLES)
 
     def __enter__(self) -> Plan:
         return self
@@ -85,7 +82,7 @@ class Plan:
         """
         rows = (self._row(video) for video in videos)
         try:
-            with _temporary_disk():
+            with temporary.explained():
                 return self._db.executemany("insert into videos values (?,?,?,?,?)", rows).rowcount
         except sqlite3.IntegrityError as error:
             raise ShardError(
@@ -111,7 +108,7 @@ class Plan:
 
     def keep(self, keys: Sequence[str], digests: Sequence[str]) -> None:
         """These videos are in the data set already, and go into no new group."""
-        with _temporary_disk():
+        with temporary.explained():
             self._db.executemany(
                 "insert or ignore into kept values (?,?)", zip(keys, digests, strict=True)
             )
@@ -141,7 +138,7 @@ class Plan:
         """The videos that are not kept, shuffled and cut into groups numbered from there on."""
         rows: list[tuple[str, bytes]] = []
         number, num_bytes = first_number, 0
-        with _temporary_disk():
+        with temporary.explained():
             for size, digest, video in self._db.execute(
                 "select size, digest, video from videos "
                 "where key not in (select key from kept) order by place, key"
@@ -166,16 +163,3 @@ def options_digest(options: Mapping[str, object]) -> str:
 def _group(number: int, rows: Sequence[tuple[str, bytes]]) -> Group:
     videos = tuple(pickle.loads(video) for _, video in rows)  # noqa: S301 - written by `_row`
     return Group(number, videos, tuple(digest for digest, _ in rows))
-
-
-@contextlib.contextmanager
-def _temporary_disk() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise StorageError(
-            "Cannot write temporary list of videos",
-            where=f"{tempfile.gettempdir()} (TMPDIR)",
-            found=str(error),
-            do="free space, or set TMPDIR to a disk with more",
-        ) from error

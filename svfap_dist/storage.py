@@ -272,17 +272,26 @@ def _walk_s3(fs: Any, start: str) -> Iterator[tuple[str, int]]:
 
 
 def _walk_local(path: str) -> Iterator[tuple[str, int]]:
-    # Not fsspec's walk, which passes over folders that it may not read.
-    def refuse(error: OSError) -> None:
-        if error.filename != path or not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            raise error
-
-    for folder, _, names in os.walk(path, onerror=refuse, followlinks=True):
-        for name in names:
-            file = os.path.join(folder, name)
-            # A link that leads nowhere is listed, and tells so when it is read.
-            size = os.path.getsize(file) if os.path.exists(file) else 0
-            yield os.path.relpath(file, path), size
+    # Not fsspec's walk, which passes over folders that it may not read; not `os.walk`, which holds
+    # the names of all files of a folder.
+    start, folders = os.path.join(path, ""), [path]
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = os.scandir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            if folder == path:
+                return
+            raise
+        with entries:
+            for entry in entries:
+                size = 0  # a link that leads nowhere is listed, and tells so when it is read
+                with contextlib.suppress(OSError):
+                    if entry.is_dir():  # or a link to one
+                        folders.append(entry.path)
+                        continue
+                    size = entry.stat().st_size
+                yield entry.path.removeprefix(start), size
 
 
 def delete(url: str) -> None:

@@ -6,10 +6,16 @@ import os
 from collections.abc import Iterator
 
 from data_sharding.sources import SourceVideo
-from data_sharding.sources.listing import as_samples, list_videos
+from data_sharding.sources.listing import Found, Listing, as_samples, list_videos
 
 
 def samples(folder: str) -> Iterator[SourceVideo]:
     """Every video file below a folder or S3 prefix, in order of path; key: the path, no suffix."""
-    sizes = list_videos(folder)
-    return as_samples(folder, sizes, ((path, os.path.splitext(path)[0], {}) for path in sizes))
+    return named_by_path(folder, list_videos(folder))
+
+
+def named_by_path(folder: str, videos: Listing) -> Iterator[SourceVideo]:
+    """The samples of a listing of `folder`."""
+    return as_samples(
+        folder, (Found(path, size, os.path.splitext(path)[0], {}) for path, size in videos)
+    )

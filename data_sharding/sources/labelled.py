@@ -17,12 +17,23 @@ import functools
 import hashlib
 import itertools
 import os
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from data_sharding import temporary
 from data_sharding.frames import ENCODER, FPS, FRAME_SUFFIXES, SUFFIX, natural_order, read_frames
 from data_sharding.sources import Labels, SourceVideo
-from data_sharding.sources.listing import check_folder, is_video, list_videos, make_key, suffix_of
+from data_sharding.sources.listing import (
+    Found,
+    Keys,
+    Listing,
+    as_samples,
+    check_folder,
+    is_video,
+    list_videos,
+    suffix_of,
+)
 from svfap_dist import storage
 from svfap_dist.errors import ShardError
 
@@ -131,9 +142,9 @@ def _in_words(names: Mapping[str, Any], what: str) -> str:
 def _joined(
     folder: str, media: Mapping[str, Medium], labels: Mapping[str, Labels]
 ) -> Iterator[SourceVideo]:
-    seen: set[str] = set()
+    keys = Keys()
     for name in sorted(media.keys() | labels.keys()):
-        key, medium, said = make_key(name, name, seen), media.get(name), labels.get(name)
+        key, medium, said = keys.give(name, name), media.get(name), labels.get(name)
         if medium is None:
             url = storage.join(folder, name)
             missing = functools.partial(storage.read_bytes, url)
@@ -158,35 +169,39 @@ def labelled_by_path(
 
     Raises: ShardError if no video is in the layout; ConfigError, StorageError as `list_videos`.
     """
-    sizes = list_videos(folder)
-    parsed = {path: parse(path) for path in sizes}
-    chosen: dict[str, str] = {}
-    for path in sorted(sizes, key=lambda path: (not preferred(path), path)):
-        if not isinstance(found := parsed[path], str):
-            chosen.setdefault(found[0], path)
-    if not chosen:
-        found = f"{len(sizes)} videos, such as {next(iter(sizes))}"
+    videos = list_videos(folder)
+    chosen = temporary.database(_CHOSEN)
+    with temporary.explained():
+        for path, _ in videos:  # in order of path: of equals the first stays
+            if not isinstance(found := parse(path), str):
+                chosen.execute(_CHOOSE, [found[0], os.fsencode(path), not preferred(path)])
+    if not chosen.execute("select exists (select * from chosen)").fetchone()[0]:
+        found = f"{len(videos)} videos, such as {videos.first()}"
         raise not_the_layout(source, folder, found, layout)
-    return _by_path(folder, sizes, parsed, chosen)
+    return as_samples(folder, _by_path(videos, parse, chosen))
+
+
+_CHOSEN = "create table chosen (name text primary key, path blob, is_other int) without rowid"
+_CHOOSE = """
+    insert into chosen values (?,?,?) on conflict (name) do update
+    set path = excluded.path, is_other = 0 where excluded.is_other < is_other
+"""
 
 
 def _by_path(
-    folder: str,
-    sizes: Mapping[str, int],
-    parsed: Mapping[str, tuple[str, Labels] | str],
-    chosen: Mapping[str, str],
-) -> Iterator[SourceVideo]:
-    seen: set[str] = set()
-    for path, size in sizes.items():
-        medium, found = video_file(folder, path, size), parsed[path]
-        name, labels, misfit = os.path.splitext(path)[0], None, ""
+    videos: Listing, parse: Callable[[str], tuple[str, Labels] | str], chosen: sqlite3.Connection
+) -> Iterator[Found]:
+    for path, size in videos:
+        name, found = os.path.splitext(path)[0], parse(path)
         if isinstance(found, str):
-            misfit = found
-        elif chosen[found[0]] != path:
-            misfit = f"the same sample as {chosen[found[0]]}"
+            yield Found(path, size, name, {}, found)
+            continue
+        ((taken,),) = chosen.execute("select path from chosen where name = ?", [found[0]])
+        if taken != os.fsencode(path):
+            misfit = f"the same sample as {os.fsdecode(taken)}"
+            yield Found(path, size, name, {}, misfit)
         else:
-            name, labels = found
-        yield medium.sample(make_key(name, path, seen), labels, misfit)
+            yield Found(path, size, found[0], found[1].as_dict())
 
 
 def not_the_layout(source: str, where: str, found: str, layout: str) -> ShardError:

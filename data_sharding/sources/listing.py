@@ -1,5 +1,8 @@
 """Video files below a folder or an S3 prefix, as samples: what the sources of real files share.
 
+There may be millions of them: they are walked through once, and wait in a temporary file, in which
+they are sorted. So are the keys given to them, which have to be unique.
+
 A key is made from the path below the folder. webdataset ends a key at the first dot of the file
 name and prints keys in logs, so dots and unprintable characters become `_`. Where that makes two
 keys equal (`a.b.mp4` and `a_b.mp4`, `x.mp4` and `x.mov`), every one but the first in order of path
@@ -12,27 +15,61 @@ import functools
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+from data_sharding import temporary
 from data_sharding.sources import SourceVideo
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError, ShardError
 from svfap_dist.shard_format import VIDEO_SUFFIXES
 
 
-def list_videos(folder: str) -> dict[str, int]:
-    """Sizes in bytes of the video files below a folder or prefix, by relative path, in its order.
+class Listing:
+    """The videos among the files of a walk: (path, size in bytes), in order of path, as often as
+    they are asked for. num_others: files that are no videos."""
+
+    def __init__(self, files: Iterable[tuple[str, int]]) -> None:
+        self._db = temporary.database("create table videos (path blob, size int)")
+        self.num_others = 0
+        with temporary.explained():
+            self._num_videos = self._db.executemany(
+                "insert into videos values (?,?)", self._rows(files)
+            ).rowcount
+
+    def _rows(self, files: Iterable[tuple[str, int]]) -> Iterator[tuple[bytes, int]]:
+        for path, size in files:
+            if is_video(path):
+                yield os.fsencode(path), size  # a name need not be text
+            else:
+                self.num_others += 1
+
+    def __len__(self) -> int:
+        return max(self._num_videos, 0)  # SQLite says -1 where there was nothing to do
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        with temporary.explained():
+            for path, size in self._db.execute("select path, size from videos order by path"):
+                yield os.fsdecode(path), size
+
+    def first(self) -> str:
+        """The first path, for messages."""
+        (path,) = self._db.execute("select min(path) from videos").fetchone()
+        return os.fsdecode(path)
+
+
+def list_videos(folder: str) -> Listing:
+    """The video files below a folder or prefix.
 
     Hidden files are passed over: macOS leaves `._name.mp4` files, which are no videos.
 
     Raises: ConfigError if there is no such local folder; ShardError if it holds no videos;
-    StorageError from the store.
+    StorageError from the store or the temporary disk.
     """
     check_folder(folder)
-    files = storage.list_files(folder)
-    videos = {path: size for path, size in files.items() if is_video(path)}
-    if not videos:
-        found = f"{len(files)} files, none of them a video" if files else "no files"
+    videos = Listing(storage.walk_files(folder))
+    if not len(videos):
+        others = videos.num_others
+        found = f"{others} files, none of them a video" if others else "no files"
         advice = f"check the path; video files end in {', '.join(VIDEO_SUFFIXES)}"
         raise ShardError("No videos found", where=folder, found=found, do=advice)
     return videos
@@ -55,23 +92,48 @@ def suffix_of(path: str) -> str:
     return os.path.splitext(path)[1].lower().removeprefix(".")
 
 
-def make_key(name: str, path: str, seen: set[str]) -> str:
-    """A key for `name`, unlike those `seen`, to which it is added."""
-    key = "".join("_" if c == "." or not c.isprintable() else c for c in name)
-    if key in seen:
-        key += "-" + hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
-    seen.add(key)
-    return key
+class Keys:
+    """Gives keys, each of them once."""
+
+    def __init__(self) -> None:
+        self._db = temporary.database("create table given (key text primary key) without rowid")
+
+    def give(self, name: str, path: str) -> str:
+        """A key for `name`, unlike those given before; `path` tells apart those of one name."""
+        key = "".join("_" if c == "." or not c.isprintable() else c for c in name)
+        with temporary.explained():
+            if not self._is_new(key):
+                key += "-" + hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+                self._is_new(key)
+        return key
+
+    def _is_new(self, key: str) -> bool:
+        return self._db.execute("insert or ignore into given values (?)", [key]).rowcount == 1
 
 
-def as_samples(
-    folder: str, sizes: dict[str, int], named: Iterable[tuple[str, str, dict[str, Any]]]
-) -> Iterator[SourceVideo]:
-    """Samples for rows of (path below `folder`, name to make the key from, labels)."""
-    seen: set[str] = set()
-    for path, name, labels in named:
-        key = make_key(name, path, seen)
+class Found(NamedTuple):
+    """A video file that a source has found: its path below the folder, its size in bytes, and what
+    the source makes of it; fields as of `SourceVideo`."""
+
+    path: str
+    size: int
+    name: str  # to make the key from
+    labels: dict[str, Any]
+    misfit: str = ""
+
+
+def as_samples(folder: str, videos: Iterable[Found]) -> Iterator[SourceVideo]:
+    """Samples for files below `folder`, given in order of path."""
+    keys = Keys()
+    for path, size, name, labels, misfit in videos:
         url = storage.join(folder, path)
-        read = functools.partial(storage.read_bytes, url)
-        stamp, num_bytes = str(sizes[path]), sizes[path]
-        yield SourceVideo(key, read, labels, url, suffix_of(path), stamp, num_bytes=num_bytes)
+        yield SourceVideo(
+            key=keys.give(name, path),
+            read=functools.partial(storage.read_bytes, url),
+            labels=labels,
+            where=url,
+            suffix=suffix_of(path),
+            stamp=str(size),
+            misfit=misfit,
+            num_bytes=size,
+        )

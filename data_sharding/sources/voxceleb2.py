@@ -6,12 +6,11 @@ no such prefix. https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox2.html
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator
 
 from data_sharding.sources import SourceVideo
-from data_sharding.sources.listing import as_samples, list_videos
+from data_sharding.sources.listing import Found, as_samples, list_videos
 from svfap_dist.errors import ShardError
 
 _MISFIT = "not at idNNNNN/<video>/NNNNN.mp4"
@@ -25,16 +24,18 @@ def samples(folder: str) -> Iterator[SourceVideo]:
 
     Raises: ShardError if there are videos, but none in this layout.
     """
-    sizes = list_videos(folder)
-    clips = [(path, found) for path in sizes if (found := _CLIP.fullmatch(path))]
-    if not clips:
+    videos = list_videos(folder)
+    if not any(_CLIP.fullmatch(path) for path, _ in videos):
         raise ShardError(
             "Not the layout of VoxCeleb2",
             where=folder,
-            found=f"{len(sizes)} videos, such as {next(iter(sizes))}",
+            found=f"{len(videos)} videos, such as {videos.first()}",
             do="give the folder that holds idNNNNN/<video>/NNNNN.mp4, or use the source `folder`",
         )
-    placed = {path: (found[1], {"identity": found[2]}) for path, found in clips}
-    rows = [(path, *placed.get(path, (path, {}))) for path in sizes]
-    videos = zip(sizes, as_samples(folder, sizes, rows), strict=True)
-    return (v if path in placed else dataclasses.replace(v, misfit=_MISFIT) for path, v in videos)
+    return as_samples(folder, (_found(path, size) for path, size in videos))
+
+
+def _found(path: str, size: int) -> Found:
+    if clip := _CLIP.fullmatch(path):
+        return Found(path, size, clip[1], {"identity": clip[2]})
+    return Found(path, size, path, {}, _MISFIT)

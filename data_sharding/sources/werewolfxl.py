@@ -37,7 +37,7 @@ def samples(folder: str) -> Iterator[SourceVideo]:
     Raises: ConfigError, ShardError if the folder is not Werewolf-XL's, StorageError.
     """
     media: dict[str, Medium] = {}
-    for path, size in list_videos(folder).items():
+    for path, size in list_videos(folder):
         name = os.path.splitext(os.path.basename(path))[0]
         add(media, name, path, video_file(folder, path, size))
     return join("werewolfxl", folder, media, dict(_labels(folder)), _LAYOUT)

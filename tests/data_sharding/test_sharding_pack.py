@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
+import signal
+import subprocess
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -93,12 +96,31 @@ def test_no_samples_make_no_shards(tmp_path: Path) -> None:
 
 
 def test_a_full_temporary_folder_is_told(tmp_path: Path, monkeypatch) -> None:
-    full = tmp_path / "tmp"
-    full.mkdir()
-    os.symlink("/dev/full", full / "shard-000000.tar")
-    monkeypatch.setattr(
-        tempfile, "TemporaryDirectory", lambda prefix: contextlib.nullcontext(str(full))
-    )
-    with pytest.raises(StorageError, match=r"TMPDIR.*no space left"):
-        pack([sample(1, 100_000)], str(tmp_path / "out"), "shard-000000")
+    monkeypatch.setattr(tempfile, "TemporaryFile", functools.partial(open, "/dev/full", "r+b"))
+    for size in (10, 100_000):  # told when it is closed, and when it is written
+        with pytest.raises(StorageError, match=r"TMPDIR.*no space left"):
+            pack([sample(1, size)], str(tmp_path / "out"), "shard-000000")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_job_leaves_nothing_on_the_temporary_disk(tmp_path: Path) -> None:
+    program = """if True:
+        import os, signal
+        from data_sharding.examine import Sample
+        from data_sharding.pack import pack
+        from svfap_dist.shard_format import VideoInfo
+
+        def samples():
+            for number in range(9):
+                if number == 5:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield Sample(str(number), "mp4", bytes(100_000), VideoInfo(1, 1, 1, 1, "h264"))
+
+        pack(samples(), "out", "shard-000000")
+    """
+    (tmp_path / "tmp").mkdir()
+    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp")}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert list(tmp_path.rglob("*")) == [tmp_path / "tmp"]

@@ -8,7 +8,7 @@ import pickle
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from layouts import LAYOUTS, TRAITS, picture, put, video, videos
@@ -144,14 +144,20 @@ def test_order_and_stamps_do_not_depend_on_the_listing(
     name: str, roots: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = [(v.key, v.stamp, v.labels) for v in videos(name, roots[name])]
-    walk = os.walk
+    scandir = os.scandir
 
-    def backwards(*args, **kwargs):
-        for folder, names, files in walk(*args, **kwargs):
-            names.sort(reverse=True)
-            yield folder, names, sorted(files, reverse=True)
+    class Backwards(list[os.DirEntry]):
+        def __init__(self, path: str) -> None:
+            with scandir(path) as entries:
+                super().__init__(sorted(entries, key=lambda entry: entry.name, reverse=True))
 
-    monkeypatch.setattr("os.walk", backwards)
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.clear()
+
+    monkeypatch.setattr("os.scandir", Backwards)
     assert [(v.key, v.stamp, v.labels) for v in videos(name, roots[name])] == before
     keys = [key for key, _, _ in before]
     assert len(set(keys)) == len(keys)
