@@ -19,7 +19,7 @@ import time
 import typing
 from collections.abc import Callable, Generator, Iterator
 
-from data_sharding import fan_out, fan_out_ray, markers, sources
+from data_sharding import claim, fan_out, fan_out_ray, markers, sources
 from data_sharding import manifest as manifests
 from data_sharding.contact_sheet import draw_contact_sheet
 from data_sharding.examine import Making
@@ -107,22 +107,21 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
     with Plan(shuffle_seed, max_samples_per_shard, max_shard_bytes) as plan:
         total = plan.read(sources.load(source).samples(text))
         digest = plan.digest(options)
-        stock = _take_stock(output_url, options, digest, plan, overwrite)
-        before = stock.manifest
-        if before and before.inputs_digest == digest and stock.is_whole():
-            return _found_done(output_url, before)
-        if before is None:
-            manifests.begin(output_url)
-        order = Order(output_url, Making(min_frames, limits, train), options_digest(options))
-        num_groups = _make_missing(plan, stock, order, total, workers, ray, progress)
-
-    entries, tally = manifests.gather(output_url, num_groups)
-    if not entries:
-        raise _nothing_usable(text, output_url, tally)
-    made = Manifest(
-        source, profile, shuffle_seed, tally.shortest, digest, tuple(entries), num_groups, options
-    )
-    manifests.complete(output_url, made)
+        with claim.hold(output_url):
+            stock = _take_stock(output_url, options, digest, plan, overwrite)
+            before = stock.manifest
+            if before and before.inputs_digest == digest and stock.is_whole():
+                return _found_done(output_url, before)
+            if before is None:
+                manifests.begin(output_url)
+            order = Order(output_url, Making(min_frames, limits, train), options_digest(options))
+            num_groups = _make_missing(plan, stock, order, total, workers, ray, progress)
+            entries, tally = manifests.gather(output_url, stock.groups(plan), options)
+            if not entries:
+                raise _nothing_usable(text, output_url, tally)
+            least, rows = tally.shortest, tuple(entries)
+            made = Manifest(source, profile, shuffle_seed, least, digest, rows, num_groups, options)
+            manifests.complete(output_url, made)
     took = time.monotonic() - started
     return ShardSummary.of(output_url, made, tally, took=took, before=before)
 

@@ -8,10 +8,11 @@ into it. While shards are added, the manifest of before stays, for those who tra
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from data_sharding import markers, temporary
 from data_sharding.markers import Marker, Tally
@@ -154,14 +155,19 @@ def begin(url: str) -> None:
     storage.write_bytes(storage.join(url, REJECTED_NAME), b"")
 
 
-def gather(url: str, num_groups: int) -> tuple[list[ShardEntry], Tally]:
+def gather(
+    url: str, groups: Iterable[Group], options: Mapping[str, object]
+) -> tuple[list[ShardEntry], Tally]:
     """Write the list of rejected videos, one JSON object a line, from the markers of all groups;
-    the shards that there are, and what became of all videos."""
+    the shards that there are, and what became of all videos.
+
+    Raises: ShardError if a marker is not of this data set; StorageError.
+    """
     entries: list[ShardEntry] = []
-    tally = Tally()
+    tally, digest = Tally(), options_digest(options)
     with temporary.file() as (lines, path):
-        for number in range(num_groups):
-            marker = markers.load(url, number)
+        for group in groups:
+            marker = _marker_of(url, group, digest)
             tally.add(marker.tally)
             entries += [marker.entry] if marker.entry else []
             with temporary.explained():
@@ -169,6 +175,25 @@ def gather(url: str, num_groups: int) -> tuple[list[ShardEntry], Tally]:
                 lines.flush()
         storage.upload_file(path, storage.join(url, REJECTED_NAME))
     return entries, tally
+
+
+def _marker_of(url: str, group: Group, digest: str) -> Marker:
+    """The marker of a group that is finished.
+
+    Raises: ShardError if another job has put its own there, or taken it away.
+    """
+    found = "it is gone"
+    with contextlib.suppress(storage.StorageMissing):
+        marker = markers.load(url, group.number)
+        if marker.group_digest == markers.group_digest(group, digest):
+            return marker
+        found = "it was made from other videos or with other options"
+    raise ShardError(
+        "Another job has written to this output meanwhile",
+        where=storage.join(url, markers.name(group.number)),
+        found=found,
+        do="let it end, then run the same command again, with another URL if both are wanted",
+    )
 
 
 def complete(url: str, manifest: Manifest) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -193,6 +194,9 @@ def download_file(url: str, local: str) -> None:
             fs.get_file(path, temporary)
 
 
+_UNFINISHED = re.compile(r".+\.[0-9a-f]{8}\.tmp")
+
+
 @contextlib.contextmanager
 def _renamed_into_place(path: str) -> Iterator[str]:
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -203,6 +207,14 @@ def _renamed_into_place(path: str) -> Iterator[str]:
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def delete_unfinished(folder: str) -> None:
+    """Remove the files below a local folder whose writing was killed; nobody may be writing any."""
+    with _explained("delete unfinished files", folder):
+        for place, _, names in os.walk(local_path(folder)):
+            for name in filter(_UNFINISHED.fullmatch, names):
+                os.unlink(os.path.join(place, name))
 
 
 def _flush_to_disk(path: str) -> None:
