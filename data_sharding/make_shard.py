@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from data_sharding import markers
-from data_sharding.examine import Examiners, Making, Sample
+from data_sharding.examine import Making, Sample, examiners
 from data_sharding.markers import Marker, Tally
 from data_sharding.pack import pack
 from data_sharding.plan import Group
@@ -35,7 +35,7 @@ class ShardMaker:
     """
 
     def __init__(self, order: Order, processes: int = 1) -> None:
-        self._order, self._examiners = order, Examiners(order.making, processes)
+        self._order, self._examiners = order, examiners(order.making, processes)
 
     def __enter__(self) -> ShardMaker:
         return self

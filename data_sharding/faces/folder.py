@@ -3,8 +3,9 @@
 For each video OUTPUT gets `KEY.mp4`, the crop (with `--tracks all` also `KEY.2.mp4`, ... for the
 lighter tracks), and `KEY.boxes.json`, the `record` of what was found. A video that has one is not
 done again; so whatever stops the work, the same command goes on with it, and adds the videos that
-are new. At the end `faces.jsonl` lists the crops, `no_face.jsonl` the videos left
-out with their reasons, and `faces.png` shows some of them.
+are new. A video that hangs or crashes the process that looks at it is left out like any that is
+broken, and is tried again when the limits are others. At the end `faces.jsonl` lists the crops,
+`no_face.jsonl` the videos left out with their reasons, and `faces.png` shows some of them.
 """
 
 from __future__ import annotations
@@ -12,26 +13,29 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
-import multiprocessing
 import os
-import signal
-from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator, Iterator
+from typing import IO, Any
 
+from data_sharding import claim, temporary
 from data_sharding.faces import detect, record, sheet
 from data_sharding.faces.record import Row
 from data_sharding.faces.video import TRACKS, FaceOptions
+from data_sharding.guarded import Guarded
+from data_sharding.probe import Limits
 from data_sharding.progress import Progress, silent
 from data_sharding.sources import SourceVideo
-from data_sharding.sources import folder as folder_source
+from data_sharding.sources.folder import named_by_path
+from data_sharding.sources.listing import list_videos
 from svfap_dist import storage
-from svfap_dist.errors import ConfigError, ShardError
+from svfap_dist.errors import ConfigError
 
 FACES_NAME, NO_FACE_NAME, SHEET_NAME = "faces.jsonl", "no_face.jsonl", "faces.png"
-_IN_FLIGHT_PER_WORKER = 2
+# The detector takes most of the time; the more so the longer a video is for its bytes.
+LIMITS = Limits(seconds=120, seconds_per_mib=20)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,30 +77,37 @@ def make_crops(
     output_url: str,
     options: FaceOptions,
     *,
+    limits: Limits = LIMITS,
     workers: int | None = None,
     progress: Progress = silent,
 ) -> FacesSummary:
     """Crop the faces of all videos below `folder` into `output_url`.
 
     Args:
-        workers: processes; up to 1: none besides this one; None: by the CPUs and videos.
+        limits: what a video may cost.
+        workers: processes; 0: none besides this one, and no limits of time and memory; None: by
+            the CPUs and videos.
 
-    Raises: ConfigError, ShardError (no videos; a worker died), StorageError.
+    Raises: ConfigError, ShardError (no videos), StorageError.
     """
     _check(options, workers)
     _refuse_output_among_inputs(folder, output_url)
     detect.load(options.detector)  # a wrong name shall be told now, and once
-    videos = list(folder_source.samples(folder))
+    videos = list_videos(folder)
     if workers is None:
         workers = min(len(os.sched_getaffinity(0)), len(videos))
-    rows: list[Row] = []
-    left_out = 0
-    with contextlib.closing(_do_all(videos, output_url, options, workers)) as done:
+    asked = output_url, options, limits
+    with (
+        claim.hold(output_url),
+        temporary.file() as faces,
+        temporary.file() as no_face,
+        contextlib.closing(_do_all(named_by_path(folder, videos), asked, workers)) as done,
+    ):
+        lists = _Lists(output_url, faces, no_face)
         for row in done:
-            rows.append(row)
-            left_out += bool(row.reason)
-            progress(len(rows), len(videos), left_out)
-    return _finish(output_url, rows)
+            lists.add(row)
+            progress(lists.num_videos, len(videos), lists.left_out.total())
+        return lists.finish()
 
 
 def _check(options: FaceOptions, workers: int | None) -> None:
@@ -127,67 +138,79 @@ def _refuse_output_among_inputs(folder: str, output_url: str) -> None:
 
 
 def _do_all(
-    videos: Iterable[SourceVideo], output_url: str, options: FaceOptions, workers: int
+    videos: Iterator[SourceVideo], asked: tuple[str, FaceOptions, Limits], workers: int
 ) -> Generator[Row]:
     """Do the videos, a few at a time, and give their rows in the videos' order."""
-    if workers <= 1:
-        for video in videos:
-            yield record.do(video, output_url, options)
+    work = functools.partial(record.do, *asked)
+    if workers == 0:
+        yield from map(work, videos)
         return
-    waiting: collections.deque[tuple[str, Future[Row]]] = collections.deque()
-    rest = iter(videos)
-    # Spawned, not forked: a forked copy of an S3 client hangs.
-    pool = ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is the parent's business
-    )
-    try:
-        while True:
-            room = workers * _IN_FLIGHT_PER_WORKER - len(waiting)
-            for video in itertools.islice(rest, room):
-                waiting.append((video.where, pool.submit(record.do, video, output_url, options)))
-            if not waiting:
-                return
-            row = waiting[0][1].result()
-            waiting.popleft()
+    give_up = functools.partial(record.give_up, *asked)
+    guarded = Guarded(work, asked[2], give_up, workers)
+    with contextlib.closing(guarded), contextlib.closing(guarded.each(videos)) as done:
+        for _, row in done:
             yield row
-    except BrokenProcessPool as error:
-        raise ShardError(
-            "A worker process died while cropping faces",
-            where=f"one of {', '.join(where for where, _ in waiting)}",
-            found="killed from outside, out of memory, or crashed by a video",
-            do="run again with --workers 1 to see which; what is done is not done again",
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _finish(output_url: str, rows: list[Row]) -> FacesSummary:
-    """The lists, the picture, the summary."""
-    faces = [{"key": r.key, "where": r.where, **crop} for r in rows for crop in r.crops]
-    left_out = [
-        {"key": r.key, "where": r.where, "reason": r.reason, "detail": r.detail}
-        for r in rows
-        if r.reason
-    ]
-    for name, lines in ((FACES_NAME, faces), (NO_FACE_NAME, left_out)):
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        storage.write_bytes(storage.join(output_url, name), text.encode())
-    picture = ""
-    if faces:
-        picture = storage.join(output_url, SHEET_NAME)
-        records = [record.url_of(output_url, row.key) for row in rows if row.crops]
-        sheet.make(records, output_url, picture)
-    return FacesSummary(
-        url=output_url,
-        num_videos=len(rows),
-        num_crops=len(faces),
-        num_frames=sum(face["num_frames"] for face in faces),
-        seconds=sum(face["num_frames"] / face["fps"] for face in faces),
-        detected_share=sum(r.detections for r in rows) / max(1, sum(r.looks for r in rows)),
-        left_out=dict(collections.Counter(r.reason for r in rows if r.reason).most_common()),
-        already_done=sum(r.already_done for r in rows),
-        sheet=picture,
-    )
+class _Lists:
+    """The lists of a run, which grow on the temporary disk, and what its summary counts."""
+
+    def __init__(
+        self, url: str, faces: tuple[IO[bytes], str], no_face: tuple[IO[bytes], str]
+    ) -> None:
+        self._url, self._faces, self._no_face = url, faces, no_face
+        self.num_videos = self._num_cropped = self._num_crops = self._num_frames = 0
+        self._looks = self._detections = self._already_done = 0
+        self._seconds = 0.0
+        self.left_out = collections.Counter[str]()
+
+    def add(self, row: Row) -> None:
+        """Take in what became of a video."""
+        about = {"key": row.key, "where": row.where}
+        self.num_videos += 1
+        self._already_done += row.already_done
+        self._num_cropped += bool(row.crops)
+        self._looks += row.looks
+        self._detections += row.detections
+        for crop in row.crops:
+            self._num_crops += 1
+            self._num_frames += crop["num_frames"]
+            self._seconds += crop["num_frames"] / crop["fps"]
+            _add_line(self._faces, about | crop)
+        if row.reason:
+            self.left_out[row.reason] += 1
+            _add_line(self._no_face, about | {"reason": row.reason, "detail": row.detail})
+
+    def finish(self) -> FacesSummary:
+        """Store the lists and the picture."""
+        for (lines, path), name in ((self._faces, FACES_NAME), (self._no_face, NO_FACE_NAME)):
+            with temporary.explained():
+                lines.flush()
+            storage.upload_file(path, storage.join(self._url, name))
+        picture = storage.join(self._url, SHEET_NAME) if self._num_cropped else ""
+        if picture:
+            sheet.make(self._some_records(), self._url, picture)
+        return FacesSummary(
+            url=self._url,
+            num_videos=self.num_videos,
+            num_crops=self._num_crops,
+            num_frames=self._num_frames,
+            seconds=self._seconds,
+            detected_share=self._detections / max(1, self._looks),
+            left_out=dict(self.left_out.most_common()),
+            already_done=self._already_done,
+            sheet=picture,
+        )
+
+    def _some_records(self) -> list[str]:
+        """Records of some of the videos with crops, evenly picked."""
+        wanted = sheet.evenly(self._num_cropped, sheet.VIDEOS)
+        with open(self._faces[1]) as lines:
+            keys = (json.loads(line)["key"] for line in lines)
+            each = enumerate(key for key, _ in itertools.groupby(keys))
+            return [record.url_of(self._url, key) for number, key in each if number in wanted]
+
+
+def _add_line(file: tuple[IO[bytes], str], fields: dict[str, Any]) -> None:
+    with temporary.explained():
+        file[0].write(json.dumps(fields).encode() + b"\n")

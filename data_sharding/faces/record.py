@@ -3,7 +3,7 @@
 The record, `KEY.boxes.json`, says what was asked (input, options), and for each frame of each track
 the face's box, the square cut out, and the detector's score where it saw the face; or, for a video
 without crops, why. It is written last: it vouches for the crops, and is believed only while they
-are there and the same is asked.
+are there and the same is asked; one without crops, only within the same limits.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any
 
 from data_sharding.faces import detect
 from data_sharding.faces.video import Cropped, FaceOptions, LeftOut, crop_faces
+from data_sharding.probe import Limits, Reason
 from data_sharding.sources import SourceVideo
 from svfap_dist import storage
 from svfap_dist.storage import StorageMissing
 
-_VERSION = 1  # raised when the same options come to give other crops
+_VERSION = 2  # raised when the same options come to give other crops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,32 +48,66 @@ def url_of(output_url: str, key: str) -> str:
     return storage.join(output_url, f"{key}.boxes.json")
 
 
-def do(video: SourceVideo, output_url: str, options: FaceOptions) -> Row:
-    """Crop one video and write its record, unless that is done.
+def do(output_url: str, options: FaceOptions, limits: Limits, video: SourceVideo) -> Row:
+    """Crop one video and write its record, unless that is done; may hang or crash.
 
     Raises: ConfigError from the detector; StorageError.
     """
-    asked: dict[str, Any] = {"version": _VERSION, "stamp": video.stamp}
-    asked["options"] = dataclasses.asdict(options)
-    record: dict[str, Any] = _read(url_of(output_url, video.key))
+    asked = _asked(options, video)
+    record = _read(url_of(output_url, video.key))
     crops = [storage.join(output_url, track["video"]) for track in record.get("tracks", [])]
-    if asked.items() <= record.items() and all(map(storage.exists, crops)):
+    within = dataclasses.asdict(limits)
+    same = asked.items() <= record.items() and record.get("limits", within) == within
+    if same and all(map(storage.exists, crops)):
         return _row(video, record, already_done=True)
     _take_away(output_url, video.key, len(crops))
     try:
-        data = video.read()
+        result = crop_faces(video.read(), _detector(options.detector), options, limits)
     except StorageMissing as error:  # perhaps there again next time: leaves no record
         missing = {"tracks": [], "left_out": {"reason": "missing", "detail": str(error)}}
         return _row(video, missing, already_done=False)
-    result = crop_faces(data, _detector(options.detector), options)
-    record = asked | {"key": video.key, "where": video.where, "detector": options.detector}
+    except MemoryError as error:
+        result = LeftOut("out_of_memory", f"more than {limits.memory_bytes} bytes {error}".rstrip())
     if isinstance(result, LeftOut):
-        record |= {"left_out": dataclasses.asdict(result), "tracks": []}
-    else:
-        found = _found(video.key, result)
-        record |= found
-        for track, cut in zip(found["tracks"], result.tracks, strict=True):
-            storage.write_bytes(storage.join(output_url, track["video"]), cut.mp4)
+        return _left_out(output_url, asked, limits, video, result)
+    found = _found(video.key, result)
+    for track, cut in zip(found["tracks"], result.tracks, strict=True):
+        storage.write_bytes(storage.join(output_url, track["video"]), cut.mp4)
+    return _written(output_url, video, asked | found)
+
+
+def give_up(
+    output_url: str,
+    options: FaceOptions,
+    limits: Limits,
+    video: SourceVideo,
+    reason: Reason,
+    found: str,
+) -> Row:
+    """Write the record of a video that hung or crashed the process that was to crop it."""
+    _take_away(output_url, video.key, 0)
+    asked = _asked(options, video)
+    return _left_out(output_url, asked, limits, video, LeftOut(reason, found))
+
+
+def _asked(options: FaceOptions, video: SourceVideo) -> dict[str, Any]:
+    return {"version": _VERSION, "stamp": video.stamp, "options": dataclasses.asdict(options)}
+
+
+def _left_out(
+    output_url: str, asked: dict[str, Any], limits: Limits, video: SourceVideo, why: LeftOut
+) -> Row:
+    within = dataclasses.asdict(limits)
+    record = {"left_out": dataclasses.asdict(why), "limits": within, "tracks": []}
+    return _written(output_url, video, asked | record)
+
+
+def _written(output_url: str, video: SourceVideo, record: dict[str, Any]) -> Row:
+    record |= {
+        "key": video.key,
+        "where": video.where,
+        "detector": record["options"]["detector"],
+    }
     storage.write_bytes(url_of(output_url, video.key), json.dumps(record).encode())
     return _row(video, record, already_done=False)
 
@@ -131,6 +166,7 @@ def _found(key: str, cropped: Cropped) -> dict[str, Any]:
         "fps": info.fps,
         "num_frames": info.num_frames,
         "detected_every": cropped.every,
+        "cuts": cropped.cuts,
         "tracks": tracks,
     }
 

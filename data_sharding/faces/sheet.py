@@ -18,22 +18,23 @@ from PIL import Image, ImageDraw
 from data_sharding.faces.frames import read_frames
 from svfap_dist import storage
 
-_VIDEOS, _MOMENTS = 6, 6  # at most
+VIDEOS = 6
+_MOMENTS = 6  # at most
 _FRAMES_LOOKED_AT = 750  # from the first: nobody waits for the end of a film
 _CELL, _GAP, _LABEL_HEIGHT = 144, 4, 16  # pixels
 _FACE_COLOUR, _SQUARE_COLOUR = "yellow", "white"
 
 
 def make(record_urls: Sequence[str], crops_url: str, output: str) -> None:
-    """Write the sheet of some of the videos, evenly picked, of which the records are given.
+    """Write the sheet of the videos, a few, of which the records are given.
 
     Videos that cannot be read any more are passed over.
 
     Raises: StorageError.
     """
     blocks: list[Image.Image] = []
-    for i in _evenly(len(record_urls), _VIDEOS):
-        record = json.loads(storage.read_bytes(record_urls[i]))
+    for url in record_urls:
+        record = json.loads(storage.read_bytes(url))
         try:
             source = storage.read_bytes(record["where"])
         except storage.StorageMissing:
@@ -47,7 +48,7 @@ def make(record_urls: Sequence[str], crops_url: str, output: str) -> None:
     storage.write_bytes(output, png.getvalue())
 
 
-def _evenly(length: int, at_most: int) -> list[int]:
+def evenly(length: int, at_most: int) -> list[int]:
     """Some of 0 to length - 1, with both ends."""
     return [int(i) for i in np.linspace(0, length - 1, min(at_most, length)).round()]
 
@@ -55,7 +56,7 @@ def _evenly(length: int, at_most: int) -> list[int]:
 def _block(key: str, track: dict[str, Any], source: bytes, crop: bytes) -> Image.Image:
     """Both rows of one video."""
     length, first = len(track["boxes"]), track["first_frame"]
-    moments = _evenly(min(length, _FRAMES_LOOKED_AT), _MOMENTS)
+    moments = evenly(min(length, _FRAMES_LOOKED_AT), _MOMENTS)
     frames = _pictures(source, [first + moment for moment in moments])
     crops = _pictures(crop, moments)
     before: list[Image.Image] = []

@@ -2,7 +2,8 @@
 
 A track is one face followed through the video. Detections of neighbouring looks are linked where
 their boxes overlap most (greedily: with a few faces per frame nothing cleverer pays); a face may be
-missed for a second. What was seen only once or twice, or in few of the looks, is a false alarm.
+missed for a second. Where the video cuts to another shot (`cuts`), all tracks end. What was seen
+only once or twice, or in few of the looks, is a false alarm.
 Detectors jitter by several percent from look to look: a smooth course through the detections gives
 the box of each frame, without lag: a face that moves evenly is followed exactly.
 """
@@ -10,6 +11,7 @@ the box of each frame, without lag: a face that moves evenly is followed exactly
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -61,29 +63,39 @@ def sides(boxes: np.ndarray) -> np.ndarray:
 
 
 def find_tracks(
-    looks: Sequence[Detections], every: int, num_frames: int, fps: float
+    looks: Sequence[Detections],
+    every: int,
+    num_frames: int,
+    fps: float,
+    cuts: Sequence[int] = (),
 ) -> list[Track]:
-    """The faces of a video, weightiest first.
+    """The faces of a video, weightiest first; none goes on from one shot to the next.
 
     Args:
         looks: what was detected on frames 0, every, 2 * every, ...
         num_frames: of the whole video; a track reaches up to `every` - 1 frames beyond its first
             and last detection, since nobody looked there.
+        cuts: the first frames of its shots but the first, ascending.
     """
-    chains = _link(looks, max_gap=max(1, round(_MAX_GAP_SECONDS * fps / every)))
     enough = min(_MIN_DETECTIONS, len(looks))
-    tracks = [
-        _fill(chain, every, num_frames, sigma=_SMOOTHING_SECONDS * fps)
-        for chain in chains
-        if len(chain.looks) >= enough
-        and len(chain.looks) >= _MIN_DETECTED_SHARE * (chain.looks[-1] - chain.looks[0] + 1)
-    ]
+    max_gap = max(1, round(_MAX_GAP_SECONDS * fps / every))
+    tracks: list[Track] = []
+    for shot in itertools.pairwise([0, *cuts, num_frames]):
+        of_shot = [look for look in range(len(looks)) if shot[0] <= look * every < shot[1]]
+        tracks += [
+            _fill(chain, every, shot, _SMOOTHING_SECONDS * fps)
+            for chain in _link(looks, of_shot, max_gap)
+            if len(chain.looks) >= enough
+            and len(chain.looks) >= _MIN_DETECTED_SHARE * (chain.looks[-1] - chain.looks[0] + 1)
+        ]
     return sorted(tracks, key=lambda track: -track.weight)
 
 
-def _link(looks: Sequence[Detections], max_gap: int) -> list[_Chain]:
+def _link(looks: Sequence[Detections], numbers: Sequence[int], max_gap: int) -> list[_Chain]:
+    """Chains of what was detected in the looks of these numbers."""
     chains: list[_Chain] = []
-    for look, (boxes, scores) in enumerate(looks):
+    for look in numbers:
+        boxes, scores = looks[look]
         alive = [chain for chain in chains if look - chain.looks[-1] <= max_gap]
         taken = _match(np.array([chain.boxes[-1] for chain in alive]).reshape(-1, 4), boxes)
         for i, (box, score) in enumerate(zip(boxes, scores, strict=True)):
@@ -118,11 +130,12 @@ def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return shared / (area_a[:, None] + area_b[None, :] - shared)
 
 
-def _fill(chain: _Chain, every: int, num_frames: int, sigma: float) -> Track:
-    """A box for each frame, from the first look that found the face to the last, and around."""
+def _fill(chain: _Chain, every: int, shot: tuple[int, int], sigma: float) -> Track:
+    """A box for each frame, from the first look that found the face to the last, and around, but
+    not beyond its shot: [first frame, first frame of the next)."""
     detected = np.array(chain.looks) * every
-    first = int(max(0, detected[0] - every + 1))
-    stop = int(min(num_frames, detected[-1] + every))
+    first = int(max(shot[0], detected[0] - every + 1))
+    stop = int(min(shot[1], detected[-1] + every))
     boxes = np.full((stop - first, 4), np.nan)
     scores = np.full(stop - first, np.nan)
     boxes[detected - first] = chain.boxes

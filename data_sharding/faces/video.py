@@ -11,10 +11,11 @@ import dataclasses
 import numpy as np
 
 from data_sharding.faces import crop
+from data_sharding.faces.cuts import PIXELS, Cuts
 from data_sharding.faces.detect import Detections, Detector
 from data_sharding.faces.frames import read_frames
 from data_sharding.faces.track import Track, find_tracks
-from data_sharding.probe import Rejected, probe
+from data_sharding.probe import Limits, Rejected, probe
 from svfap_dist.errors import DecodeError
 from svfap_dist.shard_format import VideoInfo
 
@@ -30,7 +31,8 @@ class FaceOptions:
     size: pixels of a side of the crop, even.
     margin: around the face on each side, in sides of the face.
     detector: name of one of `detect.DETECTORS`, with its file if it needs one.
-    tracks: "best" for the face that is longest and largest in view, or "all".
+    tracks: "best" for the face that is longest and largest in view, in one shot; or "all" faces of
+    all shots, a crop for each.
     """
 
     size: int = 224
@@ -62,46 +64,53 @@ class Cropped:
 
     info: the video; but width and height are as shown: upright, with square pixels.
     every: the detector looked at each so many-th frame.
+    cuts: first frames of its shots but the first.
     """
 
     info: VideoInfo
     every: int
+    cuts: list[int]
     tracks: list[CutTrack]
 
 
-def crop_faces(data: bytes, detector: Detector, options: FaceOptions) -> Cropped | LeftOut:
+def crop_faces(
+    data: bytes, detector: Detector, options: FaceOptions, limits: Limits | None = None
+) -> Cropped | LeftOut:
     """Find, follow and cut out the faces of a video; never raises for what the bytes hold."""
-    info = probe(data, min_frames=1)
+    info = probe(data, min_frames=1, limits=limits)
     if isinstance(info, Rejected):
         return LeftOut(info.reason, info.detail)
     every = max(1, round(info.fps / _LOOKS_PER_SECOND))
     try:
-        info, looks = _look(data, detector, info, every)
-        tracks = find_tracks(looks, every, info.num_frames, info.fps)
+        info, looks, cuts = _look(data, detector, info, every)
+        tracks = find_tracks(looks, every, info.num_frames, info.fps, cuts)
         if not tracks:
             seen = sum(len(look.boxes) > 0 for look in looks)
             return LeftOut("no_face", f"in {seen} of {len(looks)} frames looked at, none lasting")
         if options.tracks == "best":
             del tracks[1:]
-        return Cropped(info, every, _cut_out(data, info, tracks, options))
+        return Cropped(info, every, cuts, _cut_out(data, info, tracks, options))
     except DecodeError as error:
         return LeftOut("undecodable", error.found)
 
 
 def _look(
     data: bytes, detector: Detector, info: VideoInfo, every: int
-) -> tuple[VideoInfo, list[Detections]]:
-    """Detections on each `every`-th frame, and the video as it really decoded."""
+) -> tuple[VideoInfo, list[Detections], list[int]]:
+    """The video as it really decoded, detections on each `every`-th frame, and its cuts."""
     looks: list[Detections] = []
+    cuts = Cuts()
     count, width, height = 0, info.width, info.height
     for count, frame in enumerate(read_frames(data), start=1):
         width, height = frame.width, frame.height
+        cuts.add(frame.rgb(PIXELS))
         if (count - 1) % every == 0:
             picture = frame.rgb(_LOOK_PIXELS)
             found = detector.detect(picture)
             scale = [width / picture.shape[1], height / picture.shape[0]] * 2
             looks.append(Detections(found.boxes * scale, found.scores))
-    return dataclasses.replace(info, num_frames=count, width=width, height=height), looks
+    info = dataclasses.replace(info, num_frames=count, width=width, height=height)
+    return info, looks, cuts.found()
 
 
 def _cut_out(

@@ -20,8 +20,12 @@ def faces(
     ] = 0.33,
     detector: Annotated[str, typer.Option(help="haar, or yunet:/path/model.onnx")] = "haar",
     tracks: Annotated[
-        str, typer.Option(help="best: the face longest and largest in view; all: each face")
+        str,
+        typer.Option(help="best: the face longest and largest in view; all: each, of each shot"),
     ] = "best",
+    video_seconds: Annotated[
+        int, typer.Option(help="Work on one video before it is left out; 20 s more per MiB.")
+    ] = 120,
     workers: Annotated[int | None, typer.Option(help="Processes; default: by the CPUs.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -31,6 +35,8 @@ def faces(
 
     Example: svfap faces /data/videos /data/faces && svfap shard folder /data/faces s3://bucket/x
     """
+    import dataclasses
+
     from data_sharding.faces import folder
     from data_sharding.faces.video import FaceOptions
 
@@ -39,6 +45,7 @@ def faces(
             input,
             output_url,
             FaceOptions(size, margin, detector, tracks),
+            limits=dataclasses.replace(folder.LIMITS, seconds=video_seconds),
             workers=workers,
             progress=lambda done, total, rejected: progress.update(
                 done, total, f"{rejected} left out" if rejected else ""

@@ -16,7 +16,7 @@ import pytest
 from clips import make_video
 
 from data_sharding import cli
-from data_sharding.examine import Examiners, Making, Sample
+from data_sharding.examine import Making, Sample, examiners
 from data_sharding.probe import Limits, Rejected
 from data_sharding.sources import SourceVideo
 from svfap_dist import storage
@@ -64,11 +64,11 @@ def good(key: str) -> SourceVideo:
 
 
 def results(limits: Limits, *videos: SourceVideo) -> list[str]:
-    examiners = Examiners(Making(limits=limits))
+    crew = examiners(Making(limits=limits))
     try:
-        found = [result for _, result in examiners.each(videos)]
+        found = [result for _, result in crew.each(videos)]
     finally:
-        examiners.close()
+        crew.close()
     return [r.reason if isinstance(r, Rejected) else f"good {r.key}" for r in found]
 
 
@@ -126,15 +126,15 @@ def test_limits_hold_and_leave_the_rest(limits: Limits, reason: str) -> None:
 
 
 def test_a_consumer_that_leaves_ends_the_processes_and_they_serve_again() -> None:
-    examiners = Examiners(Making(limits=Limits(seconds=50)))
+    crew = examiners(Making(limits=Limits(seconds=50)))
     stuck = video("stuck", functools.partial(time.sleep, 600))
-    each = examiners.each([good("a"), stuck, good("b")])
+    each = crew.each([good("a"), stuck, good("b")])
     started = time.monotonic()
     assert isinstance(next(each)[1], Sample)
     each.close()
     assert time.monotonic() - started < 40
-    assert [type(result) for _, result in examiners.each([good("c")])] == [Sample]
-    examiners.close()
+    assert [type(result) for _, result in crew.each([good("c")])] == [Sample]
+    crew.close()
 
 
 def test_too_big_files_are_not_even_read(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_only_few_groups_are_in_flight(tmp_path: Path) -> None:
 
 
 def test_only_few_videos_are_in_flight() -> None:
-    from data_sharding.examine import Examiners
+    from data_sharding.examine import examiners
 
     asked = 0
 
@@ -136,7 +136,7 @@ def test_only_few_videos_are_in_flight() -> None:
             asked += 1
             yield video(str(asked), bytes)
 
-    results = Examiners(Making(limits=Limits()), 2).each(endless())
+    results = examiners(Making(limits=Limits()), 2).each(endless())
     for done in range(1, 30):
         next(results)
         assert asked - done <= 4

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +19,12 @@ from face_videos import backdrop, decoded, encode, straight_way, with_faces
 from PIL import Image
 
 from data_sharding import cli as sharding
+from data_sharding.faces import record
 from data_sharding.faces.folder import FacesSummary, make_crops
 from data_sharding.faces.video import FaceOptions
+from data_sharding.guarded import Guarded
+from data_sharding.probe import Limits
+from data_sharding.sources import SourceVideo
 from svfap_dist.errors import ConfigError
 
 SMALL = FaceOptions(size=64)
@@ -131,6 +139,38 @@ def as_if_new(summary: FacesSummary) -> dict:
     return {k: v for k, v in vars(summary).items() if k != "already_done"}
 
 
+def hang(seconds: float) -> bytes:
+    time.sleep(seconds)
+    return b""
+
+
+def test_a_video_that_hangs_or_crashes_is_listed_and_the_rest_goes_on(
+    videos: Path, tmp_path: Path
+) -> None:
+    def video(key: str, read: Callable[[], bytes], num_bytes: int = 0) -> SourceVideo:
+        return SourceVideo(key, read, {}, key, stamp=key, num_bytes=num_bytes)
+
+    large = 1 << 20  # bytes, for which there is time
+    good = video("good", (videos / "a.mp4").read_bytes, large)
+    stuck = video("stuck", functools.partial(hang, 60))
+    deadly = video("deadly", functools.partial(os._exit, 9), large)
+
+    def do(seconds: int, *some: SourceVideo) -> list[tuple[str, str, bool]]:
+        limits = Limits(seconds=seconds, seconds_per_mib=100)
+        asked = str(tmp_path), SMALL, limits
+        give_up = functools.partial(record.give_up, *asked)
+        guarded = Guarded(functools.partial(record.do, *asked), limits, give_up)
+        with contextlib.closing(guarded):
+            return [(row.key, row.reason, row.already_done) for _, row in guarded.each(some)]
+
+    found = [("stuck", "hung", False), ("deadly", "crashed", False), ("good", "", False)]
+    assert do(1, stuck, deadly, good) == found
+    assert json.loads((tmp_path / "stuck.boxes.json").read_bytes())["left_out"]["reason"] == "hung"
+    again = 1, good, stuck, deadly  # nobody waits for them again
+    assert all(already_done for _, _, already_done in do(*again))
+    assert do(2, stuck) == found[:1]  # unless they are given more time
+
+
 def test_other_options_do_all_anew_and_leave_nothing_old(
     videos: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -157,6 +197,9 @@ KILLED = """
 import os, signal, sys
 from data_sharding.faces import detect, folder
 from data_sharding.faces.video import FaceOptions
+from data_sharding.guarded import Guarded
+from data_sharding.probe import Limits
+from data_sharding.sources import SourceVideo
 from svfap_dist import storage
 
 videos, output, what, how_often = sys.argv[1:]

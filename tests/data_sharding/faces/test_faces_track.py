@@ -132,3 +132,11 @@ def test_jitter_of_the_detector_is_smoothed_away() -> None:
     jerk = np.abs(np.diff(centres[::EVERY], 2, axis=0)).mean()
     assert jerk < np.abs(np.diff(noise, 2, axis=0)).mean() / 2
     assert np.abs(np.diff(centres, 2, axis=0)).max() < 0.5  # pixels, frame to frame
+
+
+def test_no_track_goes_on_beyond_a_cut() -> None:
+    seen = looks(*[[box(50, 60)] for _ in range(12)])
+    long, short = find_tracks(seen, EVERY, 60, FPS, cuts=[23])
+    # Looks are at frames 20 and 25: the frames between them are shared out by the cut.
+    assert (long.first, len(long.boxes), short.first, len(short.boxes)) == (23, 37, 0, 23)
+    assert find_tracks(seen[:4], EVERY, 20, FPS, cuts=[8, 13]) == []  # each seen twice or once
