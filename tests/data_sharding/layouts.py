@@ -180,3 +180,20 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
 def videos(name: str, root: Path | str) -> list[SourceVideo]:
     """What the source `name` finds below `root`."""
     return list(sources.load(name).samples(str(root)))
+
+
+def misfits(name: str, root: Path) -> dict[str, str]:
+    return {video.key: video.misfit for video in videos(name, root) if video.misfit}
+
+
+COUNTS: dict[str, dict[int | str, int]] = {  # samples of the small layouts by fold or split
+    "dfew": {1: 4, 2: 4, 3: 4, 4: 4, 5: 4},
+    "mafw": {1: 5, 2: 5, 3: 4, 4: 4, 5: 4},
+    "ferv39k": {"train": 3, "test": 2},
+    "cremad": {1: 37, 2: 36, 3: 36, 4: 36, 5: 38},
+    "ravdess": dict.fromkeys(range(1, 7), 32),
+    "enterface05": {1: 54, 2: 54, 3: 54, 4: 54, 5: 42},
+    "werewolfxl": dict.fromkeys(range(1, 6), 12),
+    "avcaffe": {"train": 12, "val": 8},
+    "firstimpressions": {"train": 2, "val": 1, "test": 1},
+}
