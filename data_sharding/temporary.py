@@ -42,16 +42,8 @@ def explained() -> Iterator[None]:
     """Turn what a full or broken temporary disk raises into a `StorageError`."""
     try:
         yield
-    except OSError as error:
-        raise storage.explain("write temporary file", _where(), error) from error
-    except sqlite3.OperationalError as error:
-        raise StorageError(
-            "Cannot write temporary list of videos",
-            where=_where(),
-            found=str(error),
-            do="free space, or set TMPDIR to a disk with more",
-        ) from error
-
-
-def _where() -> str:
-    return f"{tempfile.gettempdir()} (TMPDIR)"
+    except (OSError, sqlite3.OperationalError) as error:
+        where = f"{tempfile.gettempdir()} (TMPDIR)"
+        told = storage.explain("write temporary file", where, error)
+        do = "free space, or set TMPDIR to a disk with more"
+        raise StorageError(told.what, where=where, found=told.found, do=do) from error

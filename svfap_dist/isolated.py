@@ -141,13 +141,16 @@ def _serve(
     while True:
         try:
             request = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
+        except (EOFError, ConnectionResetError, KeyboardInterrupt):
+            return  # nobody asks any more
         try:
             answer: tuple[_Response] | Exception = (function(request),)
         except Exception as error:  # it is raised again where the call came from
             answer = error
-        pipe.send(answer)
+        try:
+            pipe.send(answer)
+        except BrokenPipeError:
+            return  # nobody wants it any more
 
 
 def _end_with(parent: int) -> None:

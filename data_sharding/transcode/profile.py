@@ -26,7 +26,7 @@ class TrainProfile:
     region: Region = "voxceleb2"
     size: int | None = None
     phases: int = 4
-    group: int = 16
+    group: int = 20
     crf: float = 25
     preset: str = "medium"
 

@@ -35,9 +35,10 @@ _PROFILES = {
     "preset slower": TrainProfile(preset="slower"),
     "intra only": TrainProfile(group=1),
     "groups of 8": TrainProfile(group=8),
+    "groups of 16": TrainProfile(group=16),
     "groups of 32": TrainProfile(group=32),
     "groups of 50": TrainProfile(group=50),
-    "in the order shown, groups of 16": TrainProfile(phases=1),
+    "in the order shown": TrainProfile(phases=1),
 }
 _NEARLY_LOSSLESS = TrainProfile(crf=8)  # what HEVC is made from
 
