@@ -94,9 +94,7 @@ def explain(action: str, url: str, error: Exception) -> StorageError:
     if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) == errno.ELOOP:
         found = "no such bucket" if is_remote(url) and action != "read" else "nothing there"
         return StorageMissing(what, where=url, found=found, do=_missing_advice(url))
-    if getattr(error, "errno", None) == errno.EROFS:
-        return StorageError(what, where=url, found="read-only file system", do="use another URL")
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         advice = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the rights on the folder"
         return StorageError(what, where=url, found=f"access denied ({error})", do=advice)
     if kind in ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"):

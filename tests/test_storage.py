@@ -168,7 +168,7 @@ def test_local_refusals_are_storage_errors(tmp_path: Path) -> None:
         (OSError(errno.EDQUOT, "x"), "no space left"),
         (PermissionError(errno.EACCES, "x"), r"access denied.*rights on the folder"),
         (FileNotFoundError(errno.ENOENT, "x"), r"nothing there.*check the path"),
-        (OSError(errno.EROFS, "x"), r"read-only.*another URL"),
+        (OSError(errno.EROFS, "x"), r"access denied.*rights on the folder"),
         (OSError(errno.ELOOP, "x"), r"nothing there.*check the path"),
         (RuntimeError("odd"), "RuntimeError: odd"),
     ],
