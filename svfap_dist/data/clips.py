@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from svfap_dist.config import Config
-from svfap_dist.data import decode
+from svfap_dist.data import decode, windows
 from svfap_dist.data.convert import to_rgb
 from svfap_dist.data.decode_cpu import TooShortError
 from svfap_dist.data.frames import Frames
@@ -173,21 +173,10 @@ def plan_multi_clip(info: VideoInfo, config: Config) -> tuple[Counter[int], Coun
 
     Raises: ConfigError if the shards were cut to another region than data.region.
     """
-    within, tested = clip_region(info, config), config.finetune
-    side = min(within.height, within.width)
-    starts = _laid_evenly(tested.test_segments, _length(info, config) - config.window)
-    down = _laid_evenly(tested.test_crops, within.height - side)
-    right = _laid_evenly(tested.test_crops, within.width - side)
-    crops = (
-        Crop(within.top + rows, within.left + columns, side, side)
-        for rows, columns in zip(down, right, strict=True)
-    )
+    tested = config.finetune
+    starts = windows.segments(info.num_frames, config.window, tested.test_segments)
+    crops = windows.squares(clip_region(info, config), tested.test_crops)
     return Counter(starts), Counter(crops)
-
-
-def _laid_evenly(count: int, room: int) -> list[int]:
-    """Offsets from 0 to `room`, equally far apart; one alone lies in the middle."""
-    return [room // 2] if count == 1 else [i * room // (count - 1) for i in range(count)]
 
 
 def _length(info: VideoInfo, config: Config) -> int:

@@ -113,9 +113,9 @@ class Card:
         return self.kind in _KINDS and (self.kind == "features") == (self.num_outputs == 0)
 
 
-_OVERRIDABLE = {
-    *("sampling_rate", "region", "kind", "names", "activation", "test_segments", "test_crops"),
-}
+_OVERRIDABLE = frozenset(
+    ("sampling_rate", "region", "kind", "names", "activation", "test_segments", "test_crops")
+)
 
 
 def of_import(build: dict[str, Any], size: Size) -> Card:
@@ -154,7 +154,13 @@ def of_checkpoint(build: dict[str, Any], config: Config, state: TrainState) -> C
         activation=finetune.output,
         test_segments=finetune.test_segments,
         test_crops=finetune.test_crops,
-        provenance={**provenance, "set": task.set, "label": task.label, "fold": task.fold},
+        provenance={
+            **provenance,
+            "set": task.set,
+            "label": task.label,
+            "fold": task.fold,
+            "init": finetune.init,
+        },
     )
 
 

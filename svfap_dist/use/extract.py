@@ -22,15 +22,15 @@ import torch
 from torch import Tensor
 
 from svfap_dist import storage
+from svfap_dist.data import windows
 from svfap_dist.data.clips import region_of
+from svfap_dist.data.windows import Views
 from svfap_dist.errors import ConfigError
 from svfap_dist.shard_format import VideoInfo
-from svfap_dist.use import windows
 from svfap_dist.use.card import Card
 from svfap_dist.use.looking import Looked, look_at_all
 from svfap_dist.use.network import Network
 from svfap_dist.use.videos import Video, read
-from svfap_dist.use.windows import Views
 
 BATCH_SIZE = 8  # clips that go through the network at a time
 

@@ -23,14 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svfap_dist.data import decode
+from svfap_dist.data import decode, windows
 from svfap_dist.data.convert import to_rgb
+from svfap_dist.data.windows import Views
 from svfap_dist.errors import DecodeError
 from svfap_dist.shard_format import VideoInfo
-from svfap_dist.use import windows
 from svfap_dist.use.card import Card
 from svfap_dist.use.videos import BadVideo, Video
-from svfap_dist.use.windows import Views
 
 _PART_BYTES = 64 << 20  # of decoded frames that a thread holds at a time, about
 _Item = TypeVar("_Item")

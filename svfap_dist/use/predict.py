@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from svfap_dist.data import windows
 from svfap_dist.data.clips import region_of
+from svfap_dist.data.windows import Views
 from svfap_dist.shard_format import VideoInfo
-from svfap_dist.use import windows
 from svfap_dist.use.card import Card
 from svfap_dist.use.extract import BATCH_SIZE
 from svfap_dist.use.looking import look_at_all
 from svfap_dist.use.network import Network
 from svfap_dist.use.videos import Video
-from svfap_dist.use.windows import Views
 
 _SHOWN = 3  # classes that a line names
 

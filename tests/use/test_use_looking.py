@@ -7,13 +7,14 @@ import pytest
 import torch
 from clips import make_video, read_frame_number
 
+from svfap_dist.data import windows
+from svfap_dist.data.windows import Views
 from svfap_dist.errors import DecodeError
 from svfap_dist.region import Crop
-from svfap_dist.use import looking, windows
+from svfap_dist.use import looking
 from svfap_dist.use.card import Card
 from svfap_dist.use.looking import Seen, look, look_at_all
 from svfap_dist.use.videos import BadVideo, Video, read
-from svfap_dist.use.windows import Views
 
 CARD = Card({"size": "nano"}, num_frames=4, frame_size=64, sampling_rate=2)
 

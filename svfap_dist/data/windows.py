@@ -1,9 +1,9 @@
 """Which clips of a whole video a network looks at: windows in time, crops in space.
 
-Pure functions of a video's length and size. Training takes one random window; here the whole video
-is covered, or as many places of it as the method's test takes. A video that is shorter than a
-window is one window whose missing frames are its last frame again, as VideoMAE's released test code
-has it (arXiv 2203.12602).
+Pure functions of a video's length and size, for tests of a task, predictions and features. Training
+takes one random window; here the whole video is covered, or as many places of it as the method's
+test takes. A video that is shorter than a window is one window whose missing frames are its last
+frame again, as VideoMAE's released test code has it (arXiv 2203.12602).
 """
 
 from __future__ import annotations

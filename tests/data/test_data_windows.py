@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from svfap_dist.data import windows
+from svfap_dist.data.windows import Views
 from svfap_dist.region import Crop
-from svfap_dist.use import windows
-from svfap_dist.use.windows import Views
 
 NUMBERS = st.integers(1, 60)
 
