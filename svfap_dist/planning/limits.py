@@ -20,11 +20,13 @@ class Costs:
     """What a step of `clips` clips, over all ranks of all nodes, takes and finds.
 
     step_seconds: of computing on a rank, with nothing beside it. network_seconds: of sending
-    between ranks, where not in step_seconds. compute_cpu_seconds: of CPU that a clip's computing
-    takes on the cores that decode, too. decode_cpu_seconds: of CPU that fetching, decoding and
-    cutting a clip take. decoders: processes and threads of a node that decode at a time. cores: of
-    a node. clip_bytes: fetched for a clip. storage_rate: bytes per second that a node reads; None:
-    unknown, and bounds nothing (so too for clip_bytes and decode_cpu_seconds).
+    between ranks, where not in step_seconds. slowdown: how many times as long a step takes while
+    clips are decoded beside it on the same cores; None: to be calculated. compute_cpu_seconds: of
+    CPU that a clip's computing takes on the cores that decode, too. decode_cpu_seconds: of CPU that
+    fetching, decoding and cutting a clip take. decoders: processes and threads of a node that
+    decode at a time. cores: of a node. clip_bytes: fetched for a clip. storage_rate: bytes per
+    second that a node reads; None: unknown, and bounds nothing (so too for clip_bytes and
+    decode_cpu_seconds).
     """
 
     nodes: int
@@ -35,6 +37,7 @@ class Costs:
     decode_cpu_seconds: float | None
     decoders: int
     cores: int
+    slowdown: float | None = None
     clip_bytes: float | None = None
     storage_rate: float | None = None
 
@@ -69,14 +72,18 @@ def verdict(costs: Costs) -> Verdict:
     shared = _shared_rate(costs)
     if shared is not None and shared < rate:
         # What takes the larger part of the cores is what to lower.
-        assert costs.decode_cpu_seconds is not None
-        bound_by = DECODE if costs.decode_cpu_seconds > costs.compute_cpu_seconds else COMPUTE
+        if bound_by not in (STORAGE, NETWORK):
+            decoding = costs.decode_cpu_seconds or 0.0
+            bound_by = DECODE if decoding > costs.compute_cpu_seconds else COMPUTE
         rate = shared
     return Verdict(rate, bound_by, alone)
 
 
 def _shared_rate(costs: Costs) -> float | None:
-    """Clips per second when computing and decoding keep all cores busy; None if not known."""
+    """Clips per second where computing and decoding share cores, as measured, or else if nothing
+    of the cores is lost; None if not known."""
+    if costs.slowdown is not None:
+        return costs.clips / (costs.step_seconds * costs.slowdown + costs.network_seconds)
     if costs.decode_cpu_seconds is None:
         return None
     per_clip = costs.compute_cpu_seconds + costs.decode_cpu_seconds

@@ -248,6 +248,11 @@ class _Draft:
 
     # ---- computing ----
 
+    @property
+    def _as_here(self) -> bool:
+        """Whether nothing is said that makes decoding other than what was measured."""
+        return self._known.decode_rate is None and self._known.cores is None
+
     def _steps(self) -> StepCost:
         say(f"Measuring training steps on {self._ranks} ranks of this machine ...")
         cost = steps.measure(self._config, self._ranks, self._world_size)
@@ -257,6 +262,8 @@ class _Draft:
         self._note("micro batches of a step", self._accumulation, "", "recipe and ranks")
         self._note("update of the weights", cost.update_seconds, "s", source)
         self._note("cores busy, of a rank", cost.cpu_seconds, "", source)
+        if cost.slowdown is not None:
+            self._note("a step beside the loader", cost.slowdown, "times as long", source)
         return cost
 
     def _costs(self, model: ModelBytes, step: StepCost | None, found: DataCost | None) -> Costs:
@@ -282,6 +289,7 @@ class _Draft:
             decoders=decoders * self._ranks,
             # A GPU's rank keeps a core busy with telling it what to do.
             cores=max(1, cores - self._ranks) if self._on_gpu else cores,
+            slowdown=step.slowdown if step and self._as_here else None,
             clip_bytes=clip_bytes,
             storage_rate=storage_rate,
         )

@@ -8,6 +8,7 @@ decoded. A micro batch is as large as the recipe's, but a step has two of them a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -18,10 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from svfap_dist import distributed
+from svfap_dist import distributed, shard_format
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data import masking
 from svfap_dist.data.clips import ClipBatch
+from svfap_dist.data.loader import ClipLoader
+from svfap_dist.data.ring import ring_length
 from svfap_dist.distributed import World
 from svfap_dist.errors import ClusterError
 from svfap_dist.isolated import CrashedError, HungError, Isolated
@@ -42,13 +45,16 @@ class StepCost:
 
     micro_seconds: of forward and backward pass of a micro batch of `clips`, gradients sent
     included. update_seconds: of the optimizer. cpu_seconds: of CPU per second of a step, of one
-    rank. standing_bytes: of a rank's tensors between two steps; threads: of torch in a rank.
+    rank. slowdown: how many times as long a step takes beside the loader, waiting for it included;
+    None where that was not tried. standing_bytes: of a rank's tensors between two steps; threads:
+    of torch in a rank.
     """
 
     clips: int
     micro_seconds: float
     update_seconds: float
     cpu_seconds: float
+    slowdown: float | None
     standing_bytes: int
     threads: int
 
@@ -67,12 +73,19 @@ def measure(config: Config, ranks: int, world_size: int) -> StepCost:
     batch = micro * ranks * min(accumulation, _MOST_MICRO_BATCHES)
     small = {"global_batch_size": batch, "micro_batch_size": micro}
     train = config.train.model_copy(update=small)
-    config = config.model_copy(update={"train": train})
+    repeats = config.data.repeated_sampling
+    order = {  # which does not matter, but must fit so small a batch
+        "num_lanes": ranks,
+        "repeated_sampling": 1 if batch % (ranks * repeats) else repeats,
+    }
+    data = config.data.model_copy(update=order)
+    config = config.model_copy(update={"train": train, "data": data})
     port = distributed.free_port()
     with ThreadPoolExecutor(ranks) as pool:
         costs = list(pool.map(lambda rank: _isolated(config, rank, ranks, port), range(ranks)))
     return dataclasses.replace(
         max(costs, key=lambda cost: cost.step_seconds(1)),
+        slowdown=costs[0].slowdown,
         cpu_seconds=statistics.mean(cost.cpu_seconds for cost in costs),
         standing_bytes=max(cost.standing_bytes for cost in costs),
     )
@@ -99,36 +112,66 @@ def _rank(config: Config, ranks: int, port: int, rank: int) -> StepCost:
     os.environ["LOCAL_WORLD_SIZE"] = str(ranks)
     world = World(rank, rank, ranks, ranks)
     with process_group(config, world) as device:
-        engine = Engine(config, world, device)
-        return _timed(config, engine, ranks)
+        return _timed(config, Engine(config, world, device), world)
 
 
-def _timed(config: Config, engine: Engine, ranks: int) -> StepCost:
-    batch = _noise(config, config.train.global_batch_size // ranks)
-    micro_batches = check_world_size(config, ranks)
-
-    def step() -> tuple[float, float]:
-        began = time.perf_counter()
-        float(engine.backward(batch))
-        computed = time.perf_counter()
-        engine.update(_LEARNING_RATE)
-        return (computed - began) / micro_batches, time.perf_counter() - computed
-
-    warm = [sum(step()) for _ in range(_WARM_UP)]
-    fitting = int(_SECONDS / warm[-1])
-    count = distributed.from_main(max(_FEWEST, min(fitting, _MOST)))
+def _timed(config: Config, engine: Engine, world: World) -> StepCost:
+    batch = _noise(config, config.train.global_batch_size // world.world_size)
+    micro_batches = check_world_size(config, world.world_size)
+    warm = [sum(_step(engine, batch)) for _ in range(_WARM_UP)]
+    count = _count(warm[-1])
     began, cpu_began = time.perf_counter(), time.process_time()
-    steps = [step() for _ in range(count)]
+    steps = [_step(engine, batch) for _ in range(count)]
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
-    micro, update = (statistics.median(column) for column in zip(*steps, strict=True))
+    computing, update = (statistics.median(column) for column in zip(*steps, strict=True))
     return StepCost(
         clips=config.train.micro_batch_size,
-        micro_seconds=micro,
+        micro_seconds=computing / micro_batches,
         update_seconds=update,
         cpu_seconds=cpu_seconds / seconds,
+        slowdown=_beside_loader(config, engine, world) * count / seconds
+        if config.data.url
+        else None,
         standing_bytes=_standing_bytes(batch),
         threads=torch.get_num_threads(),
     )
+
+
+def _count(step_seconds: float) -> int:
+    """How many steps are timed, on all ranks alike."""
+    return distributed.from_main(max(_FEWEST, min(int(_SECONDS / step_seconds), _MOST)))
+
+
+def _step(engine: Engine, batch: ClipBatch) -> tuple[float, float]:
+    """Take a step: seconds until the gradient is there, and of the update."""
+    began = time.perf_counter()
+    float(engine.backward(batch))
+    computed = time.perf_counter()
+    engine.update(_LEARNING_RATE)
+    return computed - began, time.perf_counter() - computed
+
+
+def _beside_loader(config: Config, engine: Engine, world: World) -> float:
+    """Seconds of a step on the recipe's clips, waiting for them included, once as much is prepared
+    ahead as ever is."""
+    loader = ClipLoader(config, config.data.url, shard_format.load_manifest(config.data.url), world)
+    clips = config.train.global_batch_size // world.world_size
+    full = ring_length(config, clips) - 1
+    with contextlib.closing(loader.batches(0, 1 << 40)) as batches:
+
+        def taken() -> bool:
+            batch = next(batches)
+            _step(engine, batch)
+            return batch.batches_ready >= full
+
+        began, warm = time.perf_counter(), 0
+        while not distributed.from_main(taken() or time.perf_counter() - began > 2 * _SECONDS):
+            warm += 1
+        count = _count((time.perf_counter() - began) / (warm + 1))
+        began = time.perf_counter()
+        for _ in range(count):
+            taken()
+        return (time.perf_counter() - began) / count
 
 
 def _noise(config: Config, clips: int) -> ClipBatch:
