@@ -197,7 +197,7 @@ def _standing_bytes(batch: ClipBatch) -> int:
     gc.collect()
     storages: dict[int, int] = {}
     for found in gc.get_objects():
-        if type(found) in (torch.Tensor, torch.nn.Parameter):
+        if type(found) in (torch.Tensor, torch.nn.Parameter) and not found.is_meta:
             storages[found.untyped_storage().data_ptr()] = found.untyped_storage().nbytes()
     for tensor in (batch.frames, batch.visible, batch.masked):
         assert isinstance(tensor, torch.Tensor)
