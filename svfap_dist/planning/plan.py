@@ -25,7 +25,7 @@ from svfap_dist.planning.steps import StepCost
 from svfap_dist.progress import say
 from svfap_dist.rng import Stream
 from svfap_dist.train import schedule
-from svfap_dist.train.engine import build_arguments
+from svfap_dist.train.masked import build_arguments
 
 _HERE = "measured on this machine"
 _GIVEN = "given"

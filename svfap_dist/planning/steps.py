@@ -145,7 +145,7 @@ def _count(step_seconds: float) -> int:
 def _step(engine: Engine, batch: ClipBatch) -> tuple[float, float]:
     """Take a step: seconds until the gradient is there, and of the update."""
     began = time.perf_counter()
-    float(engine.backward(batch))
+    float(engine.backward(batch, step=0))
     computed = time.perf_counter()
     engine.update(_LEARNING_RATE)
     return computed - began, time.perf_counter() - computed
