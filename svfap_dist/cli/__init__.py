@@ -17,6 +17,7 @@ from svfap_dist.cli import (  # noqa: F401 - their verbs
     launch,
     models,
     monitoring,
+    planning,
     shards,
     training,
     use,

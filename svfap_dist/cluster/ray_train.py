@@ -310,19 +310,19 @@ def check_resources(config: Config) -> None:
     Nodes that are on their way have `cluster.wait_seconds` to join.
     """
     deadline = time.monotonic() + config.cluster.wait_seconds
-    while shortage := _shortage(config.cluster):
+    while lacking := shortage(config.cluster):
         if time.monotonic() >= deadline:
             raise ClusterError(
                 "Cluster is too small for the recipe",
                 where=f"cluster.num_workers = {config.cluster.num_workers}",
-                found=shortage,
+                found=lacking,
                 do="add nodes, lower cluster.num_workers or cluster.cpus_per_worker, or raise "
                 "cluster.wait_seconds if nodes are on their way",
             )
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
-def _shortage(cluster: ClusterConfig) -> str:
+def shortage(cluster: ClusterConfig) -> str:
     """What the cluster lacks for the worker group, "" if nothing."""
     import ray
 

@@ -24,6 +24,14 @@ _MOST_SLOTS_AT_A_TIME = 16
 _FEWEST_AHEAD, _MOST_AHEAD = 2, 16  # batches; more than a few gain nothing, whatever the memory
 
 
+def ring_length(config: Config, clips: int, planes: tuple[int, int] | None = None) -> int:
+    """Batches of so many clips that `data.prefetch_bytes` allows, and one that is in use."""
+    ((_, one), *_) = shapes(config, 1, clips, planes).values()
+    batch_bytes = math.prod(one) if planes is None else math.prod(one) * 3 // 2
+    fitting = config.data.prefetch_bytes // batch_bytes
+    return 1 + min(max(fitting, _FEWEST_AHEAD), _MOST_AHEAD)
+
+
 class Ring:
     """Batches in shared memory (on the device, where DALI decodes), and the threads and workers
     that fill them; a context manager.
@@ -37,15 +45,8 @@ class Ring:
         self, config: Config, clips: int, length: int = 0, planes: tuple[int, int] | None = None
     ) -> None:
         self._size = config.data.frame_size
-        if not length:
-            ((_, one), *_) = shapes(config, 1, clips, planes).values()
-            batch_bytes = math.prod(one) if planes is None else math.prod(one) * 3 // 2
-            fitting = config.data.prefetch_bytes // batch_bytes
-            length = 1 + min(max(fitting, _FEWEST_AHEAD), _MOST_AHEAD)
-            self._pinned = config.cluster.use_gpu
-        else:
-            self._pinned = False
-        self.length = length
+        self._pinned = config.cluster.use_gpu and not length
+        self.length = length = length or ring_length(config, clips, planes)
         threads = config.data.decode_threads
         self._shared: SharedArrays | None = None
         if config.decode.backend == "dali":

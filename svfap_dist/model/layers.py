@@ -114,7 +114,7 @@ class DropPath(nn.Module):
         return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(keeping).div_(keeping)
 
 
-class _Recomputing(nn.Module):
+class Recomputing(nn.Module):
     """A block that may forget what is inside it and compute it again in the backward pass.
 
     Subclasses say in `run` what they compute.
@@ -138,11 +138,11 @@ def recompute_blocks(model: nn.Module) -> None:
     Source: Chen et al., arXiv 1604.06174.
     """
     for module in model.modules():
-        if isinstance(module, _Recomputing):
+        if isinstance(module, Recomputing):
             module.recomputes = True
 
 
-class Block(_Recomputing):
+class Block(Recomputing):
     """Standard transformer block: self-attention, then MLP. [B, N, D] -> [B, N, D]."""
 
     def __init__(self, dim: int, num_heads: int, drop_path: float = 0.0) -> None:
@@ -159,7 +159,7 @@ class Block(_Recomputing):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class CrossBlock(_Recomputing):
+class CrossBlock(Recomputing):
     """Cross-self block: attention to a context, then a standard block. [B, N, D] -> [B, N, D].
 
     With the bottleneck tokens as queries and the positions as context it summarises; the other way

@@ -38,9 +38,7 @@ from svfap_dist.train.objective import Moment
 if TYPE_CHECKING:
     from svfap_dist.data.loader import ClipBatch
 
-_REDUCE_BUCKET = (
-    50_000_000  # numbers that ZeRO sends at a time; its own default wants 2 GB for them
-)
+REDUCE_BUCKET = 50_000_000  # numbers that ZeRO sends at a time; its own default wants 2 GB for them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +185,7 @@ class Engine:
             "data_types": {"buffer_dtype": "bf16"} if is_bf16 else {},
             "zero_optimization": {
                 "stage": self._stage,
-                "reduce_bucket_size": min(size, _REDUCE_BUCKET),
+                "reduce_bucket_size": min(size, REDUCE_BUCKET),
             },
             "checkpoint": {"load_universal": universal},
             "steps_per_print": None,

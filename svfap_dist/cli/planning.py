@@ -1,0 +1,77 @@
+"""`svfap plan` and `svfap doctor`: before a run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from svfap_dist.cli.app import AsJson, Overrides, app, print_result
+
+
+@app.command()
+def plan(
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file or a bundled name")],
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(help="Machines.", min=1)] = 1,
+    gpus_per_node: Annotated[
+        int, typer.Option(help="Ranks on each; of --gpu cpu: processes that share it.", min=1)
+    ] = 1,
+    gpu: Annotated[
+        str, typer.Option(help="b200, h200, h100, a100, l40s, l4, a10, ...; cpu: this machine")
+    ] = "cpu",
+    mfu: Annotated[
+        float | None, typer.Option(help="Share of the GPU's peak rate that steps reach.", min=0.001)
+    ] = None,
+    decode_rate: Annotated[
+        float | None, typer.Option(help="Clips decoded per CPU-second.", min=0.001)
+    ] = None,
+    network_gbps: Annotated[
+        float | None, typer.Option(help="Network of a node, Gbit/s.", min=0.001)
+    ] = None,
+    storage_rate: Annotated[
+        float | None, typer.Option(help="What a node reads from the store, MB/s.", min=0.001)
+    ] = None,
+    cores_per_node: Annotated[
+        int | None, typer.Option(help="Default: the recipe's, or this machine's.", min=1)
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Of the data set, where data.url is not given.", min=1)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict clips per second, what bounds them, hours, and memory per rank.
+
+    Example: svfap plan svfap_base_voxceleb2 --nodes 2 --gpus-per-node 8 --gpu h100
+    --samples 1000000
+    """
+    from svfap_dist import recipe
+    from svfap_dist.planning import plan as planning
+
+    known = planning.Known(mfu, decode_rate, network_gbps, storage_rate, cores_per_node, samples)
+    config = recipe.load(name, overrides or [])
+    print_result(planning.make(config, nodes, gpus_per_node, gpu, known), as_json)
+
+
+@app.command()
+def doctor(
+    name: Annotated[
+        str, typer.Argument(metavar="[RECIPE]", help="A .toml file or a bundled name")
+    ] = "",
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check this machine, the storage and the cluster: ok, warn or fail, and what to do.
+
+    Exits with 9 if anything fails.
+
+    Example: svfap doctor tiny_cpu data.url=s3://bucket/shards run.url=s3://bucket/runs/a
+    """
+    from svfap_dist import recipe
+    from svfap_dist.doctor import examine
+
+    config = recipe.load(name, overrides or []) if name else None
+    result = examine.run(config)
+    print_result(result, as_json)
+    if result.fail:
+        raise typer.Exit(examine.EXIT_CODE)

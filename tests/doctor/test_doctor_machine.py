@@ -1,0 +1,140 @@
+"""What is found on a machine; each trouble provoked."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from svfap_dist import recipe
+from svfap_dist.doctor import disk, gpu, machine
+from svfap_dist.doctor.finding import Finding
+
+
+def _config(*overrides: str):
+    return recipe.load("tiny_cpu", overrides)
+
+
+def _only(findings: list[Finding]) -> Finding:
+    (finding,) = findings
+    return finding
+
+
+def test_installed_versions_fit_the_project() -> None:
+    findings = machine.versions(machine._requirements())
+    assert {finding.name for finding in findings} >= {"version of torch", "version of ray"}
+    assert {finding.status for finding in findings} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("requirement", "status", "words"),
+    [
+        ("torch>=1", "ok", ""),
+        ("torch<1", "fail", "not <1"),
+        ("webdataset>=99; extra == 'gpu'", "fail", "not >=99"),
+        ("nobody-needs-this>=1", None, ""),
+    ],
+)
+def test_versions_out_of_range(requirement: str, status: str | None, words: str) -> None:
+    finding = _only(machine.versions([requirement]))
+    if status is None:  # it is not watched, so nothing of ours was found
+        assert finding.status == "fail"
+        assert "pip install" in finding.do
+        return
+    assert finding.status == status
+    assert words in finding.found
+    assert ("pip install" in finding.do) == (status == "fail")
+
+
+def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_WATCHED", ("no-such-package",))
+    assert _only(machine.versions(["no-such-package>=1"])).status == "fail"
+    assert _only(machine.versions(["no-such-package>=1; extra == 'gpu'"])).status == "ok"
+
+
+def test_open_files() -> None:
+    statuses = [machine.open_files(limit).status for limit in (100, 1024, 65536, -1)]
+    assert statuses == ["fail", "warn", "ok", "ok"]
+
+
+def test_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing, memfd = machine.shared_memory(str(tmp_path / "no-shm"))
+    assert (missing.status, memfd.status) == ("warn", "ok")
+    monkeypatch.setattr(machine, "_LITTLE_SHM", 1 << 60)
+    assert "--shm-size" in machine.shared_memory(str(tmp_path))[0].do
+
+    def refused(*_: object) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(machine.os, "memfd_create", refused)
+    assert machine.shared_memory(str(tmp_path))[1].status == "fail"
+
+
+def test_ports() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        finding = _only(machine.ports(_config(f"metrics.port={port}", "cluster.num_workers=1")))
+        assert finding.status == "fail"
+        assert str(port) in finding.name
+        assert "metrics.port" in finding.do
+        findings = machine.ports(_config(f"metrics.discovery_port={port}"))
+        assert "metrics.discovery_port" in _only(findings).do
+    both = machine.ports(_config(f"metrics.port={port}", "cluster.num_workers=1"))
+    assert _only(both).status == "ok"
+    elsewhere = machine.ports(_config("metrics.host='192.0.2.1'", "metrics.discovery_port=9390"))
+    assert _only(elsewhere).status == "fail"
+    assert _only(machine.ports(_config("metrics.enabled=false"))).status == "ok"
+
+
+def test_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    many = "cluster.cpus_per_worker=64"
+    assert machine.cores(_config(), 512).status == "ok"
+    assert "reserved" in machine.cores(_config("data.decode_workers=3"), 512).found
+    workers = ("data.decode_workers=40", many)
+    visible = len(machine.os.sched_getaffinity(0))
+    assert machine.cores(_config(*workers), visible).status == "warn"
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    monkeypatch.setattr(machine, "_CGROUP_CPUS", str(tmp_path / "cpu.max"))
+    assert machine.usable_cores() == 0.5
+    assert "container" in machine.cores(_config(), machine.usable_cores()).found
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert machine.usable_cores() == visible
+
+
+def test_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.compiler(_config()).status == "ok"
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    finding = machine.compiler(_config("train.compile=true"))
+    assert finding.status == "fail"
+    assert "no-such-compiler" in finding.found
+    monkeypatch.setenv("CXX", "sh")
+    assert machine.compiler(_config("train.compile=true")).status == "ok"
+
+
+def test_gpus() -> None:
+    assert gpu.cuda(["A", "B", "A"], "13.0", True, False).found.startswith("2 x A, 1 x B")
+    assert gpu.cuda([], "", False, False).status == "ok"
+    assert gpu.cuda([], "", True, False).status == "fail"
+    assert gpu.cuda([], "", True, True).status == "warn"
+    statuses = [gpu.nvdec(False, *rest).status for rest in ((False, False), (True, False))]
+    assert [*statuses, gpu.nvdec(False, True, True).status] == ["ok", "warn", "fail"]
+    assert gpu.dali_found(False, True).status == "fail"
+    assert gpu.dali_found(False, False).status == "ok"
+
+
+def test_disks(tmp_path: Path) -> None:
+    statuses = [disk.staged(free, 100, "/x").status for free in (99, 100, 200)]
+    assert statuses == ["fail", "warn", "ok"]
+    assert [disk.stored(free, 100, "/x").status for free in (99, 100)] == ["fail", "ok"]
+    assert [disk.cached(free, 100, "/x").status for free in (99, 100)] == ["warn", "ok"]
+    deep = f"run.url={tmp_path}/not/there/yet"
+    findings = disk.examine(_config("model.size=nano", deep, f"data.cache_dir={tmp_path}/c"))
+    assert [finding.name for finding in findings] == [
+        "disk for checkpoints",
+        "disk of run.url",
+        "disk of data.cache_dir",
+    ]
+    assert list(tmp_path.iterdir()) == []
