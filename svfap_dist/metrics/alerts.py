@@ -12,6 +12,11 @@ from typing import Any, Literal
 from svfap_dist.metrics import names
 
 _BY_RUN = "by (run)"
+STANDSTILL_SECONDS = 600  # without a logged step; logging is every few steps, evaluations are short
+DATA_BOUND = 0.1  # share of the steps' time: more is paid for GPUs that wait
+LOW_GOODPUT = 0.8
+OLD_CHECKPOINT_SECONDS = 7200  # work that a crash would cost
+MANY_BAD = 0.002  # share of the samples; a sound set has next to none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +56,7 @@ RECORDINGS = (DATA_WAIT_SHARE, CLIPS_RATE, BAD_SHARE)
 ALERTS = (
     Alert(
         "SvfapNoStep",
-        f"time() - max {_BY_RUN} ({names.LAST_STEP_TIME.name}) > 600",
+        f"time() - max {_BY_RUN} ({names.LAST_STEP_TIME.name}) > {STANDSTILL_SECONDS}",
         "1m",
         "page",
         "Run {{ $labels.run }} has logged no step for ten minutes.",
@@ -71,7 +76,7 @@ ALERTS = (
     ),
     Alert(
         "SvfapDataBound",
-        f"{DATA_WAIT_SHARE.record} > 0.1",
+        f"{DATA_WAIT_SHARE.record} > {DATA_BOUND}",
         "10m",
         "ticket",
         "Run {{ $labels.run }} waits for data {{ $value | humanizePercentage }} of its time.",
@@ -102,7 +107,7 @@ ALERTS = (
     ),
     Alert(
         "SvfapCheckpointTooOld",
-        f"time() - max {_BY_RUN} ({names.CHECKPOINT_TIME.name}) > 7200",
+        f"time() - max {_BY_RUN} ({names.CHECKPOINT_TIME.name}) > {OLD_CHECKPOINT_SECONDS}",
         "5m",
         "page",
         "The newest checkpoint of run {{ $labels.run }} is over two hours old.",
@@ -121,7 +126,7 @@ ALERTS = (
     ),
     Alert(
         "SvfapQuarantineGrowing",
-        f"{BAD_SHARE.record} > 0.002",
+        f"{BAD_SHARE.record} > {MANY_BAD}",
         "10m",
         "ticket",
         "{{ $value | humanizePercentage }} of the samples of run {{ $labels.run }} are bad.",
@@ -131,7 +136,7 @@ ALERTS = (
     ),
     Alert(
         "SvfapLowGoodput",
-        f"{names.GOODPUT.name} < 0.8",
+        f"{names.GOODPUT.name} < {LOW_GOODPUT}",
         "30m",
         "ticket",
         "Less than 80 % of the time of run {{ $labels.run }} went into steps that count.",

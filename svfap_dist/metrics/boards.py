@@ -1,7 +1,9 @@
 """What the Grafana boards show: Training, Data path, Reliability and goodput, as tables of panels.
 
-Queries name metrics through `names`, so that a metric which is renamed or dropped cannot stay
-behind on a board. Panels that only GPUs feed say so in their text.
+Each board begins with numbers that answer its question at a glance, coloured by the thresholds of
+the alerts; curves that tell why come below. Queries name metrics through `names`, so that a metric
+which is renamed or dropped cannot stay behind on a board. Panels that only GPUs feed say so in
+their text.
 """
 
 from __future__ import annotations
@@ -13,12 +15,17 @@ from svfap_dist.metrics import alerts, names
 from svfap_dist.metrics.names import Metric
 
 GPU_ONLY = "Only on GPUs."
-Kind = Literal["lines", "stacked", "number"]
+Kind = Literal["lines", "stacked", "bars", "number"]
+Limits = tuple[tuple[float | None, str], ...]  # (from this value on, colour); None: from the bottom
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """A panel: queries are (PromQL, legend); the unit is one of Grafana's; width is of 24."""
+    """A panel: queries are (PromQL, legend); the unit is one of Grafana's; width is of 24.
+
+    limits colour a number and are lines in a chart. top: the end of the axis. colours: of series,
+    by legend.
+    """
 
     title: str
     kind: Kind
@@ -26,6 +33,9 @@ class Panel:
     queries: tuple[tuple[str, str], ...]
     text: str
     width: int = 12
+    limits: Limits = ()
+    top: float | None = None
+    colours: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +45,10 @@ class Board:
     name: str
     title: str
     panels: tuple[Panel, ...]
+
+
+def _high_is_bad(limit: float) -> Limits:
+    return ((None, "green"), (limit / 2, "yellow"), (limit, "red"))
 
 
 def _of(metric: Metric, matchers: str = "") -> str:
@@ -50,104 +64,242 @@ def _rate(metric: Metric, by: str) -> str:
     return f"sum by ({by}) (rate({_of(metric)}[$__rate_interval]))"
 
 
-def _number(title: str, unit: str, query: str, text: str) -> Panel:
-    return Panel(title, "number", unit, ((query, "{{run}}"),), text, 6)
+def _recorded(recording: alerts.Recording) -> str:
+    return f'{recording.record}{{run=~"$run"}}'
 
 
-def _main(title: str, unit: str, *metrics: Metric) -> Panel:
-    queries = ((_on_main(metric), f"{metric.name} {{{{run}}}}") for metric in metrics)
-    return Panel(title, "lines", unit, tuple(queries), " ".join(m.help for m in metrics))
+def _number(title: str, unit: str, query: str, text: str, width: int = 4, **more) -> Panel:
+    return Panel(title, "number", unit, ((query, "{{run}}"),), text, width, **more)
 
 
-def _each_rank(title: str, unit: str, metric: Metric, note: str = "") -> Panel:
+def _now(title: str, unit: str, metric: Metric, note: str = "", **more) -> Panel:
+    return _number(title, unit, _on_main(metric), f"{metric.help} {note}".strip(), **more)
+
+
+def _main(title: str, unit: str, *metrics: tuple[Metric, str], **more) -> Panel:
+    queries = ((_on_main(metric), f"{{{{run}}}} {legend}".strip()) for metric, legend in metrics)
+    return Panel(title, "lines", unit, tuple(queries), " ".join(m.help for m, _ in metrics), **more)
+
+
+def _each_rank(title: str, unit: str, metric: Metric, note: str = "", **more) -> Panel:
     query = _rate(metric, "run, rank") if metric.kind == "counter" else _of(metric)
     text = f"{metric.help} {note}".strip()
-    return Panel(title, "lines", unit, ((query, "{{run}} rank {{rank}}"),), text)
+    return Panel(title, "lines", unit, ((query, "{{run}} rank {{rank}}"),), text, **more)
 
 
-def _by_label(title: str, kind: Kind, unit: str, metric: Metric) -> Panel:
-    (label,) = metric.labels
-    query = _rate(metric, f"run, {label}") if metric.kind == "counter" else _of(metric)
-    return Panel(title, kind, unit, ((query, f"{{{{{label}}}}}"),), metric.help)
+_LAST_STEP = _number(
+    "Since the last logged step",
+    "s",
+    f"time() - {_on_main(names.LAST_STEP_TIME)}",
+    "A run that goes on stays near zero; SvfapNoStep fires at ten minutes.",
+    limits=_high_is_bad(alerts.STANDSTILL_SECONDS),
+)
+_WAITING = _number(
+    "Waiting for data",
+    "percentunit",
+    _recorded(alerts.DATA_WAIT_SHARE),
+    "Share of the steps' time over five minutes; SvfapDataBound fires at 10 %.",
+    limits=_high_is_bad(alerts.DATA_BOUND),
+)
+_GOODPUT = _now(
+    "Goodput",
+    "percentunit",
+    names.GOODPUT,
+    "SvfapLowGoodput fires below 80 %.",
+    limits=((None, "red"), (alerts.LOW_GOODPUT, "yellow"), (0.9, "green")),
+)
+_FIRING = 'ALERTS{alertstate="firing", alertname=~"Svfap.*", run=~"$run"}'
+_ALARMS = _number(
+    "Alerts firing",
+    "none",
+    f"count({_FIRING}) or vector(0)",
+    "How many alerts fire; the board Reliability and goodput names them.",
+    limits=((None, "green"), (1, "red")),
+)
 
 
-def _now(title: str, unit: str, metric: Metric, note: str = "") -> Panel:
-    return _number(title, unit, _on_main(metric), f"{metric.help} {note}".strip())
+def _phases() -> Panel:
+    """Where a step's time goes, waiting for data included."""
+    steps = _rate(names.STEP_SECONDS, "run")
+    phases = f"{_rate(names.PHASE_SECONDS, 'run, phase')} / on (run) group_left () {steps}"
+    waiting = f"{_rate(names.DATA_WAIT_SECONDS, 'run')} / {steps}"
+    text = f"{names.PHASE_SECONDS.help} As shares of the steps' time; the rest is neither."
+    queries = ((phases, "{{phase}}"), (waiting, "waiting for data"))
+    colours = (("waiting for data", "red"),)
+    return Panel(
+        "Where a step's time goes", "stacked", "percentunit", queries, text, top=1, colours=colours
+    )
 
 
 _TRAINING = (
-    _now("Step", "short", names.STEP),
-    _now("Clips per second", "short", names.CLIPS_PER_SECOND),
-    _now("Epoch", "short", names.EPOCH),
-    _now("MFU", "percentunit", names.MFU, GPU_ONLY),
-    _main("Loss", "short", names.LOSS, names.HELD_OUT_LOSS),
-    _main("Gradient norm", "short", names.GRAD_NORM),
-    _main("Learning rate", "sci", names.LEARNING_RATE),
-    _each_rank("Clips per second by rank", "short", names.CLIPS),
-    _by_label("Phases of a step, seconds per second", "stacked", "s", names.PHASE_SECONDS),
+    _LAST_STEP,
+    _now("Step", "none", names.STEP),
+    _now("Clips per second", "none", names.CLIPS_PER_SECOND),
+    _WAITING,
+    _GOODPUT,
+    _ALARMS,
+    _main("Loss", "none", (names.LOSS, "training"), (names.HELD_OUT_LOSS, "held out")),
+    _main("Gradient norm", "none", (names.GRAD_NORM, "")),
+    _each_rank("Clips per second by rank", "none", names.CLIPS),
+    _phases(),
+    _now("Epoch", "none", names.EPOCH, width=6),
+    _now("MFU", "percentunit", names.MFU, GPU_ONLY, width=6),
+    _main("Learning rate", "sci", (names.LEARNING_RATE, "")),
     _each_rank("Operations per second", "flops", names.FLOPS),
     _each_rank("Tokens per second", "short", names.TOKENS),
     _each_rank("GPU memory", "bytes", names.GPU_MEMORY, GPU_ONLY),
-    _each_rank("GPU utilization", "percentunit", names.GPU_UTILIZATION, GPU_ONLY),
+    _each_rank("GPU utilization", "percentunit", names.GPU_UTILIZATION, GPU_ONLY, top=1),
 )
 
 _WAIT = f"{_rate(names.DATA_WAIT_SECONDS, 'run, rank')} / {_rate(names.STEP_SECONDS, 'run, rank')}"
+_DECODING = f"{_rate(names.DECODE_SECONDS, 'run, rank')} / {_rate(names.CLIPS, 'run, rank')}"
+_BAD_NOW = f"60 * {_rate(names.BAD_SAMPLES, 'run, reason')}"
 _DATA = (
+    _WAITING,
     _number(
-        "Waiting for data",
-        "percentunit",
-        f'{alerts.DATA_WAIT_SHARE.record}{{run=~"$run"}}',
-        "Share of the steps' time over five minutes; SvfapDataBound fires at 10 %.",
+        "Batches ready, on the poorest rank",
+        "none",
+        f"min by (run) ({_of(names.BATCHES_READY)})",
+        names.BATCHES_READY.help,
+        limits=((None, "red"), (0.5, "yellow"), (1, "green")),
+    ),
+    _number(
+        "Clips per second",
+        "none",
+        _recorded(alerts.CLIPS_RATE),
+        "Of all ranks, over five minutes.",
+    ),
+    _number(
+        "Read from the store",
+        "Bps",
+        _rate(names.FETCHED_BYTES, "run"),
+        "Bytes of shards per second, of all ranks.",
+    ),
+    _number(
+        "Decoding a clip",
+        "s",
+        f"{_rate(names.DECODE_SECONDS, 'run')} / {_rate(names.CLIPS, 'run')}",
+        "Time of one thread or worker.",
     ),
     _number(
         "Bad samples",
         "percentunit",
-        f'{alerts.BAD_SHARE.record}{{run=~"$run"}} or on (run) 0 * {_of(names.STEP)}',
-        "Share of the samples of the last hour that could not be used.",
+        f"{_recorded(alerts.BAD_SHARE)} or on (run) 0 * {_on_main(names.STEP)}",
+        "Share of the samples of the last hour that could not be used; SvfapQuarantineGrowing "
+        "fires at 0.2 %.",
+        limits=_high_is_bad(alerts.MANY_BAD),
     ),
     Panel(
         "Waiting for data by rank",
         "lines",
         "percentunit",
         ((_WAIT, "{{run}} rank {{rank}}"),),
-        names.DATA_WAIT_SECONDS.help,
+        "Share of the steps' time. One rank alone: its node; all of them: the store, or too few "
+        "decode workers.",
+        limits=((None, "transparent"), (alerts.DATA_BOUND, "red")),
     ),
-    _each_rank("Fetching, thread seconds per second", "s", names.FETCH_SECONDS),
-    _each_rank("Decoding, thread seconds per second", "s", names.DECODE_SECONDS),
-    _each_rank("Bytes fetched per second", "Bps", names.FETCHED_BYTES),
-    _each_rank("Batches ready", "short", names.BATCHES_READY),
-    _by_label("Bad samples per second by reason", "stacked", "short", names.BAD_SAMPLES),
-    _each_rank("Clips per second by rank", "short", names.CLIPS),
+    _each_rank("Batches ready", "none", names.BATCHES_READY),
+    _each_rank("Threads that fetch", "none", names.FETCH_SECONDS, "Per second: how many at once."),
+    _each_rank(
+        "Threads that decode", "none", names.DECODE_SECONDS, "Per second: how many at once."
+    ),
+    _each_rank("Read from the store by rank", "Bps", names.FETCHED_BYTES),
+    Panel(
+        "Decoding a clip, by rank",
+        "lines",
+        "s",
+        ((_DECODING, "{{run}} rank {{rank}}"),),
+        "Time of one thread or worker; it grows when cores are short.",
+    ),
+    Panel(
+        "Bad samples per minute by reason",
+        "bars",
+        "none",
+        ((_BAD_NOW, "{{reason}}"),),
+        f"{names.BAD_SAMPLES.help} Empty while there are none; quarantine.jsonl has their keys.",
+        width=24,
+    ),
 )
 
+
+def _in_five_minutes(metric: Metric) -> str:
+    return f"sum by (run) (increase({_of(metric)}[5m]))"
+
+
+_ATTEMPTS = _of(names.RESTARTS)
+_RESTARTED = (
+    f"max by (run) (max_over_time({_ATTEMPTS}[5m])) - min by (run) (min_over_time({_ATTEMPTS}[5m]))"
+)
+_ALERTS_BY_NAME = (
+    f'sum by (alertname) ({_FIRING}) or label_replace(vector(0), "alertname", "none", "", "")'
+)
 _RELIABILITY = (
-    _now("Goodput", "percentunit", names.GOODPUT),
-    _now("Restarts", "short", names.RESTARTS),
+    _GOODPUT,
+    _ALARMS,
+    _now("Restarts", "none", names.RESTARTS),
     _number(
         "Age of the newest checkpoint",
         "s",
         f"time() - {_on_main(names.CHECKPOINT_TIME)}",
         "SvfapCheckpointTooOld fires at two hours.",
+        limits=_high_is_bad(alerts.OLD_CHECKPOINT_SECONDS),
     ),
+    _LAST_STEP,
     _number(
-        "Since the last logged step",
-        "s",
-        f"time() - {_on_main(names.LAST_STEP_TIME)}",
-        "SvfapNoStep fires at ten minutes.",
-    ),
-    _by_label("Where the time of the run went", "stacked", "s", names.RUN_SECONDS),
-    _main("Goodput over time", "percentunit", names.GOODPUT),
-    _each_rank("Standing still for checkpoints, seconds per second", "s", names.CHECKPOINT_SECONDS),
-    _main("Newest checkpoint", "short", names.CHECKPOINT_STEP, names.STEP),
-    _each_rank("Failed checkpoints per second", "short", names.CHECKPOINT_FAILURES),
-    _each_rank("Non-finite losses and gradients", "short", names.NON_FINITE),
-    Panel(
         "Ranks that answer",
-        "lines",
-        "short",
-        (('sum by (run) (up{job="svfap_ranks", run=~"$run"})', "{{run}}"),),
-        "Ranks that Prometheus could scrape.",
+        "none",
+        'sum by (run) (up{job="svfap_ranks", run=~"$run"})',
+        "Ranks that Prometheus could scrape; SvfapRankGone fires when one no longer answers.",
     ),
+    Panel(
+        "What failed, in five minutes",
+        "bars",
+        "none",
+        (
+            (_RESTARTED, "{{run}} restarts"),
+            (_in_five_minutes(names.CHECKPOINT_FAILURES), "{{run}} checkpoints not stored"),
+            (_in_five_minutes(names.NON_FINITE), "{{run}} non-finite steps"),
+            (_in_five_minutes(names.BAD_SAMPLES), "{{run}} bad samples"),
+        ),
+        "Restarts, checkpoints that were not stored, losses or gradients that were not finite, and "
+        "bad samples; events.jsonl has the details.",
+    ),
+    Panel(
+        "Alerts",
+        "stacked",
+        "none",
+        ((_ALERTS_BY_NAME, "{{alertname}}"),),
+        "Alerts that fire, by name; cause and remedy stand in the alert.",
+    ),
+    Panel(
+        "Where the time of the run went",
+        "stacked",
+        "s",
+        ((_of(names.RUN_SECONDS), "{{class}}"),),
+        names.RUN_SECONDS.help,
+        colours=(
+            ("productive", "green"),
+            ("data_wait", "red"),
+            ("checkpoint", "blue"),
+            ("restart", "orange"),
+            ("redone", "purple"),
+            ("idle", "#808080"),
+        ),
+    ),
+    _main(
+        "Goodput over time",
+        "percentunit",
+        (names.GOODPUT, ""),
+        limits=((None, "red"), (alerts.LOW_GOODPUT, "transparent")),
+        top=1,
+    ),
+    _main(
+        "Step, and step of the newest checkpoint",
+        "none",
+        (names.STEP, "step"),
+        (names.CHECKPOINT_STEP, "newest checkpoint"),
+    ),
+    _each_rank("Standing still for checkpoints", "percentunit", names.CHECKPOINT_SECONDS),
 )
 
 BOARDS = (

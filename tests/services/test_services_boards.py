@@ -105,7 +105,7 @@ def test_grafana_s_components_draw_every_panel(board, watched, tmp_path) -> None
         if GPU_ONLY in of_board.text:
             assert (panel.series == 0) == ("No data" in panel.text), panel
             continue
-        assert panel.series and panel.points, panel
+        assert panel.points, panel
         assert "No data" not in panel.text, panel
         if panel.type == "stat":  # its number
             assert any(sign.isdigit() for sign in panel.text.removeprefix(panel.title)), panel
