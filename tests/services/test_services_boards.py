@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -13,47 +12,26 @@ from typing import Any
 import pytest
 from grafana_boards import dashboard, render
 from prometheus import Prometheus, wait_until
-from watched_runs import spoil, start, stop
+from watched_runs import WatchedRun
 
-from data_sharding.cli import shard
-from svfap_dist.distributed import free_port
 from svfap_dist.metrics.boards import BOARDS, GPU_ONLY
 from svfap_dist.metrics.goodput import CLASSES
 
 pytestmark = pytest.mark.services
 
 
-@dataclasses.dataclass(frozen=True)
-class Watched:
-    """A run of two ranks that goes on, and the Prometheus that watches it."""
-
-    prometheus: Prometheus
-    run: Path
-    began: float
-
-
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory) -> Iterator[Watched]:
-    """One of the run's samples is spoilt, so that there is a failure to show."""
-    folder = tmp_path_factory.mktemp("watched")
-    train, held_out = str(folder / "train"), str(folder / "held-out")
-    shard("synthetic", "clips=16", train)
-    shard("synthetic", "clips=8", held_out)
-    spoil(train)
-    port = free_port()
-    prometheus = Prometheus(folder, port)
-    began = time.time()
-    overrides = (f"data.eval_url={held_out}", "data.max_bad_fraction=1", "train.max_steps=100000")
-    process = start(train, folder / "run", port, 2, *overrides)
+def watched(tmp_path_factory) -> Iterator[WatchedRun]:
+    run = WatchedRun(tmp_path_factory.mktemp("watched"))
+    query = run.prometheus.query
     try:
-        wait_until(lambda: len(prometheus.query('up{job="svfap_ranks"} == 1')) == 2, 120)
-        wait_until(lambda: prometheus.query("svfap_checkpoint_step >= 10"), 120)
+        wait_until(lambda: len(query('up{job="svfap_ranks"} == 1')) == 2, 120)
+        wait_until(lambda: query("svfap_checkpoint_step >= 10"), 120)
         # Rates need two scrapes, and the recorded rates five minutes' worth of a moment.
-        wait_until(lambda: prometheus.query("svfap:data_wait:share5m"), 60)
-        yield Watched(prometheus, folder / "run", began)
+        wait_until(lambda: query("svfap:data_wait:share5m"), 60)
+        yield run
     finally:
-        stop(process)
-        prometheus.stop()
+        run.stop()
 
 
 def test_every_query_of_every_board_gives_data(watched) -> None:
@@ -61,7 +39,7 @@ def test_every_query_of_every_board_gives_data(watched) -> None:
     seconds = {row["metric"]["class"]: row for row in watched.prometheus.query("svfap_run_seconds")}
     assert set(seconds) == set(CLASSES)
     # Both move while the run goes on, and are not read at the same moment.
-    wait_until(lambda: goodput_shown(watched.prometheus) == goodput_by_hand(watched.run), 60)
+    wait_until(lambda: goodput_shown(watched.prometheus) == goodput_by_hand(watched.url), 60)
 
 
 def empty_panels(prometheus: Prometheus) -> list[str]:
