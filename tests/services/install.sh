@@ -21,7 +21,7 @@ fi
 cd "$(dirname "$0")/grafana"
 if [ ! -e node_modules/.package-lock.json ] || [ package-lock.json -nt node_modules/.package-lock.json ]; then
   echo "Installing Grafana's components ..."
-  npm ci --no-audit --no-fund --loglevel=error
+  npm ci --ignore-scripts
   touch node_modules/.package-lock.json
 fi
 if [ -z "$(find build/boards.js -newer node_modules/.package-lock.json 2>/dev/null)" ] ||
