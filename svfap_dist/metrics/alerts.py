@@ -44,12 +44,15 @@ def _rate(metric: names.Metric, window: str = "5m") -> str:
     return f"sum {_BY_RUN} (rate({metric.name}[{window}]))"
 
 
+# Only of what is above zero: while nothing is done yet, 0 / 0 would be NaN, which no chart draws.
 DATA_WAIT_SHARE = Recording(
-    "svfap:data_wait:share5m", f"{_rate(names.DATA_WAIT_SECONDS)} / {_rate(names.STEP_SECONDS)}"
+    "svfap:data_wait:share5m",
+    f"{_rate(names.DATA_WAIT_SECONDS)} / ({_rate(names.STEP_SECONDS)} > 0)",
 )
 CLIPS_RATE = Recording("svfap:clips:rate5m", _rate(names.CLIPS))
 BAD_SHARE = Recording(
-    "svfap:bad_samples:share1h", f"{_rate(names.BAD_SAMPLES, '1h')} / {_rate(names.CLIPS, '1h')}"
+    "svfap:bad_samples:share1h",
+    f"{_rate(names.BAD_SAMPLES, '1h')} / ({_rate(names.CLIPS, '1h')} > 0)",
 )
 RECORDINGS = (DATA_WAIT_SHARE, CLIPS_RATE, BAD_SHARE)
 

@@ -23,7 +23,8 @@ Limits = tuple[tuple[float | None, str], ...]  # (from this value on, colour); N
 class Panel:
     """A panel: queries are (PromQL, legend); the unit is one of Grafana's; width is of 24.
 
-    limits colour a number and are lines in a chart. top: the end of the axis. colours: of series,
+    limits colour a number and are lines in a chart. zero, top: whether the axis
+    begins at zero, and its end. colours: of series,
     by legend.
     """
 
@@ -34,7 +35,9 @@ class Panel:
     text: str
     width: int = 12
     limits: Limits = ()
+    zero: bool = True
     top: float | None = None
+    decimals: int | None = None
     colours: tuple[tuple[str, str], ...] = ()
 
 
@@ -56,12 +59,23 @@ def _of(metric: Metric, matchers: str = "") -> str:
 
 
 def _on_main(metric: Metric) -> str:
-    """What rank 0 tells for the whole run."""
-    return _of(metric, ', rank="0"')
+    """What rank 0 tells for the whole run; one series, on whatever port a restart put it."""
+    matcher = ', rank="0"'
+    return f"max by (run) ({_of(metric, matcher)})"
+
+
+def _newest(metric: Metric, by: str) -> str:
+    """A counter's rate or a gauge's value; one series, whatever restarts there were."""
+    return _rate(metric, by) if metric.kind == "counter" else f"max by ({by}) ({_of(metric)})"
 
 
 def _rate(metric: Metric, by: str) -> str:
     return f"sum by ({by}) (rate({_of(metric)}[$__rate_interval]))"
+
+
+def _share(part: Metric, whole: Metric, by: str) -> str:
+    """Of what is above zero: 0 / 0 would be NaN, and a chart with a NaN in it stays empty."""
+    return f"{_rate(part, by)} / ({_rate(whole, by)} > 0)"
 
 
 def _recorded(recording: alerts.Recording) -> str:
@@ -82,16 +96,16 @@ def _main(title: str, unit: str, *metrics: tuple[Metric, str], **more) -> Panel:
 
 
 def _each_rank(title: str, unit: str, metric: Metric, note: str = "", **more) -> Panel:
-    query = _rate(metric, "run, rank") if metric.kind == "counter" else _of(metric)
+    query = _newest(metric, "run, rank")
     text = f"{metric.help} {note}".strip()
     return Panel(title, "lines", unit, ((query, "{{run}} rank {{rank}}"),), text, **more)
 
 
 _LAST_STEP = _number(
-    "Since the last logged step",
+    "Since the last step",
     "s",
     f"time() - {_on_main(names.LAST_STEP_TIME)}",
-    "A run that goes on stays near zero; SvfapNoStep fires at ten minutes.",
+    "Since a step was logged: near zero while the run goes on; SvfapNoStep fires at ten minutes.",
     limits=_high_is_bad(alerts.STANDSTILL_SECONDS),
 )
 _WAITING = _number(
@@ -118,11 +132,15 @@ _ALARMS = _number(
 )
 
 
+def _narrow(panel: Panel) -> Panel:
+    return dataclasses.replace(panel, width=3)
+
+
 def _phases() -> Panel:
     """Where a step's time goes, waiting for data included."""
-    steps = _rate(names.STEP_SECONDS, "run")
+    steps = f"({_rate(names.STEP_SECONDS, 'run')} > 0)"
     phases = f"{_rate(names.PHASE_SECONDS, 'run, phase')} / on (run) group_left () {steps}"
-    waiting = f"{_rate(names.DATA_WAIT_SECONDS, 'run')} / {steps}"
+    waiting = _share(names.DATA_WAIT_SECONDS, names.STEP_SECONDS, "run")
     text = f"{names.PHASE_SECONDS.help} As shares of the steps' time; the rest is neither."
     queries = ((phases, "{{phase}}"), (waiting, "waiting for data"))
     colours = (("waiting for data", "red"),)
@@ -132,32 +150,32 @@ def _phases() -> Panel:
 
 
 _TRAINING = (
-    _LAST_STEP,
-    _now("Step", "none", names.STEP),
-    _now("Clips per second", "none", names.CLIPS_PER_SECOND),
-    _WAITING,
-    _GOODPUT,
-    _ALARMS,
-    _main("Loss", "none", (names.LOSS, "training"), (names.HELD_OUT_LOSS, "held out")),
+    _narrow(_LAST_STEP),
+    _narrow(_now("Step", "none", names.STEP)),
+    _narrow(_now("Epoch", "none", names.EPOCH)),
+    _narrow(_now("Clips per second", "none", names.CLIPS_PER_SECOND)),
+    _narrow(_WAITING),
+    _narrow(_GOODPUT),
+    _narrow(_ALARMS),
+    _narrow(_now("MFU", "percentunit", names.MFU, GPU_ONLY)),
+    _main("Loss", "none", (names.LOSS, "training"), (names.HELD_OUT_LOSS, "held out"), zero=False),
     _main("Gradient norm", "none", (names.GRAD_NORM, "")),
     _each_rank("Clips per second by rank", "none", names.CLIPS),
     _phases(),
-    _now("Epoch", "none", names.EPOCH, width=6),
-    _now("MFU", "percentunit", names.MFU, GPU_ONLY, width=6),
-    _main("Learning rate", "sci", (names.LEARNING_RATE, "")),
-    _each_rank("Operations per second", "flops", names.FLOPS),
-    _each_rank("Tokens per second", "short", names.TOKENS),
+    _main("Learning rate", "sci", (names.LEARNING_RATE, ""), decimals=2, width=8),
+    _each_rank("Operations per second", "flops", names.FLOPS, width=8),
+    _each_rank("Tokens per second", "short", names.TOKENS, width=8),
     _each_rank("GPU memory", "bytes", names.GPU_MEMORY, GPU_ONLY),
     _each_rank("GPU utilization", "percentunit", names.GPU_UTILIZATION, GPU_ONLY, top=1),
 )
 
-_WAIT = f"{_rate(names.DATA_WAIT_SECONDS, 'run, rank')} / {_rate(names.STEP_SECONDS, 'run, rank')}"
-_DECODING = f"{_rate(names.DECODE_SECONDS, 'run, rank')} / {_rate(names.CLIPS, 'run, rank')}"
+_WAIT = _share(names.DATA_WAIT_SECONDS, names.STEP_SECONDS, "run, rank")
+_DECODING = _share(names.DECODE_SECONDS, names.CLIPS, "run, rank")
 _BAD_NOW = f"60 * {_rate(names.BAD_SAMPLES, 'run, reason')}"
 _DATA = (
     _WAITING,
     _number(
-        "Batches ready, on the poorest rank",
+        "Batches ready, poorest rank",
         "none",
         f"min by (run) ({_of(names.BATCHES_READY)})",
         names.BATCHES_READY.help,
@@ -178,13 +196,13 @@ _DATA = (
     _number(
         "Decoding a clip",
         "s",
-        f"{_rate(names.DECODE_SECONDS, 'run')} / {_rate(names.CLIPS, 'run')}",
+        _share(names.DECODE_SECONDS, names.CLIPS, "run"),
         "Time of one thread or worker.",
     ),
     _number(
         "Bad samples",
         "percentunit",
-        f"{_recorded(alerts.BAD_SHARE)} or on (run) 0 * {_on_main(names.STEP)}",
+        f"sum by (run) ({_recorded(alerts.BAD_SHARE)}) or 0 * sum by (run) ({_of(names.STEP)})",
         "Share of the samples of the last hour that could not be used; SvfapQuarantineGrowing "
         "fires at 0.2 %.",
         limits=_high_is_bad(alerts.MANY_BAD),
@@ -223,12 +241,13 @@ _DATA = (
 
 
 def _in_five_minutes(metric: Metric) -> str:
-    return f"sum by (run) (increase({_of(metric)}[5m]))"
+    return f"sum(increase({_of(metric)}[5m]))"
 
 
 _ATTEMPTS = _of(names.RESTARTS)
 _RESTARTED = (
-    f"max by (run) (max_over_time({_ATTEMPTS}[5m])) - min by (run) (min_over_time({_ATTEMPTS}[5m]))"
+    f"sum(max by (run) (max_over_time({_ATTEMPTS}[5m])) "
+    f"- min by (run) (min_over_time({_ATTEMPTS}[5m])))"
 )
 _ALERTS_BY_NAME = (
     f'sum by (alertname) ({_FIRING}) or label_replace(vector(0), "alertname", "none", "", "")'
@@ -238,7 +257,7 @@ _RELIABILITY = (
     _ALARMS,
     _now("Restarts", "none", names.RESTARTS),
     _number(
-        "Age of the newest checkpoint",
+        "Age of newest checkpoint",
         "s",
         f"time() - {_on_main(names.CHECKPOINT_TIME)}",
         "SvfapCheckpointTooOld fires at two hours.",
@@ -256,13 +275,19 @@ _RELIABILITY = (
         "bars",
         "none",
         (
-            (_RESTARTED, "{{run}} restarts"),
-            (_in_five_minutes(names.CHECKPOINT_FAILURES), "{{run}} checkpoints not stored"),
-            (_in_five_minutes(names.NON_FINITE), "{{run}} non-finite steps"),
-            (_in_five_minutes(names.BAD_SAMPLES), "{{run}} bad samples"),
+            (_RESTARTED, "restarts"),
+            (_in_five_minutes(names.CHECKPOINT_FAILURES), "checkpoints not stored"),
+            (_in_five_minutes(names.NON_FINITE), "non-finite steps"),
+            (_in_five_minutes(names.BAD_SAMPLES), "bad samples"),
         ),
         "Restarts, checkpoints that were not stored, losses or gradients that were not finite, and "
         "bad samples; events.jsonl has the details.",
+        colours=(
+            ("restarts", "red"),
+            ("checkpoints not stored", "purple"),
+            ("non-finite steps", "blue"),
+            ("bad samples", "orange"),
+        ),
     ),
     Panel(
         "Alerts",
@@ -275,7 +300,7 @@ _RELIABILITY = (
         "Where the time of the run went",
         "stacked",
         "s",
-        ((_of(names.RUN_SECONDS), "{{class}}"),),
+        ((_newest(names.RUN_SECONDS, "run, class"), "{{class}}"),),
         names.RUN_SECONDS.help,
         colours=(
             ("productive", "green"),

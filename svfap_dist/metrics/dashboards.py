@@ -105,6 +105,8 @@ def _panel(panel: Panel) -> Any:
     made = _number(panel) if panel.kind == "number" else _chart(panel)
     made = made.title(panel.title).description(panel.text).unit(panel.unit).span(panel.width)
     made = made.datasource(_source())
+    if panel.decimals is not None:
+        made = made.decimals(panel.decimals)
     if panel.limits:
         made = made.thresholds(_limits(panel))
     for name, colour in panel.colours:
@@ -126,7 +128,7 @@ def _number(panel: Panel) -> Any:
 
 
 def _chart(panel: Panel) -> Any:
-    """A chart from zero up whose legend tells the newest values."""
+    """A chart whose legend tells the newest values."""
     from grafana_foundation_sdk.builders import common, timeseries
     from grafana_foundation_sdk.models import common as models
 
@@ -134,7 +136,8 @@ def _chart(panel: Panel) -> Any:
     legend = legend.display_mode(models.LegendDisplayMode.LIST)
     legend = legend.placement(models.LegendPlacement.BOTTOM)
     made = timeseries.Panel().height(_BIG).line_width(1).fill_opacity(10).legend(legend)
-    made = made.axis_soft_min(0)
+    if panel.zero:
+        made = made.axis_soft_min(0)
     if panel.kind in ("stacked", "bars"):
         stacking = common.StackingConfig().mode(models.StackingMode.NORMAL).group("A")
         made = made.stacking(stacking).fill_opacity(60)

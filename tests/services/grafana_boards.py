@@ -20,7 +20,7 @@ import yaml
 from svfap_dist import bundled
 
 PAGE = Path(__file__).parent / "grafana"
-_SCRIPT = PAGE / "build/boards.js"
+_BUILD = PAGE / "build"  # by esbuild
 _WIDTH = 1500  # of the board, pixels
 _EDGE = 8
 _HEADER = 56
@@ -84,7 +84,9 @@ def render(
         page = Path(folder) / "page.html"
         template = string.Template((PAGE / "page.html").read_text())
         text = json.dumps(asked).replace("<", "\\u003c")
-        page.write_text(template.substitute(input=text, script=_SCRIPT.as_uri()))
+        script, style = (_BUILD / name for name in ("boards.js", "boards.css"))
+        filled = template.substitute(input=text, script=script.as_uri(), style=style.as_uri())
+        page.write_text(filled)
         command = [*_CHROMIUM, size, f"--user-data-dir={folder}/profile"]
         command += [f"--screenshot={picture}", page.as_uri()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -47,9 +47,9 @@ function Board() {
           const top = panel.gridPos.y * (CELL.height + CELL.margin);
           const tell = (outcome: Outcome) => outcomes.set(number, outcome);
           return (
-            <section key={number} id={`panel-${number}`} style={{ left, top }}>
+            <div className="place" key={number} id={`panel-${number}`} style={{ left, top }}>
               <BoardPanel panel={panel} variables={variables} tell={tell} />
-            </section>
+            </div>
           );
         })}
     </main>

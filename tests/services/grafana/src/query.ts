@@ -58,20 +58,24 @@ function legend(format: string | undefined, labels: Labels): string {
   return format.replace(/\{\{\s*(\w+)\s*\}\}/g, (_, label) => labels[label] ?? '');
 }
 
-function frame(target: Target, series: any, step: number): DataFrame {
+/** A series with null at every step without a value, so that charts show gaps as gaps. */
+function frame(target: Target, series: any, start: number, step: number): DataFrame {
   const name = legend(target.legendFormat, series.metric);
-  const times = series.values.map(([time]: [number, string]) => time * 1000);
-  const values = series.values.map(([, value]: [number, string]) => parseFloat(value));
+  const found = new Map<number, number>(
+    series.values.map(([time, value]: [number, string]) => [time, parseFloat(value)])
+  );
+  const steps = Math.floor((input.to - start) / step) + 1;
+  const times = Array.from({ length: steps }, (_, number) => start + number * step);
   return toDataFrame({
     refId: target.refId,
     name,
     fields: [
-      { name: 'Time', type: FieldType.time, values: times, config: { interval: step * 1000 } },
+      { name: 'Time', type: FieldType.time, values: times.map((time) => time * 1000), config: {} },
       {
         name: 'Value',
         type: FieldType.number,
         labels: series.metric,
-        values,
+        values: times.map((time) => found.get(time) ?? null),
         config: { displayNameFromDS: name },
       },
     ],
@@ -88,12 +92,12 @@ export async function framesOf(panel: Panel, variables: Labels): Promise<DataFra
     throw new Error(`queries need names of their own, found ${JSON.stringify(refIds)}`);
   }
   const frames: DataFrame[] = [];
+  const start = Math.floor(input.from / step) * step;
   for (const target of panel.targets) {
     const query = filledIn(target.expr, variables, step);
-    const start = Math.floor(input.from / step) * step;
     const bounds = { start: `${start}`, end: `${input.to}`, step: `${step}` };
     const answer = await ask('query_range', { query, ...bounds });
-    frames.push(...answer.result.map((series: any) => frame(target, series, step)));
+    frames.push(...answer.result.map((series: any) => frame(target, series, start, step)));
   }
   return frames;
 }
