@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from svfap_dist.metrics import alerts, names
+from svfap_dist.metrics import alerts, goodput, names
 from svfap_dist.metrics.names import Metric
 
 GPU_ONLY = "Only on GPUs."
@@ -244,6 +244,11 @@ def _in_five_minutes(metric: Metric) -> str:
     return f"sum(increase({_of(metric)}[5m]))"
 
 
+def _spent_on(name: str) -> str:
+    matcher = f', class="{name}"'
+    return f"max by (run) ({_of(names.RUN_SECONDS, matcher)})"
+
+
 _ATTEMPTS = _of(names.RESTARTS)
 _RESTARTED = (
     f"sum(max by (run) (max_over_time({_ATTEMPTS}[5m])) "
@@ -300,7 +305,7 @@ _RELIABILITY = (
         "Where the time of the run went",
         "stacked",
         "s",
-        ((_newest(names.RUN_SECONDS, "run, class"), "{{class}}"),),
+        tuple((_spent_on(name), name) for name in goodput.CLASSES),
         names.RUN_SECONDS.help,
         colours=(
             ("productive", "green"),
