@@ -18,12 +18,12 @@ from watched_runs import WatchedRun
 from svfap_dist.metrics.boards import BOARDS
 
 PICTURES = {"training": "training", "data-path": "data", "reliability": "reliability"}
-SECONDS = 480
+SECONDS = 420
 SCRAPE = 5
 
 
 def main(folder: Path) -> None:
-    run = WatchedRun(Path(tempfile.mkdtemp()), clips=256)
+    run = WatchedRun(Path(tempfile.mkdtemp()), clips=64)
     try:
         time.sleep(SECONDS / 2)
         run.kill_a_rank()

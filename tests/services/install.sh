@@ -5,7 +5,7 @@ set -euo pipefail
 need=(
   prometheus radosgw ceph-mon ceph-osd ceph-common iproute2 slurm-wlm curl chromium fonts-dejavu-core
 )
-command -v node npm >/dev/null || need+=(nodejs npm)
+command -v node >/dev/null && command -v npm >/dev/null || need+=(nodejs npm)
 missing=()
 for package in "${need[@]}"; do
   dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q "ok installed" || missing+=("$package")

@@ -29,6 +29,8 @@ def watched(tmp_path_factory) -> Iterator[WatchedRun]:
         wait_until(lambda: query("svfap_checkpoint_step >= 10"), 120)
         # Rates need two scrapes, and the recorded rates five minutes' worth of a moment.
         wait_until(lambda: query("svfap:data_wait:share5m"), 60)
+        # Charts want a few steps of the boards, which are of five seconds.
+        wait_until(lambda: query('count_over_time(svfap_loss{rank="0"}[1m]) >= 40'), 60)
         yield run
     finally:
         run.stop()
