@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 from grafana_boards import dashboard, render
-from PIL import Image
 from watched_runs import WatchedRun
 
 from svfap_dist.metrics.boards import BOARDS
@@ -23,7 +22,12 @@ SCRAPE = 5
 
 
 def main(folder: Path) -> None:
-    run = WatchedRun(Path(tempfile.mkdtemp()), clips=64)
+    with tempfile.TemporaryDirectory() as scratch:
+        watch(Path(scratch), folder)
+
+
+def watch(scratch: Path, folder: Path) -> None:
+    run = WatchedRun(scratch, clips=64)
     try:
         time.sleep(SECONDS / 2)
         run.kill_a_rank()
@@ -33,8 +37,6 @@ def main(folder: Path) -> None:
         for board in BOARDS:
             path = folder / f"board-{PICTURES[board.name]}.png"
             shown = render(dashboard(board.name), run.prometheus.url, run.began, time.time(), path)
-            # A palette is enough for a board, and a quarter of the bytes.
-            Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
             empty = [panel.title for panel in shown if not panel.series]
             print(f"{path}: {path.stat().st_size} bytes; no data: {', '.join(empty) or 'none'}")
     finally:

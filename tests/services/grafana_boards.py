@@ -6,16 +6,22 @@ page asks Prometheus as Grafana would, draws, and leaves an account of each pane
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import dataclasses
-import html.parser
 import json
 import string
 import subprocess
 import tempfile
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import numpy
 import yaml
+from PIL import Image
 
 from svfap_dist import bundled
 
@@ -36,14 +42,17 @@ _CHROMIUM = [
     "--disable-sync",
     "--no-first-run",
     "--hide-scrollbars",
-    "--virtual-time-budget=20000",
-    "--dump-dom",
+    "--remote-debugging-port=0",  # any free one, told in a file of the profile
 ]
+_PATIENCE = 90  # seconds until a page that left no account has failed
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """What became of a panel. text: what it reads; drawn: pixels of its charts that have a colour.
+    """What became of a panel. text: what it reads.
+
+    drawn: pixels of its chart in the picture that have a colour, as curves have, and grid, axes
+    and text have not.
 
     error: what Prometheus, a query's variables, the unit or the component complained of, or "".
     """
@@ -71,7 +80,7 @@ def render(
     Raises: AssertionError with what the page says, if it broke as a whole.
     """
     rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in board["panels"])
-    size = f"--window-size={_WIDTH + 2 * _EDGE},{_HEADER + rows * _CELL + _EDGE}"
+    size = (_WIDTH + 2 * _EDGE, _HEADER + rows * _CELL + _EDGE)
     asked = {
         "dashboard": board,
         "prometheus": prometheus,
@@ -87,15 +96,72 @@ def render(
         script, style = (_BUILD / name for name in ("boards.js", "boards.css"))
         filled = template.substitute(input=text, script=script.as_uri(), style=style.as_uri())
         page.write_text(filled)
-        command = [*_CHROMIUM, size, f"--user-data-dir={folder}/profile"]
-        command += [f"--screenshot={picture}", page.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    result = _Result()
-    result.feed(done.stdout)
-    assert result.text, f"the page left no account:\n{done.stderr[-2000:]}"
-    account = json.loads(result.text)
+        account = json.loads(asyncio.run(_photograph(page.as_uri(), size, Path(folder), picture)))
     assert not account["error"], account["error"]
+    with Image.open(picture) as image:
+        pixels = numpy.asarray(image.convert("RGB"), dtype=int)
+    for panel in account["panels"]:
+        panel["drawn"] = _coloured(pixels, *panel.pop("chart"))
     return [Shown(**panel) for panel in account["panels"]]
+
+
+async def _photograph(page: str, size: tuple[int, int], folder: Path, picture: Path) -> str:
+    """Have Chromium show a page; the account it leaves, and a picture of it as it is then.
+
+    By its debugging protocol: `--screenshot` winds time on in leaps, and charts would be missing.
+    """
+    profile = folder / "profile"
+    with open(folder / "chromium.log", "w") as log:
+        command = [*_CHROMIUM, f"--user-data-dir={profile}", "about:blank"]
+        chromium = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        port = await _soon(lambda: _first_line(profile / "DevToolsActivePort"))
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+            async with session.get("/json/list") as answer:
+                tabs = [tab for tab in await answer.json() if tab["type"] == "page"]
+            async with session.ws_connect(tabs[0]["webSocketDebuggerUrl"], max_msg_size=0) as tab:
+                width, height = size
+                metrics = {"width": width, "height": height, "deviceScaleFactor": 1}
+                await _call(tab, "Emulation.setDeviceMetricsOverride", **metrics, mobile=False)
+                await _call(tab, "Page.navigate", url=page)
+                account = await _soon(lambda: _account(tab))
+                shot = await _call(tab, "Page.captureScreenshot", format="png")
+                picture.write_bytes(base64.b64decode(shot["data"]))
+                return account
+    finally:
+        chromium.terminate()
+        chromium.wait(timeout=30)
+
+
+async def _soon(look: Callable[[], Awaitable[str]]) -> str:
+    until = time.monotonic() + _PATIENCE
+    while not (found := await look()):
+        assert time.monotonic() < until, f"nothing from Chromium in {_PATIENCE} s"
+        await asyncio.sleep(0.1)
+    return found
+
+
+async def _first_line(path: Path) -> str:
+    return path.read_text().split("\n")[0] if path.exists() else ""
+
+
+async def _account(tab: Any) -> str:
+    look = "document.getElementById('result')?.textContent ?? ''"
+    return (await _call(tab, "Runtime.evaluate", expression=look))["result"]["value"]
+
+
+async def _call(tab: Any, method: str, **parameters: Any) -> dict[str, Any]:
+    """The result of one call of the debugging protocol; events in between are passed over."""
+    await tab.send_json({"id": 1, "method": method, "params": parameters})
+    while (answer := await tab.receive_json()).get("id") != 1:
+        pass
+    assert "result" in answer, answer
+    return answer["result"]
+
+
+def _coloured(pixels: Any, left: int, top: int, right: int, bottom: int) -> int:
+    part = pixels[top:bottom, left:right]
+    return 0 if not part.size else int((part.max(axis=2) - part.min(axis=2) > 30).sum())
 
 
 def _scrape_seconds() -> int:
@@ -103,20 +169,3 @@ def _scrape_seconds() -> int:
     path = bundled.folder("monitoring") / "grafana/provisioning/datasources/prometheus.yaml"
     (source,) = yaml.safe_load(path.read_text())["datasources"]
     return int(source["jsonData"]["timeInterval"].removesuffix("s"))
-
-
-class _Result(html.parser.HTMLParser):
-    """Finds the account that the page left in its DOM."""
-
-    text = ""
-    _inside = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._inside = tag == "script" and ("id", "result") in attrs
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = False
-
-    def handle_data(self, data: str) -> None:
-        if self._inside and not self.text:
-            self.text = data

@@ -19,12 +19,12 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 cd "$(dirname "$0")/grafana"
-if [ ! -e node_modules/.package-lock.json ] || [ package-lock.json -nt node_modules/.package-lock.json ]; then
+if ! cmp -s package-lock.json node_modules/.installed; then
   echo "Installing Grafana's components ..."
   npm ci --ignore-scripts
-  touch node_modules/.package-lock.json
+  cp package-lock.json node_modules/.installed
 fi
-if [ -z "$(find build/boards.js -newer node_modules/.package-lock.json 2>/dev/null)" ] ||
+if [ -z "$(find build/boards.js -newer node_modules/.installed 2>/dev/null)" ] ||
   [ -n "$(find src package.json -newer build/boards.js)" ]; then
   npm run --silent build
 fi

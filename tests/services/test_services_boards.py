@@ -90,7 +90,7 @@ def test_grafana_s_components_draw_every_panel(board, watched, tmp_path) -> None
         if panel.type == "stat":  # its number
             assert any(sign.isdigit() for sign in panel.text.removeprefix(panel.title)), panel
         else:
-            assert panel.drawn > 100, panel
+            assert panel.drawn > 10, panel
     assert picture.stat().st_size > 20_000
 
 
@@ -111,7 +111,7 @@ def test_a_broken_panel_is_told_from_a_good_one(watched, tmp_path) -> None:
     shown = render(board, url, watched.began, time.time(), tmp_path / "board.png")
     errors = [panel.error for panel in shown]
     assert errors[0] == ""
-    assert shown[0].drawn > 100
+    assert shown[0].drawn > 10
     assert "parse error" in errors[1]
     assert (errors[2], shown[2].series, shown[2].drawn) == ("", 0, 0)
     assert "unit clipz" in errors[3]

@@ -35,7 +35,7 @@ export interface Input {
   width: number;
 }
 
-/** What became of a panel. error: "" if none; text: what it reads; drawn: coloured pixels. */
+/** What became of a panel. error: "" if none; text: what it reads; chart: its corners. */
 export interface Shown {
   title: string;
   type: string;
@@ -43,7 +43,7 @@ export interface Shown {
   points: number;
   error: string;
   text: string;
-  drawn: number;
+  chart: number[];
 }
 
 export const input: Input = JSON.parse(document.getElementById('input')!.textContent!);

@@ -56,25 +56,17 @@ function Board() {
   );
 }
 
-/** Pixels with a colour in what a panel drew: grid, axes and text are grey. */
-function coloured(place: Element): number {
-  let count = 0;
-  for (const canvas of place.querySelectorAll('canvas')) {
-    const { data } = canvas.getContext('2d')!.getImageData(0, 0, canvas.width, canvas.height);
-    for (let at = 0; at < data.length; at += 4) {
-      const [red, green, blue, alpha] = data.subarray(at, at + 4);
-      const spread = Math.max(red, green, blue) - Math.min(red, green, blue);
-      count += Number(spread > 40 && alpha > 20);
-    }
-  }
-  return count;
+/** Where a panel's chart is on the page: left, top, right, bottom in pixels; none: [0, 0, 0, 0]. */
+function chart(place: Element): number[] {
+  const box = place.querySelector('canvas')?.getBoundingClientRect();
+  return box ? [box.left, box.top, box.right, box.bottom].map(Math.round) : [0, 0, 0, 0];
 }
 
 function account(): Shown[] {
   return panels.map(({ title, type }, number) => {
     const place = document.getElementById(`panel-${number}`)!;
-    const outcome = outcomes.get(number)!;
-    return { title, type, ...outcome, text: place.innerText, drawn: coloured(place) };
+    const outcome = outcomes.get(number) ?? { series: 0, points: 0, error: 'no answer' };
+    return { title, type, ...outcome, text: place.innerText, chart: chart(place) };
   });
 }
 
@@ -87,11 +79,23 @@ function leave(shown: Shown[], error: string) {
   document.body.append(result);
 }
 
-function leaveWhenDrawn() {
-  if (outcomes.size < panels.length) {
-    setTimeout(leaveWhenDrawn, 100);
+/** A chart's canvas comes some frames after its data: when its legend has been measured. */
+function drawn(): boolean {
+  return panels.every(({ type }, number) => {
+    const outcome = outcomes.get(number);
+    const chart = type === 'timeseries' && outcome?.series;
+    return outcome && (!chart || document.querySelector(`#panel-${number} canvas`));
+  });
+}
+
+const FRAMES = { most: 1800, more: 60 }; // to wait for charts, and for what they have queued
+
+function leaveWhenDrawn(frame: number, since: number) {
+  const done = drawn() || frame > FRAMES.most;
+  if (done && frame - since > FRAMES.more) {
+    leave(account(), '');
   } else {
-    setTimeout(() => leave(account(), ''), 1000); // queued drawing
+    requestAnimationFrame(() => leaveWhenDrawn(frame + 1, done ? since : frame));
   }
 }
 
@@ -106,4 +110,4 @@ createRoot(document.getElementById('root')!).render(
     <Board />
   </ThemeContext.Provider>
 );
-leaveWhenDrawn();
+leaveWhenDrawn(0, 0);
