@@ -15,7 +15,8 @@ import yaml
 from svfap_dist import bundled
 from svfap_dist.errors import ConfigError
 from svfap_dist.metrics import alerts
-from svfap_dist.metrics.boards import BOARDS, Board, Panel
+from svfap_dist.metrics.boards import BOARDS
+from svfap_dist.metrics.panels import Board, Panel
 
 _DATASOURCE = "svfap-prometheus"  # uid, as provisioned
 _NOTE = "# Written by `svfap dashboards` from svfap_dist/metrics/alerts.py.\n"
