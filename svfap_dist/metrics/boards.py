@@ -66,9 +66,10 @@ def _each_rank(title: str, unit: str, metric: Metric, note: str = "") -> Panel:
 
 
 def _by_label(title: str, kind: Kind, unit: str, metric: Metric) -> Panel:
-    (label,) = metric.labels
-    query = _rate(metric, f"run, {label}") if metric.kind == "counter" else _of(metric)
-    return Panel(title, kind, unit, ((query, f"{{{{{label}}}}}"),), metric.help)
+    by = ", ".join(("run", *metric.labels))
+    query = _rate(metric, by) if metric.kind == "counter" else _of(metric)
+    legend = " ".join(f"{{{{{label}}}}}" for label in metric.labels)
+    return Panel(title, kind, unit, ((query, legend),), metric.help)
 
 
 def _now(title: str, unit: str, metric: Metric, note: str = "") -> Panel:
@@ -117,6 +118,9 @@ _DATA = (
     _each_rank("Bytes fetched per second", "Bps", names.FETCHED_BYTES),
     _each_rank("Batches ready", "short", names.BATCHES_READY),
     _by_label("Bad samples per second by reason", "stacked", "short", names.BAD_SAMPLES),
+    _by_label("Storage requests per second", "lines", "reqps", names.STORAGE_REQUESTS),
+    _by_label("Storage bytes per second", "lines", "Bps", names.STORAGE_BYTES),
+    _by_label("Storage requests sent again, per second", "lines", "reqps", names.STORAGE_RETRIES),
     _each_rank("Clips per second by rank", "short", names.CLIPS),
 )
 
@@ -139,6 +143,8 @@ _RELIABILITY = (
     _main("Goodput over time", "percentunit", names.GOODPUT),
     _each_rank("Standing still for checkpoints, seconds per second", "s", names.CHECKPOINT_SECONDS),
     _main("Newest checkpoint", "short", names.CHECKPOINT_STEP, names.STEP),
+    _main("Time to commit a checkpoint", "s", names.CHECKPOINT_COMMIT_SECONDS),
+    _main("Size of a checkpoint", "bytes", names.CHECKPOINT_BYTES),
     _each_rank("Failed checkpoints per second", "short", names.CHECKPOINT_FAILURES),
     _each_rank("Non-finite losses and gradients", "short", names.NON_FINITE),
     Panel(
