@@ -47,8 +47,7 @@ BAD_SHARE = Recording(
     "svfap:bad_samples:share1h", f"{_rate(names.BAD_SAMPLES, '1h')} / {_rate(names.CLIPS, '1h')}"
 )
 _FAILED_REQUESTS = (
-    f"sum {_BY_RUN} (rate({names.STORAGE_REQUESTS.name}"
-    '{outcome=~"unreachable|refused"}[5m]))'
+    f'sum {_BY_RUN} (rate({names.STORAGE_REQUESTS.name}{{outcome=~"unreachable|refused"}}[5m]))'
 )
 STORAGE_FAILURE_SHARE = Recording(
     "svfap:storage_failures:share5m", f"{_FAILED_REQUESTS} / {_rate(names.STORAGE_REQUESTS)}"
