@@ -17,17 +17,17 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import tomllib
 
 import numpy as np
 
-from svfap_dist import recipe, shard_format, storage
+from svfap_dist import shard_format, storage
 from svfap_dist.config import Config
 from svfap_dist.data.order import EpochOrder
 from svfap_dist.errors import ConfigError
 from svfap_dist.progress import Progress
 from svfap_dist.shard_format import Manifest
 from svfap_dist.train import checkpoint, ledger
+from svfap_dist.train.journal import read_recipe
 from svfap_dist.train.ledger import Attempt, Line
 
 _ROWS_KEPT = 20
@@ -104,7 +104,7 @@ def audit(run_url: str, data_url: str = "") -> Audit:
     Raises: ConfigError if there is no run or ledger, the shards are not the run's, or no step
     counts yet; ShardError for shards that cannot be read; StorageError.
     """
-    config = _recipe(run_url)
+    config = read_recipe(run_url)
     attempts = ledger.attempts(run_url)
     data_url = data_url or config.data.url
     manifest = shard_format.load_manifest(data_url)
@@ -126,17 +126,6 @@ def audit(run_url: str, data_url: str = "") -> Audit:
             do="set run.ledger=true for runs that are to be audited",
         )
     return _compare(run_url, attempts, sizes, _Plan(config, data_url, manifest))
-
-
-def _recipe(run_url: str) -> Config:
-    where = storage.join(run_url, "config.toml")
-    try:
-        text = storage.read_bytes(where).decode()
-    except storage.StorageMissing as error:
-        raise ConfigError(
-            "No run", where=where, found="no such file", do="give the run.url of a run"
-        ) from error
-    return recipe.from_tables(tomllib.loads(text), where=where)
 
 
 def _compare(run_url: str, attempts: list[Attempt], sizes: dict[str, int], plan: _Plan) -> Audit:

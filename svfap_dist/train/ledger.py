@@ -40,9 +40,8 @@ def attempts(run_url: str) -> list[Attempt]:
 
     Raises: ConfigError if there is none; StorageError.
     """
-    url = storage.join(run_url, EVENTS)
     found: list[Attempt] = []
-    for event in _Lines(url, storage.list_files(run_url).get(EVENTS, 0), _PIECE_BYTES):
+    for event in events(run_url):
         kind = event.get("event")
         if kind in ("start", "resume"):
             step, fingerprint = event["step"], event["manifest_fingerprint"]
@@ -51,9 +50,18 @@ def attempts(run_url: str) -> list[Attempt]:
             found[-1] = dataclasses.replace(found[-1], saved=event["step"])
     if not found:
         raise ConfigError(
-            "Run has not begun", where=url, found="no start or resume", do="let it train first"
+            "Run has not begun",
+            where=storage.join(run_url, EVENTS),
+            found="no start or resume",
+            do="let it train first",
         )
     return found
+
+
+def events(run_url: str) -> Iterator[Line]:
+    """What the run told of itself, in order; nothing if there is no such file."""
+    size = storage.list_files(run_url).get(EVENTS, 0)
+    return iter(_Lines(storage.join(run_url, EVENTS), size, _PIECE_BYTES))
 
 
 def ledgers(run_url: str, attempt: int, sizes: Mapping[str, int]) -> list[Ledger]:

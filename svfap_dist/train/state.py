@@ -25,7 +25,8 @@ class TrainState:
 
     epoch: the epoch of the next step, from 0. clips_seen: over all ranks. world_size, zero_stage:
     of the ranks that saved, which decide how their shards can be loaded. config: the resolved
-    recipe as nested tables.
+    recipe as nested tables. universal: the shards are in DeepSpeed's universal form (see
+    `reshape`).
     """
 
     step: int
@@ -38,6 +39,7 @@ class TrainState:
     zero_stage: int
     config: dict[str, Any]
     versions: dict[str, str]
+    universal: bool = False
 
     def to_json(self) -> bytes:
         """JSON bytes, for `state.json`."""
