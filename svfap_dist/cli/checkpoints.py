@@ -70,9 +70,9 @@ def checkpoint_gc(
 
     from svfap_dist.errors import ConfigError
     from svfap_dist.progress import say
-    from svfap_dist.train import sweep
+    from svfap_dist.train import cleanup
 
-    found = sweep.plan(run_url, keep_last, keep_every)
+    found = cleanup.plan(run_url, keep_last, keep_every)
     print_result(found, as_json)
     if dry_run or not found.steps:
         return
@@ -83,7 +83,7 @@ def checkpoint_gc(
                 "Nobody to ask", where="standard input", found="no terminal", do=advice
             )
         typer.confirm("Delete them?", abort=True, err=True)
-    sweep.carry_out(found, lambda step: say(f"deleted step {step}"))
+    cleanup.carry_out(found, lambda step: say(f"deleted step {step}"))
 
 
 @checkpoint_app.command("reshape")

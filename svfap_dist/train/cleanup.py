@@ -28,7 +28,7 @@ _SILENT_SECONDS = 3600.0  # a living run tells of a window or checkpoint more of
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep:
+class Cleanup:
     """What goes and what stays, by step; bytes: what is freed."""
 
     run_url: str
@@ -50,7 +50,7 @@ class Sweep:
         return [*text, f"{len(text)} to delete, {self.bytes} bytes; kept: {kept}"]
 
 
-def plan(run_url: str, keep_last: int | None = None, keep_every: int | None = None) -> Sweep:
+def plan(run_url: str, keep_last: int | None = None, keep_every: int | None = None) -> Cleanup:
     """What may go; without numbers, by the retention of the run's recipe.
 
     Raises: CheckpointError if the run may be alive or has no checkpoints; StorageError.
@@ -74,7 +74,7 @@ def plan(run_url: str, keep_last: int | None = None, keep_every: int | None = No
     needed = {*committed[-1:], checkpoint.latest_committed(run_url)}
     outdated = [step for step in outdated if step not in needed]
     leftovers = sorted(listing.keys() - set(committed))
-    return Sweep(
+    return Cleanup(
         run_url=run_url,
         leftovers=tuple(leftovers),
         outdated=tuple(outdated),
@@ -83,18 +83,18 @@ def plan(run_url: str, keep_last: int | None = None, keep_every: int | None = No
     )
 
 
-def carry_out(sweep: Sweep, on_deleted: Callable[[int], None] = lambda step: None) -> None:
+def carry_out(cleanup: Cleanup, on_deleted: Callable[[int], None] = lambda step: None) -> None:
     """Delete what a plan says, oldest first.
 
     Raises: CheckpointError if the run is alive again; what was deleted until then is deleted.
     """
-    owner = ownership.mark_of(sweep.run_url)
-    _require_idle(sweep.run_url, time.time)
-    for step in sweep.steps:
-        found = ownership.mark_of(sweep.run_url)
+    owner = ownership.mark_of(cleanup.run_url)
+    _require_idle(cleanup.run_url, time.time)
+    for step in cleanup.steps:
+        found = ownership.mark_of(cleanup.run_url)
         if found != owner:
-            raise _alive(sweep.run_url, found, "it was started just now")
-        checkpoint.delete(checkpoint.checkpoint_url(sweep.run_url, step))
+            raise _alive(cleanup.run_url, found, "it was started just now")
+        checkpoint.delete(checkpoint.checkpoint_url(cleanup.run_url, step))
         on_deleted(step)
 
 

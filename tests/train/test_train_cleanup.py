@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from svfap_dist import cli, recipe, storage
 from svfap_dist.errors import CheckpointError
-from svfap_dist.train import checkpoint, sweep
+from svfap_dist.train import checkpoint, cleanup
 from svfap_dist.train.checkpoint import COMMIT, checkpoint_url
 from svfap_dist.train.journal import Journal
 
@@ -47,33 +47,33 @@ def owned_by(url: str, mark: str) -> None:
 
 def test_leftovers_and_what_retention_lets_go_are_deleted(tmp_path: Path) -> None:
     url = a_run(str(tmp_path), (10, 20, 30, 40), leftovers=(15, 50))
-    found = sweep.plan(url, keep_every=10_000)
+    found = cleanup.plan(url, keep_every=10_000)
     assert (found.leftovers, found.outdated, found.kept) == ((15, 50), (10, 20), (30, 40))
     assert len(checkpoint.listing(url)) == 6  # a plan deletes nothing
     before = sum(sum(files.values()) for files in checkpoint.listing(url).values())
-    sweep.carry_out(found)
+    cleanup.carry_out(found)
     assert sorted(checkpoint.listing(url)) == [30, 40]
     left = sum(sum(files.values()) for files in checkpoint.listing(url).values())
     assert before - left == found.bytes
-    assert sweep.plan(url).steps == ()
+    assert cleanup.plan(url).steps == ()
 
 
 def test_an_object_store(s3_bucket: str) -> None:
     url = a_run(f"{s3_bucket}/run", (10, 20, 30), leftovers=(15,))
-    sweep.carry_out(sweep.plan(url, keep_last=1, keep_every=20))
+    cleanup.carry_out(cleanup.plan(url, keep_last=1, keep_every=20))
     assert sorted(checkpoint.listing(url)) == [20, 30]
 
 
 def test_the_newest_whole_checkpoint_stays_even_if_a_damaged_one_is_newer(tmp_path: Path) -> None:
     url = a_run(str(tmp_path), (10, 20, 30))
     (tmp_path / "checkpoints/step-000000030/shard.pt").write_bytes(b"short")
-    found = sweep.plan(url, keep_last=1)
+    found = cleanup.plan(url, keep_last=1)
     assert (found.outdated, found.kept) == ((10,), (20, 30))
 
 
 def test_commit_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = a_run(str(tmp_path), (10, 20, 30))
-    found = sweep.plan(url, keep_last=1)
+    found = cleanup.plan(url, keep_last=1)
 
     def killed_after_the_first(where: str) -> None:
         Path(where).unlink()
@@ -81,10 +81,10 @@ def test_commit_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(storage, "delete", killed_after_the_first)
     with pytest.raises(KeyboardInterrupt):
-        sweep.carry_out(found)
+        cleanup.carry_out(found)
     monkeypatch.undo()
     assert COMMIT not in checkpoint.listing(url)[10]
-    assert sweep.plan(url, keep_last=1).leftovers == (10,)  # the next time it goes
+    assert cleanup.plan(url, keep_last=1).leftovers == (10,)  # the next time it goes
 
 
 def test_a_run_that_may_be_alive_is_refused(tmp_path: Path) -> None:
@@ -92,10 +92,10 @@ def test_a_run_that_may_be_alive_is_refused(tmp_path: Path) -> None:
     owned_by(url, "pid 1 on another-host, 0123abcd")
     events(url, {"event": "window", "time": time.time() - 60})
     with pytest.raises(CheckpointError, match=r"may be alive.*60 s old.*another-host.*launch stop"):
-        sweep.plan(url)
+        cleanup.plan(url)
     owned_by(url, f"pid {os.getpid()} on {socket.gethostname()}, 0123abcd")
     with pytest.raises(CheckpointError, match="may be alive"):
-        sweep.plan(url)
+        cleanup.plan(url)
     assert len(checkpoint.listing(url)) == 3
 
 
@@ -105,21 +105,21 @@ def test_a_run_that_was_killed_is_not_alive(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     owned_by(url, f"pid {gone.pid} on {socket.gethostname()}, 0123abcd")
-    assert sweep.plan(url).outdated == (10,)
+    assert cleanup.plan(url).outdated == (10,)
     owned_by(url, "pid 1 on another-host, 0123abcd")
     events(url, {"event": "window", "time": time.time() - 3700})
-    assert sweep.plan(url).outdated == (10,)
+    assert cleanup.plan(url).outdated == (10,)
 
 
-def test_a_run_that_starts_meanwhile_ends_the_sweep(tmp_path: Path) -> None:
+def test_a_run_that_starts_meanwhile_ends_it(tmp_path: Path) -> None:
     url = a_run(str(tmp_path), (10, 20, 30, 40))
-    found = sweep.plan(url, keep_last=1)
+    found = cleanup.plan(url, keep_last=1)
 
     def somebody_starts(step: int) -> None:
         owned_by(url, "pid 1 on another-host, 0123abcd")
 
     with pytest.raises(CheckpointError, match="started just now"):
-        sweep.carry_out(found, somebody_starts)
+        cleanup.carry_out(found, somebody_starts)
     assert sorted(checkpoint.listing(url)) == [20, 30, 40]
 
 
