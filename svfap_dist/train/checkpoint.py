@@ -212,8 +212,7 @@ def make_universal(folder: str) -> str:
 
     Raises: CheckpointError if that does not work.
     """
-    from deepspeed.checkpoint import ds_to_universal
-
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing is computed; or it looks for one
     options = argparse.Namespace(
         input_folder=folder,
         output_folder=f"{folder}-universal",
@@ -226,6 +225,8 @@ def make_universal(folder: str) -> str:
     chatter = io.StringIO()
     try:
         with contextlib.redirect_stdout(chatter), contextlib.redirect_stderr(chatter):
+            from deepspeed.checkpoint import ds_to_universal
+
             ds_to_universal.main(options)
     except Exception as error:  # whatever it is, all ranks must hear of it
         raise CheckpointError(

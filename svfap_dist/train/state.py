@@ -123,8 +123,13 @@ def _differences(state: TrainState, config: Config, where: str) -> list[str]:
     saved = recipe.from_tables(state.config, where=where)
     found = []
     for section, values in config:
+        earlier = getattr(saved, section)
+        if values is None or earlier is None:  # [task] may be left out
+            if values != earlier:
+                found.append(f"[{section}] is {values!r}, was {earlier!r}")
+            continue
         for name, value in values:
-            before = getattr(getattr(saved, section), name)
+            before = getattr(earlier, name)
             put_back = values.model_copy(update={name: before})
             undone = config.model_copy(update={section: put_back})
             if before != value and undone.fingerprint != config.fingerprint:
