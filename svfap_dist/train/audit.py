@@ -105,6 +105,13 @@ def audit(run_url: str, data_url: str = "") -> Audit:
     counts yet; ShardError for shards that cannot be read; StorageError.
     """
     config = read_recipe(run_url)
+    if config.task is not None:
+        raise ConfigError(
+            "Only pre-training can be audited",
+            where=run_url,
+            found="a fine-tuning run, whose order is over a part of the data set",
+            do="give the run.url of a pre-training run",
+        )
     attempts = ledger.attempts(run_url)
     data_url = data_url or config.data.url
     manifest = shard_format.load_manifest(data_url)
