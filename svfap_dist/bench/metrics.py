@@ -3,8 +3,8 @@
 The recorder of a run (meter, journal, numbers at /metrics, goodput) is given the steps of a log
 period, then a real training step of the same batch is taken, and Prometheus' scrape is asked for;
 so in turns, in one process and on one thread, by CPU time, medians counting. The share is what a
-step costs more than one of which nothing is recorded. A GPU's step is shorter than a CPU's:
-`recorder_seconds` is what its host spends, to be held against it.
+step costs more than one of which nothing is recorded, scrapes included. A GPU's step is shorter
+than a CPU's: `recorder_seconds` is what its host spends on each, to be held against it.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _PHASES = ("forward", "backward", "optimizer")
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """For one size; CPU seconds of a step and of what is recorded of it, scrapes included."""
+    """For one size; CPU seconds of a step, of what is recorded of it, and of one scrape."""
 
     size: str
     batch_size: int
     log_every: int
     step_seconds: float
     recorder_seconds: float
-    scrape_seconds: float  # of one scrape
+    scrape_seconds: float
     share: float
 
 
@@ -57,8 +57,8 @@ class MetricsBench:
         """For people."""
         return [
             f"{cost.size:6} batch {cost.batch_size}: a step takes {cost.step_seconds:.3f} CPU "
-            f"seconds, recording it {cost.recorder_seconds * 1e6:.0f} us (a scrape "
-            f"{cost.scrape_seconds * 1e3:.1f} ms): {cost.share:.3%}"
+            f"seconds, recording it {cost.recorder_seconds * 1e6:.0f} us, a scrape every "
+            f"{_SCRAPE_EVERY:g} s {cost.scrape_seconds * 1e3:.1f} ms: {cost.share:.3%}"
             for cost in self.costs
         ]
 
@@ -93,8 +93,9 @@ def _cost(size: str, batch_size: int, rounds: int) -> Cost:
                 progress.update(number)
     step, scrape = statistics.median(steps), statistics.median(scrapes)
     log_every = config.train.log_every
-    recorder = statistics.median(periods) / log_every + scrape * step / _SCRAPE_EVERY
-    return Cost(size, batch_size, log_every, step, recorder, scrape, recorder / step)
+    recorder = statistics.median(periods) / log_every
+    share = recorder / step + scrape / _SCRAPE_EVERY
+    return Cost(size, batch_size, log_every, step, recorder, scrape, share)
 
 
 def _recipe(size: str, batch_size: int, folder: str) -> Config:
