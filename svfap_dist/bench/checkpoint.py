@@ -153,7 +153,7 @@ def _rank(config: Config, rank: int, ranks: int, port: int, rounds: int) -> _Sec
     world, seconds = distributed.from_environment(), _Seconds()
     with process_group(config, world) as device:
         engine = Engine(config, world, device)
-        engine.backward(_batch(config, rank))
+        engine.backward(_batch(config, rank), step=0)
         engine.update(1e-6)
         with _same_state(engine, device) as parts:
             for number in range(1, rounds + 1):

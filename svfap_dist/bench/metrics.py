@@ -117,7 +117,14 @@ class _Recording:
         self._batch = _batch(config.train.global_batch_size, size)
         self._phases = Phases(torch.device("cpu"))
         self.recorder = Recorder(
-            config, World(0, 0, 1, 1), 1, 0, lambda row: None, self._addresses.extend, 10**9, 1e12
+            config,
+            World(0, 0, 1, 1),
+            1,
+            0,
+            lambda row: None,
+            self._addresses.extend,
+            (10**9, 10**3),
+            1e12,
         )
         self.recorder.begin(0, 10**9, "bench")
         self.recorder.ready()

@@ -26,7 +26,7 @@ from svfap_dist.data.order import EpochOrder
 from svfap_dist.errors import ConfigError
 from svfap_dist.progress import Progress
 from svfap_dist.shard_format import Manifest
-from svfap_dist.train import checkpoint, ledger
+from svfap_dist.train import checkpoint, ledger, split
 from svfap_dist.train.journal import read_recipe
 from svfap_dist.train.ledger import Attempt, Line
 
@@ -105,15 +105,11 @@ def audit(run_url: str, data_url: str = "") -> Audit:
     counts yet; ShardError for shards that cannot be read; StorageError.
     """
     config = read_recipe(run_url)
-    if config.task is not None:
-        raise ConfigError(
-            "Only pre-training can be audited",
-            where=run_url,
-            found="a fine-tuning run, whose order is over a part of the data set",
-            do="give the run.url of a pre-training run",
-        )
     attempts = ledger.attempts(run_url)
-    data_url = data_url or config.data.url
+    if data_url:
+        data = config.data.model_copy(update={"url": data_url})
+        config = config.model_copy(update={"data": data})
+    data_url = config.data.url
     manifest = shard_format.load_manifest(data_url)
     for attempt in attempts:
         if attempt.manifest_fingerprint != manifest.fingerprint:
@@ -132,7 +128,7 @@ def audit(run_url: str, data_url: str = "") -> Audit:
             found="no files",
             do="set run.ledger=true for runs that are to be audited",
         )
-    return _compare(run_url, attempts, sizes, _Plan(config, data_url, manifest))
+    return _compare(run_url, attempts, sizes, _Plan(config, manifest))
 
 
 def _compare(run_url: str, attempts: list[Attempt], sizes: dict[str, int], plan: _Plan) -> Audit:
@@ -178,8 +174,9 @@ def _compare(run_url: str, attempts: list[Attempt], sizes: dict[str, int], plan:
 class _Plan:
     """Which samples each step uses, worked out from the recipe and the manifest."""
 
-    def __init__(self, config: Config, url: str, manifest: Manifest) -> None:
-        self._config, self._url, self._manifest = config, url, manifest
+    def __init__(self, config: Config, manifest: Manifest) -> None:
+        self._config, self._manifest = config, manifest
+        self._selected = split.sides(config, manifest).train.indices if config.task else None
         self._sizes = [shard.num_samples for shard in manifest.shards]
         self._ends = np.cumsum(self._sizes)
         self._steps_per_epoch = self._order(0).steps
@@ -197,10 +194,11 @@ class _Plan:
             global_batch_size=self._config.samples_per_step,
             num_lanes=data.num_lanes,
             shuffle_block=data.shuffle_block,
+            selected=self._selected,
         )
 
     def _load_keys(self, shard: int) -> tuple[str, ...]:
-        return shard_format.load_index(self._url, self._manifest.shards[shard]).keys
+        return shard_format.load_index(self._config.data.url, self._manifest.shards[shard]).keys
 
     def epoch_of(self, step: int) -> int:
         """Epoch of a step; steps count from 1, over all epochs."""
