@@ -54,7 +54,13 @@ BAD_SHARE = Recording(
     "svfap:bad_samples:share1h",
     f"{_rate(names.BAD_SAMPLES, '1h')} / ({_rate(names.CLIPS, '1h')} > 0)",
 )
-RECORDINGS = (DATA_WAIT_SHARE, CLIPS_RATE, BAD_SHARE)
+_FAILED_REQUESTS = (
+    f'sum {_BY_RUN} (rate({names.STORAGE_REQUESTS.name}{{outcome=~"unreachable|refused"}}[5m]))'
+)
+STORAGE_FAILURE_SHARE = Recording(
+    "svfap:storage_failures:share5m", f"{_FAILED_REQUESTS} / ({_rate(names.STORAGE_REQUESTS)} > 0)"
+)
+RECORDINGS = (DATA_WAIT_SHARE, CLIPS_RATE, BAD_SHARE, STORAGE_FAILURE_SHARE)
 
 ALERTS = (
     Alert(
@@ -126,6 +132,17 @@ ALERTS = (
         "A checkpoint of run {{ $labels.run }} was not stored; a second in a row ends the run.",
         "The store refused or lost an upload.",
         "The reason is in events.jsonl (checkpoint_failed); check room, rights and quota.",
+    ),
+    Alert(
+        "SvfapStorageFailing",
+        f"{STORAGE_FAILURE_SHARE.record} > 0.05",
+        "5m",
+        "ticket",
+        "{{ $value | humanizePercentage }} of the storage requests of run {{ $labels.run }} fail.",
+        "The store is down or overloaded, credentials ran out, or there is no space left.",
+        "The run's log names the request and the store's answer; `svfap_storage_retries_total` "
+        "tells whether it was busy before. Uploads are tried again at the next checkpoint; a "
+        "second failure in a row ends the run.",
     ),
     Alert(
         "SvfapQuarantineGrowing",

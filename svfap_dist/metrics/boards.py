@@ -87,6 +87,7 @@ _TRAINING = (
 _WAIT = panels.share(names.DATA_WAIT_SECONDS, names.STEP_SECONDS, "run, rank")
 _DECODING = panels.share(names.DECODE_SECONDS, names.CLIPS, "run, rank")
 _BAD_NOW = f"60 * {panels.rate(names.BAD_SAMPLES, 'run, reason')}"
+_FAILED_REQUESTS = panels.of(names.STORAGE_REQUESTS, ', outcome=~"unreachable|refused"')
 _DATA = (
     _WAITING,
     panels.number(
@@ -152,7 +153,25 @@ _DATA = (
         "none",
         ((_BAD_NOW, "{{reason}}"),),
         f"{names.BAD_SAMPLES.help} Empty while there are none; quarantine.jsonl has their keys.",
-        width=24,
+    ),
+    panels.by_label("Storage bytes per second", "Bps", names.STORAGE_BYTES, "operation"),
+    panels.by_label(
+        "Storage requests per second", "none", names.STORAGE_REQUESTS, "operation", width=8
+    ),
+    Panel(
+        "Storage requests that failed, per second",
+        "lines",
+        "none",
+        ((f"sum by (outcome) (rate({_FAILED_REQUESTS}[$__rate_interval]))", "{{outcome}}"),),
+        "SvfapStorageFailing fires at 5 % of all requests.",
+        width=8,
+    ),
+    panels.by_label(
+        "Storage requests sent again, per second",
+        "none",
+        names.STORAGE_RETRIES,
+        "operation",
+        width=8,
     ),
 )
 
@@ -247,6 +266,8 @@ _RELIABILITY = (
         (names.CHECKPOINT_STEP, "newest checkpoint"),
     ),
     panels.each_rank("Standing still for checkpoints", "percentunit", names.CHECKPOINT_SECONDS),
+    panels.main("Time to commit a checkpoint", "s", (names.CHECKPOINT_COMMIT_SECONDS, "")),
+    panels.main("Size of a checkpoint", "bytes", (names.CHECKPOINT_BYTES, "")),
 )
 
 BOARDS = (

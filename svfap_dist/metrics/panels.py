@@ -105,3 +105,9 @@ def each_rank(title: str, unit: str, metric: Metric, note: str = "", **more) -> 
     query = newest(metric, "run, rank")
     text = f"{metric.help} {note}".strip()
     return Panel(title, "lines", unit, ((query, "{{run}} rank {{rank}}"),), text, **more)
+
+
+def by_label(title: str, unit: str, metric: Metric, label: str, **more) -> Panel:
+    """Curves of a metric by one of its own labels."""
+    query = newest(metric, f"run, {label}")
+    return Panel(title, "lines", unit, ((query, f"{{{{{label}}}}}"),), metric.help, **more)

@@ -89,6 +89,8 @@ def test_promtool_s_unit_tests_of_the_rules(tmp_path) -> None:
         ("SvfapCheckpointTooOld", "2h", False),
         ("SvfapCheckpointTooOld", "130m", True),
         ("SvfapNonFinite", "1m", False),
+        ("SvfapStorageFailing", "4m", False),
+        ("SvfapStorageFailing", "12m", True),
     ]
     inputs = [
         series("svfap_last_step_timestamp_seconds", "0+0x140"),
@@ -100,6 +102,8 @@ def test_promtool_s_unit_tests_of_the_rules(tmp_path) -> None:
         series("svfap_goodput_ratio", "0.5+0x140"),
         series("svfap_checkpoint_timestamp_seconds", "0+0x140"),
         series("svfap_non_finite_total", "0+0x140"),
+        series("svfap_storage_requests_total", "0+90x140", operation="read", outcome="ok"),
+        series("svfap_storage_requests_total", "0+10x140", operation="read", outcome="refused"),
     ]
     names = {name for name, _, _ in told}
     checks = []
