@@ -17,7 +17,7 @@ from watched_runs import WatchedRun
 from svfap_dist.metrics.boards import BOARDS
 
 PICTURES = {"training": "training", "data-path": "data", "reliability": "reliability"}
-SECONDS = 420
+SECONDS = 300
 SCRAPE = 5
 
 
