@@ -7,14 +7,20 @@ library's exception.
 
 S3 settings come from the usual AWS variables and `AWS_ENDPOINT_URL`. The file system object is made
 lazily in the process that uses it: an s3fs object that crosses a fork hangs (s3fs#369).
+
+What is asked of stores is counted, by what was asked and how it ended, in `counts`: plain numbers,
+which cost a request a microsecond; whoever serves metrics reads them.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import dataclasses
 import errno
 import os
 import re
+import threading
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -31,6 +37,70 @@ _S3_CLIENT_CONFIG = {
 _S3FS_ATTEMPTS = 2
 # What stores answer, as "403 Forbidden" or so, when a user's or bucket's space is used up.
 _NO_SPACE_CODES = {"QuotaExceeded", "XMinioStorageFull", "InsufficientCapacity"}
+
+READ, WRITE, LOOK_UP, LIST, DELETE = OPERATIONS = ("read", "write", "look up", "list", "delete")
+OUTCOMES = ("ok", "missing", "unreachable", "refused")  # refused: anything else that went wrong
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What this process has asked of stores so far.
+
+    requests: by operation and outcome; one per call of this module, which may send several, and
+    includes its retries. bytes: of files read and written, by operation. retries: requests that the
+    S3 client sent again because a store was busy or a connection broke, by operation; a body that
+    breaks off half-way is read again by s3fs, uncounted.
+    """
+
+    requests: dict[tuple[str, str], int]
+    bytes: dict[str, int]
+    retries: dict[str, int]
+
+
+class _Counter:
+    """Counts up from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requests: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._bytes: collections.Counter[str] = collections.Counter()
+        self._retries: collections.Counter[str] = collections.Counter()
+
+    def request(self, operation: str, outcome: str) -> None:
+        with self._lock:
+            self._requests[operation, outcome] += 1
+
+    def bytes(self, operation: str, amount: int) -> None:
+        with self._lock:
+            self._bytes[operation] += amount
+
+    def sent(self, request: Any, operation_name: str, **_: Any) -> None:
+        """Told by botocore of every HTTP request before it goes out."""
+        if request.context.get("retries", {}).get("attempt", 1) > 1:
+            with self._lock:
+                self._retries[_OPERATION_OF.get(operation_name, WRITE)] += 1
+
+    def counts(self) -> Counts:
+        with self._lock:
+            return Counts(dict(self._requests), dict(self._bytes), dict(self._retries))
+
+
+# Of S3's own operations; the many others that s3fs uses are parts of writing.
+_OPERATION_OF = {
+    "GetObject": READ,
+    "HeadObject": LOOK_UP,
+    "HeadBucket": LOOK_UP,
+    "ListBuckets": LOOK_UP,
+    "ListObjectsV2": LIST,
+    "DeleteObject": DELETE,
+    "DeleteObjects": DELETE,
+}
+_counter = _Counter()
+
+
+def counts() -> Counts:
+    """What this process has asked of stores so far."""
+    return _counter.counts()
 
 
 def is_remote(url: str) -> bool:
@@ -68,20 +138,33 @@ def filesystem(url: str) -> tuple[Any, str]:
             "use_listings_cache": False,
         }
     fs, path = fsspec.core.url_to_fs(url, **options)
-    if hasattr(fs, "retries"):
+    if url.startswith("s3://"):
         fs.retries = _S3FS_ATTEMPTS
+        # Again at each call, which is cheap, for s3fs may have made another client meanwhile.
+        fs.s3.meta.events.register("request-created.s3", _counter.sent, unique_id="svfap-retries")
     return fs, path
 
 
 @contextlib.contextmanager
-def _explained(action: str, url: str) -> Iterator[None]:
-    """Turn what a store raises into a `StorageError` that says what to do."""
+def _request(operation: str, url: str) -> Iterator[None]:
+    """Count a request, and turn what a store raises into a `StorageError` that says what to do."""
+    outcome = "ok"
     try:
         yield
-    except StorageError:
-        raise
     except Exception as error:
-        raise explain(action, url, error) from error
+        told = error if isinstance(error, StorageError) else explain(operation, url, error)
+        outcome = (
+            "missing"
+            if isinstance(told, StorageMissing)
+            else "unreachable"
+            if isinstance(told, StorageUnreachable)
+            else "refused"
+        )
+        if told is error:
+            raise
+        raise told from error
+    finally:
+        _counter.request(operation, outcome)
 
 
 def explain(action: str, url: str, error: Exception) -> StorageError:
@@ -140,9 +223,11 @@ class StorageUnreachable(StorageError):
 
 def read_bytes(url: str) -> bytes:
     """Whole content of a file."""
-    with _explained("read", url):
+    with _request(READ, url):
         fs, path = filesystem(url)
-        return fs.cat_file(path)
+        data = fs.cat_file(path)
+        _counter.bytes(READ, len(data))
+        return data
 
 
 def read_range(url: str, start: int, stop: int) -> bytes:
@@ -150,49 +235,54 @@ def read_range(url: str, start: int, stop: int) -> bytes:
     `stop`."""
     if stop <= start:
         return b""  # S3 knows no empty range and would send the whole file
-    with _explained("read", url):
+    with _request(READ, url):
         fs, path = filesystem(url)
         try:
-            return fs.cat_file(path, start=start, end=stop)
+            data = fs.cat_file(path, start=start, end=stop)
         except OSError as error:
             if error.errno == errno.EINVAL and is_remote(url):
                 return b""  # S3 refuses (416) a range that starts at or after the end
             raise
+        _counter.bytes(READ, len(data))
+        return data
 
 
 def write_bytes(url: str, data: bytes) -> None:
     """Write a file whole or not at all."""
-    with _explained("write", url):
+    with _request(WRITE, url):
         fs, path = filesystem(url)
         if is_remote(url):
             fs.pipe_file(path, data)
-            return
-        with _renamed_into_place(path) as temporary, open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        else:
+            with _renamed_into_place(path) as temporary, open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        _counter.bytes(WRITE, len(data))
 
 
 def upload_file(local: str, url: str) -> None:
     """Copy a local file to `url`, whole or not at all."""
     import shutil
 
-    with _explained("write", url):
+    with _request(WRITE, url):
         fs, path = filesystem(url)
         if is_remote(url):
             fs.put_file(local, path)
-            return
-        with _renamed_into_place(path) as temporary:
-            shutil.copyfile(local, temporary)
-            _flush_to_disk(temporary)
+        else:
+            with _renamed_into_place(path) as temporary:
+                shutil.copyfile(local, temporary)
+                _flush_to_disk(temporary)
+        _counter.bytes(WRITE, os.path.getsize(local))
 
 
 def download_file(url: str, local: str) -> None:
     """Copy the file at `url` to a local path, whole or not at all."""
-    with _explained("read", url):
+    with _request(READ, url):
         fs, path = filesystem(url)
         with _renamed_into_place(local) as temporary:
             fs.get_file(path, temporary)
+        _counter.bytes(READ, os.path.getsize(local))
 
 
 _UNFINISHED = re.compile(r".+\.[0-9a-f]{8}\.tmp")
@@ -232,7 +322,7 @@ def exists(url: str) -> bool:
 
     Raises: StorageError if the store does not say; fsspec's own `isfile` would answer "no".
     """
-    with _explained("look up", url):
+    with _request(LOOK_UP, url):
         fs, path = filesystem(url)
         try:
             return fs.info(path)["type"] == "file"
@@ -254,7 +344,7 @@ def walk_files(url: str) -> Iterator[tuple[str, int]]:
 
     Raises: as `list_files`, when the first file is asked for or later.
     """
-    with _explained("list", url):
+    with _request(LIST, url):
         found = _walk_remote(url) if is_remote(url) else _walk_local(local_path(url))
         yield from ((name, size) for name, size in found if not name.endswith(".tmp"))
 
@@ -309,7 +399,7 @@ def _walk_local(path: str) -> Iterator[tuple[str, int]]:
 
 def delete(url: str) -> None:
     """Remove a file, or everything below a prefix; no error if there is nothing."""
-    with _explained("delete", url):
+    with _request(DELETE, url):
         fs, path = filesystem(url)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             fs.rm(path, recursive=True)

@@ -86,3 +86,39 @@ def bench_data(
     from svfap_dist.bench import data
 
     print_result(data.run(url, source_url, overrides or [], steps), as_json)
+
+
+@bench_app.command("checkpoint")
+def bench_checkpoint(
+    size: Annotated[str, typer.Option(help="nano, tiny, small, base or large")] = "base",
+    zero_stage: Annotated[int, typer.Option(help="Of DeepSpeed.", min=0, max=3)] = 2,
+    ranks: Annotated[int, typer.Option(help="Processes on this machine.", min=1)] = 2,
+    url: Annotated[str, typer.Option(help="Where to save; empty: a temporary folder.")] = "",
+    rounds: Annotated[int, typer.Option(help="Times that each way saves.", min=1)] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Time checkpoints, how long training stands still for one, beside plain torch.save.
+
+    Example: svfap bench checkpoint --size base --ranks 2 --url s3://bucket/bench
+    """
+    from svfap_dist.bench import checkpoint
+
+    print_result(checkpoint.run(size, zero_stage, ranks, url, rounds), as_json)
+
+
+@bench_app.command("metrics")
+def bench_metrics(
+    sizes: Annotated[
+        list[str] | None, typer.Argument(metavar="[SIZE]...", help="Default: tiny and base.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Clips of a step.", min=1)] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds that are timed.", min=1)] = 7,
+    as_json: AsJson = False,
+) -> None:
+    """CPU time that recording a run costs a training step.
+
+    Example: svfap bench metrics tiny base
+    """
+    from svfap_dist.bench import metrics
+
+    print_result(metrics.run(tuple(sizes or ("tiny", "base")), batch_size, rounds), as_json)

@@ -1,4 +1,5 @@
-"""`svfap dashboards`: the files of monitoring/ that are made from the list of metrics."""
+"""`svfap dashboards`, the files of monitoring/ that are made from the list of metrics, and `svfap
+audit`, the proof that a run used what it should."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from svfap_dist.cli.app import app
+from svfap_dist.cli.app import AsJson, app, print_result
 
 
 @app.command()
@@ -27,4 +28,26 @@ def dashboards(
     if not found:
         print("All files are up to date.")
     elif check:
+        raise typer.Exit(1)
+
+
+@app.command()
+def audit(
+    run_url: str,
+    data: Annotated[
+        str, typer.Option(help="Where the shards are now; empty: where the recipe says.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Prove from a run's ledger (run.ledger=true) that each sample was used exactly once per epoch.
+
+    Exit code 1 if one was lost, duplicated or misplaced.
+
+    Example: svfap audit s3://bucket/runs/a
+    """
+    from svfap_dist.train import audit as proof
+
+    found = proof.audit(run_url, data)
+    print_result(found, as_json)
+    if not found.is_exact:
         raise typer.Exit(1)

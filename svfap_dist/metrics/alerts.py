@@ -12,6 +12,11 @@ from typing import Any, Literal
 from svfap_dist.metrics import names
 
 _BY_RUN = "by (run)"
+STANDSTILL_SECONDS = 600  # without a logged step; logging is every few steps, evaluations are short
+DATA_BOUND = 0.1  # share of the steps' time: more is paid for GPUs that wait
+LOW_GOODPUT = 0.8
+OLD_CHECKPOINT_SECONDS = 7200  # work that a crash would cost
+MANY_BAD = 0.002  # share of the samples; a sound set has next to none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,19 +44,28 @@ def _rate(metric: names.Metric, window: str = "5m") -> str:
     return f"sum {_BY_RUN} (rate({metric.name}[{window}]))"
 
 
+# Only of what is above zero: while nothing is done yet, 0 / 0 would be NaN, which no chart draws.
 DATA_WAIT_SHARE = Recording(
-    "svfap:data_wait:share5m", f"{_rate(names.DATA_WAIT_SECONDS)} / {_rate(names.STEP_SECONDS)}"
+    "svfap:data_wait:share5m",
+    f"{_rate(names.DATA_WAIT_SECONDS)} / ({_rate(names.STEP_SECONDS)} > 0)",
 )
 CLIPS_RATE = Recording("svfap:clips:rate5m", _rate(names.CLIPS))
 BAD_SHARE = Recording(
-    "svfap:bad_samples:share1h", f"{_rate(names.BAD_SAMPLES, '1h')} / {_rate(names.CLIPS, '1h')}"
+    "svfap:bad_samples:share1h",
+    f"{_rate(names.BAD_SAMPLES, '1h')} / ({_rate(names.CLIPS, '1h')} > 0)",
 )
-RECORDINGS = (DATA_WAIT_SHARE, CLIPS_RATE, BAD_SHARE)
+_FAILED_REQUESTS = (
+    f'sum {_BY_RUN} (rate({names.STORAGE_REQUESTS.name}{{outcome=~"unreachable|refused"}}[5m]))'
+)
+STORAGE_FAILURE_SHARE = Recording(
+    "svfap:storage_failures:share5m", f"{_FAILED_REQUESTS} / ({_rate(names.STORAGE_REQUESTS)} > 0)"
+)
+RECORDINGS = (DATA_WAIT_SHARE, CLIPS_RATE, BAD_SHARE, STORAGE_FAILURE_SHARE)
 
 ALERTS = (
     Alert(
         "SvfapNoStep",
-        f"time() - max {_BY_RUN} ({names.LAST_STEP_TIME.name}) > 600",
+        f"time() - max {_BY_RUN} ({names.LAST_STEP_TIME.name}) > {STANDSTILL_SECONDS}",
         "1m",
         "page",
         "Run {{ $labels.run }} has logged no step for ten minutes.",
@@ -71,7 +85,7 @@ ALERTS = (
     ),
     Alert(
         "SvfapDataBound",
-        f"{DATA_WAIT_SHARE.record} > 0.1",
+        f"{DATA_WAIT_SHARE.record} > {DATA_BOUND}",
         "10m",
         "ticket",
         "Run {{ $labels.run }} waits for data {{ $value | humanizePercentage }} of its time.",
@@ -102,7 +116,7 @@ ALERTS = (
     ),
     Alert(
         "SvfapCheckpointTooOld",
-        f"time() - max {_BY_RUN} ({names.CHECKPOINT_TIME.name}) > 7200",
+        f"time() - max {_BY_RUN} ({names.CHECKPOINT_TIME.name}) > {OLD_CHECKPOINT_SECONDS}",
         "5m",
         "page",
         "The newest checkpoint of run {{ $labels.run }} is over two hours old.",
@@ -120,8 +134,19 @@ ALERTS = (
         "The reason is in events.jsonl (checkpoint_failed); check room, rights and quota.",
     ),
     Alert(
+        "SvfapStorageFailing",
+        f"{STORAGE_FAILURE_SHARE.record} > 0.05",
+        "5m",
+        "ticket",
+        "{{ $value | humanizePercentage }} of the storage requests of run {{ $labels.run }} fail.",
+        "The store is down or overloaded, credentials ran out, or there is no space left.",
+        "The run's log names the request and the store's answer; `svfap_storage_retries_total` "
+        "tells whether it was busy before. Uploads are tried again at the next checkpoint; a "
+        "second failure in a row ends the run.",
+    ),
+    Alert(
         "SvfapQuarantineGrowing",
-        f"{BAD_SHARE.record} > 0.002",
+        f"{BAD_SHARE.record} > {MANY_BAD}",
         "10m",
         "ticket",
         "{{ $value | humanizePercentage }} of the samples of run {{ $labels.run }} are bad.",
@@ -131,7 +156,7 @@ ALERTS = (
     ),
     Alert(
         "SvfapLowGoodput",
-        f"{names.GOODPUT.name} < 0.8",
+        f"{names.GOODPUT.name} < {LOW_GOODPUT}",
         "30m",
         "ticket",
         "Less than 80 % of the time of run {{ $labels.run }} went into steps that count.",

@@ -1,153 +1,273 @@
 """What the Grafana boards show: Training, Data path, Reliability and goodput, as tables of panels.
 
-Queries name metrics through `names`, so that a metric which is renamed or dropped cannot stay
-behind on a board. Panels that only GPUs feed say so in their text.
+Each board begins with numbers that answer its question at a glance, coloured by the thresholds of
+the alerts; curves that tell why come below. Queries name metrics through `names`, so that a metric
+which is renamed or dropped cannot stay behind on a board. Panels that only GPUs feed say so in
+their text.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
-from svfap_dist.metrics import alerts, names
+from svfap_dist.metrics import alerts, goodput, names, panels
 from svfap_dist.metrics.names import Metric
+from svfap_dist.metrics.panels import GPU_ONLY, Board, Panel
 
-GPU_ONLY = "Only on GPUs."
-Kind = Literal["lines", "stacked", "number"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Panel:
-    """A panel: queries are (PromQL, legend); the unit is one of Grafana's; width is of 24."""
-
-    title: str
-    kind: Kind
-    unit: str
-    queries: tuple[tuple[str, str], ...]
-    text: str
-    width: int = 12
-
-
-@dataclasses.dataclass(frozen=True)
-class Board:
-    """A dashboard and the name of its file."""
-
-    name: str
-    title: str
-    panels: tuple[Panel, ...]
-
-
-def _of(metric: Metric, matchers: str = "") -> str:
-    return f'{metric.name}{{run=~"$run"{matchers}}}'
-
-
-def _on_main(metric: Metric) -> str:
-    """What rank 0 tells for the whole run."""
-    return _of(metric, ', rank="0"')
+_LAST_STEP = panels.number(
+    "Since the last step",
+    "s",
+    f"time() - {panels.on_main(names.LAST_STEP_TIME)}",
+    "Since a step was logged: near zero while the run goes on; SvfapNoStep fires at ten minutes.",
+    limits=panels.high_is_bad(alerts.STANDSTILL_SECONDS),
+)
+_WAITING = panels.number(
+    "Waiting for data",
+    "percentunit",
+    panels.recorded(alerts.DATA_WAIT_SHARE),
+    "Share of the steps' time over five minutes; SvfapDataBound fires at 10 %.",
+    limits=panels.high_is_bad(alerts.DATA_BOUND),
+)
+_GOODPUT = panels.now(
+    "Goodput",
+    "percentunit",
+    names.GOODPUT,
+    "SvfapLowGoodput fires below 80 %.",
+    limits=((None, "red"), (alerts.LOW_GOODPUT, "yellow"), (0.9, "green")),
+)
+_FIRING = 'ALERTS{alertstate="firing", alertname=~"Svfap.*", run=~"$run"}'
+_ALARMS = panels.number(
+    "Alerts firing",
+    "none",
+    f"count({_FIRING}) or vector(0)",
+    "How many alerts fire; the board Reliability and goodput names them.",
+    limits=((None, "green"), (1, "red")),
+)
 
 
-def _rate(metric: Metric, by: str) -> str:
-    return f"sum by ({by}) (rate({_of(metric)}[$__rate_interval]))"
+def _narrow(panel: Panel) -> Panel:
+    return dataclasses.replace(panel, width=3)
 
 
-def _number(title: str, unit: str, query: str, text: str) -> Panel:
-    return Panel(title, "number", unit, ((query, "{{run}}"),), text, 6)
-
-
-def _main(title: str, unit: str, *metrics: Metric) -> Panel:
-    queries = ((_on_main(metric), f"{metric.name} {{{{run}}}}") for metric in metrics)
-    return Panel(title, "lines", unit, tuple(queries), " ".join(m.help for m in metrics))
-
-
-def _each_rank(title: str, unit: str, metric: Metric, note: str = "") -> Panel:
-    query = _rate(metric, "run, rank") if metric.kind == "counter" else _of(metric)
-    text = f"{metric.help} {note}".strip()
-    return Panel(title, "lines", unit, ((query, "{{run}} rank {{rank}}"),), text)
-
-
-def _by_label(title: str, kind: Kind, unit: str, metric: Metric) -> Panel:
-    (label,) = metric.labels
-    query = _rate(metric, f"run, {label}") if metric.kind == "counter" else _of(metric)
-    return Panel(title, kind, unit, ((query, f"{{{{{label}}}}}"),), metric.help)
-
-
-def _now(title: str, unit: str, metric: Metric, note: str = "") -> Panel:
-    return _number(title, unit, _on_main(metric), f"{metric.help} {note}".strip())
+def _phases() -> Panel:
+    """Where a step's time goes, waiting for data included."""
+    steps = f"({panels.rate(names.STEP_SECONDS, 'run')} > 0)"
+    phases = f"{panels.rate(names.PHASE_SECONDS, 'run, phase')} / on (run) group_left () {steps}"
+    waiting = panels.share(names.DATA_WAIT_SECONDS, names.STEP_SECONDS, "run")
+    text = f"{names.PHASE_SECONDS.help} As shares of the steps' time; the rest is neither."
+    queries = ((phases, "{{phase}}"), (waiting, "waiting for data"))
+    colours = (("waiting for data", "red"),)
+    return Panel(
+        "Where a step's time goes", "stacked", "percentunit", queries, text, top=1, colours=colours
+    )
 
 
 _TRAINING = (
-    _now("Step", "short", names.STEP),
-    _now("Clips per second", "short", names.CLIPS_PER_SECOND),
-    _now("Epoch", "short", names.EPOCH),
-    _now("MFU", "percentunit", names.MFU, GPU_ONLY),
-    _main("Loss", "short", names.LOSS, names.HELD_OUT_LOSS),
-    _main("Gradient norm", "short", names.GRAD_NORM),
-    _main("Learning rate", "sci", names.LEARNING_RATE),
-    _each_rank("Clips per second by rank", "short", names.CLIPS),
-    _by_label("Phases of a step, seconds per second", "stacked", "s", names.PHASE_SECONDS),
-    _each_rank("Operations per second", "flops", names.FLOPS),
-    _each_rank("Tokens per second", "short", names.TOKENS),
-    _each_rank("GPU memory", "bytes", names.GPU_MEMORY, GPU_ONLY),
-    _each_rank("GPU utilization", "percentunit", names.GPU_UTILIZATION, GPU_ONLY),
+    _narrow(_LAST_STEP),
+    _narrow(panels.now("Step", "none", names.STEP)),
+    _narrow(panels.now("Epoch", "none", names.EPOCH)),
+    _narrow(panels.now("Clips per second", "none", names.CLIPS_PER_SECOND)),
+    _narrow(_WAITING),
+    _narrow(_GOODPUT),
+    _narrow(_ALARMS),
+    _narrow(panels.now("MFU", "percentunit", names.MFU, GPU_ONLY)),
+    panels.main(
+        "Loss", "none", (names.LOSS, "training"), (names.HELD_OUT_LOSS, "held out"), zero=False
+    ),
+    panels.main("Gradient norm", "none", (names.GRAD_NORM, "")),
+    panels.each_rank("Clips per second by rank", "none", names.CLIPS),
+    _phases(),
+    panels.main("Learning rate", "sci", (names.LEARNING_RATE, ""), decimals=2, width=8),
+    panels.each_rank("Operations per second", "flops", names.FLOPS, width=8),
+    panels.each_rank("Tokens per second", "short", names.TOKENS, width=8),
+    panels.each_rank("GPU memory", "bytes", names.GPU_MEMORY, GPU_ONLY),
+    panels.each_rank("GPU utilization", "percentunit", names.GPU_UTILIZATION, GPU_ONLY, top=1),
 )
 
-_WAIT = f"{_rate(names.DATA_WAIT_SECONDS, 'run, rank')} / {_rate(names.STEP_SECONDS, 'run, rank')}"
+_WAIT = panels.share(names.DATA_WAIT_SECONDS, names.STEP_SECONDS, "run, rank")
+_DECODING = panels.share(names.DECODE_SECONDS, names.CLIPS, "run, rank")
+_BAD_NOW = f"60 * {panels.rate(names.BAD_SAMPLES, 'run, reason')}"
+_FAILED_REQUESTS = panels.of(names.STORAGE_REQUESTS, ', outcome=~"unreachable|refused"')
 _DATA = (
-    _number(
-        "Waiting for data",
-        "percentunit",
-        f'{alerts.DATA_WAIT_SHARE.record}{{run=~"$run"}}',
-        "Share of the steps' time over five minutes; SvfapDataBound fires at 10 %.",
+    _WAITING,
+    panels.number(
+        "Batches ready, poorest rank",
+        "none",
+        f"min by (run) ({panels.of(names.BATCHES_READY)})",
+        names.BATCHES_READY.help,
+        limits=((None, "red"), (0.5, "yellow"), (1, "green")),
     ),
-    _number(
+    panels.number(
+        "Clips per second",
+        "none",
+        panels.recorded(alerts.CLIPS_RATE),
+        "Of all ranks, over five minutes.",
+    ),
+    panels.number(
+        "Read from the store",
+        "Bps",
+        panels.rate(names.FETCHED_BYTES, "run"),
+        "Bytes of shards per second, of all ranks.",
+    ),
+    panels.number(
+        "Decoding a clip",
+        "s",
+        panels.share(names.DECODE_SECONDS, names.CLIPS, "run"),
+        "Time of one thread or worker.",
+    ),
+    panels.number(
         "Bad samples",
         "percentunit",
-        f'{alerts.BAD_SHARE.record}{{run=~"$run"}} or on (run) 0 * {_of(names.STEP)}',
-        "Share of the samples of the last hour that could not be used.",
+        f"sum by (run) ({panels.recorded(alerts.BAD_SHARE)}) or 0 * {panels.on_main(names.STEP)}",
+        "Share of the samples of the last hour that could not be used; SvfapQuarantineGrowing "
+        "fires at 0.2 %.",
+        limits=panels.high_is_bad(alerts.MANY_BAD),
     ),
     Panel(
         "Waiting for data by rank",
         "lines",
         "percentunit",
         ((_WAIT, "{{run}} rank {{rank}}"),),
-        names.DATA_WAIT_SECONDS.help,
+        "Share of the steps' time. One rank alone: its node; all of them: the store, or too few "
+        "decode workers.",
+        limits=((None, "transparent"), (alerts.DATA_BOUND, "red")),
     ),
-    _each_rank("Fetching, thread seconds per second", "s", names.FETCH_SECONDS),
-    _each_rank("Decoding, thread seconds per second", "s", names.DECODE_SECONDS),
-    _each_rank("Bytes fetched per second", "Bps", names.FETCHED_BYTES),
-    _each_rank("Batches ready", "short", names.BATCHES_READY),
-    _by_label("Bad samples per second by reason", "stacked", "short", names.BAD_SAMPLES),
-    _each_rank("Clips per second by rank", "short", names.CLIPS),
+    panels.each_rank("Batches ready", "none", names.BATCHES_READY),
+    panels.each_rank(
+        "Threads that fetch", "none", names.FETCH_SECONDS, "Per second: how many at once."
+    ),
+    panels.each_rank(
+        "Threads that decode", "none", names.DECODE_SECONDS, "Per second: how many at once."
+    ),
+    panels.each_rank("Read from the store by rank", "Bps", names.FETCHED_BYTES),
+    Panel(
+        "Decoding a clip, by rank",
+        "lines",
+        "s",
+        ((_DECODING, "{{run}} rank {{rank}}"),),
+        "Time of one thread or worker; it grows when cores are short.",
+    ),
+    Panel(
+        "Bad samples per minute by reason",
+        "bars",
+        "none",
+        ((_BAD_NOW, "{{reason}}"),),
+        f"{names.BAD_SAMPLES.help} Empty while there are none; quarantine.jsonl has their keys.",
+    ),
+    panels.by_label("Storage bytes per second", "Bps", names.STORAGE_BYTES, "operation"),
+    panels.by_label(
+        "Storage requests per second", "none", names.STORAGE_REQUESTS, "operation", width=8
+    ),
+    Panel(
+        "Storage requests that failed, per second",
+        "lines",
+        "none",
+        ((f"sum by (outcome) (rate({_FAILED_REQUESTS}[$__rate_interval]))", "{{outcome}}"),),
+        "SvfapStorageFailing fires at 5 % of all requests.",
+        width=8,
+    ),
+    panels.by_label(
+        "Storage requests sent again, per second",
+        "none",
+        names.STORAGE_RETRIES,
+        "operation",
+        width=8,
+    ),
 )
 
+
+def _in_five_minutes(metric: Metric) -> str:
+    return f"sum(increase({panels.of(metric)}[5m]))"
+
+
+def _spent_on(name: str) -> str:
+    matcher = f', class="{name}"'
+    return f"max by (run) ({panels.of(names.RUN_SECONDS, matcher)})"
+
+
+_ATTEMPTS = panels.of(names.RESTARTS)
+_RESTARTED = (
+    f"sum(max by (run) (max_over_time({_ATTEMPTS}[5m])) "
+    f"- min by (run) (min_over_time({_ATTEMPTS}[5m])))"
+)
+_ALERTS_BY_NAME = (
+    f'sum by (alertname) ({_FIRING}) or label_replace(vector(0), "alertname", "none", "", "")'
+)
 _RELIABILITY = (
-    _now("Goodput", "percentunit", names.GOODPUT),
-    _now("Restarts", "short", names.RESTARTS),
-    _number(
-        "Age of the newest checkpoint",
+    _GOODPUT,
+    _ALARMS,
+    panels.now("Restarts", "none", names.RESTARTS),
+    panels.number(
+        "Age of newest checkpoint",
         "s",
-        f"time() - {_on_main(names.CHECKPOINT_TIME)}",
+        f"time() - {panels.on_main(names.CHECKPOINT_TIME)}",
         "SvfapCheckpointTooOld fires at two hours.",
+        limits=panels.high_is_bad(alerts.OLD_CHECKPOINT_SECONDS),
     ),
-    _number(
-        "Since the last logged step",
-        "s",
-        f"time() - {_on_main(names.LAST_STEP_TIME)}",
-        "SvfapNoStep fires at ten minutes.",
-    ),
-    _by_label("Where the time of the run went", "stacked", "s", names.RUN_SECONDS),
-    _main("Goodput over time", "percentunit", names.GOODPUT),
-    _each_rank("Standing still for checkpoints, seconds per second", "s", names.CHECKPOINT_SECONDS),
-    _main("Newest checkpoint", "short", names.CHECKPOINT_STEP, names.STEP),
-    _each_rank("Failed checkpoints per second", "short", names.CHECKPOINT_FAILURES),
-    _each_rank("Non-finite losses and gradients", "short", names.NON_FINITE),
-    Panel(
+    _LAST_STEP,
+    panels.number(
         "Ranks that answer",
-        "lines",
-        "short",
-        (('sum by (run) (up{job="svfap_ranks", run=~"$run"})', "{{run}}"),),
-        "Ranks that Prometheus could scrape.",
+        "none",
+        'sum by (run) (up{job="svfap_ranks", run=~"$run"})',
+        "Ranks that Prometheus could scrape; SvfapRankGone fires when one no longer answers.",
     ),
+    Panel(
+        "What failed, in five minutes",
+        "bars",
+        "none",
+        (
+            (_RESTARTED, "restarts"),
+            (_in_five_minutes(names.CHECKPOINT_FAILURES), "checkpoints not stored"),
+            (_in_five_minutes(names.NON_FINITE), "non-finite steps"),
+            (_in_five_minutes(names.BAD_SAMPLES), "bad samples"),
+        ),
+        "Restarts, checkpoints that were not stored, losses or gradients that were not finite, and "
+        "bad samples; events.jsonl has the details.",
+        colours=(
+            ("restarts", "red"),
+            ("checkpoints not stored", "purple"),
+            ("non-finite steps", "blue"),
+            ("bad samples", "orange"),
+        ),
+    ),
+    Panel(
+        "Alerts",
+        "stacked",
+        "none",
+        ((_ALERTS_BY_NAME, "{{alertname}}"),),
+        "Alerts that fire, by name; cause and remedy stand in the alert.",
+    ),
+    Panel(
+        "Where the time of the run went",
+        "stacked",
+        "s",
+        tuple((_spent_on(name), name) for name in goodput.CLASSES),
+        names.RUN_SECONDS.help,
+        colours=(
+            ("productive", "green"),
+            ("data_wait", "red"),
+            ("checkpoint", "blue"),
+            ("restart", "orange"),
+            ("redone", "purple"),
+            ("idle", "#808080"),
+        ),
+    ),
+    panels.main(
+        "Goodput over time",
+        "percentunit",
+        (names.GOODPUT, ""),
+        limits=((None, "red"), (alerts.LOW_GOODPUT, "transparent")),
+        top=1,
+    ),
+    panels.main(
+        "Step, and step of the newest checkpoint",
+        "none",
+        (names.STEP, "step"),
+        (names.CHECKPOINT_STEP, "newest checkpoint"),
+    ),
+    panels.each_rank("Standing still for checkpoints", "percentunit", names.CHECKPOINT_SECONDS),
+    panels.main("Time to commit a checkpoint", "s", (names.CHECKPOINT_COMMIT_SECONDS, "")),
+    panels.main("Size of a checkpoint", "bytes", (names.CHECKPOINT_BYTES, "")),
 )
 
 BOARDS = (

@@ -6,6 +6,7 @@ rule file. `svfap dashboards` writes them; they are checked in, and a test compa
 
 from __future__ import annotations
 
+import string
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import yaml
 from svfap_dist import bundled
 from svfap_dist.errors import ConfigError
 from svfap_dist.metrics import alerts
-from svfap_dist.metrics.boards import BOARDS, Board, Panel
+from svfap_dist.metrics.boards import BOARDS
+from svfap_dist.metrics.panels import Board, Panel
 
 _DATASOURCE = "svfap-prometheus"  # uid, as provisioned
 _NOTE = "# Written by `svfap dashboards` from svfap_dist/metrics/alerts.py.\n"
@@ -99,18 +101,66 @@ def _source() -> Any:
 
 
 def _panel(panel: Panel) -> Any:
-    from grafana_foundation_sdk.builders import common, prometheus, stat, timeseries
-    from grafana_foundation_sdk.models.common import StackingMode
+    from grafana_foundation_sdk.builders import prometheus
 
-    if panel.kind == "number":
-        made = stat.Panel().height(_SMALL)
-    else:
-        made = timeseries.Panel().height(_BIG).line_width(1).fill_opacity(10)
-        if panel.kind == "stacked":
-            stacking = common.StackingConfig().mode(StackingMode.NORMAL)
-            made = made.stacking(stacking).fill_opacity(60)
+    made = _number(panel) if panel.kind == "number" else _chart(panel)
     made = made.title(panel.title).description(panel.text).unit(panel.unit).span(panel.width)
     made = made.datasource(_source())
-    for query, legend in panel.queries:
-        made = made.with_target(prometheus.Dataquery().expr(query).legend_format(legend))
+    if panel.decimals is not None:
+        made = made.decimals(panel.decimals)
+    if panel.limits:
+        made = made.thresholds(_limits(panel))
+    for name, colour in panel.colours:
+        made = made.override_by_name(name, [_colour(colour)])
+    for refers, (query, legend) in zip(string.ascii_uppercase, panel.queries, strict=False):
+        target = prometheus.Dataquery().expr(query).legend_format(legend).ref_id(refers)
+        made = made.with_target(target.range())
     return made
+
+
+def _number(panel: Panel) -> Any:
+    from grafana_foundation_sdk.builders import common, stat
+    from grafana_foundation_sdk.models import common as models
+
+    coloured = models.BigValueColorMode.VALUE if panel.limits else models.BigValueColorMode.NONE
+    newest = common.ReduceDataOptions().calcs(["lastNotNull"])
+    made = stat.Panel().height(_SMALL).color_mode(coloured).reduce_options(newest)
+    return made.graph_mode(models.BigValueGraphMode.AREA)
+
+
+def _chart(panel: Panel) -> Any:
+    """A chart whose legend tells the newest values."""
+    from grafana_foundation_sdk.builders import common, timeseries
+    from grafana_foundation_sdk.models import common as models
+
+    legend = common.VizLegendOptions().show_legend(True).calcs(["lastNotNull"])
+    legend = legend.display_mode(models.LegendDisplayMode.LIST)
+    legend = legend.placement(models.LegendPlacement.BOTTOM)
+    made = timeseries.Panel().height(_BIG).line_width(1).fill_opacity(10).legend(legend)
+    if panel.zero:
+        made = made.axis_soft_min(0)
+    if panel.kind in ("stacked", "bars"):
+        stacking = common.StackingConfig().mode(models.StackingMode.NORMAL).group("A")
+        made = made.stacking(stacking).fill_opacity(60)
+    if panel.kind == "bars":
+        made = made.draw_style(models.GraphDrawStyle.BARS)
+    if panel.top is not None:
+        made = made.min(0).max(panel.top)
+    if panel.limits:
+        dashed = models.GraphTresholdsStyleMode.DASHED  # their spelling
+        made = made.thresholds_style(common.GraphThresholdsStyleConfig().mode(dashed))
+    return made
+
+
+def _limits(panel: Panel) -> Any:
+    from grafana_foundation_sdk.builders import dashboard as builders
+    from grafana_foundation_sdk.models import dashboard as models
+
+    steps = [models.Threshold(value=value, color=colour) for value, colour in panel.limits]
+    return builders.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps)
+
+
+def _colour(colour: str) -> Any:
+    from grafana_foundation_sdk.models.dashboard import DynamicConfigValue
+
+    return DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": colour})

@@ -1,16 +1,53 @@
 """The Prometheus endpoint of one rank: numbers are put in at log steps, an HTTP thread serves them.
 
 One registry per rank, never the process-wide default, so that a restarted or second run in the same
-process starts without old series; they end when the rank does.
+process starts without old series; they end when the rank does. What `storage` counts is read when
+somebody scrapes, so that it costs a step nothing.
 """
 
 from __future__ import annotations
 
-import prometheus_client
+from collections.abc import Iterable
 
+import prometheus_client
+from prometheus_client.core import CounterMetricFamily
+
+from svfap_dist import storage
 from svfap_dist.config import MetricsConfig
 from svfap_dist.errors import ClusterError
 from svfap_dist.metrics import names
+
+_COUNTED_BY_STORAGE = (names.STORAGE_REQUESTS, names.STORAGE_BYTES, names.STORAGE_RETRIES)
+
+
+class _Storage(prometheus_client.registry.Collector):
+    """Gives what was asked of stores since it was made, zeros included: or the first failure would
+    be no increase."""
+
+    def __init__(self, common: dict[str, str]) -> None:
+        self._common, self._before = common, storage.counts()
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        now, before = storage.counts(), self._before
+        requests = _family(names.STORAGE_REQUESTS)
+        for pair in ((o, outcome) for o in storage.OPERATIONS for outcome in storage.OUTCOMES):
+            amount = now.requests.get(pair, 0) - before.requests.get(pair, 0)
+            requests.add_metric([*self._common.values(), *pair], amount)
+        yield requests
+        for metric, asked, counted, earlier in (
+            (names.STORAGE_BYTES, (storage.READ, storage.WRITE), now.bytes, before.bytes),
+            (names.STORAGE_RETRIES, storage.OPERATIONS, now.retries, before.retries),
+        ):
+            family = _family(metric)
+            for operation in asked:
+                amount = counted.get(operation, 0) - earlier.get(operation, 0)
+                family.add_metric([*self._common.values(), operation], amount)
+            yield family
+
+
+def _family(metric: names.Metric) -> CounterMetricFamily:
+    labels = (*names.COMMON_LABELS, *metric.labels)
+    return CounterMetricFamily(metric.name.removesuffix("_total"), metric.help, labels=labels)
 
 
 class Exporter:
@@ -35,7 +72,9 @@ class Exporter:
                 registry=registry,
             )
             for metric in names.METRICS
+            if metric not in _COUNTED_BY_STORAGE
         }
+        registry.register(_Storage(self._common))
         for metric in names.METRICS:  # or the first failure would be no increase
             if metric.kind == "counter" and not metric.labels:
                 self.add(metric, 0)

@@ -92,6 +92,36 @@ CHECKPOINT_SECONDS = Metric(
 CHECKPOINT_FAILURES = Metric(
     "svfap_checkpoint_failures_total", "counter", "", "Checkpoints that could not be uploaded."
 )
+CHECKPOINT_COMMIT_SECONDS = Metric(
+    "svfap_checkpoint_commit_seconds",
+    "gauge",
+    "seconds",
+    "From the start of saving the newest checkpoint to its COMMIT, training beside it.",
+)
+CHECKPOINT_BYTES = Metric(
+    "svfap_checkpoint_bytes", "gauge", "bytes", "Size of the newest checkpoint, all ranks' files."
+)
+STORAGE_REQUESTS = Metric(
+    "svfap_storage_requests_total",
+    "counter",
+    "",
+    "Requests of this rank to stores, local disks included, by what was asked and how it ended.",
+    ("operation", "outcome"),
+)
+STORAGE_BYTES = Metric(
+    "svfap_storage_bytes_total",
+    "counter",
+    "bytes",
+    "Bytes of files that this rank read from and wrote to stores.",
+    ("operation",),
+)
+STORAGE_RETRIES = Metric(
+    "svfap_storage_retries_total",
+    "counter",
+    "",
+    "Requests that the S3 client of this rank sent again: the store was busy or gave no answer.",
+    ("operation",),
+)
 RUN_SECONDS = Metric(
     "svfap_run_seconds",
     "gauge",
@@ -173,6 +203,11 @@ METRICS = (
     CHECKPOINT_SECONDS,
     CHECKPOINT_FAILURES,
     CHECKPOINT_TIME,
+    CHECKPOINT_COMMIT_SECONDS,
+    CHECKPOINT_BYTES,
+    STORAGE_REQUESTS,
+    STORAGE_BYTES,
+    STORAGE_RETRIES,
     RESTARTS,
     RUN_SECONDS,
     GOODPUT,

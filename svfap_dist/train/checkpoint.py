@@ -19,7 +19,9 @@ import json
 import logging
 import os
 import socket
+import tarfile
 import tempfile
+from collections.abc import Collection
 from typing import Any
 
 from svfap_dist import distributed, storage
@@ -30,6 +32,7 @@ from svfap_dist.train.engine import Engine
 from svfap_dist.train.state import TrainState
 
 COMMIT, FILES, STATE, WEIGHTS = "COMMIT", "files.json", "state.json", "model.safetensors"
+UNIVERSAL = "universal.tar"  # DeepSpeed's universal form, instead of every rank's shards
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +155,7 @@ def file_sha256(path: str) -> str:
 def needs_reshaping(state: TrainState, config: Config, world: World) -> bool:
     """Whether the checkpoint's shards must be cut anew: other ranks or another ZeRO stage."""
     same = (state.world_size, state.zero_stage) == (world.world_size, config.train.zero_stage)
-    return state.zero_stage > 0 and not same
+    return state.universal or (state.zero_stage > 0 and not same)
 
 
 def load(run_url: str, state: TrainState, engine: Engine, reshape: bool) -> None:
@@ -168,26 +171,48 @@ def load(run_url: str, state: TrainState, engine: Engine, reshape: bool) -> None
         nodes = distributed.gathered((socket.gethostname(), folder))
         shared = next(path for host, path in nodes if host == socket.gethostname())
         if shared == folder:
-            distributed.together(lambda: _fetch_for_engine(run_url, state.step, folder, reshape))
+            distributed.together(lambda: _fetch_for_engine(run_url, state, folder, reshape))
         else:
             distributed.together(lambda: None)
         engine.load(shared, f"{tag}-universal" if reshape else tag)
         distributed.barrier()  # the node's folder goes when its last reader is done
 
 
-def _fetch_for_engine(run_url: str, step: int, folder: str, reshape: bool) -> None:
-    url, tag = checkpoint_url(run_url, step), tag_of(step)
-    for row in _files(run_url, step):
-        if row["name"] not in (WEIGHTS, STATE):
-            _fetch(url, row, os.path.join(folder, tag))
+def _fetch_for_engine(run_url: str, state: TrainState, folder: str, reshape: bool) -> None:
+    if state.universal:
+        fetch(run_url, state.step, folder, names=(UNIVERSAL,))
+        packed = os.path.join(folder, UNIVERSAL)
+        with tarfile.open(packed) as tar:
+            tar.extractall(os.path.join(folder, f"{tag_of(state.step)}-universal"), filter="data")
+        os.unlink(packed)
+        return
+    fetch_shards(run_url, state.step, os.path.join(folder, tag_of(state.step)))
     if reshape:
-        _make_universal(os.path.join(folder, tag))
+        make_universal(os.path.join(folder, tag_of(state.step)))
 
 
-def _make_universal(folder: str) -> None:
-    """Write DeepSpeed's universal form of the checkpoint `folder` beside it."""
-    from deepspeed.checkpoint import ds_to_universal
+def fetch_shards(run_url: str, step: int, folder: str) -> None:
+    """Copy what DeepSpeed saved of a checkpoint into a local folder.
 
+    Raises: CheckpointError naming a file that is missing or damaged; StorageError.
+    """
+    names = [row["name"] for row in _files(run_url, step) if row["name"] not in (WEIGHTS, STATE)]
+    fetch(run_url, step, folder, names)
+
+
+def fetch(run_url: str, step: int, folder: str, names: Collection[str]) -> None:
+    """Copy some files of a checkpoint into a local folder; raises as `fetch_shards`."""
+    for row in _files(run_url, step):
+        if row["name"] in names:
+            _fetch(checkpoint_url(run_url, step), row, folder)
+
+
+def make_universal(folder: str) -> str:
+    """Write DeepSpeed's universal form of the checkpoint `folder` beside it; its folder.
+
+    Raises: CheckpointError if that does not work.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing is computed; or it looks for one
     options = argparse.Namespace(
         input_folder=folder,
         output_folder=f"{folder}-universal",
@@ -200,6 +225,8 @@ def _make_universal(folder: str) -> None:
     chatter = io.StringIO()
     try:
         with contextlib.redirect_stdout(chatter), contextlib.redirect_stderr(chatter):
+            from deepspeed.checkpoint import ds_to_universal
+
             ds_to_universal.main(options)
     except Exception as error:  # whatever it is, all ranks must hear of it
         raise CheckpointError(
@@ -208,6 +235,24 @@ def _make_universal(folder: str) -> None:
             found=repr(error),
             do="resume with the number of ranks and the ZeRO stage it was saved with",
         ) from error
+    return options.output_folder
+
+
+def commit(url: str, rows: list[dict[str, Any]]) -> None:
+    """Vouch for the files of a checkpoint, all of which are stored: files.json, then COMMIT."""
+    files = json.dumps({"files": rows}, indent=1).encode()
+    storage.write_bytes(storage.join(url, FILES), files)
+    storage.write_bytes(storage.join(url, COMMIT), sha256(files).encode())
+
+
+def upload(folder: str, url: str) -> list[dict[str, Any]]:
+    """Store all files of a local folder; their rows for `commit`."""
+    rows = []
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        storage.upload_file(path, storage.join(url, name))
+        rows.append({"name": name, "size": os.path.getsize(path), "sha256": file_sha256(path)})
+    return rows
 
 
 def delete(url: str) -> None:

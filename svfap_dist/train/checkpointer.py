@@ -30,7 +30,7 @@ from svfap_dist.distributed import World
 from svfap_dist.errors import CheckpointError, StorageError, SvfapError
 from svfap_dist.model import weights
 from svfap_dist.train import checkpoint, retention
-from svfap_dist.train.checkpoint import COMMIT, FILES, STATE, WEIGHTS, checkpoint_url, tag_of
+from svfap_dist.train.checkpoint import COMMIT, STATE, WEIGHTS, checkpoint_url, tag_of
 from svfap_dist.train.engine import Engine
 from svfap_dist.train.state import TrainState
 
@@ -183,17 +183,7 @@ class _Upload:
 
     def _upload_part(self) -> None:
         part = os.path.join(self._folder, tag_of(self._step))
-        rows = []
-        for name in sorted(os.listdir(part)):
-            path = os.path.join(part, name)
-            storage.upload_file(path, storage.join(self._url, name))
-            rows.append(
-                {
-                    "name": name,
-                    "size": os.path.getsize(path),
-                    "sha256": checkpoint.file_sha256(path),
-                }
-            )
+        rows = checkpoint.upload(part, self._url)
         self._before_marker()
         storage.write_bytes(
             storage.join(self._url, _marker(self._world.rank, self._token)),
@@ -210,9 +200,7 @@ class _Upload:
             for marker in sorted(markers)
             for row in json.loads(storage.read_bytes(storage.join(self._url, marker)))
         ]
-        files = json.dumps({"files": rows}, indent=1).encode()
-        storage.write_bytes(storage.join(self._url, FILES), files)
-        storage.write_bytes(storage.join(self._url, COMMIT), checkpoint.sha256(files).encode())
+        checkpoint.commit(self._url, rows)
         seconds = time.monotonic() - self._began
         try:
             self._sweep()

@@ -25,13 +25,15 @@ import re
 import tempfile
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from svfap_dist import recipe, storage
 from svfap_dist.config import Config
-from svfap_dist.errors import StorageError
+from svfap_dist.errors import ConfigError, StorageError
 
+RECIPE = "config.toml"
 METRICS, EVENTS, QUARANTINE = "metrics.jsonl", "events.jsonl", "quarantine.jsonl"
 UPLOAD_EVERY_SECONDS = 30.0
 
@@ -48,6 +50,21 @@ def next_attempt(run_url: str) -> int:
         for name in storage.list_files(storage.join(run_url, "ledger"))
     ]
     return 1 + max([0, *told, *(int(match[1]) for match in folders if match)])
+
+
+def read_recipe(run_url: str) -> Config:
+    """The recipe of a run's latest attempt.
+
+    Raises: ConfigError if there is no run; StorageError.
+    """
+    where = storage.join(run_url, RECIPE)
+    try:
+        text = storage.read_bytes(where).decode()
+    except storage.StorageMissing as error:
+        raise ConfigError(
+            "No run", where=where, found="no such file", do="give the run.url of a run"
+        ) from error
+    return recipe.from_tables(tomllib.loads(text), where=where)
 
 
 class Journal:
@@ -70,7 +87,7 @@ class Journal:
         url = config.run.url
         self._files: dict[str, _LineFile] = {}
         if rank == 0:
-            storage.write_bytes(storage.join(url, "config.toml"), recipe.dumps(config).encode())
+            storage.write_bytes(storage.join(url, RECIPE), recipe.dumps(config).encode())
             for name in (METRICS, QUARANTINE):
                 self._files[name] = _LineFile(storage.join(url, name), until_step=step)
             self._files[EVENTS] = _LineFile(storage.join(url, EVENTS))

@@ -9,6 +9,7 @@ folder, which a local path on several hosts is not.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import uuid
 
@@ -17,6 +18,22 @@ from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError, HealthError
 
 MARK = "OWNER"
+
+
+def mark_of(run_url: str) -> str:
+    """The mark of the latest attempt, "nobody" without one."""
+    try:
+        return storage.read_bytes(storage.join(run_url, MARK)).decode()
+    except storage.StorageMissing:
+        return "nobody"
+
+
+def is_gone(mark: str) -> bool:
+    """Whether a mark is of a process of this host that is no more; False where nobody can say."""
+    named = re.match(r"pid (\d+) on (.+), \w+$", mark)
+    if named is None or named[2] != socket.gethostname():
+        return False
+    return not os.path.exists(f"/proc/{named[1]}")
 
 
 class Ownership:
@@ -38,19 +55,13 @@ class Ownership:
             storage.write_bytes(self._url, self._mark.encode())
 
     def _look(self) -> None:
-        if self._found() != self._mark:
+        if mark_of(self._run_url) != self._mark:
             raise ConfigError(
                 "Ranks do not share the run's folder",
                 where=f"run.url = {self._run_url}, rank {self._world.rank}, {socket.gethostname()}",
                 found="what rank 0 wrote there is not to be seen",
                 do="give a run.url that every host reaches: s3://... or a shared file system",
             )
-
-    def _found(self) -> str:
-        try:
-            return storage.read_bytes(self._url).decode()
-        except storage.StorageMissing:
-            return "nobody"
 
     def check(self) -> None:
         """Collective, before anything of the run is replaced.
@@ -60,7 +71,7 @@ class Ownership:
         distributed.together(self._check_on_main)
 
     def _check_on_main(self) -> None:
-        if self._world.is_main and (owner := self._found()) != self._mark:
+        if self._world.is_main and (owner := mark_of(self._run_url)) != self._mark:
             raise HealthError(
                 "Another process has taken over this run",
                 where=self._url,

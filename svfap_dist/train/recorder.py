@@ -257,6 +257,8 @@ class Recorder:
         )
         self._exporter.set(names.CHECKPOINT_STEP, outcome.step)
         self._exporter.set(names.CHECKPOINT_TIME, time.time())
+        self._exporter.set(names.CHECKPOINT_COMMIT_SECONDS, outcome.seconds)
+        self._exporter.set(names.CHECKPOINT_BYTES, outcome.num_bytes)
 
     def ended(self, step: int, reason: str, message: str = "") -> None:
         """Tell why the attempt ends: "finished", a signal's name or an error's."""

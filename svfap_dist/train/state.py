@@ -25,7 +25,8 @@ class TrainState:
 
     epoch: the epoch of the next step, from 0. clips_seen: over all ranks. world_size, zero_stage:
     of the ranks that saved, which decide how their shards can be loaded. config: the resolved
-    recipe as nested tables.
+    recipe as nested tables. universal: the shards are in DeepSpeed's universal form (see
+    `reshape`).
     """
 
     step: int
@@ -38,6 +39,7 @@ class TrainState:
     zero_stage: int
     config: dict[str, Any]
     versions: dict[str, str]
+    universal: bool = False
 
     def to_json(self) -> bytes:
         """JSON bytes, for `state.json`."""
@@ -121,8 +123,13 @@ def _differences(state: TrainState, config: Config, where: str) -> list[str]:
     saved = recipe.from_tables(state.config, where=where)
     found = []
     for section, values in config:
+        earlier = getattr(saved, section)
+        if values is None or earlier is None:  # [task] may be left out
+            if values != earlier:
+                found.append(f"[{section}] is {values!r}, was {earlier!r}")
+            continue
         for name, value in values:
-            before = getattr(getattr(saved, section), name)
+            before = getattr(earlier, name)
             put_back = values.model_copy(update={name: before})
             undone = config.model_copy(update={section: put_back})
             if before != value and undone.fingerprint != config.fingerprint:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import yaml
 
 from svfap_dist import bundled
 from svfap_dist.metrics import alerts, dashboards, names
 from svfap_dist.metrics.boards import BOARDS
+from svfap_dist.metrics.goodput import CLASSES
 
 KNOWN = {metric.name for metric in names.METRICS}
 RECORDED = {recording.record for recording in alerts.RECORDINGS}
@@ -49,3 +51,36 @@ def test_provisioning_and_boards_agree_on_the_data_source() -> None:
     for board in BOARDS:
         text = (folder / f"dashboards/{board.name}.json").read_text()
         assert f'"uid": "{source["uid"]}"' in text
+
+
+def told(alert: alerts.Alert) -> str:
+    """What docs/monitoring.md has to say of an alert; a failing test shows it, to be copied."""
+    words = {
+        "{{ $labels.run }}": "R",
+        "{{ $labels.instance }}": "HOST:PORT",
+        "{{ $value | humanizePercentage }}": "X %",
+    }
+    summary = alert.summary
+    for word, plain in words.items():
+        summary = summary.replace(word, plain)
+    when = "at once" if alert.hold == "0m" else f"after {alert.hold}"
+    return (
+        f"### {alert.name}\n\n"
+        f"{summary} A {alert.severity}, {when}.\n\n"
+        f"- Cause: {alert.cause}\n- Remedy: {alert.remedy}\n"
+    )
+
+
+def test_the_on_call_s_page_tells_every_alert_as_the_rules_do() -> None:
+    page = (Path(__file__).parents[2] / "docs/monitoring.md").read_text()
+    assert page.split("## Alerts\n\n")[1] == "\n".join(told(alert) for alert in alerts.ALERTS)
+    for board in BOARDS:
+        assert f"## {board.title}:" in page
+
+
+def test_the_on_call_s_page_names_panels_that_there_are() -> None:
+    page = (Path(__file__).parents[2] / "docs/monitoring.md").read_text()
+    titles = [panel.title for board in BOARDS for panel in board.panels]
+    classes = [*CLASSES, "page", "ticket"]
+    for named in re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", " ".join(page.split())):
+        assert named in classes or any(title.startswith(named) for title in titles), named

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from svfap_dist import storage
 from svfap_dist.config import MetricsConfig
 from svfap_dist.distributed import free_port
 from svfap_dist.errors import ClusterError
@@ -40,7 +42,20 @@ def test_numbers_put_in_come_out(exporter: Exporter) -> None:
     }
     untouched = {series.partition("{")[0] for series, value in found.items() if not value}
     plain = {m.name for m in names.METRICS if m.kind == "counter" and not m.labels}
-    assert untouched == plain - {"svfap_clips_total"}
+    of_storage = {m.name for m in names.METRICS if m.name.startswith("svfap_storage_")}
+    assert untouched == (plain - {"svfap_clips_total"}) | of_storage
+
+
+def test_what_is_asked_of_stores_is_served(exporter: Exporter, tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "x"), b"12345")
+    for _ in range(2):
+        with pytest.raises(storage.StorageMissing):
+            storage.read_bytes(str(tmp_path / "y"))
+    assert {series: value for series, value in scrape(exporter).items() if value} == {
+        'svfap_storage_requests_total{operation="write",outcome="ok",rank="3",run="r"}': 1.0,
+        'svfap_storage_requests_total{operation="read",outcome="missing",rank="3",run="r"}': 2.0,
+        'svfap_storage_bytes_total{operation="write",rank="3",run="r"}': 5.0,
+    }
 
 
 def test_ports_of_a_node_follow_each_other_and_are_freed() -> None:

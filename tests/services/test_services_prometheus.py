@@ -1,23 +1,18 @@
-"""A real Prometheus finds a live run by service discovery, and boards and alerts work on it."""
+"""A real Prometheus with our rules: alerts of runs in trouble, and the rules' own tests."""
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from prometheus import Prometheus, wait_until
+from watched_runs import start, stop
 
 from data_sharding.cli import shard
 from svfap_dist import bundled
 from svfap_dist.distributed import free_port
-from svfap_dist.metrics.boards import BOARDS, GPU_ONLY
-from svfap_dist.metrics.goodput import CLASSES
 
 pytestmark = pytest.mark.services
 
@@ -43,79 +38,6 @@ def prometheus(tmp_path, port) -> Iterator[Prometheus]:
         yield server
     finally:
         server.stop()
-
-
-def start(shards: str, run: Path, port: int, ranks: int, *overrides: str) -> Any:
-    """A run in processes of its own: `svfap pretrain` under torchrun."""
-    launcher: list[str] = []
-    if ranks > 1:
-        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
-        launcher += [f"--master-port={free_port()}"]
-    command = [sys.executable, *launcher, "-m", "svfap_dist", "pretrain"]
-    settings = {
-        "data.url": shards,
-        "data.eval_url": shards,
-        "run.url": str(run),
-        "train.global_batch_size": 8,
-        "train.micro_batch_size": 4,
-        "train.log_every": 2,
-        "train.eval_every": 10,
-        "train.checkpoint_every": 10,
-        "metrics.discovery_port": port,
-    }
-    pairs = [f"{key}={value}" for key, value in settings.items()]
-    with open(run.with_suffix(".log"), "w") as log:
-        return subprocess.Popen([*command, "tiny_cpu", *pairs, *overrides], stdout=log, stderr=log)
-
-
-def stop(process: Any) -> None:
-    process.terminate()
-    process.wait(timeout=120)
-
-
-def test_every_query_of_every_board_gives_data(prometheus, shards, tmp_path, port) -> None:
-    run = start(shards, tmp_path / "run", port, 2, "train.max_steps=100000")
-    try:
-        wait_until(lambda: len(prometheus.query('up{job="svfap_ranks"} == 1')) == 2, 120)
-        wait_until(lambda: prometheus.query("svfap_checkpoint_step >= 10"), 120)
-        # Rates need two scrapes, and the recorded rates five minutes' worth of a moment.
-        wait_until(lambda: prometheus.query("svfap:data_wait:share5m"), 60)
-        # There were no bad samples; rates of the rest need two scrapes.
-        wait_until(lambda: empty_panels(prometheus) == ["Bad samples per second by reason"], 60)
-        seconds = {row["metric"]["class"]: row for row in prometheus.query("svfap_run_seconds")}
-        assert set(seconds) == set(CLASSES)
-        # Both move while the run goes on, and are not read at the same moment.
-        wait_until(lambda: goodput_shown(prometheus) == goodput_by_hand(tmp_path / "run"), 60)
-    finally:
-        stop(run)
-
-
-def empty_panels(prometheus: Prometheus) -> list[str]:
-    """Panels of which a query gives nothing, but for those that only GPUs feed."""
-    return [
-        panel.title
-        for board in BOARDS
-        for panel in board.panels
-        if GPU_ONLY not in panel.text
-        for query, _ in panel.queries
-        if not prometheus.query(query.replace("$run", ".*").replace("$__rate_interval", "30s"))
-    ]
-
-
-def goodput_shown(prometheus: Prometheus) -> Any:
-    (series,) = prometheus.query("svfap_goodput_ratio")
-    return pytest.approx(float(series["value"][1]), rel=0.01)
-
-
-def goodput_by_hand(run: Path) -> float:
-    """Productive share of the wall time of an undisturbed run, from its events alone."""
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    windows = [event for event in events if event["event"] == "window"]
-    (ready,) = [event for event in events if event["event"] == "ready"]
-    waits = ("data_wait_seconds", "checkpoint_seconds", "evaluation_seconds")
-    lost = sum(window[wait] for window in windows for wait in waits)
-    end = windows[-1]["time"]
-    return (end - ready["time"] - lost) / (end - events[0]["time"])
 
 
 def test_a_restart_loop_raises_its_alert(prometheus, shards, tmp_path, port) -> None:
@@ -167,6 +89,8 @@ def test_promtool_s_unit_tests_of_the_rules(tmp_path) -> None:
         ("SvfapCheckpointTooOld", "2h", False),
         ("SvfapCheckpointTooOld", "130m", True),
         ("SvfapNonFinite", "1m", False),
+        ("SvfapStorageFailing", "4m", False),
+        ("SvfapStorageFailing", "12m", True),
     ]
     inputs = [
         series("svfap_last_step_timestamp_seconds", "0+0x140"),
@@ -178,6 +102,8 @@ def test_promtool_s_unit_tests_of_the_rules(tmp_path) -> None:
         series("svfap_goodput_ratio", "0.5+0x140"),
         series("svfap_checkpoint_timestamp_seconds", "0+0x140"),
         series("svfap_non_finite_total", "0+0x140"),
+        series("svfap_storage_requests_total", "0+90x140", operation="read", outcome="ok"),
+        series("svfap_storage_requests_total", "0+10x140", operation="read", outcome="refused"),
     ]
     names = {name for name, _, _ in told}
     checks = []

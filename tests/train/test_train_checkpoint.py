@@ -17,7 +17,7 @@ from svfap_dist.config import Config
 from svfap_dist.distributed import World
 from svfap_dist.errors import CheckpointError
 from svfap_dist.model import weights
-from svfap_dist.train import checkpoint, state
+from svfap_dist.train import checkpoint, objective, state
 from svfap_dist.train.checkpointer import Checkpointer
 
 ALONE = World(rank=0, local_rank=0, world_size=1, local_world_size=1)
@@ -26,6 +26,9 @@ FIRST_OF_TWO = World(rank=0, local_rank=0, world_size=2, local_world_size=2)
 
 class SmallEngine:
     """Writes a shard and hands out weights, as `Engine` does by way of DeepSpeed."""
+
+    def __init__(self) -> None:
+        self.objective = objective.of(a_config("-"))
 
     def save(self, folder: str, tag: str) -> None:
         path = Path(folder, tag)

@@ -13,8 +13,11 @@ from clips import make_video
 from train_ranks import recipe_tables, start
 
 from data_sharding import cli as sharding
+from svfap_dist.errors import CheckpointError, ConfigError
 from svfap_dist.model import weights
 from svfap_dist.train import checkpoint
+from svfap_dist.train.audit import audit
+from svfap_dist.train.reshape import reshape
 
 STEPS = list(range(1, 13))
 
@@ -113,6 +116,7 @@ def one_rank(
         tables = recipe_tables(str(data), "unused", train={"zero_stage": stage})
         return "explode", {"tables": tables}
 
+    reshape(str(folder / "2-to-1"), str(folder / "reshaped"), world_size=1)
     tasks = {
         "straight": task("straight-1", changes={"data": {"eval_url": str(damaged_data)}}),
         "stopped": task("cut-1", stop_after=6),
@@ -121,6 +125,7 @@ def one_rank(
         "for two": task("1-to-2", stop_after=6),
         "again": task("straight-1"),
         "other recipe": task("straight-1", changes={"optim": {"lr": 0.2}}),
+        "from reshaped": task("reshaped"),
         "explosion 0": explosion(0),
         "explosion 2": explosion(2),
     }
@@ -216,6 +221,40 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     assert resumed["step"] == 6
     assert keys(resized) == keys(one)
     assert losses(resized) == [(step, pytest.approx(loss, abs=1e-5)) for step, loss in losses(one)]
+
+
+def test_a_checkpoint_reshaped_beforehand_resumes_to_the_same_bits(
+    one_rank: dict[str, Any], folder: Path
+) -> None:
+    by_itself, beforehand = folder / "2-to-1", folder / "reshaped"
+    assert [result["step"] for result in one_rank["from reshaped"]] == [12]
+    assert checkpoint.read_state(str(beforehand), 6).universal
+    assert losses(beforehand) == losses(by_itself)[6:]
+    weights_of = "checkpoints/step-000000012/model.safetensors"
+    assert (beforehand / weights_of).read_bytes() == (by_itself / weights_of).read_bytes()
+
+
+def test_what_cannot_be_reshaped_is_refused(
+    one_rank: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    source = str(folder / "2-to-1/checkpoints/step-000000006")
+    with pytest.raises(ConfigError, match=r"--world-size.*3 ranks"):
+        reshape(source, str(tmp_path), world_size=3)
+    with pytest.raises(ConfigError, match="Nothing to reshape"):
+        reshape(str(folder / "reshaped/checkpoints/step-000000006"), str(tmp_path))
+    with pytest.raises(CheckpointError, match="a checkpoint already"):
+        reshape(source, str(folder / "reshaped"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_real_runs_use_every_sample_exactly_once(
+    one_rank: dict[str, Any], two_ranks_again: dict[str, Any], folder: Path
+) -> None:
+    found = {run: audit(str(folder / run)) for run in ("straight-2", "2-to-1", "killed", "damaged")}
+    assert all(each.is_exact and each.steps == 12 for each in found.values())
+    assert found["damaged"].substituted > 0
+    assert found["killed"].redone >= 1
+    assert audit(str(folder / "reshaped")).first_step == 7
 
 
 def test_a_checkpoint_names_the_decode_backend(one_rank: dict[str, Any], folder: Path) -> None:

@@ -60,6 +60,14 @@ def test_another_recipe_is_refused_by_the_keys_that_matter() -> None:
     assert "log_every" not in caught.value.found
 
 
+def test_a_task_is_another_recipe() -> None:
+    task = recipe.load("finetune_dfew")
+    none = task.model_copy(update={"task": None})
+    for before, after in ((none, task), (task, none)):
+        with pytest.raises(ConfigError, match=r"\[task\] is"):
+            train_state.check_resumable(a_state(before), after, "m1", where="here")
+
+
 @pytest.mark.parametrize(("saved", "wanted"), [(0, 2), (2, 0), (3, 2), (1, 3)])
 def test_zero_stages_that_cannot_be_exchanged_are_refused(saved: int, wanted: int) -> None:
     before, after = (a_config(train={"zero_stage": stage}) for stage in (saved, wanted))

@@ -1,0 +1,254 @@
+"""Proof from a run's files that each sample was used exactly once: plan against ledger.
+
+In: events.jsonl (which attempt went on from which step), ledger/ (what every rank of every attempt
+used), config.toml and the manifest. Out: an `Audit`, which counts where the ledger is not what the
+order of samples says. The plan is worked out again by `data.order`, for one rank that owns all
+lanes, so it makes no difference how many ranks there were, or how often that changed.
+
+The steps that count are those that the weights know: up to the newest checkpoint, and of steps that
+were done again after a crash only the last time (`journal` says which lines that voids). What a
+killed attempt did beyond its last checkpoint is no loss, since it will be done again. Plan and
+ledgers are read side by side, a step at a time, so a long run needs no more memory than a short
+one.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+
+import numpy as np
+
+from svfap_dist import shard_format, storage
+from svfap_dist.config import Config
+from svfap_dist.data.order import EpochOrder
+from svfap_dist.errors import ConfigError
+from svfap_dist.progress import Progress
+from svfap_dist.shard_format import Manifest
+from svfap_dist.train import checkpoint, ledger, split
+from svfap_dist.train.journal import read_recipe
+from svfap_dist.train.ledger import Attempt, Line
+
+_ROWS_KEPT = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Offence:
+    """A place of the plan that no line fills ("lost"), or a line that fills none."""
+
+    kind: str  # lost, duplicated or misplaced
+    step: int
+    epoch: int
+    lane: int
+    key: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """What came out.
+
+    steps: those that count, from first_step on. samples: planned for them. lost: planned for a step
+    and lane, but in no line. duplicated: lines beyond the plan. misplaced: lines of a sample that
+    was planned for the same step, but another lane or epoch. substituted: lines whose clips are a
+    neighbour's, because the sample was bad. redone: steps of which an earlier attempt's lines do
+    not count. pending: steps after the newest checkpoint, not looked at. torn: unreadable lines.
+    """
+
+    run_url: str
+    attempts: int
+    first_step: int
+    steps: int
+    epochs: int
+    samples: int
+    lost: int
+    duplicated: int
+    misplaced: int
+    substituted: int
+    redone: int
+    pending: int
+    torn: int
+    rows: tuple[Offence, ...]  # the first of them
+
+    @property
+    def is_exact(self) -> bool:
+        return not (self.lost or self.duplicated or self.misplaced)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        verdict = (
+            "every planned sample was used exactly once"
+            if self.is_exact
+            else f"{self.lost} lost, {self.duplicated} duplicated, {self.misplaced} misplaced"
+        )
+        text = [
+            f"Run {self.run_url}: {verdict}.",
+            f"{self.steps} steps from {self.first_step} on, in {self.epochs} epochs and "
+            f"{self.attempts} attempts: {self.samples} samples, {self.substituted} substituted.",
+            f"{self.redone} steps were done again, {self.pending} wait for a checkpoint, "
+            f"{self.torn} unreadable lines.",
+        ]
+        text += [
+            f"  {row.kind}: step {row.step}, epoch {row.epoch}, lane {row.lane}, {row.key}"
+            for row in self.rows
+        ]
+        return text
+
+
+def audit(run_url: str, data_url: str = "") -> Audit:
+    """Compare the ledgers of a run with the order of samples.
+
+    Args:
+        data_url: where the shards are now; empty: where the run's recipe says.
+
+    Raises: ConfigError if there is no run or ledger, the shards are not the run's, or no step
+    counts yet; ShardError for shards that cannot be read; StorageError.
+    """
+    config = read_recipe(run_url)
+    attempts = ledger.attempts(run_url)
+    if data_url:
+        data = config.data.model_copy(update={"url": data_url})
+        config = config.model_copy(update={"data": data})
+    data_url = config.data.url
+    manifest = shard_format.load_manifest(data_url)
+    for attempt in attempts:
+        if attempt.manifest_fingerprint != manifest.fingerprint:
+            raise ConfigError(
+                "The run was trained on other data",
+                where=data_url,
+                found=f"manifest {manifest.fingerprint}, but attempt {attempt.number} had "
+                f"{attempt.manifest_fingerprint}",
+                do="name the shards of the run with --data",
+            )
+    sizes = storage.list_files(storage.join(run_url, "ledger"))
+    if not sizes:
+        raise ConfigError(
+            "Run has no ledger",
+            where=storage.join(run_url, "ledger"),
+            found="no files",
+            do="set run.ledger=true for runs that are to be audited",
+        )
+    return _compare(run_url, attempts, sizes, _Plan(config, manifest))
+
+
+def _compare(run_url: str, attempts: list[Attempt], sizes: dict[str, int], plan: _Plan) -> Audit:
+    newest = max(attempts[-1].saved, checkpoint.latest_committed(run_url) or 0)
+    first = min(attempt.step for attempt in attempts)
+    if newest <= first:
+        raise ConfigError(
+            "No step of the run counts yet",
+            where=run_url,
+            found=f"no checkpoint after step {first}",
+            do="wait for its first checkpoint",
+        )
+    tally = _Tally()
+    redone = pending = 0
+    with Progress("Steps", newest - first) as progress:
+        for number, attempt in enumerate(attempts):
+            ledgers = ledger.ledgers(run_url, attempt.number, sizes)
+            limit = min([newest, *(later.step for later in attempts[number + 1 :])])
+            for step in range(attempt.step + 1, limit + 1):
+                found = [line for rank in ledgers for line in rank.take(step)]
+                tally.compare(step, plan.epoch_of(step), plan.places(step), found)
+                progress.update(step - first, note=f"lost {tally.counts['lost']}")
+            beyond = max([rank.last_step() for rank in ledgers], default=0)
+            beyond = max(0, beyond - max(limit, attempt.step))
+            if attempt is attempts[-1]:
+                pending = beyond
+            else:
+                redone += beyond
+            tally.counts["torn"] += sum(rank.torn for rank in ledgers)
+    return Audit(
+        run_url=run_url,
+        attempts=len(attempts),
+        first_step=first + 1,
+        steps=newest - first,
+        epochs=plan.epoch_of(newest) - plan.epoch_of(first + 1) + 1,
+        redone=redone,
+        pending=pending,
+        rows=tuple(tally.rows),
+        **{name: tally.counts[name] for name in _Tally.NAMES},
+    )
+
+
+class _Plan:
+    """Which samples each step uses, worked out from the recipe and the manifest."""
+
+    def __init__(self, config: Config, manifest: Manifest) -> None:
+        self._config, self._manifest = config, manifest
+        self._selected = split.sides(config, manifest).train.indices if config.task else None
+        self._sizes = [shard.num_samples for shard in manifest.shards]
+        self._ends = np.cumsum(self._sizes)
+        self._steps_per_epoch = self._order(0).steps
+        # A block may lie on the border of two shards.
+        self._keys = functools.lru_cache(2 * config.data.num_lanes + 2)(self._load_keys)
+        self._order_of = functools.lru_cache(2)(self._order)
+        self._epoch, self._used = -1, bytearray(manifest.num_samples)
+
+    def _order(self, epoch: int) -> EpochOrder:
+        data = self._config.data
+        return EpochOrder(
+            self._sizes,
+            seed=self._config.run.seed,
+            epoch=epoch,
+            global_batch_size=self._config.samples_per_step,
+            num_lanes=data.num_lanes,
+            shuffle_block=data.shuffle_block,
+            selected=self._selected,
+        )
+
+    def _load_keys(self, shard: int) -> tuple[str, ...]:
+        return shard_format.load_index(self._config.data.url, self._manifest.shards[shard]).keys
+
+    def epoch_of(self, step: int) -> int:
+        """Epoch of a step; steps count from 1, over all epochs."""
+        return (step - 1) // self._steps_per_epoch
+
+    def places(self, step: int) -> list[tuple[int, str]]:
+        """Lane and key of each sample of a step."""
+        epoch, step_in_epoch = divmod(step - 1, self._steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._used = epoch, bytearray(len(self._used))
+        places = []
+        for slot in self._order_of(epoch).slots(step_in_epoch, rank=0, world_size=1):
+            assert not self._used[slot.sample], "the order uses no sample twice in an epoch"
+            self._used[slot.sample] = 1
+            shard = int(np.searchsorted(self._ends, slot.sample, side="right"))
+            row = slot.sample - (int(self._ends[shard]) - self._sizes[shard])
+            places.append((slot.lane, self._keys(shard)[row]))
+        return places
+
+
+class _Tally:
+    """Counts what steps have and lack."""
+
+    NAMES = ("samples", "lost", "duplicated", "misplaced", "substituted", "torn")
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = dict.fromkeys(self.NAMES, 0)
+        self.rows: list[Offence] = []
+
+    def compare(
+        self, step: int, epoch: int, places: list[tuple[int, str]], lines: list[Line]
+    ) -> None:
+        """Book a step's plan and the lines that were found for it."""
+        planned = collections.Counter((step, epoch, lane, key) for lane, key in places)
+        found = collections.Counter(
+            (line["step"], line["epoch"], line["lane"], line["key"]) for line in lines
+        )
+        self.counts["samples"] += len(places)
+        self.counts["substituted"] += sum(bool(line.get("substituted")) for line in lines)
+        if found == planned:
+            return
+        for place in sorted((planned - found).elements()):
+            self._offend("lost", place)
+        missing = collections.Counter(key for *_, key in (planned - found).elements())
+        for place in sorted((found - planned).elements()):
+            moved = place[0] == step and missing[place[3]] > 0
+            missing[place[3]] -= moved
+            self._offend("misplaced" if moved else "duplicated", place)
+
+    def _offend(self, kind: str, place: tuple[int, int, int, str]) -> None:
+        self.counts[kind] += 1
+        if len(self.rows) < _ROWS_KEPT:
+            self.rows.append(Offence(kind, *place))
