@@ -302,7 +302,7 @@ def _renamed_into_place(path: str) -> Iterator[str]:
 
 def delete_unfinished(folder: str) -> None:
     """Remove the files below a local folder whose writing was killed; nobody may be writing any."""
-    with _explained("delete unfinished files", folder):
+    with _request(DELETE, folder):
         for place, _, names in os.walk(local_path(folder)):
             for name in filter(_UNFINISHED.fullmatch, names):
                 os.unlink(os.path.join(place, name))
