@@ -71,7 +71,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> Config:
         check_clip(self)
-        check_mask(self)
+        if self.task is None:
+            check_mask(self)
         check_batch(self)
         return self
 

@@ -27,7 +27,7 @@ FOLDS = {
     "werewolfxl": 5,
 }
 TINY = [
-    *("model.size=nano", "data.frame_size=16", "data.num_frames=4", "data.sampling_rate=1"),
+    *("model.size=nano", "data.frame_size=16", "data.num_frames=8", "data.sampling_rate=1"),
     *(
         "data.num_lanes=1",
         "data.decode_workers=0",
