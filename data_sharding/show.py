@@ -1,6 +1,6 @@
 """What is in a data set: counts and sizes exactly, the look of its videos from some of them.
 
-Everything exact comes from the manifest and the indexes. Resolution, codec and frame rate stand in
+Everything exact comes from the manifest and the indexes, labels of the sets for fine-tuning too. Resolution, codec and frame rate stand in
 each sample's JSON, which is read for samples evenly spread over the set: all of a small set, some
 hundreds of a large one, one short ranged read each.
 """
@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import itertools
 import tarfile
+from typing import Any
 
 from data_sharding.verify import read_members
 from svfap_dist import shard_format, storage
@@ -22,7 +23,11 @@ _PEEK_BYTES = 8192  # the JSON is the first member of a sample
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """A data set in numbers; `seconds` is exact if all videos have the frame rates looked at."""
+    """A data set in numbers; `seconds` is exact if all videos have the frame rates looked at.
+
+    labels: samples of each class, fold, split and so on, by column, of sets for fine-tuning.
+    num_subjects: 0 where the set does not say who is in a video.
+    """
 
     url: str
     source: str
@@ -40,6 +45,8 @@ class Statistics:
     frame_rates: dict[str, int]
     codecs: dict[str, int]
     num_variable_rate: int
+    labels: dict[str, dict[str, int]]
+    num_subjects: int
 
     def lines(self) -> list[str]:
         """For people."""
@@ -59,6 +66,8 @@ class Statistics:
             f"frame rate   {table(self.frame_rates)}, {self.num_variable_rate} variable",
             f"codec        {table(self.codecs)}",
             f"(the last three lines: {look})",
+            *(f"{column:12} {table(counts)}" for column, counts in self.labels.items()),
+            *([f"subjects     {self.num_subjects}"] if self.num_subjects else []),
         ]
 
 
@@ -71,6 +80,7 @@ def show(url: str) -> Statistics:
     shard_format.check_shards(url, manifest)
     lengths: list[int] = []
     infos: list[VideoInfo] = []
+    labels: list[dict[str, Any]] = []
     # Every n-th sample, counted through all shards.
     every = -(-manifest.num_samples // _LOOK_AT)
     wanted = itertools.count(0, every)
@@ -83,7 +93,8 @@ def show(url: str) -> Statistics:
             infos.append(_peek(where, index.offsets[row], index.sizes[row]))
             following = next(wanted)
         lengths += index.num_frames
-    return _statistics(url, manifest, lengths, infos)
+        labels += index.labels
+    return _statistics(url, manifest, lengths, infos, labels)
 
 
 def _peek(tar_url: str, offset: int, size: int) -> VideoInfo:
@@ -106,7 +117,11 @@ def _peek(tar_url: str, offset: int, size: int) -> VideoInfo:
 
 
 def _statistics(
-    url: str, manifest: Manifest, lengths: list[int], infos: list[VideoInfo]
+    url: str,
+    manifest: Manifest,
+    lengths: list[int],
+    infos: list[VideoInfo],
+    labels: list[dict[str, Any]],
 ) -> Statistics:
     def counts(values: list[str]) -> dict[str, int]:
         return dict(collections.Counter(values).most_common())
@@ -130,4 +145,18 @@ def _statistics(
         frame_rates=counts([f"{info.fps:.3f}".rstrip("0").rstrip(".") for info in infos]),
         codecs=counts([info.codec for info in infos]),
         num_variable_rate=sum(not info.constant_frame_rate for info in infos),
+        labels=_of_labels(labels),
+        num_subjects=len({row["subject"] for row in labels if "subject" in row}),
     )
+
+
+def _of_labels(labels: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """How many samples have which label, by column; sorted, for folds are read in order."""
+    counted: dict[str, collections.Counter[str]] = {}
+    for row in labels:
+        columns = {"class": row.get("class_name"), **row.get("class_names", {})}
+        columns |= {"fold": row.get("fold"), "split": row.get("split")}
+        for column, value in columns.items():
+            if value is not None:
+                counted.setdefault(column, collections.Counter())[str(value)] += 1
+    return {column: dict(sorted(counts.items())) for column, counts in counted.items()}

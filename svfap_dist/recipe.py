@@ -120,8 +120,13 @@ def _explain(error: ValidationError, where: str) -> ConfigError:
         return ConfigError(
             "Unknown key", where=f"{key} in {where}", found=f"{key} = {first['input']!r}", do=advice
         )
+    # Of a rule over several keys the input is the whole section, and its message names the keys.
+    found = "values that do not go together" if isinstance(first["input"], dict) else None
     return ConfigError(
-        "Wrong value", where=f"{key} in {where}", found=f"{first['input']!r}", do=first["msg"]
+        "Wrong value",
+        where=f"{key or 'the sections'} in {where}",
+        found=found or f"{first['input']!r}",
+        do=first["msg"].removeprefix("Value error, "),
     )
 
 

@@ -180,6 +180,8 @@ def explain(action: str, url: str, error: Exception) -> StorageError:
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         advice = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the rights on the folder"
         return StorageError(what, where=url, found=f"access denied ({error})", do=advice)
+    if isinstance(error, IsADirectoryError):
+        return StorageError(what, where=url, found="a folder", do="name a file in it")
     if kind in ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"):
         advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         return StorageError(what, where=url, found="no credentials", do=advice)

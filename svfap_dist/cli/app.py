@@ -27,7 +27,8 @@ app = typer.Typer(
     name="svfap",
     cls=_InOrder,
     help="Pre-train and fine-tune facial-affect video models (SVFAP) on shards of face clips.\n\n"
-    "First steps: `svfap demo`. Then: `svfap shard`, `svfap pretrain`, `svfap finetune`.",
+    "First steps: `svfap demo`. Then: `svfap shard`, `svfap pretrain`, `svfap finetune`.\n\n"
+    "Each verb's --help has an example.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,6 +43,14 @@ app.add_typer(bench_app, name="bench")
 launch_app = typer.Typer(help="Hand a run to a cluster.", no_args_is_help=True)
 app.add_typer(launch_app, name="launch")
 
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A .toml file or a bundled name: tiny_cpu, svfap_base_voxceleb2; to fine-tune: "
+        "finetune_dfew, finetune_synthetic, ... (`svfap files launch` copies them all out)",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.max_steps=100")

@@ -8,11 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from svfap_dist.cli.app import AsJson, Overrides, app, print_result
+from svfap_dist.cli.app import AsJson, Overrides, Recipe, app, print_result
 from svfap_dist.cli.training import check_place, speaks, trained
 from svfap_dist.progress import Progress, say
-
-Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file or a bundled name")]
 
 
 @app.command()
@@ -24,7 +22,10 @@ def finetune(
     ] = "local",
     as_json: AsJson = False,
 ) -> None:
-    """Train a classifier or regressor on a labelled set, all folds, and test it.
+    """Train on a labelled set and test, all folds.
+
+    A classifier or regressor, by the recipe's [task]; task.fold=2 runs one fold. The same command
+    again resumes; Ctrl-C saves a checkpoint first.
 
     Example: svfap finetune finetune_dfew data.url=s3://bucket/dfew run.url=s3://bucket/runs/dfew
     finetune.init=s3://bucket/runs/base --on ray
@@ -77,7 +78,7 @@ def evaluate(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Test a fine-tuned network again, by the recipe's protocol.
+    """Test a fine-tuned network again, by its recipe.
 
     Example: svfap evaluate finetune_dfew runs/dfew data.url=shards/dfew finetune.test_segments=4
     """

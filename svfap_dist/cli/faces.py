@@ -29,7 +29,9 @@ def faces(
     workers: Annotated[int | None, typer.Option(help="Processes; default: by the CPUs.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find and follow the faces of videos and cut them out, one mp4 and one JSON per video.
+    """Find the faces of videos and cut them out.
+
+    Faces are followed from frame to frame; one mp4 and one JSON per video.
 
     Run the same command again to go on after a stop, or to add videos that are new.
 

@@ -9,10 +9,9 @@ from typing import Annotated
 
 import typer
 
-from svfap_dist.cli.app import AsJson, Overrides, app, launch_app, print_result
+from svfap_dist.cli.app import AsJson, Overrides, Recipe, app, launch_app, print_result
 from svfap_dist.progress import say
 
-Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file or a bundled name")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be submitted, no more.")]
 Address = Annotated[
     str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="Ray's dashboard: http://head:8265")
@@ -184,7 +183,9 @@ def files(
     ] = None,
     out: Annotated[str, typer.Option("-o", "--out", help="Folder to copy them into.")] = ".",
 ) -> None:
-    """Copy the bundled launch and monitoring files out; files that are there are left alone.
+    """Copy the bundled recipes and files out.
+
+    Folders launch and monitoring; files that are there are left alone.
 
     Example: svfap files launch -o my-cluster
     """

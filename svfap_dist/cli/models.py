@@ -13,14 +13,16 @@ from svfap_dist.progress import say
 @app.command()
 def reconstruct(
     checkpoint: Annotated[str, typer.Argument(help="A run or a checkpoint of one")],
-    videos: list[str],
+    videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Files; URLs too")],
     output: Annotated[str, typer.Option("-o", "--output", help="PNG")] = "reconstruction.png",
     show: Annotated[
         str,
         typer.Option(help="frames: what is reconstructed; tokens: where the encoder looks"),
     ] = "frames",
 ) -> None:
-    """A picture of videos: original, masked and reconstructed frames, or where the encoder looks.
+    """A picture of what a pre-trained network sees.
+
+    Original, masked and reconstructed frames of videos, or where the encoder looks.
 
     Example: svfap reconstruct runs/a face.mp4 -o picture.png
     """
@@ -51,8 +53,9 @@ def import_weights(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Released SVFAP (fine-tuned) or VideoMAE weights into this project's format.
+    """Bring in released SVFAP or VideoMAE weights.
 
+    Of SVFAP, fine-tuned ones are released.
     Writes OUTPUT/model.safetensors and OUTPUT/config.json, the arguments that build the model.
 
     Example: svfap import svfap_dfew_fold1.pth -o weights/dfew1
@@ -83,7 +86,8 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 @app.command()
 def report(
-    run_url: str, output: Annotated[str, typer.Option("-o", "--output")] = "report.html"
+    run_url: Annotated[str, typer.Argument(help="A run, or one fold of a fine-tuning")],
+    output: Annotated[str, typer.Option("-o", "--output", help="HTML")] = "report.html",
 ) -> None:
     """One self-contained page about a run.
 

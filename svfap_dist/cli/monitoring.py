@@ -16,7 +16,9 @@ def dashboards(
         bool, typer.Option("--check", help="Write nothing; exit with 1 if a file is out of date.")
     ] = False,
 ) -> None:
-    """Write the Grafana boards and the Prometheus rules again, from the list of metrics.
+    """Write Grafana boards and Prometheus rules again.
+
+    From the list of metrics.
 
     Example: svfap dashboards --check
     """
@@ -39,8 +41,9 @@ def audit(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Prove from a run's ledger (run.ledger=true) that each sample was used exactly once per epoch.
+    """Prove that each sample was used once per epoch.
 
+    From the ledger that a run with run.ledger=true keeps.
     Exit code 1 if one was lost, duplicated or misplaced.
 
     Example: svfap audit s3://bucket/runs/a

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from svfap_dist.cli.app import AsJson, Overrides, app, print_result
+from svfap_dist.cli.app import AsJson, Overrides, Recipe, app, print_result
 
 
 @app.command()
 def plan(
-    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file or a bundled name")],
+    name: Recipe,
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(help="Machines.", min=1)] = 1,
     gpus_per_node: Annotated[
@@ -40,7 +40,9 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict clips per second, what bounds them, hours, and memory per rank.
+    """Predict speed, hours and memory of a pre-training.
+
+    Clips per second, what bounds them, memory per rank; every input is shown with its source.
 
     Example: svfap plan svfap_base_voxceleb2 --nodes 2 --gpus-per-node 8 --gpu h100
     --samples 1000000
@@ -56,22 +58,25 @@ def plan(
 @app.command()
 def doctor(
     name: Annotated[
-        str, typer.Argument(metavar="[RECIPE]", help="A .toml file or a bundled name")
+        str, typer.Argument(metavar="[RECIPE]", help="As of svfap pretrain or finetune")
     ] = "",
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check this machine, the storage and the cluster: ok, warn or fail, and what to do.
+    """Check this machine, storage and cluster.
 
+    Each finding is ok, warn or fail, with what to do. Without a recipe: this machine alone.
     Exits with 9 if anything fails.
 
     Example: svfap doctor tiny_cpu data.url=s3://bucket/shards run.url=s3://bucket/runs/a
     """
     from svfap_dist import recipe
     from svfap_dist.doctor import examine
+    from svfap_dist.progress import Progress
 
     config = recipe.load(name, overrides or []) if name else None
-    result = examine.run(config)
+    with Progress("Examining") as progress:
+        result = examine.run(config, progress.update)
     print_result(result, as_json)
     if result.fail:
         raise typer.Exit(examine.EXIT_CODE)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from svfap_dist.cli.app import AsJson, Overrides, app, print_result
+from svfap_dist.cli.app import AsJson, Overrides, Recipe, app, print_result
 from svfap_dist.progress import Progress, say
 
 
@@ -18,7 +18,9 @@ def demo(
     videos: Annotated[str, typer.Option(help="Train on this folder of face videos.")] = "",
     overrides: Overrides = None,
 ) -> None:
-    """The whole job at small size on this machine: clips, shards, training, picture, report.
+    """The whole job at small size on this machine.
+
+    Clips, shards, pre-training on two Ray workers, picture, report.
 
     Example: svfap demo --out /tmp/demo
     """
@@ -29,7 +31,7 @@ def demo(
 
 @app.command()
 def pretrain(
-    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file or a bundled name")],
+    name: Recipe,
     overrides: Overrides = None,
     on: Annotated[
         str, typer.Option(help="local: this process, or torchrun's ranks; ray: a Ray cluster")
@@ -37,6 +39,8 @@ def pretrain(
     as_json: AsJson = False,
 ) -> None:
     """Pre-train the masked autoencoder.
+
+    The same command again resumes; Ctrl-C saves a checkpoint first.
 
     Example: svfap pretrain tiny_cpu data.url=shards run.url=runs/a --on ray
     """
@@ -96,7 +100,7 @@ def trained(config: Any, on: str, progress: Progress) -> Any:
 
 @app.command()
 def sweep(
-    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file or a bundled name")],
+    name: Recipe,
     overrides: Overrides = None,
     axis: Annotated[
         list[str] | None,
@@ -104,7 +108,9 @@ def sweep(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Pre-train once for every combination of some values, as Ray tasks; one table at the end.
+    """Pre-train once for each combination of values.
+
+    Trials are Ray tasks; one table at the end.
 
     Example: svfap sweep tiny_cpu --axis mask.ratio=0.75,0.9 --axis model.pyramid=true,false
     data.url=shards run.url=runs/sweep

@@ -41,7 +41,9 @@ def extract(
     device: Device = "",
     as_json: AsJson = False,
 ) -> None:
-    """Features of videos: arrays keys, features, videos, starts, fps, ... in one NPZ.
+    """Features of videos, as arrays in one NPZ.
+
+    keys, features, videos, starts, fps, ...: docs/use.md says which is what.
 
     Example: svfap extract runs/a faces/ -o features.npz
     """
@@ -76,7 +78,9 @@ def predict(
     device: Device = "",
     as_json: AsJson = False,
 ) -> None:
-    """Labels of videos with their scores, or the values of a regression.
+    """Labels of videos, by a fine-tuned network.
+
+    With their scores, or the values of a regression.
 
     Example: svfap predict runs/dfew/fold-1 face.mp4
     """
@@ -111,7 +115,7 @@ def export(
     sampling_rate: SamplingRate = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Weights with a config.json that says how to use them.
+    """Weights and a config.json, for other programs.
 
     Example: svfap export runs/a -o exported --format onnx
     """

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from svfap_dist.config import Config
 from svfap_dist.doctor import cluster, disk, gpu, machine, store
@@ -44,8 +44,14 @@ class Examination:
         return [*text, f"{self.ok} ok, {self.warn} to look at, {self.fail} failed."]
 
 
-def run(config: Config | None) -> Examination:
-    """Look at this machine, the recipe's stores and the cluster."""
+def run(
+    config: Config | None, on_group: Callable[[int, int], None] = lambda done, total: None
+) -> Examination:
+    """Look at this machine, the recipe's stores and the cluster.
+
+    Args:
+        on_group: told how many groups of checks are done, of how many.
+    """
     groups: dict[str, Check] = {
         "this machine": functools.partial(machine.examine, config),
         "GPU": functools.partial(gpu.examine, config),
@@ -57,14 +63,21 @@ def run(config: Config | None) -> Examination:
             "data.url": functools.partial(store.examine_data, config),
             "disk": functools.partial(disk.examine, config),
         }
-    return summed_up(look(groups, SECONDS))
+    return summed_up(look(groups, SECONDS, on_group))
 
 
-def look(groups: dict[str, Check], seconds: float) -> list[Finding]:
+def look(
+    groups: dict[str, Check],
+    seconds: float,
+    on_group: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Finding]:
     """The findings of all groups; one that gives no answer in so many seconds fails."""
     with ThreadPoolExecutor(len(groups)) as pool:
-        answers = pool.map(lambda name: _isolated(name, groups[name], seconds), groups)
-        return [finding for answer in answers for finding in answer]
+        answers = [pool.submit(_isolated, name, groups[name], seconds) for name in groups]
+        on_group(0, len(groups))
+        for done, _ in enumerate(as_completed(answers), 1):
+            on_group(done, len(groups))
+        return [finding for answer in answers for finding in answer.result()]
 
 
 def _isolated(name: str, check: Check, seconds: float) -> list[Finding]:

@@ -143,7 +143,7 @@ def _compare(run_url: str, attempts: list[Attempt], sizes: dict[str, int], plan:
         )
     tally = _Tally()
     redone = pending = 0
-    with Progress("Steps", newest - first) as progress:
+    with Progress("Auditing steps", newest - first) as progress:
         for number, attempt in enumerate(attempts):
             ledgers = ledger.ledgers(run_url, attempt.number, sizes)
             limit = min([newest, *(later.step for later in attempts[number + 1 :])])
