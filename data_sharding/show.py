@@ -1,8 +1,9 @@
 """What is in a data set: counts and sizes exactly, the look of its videos from some of them.
 
-Everything exact comes from the manifest and the indexes, labels of the sets for fine-tuning too. Resolution, codec and frame rate stand in
-each sample's JSON, which is read for samples evenly spread over the set: all of a small set, some
-hundreds of a large one, one short ranged read each.
+Everything exact comes from the manifest and the indexes, which have the labels of sets for
+fine-tuning too. Resolution, codec and frame rate stand in each sample's JSON, which is read for
+samples evenly spread over the set: all of a small set, some hundreds of a large one, one short
+ranged read each.
 """
 
 from __future__ import annotations

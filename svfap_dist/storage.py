@@ -180,8 +180,6 @@ def explain(action: str, url: str, error: Exception) -> StorageError:
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         advice = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the rights on the folder"
         return StorageError(what, where=url, found=f"access denied ({error})", do=advice)
-    if isinstance(error, IsADirectoryError):
-        return StorageError(what, where=url, found="a folder", do="name a file in it")
     if kind in ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"):
         advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         return StorageError(what, where=url, found="no credentials", do=advice)
@@ -191,8 +189,10 @@ def explain(action: str, url: str, error: Exception) -> StorageError:
         found = f"no answer from endpoint {_endpoint() or 'of AWS'}"
         advice = "check AWS_ENDPOINT_URL and that the store is up, then run the same command again"
         return StorageUnreachable(what, where=url, found=found, do=advice)
-    found = f"{kind}: {error}".strip().rstrip(":")
-    return StorageError(what, where=url, found=found, do="see the message of the store")
+    found, advice = f"{kind}: {error}".strip().rstrip(":"), "see the message of the store"
+    if isinstance(error, IsADirectoryError):
+        found, advice = "a folder", "name a file in it"
+    return StorageError(what, where=url, found=found, do=advice)
 
 
 def _is_full(error: Exception) -> bool:

@@ -26,6 +26,7 @@ Model = TypeVar("Model", bound=nn.Module)
 WEIGHTS, BUILD = "model.safetensors", "config.json"  # files of an imported network
 _BUILD_KEY = "svfap_dist.build"
 _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header, little-endian
+_LONGEST_HEADER = 100 << 20  # that the format allows
 
 
 def save(path: str, state_dict: Mapping[str, Tensor], build_args: Mapping[str, Any]) -> None:
@@ -58,9 +59,7 @@ def load(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         data = storage.read_bytes(path)
     except storage.StorageMissing as error:
-        raise CheckpointError(
-            "No weights", where=path, found="no such file", do="check the path"
-        ) from error
+        raise _no_weights(path) from error
     try:
         state = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
@@ -70,8 +69,38 @@ def load(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             found=str(error),
             do="export them again",
         ) from error
-    header = json.loads(data[_LENGTH_BYTES:][: int.from_bytes(data[:_LENGTH_BYTES], "little")])
-    build = header.get("__metadata__", {}).get(_BUILD_KEY)
+    start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
+    return _build_of(data[_LENGTH_BYTES:start], path), state
+
+
+def load_build(path: str) -> dict[str, Any]:
+    """Arguments of `build` of a file that `save` wrote, without reading its weights.
+
+    Raises: CheckpointError if they are not there.
+    """
+    try:
+        length = storage.read_range(path, 0, _LENGTH_BYTES)
+        end = _LENGTH_BYTES + min(int.from_bytes(length, "little"), _LONGEST_HEADER)
+        header = storage.read_range(path, _LENGTH_BYTES, end)
+    except storage.StorageMissing as error:
+        raise _no_weights(path) from error
+    return _build_of(header, path)
+
+
+def _no_weights(path: str) -> CheckpointError:
+    return CheckpointError("No weights", where=path, found="no such file", do="check the path")
+
+
+def _build_of(header: bytes, path: str) -> dict[str, Any]:
+    try:
+        build = json.loads(header).get("__metadata__", {}).get(_BUILD_KEY)
+    except ValueError as error:
+        raise CheckpointError(
+            "Weights are damaged or not a safetensors file",
+            where=path,
+            found="its header is no JSON",
+            do="export them again",
+        ) from error
     if build is None:
         raise CheckpointError(
             "Weights do not say how to build their model",
@@ -79,7 +108,7 @@ def load(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             found=f"no {_BUILD_KEY} in the file's metadata",
             do="use a file written by this program",
         )
-    return json.loads(build), state
+    return json.loads(build)
 
 
 def load_autoencoder(path: str) -> autoencoder.MaskedAutoencoder:

@@ -63,7 +63,7 @@ def make(run_url: str, output: str) -> None:
             "No run to report on",
             where=run_url,
             found="no line in metrics.jsonl",
-            do="give the run.url of a run that has logged at least one step",
+            do="give the run.url of a run that has logged a step; of a fine-tuning, a fold-...",
         )
     html = (
         jinja2.Environment(autoescape=True)

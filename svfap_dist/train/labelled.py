@@ -70,6 +70,10 @@ class Labelled:
     def tokens_per_clip(self) -> int:
         return self._size.num_tokens
 
+    def check_start(self) -> None:
+        if self._finetune.init:
+            self._check_same_encoder(trained.load_build(self._finetune.init))
+
     def build(self) -> nn.Module:
         model = classifier.build(
             **self.build_arguments,

@@ -99,6 +99,9 @@ def preflight(config: Config) -> int:
     Raises: ConfigError, ShardError, CheckpointError, StorageError.
     """
     _require_urls(config)
-    objective.of(config).flops_per_clip  # noqa: B018 - resolves the network's dimensions
+    learned = objective.of(config)
+    learned.flops_per_clip  # noqa: B018 - resolves the network's dimensions
     state = look_around(config).state
+    if state is None:
+        learned.check_start()
     return state.step if state else 0

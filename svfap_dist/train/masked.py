@@ -47,6 +47,9 @@ class MaskedReconstruction:
         size = sizes.resolve(arguments.pop("size"), arguments)
         return flops.training_step(flops.autoencoder(size, self._visible, self._masked))
 
+    def check_start(self) -> None:
+        pass  # it starts from nothing
+
     def build(self) -> nn.Module:
         return autoencoder.build(**self.build_arguments)
 

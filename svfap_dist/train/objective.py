@@ -53,6 +53,13 @@ class Objective(Protocol):
         """Tokens that the network makes or predicts of one clip."""
         ...
 
+    def check_start(self) -> None:
+        """Raise what is wrong with the weights that a run would start from, before any rank does.
+
+        Raises: ConfigError, CheckpointError, StorageError.
+        """
+        ...
+
     def build(self) -> nn.Module:
         """The network as a run starts with it, drawn from torch's global generator."""
         ...

@@ -26,16 +26,29 @@ def locate(url: str) -> tuple[str, Config]:
     if not storage.exists(storage.join(url, checkpoint.COMMIT)):
         step = checkpoint.latest_committed(url)
         if step is None:
-            raise CheckpointError(
-                "No committed checkpoint",
-                where=url,
-                found=f"none below {storage.join(url, 'checkpoints')}",
-                do="give the run.url of a run, or one of its checkpoints/step-... folders",
-            )
+            raise _nothing_at(url)
         url = checkpoint.checkpoint_url(url, step)
     where = storage.join(url, checkpoint.STATE)
     state = TrainState.from_json(storage.read_bytes(where), where)
     return storage.join(url, checkpoint.WEIGHTS), recipe.from_tables(state.config, where=where)
+
+
+def _nothing_at(url: str) -> CheckpointError:
+    files = storage.list_files(url)
+    folds = sorted({path.partition("/")[0] for path in files if path.startswith("fold-")})
+    if folds:
+        return CheckpointError(
+            "A fine-tuning of several folds has a network for each",
+            where=url,
+            found=", ".join(folds),
+            do=f"give one of them: {storage.join(url, folds[0])}",
+        )
+    return CheckpointError(
+        "No committed checkpoint",
+        where=url,
+        found=f"none below {storage.join(url, 'checkpoints')}",
+        do="give the run.url of a run, or one of its checkpoints/step-... folders",
+    )
 
 
 def load_weights(url: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -44,9 +57,18 @@ def load_weights(url: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises: CheckpointError if there are none; StorageError.
     """
+    return weights.load(_weights_of(url))
+
+
+def load_build(url: str) -> dict[str, Any]:
+    """The first of what `load_weights` gives, without reading the weights."""
+    return weights.load_build(_weights_of(url))
+
+
+def _weights_of(url: str) -> str:
     path = storage.join(url, checkpoint.WEIGHTS)
     if url.endswith(".safetensors"):
         path = url
     elif storage.exists(storage.join(url, checkpoint.COMMIT)) or not storage.exists(path):
         path, _ = locate(url)
-    return weights.load(path)
+    return path

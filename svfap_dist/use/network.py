@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from svfap_dist import storage
-from svfap_dist.config import Config
 from svfap_dist.errors import CheckpointError
 from svfap_dist.model import weights
 from svfap_dist.model.autoencoder import MaskedAutoencoder
@@ -100,28 +99,12 @@ def open_model(url: str, overrides: Mapping[str, Any]) -> tuple[Card, Model]:
         build, model = weights.load_any(weights_url)
         card = card or cards.of_import(build, model.size)
     else:
-        weights_url, config = _located(url)
+        weights_url, config = trained.locate(url)
         where = storage.join(weights_url.rpartition("/")[0], checkpoint.STATE)
         state = TrainState.from_json(storage.read_bytes(where), where)
         build, model = weights.load_any(weights_url)
         card = cards.of_checkpoint(build, config, state)
     return card.with_overrides(overrides), model
-
-
-def _located(url: str) -> tuple[str, Config]:
-    try:
-        return trained.locate(url)
-    except CheckpointError as error:
-        files = storage.list_files(url)
-        folds = sorted({path.partition("/")[0] for path in files if path.startswith("fold-")})
-        if not folds:
-            raise
-        raise CheckpointError(
-            "A fine-tuning of several folds has a network for each",
-            where=url,
-            found=", ".join(folds),
-            do=f"give one of them: {storage.join(url, folds[0])}",
-        ) from error
 
 
 def of_model(card: Card, model: Model) -> Network:
