@@ -221,3 +221,8 @@ def test_a_recipe_with_a_task_survives_writing_and_reading(tmp_path):
 
 def test_every_free_field_exists():
     assert {(section, name) for section in FREE for name in FREE[section]} < set(FIELDS)
+
+
+def test_values_that_do_not_go_together_are_not_all_listed():
+    with pytest.raises(ConfigError, match=r"task in .* go together.*Do: fold is one of the 5"):
+        recipe.load("finetune_synthetic", ["task.fold=7"])

@@ -366,3 +366,8 @@ def test_a_used_up_quota_is_no_space(s3_environment: str) -> None:
 def test_a_protocol_nobody_knows() -> None:
     with pytest.raises(StorageError, match="Protocol not known: what"):
         storage.read_bytes("what://is/this")
+
+
+def test_a_folder_given_for_a_file_is_called_one(tmp_path):
+    with pytest.raises(StorageError, match=r"Found: a folder\. Do: name a file in it"):
+        storage.read_bytes(str(tmp_path))

@@ -202,3 +202,20 @@ def test_long_labels_do_not_hide_the_json(tmp_path: Path, monkeypatch) -> None:
     cli.shard("folder", str(tmp_path / "in"), str(tmp_path / "out"))
     monkeypatch.setattr(show, "_PEEK_BYTES", 700)  # ends inside the JSON's block
     assert cli.show(str(tmp_path / "out")).resolutions == {"64x48": 1}
+
+
+def test_labels_folds_and_people_are_counted() -> None:
+    rows = [
+        {"class_name": "happy", "fold": 2, "subject": "b"},
+        {"class_name": "angry", "fold": 1, "subject": "a"},
+        {"class_name": "happy", "fold": 1, "subject": "a"},
+    ]
+    assert show._of_labels(rows) == {
+        "class": {"angry": 1, "happy": 2},
+        "fold": {"1": 2, "2": 1},
+    }
+    assert show._of_labels([{"class_names": {"arousal": "dull"}, "split": "val"}]) == {
+        "arousal": {"dull": 1},
+        "split": {"val": 1},
+    }
+    assert show._of_labels([]) == {}

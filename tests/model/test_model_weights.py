@@ -45,6 +45,18 @@ def test_any_safetensors_reader_can_open_it(
         assert '"size": "nano"' in file.metadata()["svfap_dist.build"]
 
 
+def test_the_header_alone_says_how_to_build_it(
+    saved: tuple[str, autoencoder.MaskedAutoencoder],
+) -> None:
+    path, _ = saved
+    assert weights.load_build(path) == weights.load(path)[0]
+    with pytest.raises(CheckpointError, match="no such file"):
+        weights.load_build(path + ".not")
+    Path(path).write_bytes(b"\xff" * 4096)
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        weights.load_build(path)
+
+
 def test_weights_of_half_precision_load_as_float32(tmp_path: Path) -> None:
     model = autoencoder.build(**BUILD).bfloat16()
     path = str(tmp_path / "half.safetensors")
