@@ -1,4 +1,4 @@
-"""Shards of the profile `train` through the loader: planes for the device, or RGB by the workers."""
+"""Shards of the profile `train` in the loader: planes for the device, or RGB by the workers."""
 
 from __future__ import annotations
 
