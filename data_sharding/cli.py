@@ -126,12 +126,13 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
     return ShardSummary.of(output_url, made, tally, took=took, before=before)
 
 
-def train_profile(*, region: str, size: int | None, crf: float | None) -> TrainProfile:
-    """The profile of these options.
+def train_profile(*, region: str | None, size: int | None, crf: float | None) -> TrainProfile:
+    """The profile of these options, of which None is the default.
 
     Raises: ConfigError if they cannot be obeyed.
     """
     regions = typing.get_args(Region)
+    region = TrainProfile().region if region is None else region
     if region not in regions:
         advice = f"use one of: {', '.join(regions)}"
         raise ConfigError("Unknown region", found=region, do=advice)

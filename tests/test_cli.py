@@ -39,6 +39,7 @@ def test_help_imports_nothing_heavy():
         (["pretrain", "tiny_cpu", "--on", "mars"], 2, ["mars", "use local or ray"]),
         (["shard", "folder", "no-such-folder", "out"], None, ["no-such-folder"]),
         (["shard", "betamax", ".", "out"], 2, ["betamax", "folder"]),
+        (["shard", "folder", ".", "out", "--crf", "22"], 2, ["profile source", "--profile train"]),
         (["reconstruct", "no-such-run", "a.mp4"], 5, ["no-such-run"]),
         (["reconstruct", "no-such-run", "a.mp4", "--show", "hands"], 2, ["hands", "use frames"]),
         (["import", "no-such.pth", "-o", "out"], 5, ["no-such.pth"]),

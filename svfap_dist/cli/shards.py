@@ -25,8 +25,9 @@ def shard(
         str, typer.Option(help="source: video bytes untouched; train: stored to be decoded fast.")
     ] = "source",
     region: Annotated[
-        str, typer.Option(help="train: what is cut out: voxceleb2, centre or full.")
-    ] = "voxceleb2",
+        str | None,
+        typer.Option(help="train: what is cut out: voxceleb2 (the default), centre or full."),
+    ] = None,
     size: Annotated[
         int | None, typer.Option(help="train: pixels of a side; default: as it is cut.")
     ] = None,
@@ -61,9 +62,8 @@ def shard(
     """
     from data_sharding import cli as sharding
 
-    train = (
-        sharding.train_profile(region=region, size=size, crf=crf) if profile == "train" else None
-    )
+    given = any(option is not None for option in (region, size, crf))
+    train = sharding.train_profile(region=region, size=size, crf=crf) if given else None
     limits = sharding.Limits(max_pixels, max_duration, max_file_bytes, video_seconds)
     with Progress(f"Sharding {source}") as progress:
         summary = sharding.shard(

@@ -62,7 +62,8 @@ class DataConfig(Section):
     # Processes of a rank that decode. 0: its threads do, and a video that hangs or crashes the
     # decoder takes the run with it.
     decode_workers: NonNegative = 0
-    decode_seconds: Annotated[float, Field(gt=0.0)] = 30.0  # longest that a worker may take
+    # Longest that a worker may take. With DALI, four times this without an answer end the run.
+    decode_seconds: Annotated[float, Field(gt=0.0)] = 30.0
     decode_threads: Positive = 2  # threads of a rank that fetch; twice the workers keep these busy
     # Where planes of `train` shards become RGB. auto: on the device that trains, if that is a GPU.
     colours: Literal["auto", "workers", "device"] = "auto"
@@ -74,8 +75,8 @@ class DataConfig(Section):
 class DecodeConfig(Section):
     """How videos become frames."""
 
-    # pyav: on the CPU. dali: on the GPU. auto: settled once per run, by measurement where both
-    # decode the data set; see data/decode.
+    # pyav: on the CPU. dali: on the GPU; a video that hangs or crashes it takes the run with it.
+    # auto: settled once per run, by measurement where both decode the data set; see data/decode.
     backend: Literal["auto", "pyav", "dali"] = "auto"
     pipelines: Positive = 4  # of DALI, per GPU: one alone leaves decoding units idle
 

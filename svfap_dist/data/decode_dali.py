@@ -11,7 +11,7 @@ whole batch, so each is read through beforehand (`positions`), and where a pipel
 is built anew and its videos are tried one by one: a bad one costs one sample. DALI names frames by
 counting, and fills up with black where there are none: `positions` says which there are. DALI takes
 all colours for BT.601, so those of BT.709 are put right afterwards. Nothing in a process can end a
-decoder that hangs; the run's collective timeout does.
+decoder that hangs: `device_cutter` ends the run then, and says which samples it was at.
 
 `nvidia.dali` is imported here alone, and here only when it is used.
 """

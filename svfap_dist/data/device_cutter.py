@@ -5,6 +5,9 @@ into batches that lie on the device; only compressed bytes have gone there. Thre
 in and wait; one thread of its own takes what has come together while the last lot was being
 decoded. How tasks fall together changes no bit of a clip.
 
+Nothing in a process can end a decoder that hangs. The thread is left alone then, and the tasks that
+wait for it fail with an error that names the samples, which ends the run.
+
 All that touches the batches is queued on the device's default stream, as the training step is, so a
 batch is not overwritten before the step that uses it is done with it.
 """
@@ -18,6 +21,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 
 import torch
 
@@ -27,14 +31,17 @@ from svfap_dist.data.clips import plan_fixed, plan_random
 from svfap_dist.data.decode_dali import VideoRequest
 from svfap_dist.data.stream import BadSample, Sample, unpack
 from svfap_dist.data.workers import Outcome, Task, undecodable
-from svfap_dist.errors import DecodeError
+from svfap_dist.errors import DecodeError, HealthError
 from svfap_dist.rng import Stream
+
+_LOT_SECONDS = 4.0  # longest for what is decoded at a time, in data.decode_seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class _Wanted:
     """done: None, or why there are no clips."""
 
+    key: str  # of the sample
     request: VideoRequest
     clips: torch.Tensor  # where they go: [crops, F, S, S, 3]
     done: Future[DecodeError | None]
@@ -52,6 +59,9 @@ class DeviceCutter:
         self._frames, self._most = frames, frames.shape[1]  # clips decoded at a time
         self._handed_in: queue.SimpleQueue[_Wanted | None] = queue.SimpleQueue()
         self._lock, self._is_closing = threading.Lock(), False
+        self._seconds = _LOT_SECONDS * config.data.decode_seconds
+        self._under_way: list[_Wanted] = []  # another list for each lot
+        self._is_hung = False
         self._thread = threading.Thread(target=self._serve, name="dali", daemon=True)
         self._thread.start()
 
@@ -62,13 +72,15 @@ class DeviceCutter:
             self._handed_in.put(None)
 
     def close(self) -> None:
-        """End the thread, after `interrupt`."""
-        self._thread.join()
+        """End the thread, after `interrupt`; one that hangs ends with the process."""
+        if not self._is_hung:
+            self._thread.join()
 
     def __call__(self, tasks: Sequence[Task]) -> list[Outcome]:
         """Do tasks, one by one but together with those of other threads.
 
-        Raises: CancelledError after `interrupt`; RuntimeError if the device fails.
+        Raises: CancelledError after `interrupt`; HealthError if the decoder hangs; RuntimeError if
+        the device fails.
         """
         return [self._done(task) for task in tasks]
 
@@ -91,13 +103,34 @@ class DeviceCutter:
             return undecodable(sample, error)
         request = VideoRequest(sample.video, sample.info, numbers, crops)
         place = self._frames[task.batch, task.row : task.row + len(crops)]
-        wanted = _Wanted(request, place, Future())
+        wanted = _Wanted(sample.key, request, place, Future())
         with self._lock:
             if self._is_closing:
                 raise CancelledError
             self._handed_in.put(wanted)
-        error = wanted.done.result()
+        error = self._awaited(wanted)
         return undecodable(sample, error) if error else None
+
+    def _awaited(self, wanted: _Wanted) -> DecodeError | None:
+        """What became of a task, which may have to wait for others before it."""
+        while True:
+            lot = self._under_way
+            try:
+                return wanted.done.result(timeout=self._seconds)
+            except FutureTimeoutError as error:
+                if self._under_way is not lot or wanted.done.done():
+                    continue  # it goes on
+                self._is_hung = True
+                raise self._hung(lot) from error
+
+    def _hung(self, lot: Sequence[_Wanted]) -> HealthError:
+        return HealthError(
+            "DALI's decoder gives no answer",
+            where="decode.backend = dali",
+            found=f"nothing for {self._seconds:g} s, decoding {', '.join(w.key for w in lot)}",
+            do="go on with decode.backend=pyav and data.decode_workers of 1 or more, where a video "
+            "that hangs costs itself alone; or raise data.decode_seconds",
+        )
 
     def _serve(self) -> None:
         device = self._frames.device
@@ -124,6 +157,7 @@ class DeviceCutter:
         return together
 
     def _decode(self, together: list[_Wanted]) -> None:
+        self._under_way = together
         try:
             size = self._config.data.frame_size
             batch = self._decoder.decode_batch([wanted.request for wanted in together], size)

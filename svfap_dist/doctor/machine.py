@@ -31,7 +31,13 @@ def examine(config: Config | None) -> list[Finding]:
     found = [*versions(_requirements()), open_files(_file_limit()), *shared_memory()]
     if config is None:
         return [*found, ok("CPU cores", f"{usable_cores():g}")]
-    return [*found, cores(config, usable_cores()), *ports(config), compiler(config)]
+    return [
+        *found,
+        cores(config, usable_cores()),
+        *ports(config),
+        compiler(config),
+        decoders(config),
+    ]
 
 
 def _requirements() -> list[str]:
@@ -105,6 +111,24 @@ def cores(config: Config, usable: float) -> Finding:
         advice = "lower data.decode_workers or train.threads_per_rank, or train on a larger machine"
         return warn(name, f"{usable:g}, wanted: {text}", advice)
     return ok(name, f"{usable:g}, wanted: {text}")
+
+
+def decoders(config: Config) -> Finding:
+    """Whether a video that hangs or crashes its decoder costs more than itself."""
+    name, workers = "decoding", config.data.decode_workers
+    if config.decode.backend == "dali":
+        return warn(
+            name,
+            "on the GPU, in the rank: a video that hangs or crashes DALI ends the run",
+            "if that happens, set decode.backend=pyav",
+        )
+    if not workers:
+        return warn(
+            name,
+            "in the rank's own threads: a video that hangs or crashes the decoder takes it along",
+            "set data.decode_workers to 1 or more",
+        )
+    return ok(name, f"in {workers} processes beside each rank")
 
 
 def _file_limit() -> int:

@@ -66,6 +66,20 @@ def test_planes_are_those_that_a_container_gives(long_video):
     assert (got.matrix, got.full_range) == ("bt601", False)
 
 
+@pytest.mark.parametrize(
+    ("matrix", "full_range"), [("bt601", False), ("bt601", True), ("bt709", False), ("bt709", True)]
+)
+def test_what_the_planes_mean_is_handed_on(matrix, full_range):
+    """A wrong matrix or range would train on wrong colours, and nobody would see it."""
+    said = {"bt601": "smpte170m", "bt709": "bt709"}[matrix], "pc" if full_range else "tv"
+    options = dict(zip(("colorspace", "color_range"), said, strict=True))
+    source = make_video(None, 3, encoder_options=options)
+    info = probe(source, 1)
+    assert isinstance(info, VideoInfo)
+    got = decode_packets.decode(*transcode(source, info, TrainProfile("full")), range(3))
+    assert (got.matrix, got.full_range) == (matrix, full_range)
+
+
 def test_only_what_a_window_needs_is_decoded(long_video):
     """A stride-4 window is one run: damage anywhere else does not matter."""
     video, info = long_video

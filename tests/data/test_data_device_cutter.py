@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 import torch
 from clips import make_video, read_frame_number
@@ -9,9 +12,11 @@ from numbered_shards import write_data_set
 
 from svfap_dist.config import Config
 from svfap_dist.data import decode_dali
+from svfap_dist.data.decode_dali import DaliDecoder
 from svfap_dist.data.evaluation import held_out_batches
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.distributed import World
+from svfap_dist.errors import HealthError
 from svfap_dist.shard_format import VideoInfo
 
 pytestmark = pytest.mark.skipif(not decode_dali.is_installed(), reason="DALI is not installed")
@@ -94,8 +99,6 @@ def test_held_out_clips(data_set):
 
 
 def test_an_iterator_that_is_left_early_ends_its_threads(data_set):
-    import threading
-
     before = threading.active_count()
     loader = ClipLoader(config_of("dali"), data_set.url, data_set.manifest, ALONE)
     iterator = loader.batches(0, 50)
@@ -103,3 +106,18 @@ def test_an_iterator_that_is_left_early_ends_its_threads(data_set):
     iterator.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "dali"]
     assert threading.active_count() <= before + 1
+
+
+def test_a_decoder_that_hangs_ends_the_run_and_names_its_samples(data_set, monkeypatch):
+    released = threading.Event()
+    monkeypatch.setattr(DaliDecoder, "decode_batch", lambda *_: released.wait(60))
+    config = config_of("dali")
+    data = config.data.model_copy(update={"decode_seconds": 0.1})
+    loader = ClipLoader(
+        config.model_copy(update={"data": data}), data_set.url, data_set.manifest, ALONE
+    )
+    began = time.monotonic()
+    with pytest.raises(HealthError, match=r"no answer.*0\.4 s.*clip-\d{3}.*backend=pyav"):
+        next(loader.batches(0, 5))
+    assert time.monotonic() - began < 10
+    released.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from data_sharding import cli, show, verify
 from svfap_dist import shard_format
 from svfap_dist.errors import ShardError
+from svfap_dist.shard_format import ShardEntry, ShardIndex
 
 
 @pytest.fixture(scope="module")
@@ -125,16 +127,46 @@ def test_packets_that_lie_elsewhere_than_the_json_says_are_found(tmp_path: Path)
         assert not verify._packets_fit(video, dataclasses.replace(info, order=order))
 
 
-def test_labels_of_the_index_that_a_sample_does_not_have_are_found(tmp_path: Path) -> None:
+@pytest.fixture
+def single(tmp_path: Path) -> tuple[str, ShardEntry, ShardIndex]:
+    """Shards of one video of 61 frames, and the row and the index of their only shard."""
     make_video(tmp_path / "in/a.mp4", 61)
     out = str(tmp_path / "out")
     cli.shard("folder", str(tmp_path / "in"), out, workers=0)
     (entry,) = shard_format.load_manifest(out).shards
-    index = shard_format.load_index(out, entry)
-    tar = str(tmp_path / "out" / entry.name)
-    for labels, ok in (({}, True), ({"class": 1}, False)):
-        said = dataclasses.replace(index, labels=(labels,))
-        assert list(verify._samples_in(tar, said)) == [("a", ok)]
+    return out, entry, shard_format.load_index(out, entry)
+
+
+@pytest.mark.parametrize(
+    ("said", "ok"),
+    [
+        ({"labels": ({},)}, True),
+        ({"labels": ({"class": 1},)}, False),
+        ({"num_frames": (60,)}, False),
+    ],
+)
+def test_what_the_index_says_and_a_sample_does_not_is_found(single, said, ok: bool) -> None:
+    out, entry, index = single
+    tar = os.path.join(out, entry.name)
+    assert list(verify._samples_in(tar, dataclasses.replace(index, **said))) == [("a", ok)]
+
+
+def test_samples_that_the_index_does_not_name_are_found(single) -> None:
+    out, entry, index = single
+    assert list(verify._damages(out, entry, index)) == []
+    nothing = {field.name: () for field in dataclasses.fields(index)}
+    found = list(verify._damages(out, entry, ShardIndex(**nothing)))
+    assert found == [
+        "0 samples in the index, 1 in the manifest",
+        "webdataset finds other samples than the index names",
+    ]
+
+
+def test_a_lost_marker_is_found(single) -> None:
+    out, _, _ = single
+    os.unlink(os.path.join(out, "shard-000000.done.json"))
+    with pytest.raises(ShardError, match="1 shards have no marker"):
+        cli.verify(out)
 
 
 def test_a_contact_sheet_shows_first_and_middle_frames(tmp_path: Path) -> None:

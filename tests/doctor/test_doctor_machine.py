@@ -104,6 +104,14 @@ def test_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert machine.usable_cores() == visible
 
 
+def test_decoders() -> None:
+    assert machine.decoders(_config("data.decode_workers=2")).status == "ok"
+    assert "threads" in machine.decoders(_config("data.decode_workers=0")).found
+    alone = machine.decoders(_config("data.decode_workers=2", "decode.backend=dali"))
+    assert alone.status == "warn"
+    assert "ends the run" in alone.found
+
+
 def test_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.compiler(_config()).status == "ok"
     monkeypatch.setenv("CXX", "no-such-compiler")
