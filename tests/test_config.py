@@ -90,6 +90,11 @@ def test_bf16_without_zero_is_refused():
         recipe.load("tiny_cpu", ["train.zero_stage=0", "train.dtype=bfloat16"])
 
 
+def test_held_out_clips_are_of_pre_training():
+    with pytest.raises(ConfigError, match=r"data.eval_url.*\[task\]"):
+        recipe.load("finetune_dfew", ["data.eval_url=held-out"])
+
+
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean tiny_cpu"):
         recipe.load("tiny_cp")

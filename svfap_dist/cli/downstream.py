@@ -57,17 +57,19 @@ def finetune(
 
 @contextlib.contextmanager
 def _one_group(config: Any, on: str) -> Any:
-    """One Ray cluster, or one process group, for all folds."""
+    """One Ray cluster, or one process group, for all folds, and one ear for signals."""
+    from svfap_dist.train.notice import heard_signals
+
     if on == "ray":
         from svfap_dist.cluster import ray_train
 
-        with ray_train.connected(config):
+        with ray_train.connected(config), heard_signals():  # Ray sets handlers when it connects
             yield
         return
     from svfap_dist import distributed
     from svfap_dist.train.engine import process_group
 
-    with process_group(config, distributed.from_environment()):
+    with heard_signals(), process_group(config, distributed.from_environment()):
         yield
 
 

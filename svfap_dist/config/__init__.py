@@ -17,6 +17,7 @@ from svfap_dist.config.fit import (
     check_batch,
     check_clip,
     check_mask,
+    check_task,
     check_window,
     check_world_size,
 )
@@ -74,6 +75,7 @@ class Config(Section):
         if self.task is None:
             check_mask(self)
         check_batch(self)
+        check_task(self)
         return self
 
     @property

@@ -68,6 +68,15 @@ def check_batch(config: Config) -> None:
     check_world_size(config, config.cluster.num_workers, key="cluster.num_workers")
 
 
+def check_task(config: Config) -> None:
+    if config.task is not None and config.data.eval_url:
+        raise _impossible(
+            "data.eval_url",
+            config.data.eval_url,
+            "clips are held out from pre-training; a [task] says itself what it is tested on",
+        )
+
+
 def _impossible(key: str, value: object, why: str) -> ConfigError:
     return ConfigError(
         "Impossible combination in the recipe",

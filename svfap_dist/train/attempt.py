@@ -107,7 +107,7 @@ class Attempt:
         recorder.begin(self.step, self.total_steps, self._manifest.fingerprint)
 
         reshape = state is not None and checkpoint.needs_reshaping(state, config, world)
-        self.engine = Engine(config, world, device, universal=reshape)
+        self.engine = Engine(_own_init(config, state), world, device, universal=reshape)
         stack.callback(self.engine.close)
         if state is not None:
             checkpoint.load(config.run.url, state, self.engine, reshape)
@@ -244,6 +244,19 @@ class Attempt:
             first_held_out_loss=held_out[0] if held_out else None,
             held_out_loss=held_out[-1] if held_out else None,
         )
+
+
+def _own_init(config: Config, state: TrainState | None) -> Config:
+    """The recipe with a resumed run's own checkpoint for finetune.init.
+
+    What is frozen (the encoder of a linear probe) DeepSpeed's universal form leaves as it was
+    built, and finetune.init may have gone on by now, or away.
+    """
+    if state is None or config.task is None:
+        return config
+    init = checkpoint.checkpoint_url(config.run.url, state.step)
+    finetune = config.finetune.model_copy(update={"init": init})
+    return config.model_copy(update={"finetune": finetune})
 
 
 def _with_backend(

@@ -1,7 +1,8 @@
 """Saves checkpoints while training goes on, COMMIT last.
 
 All ranks enter `Checkpointer.save` together. Each writes its part to a local folder; from there a
-thread uploads it while training goes on, then puts the rank's marker. Rank 0's thread waits for all
+thread uploads it while training goes on, then puts the rank's marker. Of the full weights rank 0
+only takes a copy while training waits; its thread writes their file. That thread waits for all
 markers, writes files.json and COMMIT, and deletes what retention lets go. Threads talk through the
 store only, never through collectives. A marker's name carries a token drawn for this one save, so
 what a killed attempt left behind counts for nothing. `settle` is where all ranks learn how an
@@ -11,6 +12,7 @@ upload ended: one failure is told and the run goes on, two in a row end it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import glob
 import json
 import logging
@@ -20,9 +22,11 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+
+from torch import Tensor
 
 from svfap_dist import distributed, storage
 from svfap_dist.config import Config
@@ -135,6 +139,7 @@ class _Upload:
         self._uploading: Future[None] | None = None
         self._committing: Future[Outcome] | None = None
         self._refusal = ""  # of the store, before anything was written
+        self._write_rest: Callable[[], None] = lambda: None  # what needs no engine
         self._token = distributed.from_main(uuid.uuid4().hex[:12])
 
     def write(self, engine: Engine, state: TrainState) -> None:
@@ -144,25 +149,27 @@ class _Upload:
             return
         try:
             engine.save(self._folder, tag_of(self._step))
-            state_dict = engine.state_dict()
-            if self._world.is_main:
-                part = os.path.join(self._folder, tag_of(self._step))
-                build = engine.objective.build_arguments
-                weights.save(os.path.join(part, WEIGHTS), state_dict, build)
-                storage.write_bytes(os.path.join(part, STATE), state.to_json())
-        except (OSError, RuntimeError, StorageError) as error:
+        except (OSError, RuntimeError) as error:
             # torch reports a full disk as a RuntimeError, and so it does a rank that is gone.
             if (
                 isinstance(error, RuntimeError)
                 and shutil.disk_usage(self._folder).free > _FULL_BYTES
             ):
                 raise
-            raise CheckpointError(
-                "Checkpoint cannot be written to the local disk",
-                where=self._folder,
-                found=str(error),
-                do="free space there, or set TMPDIR to a folder with more",
-            ) from error
+            raise _no_room(self._folder, error) from error
+        state_dict = engine.state_dict()
+        if self._world.is_main:
+            # The next steps change the tensors in place.
+            copied = {
+                name: value.detach().to("cpu", copy=True) for name, value in state_dict.items()
+            }
+            build = engine.objective.build_arguments
+            self._write_rest = functools.partial(_write_rest, self._part, copied, build, state)
+
+    @property
+    def _part(self) -> str:
+        """This rank's files."""
+        return os.path.join(self._folder, tag_of(self._step))
 
     def _remove_leftover(self) -> str:
         """Rank 0 removes what an earlier attempt left of this step; what went wrong, or ""."""
@@ -182,8 +189,10 @@ class _Upload:
             self._committing = pool.submit(self._commit)
 
     def _upload_part(self) -> None:
-        part = os.path.join(self._folder, tag_of(self._step))
-        rows = checkpoint.upload(part, self._url)
+        write_rest, self._write_rest = self._write_rest, lambda: None
+        write_rest()
+        del write_rest  # and with it the copied weights
+        rows = checkpoint.upload(self._part, self._url)
         self._before_marker()
         storage.write_bytes(
             storage.join(self._url, _marker(self._world.rank, self._token)),
@@ -251,6 +260,26 @@ class _Upload:
     def clean(self) -> None:
         """Remove the local copy."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _write_rest(
+    part: str, state_dict: Mapping[str, Tensor], build: Mapping[str, Any], state: TrainState
+) -> None:
+    """Write the full weights and the state beside rank 0's shards."""
+    try:
+        weights.save(os.path.join(part, WEIGHTS), state_dict, build)
+        storage.write_bytes(os.path.join(part, STATE), state.to_json())
+    except (OSError, StorageError) as error:
+        raise _no_room(part, error) from error
+
+
+def _no_room(folder: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        "Checkpoint cannot be written to the local disk",
+        where=folder,
+        found=str(error),
+        do="free space there, or set TMPDIR to a folder with more",
+    )
 
 
 def _prefix(config: Config, world: World) -> str:

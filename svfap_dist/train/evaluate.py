@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from svfap_dist.config import Config
+from svfap_dist.config import Config, TaskConfig
 from svfap_dist.data.stream import open_data
 from svfap_dist.distributed import World
 from svfap_dist.downstream.predictions import Predictions
@@ -36,15 +36,15 @@ def run(
     folds: dict[int, Predictions] = {}
     for fold, where in finetune.found(config, url).items():
         path, theirs = trained.locate(where)
-        if theirs.task is None or theirs.task.names != task.names:
-            raise CheckpointError(
-                "Checkpoint is of another task",
-                where=path,
-                found=f"{theirs.task.names if theirs.task else 'pre-training'}, "
-                f"where the recipe has {task.names}",
-                do="give the recipe that it was fine-tuned by",
-            )
-        one = config.model_copy(update={"task": task.model_copy(update={"fold": fold})})
+        _check_fits(config, task, theirs, path)
+        # What the outputs mean is the network's own.
+        output = {"output": theirs.finetune.output}
+        one = config.model_copy(
+            update={
+                "task": task.model_copy(update={"fold": fold}),
+                "finetune": config.finetune.model_copy(update=output),
+            }
+        )
         model = weights.load_classifier(path).to(device)
         with torch.no_grad():
             tested = testing.predict(
@@ -58,3 +58,24 @@ def run(
             )
         folds[fold] = tested.predictions
     return summarise(task, folds)
+
+
+def _check_fits(config: Config, task: TaskConfig, theirs: Config, path: str) -> None:
+    """Raises: CheckpointError if a checkpoint is of another task or takes other clips."""
+    if theirs.task is None or (theirs.task.kind, theirs.task.names) != (task.kind, task.names):
+        raise CheckpointError(
+            "Checkpoint is of another task",
+            where=path,
+            found=f"{theirs.task.names if theirs.task else 'pre-training'}, "
+            f"where the recipe has {task.names}",
+            do="give the recipe that it was fine-tuned by",
+        )
+    for name in ("num_frames", "frame_size"):
+        mine, other = getattr(config.data, name), getattr(theirs.data, name)
+        if mine != other:
+            raise CheckpointError(
+                "Checkpoint takes other clips",
+                where=path,
+                found=f"data.{name} = {other}, where the recipe has {mine}",
+                do=f"set data.{name}={other}",
+            )

@@ -2,13 +2,16 @@
 
 Each fold is an ordinary run in a folder of its own, `fold-1/`, ..., below `run.url` (a task with a
 fixed split is one run, in `run.url` itself). So the same command started again leaves finished
-folds alone, resumes the one that was cut short, and goes on. `results.json` and the confusion
+folds alone, resumes the one that was cut short, and goes on. Notice to stop and `train.max_seconds`
+are for all of it. `results.json` and the confusion
 matrix (`pictures/confusion.png`) come last, from the predictions of all folds.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import time
 from collections.abc import Callable, Mapping
 
 from svfap_dist import storage
@@ -18,6 +21,7 @@ from svfap_dist.downstream.predictions import Predictions
 from svfap_dist.downstream.results import Results, summarise
 from svfap_dist.errors import ConfigError
 from svfap_dist.train import loop, trained
+from svfap_dist.train.journal import read_recipe
 from svfap_dist.train.notice import FINISHED
 from svfap_dist.train.result import RunResult
 from svfap_dist.train.testing import PREDICTIONS
@@ -101,13 +105,14 @@ def run(
 
     Raises: what `train` raises; ConfigError, ShardError before anything starts.
     """
-    folds = runs_of(config)
+    folds, began = runs_of(config), time.monotonic()
     starts = {fold: loop.preflight(one) for fold, one in folds.items()}
+    tested = {fold for fold, one in folds.items() if _is_tested(one)}
     for fold, one in folds.items():
-        if storage.exists(storage.join(one.run.url, PREDICTIONS)):
+        if fold in tested:
             continue
         on_fold(fold, starts[fold])
-        ended = train(one)
+        ended = train(_with_time_left(one, time.monotonic() - began))
         if ended.stop_reason != FINISHED:
             return FinetuneResult(config.run.url, ended.stop_reason, None, ended.step, fold)
     results = summarise(
@@ -120,6 +125,32 @@ def run(
     if writes:
         write(results, config.run.url)
     return FinetuneResult(config.run.url, FINISHED, results)
+
+
+def _is_tested(config: Config) -> bool:
+    """Whether a fold has predictions. Raises: ConfigError if they were made of other clips."""
+    if not storage.exists(storage.join(config.run.url, PREDICTIONS)):
+        return False
+    then, now = read_recipe(config.run.url).finetune, config.finetune
+    for name in ("test_segments", "test_crops"):
+        if getattr(then, name) != getattr(now, name):
+            raise ConfigError(
+                "Already tested in another way",
+                where=f"finetune.{name}",
+                found=f"{getattr(now, name)}, but {config.run.url} was tested with "
+                f"{getattr(then, name)}",
+                do="set it back, and test again with `svfap evaluate`, which takes other values",
+            )
+    return True
+
+
+def _with_time_left(config: Config, spent: float) -> Config:
+    """The recipe of a fold that begins when so many of train.max_seconds are spent."""
+    limit = config.train.max_seconds
+    if not limit:
+        return config
+    train = config.train.model_copy(update={"max_seconds": max(math.ceil(limit - spent), 1)})
+    return config.model_copy(update={"train": train})
 
 
 def write(results: Results, url: str) -> None:

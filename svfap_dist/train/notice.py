@@ -28,6 +28,8 @@ FINISHED, TIME_IS_UP = "finished", "train.max_seconds"
 EX_TEMPFAIL = 75
 _SECONDS_BETWEEN_LOOKS = 5.0  # for nodes that leave: all ranks look together
 
+_listening: list[list[str]] = []  # what the outermost `heard_signals` has heard, while there is one
+
 NodesLeaving = Callable[[], Set[str]]
 
 
@@ -45,8 +47,13 @@ def heard_signals() -> Iterator[Callable[[], str]]:
     """The name of the first signal heard that asks to stop, "" so far.
 
     A second one does what it did before. Signals are heard in the main thread only: elsewhere
-    (Ray's workers) this hears nothing.
+    (Ray's workers) this hears nothing. Inside another one it hears what that has heard, so that a
+    signal between two folds of a fine-tuning, or while one is tested, stops the next.
     """
+    if _listening:
+        outer = _listening[0]
+        yield lambda: outer[0] if outer else ""
+        return
     heard: list[str] = []
     before: dict[int, Any] = {}
 
@@ -58,9 +65,11 @@ def heard_signals() -> Iterator[Callable[[], str]]:
     if threading.current_thread() is threading.main_thread():
         for number in STOP_SIGNALS:
             before[number] = signal.signal(number, hear) or signal.SIG_DFL
+        _listening.append(heard)
     try:
         yield lambda: heard[0] if heard else ""
     finally:
+        _listening[:] = [other for other in _listening if other is not heard]
         for number, handler in before.items():
             signal.signal(number, handler)
 

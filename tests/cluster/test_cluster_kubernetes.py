@@ -56,6 +56,11 @@ def test_the_recipe_and_the_sizes_arrive(tmp_path):
     assert yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "600"
 
 
+def test_a_recipe_with_a_task_is_fine_tuned():
+    _, _, ray_job = rendered("finetune_dfew", PLACES, Pods("svfap", ranks_per_node=4))
+    assert "svfap_dist finetune /etc/svfap/recipe.toml" in ray_job["spec"]["entrypoint"]
+
+
 @pytest.mark.parametrize("name", ["tiny_cpu", "svfap_base_voxceleb2"])
 def test_every_pod_and_the_config_map_are_what_kubernetes_knows(name):
     _, config_map, ray_job = rendered(name, PLACES, Pods("svfap", nodes=2, ranks_per_node=2))

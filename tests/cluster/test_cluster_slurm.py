@@ -44,6 +44,15 @@ def test_ray_gets_one_task_per_node_with_the_cpus_of_all_its_ranks():
     assert not any(word.startswith("--gpus") for word in words)
 
 
+@pytest.mark.parametrize("on", ["srun", "ray"])
+def test_a_recipe_with_a_task_is_fine_tuned(on):
+    words = command("finetune_dfew", PLACES, Allocation(gpus_per_node=4, on=on))
+    assert "--export=ALL,SVFAP_VERB=finetune" in words
+    script = next(word for word in words if word.endswith(".sbatch"))
+    assert '-m svfap_dist "${SVFAP_VERB:-pretrain}" "$@"' in Path(script).read_text()
+    assert not any("SVFAP_VERB" in word for word in command("tiny_cpu", PLACES, Allocation()))
+
+
 def test_a_recipe_of_ones_own_is_found_from_wherever_the_job_runs(tmp_path, monkeypatch):
     (tmp_path / "own.toml").write_text("[model]\nsize = 'tiny'\n")
     monkeypatch.chdir(tmp_path)

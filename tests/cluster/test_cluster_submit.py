@@ -26,6 +26,9 @@ def test_the_job_carries_the_resolved_recipe_and_time_to_save(tmp_path):
     assert wanted.job_id.startswith("my-run-")
     again = submit.submission("tiny_cpu", overrides)
     assert again.job_id != wanted.job_id
+    assert "svfap_dist pretrain recipe.toml --on ray" in again.entrypoint
+    labelled = submit.submission("finetune_dfew", PLACES)
+    assert "svfap_dist finetune recipe.toml --on ray" in labelled.entrypoint
 
 
 def test_variables_come_from_a_file_from_here_and_from_the_command_line(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,50 @@ def test_a_checkpoint_is_whole_and_says_what_it_is(tmp_path: Path) -> None:
         "state.json",
         "model.safetensors",
     }
+
+
+class MovingEngine(SmallEngine):
+    """Goes on training in the same tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = {"weight": torch.arange(4.0)}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self.weights
+
+
+def test_training_waits_for_a_copy_of_the_weights_and_not_for_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine: Any = MovingEngine()
+    goes_on, write = threading.Event(), weights.save
+
+    def slowly(*arguments: Any) -> None:
+        assert goes_on.wait(20), "training waits for the file"
+        write(*arguments)
+
+    monkeypatch.setattr(weights, "save", slowly)
+    with Checkpointer(a_config(tmp_path), ALONE, before_marker=lambda: None) as checkpointer:
+        checkpointer.save(engine, state.after(1, a_config("-"), 10, "m", 1))
+        engine.weights["weight"].zero_()
+        goes_on.set()
+        assert end(checkpointer) == ""
+    _, tensors = weights.load(str(folder_of(tmp_path, 1) / checkpoint.WEIGHTS))
+    assert torch.equal(tensors["weight"], torch.arange(4.0))
+
+
+def test_no_room_for_the_weights_is_a_checkpoint_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "save", full)
+    (error,) = save(a_config(tmp_path), 1)
+    assert "local disk" in error
+    assert "TMPDIR" in error
+    assert checkpoint.committed_steps(str(tmp_path)) == []
 
 
 def test_the_local_copy_goes(tmp_path: Path, own_temporary_folder: Path) -> None:

@@ -13,8 +13,9 @@ from train_ranks import random_batch, recipe_tables, start
 from svfap_dist import recipe
 from svfap_dist.config import Config
 from svfap_dist.model import autoencoder, loss
-from svfap_dist.train import schedule
+from svfap_dist.train import objective, optim, schedule
 from svfap_dist.train.masked import build_arguments
+from svfap_dist.train.objective import Moment
 
 STEPS, CLIP = 8, 0.02
 # Accumulation 2; a decay and a clipping that would be missed; a warm-up of two steps.
@@ -30,6 +31,11 @@ CHANGES = {
 }
 TABLES = recipe_tables("unused", "unused", **CHANGES)
 BF16 = recipe_tables("unused", "unused", train={**CHANGES["train"], "dtype": "bfloat16"})
+TASK = {"kind": "classification", "set": "toy", "label": "class", "names": ["a", "b", "c"]}
+TASK |= {"folds": 2, "metrics": ["uar"]}
+TUNING = {"layer_decay": 0.6, "drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0}
+LAYERS = TABLES | {"task": TASK, "finetune": TUNING | {"head_init_scale": 1.0}}
+LAYERS_3 = LAYERS | {"train": TABLES["train"] | {"zero_stage": 3}}
 CONFIG = recipe.from_tables(TABLES, where="test")
 RATES = [
     schedule.learning_rate(CONFIG.optim, CONFIG.train.global_batch_size, STEPS, step)
@@ -45,6 +51,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, dict[
         "float32": {"tables": TABLES},
         "bf16": {"tables": BF16},
         "bf16 cut": {"tables": BF16, "cut_at": 3},
+        "layers cut": {"tables": LAYERS, "cut_at": 3},
+        "layers 3 cut": {"tables": LAYERS_3, "cut_at": 3},
     }
     tasks = [
         ("engine_steps", {**order, "rates": RATES, "weights": str(folder / f"{name}.pt")})
@@ -83,6 +91,37 @@ def plain_torch(config: Config) -> tuple[list[float], list[float], dict[str, Ten
         optimizer.zero_grad()
         losses.append(sum(halves))
     return losses, norms, model.state_dict()
+
+
+def plain_layers(config: Config) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses and weights of a fine-tuning without any engine, a rate to each layer."""
+    learned = objective.of(config)
+    torch.manual_seed(config.run.seed)
+    model = learned.build()
+    optimizer = optim.adamw(model, config.optim, learned.layer_decay)
+    losses = []
+    for step, rate in enumerate(RATES):
+        batch, moment = random_batch(config, step), Moment(torch.device("cpu"), 0, step)
+        value = learned.loss(model, batch, slice(None), moment)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(value.item())
+    return losses, model.state_dict()
+
+
+def test_each_layer_learns_at_its_own_rate_in_stages_2_and_3_and_after_a_resume(
+    runs: dict[str, Any],
+) -> None:
+    losses, expected = plain_layers(recipe.from_tables(LAYERS, where="test"))
+    for name in ("layers cut", "layers 3 cut"):
+        seen, weights = runs[name]
+        assert seen["loss"] == pytest.approx(losses, abs=1e-4), name
+        for key, value in expected.items():
+            assert torch.allclose(weights[key], value, atol=2e-5, rtol=0), (name, key)
 
 
 def test_the_engine_is_plain_adamw(runs: dict[str, Any]) -> None:

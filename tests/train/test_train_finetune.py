@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ from train_ranks import recipe_tables, start
 
 from data_sharding import cli as sharding
 from svfap_dist import recipe
+from svfap_dist.config import Config
 from svfap_dist.downstream.predictions import Predictions
+from svfap_dist.errors import CheckpointError, ConfigError
 from svfap_dist.model import autoencoder, weights
-from svfap_dist.train import checkpoint, evaluate
+from svfap_dist.train import audit, checkpoint, evaluate, finetune, loop, testing, trained
+from svfap_dist.train.notice import TIME_IS_UP
 
 ACTORS = (1001, 1019, 1037, 1055, 1073)  # one of each of CREMA-D's folds
 NAMES = ["anger", "disgust", "fear", "happy", "neutral", "sad"]
@@ -82,7 +86,8 @@ def runs(data: Path, pretrained: Path, folder: Path) -> dict[str, dict[str, Any]
         "stopped": task("cut", 4),
         "resumed": task("cut"),
         "calm": task("calm", finetune=CALM, augment=STILL),
-        "linear": task("linear", finetune=linear),
+        "linear stopped": task("linear", 4, finetune=linear),
+        "linear": task("linear", finetune=linear | {"init": "/gone"}, train={"zero_stage": 1}),
         "too large": task("large", model={"size": "tiny"}, finetune={"init": str(pretrained)}),
     }
     results = start(1, list(tasks.values()), folder / "one")
@@ -117,6 +122,8 @@ def test_a_fold_is_trained_tested_and_summed_up(runs: dict[str, Any], folder: Pa
     ]
     assert len(ledger) == 6 * 4
     assert not any(str(ACTORS[1]) in row["key"] for row in ledger)
+    checked = audit.audit(str(run))
+    assert (checked.steps, checked.is_exact) == (6, True)
 
 
 def test_stopping_and_resuming_changes_no_bit(runs: dict[str, Any], folder: Path) -> None:
@@ -139,10 +146,13 @@ def test_a_linear_probe_leaves_the_encoder(
     kept = [name for name in after if name.startswith("encoder.")]
     assert kept
     assert all(torch.equal(after[name], before[name]) for name in kept)
-    start = checkpoint.read_state(str(folder / "linear/fold-2"), 3)
-    assert start.step == 3
+    # It was stopped, and went on in another ZeRO stage: the checkpoint was reshaped.
+    stages = [
+        checkpoint.read_state(str(folder / "linear/fold-2"), step).zero_stage for step in (4, 6)
+    ]
+    assert stages == [2, 1]
     earlier = weights.load(
-        str(folder / "linear/fold-2/checkpoints/step-000000003/model.safetensors")
+        str(folder / "linear/fold-2/checkpoints/step-000000004/model.safetensors")
     )
     assert not torch.equal(after["head.weight"], earlier[1]["head.weight"])
 
@@ -162,6 +172,58 @@ def test_testing_again_says_the_same(
     results = evaluate.run(config, str(folder / "calm") + place)
     said = json.loads((folder / "calm/results.json").read_text())
     assert json.loads(results.to_json())["confusion"] == said["confusion"]
+
+
+def test_testing_again_is_refused_where_other_values_would_be_wrong_or_not_heard(
+    runs: dict[str, Any], data: Path, folder: Path
+) -> None:
+    wanted = tables(data, folder)
+    wanted["data"] |= {"frame_size": 48}
+    other = recipe.from_tables(wanted, where="test")
+    with pytest.raises(CheckpointError, match=r"other clips.*data.frame_size = 32.*has 48"):
+        evaluate.run(other, str(folder / "calm"))
+    changed = tables(data, folder / "straight", finetune={"test_segments": 5})
+    with pytest.raises(ConfigError, match=r"5, but .*fold-2 was tested with 2.*svfap evaluate"):
+        finetune.run(recipe.from_tables(changed, where="test"), pytest.fail)
+
+
+def test_what_outputs_mean_is_the_networks_and_not_the_recipes(
+    runs: dict[str, Any], data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, theirs = trained.locate(str(folder / "calm/fold-2"))
+    output = theirs.finetune.model_copy(update={"output": "tanh"})
+    found = (path, theirs.model_copy(update={"finetune": output}))
+    monkeypatch.setattr(trained, "locate", lambda url: found)
+    seen: list[str] = []
+    predict = testing.predict
+
+    def watched(config: Any, *arguments: Any) -> Any:
+        seen.append(config.finetune.output)
+        return predict(config, *arguments)
+
+    monkeypatch.setattr(testing, "predict", watched)
+    evaluate.run(recipe.from_tables(tables(data, folder), where="test"), str(folder / "calm"))
+    assert seen == ["tanh"]
+
+
+def test_all_folds_share_one_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"task": TASK | {"fold": 0}, "train": {"max_seconds": 100}}
+    config = recipe.from_tables(recipe_tables("d", "/nowhere") | changes, where="test")
+    monkeypatch.setattr(loop, "preflight", lambda config: 0)
+    now, limits = [7.0], []
+    monkeypatch.setattr(finetune.time, "monotonic", lambda: now[0])
+
+    def train(one: Config) -> Any:
+        limits.append(one.train.max_seconds)
+        now[0] += 40.5
+        return SimpleNamespace(step=3, stop_reason="finished" if len(limits) < 4 else TIME_IS_UP)
+
+    ended = finetune.run(config, train)
+    assert limits == [100, 60, 19, 1]
+    assert [one.run.name for one in finetune.runs_of(config).values()] == [
+        f"{config.run.name}-fold-{fold}" for fold in (1, 2, 3, 4, 5)
+    ]
+    assert (ended.stop_reason, ended.fold) == (TIME_IS_UP, 4)
 
 
 @pytest.mark.slow

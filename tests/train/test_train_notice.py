@@ -39,6 +39,18 @@ def test_the_first_signal_is_heard_and_the_second_does_what_it_did_before(number
         signal.signal(number, before)
 
 
+def test_what_was_heard_between_two_runs_stops_the_second() -> None:
+    with heard_signals() as outer:
+        with heard_signals() as first:
+            assert first() == ""
+        signal.raise_signal(signal.SIGUSR1)
+        with heard_signals() as second:
+            assert second() == outer() == "SIGUSR1"
+        assert outer() == "SIGUSR1"
+    with heard_signals() as later:
+        assert later() == ""
+
+
 def test_time_is_up_after_max_seconds_and_never_without() -> None:
     clock = Clock()
     limited = Notice(nothing, nothing, None, max_seconds=10, clock=clock)

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from svfap_dist import distributed
 
 if TYPE_CHECKING:
+    import torch
+
     from svfap_dist.config import Config
     from svfap_dist.data.clips import ClipBatch
 
@@ -152,7 +154,7 @@ def finetune(tables: dict[str, Any], stop_after: int = 0) -> dict[str, Any]:
 
 
 def random_batch(config: Config, step: int) -> ClipBatch:
-    """A batch of noise that is the same in every process."""
+    """A batch of noise that is the same in every process, with targets if there is a task."""
     import torch
 
     from svfap_dist.data.clips import ClipBatch
@@ -175,7 +177,20 @@ def random_batch(config: Config, step: int) -> ClipBatch:
         bad=[],
         fetch_seconds=0.0,
         decode_seconds=0.0,
+        targets=random_targets(config, chance),
     )
+
+
+def random_targets(config: Config, chance: torch.Generator) -> torch.Tensor | None:
+    """Classes or values of a batch; None if there is no task."""
+    import torch
+
+    if config.task is None:
+        return None
+    count, outputs = config.train.global_batch_size, len(config.task.names)
+    if config.task.kind == "classification":
+        return torch.randint(0, outputs, (count,), generator=chance)
+    return torch.rand(count, outputs, generator=chance)
 
 
 def engine_steps(

@@ -58,6 +58,19 @@ def test_values_of_a_regression_are_squashed_as_in_training(tmp_path, clips, out
         torch.testing.assert_close(network(clips), squash(model(clips)))
 
 
+def test_how_clips_are_cut_and_averaged_is_the_recipes(tmp_path):
+    config = emotions()
+    config = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"region": "full", "sampling_rate": 3}),
+            "finetune": config.finetune.model_copy(update={"test_segments": 5, "test_crops": 1}),
+        }
+    )
+    card = svfap_dist.load(save_run(tmp_path / "run", finetuned(3), config)).card
+    assert (card.region, card.sampling_rate, card.window) == ("full", 3, 10)
+    assert (card.test_segments, card.test_crops) == (5, 1)
+
+
 def test_frames_may_come_as_bytes(tmp_path):
     network = svfap_dist.load(save_run(tmp_path / "run", pretrained(), recipe()))
     frames = torch.randint(0, 256, (2, 4, 64, 64, 3), dtype=torch.uint8)

@@ -1,0 +1,136 @@
+"""The objective of fine-tuning, told by networks that say what the test wants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from train_ranks import random_batch, recipe_tables
+
+from svfap_dist import recipe
+from svfap_dist.config import Config
+from svfap_dist.metrics import flops
+from svfap_dist.rng import Stream
+from svfap_dist.train import mixing, objective
+from svfap_dist.train.labelled import Labelled
+from svfap_dist.train.objective import Moment
+
+TASK = {"set": "toy", "folds": 2, "names": ["a", "b", "c"]}
+CLASSES = {**TASK, "kind": "classification", "label": "class", "metrics": ["uar"]}
+VALUES = {**TASK, "kind": "regression", "label": "values", "metrics": ["ccc"]}
+CALM = {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0}
+CPU = torch.device("cpu")
+ALL = slice(None)
+OUTPUTS = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.5], [1.0, 3.0, 0.0], [0.0, 0.0, 4.0]])
+
+
+def a_recipe(task: dict[str, Any], **finetune: Any) -> Config:
+    tables = recipe_tables("unused", "unused") | {"task": task, "finetune": finetune}
+    return recipe.from_tables(tables, where="test")
+
+
+def says(outputs: torch.Tensor, heard: list[torch.Tensor] | None = None) -> Any:
+    """A network with these outputs; what it is shown goes to `heard`."""
+
+    def network(clips: torch.Tensor) -> torch.Tensor:
+        if heard is not None:
+            heard.append(clips)
+        return outputs
+
+    return network
+
+
+def test_classes_are_told_by_the_cross_entropy_with_their_own_clips() -> None:
+    config = a_recipe(CLASSES, **CALM)
+    batch = random_batch(config, 0)
+    found = Labelled(config).loss(says(OUTPUTS), batch, ALL, Moment(CPU, 0, 3))
+    assert batch.targets is not None
+    expected = -OUTPUTS.log_softmax(1)[range(4), batch.targets].mean()
+    torch.testing.assert_close(found, expected)
+
+
+def test_smoothing_and_mixing_are_for_training_and_drawn_by_step_rank_and_part() -> None:
+    config = a_recipe(CLASSES, label_smoothing=0.3)
+    batch, learned = random_batch(config, 0), Labelled(config)
+    assert batch.targets is not None
+    plain = torch.nn.functional.cross_entropy(OUTPUTS, batch.targets)
+    torch.testing.assert_close(learned.loss(says(OUTPUTS), batch, ALL, Moment(CPU, 0)), plain)
+    heard: list[torch.Tensor] = []
+    loss = learned.loss(says(OUTPUTS, heard), batch, ALL, Moment(CPU, 1, 5))
+    chance = Stream(config.run.seed, "fine-tuning", 5, 1, None)
+    chance.integer(1 << 62)
+    towards = mixing.soft_targets(batch.targets, 3, 0.3)
+    clips, towards = mixing.mix(batch.frames, towards, chance, config.finetune)
+    assert heard[0].shape == (4, 3, 8, 32, 32)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(OUTPUTS, towards))
+    assert not torch.equal(clips, batch.frames)
+
+    def value(rank: int, step: int, part: slice) -> float:
+        network = says(OUTPUTS[part])
+        return learned.loss(network, batch, part, Moment(CPU, rank, step)).item()
+
+    first, second = slice(0, 2), slice(2, 4)
+    assert value(1, 5, first) == value(1, 5, first)
+    draws = {value(rank, step, first) for rank in (0, 1) for step in (5, 6)}
+    assert len(draws) == 4
+    batch.targets[2:] = batch.targets[:2]
+    batch.frames[2:] = batch.frames[:2]
+    same = says(OUTPUTS[first])
+    of_parts = [learned.loss(same, batch, p, Moment(CPU, 0, 5)).item() for p in (first, second)]
+    assert of_parts[0] != of_parts[1]
+
+
+def test_drop_path_falls_the_same_again_in_the_same_step() -> None:
+    learned = Labelled(a_recipe(CLASSES, **CALM, drop_path=0.5, head_init_scale=1.0))
+    torch.manual_seed(0)
+    model = learned.build()
+    batch = random_batch(a_recipe(CLASSES), 0)
+
+    def value(step: int | None, rank: int = 0) -> float:
+        return learned.loss(model, batch, ALL, Moment(CPU, rank, step)).item()
+
+    learned.train_mode(model)
+    assert value(1) == value(1)
+    assert len({value(1), value(2), value(1, rank=1)}) == 3
+    model.eval()
+    assert value(1) == value(2) == pytest.approx(value(None), abs=1e-5)
+
+
+def test_a_linear_probe_trains_its_head_before_a_still_encoder() -> None:
+    config = a_recipe(CLASSES, mode="linear", drop_path=0.5, layer_decay=0.5)
+    learned = Labelled(config)
+    model = learned.build()
+    learned.train_mode(model)
+    trained = {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"head", "fc_norm"}
+    assert not any(part.training for part in model.get_submodule("encoder").modules())
+    assert model.training
+    assert learned.layer_decay == 1
+    whole = Labelled(a_recipe(CLASSES, layer_decay=0.5))
+    assert whole.layer_decay == 0.5
+    forward = flops.classifier(whole._size, 3)
+    assert learned.flops_per_clip == sum(forward.values())
+    assert whole.flops_per_clip == flops.training_step(forward) > 2.5 * learned.flops_per_clip
+
+
+@pytest.mark.parametrize(
+    ("output", "squash"), [("none", lambda x: x), ("sigmoid", torch.sigmoid), ("tanh", torch.tanh)]
+)
+def test_values_are_squashed_alike_in_the_loss_and_in_the_scores(output: str, squash: Any) -> None:
+    config = a_recipe(VALUES, output=output)
+    learned, batch = objective.of(config), random_batch(config, 0)
+    assert isinstance(learned, Labelled)
+    assert batch.targets is not None
+    expected = (squash(OUTPUTS) - batch.targets).square().mean()
+    for step in (None, 2):
+        found = learned.loss(says(OUTPUTS), batch, ALL, Moment(CPU, 0, step))
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(learned.scores(says(OUTPUTS), batch.frames), squash(OUTPUTS))
+
+
+def test_scores_of_classes_are_probabilities_of_each_clip() -> None:
+    """So that it is they that are averaged over the clips of a video."""
+    config = a_recipe(CLASSES)
+    found = Labelled(config).scores(says(OUTPUTS), random_batch(config, 0).frames)
+    torch.testing.assert_close(found, OUTPUTS.exp() / OUTPUTS.exp().sum(1, keepdim=True))
