@@ -59,9 +59,9 @@ def finetune(
 def _one_group(config: Any, on: str) -> Any:
     """One Ray cluster, or one process group, for all folds."""
     if on == "ray":
-        from svfap_dist.cluster import ray_train
+        from svfap_dist.cluster.connection import connected
 
-        with ray_train.connected(config):
+        with connected(config):
             yield
         return
     from svfap_dist import distributed
@@ -83,11 +83,11 @@ def evaluate(
     Example: svfap evaluate finetune_dfew runs/dfew data.url=shards/dfew finetune.test_segments=4
     """
     from svfap_dist import recipe
-    from svfap_dist.train import evaluate as testing
+    from svfap_dist.train import evaluate as evaluation
 
     config = recipe.load(name, overrides or [])
     with Progress("Testing") as progress:
-        results = testing.run(
+        results = evaluation.run(
             config, checkpoint, lambda done, total: progress.update(done, total, "")
         )
     _print(results, results, as_json)
