@@ -61,9 +61,9 @@ def _one_group(config: Any, on: str) -> Any:
     from svfap_dist.train.notice import heard_signals
 
     if on == "ray":
-        from svfap_dist.cluster import ray_train
+        from svfap_dist.cluster.connection import connected
 
-        with ray_train.connected(config), heard_signals():  # Ray sets handlers when it connects
+        with connected(config), heard_signals():  # Ray sets handlers when it connects
             yield
         return
     from svfap_dist import distributed
@@ -85,11 +85,11 @@ def evaluate(
     Example: svfap evaluate finetune_dfew runs/dfew data.url=shards/dfew finetune.test_segments=4
     """
     from svfap_dist import recipe
-    from svfap_dist.train import evaluate as testing
+    from svfap_dist.train import evaluate as evaluation
 
     config = recipe.load(name, overrides or [])
     with Progress("Testing") as progress:
-        results = testing.run(
+        results = evaluation.run(
             config, checkpoint, lambda done, total: progress.update(done, total, "")
         )
     _print(results, results, as_json)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from svfap_dist import recipe, storage
-from svfap_dist.cluster.ray_train import check_resources, connected
+from svfap_dist.cluster.connection import check_resources, connected
 from svfap_dist.config import Config
 from svfap_dist.errors import ConfigError, SvfapError
 

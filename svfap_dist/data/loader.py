@@ -134,16 +134,8 @@ class ClipLoader:
                 free.append(batch.place)
 
     def _order(self, epoch: int) -> EpochOrder:
-        data = self._config.data
-        return EpochOrder(
-            self._shard_sizes,
-            seed=self._config.run.seed,
-            epoch=epoch,
-            global_batch_size=self._config.samples_per_step,
-            num_lanes=data.num_lanes,
-            shuffle_block=data.shuffle_block,
-            selected=None if self._selection is None else self._selection.indices,
-        )
+        selected = None if self._selection is None else self._selection.indices
+        return EpochOrder.of_run(self._config, self._shard_sizes, epoch, selected)
 
     def _begin(
         self, ring: Ring, place: int, order: EpochOrder, epoch: int, step_in_epoch: int

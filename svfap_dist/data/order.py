@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from svfap_dist.config import Config
 from svfap_dist.errors import ConfigError
 from svfap_dist.rng import Stream
 
@@ -90,6 +91,21 @@ class EpochOrder:
         # What to add to a place inside the k-th shard of the list to get the sample's global index.
         self._shifts = (np.cumsum(sizes) - sizes)[shards] - (self._ends - sizes[shards])
         self._blocks: dict[int, tuple[int, np.ndarray]] = {}  # the latest block of each lane
+
+    @classmethod
+    def of_run(
+        cls, config: Config, shard_sizes: Sequence[int], epoch: int, selected: np.ndarray | None
+    ) -> EpochOrder:
+        """As a run with this recipe has it: one place for training and for its audit."""
+        return cls(
+            shard_sizes,
+            seed=config.run.seed,
+            epoch=epoch,
+            global_batch_size=config.samples_per_step,
+            num_lanes=config.data.num_lanes,
+            shuffle_block=config.data.shuffle_block,
+            selected=selected,
+        )
 
     def sample(self, lane: int, position: int) -> int:
         """Global index of the sample at `position` of `lane`."""

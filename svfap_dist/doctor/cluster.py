@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from svfap_dist.cluster import ray_train
+from svfap_dist.cluster import connection
 from svfap_dist.config import Config
 from svfap_dist.doctor.finding import Finding, failing, ok, warn
 
@@ -20,8 +20,8 @@ def examine(config: Config | None) -> list[Finding]:
 
 
 def _reached(address: str, config: Config) -> Finding:
-    with ray_train.connected(config):
-        lacking = ray_train.shortage(config.cluster)
+    with connection.connected(config):
+        lacking = connection.shortage(config.cluster)
     if lacking:
         return warn(
             _NAME,

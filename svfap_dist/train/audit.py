@@ -186,16 +186,7 @@ class _Plan:
         self._epoch, self._used = -1, bytearray(manifest.num_samples)
 
     def _order(self, epoch: int) -> EpochOrder:
-        data = self._config.data
-        return EpochOrder(
-            self._sizes,
-            seed=self._config.run.seed,
-            epoch=epoch,
-            global_batch_size=self._config.samples_per_step,
-            num_lanes=data.num_lanes,
-            shuffle_block=data.shuffle_block,
-            selected=self._selected,
-        )
+        return EpochOrder.of_run(self._config, self._sizes, epoch, self._selected)
 
     def _load_keys(self, shard: int) -> tuple[str, ...]:
         return shard_format.load_index(self._config.data.url, self._manifest.shards[shard]).keys

@@ -56,7 +56,7 @@ def test_a_decoder_that_hangs_or_dies_costs_one_sample(make_data_set, tmp_path, 
     assert found == [bits(batch) for batch in loader_of(plain).batches(0, 6)]
 
 
-def test_workers_killed_from_outside_are_replaced(make_data_set):
+def test_workers_killed_from_outside_are_replaced(make_data_set, planted):
     batches = loader_of(make_data_set(SIZES), config_of(**TWO, prefetch_bytes=1)).batches(0, 30)
     next(batches)
     before = children()
@@ -95,8 +95,11 @@ sys.path[:0] = [{tests!r}]
 from svfap_dist.shard_format import load_manifest
 from svfap_dist.data.loader import ClipLoader
 from test_data_loader import config_of, world
+from planted_cutter import QuickCutter
+from svfap_dist.data import workers
 import multiprocessing
 if __name__ == "__main__":
+    workers.Cutter = QuickCutter
     config = config_of(decode_workers=2, decode_threads=4)
     loader = ClipLoader(config, {url!r}, load_manifest({url!r}), world())
     for batch in loader.batches(0, 100000):

@@ -1,0 +1,120 @@
+"""Local files and S3 behave alike, and writes are whole or absent."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from svfap_dist import storage
+from svfap_dist.errors import StorageError
+from svfap_dist.storage import StorageMissing
+
+
+def test_join_and_local_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert storage.join("s3://b/p/", "/x", "y/") == "s3://b/p/x/y"
+    assert storage.join("/a", "b") == "/a/b"
+    monkeypatch.chdir(tmp_path)
+    assert storage.local_path("x") == storage.local_path(f"file://{tmp_path}/x")
+    assert storage.is_remote("s3://b/x")
+    assert not storage.is_remote("file:///x")
+    assert not storage.is_remote("/x")
+
+
+def test_what_is_written_can_be_read(root: str, tmp_path: Path) -> None:
+    url = storage.join(root, "a/b.bin")
+    assert not storage.exists(url)
+    storage.write_bytes(url, b"0123456789")
+    assert storage.exists(url)
+    assert storage.read_bytes(url) == b"0123456789"
+    storage.write_bytes(url, b"other")
+    assert storage.read_bytes(url) == b"other"
+
+    (tmp_path / "local").write_bytes(b"from a file" * 1000)
+    storage.upload_file(str(tmp_path / "local"), storage.join(root, "up"))
+    storage.download_file(storage.join(root, "up"), str(tmp_path / "new/folder/down"))
+    assert (tmp_path / "new/folder/down").read_bytes() == b"from a file" * 1000
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 4), (3, 10), (8, 20), (10, 12), (15, 20), (0, 0)])
+def test_ranges_are_python_slices(root: str, start: int, stop: int) -> None:
+    data = b"0123456789"
+    storage.write_bytes(storage.join(root, "x"), data)
+    assert storage.read_range(storage.join(root, "x"), start, stop) == data[start:stop]
+
+
+def test_listing(root: str) -> None:
+    assert storage.list_files(root) == {}
+    for name in ("b", "a/c", "a/b/d", "a.txt"):
+        storage.write_bytes(storage.join(root, name), b"x" * len(name))
+    storage.write_bytes(root + "-sibling/x", b"not below")
+    assert storage.list_files(root) == {"a.txt": 5, "a/b/d": 5, "a/c": 3, "b": 1}
+    assert list(storage.list_files(root)) == sorted(storage.list_files(root))
+    assert storage.list_files(storage.join(root, "a")) == {"b/d": 5, "c": 3}
+    assert not storage.exists(storage.join(root, "a"))  # a prefix is no file
+    assert not storage.exists(storage.join(root, "b/below-a-file"))
+
+
+def test_deleting(root: str) -> None:
+    storage.delete(storage.join(root, "nothing"))
+    for name in ("a/1", "a/2", "ab", "b"):
+        storage.write_bytes(storage.join(root, name), b"x")
+    storage.delete(storage.join(root, "a"))
+    assert list(storage.list_files(root)) == ["ab", "b"]
+    storage.delete(storage.join(root, "b"))
+    assert list(storage.list_files(root)) == ["ab"]
+
+
+def test_an_unfinished_write_is_no_file(tmp_path: Path) -> None:
+    """What a process that was killed leaves behind is never listed."""
+    storage.write_bytes(str(tmp_path / "done"), b"x")
+    (tmp_path / "done.1234abcd.tmp").write_bytes(b"half")
+    assert storage.list_files(str(tmp_path)) == {"done": 1}
+
+
+def test_a_link_to_nowhere_is_listed_and_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert storage.list_files(str(tmp_path)) == {"link": 0}
+    with pytest.raises(StorageMissing):
+        storage.read_bytes(str(tmp_path / "link"))
+
+
+def _write(source: str, target: str) -> None:
+    storage.write_bytes(target, Path(source).read_bytes())
+
+
+WRITES = [_write, storage.upload_file]
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_full_disk_leaves_the_old_file_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[str, str], None]
+) -> None:
+    """The file being written leads to /dev/full, where the kernel answers ENOSPC."""
+    number = uuid.uuid4()
+    monkeypatch.setattr(uuid, "uuid4", lambda: number)
+    source, target = tmp_path / "source", tmp_path / "out/target"
+    source.write_bytes(b"new" * 10_000)
+    target.parent.mkdir()
+    target.write_bytes(b"old")
+    (tmp_path / f"out/target.{number.hex[:8]}.tmp").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"Cannot write.*target.*no space left.*free space"):
+        write(str(source), str(target))
+    assert target.read_bytes() == b"old"
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_content_is_on_the_disk_before_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[str, str], None]
+) -> None:
+    (tmp_path / "source").write_bytes(b"new")
+    steps: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (steps.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (steps.append("replace"), replace(a, b)))
+    write(str(tmp_path / "source"), str(tmp_path / "target"))
+    assert steps == ["fsync", "replace"]
