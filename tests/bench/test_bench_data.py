@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 
 import pytest
@@ -69,7 +70,8 @@ def test_memory_that_grows_is_seen() -> None:
     def leaking():
         kept = []
         while True:
-            kept.append(bytes(range(256)) * 4096)  # a MiB
+            kept.append(mmap.mmap(-1, 2**20))  # new pages, whatever the heap has to spare
+            kept[-1].write(b"x" * 2**20)
             yield len(kept)
 
     rate = pipelines._timed(leaking(), spec(batches=40, warm_up=2))

@@ -165,9 +165,9 @@ def test_memory_stays_flat(make_data_set, workers):
         pids = [os.getpid(), *children()]
         resident.append(sum(_resident_bytes(pid) for pid in pids))
     gc.collect()
-    steps = np.arange(len(resident))[2000:]
-    slope = np.polyfit(steps, resident[2000:], 1)[0]
-    assert abs(slope) < 6000  # bytes per batch; a kept clip would be 12,288
+    # The median over spells: one jump, when a heap gets another block, is no leak.
+    growth = np.median(np.diff(resident[2000::100])) / 100
+    assert abs(growth) < 6000  # bytes per batch; a kept clip would be 12,288
 
 
 def _resident_bytes(pid: int) -> int:

@@ -104,7 +104,7 @@ def test_a_failing_store_stops_and_a_file_that_vanished_does_not(tmp_path: Path)
     (tally,) = fan_out.make_all(order(tmp_path / "out"), [group(0, gone)], workers=1)
     assert tally.reasons == {"missing": 1}
     assert markers.load(str(tmp_path / "out"), 0).entry is None
-    with pytest.raises(StorageError, match="Is a directory"):
+    with pytest.raises(StorageError, match="a folder"):
         list(fan_out.make_all(order(tmp_path / "out"), [group(1, folder)], workers=1))
     assert markers.name(1) not in contents(tmp_path / "out")
 

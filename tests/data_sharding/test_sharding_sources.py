@@ -84,7 +84,7 @@ def test_no_videos_is_an_error_that_says_what_is_there(tmp_path: Path, source) -
 
 def test_a_folder_that_may_not_be_read_is_an_error(tmp_path: Path, monkeypatch) -> None:
     root = put(tmp_path, "a.mp4", "locked/b.mp4")
-    scandir = storage.os.scandir
+    scandir = os.scandir
 
     def guarded(path):  # root may read everything, so the operating system's answer is played
         if str(path).endswith("locked"):
