@@ -22,6 +22,7 @@ from svfap_dist.model import linear, sizes
 NANO = Spec("nano", "tpsbt", 2, "float32", "cpu")
 
 
+@pytest.mark.slow
 def test_what_it_prints_adds_up() -> None:
     words = ["bench", "model", "--size", "nano", "--batch-size", "2", "--steps", "2"]
     done = CliRunner().invoke(cli.app, [*words, "--device", "cpu", "--compare", "vit", "--json"])

@@ -85,6 +85,7 @@ def test_axes_that_make_no_sense_are_refused(
     assert no_ray == []
 
 
+@pytest.mark.slow
 def test_two_trials_for_real(shards: str, tmp_path: Path) -> None:
     """One ends well, one fails in its process; the row says so, and the exit code."""
     missing = str(tmp_path / "no-shards")

@@ -143,6 +143,7 @@ def test_only_few_videos_are_in_flight() -> None:
     results.close()
 
 
+@pytest.mark.slow
 def test_ray_tasks_make_what_one_process_makes(alone: dict[str, str], tmp_path: Path) -> None:
     made = fan_out_ray.make_all(order(tmp_path), two_groups(), fan_out_ray.LOCAL, workers=2)
     assert sum(tally.num_samples for tally in made) == 4

@@ -150,6 +150,9 @@ def test_what_a_killed_attempt_left_on_the_disk_goes(
     config = a_config(tmp_path)
     killed = Checkpointer(config, FIRST_OF_TWO, before_marker=lambda: None)
     begin(killed, 1)
+    assert killed._upload is not None
+    assert killed._upload._uploading is not None
+    killed._upload._uploading.result()  # a killed one would write no more, either
     (left,) = os.listdir(own_temporary_folder)
     with Checkpointer(config, World(1, 1, 2, 2), before_marker=lambda: None):
         assert os.listdir(own_temporary_folder) == [left]  # not this rank's

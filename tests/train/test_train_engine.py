@@ -113,6 +113,7 @@ def plain_layers(config: Config) -> tuple[list[float], dict[str, Tensor]]:
     return losses, model.state_dict()
 
 
+@pytest.mark.slow
 def test_each_layer_learns_at_its_own_rate_in_stages_2_and_3_and_after_a_resume(
     runs: dict[str, Any],
 ) -> None:

@@ -47,6 +47,7 @@ def _losses(data: str, folder: Path, *options: dict[str, object]) -> list[list[f
     ]
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_changes_no_bit(data: str, tmp_path: Path) -> None:
     options = {"activation_checkpointing": True}
     plain, frugal, frugal_3 = _losses(
