@@ -43,6 +43,9 @@ app.add_typer(bench_app, name="bench")
 launch_app = typer.Typer(help="Hand a run to a cluster.", no_args_is_help=True)
 app.add_typer(launch_app, name="launch")
 
+On = Annotated[
+    str, typer.Option(help="local: this process, or torchrun's ranks; ray: a Ray cluster")
+]
 Recipe = Annotated[
     str,
     typer.Argument(

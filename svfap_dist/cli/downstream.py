@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from svfap_dist.cli.app import AsJson, Overrides, Recipe, app, print_result
+from svfap_dist.cli.app import AsJson, On, Overrides, Recipe, app, print_result
 from svfap_dist.cli.training import check_place, speaks, trained
 from svfap_dist.progress import Progress, say
 
@@ -17,9 +17,7 @@ from svfap_dist.progress import Progress, say
 def finetune(
     name: Recipe,
     overrides: Overrides = None,
-    on: Annotated[
-        str, typer.Option(help="local: this process, or torchrun's ranks; ray: a Ray cluster")
-    ] = "local",
+    on: On = "local",
     as_json: AsJson = False,
 ) -> None:
     """Train on a labelled set and test, all folds.

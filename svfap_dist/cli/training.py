@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from svfap_dist.cli.app import AsJson, Overrides, Recipe, app, print_result
+from svfap_dist.cli.app import AsJson, On, Overrides, Recipe, app, print_result
 from svfap_dist.progress import Progress, say
 
 
@@ -33,9 +33,7 @@ def demo(
 def pretrain(
     name: Recipe,
     overrides: Overrides = None,
-    on: Annotated[
-        str, typer.Option(help="local: this process, or torchrun's ranks; ray: a Ray cluster")
-    ] = "local",
+    on: On = "local",
     as_json: AsJson = False,
 ) -> None:
     """Pre-train the masked autoencoder.

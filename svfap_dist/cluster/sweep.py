@@ -253,17 +253,12 @@ def _size(config: Config) -> dict[str, Any]:
     """Parameters of the recipe's model, and its operations for a training step of one clip."""
     import torch
 
-    from svfap_dist.data import masking
-    from svfap_dist.metrics import flops
-    from svfap_dist.model import autoencoder
-    from svfap_dist.rng import Stream
-    from svfap_dist.train.masked import build_arguments
+    from svfap_dist.train import objective
 
+    learned = objective.of(config)
     with torch.device("meta"):
-        model = autoencoder.build(**build_arguments(config))
-    split = masking.predicted_split(Stream("sweep"), config)
-    forward = flops.autoencoder(model.size, len(split.visible), len(split.masked))
+        model = learned.build()
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "gflops": flops.training_step(forward) / 1e9,
+        "gflops": learned.flops_per_clip / 1e9,
     }

@@ -17,6 +17,11 @@ from svfap_dist.model.layers import init_linear, layer_norm
 from svfap_dist.model.sizes import Size, resolve
 
 HEAD_INIT_SCALE = 0.001  # of the released fine-tuning recipe: the first scores are nearly equal
+ACTIVATIONS: Mapping[str, type[nn.Module]] = {  # of the outputs of a regression
+    "none": nn.Identity,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
 
 
 class Classifier(nn.Module):

@@ -13,19 +13,16 @@ import dataclasses
 import os
 
 from svfap_dist.config import Config, check_world_size
-from svfap_dist.data import masking
 from svfap_dist.errors import ConfigError
 from svfap_dist.metrics import flops
-from svfap_dist.model import sizes
 from svfap_dist.planning import data, devices, limits, memory, steps
 from svfap_dist.planning.data import DataCost
 from svfap_dist.planning.limits import Costs
 from svfap_dist.planning.memory import ModelBytes, RankBytes
+from svfap_dist.planning.outcome import Input, Plan
 from svfap_dist.planning.steps import StepCost
 from svfap_dist.progress import say
-from svfap_dist.rng import Stream
-from svfap_dist.train import schedule
-from svfap_dist.train.masked import build_arguments
+from svfap_dist.train import objective, schedule
 
 _HERE = "measured on this machine"
 _GIVEN = "given"
@@ -46,79 +43,6 @@ class Known:
     storage_rate: float | None = None
     cores: int | None = None
     samples: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """A number that went into the plan, in `unit`s, and where it comes from."""
-
-    name: str
-    value: float | None
-    unit: str
-    source: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What came out.
-
-    hours: of computing, for the recipe's epochs or max_steps; None where the number of samples is
-    not known. alone: clips per second that each part could do if nothing else bounded the run.
-    bytes_per_rank: by ZeRO stage. standing_bytes: weights and optimizer as measured at the recipe's
-    stage; None where nothing was.
-    """
-
-    gpu: str
-    nodes: int
-    gpus_per_node: int
-    world_size: int
-    clips_per_second: float
-    bound_by: str
-    step_seconds: float
-    total_steps: int | None
-    hours: float | None
-    alone: dict[str, float]
-    zero_stage: int
-    bytes_per_rank: dict[int, RankBytes]
-    standing_bytes: int | None
-    device_bytes: float | None
-    inputs: list[Input]
-    notes: list[str]
-
-    def lines(self) -> list[str]:
-        """For people."""
-        where = f"{self.nodes} x {self.gpus_per_node} ranks on {self.gpu}"
-        text = [
-            f"{self.clips_per_second:.1f} clips/s on {where}, bound by {self.bound_by}; a step "
-            f"takes {self.step_seconds:.3g} s.",
-            "By itself each part could do, in clips/s: "
-            + ", ".join(f"{name} {rate:.1f}" for name, rate in self.alone.items())
-            + ".",
-            "Hours: not known without the number of samples: give data.url or --samples."
-            if self.hours is None
-            else f"{self.hours:.2f} hours for {self.total_steps} steps, without start-up, "
-            "evaluations and checkpoints.",
-            "",
-            "Memory per rank in GiB, by ZeRO stage (* the recipe's):",
-            *self._memory(),
-            "",
-            "Made from:",
-            *(f"  {i.name:38} {_shown(i):>24}  {i.source}" for i in self.inputs),
-        ]
-        return [*text, *(["", *self.notes] if self.notes else [])]
-
-    def _memory(self) -> list[str]:
-        names = [field.name for field in dataclasses.fields(RankBytes)]
-        rows = [f"{'':4}" + "".join(f"{name:>13}" for name in names)]
-        for stage, found in self.bytes_per_rank.items():
-            mark = "*" if stage == self.zero_stage else " "
-            values = "".join(f"{getattr(found, name) / 2**30:13.3f}" for name in names)
-            rows.append(f"{mark}{stage:<3}{values}")
-        return rows
-
-
-def _shown(given: Input) -> str:
-    return "unknown" if given.value is None else f"{given.value:.6g} {given.unit}".strip()
 
 
 def make(config: Config, nodes: int, gpus_per_node: int, gpu: str, known: Known) -> Plan:
@@ -306,7 +230,7 @@ class _Draft:
                 found=f"{self._gpu} in train.dtype = {dtype}",
                 do="plan another device or type",
             )
-        work = self._flops_per_clip()
+        work = float(objective.of(self._config).flops_per_clip)
         if self._config.train.activation_checkpointing:
             work *= _RECOMPUTED
         mfu = devices.ASSUMED_MFU if self._known.mfu is None else self._known.mfu
@@ -315,13 +239,6 @@ class _Draft:
         self._note(f"peak rate in {dtype}", peak / 1e12, "TFLOP/s", "NVIDIA's data sheet")
         self._note("share of it that is reached (MFU)", mfu, "", source)
         return clips * work / (mfu * peak)
-
-    def _flops_per_clip(self) -> float:
-        arguments = build_arguments(self._config)
-        size = sizes.resolve(arguments.pop("size"), arguments)
-        split = masking.predicted_split(Stream("work"), self._config)
-        parts = flops.autoencoder(size, len(split.visible), len(split.masked))
-        return flops.training_step(parts)
 
     def _cores(self) -> int:
         """Of a node."""

@@ -3,8 +3,8 @@
 Each fold is an ordinary run in a folder of its own, `fold-1/`, ..., below `run.url` (a task with a
 fixed split is one run, in `run.url` itself). So the same command started again leaves finished
 folds alone, resumes the one that was cut short, and goes on. Notice to stop and `train.max_seconds`
-are for all of it. `results.json` and the confusion
-matrix (`pictures/confusion.png`) come last, from the predictions of all folds.
+are for all of it. `results.json` and the confusion matrix (`pictures/confusion.png`) come last,
+from the predictions of all folds.
 """
 
 from __future__ import annotations

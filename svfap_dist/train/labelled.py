@@ -29,11 +29,6 @@ _OF_THE_ENCODER = (  # fields of a size that decide which weights there are, and
     *("temporal_kernel_size", "temporal_downsampling", "num_bottleneck_tokens"),
     *("pyramid", "bottleneck"),
 )
-_OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda scores: scores,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-}
 
 
 def _size(build: dict[str, Any]) -> sizes.Size:
@@ -60,6 +55,7 @@ class Labelled:
             **config.model.overrides(),
         }
         self._size = _size(self.build_arguments)
+        self._activation = classifier.ACTIVATIONS[config.finetune.output]()
 
     @property
     def flops_per_clip(self) -> int:
@@ -119,7 +115,7 @@ class Labelled:
             chance = Stream(seed, "fine-tuning", moment.step, moment.rank, part.start)
             torch.manual_seed(chance.integer(1 << 62))  # of drop path
         if self._task.kind == "regression":
-            output = _OUTPUTS[self._finetune.output](network(frames).float())
+            output = self._activation(network(frames).float())
             return nn.functional.mse_loss(output, targets.float())
         if chance is None:
             return nn.functional.cross_entropy(network(frames).float(), targets)
@@ -133,4 +129,4 @@ class Labelled:
         output = network(frames).float()
         if self._task.kind == "classification":
             return output.softmax(dim=1)
-        return _OUTPUTS[self._finetune.output](output)
+        return self._activation(output)

@@ -99,8 +99,7 @@ def preflight(config: Config) -> int:
     Raises: ConfigError, ShardError, CheckpointError, StorageError.
     """
     _require_urls(config)
-    learned = objective.of(config)
-    learned.flops_per_clip  # noqa: B018 - resolves the network's dimensions
+    learned = objective.of(config)  # refuses dimensions that do not fit
     state = look_around(config).state
     if state is None:
         learned.check_start()

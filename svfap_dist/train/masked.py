@@ -37,15 +37,15 @@ class MaskedReconstruction:
     def __init__(self, config: Config) -> None:
         self._model = config.model
         self.build_arguments = build_arguments(config)
+        arguments = dict(self.build_arguments)
+        self._size = sizes.resolve(arguments.pop("size"), arguments)
         split = masking.predicted_split(Stream("work"), config)
         self._visible, self._masked = len(split.visible), len(split.masked)
         self.tokens_per_clip = self._visible + self._masked
 
     @property
     def flops_per_clip(self) -> int:
-        arguments = dict(self.build_arguments)
-        size = sizes.resolve(arguments.pop("size"), arguments)
-        return flops.training_step(flops.autoencoder(size, self._visible, self._masked))
+        return flops.training_step(flops.autoencoder(self._size, self._visible, self._masked))
 
     def check_start(self) -> None:
         pass  # it starts from nothing

@@ -76,7 +76,10 @@ class Objective(Protocol):
 
 
 def of(config: Config) -> Objective:
-    """The objective of a recipe."""
+    """The objective of a recipe.
+
+    Raises: ConfigError if the dimensions of its network do not fit each other.
+    """
     if config.task is None:
         from svfap_dist.train.masked import MaskedReconstruction
 

@@ -22,6 +22,7 @@ from svfap_dist.data.stream import BadSample
 from svfap_dist.distributed import World
 from svfap_dist.downstream.predictions import Predictions
 from svfap_dist.errors import ShardError
+from svfap_dist.progress import say
 from svfap_dist.shard_format import Manifest
 from svfap_dist.train.labelled import Labelled
 
@@ -74,7 +75,7 @@ def predict(
             found |= dict(zip(batch.rows, zip(batch.keys, of_samples, strict=True), strict=True))
         bad += batch.bad
         on_sample(len(found) + len(bad), mine)
-    return _joined(config, selection, [(row, *found[row]) for row in sorted(found)], bad)
+    return _joined(config, world, selection, [(row, *found[row]) for row in sorted(found)], bad)
 
 
 def _in_step(batches: Iterator[TestBatch]) -> Iterator[TestBatch | None]:
@@ -94,6 +95,7 @@ def _black(config: Config) -> Tensor:
 
 def _joined(
     config: Config,
+    world: World,
     selection: Selection,
     rows: list[tuple[int, str, np.ndarray]],
     bad: list[BadSample],
@@ -107,6 +109,11 @@ def _joined(
             where=config.data.url,
             found=f"{len(missing)} bad ones; the first: {missing[0] if missing else 'none'}",
             do="run `svfap shards verify` on data.url",
+        )
+    if missing and world.is_main:
+        say(
+            f"{len(missing)} of {len(selection)} test samples cannot be used and do not count; the "
+            f"first: {missing[0].key}, {missing[0].reason}."
         )
     numbers = [row for row, _, _ in found]
     predictions = Predictions(

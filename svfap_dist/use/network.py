@@ -21,7 +21,7 @@ from svfap_dist import storage
 from svfap_dist.errors import CheckpointError
 from svfap_dist.model import weights
 from svfap_dist.model.autoencoder import MaskedAutoencoder
-from svfap_dist.model.classifier import Classifier
+from svfap_dist.model.classifier import ACTIVATIONS, Classifier
 from svfap_dist.model.encoder import Encoder
 from svfap_dist.model.layers import layer_norm
 from svfap_dist.train import checkpoint, trained
@@ -32,7 +32,6 @@ from svfap_dist.use.card import Card
 Model = MaskedAutoencoder | Classifier
 
 ONNX = "model.onnx"
-_ACTIVATIONS = {"none": nn.Identity, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 
 
 class Network(nn.Module):
@@ -48,7 +47,7 @@ class Network(nn.Module):
         super().__init__()
         self.card = card
         self.encoder, self.fc_norm, self.head = encoder, fc_norm, head
-        self.activation = _ACTIVATIONS[card.activation]()
+        self.activation = ACTIVATIONS[card.activation]()
 
     @property
     def device(self) -> torch.device:

@@ -9,17 +9,18 @@ import pytest
 from svfap_dist import recipe
 from svfap_dist.errors import ConfigError
 from svfap_dist.planning import plan
+from svfap_dist.planning.outcome import Input, Plan
 from svfap_dist.planning.plan import Known
 
 _SMALL = ("model.size=tiny", "train.micro_batch_size=8", "cluster.use_gpu=true")
 
 
-def _plan(*overrides: str, nodes: int = 2, gpu: str = "h100", **known) -> plan.Plan:
+def _plan(*overrides: str, nodes: int = 2, gpu: str = "h100", **known) -> Plan:
     config = recipe.load("svfap_base_voxceleb2", [*_SMALL, *overrides])
     return plan.make(config, nodes, 4, gpu, Known(**known))
 
 
-def _input(found: plan.Plan, name: str) -> plan.Input:
+def _input(found: Plan, name: str) -> Input:
     (given,) = [given for given in found.inputs if given.name == name]
     return given
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -224,6 +225,25 @@ def test_all_folds_share_one_time_limit(monkeypatch: pytest.MonkeyPatch) -> None
         f"{config.run.name}-fold-{fold}" for fold in (1, 2, 3, 4, 5)
     ]
     assert (ended.stop_reason, ended.fold) == (TIME_IS_UP, 4)
+
+
+def test_samples_that_cannot_be_tested_are_told(
+    runs: dict[str, Any], data: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = folder / "damaged"
+    shutil.copytree(data, damaged)
+    index = json.loads((damaged / "shard-000000.index.json").read_text())
+    row = next(n for n, labels in enumerate(index["labels"]) if labels["fold"] == 2)
+    with open(damaged / "shard-000000.tar", "r+b") as tar:
+        tar.seek(index["offsets"][row] + 1024)
+        tar.write(b"\0" * 512)
+    config = recipe.from_tables(tables(damaged, folder / "unused"), where="test")
+    results = evaluate.run(config, str(folder / "calm"))
+    assert results.pooled.num_samples == 5
+    assert (
+        f"1 of 6 test samples cannot be used and do not count; the first: {index['keys'][row]}"
+        in (capsys.readouterr().err)
+    )
 
 
 @pytest.mark.slow

@@ -73,7 +73,9 @@ def test_each_recipe_runs_from_its_layout_to_its_result(
     results = json.loads((run / "results.json").read_text())
     assert results["folds"] == FOLDS[name]
     assert results["is_complete"]
-    assert set(results["metrics"]) == set(recipe.load(f"finetune_{name}").task.metrics)  # type: ignore[union-attr]
+    task = recipe.load(f"finetune_{name}").task
+    assert task is not None
+    assert set(results["metrics"]) == set(task.metrics)
     parts = [run / f"fold-{fold}" for fold in range(1, FOLDS[name] + 1)] or [run]
     tested = [Predictions.read(str(part / "predictions.jsonl")).keys for part in parts]
     assert len({key for keys in tested for key in keys}) == sum(map(len, tested))
