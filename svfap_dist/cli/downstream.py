@@ -40,12 +40,16 @@ def finetune(
         if speaks():
             say(f"{which} goes on from step {step}." if step else f"{which} begins.")
 
+    def tested(fold: int, results: Any) -> None:
+        if speaks() and fold:
+            say(f"Fold {fold}: {results.line()}.")
+
     def train(one: Any) -> Any:
         with Progress("Fine-tuning", silent=not speaks()) as progress:
             return trained(one, on, progress)
 
     with _one_group(config, on):
-        result = tuning.run(config, train, told, writes=speaks())
+        result = tuning.run(config, train, told, tested, writes=speaks())
     if speaks():
         _print(result, result.results, as_json)
     from svfap_dist.train.notice import exit_code

@@ -86,13 +86,23 @@ def command(name: str, overrides: Sequence[str], allocation: Allocation) -> list
         *([f"--gpus-per-node={allocation.gpus_per_node}"] if allocation.gpus_per_node else []),
         *([f"--time={allocation.time}"] if allocation.time else []),
         f"--signal=B:USR1@{allocation.notice_seconds}",
-        *([] if config.task is None else [f"--export=ALL,SVFAP_VERB={verb(config)}"]),
         *allocation.options,
+        *_export(allocation.options, verb(config)),
         str(script),
         os.path.abspath(name) if name.endswith(".toml") else name,
         *overrides,
         *own,
     ]
+
+
+def _export(options: Sequence[str], verb: str) -> list[str]:
+    """What adds the script's own variables to those that the user has exported to the job."""
+    wanted = [option.partition("=")[2] for option in options if option.startswith("--export=")]
+    if not wanted and verb == "pretrain":
+        return []  # everything is exported, and the script needs no more
+    theirs = (wanted or ["ALL"])[-1]
+    names = [] if theirs in ("NONE", "NIL") else [theirs]
+    return [f"--export={','.join([*names, 'SVFAP_PYTHON', f'SVFAP_VERB={verb}'])}"]
 
 
 def environment() -> dict[str, str]:

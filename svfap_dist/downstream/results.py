@@ -65,6 +65,13 @@ class Results:
         """The published figure, if the recipe has one."""
         return dict(zip(self.task.metrics, self.task.published, strict=False)).get(metric)
 
+    def line(self) -> str:
+        """The pooled measures in a line, e.g. "UAR 41.23 %, WAR 52.10 %"."""
+        return ", ".join(
+            f"{METRICS[name].title} {_shown(name, value)}{' %' if METRICS[name].in_percent else ''}"
+            for name, value in self.pooled.values.items()
+        )
+
     def lines(self) -> list[str]:
         """A table for people."""
         task, metrics = self.task, self.task.metrics
@@ -121,9 +128,7 @@ class Results:
                 found="a regression",
                 do="ask for it after a classification",
             )
-        values = self.pooled.values.items()
-        title = ", ".join(f"{METRICS[name].title} {_shown(name, value)}" for name, value in values)
-        return confusion.draw(self.confusion, self.task.names, f"{self.task.set}: {title}")
+        return confusion.draw(self.confusion, self.task.names, f"{self.task.set}: {self.line()}")
 
     def _of_metric(self, name: str) -> dict[str, Any]:
         pooled, published = self.pooled.values[name], self.published(name)

@@ -93,6 +93,7 @@ def run(
     config: Config,
     train: Callable[[Config], RunResult],
     on_fold: Callable[[Fold, int], None] = lambda fold, step: None,
+    on_tested: Callable[[Fold, Results], None] = lambda fold, results: None,
     *,
     writes: bool = True,
 ) -> FinetuneResult:
@@ -101,11 +102,12 @@ def run(
     Args:
         train: trains a run to its end and has its test samples' predictions written.
         on_fold: told of each fold that is to be trained, and the step it goes on from.
+        on_tested: told of each fold that was trained, and its own results.
         writes: whether this process writes the results; one of the ranks does.
 
     Raises: what `train` raises; ConfigError, ShardError before anything starts.
     """
-    folds, began = runs_of(config), time.monotonic()
+    task, folds, began = task_of(config), runs_of(config), time.monotonic()
     starts = {fold: loop.preflight(one) for fold, one in folds.items()}
     tested = {fold for fold, one in folds.items() if _is_tested(one)}
     for fold, one in folds.items():
@@ -115,16 +117,15 @@ def run(
         ended = train(_with_time_left(one, time.monotonic() - began))
         if ended.stop_reason != FINISHED:
             return FinetuneResult(config.run.url, ended.stop_reason, None, ended.step, fold)
-    results = summarise(
-        task_of(config),
-        {
-            fold: Predictions.read(storage.join(one.run.url, PREDICTIONS))
-            for fold, one in folds.items()
-        },
-    )
+        on_tested(fold, summarise(task, {fold: _predictions(one)}))
+    results = summarise(task, {fold: _predictions(one) for fold, one in folds.items()})
     if writes:
         write(results, config.run.url)
     return FinetuneResult(config.run.url, FINISHED, results)
+
+
+def _predictions(config: Config) -> Predictions:
+    return Predictions.read(storage.join(config.run.url, PREDICTIONS))
 
 
 def _is_tested(config: Config) -> bool:

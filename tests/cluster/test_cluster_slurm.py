@@ -47,7 +47,7 @@ def test_ray_gets_one_task_per_node_with_the_cpus_of_all_its_ranks():
 @pytest.mark.parametrize("on", ["srun", "ray"])
 def test_a_recipe_with_a_task_is_fine_tuned(on):
     words = command("finetune_dfew", PLACES, Allocation(gpus_per_node=4, on=on))
-    assert "--export=ALL,SVFAP_VERB=finetune" in words
+    assert "--export=ALL,SVFAP_PYTHON,SVFAP_VERB=finetune" in words
     script = next(word for word in words if word.endswith(".sbatch"))
     assert '-m svfap_dist "${SVFAP_VERB:-pretrain}" "$@"' in Path(script).read_text()
     assert not any("SVFAP_VERB" in word for word in command("tiny_cpu", PLACES, Allocation()))
@@ -57,6 +57,19 @@ def test_a_recipe_of_ones_own_is_found_from_wherever_the_job_runs(tmp_path, monk
     (tmp_path / "own.toml").write_text("[model]\nsize = 'tiny'\n")
     monkeypatch.chdir(tmp_path)
     assert str(tmp_path / "own.toml") in command("own.toml", PLACES, Allocation())
+
+
+@pytest.mark.parametrize(
+    ("theirs", "whole"),
+    [
+        ("A=1,HOME", "A=1,HOME,SVFAP_PYTHON,SVFAP_VERB=pretrain"),
+        ("NONE", "SVFAP_PYTHON,SVFAP_VERB=pretrain"),
+    ],
+)
+def test_what_a_user_exports_does_not_hide_the_scripts_own_variables(theirs, whole):
+    words = command("tiny_cpu", PLACES, Allocation(options=(f"--export={theirs}", "--qos=a")))
+    *_, last = (word for word in words if word.startswith("--export="))
+    assert last == f"--export={whole}"
 
 
 def test_the_shown_line_is_the_command_in_a_shells_words():

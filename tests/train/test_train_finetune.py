@@ -207,9 +207,11 @@ def test_what_outputs_mean_is_the_networks_and_not_the_recipes(
     assert seen == ["tanh"]
 
 
-def test_all_folds_share_one_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_folds_share_one_time_limit_and_each_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     changes = {"task": TASK | {"fold": 0}, "train": {"max_seconds": 100}}
-    config = recipe.from_tables(recipe_tables("d", "/nowhere") | changes, where="test")
+    config = recipe.from_tables(recipe_tables("d", str(tmp_path)) | changes, where="test")
     monkeypatch.setattr(loop, "preflight", lambda config: 0)
     now, limits = [7.0], []
     monkeypatch.setattr(finetune.time, "monotonic", lambda: now[0])
@@ -217,10 +219,20 @@ def test_all_folds_share_one_time_limit(monkeypatch: pytest.MonkeyPatch) -> None
     def train(one: Config) -> Any:
         limits.append(one.train.max_seconds)
         now[0] += 40.5
+        right = np.eye(len(TASK["names"]), dtype=np.float32)[:2]
+        said = right if len(limits) == 1 else right[::-1]
+        Predictions(("a", "b"), np.arange(2), said).write(f"{one.run.url}/predictions.jsonl")
         return SimpleNamespace(step=3, stop_reason="finished" if len(limits) < 4 else TIME_IS_UP)
 
-    ended = finetune.run(config, train)
+    told: list[str] = []
+    ended = finetune.run(
+        config, train, on_tested=lambda fold, results: told.append(f"{fold}: {results.line()}")
+    )
     assert limits == [100, 60, 19, 1]
+    assert told == [
+        "1: UAR 100.00 %, WAR 100.00 %",
+        *(f"{f}: UAR 0.00 %, WAR 0.00 %" for f in (2, 3)),
+    ]
     assert [one.run.name for one in finetune.runs_of(config).values()] == [
         f"{config.run.name}-fold-{fold}" for fold in (1, 2, 3, 4, 5)
     ]
