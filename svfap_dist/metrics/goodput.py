@@ -8,7 +8,7 @@ by class; they add up to the time from the first event to now, each second in on
     checkpoint   training stood still for a checkpoint
     restart      starting up, and the time from the last sign of an attempt that died to the next
     redone       whatever an attempt did after the step from which a later one had to go on
-    idle         evaluations, the end of an attempt, and the time when nobody ran the run
+    idle         evaluations and tests, the end of an attempt, and the time when nobody ran the run
 
 An attempt is told by start or resume, ready (the first batch is asked for), window (the time since
 ready or the window before it, ending at a completed step) and stop, which is missing where an

@@ -173,26 +173,34 @@ class Attempt:
             loss = self._held_out.loss(self.engine)
             self._recorder.evaluated(self.step, loss, time.perf_counter() - began)
 
-    def test(self) -> None:
-        """What the trained network says of the task's test samples, in predictions.jsonl; nothing
-        if that is there, or there is no task."""
+    def _test(self, notice: Notice) -> bool:
+        """Have predictions.jsonl say what the trained network makes of the task's test samples, if
+        there is a task and no such file; False if a rank was asked to stop first."""
         if self._test_on is None:
-            return
+            return True
         where = storage.join(self._config.run.url, PREDICTIONS)
         if distributed.from_main(storage.exists(where) if self._world.is_main else None):
-            return
-        with self.engine.evaluating():
-            tested = testing.predict(
-                self._config,
-                self._manifest,
-                self._world,
-                self._test_on,
-                self.engine.network,
-                self.engine.device,
-            )
+            return True
+        began = time.perf_counter()
+        try:
+            with self.engine.evaluating():
+                tested = testing.predict(
+                    self._config,
+                    self._manifest,
+                    self._world,
+                    self._test_on,
+                    self.engine.network,
+                    self.engine.device,
+                    stops=lambda: bool(notice.asked_to_stop()),
+                )
+        except testing.StoppedError:
+            return False
+        finally:
+            self._recorder.tested(time.perf_counter() - began)
         if self._world.is_main:
             tested.write(self._config.run.url)
         distributed.barrier()
+        return True
 
     def save(self) -> None:
         """Begin a checkpoint, when the one before it is settled."""
@@ -220,14 +228,15 @@ class Attempt:
         self._recorder.checkpointed(outcome)
         return not outcome.error
 
-    def finish(self, stop_reason: str) -> RunResult:
-        """See the last checkpoint committed (one more try if that fails) and sum up the run."""
+    def finish(self, notice: Notice) -> RunResult:
+        """See the last checkpoint committed (one more try if that fails), test what was trained to
+        its end, and sum up the run."""
         if not self.settle():
             self.save()
             self.settle()
+        is_done = self.step == self.total_steps and self._test(notice)
         self._recorder.close_window(self.step)
-        reasons = [reason for reason in distributed.gathered(stop_reason) if reason]
-        is_done = self.step == self.total_steps
+        reasons = [reason for reason in distributed.gathered(notice.stop_reason()) if reason]
         reason = FINISHED if is_done else (reasons or ["stop requested"])[0]
         self._recorder.ended(self.step, reason)
         return distributed.from_main(self._result(reason) if self._world.is_main else None)

@@ -18,7 +18,7 @@ from svfap_dist.errors import ConfigError
 from svfap_dist.train import health, objective
 from svfap_dist.train.attempt import Attempt, look_around
 from svfap_dist.train.engine import process_group
-from svfap_dist.train.notice import FINISHED, NodesLeaving, Notice, heard_signals
+from svfap_dist.train.notice import NodesLeaving, Notice, heard_signals
 from svfap_dist.train.recorder import Row
 from svfap_dist.train.result import RunResult
 
@@ -74,10 +74,7 @@ def run(
                 attempt.save()
             if verdict.stop:
                 break
-        result = attempt.finish(notice.stop_reason())
-        if result.stop_reason == FINISHED:
-            attempt.test()
-        return result
+        return attempt.finish(notice)
 
 
 def _require_urls(config: Config) -> None:

@@ -48,7 +48,7 @@ def heard_signals() -> Iterator[Callable[[], str]]:
 
     A second one does what it did before. Signals are heard in the main thread only: elsewhere
     (Ray's workers) this hears nothing. Inside another one it hears what that has heard, so that a
-    signal between two folds of a fine-tuning, or while one is tested, stops the next.
+    signal between two folds of a fine-tuning stops the next.
     """
     if _listening:
         outer = _listening[0]
@@ -99,9 +99,13 @@ class Notice:
         self._next_look = clock()
         self._told: Set[str] = frozenset()
 
+    def asked_to_stop(self) -> str:
+        """What asks this rank from outside to stop, "" if nothing does."""
+        return self._heard() or self._passed_on()
+
     def stop_reason(self) -> str:
-        """What asks this rank to stop, "" if nothing does."""
-        return self._heard() or self._passed_on() or (self._time_is_up() and TIME_IS_UP) or ""
+        """The same, or that its own time is up."""
+        return self.asked_to_stop() or (self._time_is_up() and TIME_IS_UP) or ""
 
     def _time_is_up(self) -> bool:
         return self._clock() >= self._end

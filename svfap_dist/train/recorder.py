@@ -241,6 +241,10 @@ class Recorder:
         self._journal.event("eval", step=step, held_out_loss=held_out_loss)
         self._exporter.set(names.HELD_OUT_LOSS, held_out_loss)
 
+    def tested(self, seconds: float) -> None:
+        """Count time that testing took."""
+        self._evaluating += seconds
+
     def stood_still(self, seconds: float) -> None:
         """Count time that training stood still for checkpoints."""
         self._saving += seconds

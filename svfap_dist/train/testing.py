@@ -6,6 +6,7 @@ no more clips takes part with a black one until all are done.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
@@ -27,6 +28,10 @@ from svfap_dist.shard_format import Manifest
 from svfap_dist.train.labelled import Labelled
 
 PREDICTIONS, UNTESTED = "predictions.jsonl", "untested.jsonl"
+
+
+class StoppedError(Exception):
+    """A rank was asked to stop before all was tested."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,38 +57,44 @@ def predict(
     network: Callable[..., Tensor],
     device: torch.device,
     on_sample: Callable[[int, int], None] = lambda done, total: None,
+    stops: Callable[[], bool] = lambda: False,
 ) -> Tested:
     """Test the selected samples; all ranks call it together and get the same.
 
     Call it without gradients and with the network in eval mode. `on_sample` gets how many of this
-    rank's samples are done.
+    rank's samples are done; `stops` is asked at each batch whether to give up.
 
-    Raises: ShardError if no sample can be read.
+    Raises: ShardError if no sample can be read; StoppedError on all ranks if one is to stop.
     """
     task = Labelled(config)
     found: dict[int, tuple[str, np.ndarray]] = {}  # by place in the selection
     bad: list[BadSample] = []
     mine = len(range(world.rank, len(selection), world.world_size))
-    batches = test_batches(config, config.data.url, manifest, world, selection)
-    for batch in _in_step(batches):
-        frames = batch.frames if batch is not None and len(batch.frames) else _black(config)
-        scores = task.scores(network, frames.to(device))
-        if batch is None:
-            continue
-        if len(batch.rows):
-            of_samples = batch.scores(scores.double()).cpu().numpy()
-            found |= dict(zip(batch.rows, zip(batch.keys, of_samples, strict=True), strict=True))
-        bad += batch.bad
-        on_sample(len(found) + len(bad), mine)
+    tested = test_batches(config, config.data.url, manifest, world, selection)
+    with contextlib.closing(tested) as batches:
+        for batch in _in_step(batches, stops):
+            frames = batch.frames if batch is not None and len(batch.frames) else _black(config)
+            scores = task.scores(network, frames.to(device))
+            if batch is None:
+                continue
+            if len(batch.rows):
+                of_samples = batch.scores(scores.double()).cpu().numpy()
+                of_keys = zip(batch.keys, of_samples, strict=True)
+                found |= dict(zip(batch.rows, of_keys, strict=True))
+            bad += batch.bad
+            on_sample(len(found) + len(bad), mine)
     return _joined(config, world, selection, [(row, *found[row]) for row in sorted(found)], bad)
 
 
-def _in_step(batches: Iterator[TestBatch]) -> Iterator[TestBatch | None]:
+def _in_step(batches: Iterator[TestBatch], stops: Callable[[], bool]) -> Iterator[TestBatch | None]:
     """The batches, and None while other ranks still have some."""
     while True:
         batch = next(batches, None)
-        if not any(distributed.gathered(batch is not None)):
+        ranks = distributed.gathered((batch is not None, stops()))
+        if not any(has_one for has_one, _ in ranks):
             return
+        if any(stopping for _, stopping in ranks):
+            raise StoppedError
         yield batch
 
 

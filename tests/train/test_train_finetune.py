@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,6 +87,8 @@ def runs(data: Path, pretrained: Path, folder: Path) -> dict[str, dict[str, Any]
         "straight": task("straight"),
         "stopped": task("cut", 4),
         "resumed": task("cut"),
+        "stopped in the test": task("late", 8),
+        "tested": task("late"),
         "calm": task("calm", finetune=CALM, augment=STILL),
         "linear stopped": task("linear", 4, finetune=linear),
         "linear": task("linear", finetune=linear | {"init": "/gone"}, train={"zero_stage": 1}),
@@ -136,6 +139,23 @@ def test_stopping_and_resuming_changes_no_bit(runs: dict[str, Any], folder: Path
     assert not all(
         torch.equal(straight[name], value) for name, value in state(folder / "calm/fold-2").items()
     )
+
+
+def test_a_test_that_is_stopped_is_done_again(runs: dict[str, Any], folder: Path) -> None:
+    """The run is at its end then, but not finished."""
+    assert runs["stopped in the test"] == {"stop_reason": "stop requested", "step": 6, "fold": 2}
+    assert runs["tested"]["stop_reason"] == "finished"
+    straight, late = folder / "straight/fold-2", folder / "late/fold-2"
+    said = [(run / "predictions.jsonl").read_bytes() for run in (straight, late)]
+    assert said[0] == said[1]
+    events = [json.loads(line) for line in (late / "events.jsonl").read_text().splitlines()]
+    windows = [event for event in events if event["event"] in ("window", "stop")]
+    assert [event.get("reason") for event in windows if event["event"] == "stop"] == [
+        "stop requested",
+        "finished",
+    ]
+    before_stops = [a for a, b in pairwise(windows) if b["event"] == "stop"]
+    assert all(event["evaluation_seconds"] > 0 for event in before_stops)  # no goodput
 
 
 def test_a_linear_probe_leaves_the_encoder(
