@@ -6,13 +6,15 @@ by class; they add up to the time from the first event to now, each second in on
     productive   steps of which the weights know, computing
     data_wait    the same steps, waiting for a batch
     checkpoint   training stood still for a checkpoint
-    restart      starting up, and the time from the last sign of an attempt that died to the next
+    restart      starting up, and the time from the last window of an attempt that died or failed to
+                 the next attempt
     redone       whatever an attempt did after the step from which a later one had to go on
     idle         evaluations and tests, the end of an attempt, and the time when nobody ran the run
 
 An attempt is told by start or resume, ready (the first batch is asked for), window (the time since
 ready or the window before it, ending at a completed step) and stop, which is missing where an
-attempt was killed. Source of the idea: Google's ML productivity goodput.
+attempt was killed, and has a message where it failed. Source of the idea: Google's ML productivity
+goodput.
 """
 
 from __future__ import annotations
@@ -60,8 +62,8 @@ class Goodput:
         elif kind == WINDOW:
             self._add_window(event, time)
         elif kind == "stop":
-            self._book("idle", time)
-            self._stopped = True
+            self._stopped = not event.get("message")
+            self._book("idle" if self._stopped else "restart", time)
 
     def _book(self, name: str, until: float) -> None:
         self._booked[name] += max(until - self._latest, 0.0)

@@ -68,6 +68,14 @@ def test_nobody_ran_it_after_a_stop() -> None:
     assert Goodput(events).seconds() == of(productive=10, idle=1 + 500, restart=1)
 
 
+def test_an_attempt_that_fails_is_down_until_the_next() -> None:
+    """As when a rank was killed and the others could not reach it any more."""
+    events = [event("start", 0), event("ready", 0), window(10, 10)]
+    events += [event("stop", 70, 10) | {"message": "Connection closed by peer"}]
+    events += [event("resume", 80, 10), event("ready", 85), window(95, 20)]
+    assert Goodput(events).seconds() == of(productive=10 + 10, restart=60 + 10 + 5)
+
+
 def test_nothing_yet() -> None:
     assert Goodput([event("ready", 5)]).seconds() == of()
     assert Goodput().ratio() == 0
