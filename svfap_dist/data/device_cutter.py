@@ -30,7 +30,7 @@ from svfap_dist.data import decode
 from svfap_dist.data.clips import plan_fixed, plan_random
 from svfap_dist.data.decode_dali import VideoRequest
 from svfap_dist.data.stream import BadSample, Sample, unpack
-from svfap_dist.data.workers import Outcome, Task, undecodable
+from svfap_dist.data.workers import Cut, Outcome, Task, undecodable
 from svfap_dist.errors import DecodeError, HealthError
 from svfap_dist.rng import Stream
 
@@ -87,22 +87,22 @@ class DeviceCutter:
     def _done(self, task: Task) -> Outcome:
         began = time.perf_counter()
         sample = unpack(task.packed)
-        bad = sample if isinstance(sample, BadSample) else self._cut(task, sample)
+        bad = sample if isinstance(sample, BadSample) else self._cut(task.cut, sample)
         return Outcome(bad, time.perf_counter() - began)
 
-    def _cut(self, task: Task, sample: Sample) -> BadSample | None:
+    def _cut(self, cut: Cut, sample: Sample) -> BadSample | None:
         try:
-            if task.window is None:
+            if cut.window is None:
                 numbers, crops = plan_fixed(sample.info, self._config)
             else:
-                streams = [Stream(*key) for key in task.crops]
+                streams = [Stream(*key) for key in cut.crops]
                 numbers, crops = plan_random(
-                    sample.info, self._config, Stream(*task.window), streams
+                    sample.info, self._config, Stream(*cut.window), streams
                 )
         except DecodeError as error:
             return undecodable(sample, error)
         request = VideoRequest(sample.video, sample.info, numbers, crops)
-        place = self._frames[task.batch, task.row : task.row + len(crops)]
+        place = self._frames[cut.batch, cut.row : cut.row + len(crops)]
         wanted = _Wanted(sample.key, request, place, Future())
         with self._lock:
             if self._is_closing:

@@ -23,11 +23,12 @@ import torch
 
 from svfap_dist.config import Config
 from svfap_dist.data import masking
-from svfap_dist.data.attempts import Attempt, Wish, attempt
 from svfap_dist.data.clips import ClipBatch
 from svfap_dist.data.ring import Ring, check_made_by_workers
 from svfap_dist.data.selection import Selection
 from svfap_dist.data.stream import BadSample, SampleReader
+from svfap_dist.data.tries import Try, try_sample
+from svfap_dist.data.workers import Cut
 from svfap_dist.distributed import World
 from svfap_dist.rng import Stream
 from svfap_dist.shard_format import Manifest
@@ -77,12 +78,12 @@ def test_batches(
     clips = config.finetune.test_segments * config.finetune.test_crops
     mine = range(world.rank, len(selection), world.world_size)
     size = max(1, min(config.train.micro_batch_size // clips, len(mine)))
-    ahead: collections.deque[tuple[Sequence[int], int, list[Future[Attempt]]]] = collections.deque()
+    ahead: collections.deque[tuple[Sequence[int], int, list[Future[Try]]]] = collections.deque()
     with Ring(config, size * clips, length=_AHEAD) as ring:
         finish = functools.partial(_tested, ring, clips, selection)
 
-        def made(place: int, row: int, index: int) -> Attempt:
-            return attempt(reader, ring.workers, [Wish(index, None, (), place, row * clips)])[0]
+        def made(place: int, row: int, index: int) -> Try:
+            return try_sample(reader, ring.workers, index, Cut(None, (), place, row * clips))
 
         for number, first in enumerate(range(0, len(mine), size)):
             if len(ahead) == _AHEAD:
@@ -103,21 +104,21 @@ def _tested(
     selection: Selection,
     rows: Sequence[int],
     place: int,
-    tasks: Sequence[Future[Attempt]],
+    tasks: Sequence[Future[Try]],
 ) -> TestBatch:
-    attempts = [task.result() for task in tasks]
-    good = [number for number, each in enumerate(attempts) if each.bad is None]
-    counts = [len(attempts[number].shares) for number in good]
+    tries = [task.result() for task in tasks]
+    good = [number for number, each in enumerate(tries) if each.bad is None]
+    counts = [len(tries[number].shares) for number in good]
     made = [number * clips + k for number, n in zip(good, counts, strict=True) for k in range(n)]
     kept = [rows[number] for number in good]
     return TestBatch(
         frames=ring.rgb[place][made],  # a copy
         owners=torch.repeat_interleave(torch.tensor(counts, dtype=torch.int64)),
-        shares=torch.tensor([share for number in good for share in attempts[number].shares]),
+        shares=torch.tensor([share for number in good for share in tries[number].shares]),
         rows=kept,
-        keys=[attempts[number].key for number in good],
+        keys=[tries[number].key for number in good],
         targets=torch.from_numpy(selection.targets[kept]),
-        bad=[each.bad for each in attempts if each.bad is not None],
+        bad=[each.bad for each in tries if each.bad is not None],
     )
 
 
@@ -137,21 +138,21 @@ def held_out_batches(
         return
     with Ring(config, size, length=1) as ring:
 
-        def made(row: int, index: int) -> Attempt:
-            return attempt(reader, ring.workers, [Wish(index, None, (), 0, row)])[0]
+        def made(row: int, index: int) -> Try:
+            return try_sample(reader, ring.workers, index, Cut(None, (), 0, row))
 
         for first in range(0, len(indices), size):
             wanted = indices[first : first + size]
-            attempts = list(ring.pool.map(made, range(len(wanted)), wanted))
-            if any(each.bad is None for each in attempts):
-                yield _held_out_batch(config, attempts, ring.rgb[0], reader)
+            tries = list(ring.pool.map(made, range(len(wanted)), wanted))
+            if any(each.bad is None for each in tries):
+                yield _held_out_batch(config, tries, ring.rgb[0], reader)
 
 
 def _held_out_batch(
-    config: Config, attempts: list[Attempt], frames: torch.Tensor, reader: SampleReader
+    config: Config, tries: list[Try], frames: torch.Tensor, reader: SampleReader
 ) -> ClipBatch:
-    rows = [row for row, each in enumerate(attempts) if each.bad is None]
-    good = [attempts[row] for row in rows]
+    rows = [row for row, each in enumerate(tries) if each.bad is None]
+    good = [tries[row] for row in rows]
     streams = [Stream(config.run.seed, "held-out", each.index) for each in good]
     visible, masked = masking.batch(streams, config)
     return ClipBatch(
@@ -163,8 +164,8 @@ def _held_out_batch(
         lanes=[0] * len(good),  # held-out clips have no lanes: one, in the order of the data set
         positions=[each.index for each in good],
         substituted=[False] * len(good),
-        bad=[each.bad for each in attempts if each.bad is not None],
-        fetch_seconds=sum(each.fetch_seconds for each in attempts),
-        decode_seconds=sum(each.decode_seconds for each in attempts),
+        bad=[each.bad for each in tries if each.bad is not None],
+        fetch_seconds=sum(each.fetch_seconds for each in tries),
+        decode_seconds=sum(each.decode_seconds for each in tries),
         bytes_fetched=reader.take_bytes_fetched(),
     )

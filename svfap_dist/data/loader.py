@@ -28,14 +28,14 @@ import torch
 
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data import masking
-from svfap_dist.data.attempts import Attempt, Wish, attempt
 from svfap_dist.data.cache import shard_cache
 from svfap_dist.data.clips import ClipBatch
 from svfap_dist.data.order import EpochOrder, Slot, steps_per_epoch
 from svfap_dist.data.ring import Ring, check_made_by_workers
 from svfap_dist.data.selection import Selection
 from svfap_dist.data.stream import Sample, SampleReader, read_ahead
-from svfap_dist.data.workers import Key
+from svfap_dist.data.tries import Try, try_sample, try_samples
+from svfap_dist.data.workers import Cut, Key
 from svfap_dist.distributed import World
 from svfap_dist.errors import HealthError
 from svfap_dist.rng import Stream
@@ -62,7 +62,7 @@ class _Unfinished:
     slots: list[Slot]
     visible: torch.Tensor
     masked: torch.Tensor
-    tasks: list[Future[list[list[Attempt]]]]  # for each slot its attempts, first its own sample
+    tasks: list[Future[list[list[Try]]]]  # for each slot its tries, first its own sample
 
     @property
     def is_ready(self) -> bool:
@@ -159,42 +159,42 @@ class ClipLoader:
 
     def _fill(
         self, ring: Ring, places: Sequence[_Place], order: EpochOrder, epoch: int
-    ) -> list[list[Attempt]]:
+    ) -> list[list[Try]]:
         """Have the clips of some slots written to their places."""
-        wishes = [self._wish(place, place.slot.sample, epoch) for place in places]
-        firsts = attempt(self._reader, ring.workers, wishes)
+        wanted = [(place.slot.sample, self._cut(place, epoch)) for place in places]
+        firsts = try_samples(self._reader, ring.workers, wanted)
         return [
             [first] if first.bad is None else self._substitute(ring, place, order, epoch, first)
             for place, first in zip(places, firsts, strict=True)
         ]
 
-    def _wish(self, place: _Place, index: int, epoch: int) -> Wish:
-        """Sample `index` for a slot; what is random is so by the slot, whatever sample fills it."""
+    def _cut(self, place: _Place, epoch: int) -> Cut:
+        """What is random in it is so by the slot, whatever sample fills that."""
         window = (self._config.run.seed, "window", epoch, place.slot.sample)
         crops = self._keys("crop", epoch, place.slot)
         augments = self._keys("augment", epoch, place.slot) if self._config.task else ()
-        return Wish(index, window, crops, place.batch, place.row, augments)
+        return Cut(window, crops, place.batch, place.row, augments)
 
     def _substitute(
-        self, ring: Ring, place: _Place, order: EpochOrder, epoch: int, first: Attempt
-    ) -> list[Attempt]:
+        self, ring: Ring, place: _Place, order: EpochOrder, epoch: int, first: Try
+    ) -> list[Try]:
         """Fill a slot, whose own sample is bad, by the nearest good one."""
-        attempts, slot = [first], place.slot
+        tries, slot, cut = [first], place.slot, self._cut(place, epoch)
         for index in itertools.islice(_candidates(order, slot), 1, 1 + _SUBSTITUTES_TRIED):
-            attempts += attempt(self._reader, ring.workers, [self._wish(place, index, epoch)])
-            if attempts[-1].bad is None:
-                return attempts
+            tries.append(try_sample(self._reader, ring.workers, index, cut))
+            if tries[-1].bad is None:
+                return tries
         raise HealthError(
             "No readable sample is near an unreadable one",
             where=f"lane {slot.lane}, position {slot.position}",
-            found=f"{len(attempts)} bad samples in a row; the first: {attempts[0].bad}",
+            found=f"{len(tries)} bad samples in a row; the first: {tries[0].bad}",
             do="run `svfap shards verify` on data.url",
         )
 
     def _finish(self, ring: Ring, batch: _Unfinished, ready: int) -> ClipBatch:
         """Wait for all rows; the first error of a task is raised here."""
         rows = [tried for task in batch.tasks for tried in task.result()]
-        attempts = [each for tried in rows for each in tried]
+        tries = [each for tried in rows for each in tried]
         own = [tried[0] for tried in rows]
         return ClipBatch(
             frames=ring.frames(batch.place),
@@ -206,8 +206,8 @@ class ClipLoader:
             positions=[slot.position for slot in batch.slots],
             substituted=[each.bad is not None for each in own],
             bad=[each.bad for each in own if each.bad is not None],
-            fetch_seconds=sum(each.fetch_seconds for each in attempts),
-            decode_seconds=sum(each.decode_seconds for each in attempts),
+            fetch_seconds=sum(each.fetch_seconds for each in tries),
+            decode_seconds=sum(each.decode_seconds for each in tries),
             bytes_fetched=self._reader.take_bytes_fetched(),
             batches_ready=ready,
             targets=self._targets([tried[-1].index for tried in rows]),

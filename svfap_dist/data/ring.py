@@ -17,7 +17,8 @@ import torch
 from svfap_dist.config import Config
 from svfap_dist.data.convert import YuvClips
 from svfap_dist.data.device_cutter import DeviceCutter
-from svfap_dist.data.workers import SharedArrays, Workers, shapes
+from svfap_dist.data.shared_arrays import SharedArrays, shapes
+from svfap_dist.data.workers import Workers
 from svfap_dist.errors import ConfigError
 
 _MOST_SLOTS_AT_A_TIME = 16

@@ -2,30 +2,20 @@
 
 In: a `Task`, a sample's bytes and the names of the random streams that cut it. Out: uint8 frames
 (RGB, or planes that the device converts), written straight into memory that the rank shares, and
-how that went. A video that hangs its
-decoder or brings it down costs one sample: the worker is killed, the next task starts another.
-Without workers the rank's own threads do the same work by the same code, so the bits are the same.
-
-Shared memory is anonymous (memfd): workers inherit its descriptor, nothing in it has a name that
-could be left behind, and it does not count against the size of /dev/shm, which containers keep
-small.
+how that went. A video that hangs its decoder or brings it down costs one sample: the worker is
+killed, the next task starts another. Without workers the rank's own threads do the same work by the
+same code, so the bits are the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import mmap
-import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
-from multiprocessing import reduction
 from typing import Any
-
-import numpy as np
 
 from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.config import Config
@@ -34,85 +24,21 @@ from svfap_dist.data.clips import fixed_cut, multi_clip_cut, random_cut
 from svfap_dist.data.convert import kind_of, to_rgb
 from svfap_dist.data.decode_cpu import TooShortError, WrongSizeError
 from svfap_dist.data.frames import Frames, YuvFrames
+from svfap_dist.data.shared_arrays import SharedArrays
 from svfap_dist.data.stream import BadSample, PackedSample, Sample, unpack
-from svfap_dist.errors import ClusterError, ConfigError, DecodeError
+from svfap_dist.errors import ClusterError, DecodeError
 from svfap_dist.isolated import CrashedError, HungError, Isolated
 from svfap_dist.region import Crop
 from svfap_dist.rng import Stream
 
 Key = tuple[int | str, ...]  # of a random stream
-Shape = tuple[str, tuple[int, ...]]  # of an array: type of its numbers, and how many
-Shapes = dict[str, Shape]
-_ALIGNED = 64  # bytes
 _REASONS = {TooShortError: "too_short", WrongSizeError: "wrong_size"}
 _WORKER_BYTES = 8 << 30  # address space of a worker beside the shared memory
 
 
-class SharedArrays:
-    """Arrays in anonymous memory that processes started from this one see, too.
-
-    arrays: by the names of `shapes`, uint8 or int64; the memory lives as long as one of them.
-
-    Raises: ConfigError if there is no room for them.
-    """
-
-    def __init__(self, shapes: Mapping[str, Shape], descriptor: int | None = None) -> None:
-        self._shapes = dict(shapes)
-        sizes = [math.prod(shape) * np.dtype(kind).itemsize for kind, shape in shapes.values()]
-        offsets = np.cumsum([0, *(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]).tolist()
-        self.num_bytes: int = offsets[-1]
-        try:
-            if descriptor is None:
-                descriptor = os.memfd_create("svfap-clips")
-                os.ftruncate(descriptor, self.num_bytes)
-            memory = mmap.mmap(descriptor, self.num_bytes)
-        except (OSError, ValueError, OverflowError) as error:
-            raise ConfigError(
-                "No memory for batches",
-                where="data.prefetch_bytes",
-                found=f"{self.num_bytes} bytes cannot be shared between processes ({error})",
-                do="make data.prefetch_bytes or the batch smaller",
-            ) from error
-        self._descriptor = descriptor
-        self.address = np.frombuffer(memory, np.uint8).ctypes.data
-        self.arrays = {
-            name: np.ndarray(shape, kind, memory, offset)
-            for (name, (kind, shape)), offset in zip(shapes.items(), offsets, strict=False)
-        }
-
-    def __reduce__(self):  # sent to a process that is being started
-        return _attach, (self._shapes, reduction.DupFd(self._descriptor))
-
-    def close(self) -> None:
-        """No more processes can be given them."""
-        os.close(self._descriptor)
-
-
-def _attach(shapes: Mapping[str, Shape], shared: Any) -> SharedArrays:
-    return SharedArrays(shapes, shared.detach())
-
-
-def shapes(config: Config, length: int, clips: int, planes: tuple[int, int] | None) -> Shapes:
-    """The arrays of `length` batches of so many clips: `rgb`, or what `YuvClips` has, for planes of
-    height and width `planes` at most."""
-    data = config.data
-    batch = (length, clips)
-    if planes is None:
-        return {"rgb": ("uint8", (*batch, data.num_frames, data.frame_size, data.frame_size, 3))}
-    height, width = planes
-    half = (*batch, data.num_frames, (height + 1) // 2, (width + 1) // 2)
-    return {
-        "y": ("uint8", (*batch, data.num_frames, height, width)),
-        "u": ("uint8", half),
-        "v": ("uint8", half),
-        "crops": ("int64", (*batch, 4)),
-        "kinds": ("int64", batch),
-    }
-
-
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """Clips to be cut out of a sample.
+class Cut:
+    """Which clips to cut out of a sample, and where to put them.
 
     window: key of the stream that chooses the random window; None: the fixed clips of evaluation,
     one in pre-training, those of multi-clip testing for a task. crops: keys of the streams of each
@@ -120,12 +46,19 @@ class Task:
     augments: keys of the streams of each clip's augmentation; none: clips are left as they are.
     """
 
-    packed: PackedSample
     window: Key | None
     crops: tuple[Key, ...]
     batch: int
     row: int
     augments: tuple[Key, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Clips to be cut out of a packed sample."""
+
+    packed: PackedSample
+    cut: Cut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +100,8 @@ class Cutter:
             return sample
         shares: list[float] = []
         try:
-            for frames, crop, share in self._clips(task, sample):
-                self._put(frames, crop, task, len(shares))
+            for frames, crop, share in self._clips(task.cut, sample):
+                self._put(frames, crop, task.cut, len(shares))
                 shares.append(share)
         except DecodeError as error:
             return undecodable(sample, error)
@@ -176,26 +109,26 @@ class Cutter:
             return BadSample(sample.index, sample.key, "too_large", "memory of the worker is full")
         return tuple(shares)
 
-    def _clips(self, task: Task, sample: Sample) -> Iterator[tuple[Frames, Crop, float]]:
+    def _clips(self, cut: Cut, sample: Sample) -> Iterator[tuple[Frames, Crop, float]]:
         video, info, config = sample.video, sample.info, self._config
-        if task.window is None and config.task is not None:
+        if cut.window is None and config.task is not None:
             yield from multi_clip_cut(video, info, config)
             return
-        if task.window is None:
+        if cut.window is None:
             frames, crops = fixed_cut(video, info, config)
         else:
-            streams = [Stream(*key) for key in task.crops]
-            frames, crops = random_cut(video, info, config, Stream(*task.window), streams)
+            streams = [Stream(*key) for key in cut.crops]
+            frames, crops = random_cut(video, info, config, Stream(*cut.window), streams)
         for crop in crops:
             yield frames, crop, 1 / len(crops)
 
-    def _put(self, frames: Frames, crop: Crop, task: Task, number: int) -> None:
-        """Write the clip `number` of a task to its place."""
-        arrays, batch, row = self._shared.arrays, task.batch, task.row + number
+    def _put(self, frames: Frames, crop: Crop, cut: Cut, number: int) -> None:
+        """Write the clip `number` of a sample to its place."""
+        arrays, batch, row = self._shared.arrays, cut.batch, cut.row + number
         if "rgb" in arrays:
             clip = to_rgb(frames, crop, self._config.data.frame_size)
-            if task.augments:
-                clip = augment(clip, Stream(*task.augments[number]), self._config.augment)
+            if cut.augments:
+                clip = augment(clip, Stream(*cut.augments[number]), self._config.augment)
             arrays["rgb"][batch, row] = clip
             return
         assert isinstance(frames, YuvFrames), "only planes are handed over as planes"

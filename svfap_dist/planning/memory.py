@@ -18,7 +18,7 @@ import torch
 from svfap_dist.config import Config
 from svfap_dist.data import masking
 from svfap_dist.data.ring import ring_length
-from svfap_dist.data.workers import shapes
+from svfap_dist.data.shared_arrays import shapes
 from svfap_dist.model import autoencoder, layers, loss
 from svfap_dist.rng import Stream
 from svfap_dist.train.engine import REDUCE_BUCKET

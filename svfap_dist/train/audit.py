@@ -28,7 +28,7 @@ from svfap_dist.progress import Progress
 from svfap_dist.shard_format import Manifest
 from svfap_dist.train import checkpoint, ledger, split
 from svfap_dist.train.journal import read_recipe
-from svfap_dist.train.ledger import Attempt, Line
+from svfap_dist.train.ledger import Line, PastAttempt
 
 _ROWS_KEPT = 20
 
@@ -131,7 +131,9 @@ def audit(run_url: str, data_url: str = "") -> Audit:
     return _compare(run_url, attempts, sizes, _Plan(config, manifest))
 
 
-def _compare(run_url: str, attempts: list[Attempt], sizes: dict[str, int], plan: _Plan) -> Audit:
+def _compare(
+    run_url: str, attempts: list[PastAttempt], sizes: dict[str, int], plan: _Plan
+) -> Audit:
     newest = max(attempts[-1].saved, checkpoint.latest_committed(run_url) or 0)
     first = min(attempt.step for attempt in attempts)
     if newest <= first:

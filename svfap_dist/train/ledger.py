@@ -1,6 +1,6 @@
 """What the attempts at a run have left, read back in pieces: their beginnings and their ledgers.
 
-In: events.jsonl and ledger/ of a run, as `journal` wrote them. Out: `Attempt`s, and each rank's
+In: events.jsonl and ledger/ of a run, as `journal` wrote them. Out: `PastAttempt`s, and each rank's
 lines step by step. A file may be larger than memory, and a kill may have torn a line, which is
 counted.
 """
@@ -23,7 +23,7 @@ Line = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Attempt:
+class PastAttempt:
     """One attempt.
 
     step: steps completed when it began. saved: the newest checkpoint it told of; `step` if none.
@@ -35,17 +35,17 @@ class Attempt:
     manifest_fingerprint: str
 
 
-def attempts(run_url: str) -> list[Attempt]:
+def attempts(run_url: str) -> list[PastAttempt]:
     """The attempts that told of their beginning, in order; one that did not has saved nothing.
 
     Raises: ConfigError if there is none; StorageError.
     """
-    found: list[Attempt] = []
+    found: list[PastAttempt] = []
     for event in events(run_url):
         kind = event.get("event")
         if kind in ("start", "resume"):
             step, fingerprint = event["step"], event["manifest_fingerprint"]
-            found.append(Attempt(event["attempt"], step, step, fingerprint))
+            found.append(PastAttempt(event["attempt"], step, step, fingerprint))
         elif kind == "checkpoint" and found:
             found[-1] = dataclasses.replace(found[-1], saved=event["step"])
     if not found:

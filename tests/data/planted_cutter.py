@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from svfap_dist.data.frames import Frames
-from svfap_dist.data.workers import Cutter, Outcome, Task
+from svfap_dist.data.workers import Cut, Cutter, Outcome, Task
 from svfap_dist.region import Crop
 
 HANGS, DIES = b"hangs the decoder", b"kills the decoder"
@@ -25,10 +25,10 @@ class QuickCutter(Cutter):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
-    def _put(self, frames: Frames, crop: Crop, task: Task, number: int) -> None:
+    def _put(self, frames: Frames, crop: Crop, cut: Cut, number: int) -> None:
         pixels = next(field for field in vars(frames).values() if isinstance(field, np.ndarray))
         digest = zlib.crc32(np.ascontiguousarray(pixels))
-        self._shared.arrays["rgb"][task.batch, task.row + number] = digest % 256
+        self._shared.arrays["rgb"][cut.batch, cut.row + number] = digest % 256
 
 
 class PlantedCutter(QuickCutter):

@@ -19,7 +19,7 @@ from test_data_loader import NO_VIDEO, SIZES, bits, config_of, loader_of, order_
 
 from svfap_dist.config import Config
 from svfap_dist.data import workers
-from svfap_dist.data.workers import SharedArrays
+from svfap_dist.data.shared_arrays import SharedArrays
 from svfap_dist.errors import ClusterError, ConfigError
 from svfap_dist.shard_format import VideoInfo
 
