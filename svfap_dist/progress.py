@@ -18,7 +18,8 @@ class Progress:
     def __init__(self, title: str, total: int | None = None, silent: bool = False) -> None:
         self._title, self._total, self._silent = title, total, silent
         self._done, self._note = 0, ""
-        self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+        self._began = time.monotonic()
+        self._next_line = self._began + _SECONDS_BETWEEN_LINES
         self._first: tuple[float, int] | None = None  # when the first update came, and of what
         self._bar = self._task = None
         if sys.stderr.isatty() and not silent:
@@ -70,6 +71,9 @@ class Progress:
         if self._bar or self._silent or time.monotonic() < self._next_line:
             return
         self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+        if self._first is None:
+            say(f"{self._title}: nothing done yet after {time.monotonic() - self._began:.0f} s")
+            return
         share = f"{self._done} of {self._total}" if self._total else f"{self._done}"
         parts = (f"{self._title}: {share}", self._time_left(), self._note)
         say("  ".join(part for part in parts if part))
