@@ -18,6 +18,7 @@ from data_sharding.make_shard import Order, ShardMaker
 from data_sharding.markers import Tally
 from data_sharding.plan import Group
 from svfap_dist.errors import ClusterError, SvfapError
+from svfap_dist.ray_address import check_answers
 
 LOCAL = "local"  # address of a cluster that is made on this machine, for this command
 _SECONDS_BETWEEN_LOOKS = 1.0  # Ctrl-C waits for the end of one
@@ -86,6 +87,8 @@ def _connect(address: str, workers: int | None) -> bool:
 
     if ray.is_initialized():
         return False
+    advice = "check --ray and the cluster's token, or use --workers"
+    check_answers(address, advice)
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     try:
         if own:
@@ -98,6 +101,6 @@ def _connect(address: str, workers: int | None) -> bool:
             "Cannot connect to Ray",
             where=address,
             found=str(error).splitlines()[0],
-            do="check --ray and the cluster's token, or use --workers",
+            do=advice,
         ) from error
     return True

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from svfap_dist.config import ClusterConfig, Config
 from svfap_dist.errors import ClusterError
+from svfap_dist.ray_address import check_answers
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -36,6 +37,9 @@ def connected(config: Config) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
+    advice = "check RAY_ADDRESS and the cluster's token, or use --on local"
+    if address:
+        check_answers(address, advice)
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     try:
         if address:
@@ -49,7 +53,7 @@ def connected(config: Config) -> Iterator[None]:
             "Cannot connect to Ray",
             where=address or "this machine",
             found=str(error).splitlines()[0],
-            do="check RAY_ADDRESS and the cluster's token, or use --on local",
+            do=advice,
         ) from error
     try:
         yield
