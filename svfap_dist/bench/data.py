@@ -2,12 +2,14 @@
 
 Ours must come near what the cores can decode when nothing else is asked of them (`decode_only`),
 and is compared with plain webdataset and with a DataLoader over files, both as public pipelines are
-written. All run one after the other in this call, on the same clips. Rates per CPU-second count all
-processes of a pipeline; on a machine that others use, they are the ones to compare.
+written. All run by turns in this call, on the same clips, several rounds, since machines get faster
+and slower meanwhile. Rates per CPU-second count all processes of a pipeline; on a machine that
+others use, they are the ones to compare.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import tempfile
@@ -29,7 +31,7 @@ class DataBench:
     """What came out. Rates are clips per second of wall time, or of CPU time (`*_per_cpu_second`).
 
     share: of decode_only; ratio: to plain_webdataset; both by CPU time. rss_slope_bytes: growth of
-    our pipeline's memory per batch, over the run after the warm-up.
+    our pipeline's memory per batch after the warm-up, median of the rounds.
     """
 
     url: str
@@ -38,6 +40,7 @@ class DataBench:
     cores: int
     batch_size: int
     batches: int
+    rounds: int
     clips_per_second: float
     clips_per_cpu_second: float
     decode_only: float
@@ -60,7 +63,8 @@ class DataBench:
         ]
         return [
             f"{self.url} (profile {self.profile}) against {self.source_url}",
-            f"{self.cores} decoding processes, {self.batches} batches of {self.batch_size} clips",
+            f"{self.cores} decoding processes; {self.batches} batches of {self.batch_size} clips "
+            f"in {self.rounds} rounds",
             *(
                 f"{name:14} {wall:8.1f} clips/s  {cpu:8.1f} per CPU-second"
                 for name, wall, cpu in rows
@@ -71,9 +75,13 @@ class DataBench:
 
 
 def run(
-    url: str = "", source_url: str = "", overrides: Sequence[str] = (), batches: int = 50
+    url: str = "",
+    source_url: str = "",
+    overrides: Sequence[str] = (),
+    batches: int = 60,
+    rounds: int = 3,
 ) -> DataBench:
-    """Measure `batches` batches of each way.
+    """Measure `batches` batches of each way, of public pipelines a quarter of that.
 
     Args:
         url: shards; empty: rendered ones, made for this.
@@ -87,7 +95,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix="svfap-bench-") as folder:
         if not url:
             url, source_url = _rendered(folder)
-        return _measured(config, url, source_url or url, batches, folder)
+        return _measured(config, url, source_url or url, -(-batches // rounds), rounds, folder)
 
 
 def _rendered(folder: str) -> tuple[str, str]:
@@ -101,7 +109,10 @@ def _rendered(folder: str) -> tuple[str, str]:
     return urls[0], urls[1]
 
 
-def _measured(config: Config, url: str, source_url: str, batches: int, folder: str) -> DataBench:
+def _measured(
+    config: Config, url: str, source_url: str, batches: int, rounds: int, folder: str
+) -> DataBench:
+    """Measure so many batches in each round."""
     manifest = shard_format.load_manifest(url)
     files = os.path.join(folder, "files")
     pipelines.write_files(source_url, files)
@@ -109,13 +120,16 @@ def _measured(config: Config, url: str, source_url: str, batches: int, folder: s
     ahead = 2 + max(batches // 10, 2)  # what starting up has made is used up
     spec = Spec(config, url, batches, ahead, cores)
     public = dataclasses.replace(spec, url=source_url, files=files, batches=-(-batches // 4))
-    rates: dict[str, Rate] = {}
     ways = (pipelines.ours, pipelines.decode_only)
     others = (pipelines.plain_webdataset, pipelines.dataloader_files)
-    with Progress("Measuring", len(ways) + len(others)) as progress:
-        for way in (*ways, *others):
-            rates[way.__name__] = pipelines.measure(way, spec if way in ways else public)
-            progress.update(len(rates), note=way.__name__)
+    turns = [way for _ in range(rounds) for way in (*ways, *others)]
+    measured = collections.defaultdict[str, list[Rate]](list)
+    with Progress("Measuring", len(turns)) as progress:
+        for number, way in enumerate(turns, 1):
+            rate = pipelines.measure(way, spec if way in ways else public)
+            measured[way.__name__].append(rate)
+            progress.update(number, note=way.__name__)
+    rates = {name: pipelines.joined(of_rounds) for name, of_rounds in measured.items()}
     rate = rates["ours"]
     return DataBench(
         url=url,
@@ -123,7 +137,8 @@ def _measured(config: Config, url: str, source_url: str, batches: int, folder: s
         profile=manifest.profile,
         cores=cores,
         batch_size=batch_size,
-        batches=batches,
+        batches=batches * rounds,
+        rounds=rounds,
         clips_per_second=rate.per_second,
         clips_per_cpu_second=rate.per_cpu_second,
         decode_only=rates["decode_only"].per_second,

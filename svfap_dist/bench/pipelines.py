@@ -14,8 +14,9 @@ import io
 import itertools
 import os
 import random
+import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -62,6 +63,16 @@ class Rate:
     @property
     def per_cpu_second(self) -> float:
         return self.clips / self.cpu_seconds
+
+
+def joined(rates: Sequence[Rate]) -> Rate:
+    """The rate of several runs together; of what memory grew by, the median."""
+    return Rate(
+        sum(rate.clips for rate in rates),
+        sum(rate.seconds for rate in rates),
+        sum(rate.cpu_seconds for rate in rates),
+        statistics.median(rate.rss_slope_bytes for rate in rates),
+    )
 
 
 def measure(pipeline: Callable[[Spec], Rate], spec: Spec) -> Rate:

@@ -76,7 +76,8 @@ def bench_data(
     source_url: Annotated[
         str, typer.Option("--source", help="The same clips as they came, for public pipelines.")
     ] = "",
-    steps: Annotated[int, typer.Option(help="Batches that are timed.", min=4)] = 50,
+    steps: Annotated[int, typer.Option(help="Batches that are timed.", min=4)] = 60,
+    rounds: Annotated[int, typer.Option(help="In which all ways take turns.", min=1)] = 3,
     as_json: AsJson = False,
 ) -> None:
     """Time the way from shards to ready batches beside decoding alone and public pipelines.
@@ -85,7 +86,7 @@ def bench_data(
     """
     from svfap_dist.bench import data
 
-    print_result(data.run(url, source_url, overrides or [], steps), as_json)
+    print_result(data.run(url, source_url, overrides or [], steps, rounds), as_json)
 
 
 @bench_app.command("checkpoint")
