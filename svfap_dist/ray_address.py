@@ -25,10 +25,11 @@ def check_answers(address: str, do: str, seconds: float = _SECONDS_TO_ANSWER) ->
     until = time.monotonic() + seconds
     while True:
         try:
-            socket.create_connection((place["host"], int(place["port"])), timeout=seconds).close()
+            left = max(until - time.monotonic(), 0.1)
+            socket.create_connection((place["host"], int(place["port"])), timeout=left).close()
             return
-        except (OSError, OverflowError) as error:
-            if time.monotonic() >= until:
+        except (OSError, UnicodeError) as error:  # the latter of a host that is no name
+            if time.monotonic() >= until or isinstance(error, UnicodeError):
                 raise ClusterError(
                     "Cannot connect to Ray",
                     where=address,

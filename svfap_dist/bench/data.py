@@ -119,7 +119,14 @@ def _measured(
     batch_size, cores = config.train.global_batch_size, max(config.data.decode_workers, 1)
     ahead = 2 + max(batches // 10, 2)  # what starting up has made is used up
     spec = Spec(config, url, batches, ahead, cores)
-    public = dataclasses.replace(spec, url=source_url, files=files, batches=-(-batches // 4))
+    # A DataLoader delivers in waves, a batch of each worker, and has two of each made ahead.
+    public = dataclasses.replace(
+        spec,
+        url=source_url,
+        files=files,
+        batches=max(-(-batches // (4 * cores)), 2) * cores,
+        warm_up=2 * cores,
+    )
     ways = (pipelines.ours, pipelines.decode_only)
     others = (pipelines.plain_webdataset, pipelines.dataloader_files)
     turns = [way for _ in range(rounds) for way in (*ways, *others)]

@@ -120,7 +120,7 @@ class Attempt:
         try:
             yield
         except BaseException as error:
-            self._recorder.ended(self.step, type(error).__name__, str(error))
+            self._recorder.ended(self.step, type(error).__name__, str(error) or repr(error))
             if isinstance(error, health.NotFiniteError):
                 self._recorder.not_finite()
             raise
@@ -179,7 +179,9 @@ class Attempt:
         if self._test_on is None:
             return True
         where = storage.join(self._config.run.url, PREDICTIONS)
-        if distributed.from_main(storage.exists(where) if self._world.is_main else None):
+        is_main, run_url = self._world.is_main, self._config.run.url
+        there = distributed.together(lambda: storage.exists(where) if is_main else None)
+        if distributed.from_main(there):
             return True
         began = time.perf_counter()
         try:
@@ -197,9 +199,7 @@ class Attempt:
             return False
         finally:
             self._recorder.tested(time.perf_counter() - began)
-        if self._world.is_main:
-            tested.write(self._config.run.url)
-        distributed.barrier()
+        distributed.together(lambda: tested.write(run_url) if is_main else None)
         return True
 
     def save(self) -> None:

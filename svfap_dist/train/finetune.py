@@ -3,12 +3,13 @@
 Each fold is an ordinary run in a folder of its own, `fold-1/`, ..., below `run.url` (a task with a
 fixed split is one run, in `run.url` itself). So the same command started again leaves finished
 folds alone, resumes the one that was cut short, and goes on. Notice to stop and `train.max_seconds`
-are for all of it. `results.json` and the confusion matrix (`pictures/confusion.png`) come last,
-from the predictions of all folds.
+are for all of it; a test that has begun is stopped by the former only. `results.json` and the
+confusion matrix (`pictures/confusion.png`) come last, from the predictions of all folds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -19,7 +20,7 @@ from svfap_dist.config import Config, TaskConfig
 from svfap_dist.downstream import protocol
 from svfap_dist.downstream.predictions import Predictions
 from svfap_dist.downstream.results import Results, summarise
-from svfap_dist.errors import ConfigError
+from svfap_dist.errors import ConfigError, StorageError
 from svfap_dist.train import loop, trained
 from svfap_dist.train.journal import read_recipe
 from svfap_dist.train.notice import FINISHED
@@ -102,7 +103,7 @@ def run(
     Args:
         train: trains a run to its end and has its test samples' predictions written.
         on_fold: told of each fold that is to be trained, and the step it goes on from.
-        on_tested: told of each fold that was trained, and its own results.
+        on_tested: told of each fold that was trained, and its own results, where `writes`.
         writes: whether this process writes the results; one of the ranks does.
 
     Raises: what `train` raises; ConfigError, ShardError before anything starts.
@@ -117,7 +118,9 @@ def run(
         ended = train(_with_time_left(one, time.monotonic() - began))
         if ended.stop_reason != FINISHED:
             return FinetuneResult(config.run.url, ended.stop_reason, None, ended.step, fold)
-        on_tested(fold, summarise(task, {fold: _predictions(one)}))
+        if writes:  # alone: a rank that could not read it would leave the others in the next fold
+            with contextlib.suppress(StorageError):
+                on_tested(fold, summarise(task, {fold: _predictions(one)}))
     results = summarise(task, {fold: _predictions(one) for fold, one in folds.items()})
     if writes:
         write(results, config.run.url)

@@ -4,7 +4,7 @@
 recipe says whether it pre-trains or fine-tunes. Batches come from `data.loader`, the arithmetic is
 in `engine`, and what is written goes through `recorder` and `checkpointer`; here is the order in
 which things happen. Between backward and update all ranks agree (`health`), and whatever ends a run
-early does so at a step edge, on all ranks alike.
+early does so at a step edge, on all ranks alike, or while a task is tested, between two batches.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def run(
     Args:
         on_log: gets a row of numbers at each log step, on rank 0.
         on_begin: gets the "host:port" of all ranks' metrics before the first step, on rank 0.
-        stop_requested: asked at step edges; once it gives a reason on any rank, all save a
-            checkpoint and end, as they do at SIGTERM, SIGUSR1, Ctrl-C and `train.max_seconds`.
+        stop_requested: asked at step edges, and in a test; once it gives a reason on any rank, all
+            save a checkpoint and end, as they do at SIGTERM, SIGUSR1, Ctrl-C and
+            `train.max_seconds`.
         nodes_leaving: asked by all ranks together; a new name in it has them save a checkpoint and
             go on.
 

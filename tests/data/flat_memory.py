@@ -1,0 +1,70 @@
+"""What memory a loader and its worker have in use over 2,000 batches of one clip.
+
+Asked of malloc and of Python, not of the kernel: until 2.38, glibc does not use again what was
+allocated aligned, as FFmpeg and torch do, so that a heap grows for thousands of batches by which
+nothing is held. Each process prints its id and how many bytes it has in use, each 100 clips.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+from test_data_loader import config_of
+
+from svfap_dist import shard_format
+from svfap_dist.config import Config
+from svfap_dist.data import workers
+from svfap_dist.data.loader import ClipLoader
+from svfap_dist.distributed import World
+
+_PYTHON_BLOCK = 64  # bytes, about
+
+
+class Mallinfo(ctypes.Structure):
+    """mallinfo2(3)."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+            "fordblks", "keepcost",
+        )
+    )  # fmt: skip
+
+
+def tell() -> None:
+    ask = ctypes.CDLL(None).mallinfo2
+    ask.restype = Mallinfo
+    found = ask()
+    in_use = found.uordblks + found.hblkhd + _PYTHON_BLOCK * sys.getallocatedblocks()
+    os.write(1, f"{os.getpid()} {in_use}\n".encode())  # a line of its own, whoever else writes
+
+
+class Telling(workers.Cutter):
+    """Tells of its process each 100 clips."""
+
+    clips = 0
+
+    def __call__(self, task: workers.Task) -> workers.Outcome:
+        if self.clips % 100 == 0:
+            tell()
+        self.clips += 1
+        return super().__call__(task)
+
+
+def main(url: str, count: int) -> None:
+    workers.Cutter = Telling
+    fields = config_of(decode_workers=count, num_lanes=1).model_dump()
+    fields["train"] |= {"global_batch_size": 1, "micro_batch_size": 1}
+    manifest = shard_format.load_manifest(url)
+    loader = ClipLoader(Config.model_validate(fields), url, manifest, World(0, 0, 1, 1))
+    for number, batch in enumerate(loader.batches(0, 2000)):
+        assert len(batch.frames) == 1
+        if count and number % 100 == 0:
+            tell()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
