@@ -1,8 +1,9 @@
 """What memory a loader and its worker have in use over 2,000 batches of one clip.
 
-Asked of malloc and of Python, not of the kernel: until 2.38, glibc does not use again what was
-allocated aligned, as FFmpeg and torch do, so that a heap grows for thousands of batches by which
-nothing is held. Each process prints its id and how many bytes it has in use, each 100 clips.
+Asked of malloc and of Python, not of the kernel: a heap grows by fragments for thousands of batches
+though nothing is held. (glibc before 2.38 seldom uses again what was allocated aligned, as FFmpeg
+and torch do, which may be why.) Each process prints its id and how many bytes it has in use, each
+100 clips.
 """
 
 from __future__ import annotations
