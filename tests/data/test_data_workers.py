@@ -172,6 +172,6 @@ def test_memory_stays_flat(make_data_set, workers):
     assert len(in_use) == 1 + workers
     for of_process in in_use.values():
         assert len(of_process) >= 20
-        growth = np.diff(of_process[10:]) / 100  # bytes per batch; a kept clip would be 12,288
-        assert abs(np.median(growth)) < 1000, growth
-        assert np.mean(growth) < 6000, growth
+        # Clips that threads have in hand come and go, so a line is laid through all.
+        growth = np.polyfit(np.arange(len(of_process) - 10), of_process[10:], 1)[0] / 100
+        assert growth < 4000, of_process  # bytes per batch; a kept clip would be 12,288
