@@ -81,7 +81,7 @@ def run(
     batches: int = 60,
     rounds: int = 3,
 ) -> DataBench:
-    """Measure `batches` batches of each way, of public pipelines a quarter of that.
+    """Measure `batches` batches of each way, of public pipelines about a quarter of that.
 
     Args:
         url: shards; empty: rendered ones, made for this.
