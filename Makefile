@@ -9,7 +9,9 @@ STAMP := $(VENV)/.installed
 
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: demo test test-services check bench format clean
+STYLE := import_cycles prose docstrings
+
+.PHONY: demo test test-services check style bench format clean
 
 demo: $(STAMP)
 	$(BIN)/svfap demo --out svfap-demo
@@ -26,6 +28,10 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# Figures of the rules that ruff and lint-imports cannot check: all are printed, then it fails if one did.
+style: $(STAMP)
+	@status=0; for name in $(STYLE); do $(BIN)/python tests/checks/$$name.py || status=1; done; exit $$status
 
 bench: $(STAMP)
 	$(BIN)/svfap bench model --size base --batch-size 8 --dtype float32
