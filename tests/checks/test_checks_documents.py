@@ -1,0 +1,59 @@
+"""The documents of the repository: valid, in step with the code, without broken links."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+_ROOT = Path(__file__).resolve().parents[2]
+_DOCUMENTS = sorted(
+    path
+    for folder in (".", "docs", "launch", "monitoring")
+    for path in (_ROOT / folder).glob("*.md")
+)
+
+
+def _load(name: str):
+    return yaml.safe_load((_ROOT / name).read_text())
+
+
+def test_the_workflow_runs_what_ci_runs():
+    targets = re.findall(r"^make (\S+)$", (_ROOT / ".ci/run").read_text(), re.MULTILINE)
+    job = _load(".github/workflows/ci.yml")["jobs"]["make"]
+    assert job["strategy"]["matrix"]["target"] == targets
+    assert job["steps"][-1] == {"run": "make ${{ matrix.target }}"}
+
+
+@pytest.mark.parametrize("name", ["bug", "feature"])
+def test_issue_forms_have_what_github_requires(name: str):
+    form = _load(f".github/ISSUE_TEMPLATE/{name}.yml")
+    assert form["name"]
+    assert form["description"]
+    ids = [part["id"] for part in form["body"]]
+    assert len(ids) == len(set(ids))
+    assert all(part["attributes"]["label"] for part in form["body"])
+
+
+def test_citation_and_changelog_name_the_version():
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
+    citation = _load("CITATION.cff")
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
+    released = f"## [{project['version']}] - {citation['date-released']}"
+    assert released in (_ROOT / "CHANGELOG.md").read_text().splitlines()
+
+
+@pytest.mark.parametrize("path", _DOCUMENTS, ids=lambda path: str(path.relative_to(_ROOT)))
+def test_links_lead_somewhere(path: Path):
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text())
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not (path.parent / target).exists()] == []
+
+
+def test_packages_are_marked_as_typed():
+    for package in ("svfap_dist", "data_sharding"):
+        assert (_ROOT / package / "py.typed").read_bytes() == b""
