@@ -31,7 +31,7 @@ def s3_endpoint() -> Iterator[str]:
 @pytest.fixture
 def s3_environment(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The variables of a user of `s3_endpoint`; nothing of the machine's own AWS settings."""
-    import fsspec
+    from svfap_dist.storage.s3 import LiteralS3
 
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
@@ -46,10 +46,9 @@ def s3_environment(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
     # fsspec keeps file system objects, and with them the credentials they were made with.
-    s3 = fsspec.get_filesystem_class("s3")
-    s3.clear_instance_cache()
+    LiteralS3.clear_instance_cache()
     yield s3_endpoint
-    s3.clear_instance_cache()
+    LiteralS3.clear_instance_cache()
 
 
 @pytest.fixture

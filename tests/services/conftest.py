@@ -36,9 +36,12 @@ def ceph_bucket(ceph: Ceph, request, monkeypatch) -> str:
     """A fresh bucket of the real store, with the client's environment set for it."""
     import fsspec
 
+    from svfap_dist.storage.s3 import LiteralS3
+
     for name, value in ceph.environment().items():
         monkeypatch.setenv(name, value)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    for kind in (LiteralS3, fsspec.get_filesystem_class("s3")):
+        kind.clear_instance_cache()
     bucket = request.node.name.lower().replace("_", "-").replace("[", "-").replace("]", "")[:60]
     fsspec.filesystem("s3").mkdir(bucket)
     return f"s3://{bucket}"

@@ -11,6 +11,7 @@ import pytest
 from data_sharding.cli import shard, verify
 from svfap_dist import storage
 from svfap_dist.errors import StorageError
+from svfap_dist.storage.s3 import LiteralS3
 from svfap_dist.train import checkpoint
 
 pytestmark = pytest.mark.services
@@ -54,12 +55,10 @@ def test_shard_and_pretrain_on_ray_by_the_command_line(ceph_bucket):
 
 
 def test_wrong_credentials_and_missing_bucket_are_told(ceph, ceph_bucket, monkeypatch):
-    import fsspec
-
     with pytest.raises(StorageError, match="bucket"):
         shard("synthetic", "clips=2,frames=16,size=64", "s3://not-there/x", min_frames=8, workers=0)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    LiteralS3.clear_instance_cache()
     with pytest.raises(StorageError, match=r"access denied.*AWS_SECRET_ACCESS_KEY"):
         storage.write_bytes(f"{ceph_bucket}/x", b"1")
     refused = svfap("pretrain", "tiny_cpu", f"data.url={ceph_bucket}/shards", "run.url=unused")

@@ -22,6 +22,8 @@ def test_join_and_local_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert storage.is_remote("s3://b/x")
     assert not storage.is_remote("file:///x")
     assert not storage.is_remote("/x")
+    assert not storage.is_remote("clips/s3://x")
+    assert storage.local_path("file:///a::b?c") == "/a::b?c"
 
 
 def test_what_is_written_can_be_read(root: str, tmp_path: Path) -> None:
@@ -56,6 +58,28 @@ def test_listing(root: str) -> None:
     assert storage.list_files(storage.join(root, "a")) == {"b/d": 5, "c": 3}
     assert not storage.exists(storage.join(root, "a"))  # a prefix is no file
     assert not storage.exists(storage.join(root, "b/below-a-file"))
+
+
+@pytest.mark.parametrize(
+    "name", ["12::30::05", "s3::a", "b?versionId=abc", "file:x", "#a%20b", "é e+&=;", "*[ab]?"]
+)
+def test_names_are_literal(root: str, tmp_path: Path, name: str) -> None:
+    """No part of a name asks for a chain of file systems, a version, a pattern or a decoding."""
+    decoys = ["b", "a", "12", "s3", "b?", "a b", "x", "abc"]
+    for decoy in decoys:
+        storage.write_bytes(storage.join(root, decoy), b"decoy")
+    url = storage.join(root, name)
+    assert not storage.exists(url)
+    storage.write_bytes(url, b"0123456789")
+    assert storage.exists(url)
+    assert storage.read_bytes(url) == b"0123456789"
+    assert storage.read_range(url, 2, 5) == b"234"
+    storage.download_file(url, str(tmp_path / "down"))
+    storage.upload_file(str(tmp_path / "down"), storage.join(url + ".d", name))
+    sizes = dict.fromkeys(decoys, 5) | {name: 10, f"{name}.d/{name}": 10}
+    assert storage.list_files(root) == sizes
+    assert storage.list_files(url + ".d") == {name: 10}
+    assert storage.read_bytes(storage.join(url + ".d", name)) == b"0123456789"
 
 
 def test_deleting(root: str) -> None:
