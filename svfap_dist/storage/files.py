@@ -95,10 +95,26 @@ def exists(url: str) -> bool:
 
 def delete(url: str) -> None:
     """Remove a file, or everything below a prefix; no error if there is nothing."""
-    with request(DELETE, url):
-        fs, path = filesystem(url)
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            fs.rm(path, recursive=True)
+    with request(DELETE, url), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        _delete_remote(url) if is_remote(url) else _delete_local(local_path(url))
+
+
+def _delete_remote(url: str) -> None:
+    fs, path = filesystem(url)
+    if url.startswith("s3://"):
+        fs.rm(path, recursive=True)
+    else:  # `rm` would take a name for a pattern
+        for name in fs.find(path):
+            fs.rm_file(name)
+
+
+def _delete_local(path: str) -> None:
+    import shutil
+
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
 
 
 def delete_unfinished(folder: str) -> None:

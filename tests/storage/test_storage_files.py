@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from svfap_dist import storage
 from svfap_dist.errors import StorageError
-from svfap_dist.storage import StorageMissing
+from svfap_dist.storage import StorageMissing, s3
 
 
 def test_join_and_local_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +91,68 @@ def test_deleting(root: str) -> None:
     assert list(storage.list_files(root)) == ["ab", "b"]
     storage.delete(storage.join(root, "b"))
     assert list(storage.list_files(root)) == ["ab"]
+
+
+@pytest.mark.parametrize("pattern", ["a[1]", "a*", "a?", "[ab]?", "**", "{a1,b1}"])
+def test_deleting_a_name_spares_those_it_matches_as_a_pattern(root: str, pattern: str) -> None:
+    others = ["a1", "a2/1", "b1/x", "b1/y"]
+    for name in [*others, f"f/{pattern}", f"{pattern}/1", f"{pattern}/deep/2", f"{pattern}x/1"]:
+        storage.write_bytes(storage.join(root, name), b"x")
+    for gone in (f"f/{pattern}", pattern, f"nothing/{pattern}"):
+        storage.delete(storage.join(root, gone))
+    assert list(storage.list_files(root)) == sorted([*others, f"{pattern}x/1"])
+
+
+def test_libraries_that_take_our_s3_are_literal_too(s3_bucket: str) -> None:
+    """Ray deletes and copies through the file system object, within a wrapper of pyarrow."""
+    import pyarrow.fs
+
+    for name in ("a1/x", "a[1]/x", "a[1]/deep/y"):
+        storage.write_bytes(storage.join(s3_bucket, name), name.encode())
+    fs, bucket = storage.filesystem(s3_bucket)
+    assert fs.cat([f"{bucket}/a[1]/x"]) == {f"{bucket}/a[1]/x": b"a[1]/x"}
+    assert fs.expand_path(f"{bucket}/a[1]/x") == [f"{bucket}/a[1]/x"]
+    wrapped = pickle.loads(pickle.dumps(pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))))
+    wrapped.delete_file(f"{bucket}/a[1]/x")
+    assert list(storage.list_files(s3_bucket)) == ["a1/x", "a[1]/deep/y"]
+    wrapped.delete_dir(f"{bucket}/a[1]")
+    assert list(storage.list_files(s3_bucket)) == ["a1/x"]
+
+
+def test_deleting_more_than_fits_one_request(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "_KEYS_PER_DELETION", 2)
+    call = s3.LiteralS3._call_s3
+
+    async def in_small_pages(self, method, *args, **request):
+        pages = {"MaxKeys": 2} if method == "list_objects_v2" else {}
+        return await call(self, method, *args, **(pages | request))
+
+    for name in ("a/1", "a/2", "a/3", "a/4/5", "a/6", "ab"):
+        storage.write_bytes(storage.join(s3_bucket, name), b"x")
+    with monkeypatch.context() as patch:
+        patch.setattr(s3.LiteralS3, "_call_s3", in_small_pages)
+        fs, path = storage.filesystem(storage.join(s3_bucket, "a"))
+        fs.rm(path, recursive=True)
+    assert list(storage.list_files(s3_bucket)) == ["ab"]
+
+
+def test_a_deletion_that_is_refused_is_told(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 answers 200 to a request of several deletions, and names those that it refuses within."""
+    call = s3.LiteralS3._call_s3
+
+    async def refusing(self, method, *args, **request):
+        if method == "delete_objects":
+            return {"Errors": [{"Key": "x", "Code": "AccessDenied"}]}
+        return await call(self, method, *args, **request)
+
+    storage.write_bytes(storage.join(s3_bucket, "x"), b"x")
+    monkeypatch.setattr(s3.LiteralS3, "_call_s3", refusing)
+    with pytest.raises(StorageError, match=r"Cannot delete.*access denied"):
+        storage.delete(storage.join(s3_bucket, "x"))
 
 
 def test_an_unfinished_write_is_no_file(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from data_sharding.faces.video import FaceOptions
 from data_sharding.guarded import Guarded
 from data_sharding.probe import Limits
 from data_sharding.sources import SourceVideo
+from svfap_dist import storage
 from svfap_dist.errors import ConfigError
 
 SMALL = FaceOptions(size=64)
@@ -296,3 +297,13 @@ def test_a_bucket_takes_the_crops(
     assert summary.num_crops == 3
     assert storage.read_bytes(f"{s3_bucket}/crops/deep/b_c.mp4") == undisturbed["deep/b_c.mp4"]
     assert make_crops(str(videos), f"{s3_bucket}/crops", SMALL, workers=0).already_done == 5
+
+
+def test_crops_of_other_videos_are_not_taken_for_a_name_with_brackets(s3_bucket: str) -> None:
+    others = {f"{s3_bucket}/{name}" for name in ("a1.boxes.json", "a1.mp4", "a2.mp4", "a2.2.mp4")}
+    for url in [*others, f"{s3_bucket}/a[12].mp4"]:
+        storage.write_bytes(url, b"x")
+    video = SourceVideo("a[12]", read=bytes, labels={}, where="a[12].mp4")
+    record.give_up(s3_bucket, SMALL, Limits(), video, "unreadable", "")
+    left = {f"{s3_bucket}/{name}" for name in storage.list_files(s3_bucket)}
+    assert left == others | {f"{s3_bucket}/a[12].boxes.json"}
