@@ -100,15 +100,20 @@ def video_file(folder: str, path: str, size: int) -> Medium:
 
 def _frame_folders(url: str) -> dict[str, Medium]:
     frames = (
-        (*os.path.split(path), size)
+        (path.removesuffix(name := os.path.basename(path)), name, size)
         for path, size in storage.walk_files(url)
         if suffix_of(path) in FRAME_SUFFIXES and not os.path.basename(path).startswith(".")
     )
+    # By folder, with its slash: to a store, `a//1.jpg` and `a/1.jpg` are in two folders.
     packed: dict[str, str] = {}  # "1.jpg:123/2.jpg:456": a tenth of what tuples would take
-    for name, files in itertools.groupby(frames, key=lambda file: file[0]):
+    for place, files in itertools.groupby(frames, key=lambda file: file[0]):
         more = "/".join(f"{file}:{size}" for _, file, size in files)
-        packed[name] = f"{packed[name]}/{more}" if name in packed else more
-    return {name: _frames(storage.join(url, name), packed.pop(name)) for name in list(packed)}
+        packed[place] = f"{packed[place]}/{more}" if place in packed else more
+    media: dict[str, Medium] = {}
+    for place in list(packed):
+        medium = _frames(storage.join(url, place), packed.pop(place))
+        add(media, place.removesuffix("/"), place, medium)
+    return media
 
 
 def _frames(url: str, packed: str) -> Medium:
@@ -116,7 +121,9 @@ def _frames(url: str, packed: str) -> Medium:
     content = hashlib.sha256(os.fsencode(repr((ENCODER, FPS, files))))
     names, _, sizes = zip(*(file.rpartition(":") for file in files), strict=True)
     read = functools.partial(read_frames, url, "/".join(names))
-    return Medium(url, read, SUFFIX, content.hexdigest()[:16], sum(map(int, sizes)))
+    return Medium(
+        url.removesuffix("/"), read, SUFFIX, content.hexdigest()[:16], sum(map(int, sizes))
+    )
 
 
 def join(

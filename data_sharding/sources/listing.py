@@ -6,7 +6,8 @@ they are sorted. So are the keys given to them, which have to be unique.
 A key is made from the path below the folder. webdataset ends a key at the first dot of the file
 name and prints keys in logs, so dots and unprintable characters become `_`. Where that makes two
 keys equal (`a.b.mp4` and `a_b.mp4`, `x.mp4` and `x.mov`), every one but the first in order of path
-gets `-` and eight digits of the digest of its path.
+gets `-` and eight digits of the digest of its path. In a store `a//x.mp4` and `a/x.mp4` are two
+files; a key has no empty folder names, which no file system could unpack.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ class Keys:
 
     def give(self, name: str, path: str) -> str:
         """A key for `name`, unlike those given before; `path` tells apart those of one name."""
-        key = "".join("_" if c == "." or not c.isprintable() else c for c in name)
+        key = "/".join(filter(None, name.split("/")))
+        key = "".join("_" if c == "." or not c.isprintable() else c for c in key)
         with temporary.explained():
             if not self._is_new(key):
                 key += "-" + hashlib.sha256(os.fsencode(path)).hexdigest()[:8]

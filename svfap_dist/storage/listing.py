@@ -33,7 +33,7 @@ def walk_files(url: str) -> Iterator[tuple[str, int]]:
 
 def _walk_remote(url: str) -> Iterator[tuple[str, int]]:
     fs, path = filesystem(url)
-    start = path.rstrip("/") + "/"
+    start = path.removesuffix("/") + "/"
     if url.startswith("s3://"):
         files = _walk_s3(fs, start)
     else:

@@ -25,8 +25,11 @@ def is_remote(url: str) -> bool:
 
 
 def join(url: str, *parts: str) -> str:
-    """Append path parts to a URL or path."""
-    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
+    """Append path parts to a URL or path, with a slash where `url` does not end in one.
+
+    The parts stay as they are: to a store, `a//b` and `a/b` are two keys.
+    """
+    return "/".join([url.removesuffix("/"), *parts])
 
 
 def local_path(url: str) -> str:

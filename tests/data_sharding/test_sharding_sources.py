@@ -104,6 +104,18 @@ def test_sources_read_from_s3(s3_bucket: str) -> None:
         folder.samples(f"{s3_bucket}/other")
 
 
+def test_empty_folder_names_in_a_store_make_other_files(s3_bucket: str) -> None:
+    for name in ("x", "/x", "a//y", "/z"):
+        storage.write_bytes(f"{s3_bucket}/dd/{name}.mp4", name.encode())
+    found = list(folder.samples(f"{s3_bucket}/dd"))
+    assert [sample.read() for sample in found] == [b"/x", b"/z", b"a//y", b"x"]
+    keys = [sample.key for sample in found]
+    assert keys[:3] == ["x", "z", "a/y"]
+    assert keys[3].startswith("x-")
+    (below,) = (sample for sample in folder.samples(f"{s3_bucket}/dd//") if sample.key == "x")
+    assert below.read() == b"/x"
+
+
 def test_sources_are_known_by_name() -> None:
     assert sources.load("folder") is folder
     for name in sources.SOURCES:

@@ -168,3 +168,19 @@ def test_a_bucket_is_as_good_as_a_folder(
     assert [v.read() for v in found[:2]] == [v.read() for v in local[:2]]
     # Once over the prefix, in pages of seven, and not once per clip.
     assert 1 <= len(listings) <= len([path for path in files if "Split" not in path]) // 7 + 1
+
+
+def test_frames_below_an_empty_folder_name_are_no_others(copy_of, s3_bucket: str) -> None:
+    root = copy_of("dfew")
+    for path in storage.list_files(str(root)):
+        storage.upload_file(str(root / path), f"{s3_bucket}/{path}")
+    folder = f"{s3_bucket}/Clip/clip_224x224/"
+    for number in range(1, 12):
+        data = picture(number)
+        storage.write_bytes(f"{folder}00002//{number}.jpg", data)
+    found = {sample.where: sample for sample in videos("dfew", s3_bucket)}
+    usual = {sample.key: sample for sample in videos("dfew", root)}
+    assert found[f"{folder}00002"].read() == usual["00002"].read()
+    stray = found[f"{folder}00002/"]
+    assert stray.misfit == "in none of the set's lists"
+    assert stray.read() != usual["00002"].read()

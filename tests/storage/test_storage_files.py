@@ -16,7 +16,8 @@ from svfap_dist.storage import StorageMissing, s3
 
 
 def test_join_and_local_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert storage.join("s3://b/p/", "/x", "y/") == "s3://b/p/x/y"
+    assert storage.join("s3://b/p/", "x", "y/") == "s3://b/p/x/y/"
+    assert storage.join("s3://b/p", "/x") == storage.join("s3://b/p//", "x") == "s3://b/p//x"
     assert storage.join("/a", "b") == "/a/b"
     monkeypatch.chdir(tmp_path)
     assert storage.local_path("x") == storage.local_path(f"file://{tmp_path}/x")
@@ -153,6 +154,27 @@ def test_a_deletion_that_is_refused_is_told(
     monkeypatch.setattr(s3.LiteralS3, "_call_s3", refusing)
     with pytest.raises(StorageError, match=r"Cannot delete.*access denied"):
         storage.delete(storage.join(s3_bucket, "x"))
+
+
+def test_empty_parts_of_a_key_are_kept(s3_bucket: str) -> None:
+    names = ["//x", "/x", "a//x", "a/x", "x"]
+    for name in names:
+        storage.write_bytes(storage.join(s3_bucket, "dd", name), name.encode())
+    listed = storage.list_files(f"{s3_bucket}/dd")
+    assert listed == {name: len(name) for name in names}
+    for name in listed:
+        assert storage.read_bytes(storage.join(s3_bucket, "dd", name)) == name.encode()
+    assert storage.list_files(f"{s3_bucket}/dd/") == listed
+    assert storage.list_files(f"{s3_bucket}/dd//") == {"/x": 3, "x": 2}
+    storage.delete(f"{s3_bucket}/dd//")
+    assert list(storage.list_files(f"{s3_bucket}/dd")) == ["a//x", "a/x", "x"]
+    storage.delete(f"{s3_bucket}/dd/a")
+    storage.write_bytes(f"{s3_bucket}//lead/x", b"x")
+    assert storage.list_files(s3_bucket) == {"/lead/x": 1, "dd/x": 1}
+    storage.delete(f"{s3_bucket}/lead")
+    assert storage.exists(f"{s3_bucket}//lead/x")
+    storage.delete(f"{s3_bucket}//lead")
+    assert list(storage.list_files(s3_bucket)) == ["dd/x"]
 
 
 def test_an_unfinished_write_is_no_file(tmp_path: Path) -> None:
