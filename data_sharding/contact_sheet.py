@@ -16,9 +16,10 @@ from av.error import FFmpegError
 from PIL import Image, ImageDraw
 
 from data_sharding.verify import read_members
-from svfap_dist import shard_format, storage
+from svfap_dist import storage
 from svfap_dist.errors import DecodeError
-from svfap_dist.shard_format import VideoInfo, load_info, stored_position
+from svfap_dist.shards import format as shard_format
+from svfap_dist.shards.format import VideoInfo, load_info, stored_position
 
 _SIDE, _CAPTION, _COLUMNS = 160, 14, 4  # pixels; samples in a row
 _GREY = (96, 96, 96)

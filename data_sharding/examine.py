@@ -11,11 +11,11 @@ import functools
 from typing import cast
 
 from data_sharding.guarded import Guarded
-from data_sharding.probe import MIN_FRAMES, Limits, Reason, Rejected, probe
 from data_sharding.sources import SourceVideo
 from data_sharding.transcode import TrainProfile, TranscodeError, transcode
-from svfap_dist.shard_format import VideoInfo
+from svfap_dist.shards.format import VideoInfo
 from svfap_dist.storage import StorageMissing
+from svfap_dist.video.probe import MIN_FRAMES, Limits, Reason, Rejected, probe
 
 
 @dataclasses.dataclass(frozen=True)

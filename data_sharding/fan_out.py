@@ -18,7 +18,7 @@ from data_sharding.make_shard import Order, ShardMaker
 from data_sharding.markers import Tally
 from data_sharding.plan import Group
 from svfap_dist.errors import ClusterError, SvfapError
-from svfap_dist.isolated import CrashedError, Isolated
+from svfap_dist.parallel.child import CrashedError, Isolated
 
 ATTEMPTS = 3  # to make a group
 

@@ -18,7 +18,7 @@ from data_sharding.make_shard import Order, ShardMaker
 from data_sharding.markers import Tally
 from data_sharding.plan import Group
 from svfap_dist.errors import ClusterError, SvfapError
-from svfap_dist.ray_address import check_answers
+from svfap_dist.parallel.ray_address import check_answers
 
 LOCAL = "local"  # address of a cluster that is made on this machine, for this command
 _SECONDS_BETWEEN_LOOKS = 1.0  # Ctrl-C waits for the end of one

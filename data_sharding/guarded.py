@@ -16,9 +16,9 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from data_sharding.probe import Limits, Reason
 from data_sharding.sources import SourceVideo
-from svfap_dist.isolated import CrashedError, HungError, Isolated
+from svfap_dist.parallel.child import CrashedError, HungError, Isolated
+from svfap_dist.video.probe import Limits, Reason
 
 _ATTEMPTS = 2
 _AHEAD = 2  # videos in memory per process: one at work, one done and waiting

@@ -16,7 +16,7 @@ from data_sharding.examine import Making, Sample, examiners
 from data_sharding.markers import Marker, Tally
 from data_sharding.pack import pack
 from data_sharding.plan import Group
-from data_sharding.probe import Rejected
+from svfap_dist.video.probe import Rejected
 
 
 @dataclasses.dataclass(frozen=True)

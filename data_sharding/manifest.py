@@ -17,9 +17,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from data_sharding import markers, temporary
 from data_sharding.markers import Marker, Tally
 from data_sharding.plan import Group, Plan, options_digest
-from svfap_dist import shard_format, storage
+from svfap_dist import storage
 from svfap_dist.errors import ConfigError, ShardError
-from svfap_dist.shard_format import MANIFEST_NAME, REJECTED_NAME, Manifest, ShardEntry
+from svfap_dist.shards import format as shard_format
+from svfap_dist.shards.format import MANIFEST_NAME, REJECTED_NAME, Manifest, ShardEntry
 
 _SHARD_FILE = re.compile(r"shard-(\d{6,})\.(tar|index\.json|done\.json)")
 _ELSEWHERE = "use another URL, or replace it with --overwrite"

@@ -17,10 +17,10 @@ from typing import Any
 
 from data_sharding.examine import Sample
 from data_sharding.plan import Group
-from data_sharding.probe import Rejected
 from svfap_dist import storage
 from svfap_dist.errors import ShardError
-from svfap_dist.shard_format import ShardEntry, digest
+from svfap_dist.shards.format import ShardEntry, digest
+from svfap_dist.video.probe import Rejected
 
 _NAME = re.compile(r"shard-(\d{6,})\.done\.json")
 

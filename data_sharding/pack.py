@@ -20,7 +20,7 @@ from typing import IO, Any
 from data_sharding import temporary
 from data_sharding.examine import Sample
 from svfap_dist import storage
-from svfap_dist.shard_format import ShardEntry, ShardIndex, VideoInfo, digest, dump
+from svfap_dist.shards.format import ShardEntry, ShardIndex, VideoInfo, digest, dump
 
 
 def pack(samples: Iterable[Sample], url: str, name: str) -> ShardEntry | None:

@@ -22,7 +22,7 @@ from types import TracebackType
 from data_sharding import temporary
 from data_sharding.sources import SourceVideo
 from svfap_dist.errors import ShardError
-from svfap_dist.shard_format import FORMAT_VERSION
+from svfap_dist.shards.format import FORMAT_VERSION
 
 _HEADERS = 4 * 512  # bytes that a sample's tar headers, JSON and padding take, about
 _TABLES = """

@@ -6,7 +6,7 @@ import dataclasses
 
 from data_sharding.markers import Tally
 from svfap_dist import storage
-from svfap_dist.shard_format import REJECTED_NAME, Manifest
+from svfap_dist.shards.format import REJECTED_NAME, Manifest
 
 
 @dataclasses.dataclass(frozen=True)

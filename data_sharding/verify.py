@@ -26,9 +26,10 @@ from av.error import FFmpegError
 
 from data_sharding import markers
 from data_sharding.progress import Progress, silent
-from svfap_dist import shard_format, storage
+from svfap_dist import storage
 from svfap_dist.errors import ShardError
-from svfap_dist.shard_format import (
+from svfap_dist.shards import format as shard_format
+from svfap_dist.shards.format import (
     VIDEO_SUFFIXES,
     Manifest,
     ShardEntry,

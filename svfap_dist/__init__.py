@@ -8,19 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from svfap_dist.use.extract import extract
-    from svfap_dist.use.network import load
+    from svfap_dist.inference.extract import extract
+    from svfap_dist.inference.load import load
 
 __all__ = ["extract", "load"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from svfap_dist.use.network import load
+        from svfap_dist.inference.load import load
 
         return load
     if name == "extract":
-        from svfap_dist.use.extract import extract
+        from svfap_dist.inference.extract import extract
 
         return extract
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,9 +14,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from data_sharding import cli as sharding
+from data_sharding import pipeline as sharding
 from data_sharding import sources
-from svfap_dist import recipe, storage
+from svfap_dist import storage
+from svfap_dist.config import recipe
 from svfap_dist.errors import ConfigError
 from svfap_dist.progress import Progress, say
 

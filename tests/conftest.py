@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import settings
+from numbered_shards import DataSet, video_of, write_data_set
+
+from svfap_dist.shards.format import VideoInfo
 
 # How long an example takes is the machine's business: a busy one must not fail a test.
 settings.register_profile("svfap", deadline=None)
@@ -59,3 +62,21 @@ def s3_bucket(s3_environment: str) -> str:
     fs, bucket = storage.filesystem(f"s3://bucket-{uuid.uuid4().hex[:12]}")
     fs.mkdir(bucket)
     return f"s3://{bucket}"
+
+
+@pytest.fixture(scope="session")
+def videos() -> list[bytes]:
+    """Videos of 60 samples, in which every frame names its sample."""
+    return [video_of(sample) for sample in range(60)]
+
+
+@pytest.fixture
+def make_data_set(tmp_path, videos) -> Callable[..., DataSet]:
+    """make_data_set([7, 5]) writes two shards; see write_data_set."""
+
+    def make(
+        sizes: list[int], replace: dict[int, tuple[bytes, VideoInfo]] | None = None
+    ) -> DataSet:
+        return write_data_set(str(tmp_path / "shards"), sizes, videos, replace or {})
+
+    return make

@@ -15,7 +15,7 @@ import av
 from clips import make_video
 
 from data_sharding.transcode import TrainProfile, transcode
-from svfap_dist.shard_format import PhaseOrder, VideoInfo, stored_position
+from svfap_dist.shards.format import PhaseOrder, VideoInfo, stored_position
 
 FRAMES = 48
 SIZE = (160, 144)  # width, height: no smaller, for NVDEC's sake

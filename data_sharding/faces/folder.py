@@ -25,13 +25,13 @@ from data_sharding.faces import detect, record, sheet
 from data_sharding.faces.record import Row
 from data_sharding.faces.video import TRACKS, FaceOptions
 from data_sharding.guarded import Guarded
-from data_sharding.probe import Limits
 from data_sharding.progress import Progress, silent
 from data_sharding.sources import SourceVideo
 from data_sharding.sources.folder import named_by_path
 from data_sharding.sources.listing import list_videos
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError
+from svfap_dist.video.probe import Limits
 
 FACES_NAME, NO_FACE_NAME, SHEET_NAME = "faces.jsonl", "no_face.jsonl", "faces.png"
 # The detector takes most of the time; the more so the longer a video is for its bytes.

@@ -15,8 +15,8 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from data_sharding.probe import open_video, video_stream
 from svfap_dist.errors import DecodeError
+from svfap_dist.video.probe import open_video, video_stream
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,10 +16,10 @@ from typing import Any
 
 from data_sharding.faces import detect
 from data_sharding.faces.video import Cropped, FaceOptions, LeftOut, crop_faces
-from data_sharding.probe import Limits, Reason
 from data_sharding.sources import SourceVideo
 from svfap_dist import storage
 from svfap_dist.storage import StorageMissing
+from svfap_dist.video.probe import Limits, Reason
 
 _VERSION = 2  # raised when the same options come to give other crops
 

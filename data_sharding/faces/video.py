@@ -15,9 +15,9 @@ from data_sharding.faces.cuts import PIXELS, Cuts
 from data_sharding.faces.detect import Detections, Detector
 from data_sharding.faces.frames import read_frames
 from data_sharding.faces.track import Track, find_tracks
-from data_sharding.probe import Limits, Rejected, probe
 from svfap_dist.errors import DecodeError
-from svfap_dist.shard_format import VideoInfo
+from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video.probe import Limits, Rejected, probe
 
 TRACKS = ("best", "all")
 _LOOKS_PER_SECOND = 6

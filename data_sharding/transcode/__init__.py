@@ -22,8 +22,8 @@ from av.error import FFmpegError
 from data_sharding.transcode.encode import encode, read_back
 from data_sharding.transcode.planes import spool_planes
 from data_sharding.transcode.profile import TrainProfile, TranscodeError, plan_frames, refused
-from svfap_dist.region import Crop, region
-from svfap_dist.shard_format import PhaseOrder, VideoInfo
+from svfap_dist.shards.format import PhaseOrder, VideoInfo
+from svfap_dist.video.region import Crop, region
 
 __all__ = ["TrainProfile", "TranscodeError", "transcode"]
 

@@ -19,10 +19,10 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
-from data_sharding.probe import open_video
 from data_sharding.transcode.planes import Colours
 from data_sharding.transcode.profile import TrainProfile
-from svfap_dist.shard_format import VideoInfo
+from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video.probe import open_video
 
 _NAMES = 6  # H.264's units of side information: here the encoder's name and settings
 _H264_MATRIX = {"bt601": 6, "bt709": 1}  # ITU-T H.264 table E-5

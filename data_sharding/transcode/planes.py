@@ -15,10 +15,10 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from data_sharding.probe import open_video, video_stream
 from data_sharding.transcode.profile import refused
-from svfap_dist.region import Crop
-from svfap_dist.shard_format import VideoInfo
+from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video.probe import open_video, video_stream
+from svfap_dist.video.region import Crop
 
 _BT601_NAMES = {2, 5, 6}  # of FFmpeg: unspecified, which its converters take so, and two names
 

@@ -10,7 +10,7 @@ import math
 from typing import Literal
 
 from svfap_dist.errors import ConfigError, DecodeError
-from svfap_dist.region import Region
+from svfap_dist.video.region import Region
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,17 +23,17 @@ from typing import Any
 
 import torch
 
-from svfap_dist import distributed, recipe, storage
-from svfap_dist.config import Config
+from svfap_dist import distributed, storage
+from svfap_dist.checkpoint import state as train_state
+from svfap_dist.checkpoint import store
+from svfap_dist.checkpoint.saver import Checkpointer
+from svfap_dist.config import Config, recipe
 from svfap_dist.data import masking
 from svfap_dist.data.clips import ClipBatch
 from svfap_dist.distributed import World
 from svfap_dist.errors import CheckpointError
 from svfap_dist.progress import say
 from svfap_dist.rng import Stream
-from svfap_dist.train import checkpoint
-from svfap_dist.train import state as train_state
-from svfap_dist.train.checkpointer import Checkpointer
 from svfap_dist.train.engine import Engine, process_group
 
 _PLAIN = "plain"  # folder beside checkpoints/
@@ -181,9 +181,9 @@ def _save(config: Config, world: World, engine: Engine, number: int, seconds: _S
 
 
 def _load(config: Config, engine: Engine) -> None:
-    step = checkpoint.latest_committed(config.run.url)
+    step = store.latest_committed(config.run.url)
     assert step is not None
-    checkpoint.load(config.run.url, checkpoint.read_state(config.run.url, step), engine, False)
+    store.load(config.run.url, store.read_state(config.run.url, step), engine, False)
 
 
 @contextlib.contextmanager

@@ -15,11 +15,11 @@ import os
 import tempfile
 from collections.abc import Sequence
 
-from svfap_dist import recipe, shard_format
 from svfap_dist.bench import pipelines
 from svfap_dist.bench.pipelines import Rate, Spec
-from svfap_dist.config import Config
+from svfap_dist.config import Config, recipe
 from svfap_dist.progress import Progress
+from svfap_dist.shards import format as shard_format
 
 _RECIPE = "svfap_base_voxceleb2"
 _HERE = ("cluster.use_gpu=false", "cluster.num_workers=1", "data.num_lanes=8")
@@ -100,7 +100,7 @@ def run(
 
 def _rendered(folder: str) -> tuple[str, str]:
     """Shards of rendered faces, for training and as they come."""
-    from data_sharding import cli as sharding
+    from data_sharding import pipeline as sharding
 
     urls = []
     for profile in ("train", "source"):

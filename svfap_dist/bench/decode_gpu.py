@@ -14,12 +14,12 @@ import time
 from collections.abc import Mapping, Sequence
 
 from svfap_dist.config import DataConfig
-from svfap_dist.data.decode_dali import DaliDecoder, VideoRequest
 from svfap_dist.errors import ConfigError
 from svfap_dist.progress import Progress
-from svfap_dist.region import region
 from svfap_dist.rng import Stream
-from svfap_dist.shard_format import VideoInfo
+from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video.dali import DaliDecoder, VideoRequest
+from svfap_dist.video.region import region
 
 PIPELINES = (1, 2, 4, 8)
 _SECONDS = 3.0  # that each row is measured, at least

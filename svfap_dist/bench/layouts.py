@@ -24,7 +24,7 @@ from data_sharding.transcode import TrainProfile, transcode
 from svfap_dist.bench import decode
 from svfap_dist.bench.decode import FRAMES, STRIDE, Video
 from svfap_dist.progress import say
-from svfap_dist.shard_format import stored_position
+from svfap_dist.shards.format import stored_position
 
 _PROFILES = {
     "as used": TrainProfile(),

@@ -19,16 +19,15 @@ from collections.abc import Callable
 
 import torch
 
-from svfap_dist import recipe
 from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.bench.steps import Spec, TrainingStep, token_splits
-from svfap_dist.config import Config
+from svfap_dist.config import Config, recipe
 from svfap_dist.data.clips import ClipBatch
 from svfap_dist.distributed import World
-from svfap_dist.metrics.phases import Phases
 from svfap_dist.model.sizes import resolve
 from svfap_dist.progress import Progress
-from svfap_dist.train.recorder import Recorder
+from svfap_dist.telemetry.phases import Phases
+from svfap_dist.telemetry.recorder import Recorder
 
 _SCRAPE_EVERY = 5.0  # seconds, as in monitoring/prometheus/prometheus.yml
 _PHASES = ("forward", "backward", "optimizer")

@@ -18,7 +18,7 @@ import torch
 
 from svfap_dist.bench.steps import MATMUL_SIZE, Spec, Worker, means, token_splits, workers
 from svfap_dist.errors import ConfigError
-from svfap_dist.metrics import flops
+from svfap_dist.model import flops
 from svfap_dist.model.sizes import resolve
 from svfap_dist.progress import Progress, say
 

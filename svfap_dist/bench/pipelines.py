@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from svfap_dist import shard_format, storage
+from svfap_dist import storage
 from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.config import Config
-from svfap_dist.data.stream import Sample, SampleReader
+from svfap_dist.shards import format as shard_format
+from svfap_dist.shards.reader import Sample, SampleReader
 
 _MOST_IN_MEMORY = 256  # samples that decode_only goes round
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -146,8 +147,8 @@ def _decode_from_memory(spec: Spec) -> Rate:
     import torch
 
     from svfap_dist.data.clips import random_cut
-    from svfap_dist.data.convert import to_rgb
     from svfap_dist.rng import Stream
+    from svfap_dist.video.color import to_rgb
 
     torch.set_num_threads(1)  # there is a process for each core
     keep_freed_memory()  # as decode workers do

@@ -16,11 +16,11 @@ def checkpoint_ls(run_url: str, as_json: AsJson = False) -> None:
 
     Example: svfap checkpoint ls runs/a
     """
-    from svfap_dist.train import checkpoint, trained
+    from svfap_dist.checkpoint import load, store
 
-    steps = checkpoint.committed_steps(run_url)
+    steps = store.committed_steps(run_url)
     if not steps:
-        trained.locate(run_url)  # says that there is none, and where it looked
+        load.locate(run_url)  # says that there is none, and where it looked
     print(json.dumps({"steps": steps}) if as_json else "\n".join(f"step {step}" for step in steps))
 
 
@@ -34,14 +34,14 @@ def checkpoint_verify(
 
     Example: svfap checkpoint verify runs/a 1000
     """
-    from svfap_dist.train import checkpoint, trained
+    from svfap_dist.checkpoint import load, store
 
     if step is None:
-        steps = checkpoint.committed_steps(run_url)
+        steps = store.committed_steps(run_url)
         if not steps:
-            trained.locate(run_url)  # says that there is none, and where it looked
+            load.locate(run_url)  # says that there is none, and where it looked
         step = steps[-1]
-    checkpoint.verify(run_url, step)
+    store.verify(run_url, step)
     print(
         json.dumps({"step": step, "ok": True}) if as_json else f"step {step}: every file is whole"
     )
@@ -68,11 +68,11 @@ def checkpoint_gc(
     """
     import sys
 
+    from svfap_dist.checkpoint import gc
     from svfap_dist.errors import ConfigError
     from svfap_dist.progress import say
-    from svfap_dist.train import cleanup
 
-    found = cleanup.plan(run_url, keep_last, keep_every)
+    found = gc.plan(run_url, keep_last, keep_every)
     print_result(found, as_json)
     if dry_run or not found.steps:
         return
@@ -83,7 +83,7 @@ def checkpoint_gc(
                 "Nobody to ask", where="standard input", found="no terminal", do=advice
             )
         typer.confirm("Delete them?", abort=True, err=True)
-    cleanup.carry_out(found, lambda step: say(f"deleted step {step}"))
+    gc.carry_out(found, lambda step: say(f"deleted step {step}"))
 
 
 @checkpoint_app.command("reshape")
@@ -102,6 +102,6 @@ def checkpoint_reshape(
 
     Example: svfap checkpoint reshape runs/a --world-size 16 -o runs/a-on-16
     """
-    from svfap_dist.train import reshape
+    from svfap_dist.checkpoint import reshard
 
-    print_result(reshape.reshape(url, output, world_size), as_json)
+    print_result(reshard.reshape(url, output, world_size), as_json)

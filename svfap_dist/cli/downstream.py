@@ -28,7 +28,7 @@ def finetune(
     Example: svfap finetune finetune_dfew data.url=s3://bucket/dfew run.url=s3://bucket/runs/dfew
     finetune.init=s3://bucket/runs/base --on ray
     """
-    from svfap_dist import recipe
+    from svfap_dist.config import recipe
     from svfap_dist.train import finetune as tuning
 
     config = recipe.load(name, overrides or [])
@@ -52,7 +52,7 @@ def finetune(
         result = tuning.run(config, train, told, tested, writes=speaks())
     if speaks():
         _print(result, result.results, as_json)
-    from svfap_dist.train.notice import exit_code
+    from svfap_dist.train.signals import exit_code
 
     sys.exit(exit_code(result.stop_reason))
 
@@ -60,7 +60,7 @@ def finetune(
 @contextlib.contextmanager
 def _one_group(config: Any, on: str) -> Any:
     """One Ray cluster, or one process group, for all folds, and one ear for signals."""
-    from svfap_dist.train.notice import heard_signals
+    from svfap_dist.train.signals import heard_signals
 
     if on == "ray":
         from svfap_dist.cluster.connection import connected
@@ -86,7 +86,7 @@ def evaluate(
 
     Example: svfap evaluate finetune_dfew runs/dfew data.url=shards/dfew finetune.test_segments=4
     """
-    from svfap_dist import recipe
+    from svfap_dist.config import recipe
     from svfap_dist.train import evaluate as evaluation
 
     config = recipe.load(name, overrides or [])

@@ -45,26 +45,26 @@ def launch_ray(
     Example: svfap launch ray svfap_base_voxceleb2 --address http://head:8265
     data.url=s3://bucket/shards run.url=s3://bucket/runs/a --env-file launch/ray/nccl.env --follow
     """
-    from svfap_dist.cluster import submit
+    from svfap_dist.cluster import ray_jobs
 
-    variables = submit.environment(env or [], env_file)
-    wanted = submit.submission(
+    variables = ray_jobs.environment(env or [], env_file)
+    wanted = ray_jobs.submission(
         name, overrides or [], env=variables, ship_code=ship_code, stop_seconds=stop_seconds
     )
     if dry_run:
         print("\n".join(wanted.lines()))
         return
-    job = submit.submit(address, wanted)
+    job = ray_jobs.submit(address, wanted)
     print(job, flush=True)
     if not follow:
         return
     try:
-        result = submit.follow(address, job, lambda text: print(text, end="", flush=True))
+        result = ray_jobs.follow(address, job, lambda text: print(text, end="", flush=True))
     except KeyboardInterrupt:
         say(f"{job} goes on. `svfap launch stop {job} --address {address}` has it save and end.")
         sys.exit(130)
     say(*result.lines())
-    sys.exit(submit.exit_code(result))
+    sys.exit(ray_jobs.exit_code(result))
 
 
 @launch_app.command("slurm")
@@ -147,11 +147,11 @@ def launch_status(
 
     Example: svfap launch status slurm:4711
     """
-    from svfap_dist.cluster import jobs, kubernetes, slurm, submit
+    from svfap_dist.cluster import kubernetes, ray_jobs, schedulers, slurm
 
-    job = jobs.parse(name)
+    job = schedulers.parse(name)
     if job.door == "ray":
-        result = submit.status(address, job)
+        result = ray_jobs.status(address, job)
     else:
         result = slurm.status(job) if job.door == "slurm" else kubernetes.status(job)
     print_result(result, as_json)
@@ -165,12 +165,12 @@ def launch_stop(
 
     Example: svfap launch stop ray:base-1a2b3c4d --address http://head:8265
     """
-    from svfap_dist.cluster import jobs, kubernetes, slurm, submit
+    from svfap_dist.cluster import kubernetes, ray_jobs, schedulers, slurm
 
-    job = jobs.parse(name)
+    job = schedulers.parse(name)
     say(f"Waiting for {job} to save a checkpoint and end ...")
     if job.door == "ray":
-        result = submit.stop(address, job)
+        result = ray_jobs.stop(address, job)
     else:
         result = slurm.stop(job) if job.door == "slurm" else kubernetes.stop(job)
     print_result(result, as_json)

@@ -22,7 +22,7 @@ def dashboards(
 
     Example: svfap dashboards --check
     """
-    from svfap_dist.metrics import dashboards as boards
+    from svfap_dist.dashboards import render as boards
 
     found = boards.stale() if check else boards.write()
     for path in found:

@@ -47,8 +47,8 @@ def plan(
     Example: svfap plan svfap_base_voxceleb2 --nodes 2 --gpus-per-node 8 --gpu h100
     --samples 1000000
     """
-    from svfap_dist import recipe
-    from svfap_dist.planning import plan as planning
+    from svfap_dist.config import recipe
+    from svfap_dist.plan import plan as planning
 
     known = planning.Known(mfu, decode_rate, network_gbps, storage_rate, cores_per_node, samples)
     config = recipe.load(name, overrides or [])
@@ -70,7 +70,7 @@ def doctor(
 
     Example: svfap doctor tiny_cpu data.url=s3://bucket/shards run.url=s3://bucket/runs/a
     """
-    from svfap_dist import recipe
+    from svfap_dist.config import recipe
     from svfap_dist.doctor import examine
     from svfap_dist.progress import Progress
 

@@ -60,7 +60,7 @@ def shard(
 
     Example: svfap shard voxceleb2 /data/voxceleb2 s3://bucket/shards
     """
-    from data_sharding import cli as sharding
+    from data_sharding import pipeline as sharding
 
     given = any(option is not None for option in (region, size, crf))
     train = sharding.train_profile(region=region, size=size, crf=crf) if given else None
@@ -98,7 +98,7 @@ def shards_verify(
 
     Example: svfap shards verify s3://bucket/shards
     """
-    from data_sharding import cli as sharding
+    from data_sharding import pipeline as sharding
 
     with Progress("Verifying") as progress:
         verified = sharding.verify(
@@ -124,7 +124,7 @@ def shards_show(
 
     Example: svfap shards show s3://bucket/shards --contact-sheet shards.png
     """
-    from data_sharding import cli as sharding
+    from data_sharding import pipeline as sharding
 
     if contact_sheet is not None:
         sharding.draw_contact_sheet(url, contact_sheet)

@@ -42,7 +42,7 @@ def pretrain(
 
     Example: svfap pretrain tiny_cpu data.url=shards run.url=runs/a --on ray
     """
-    from svfap_dist import recipe
+    from svfap_dist.config import recipe
     from svfap_dist.errors import ConfigError
 
     config = recipe.load(name, overrides or [])
@@ -60,7 +60,7 @@ def pretrain(
         result = trained(config, on, progress)
     if speaks():
         print_result(result, as_json)
-    from svfap_dist.train.notice import exit_code
+    from svfap_dist.train.signals import exit_code
 
     sys.exit(exit_code(result.stop_reason))
 
@@ -86,7 +86,7 @@ def trained(config: Any, on: str, progress: Progress) -> Any:
         from svfap_dist.cluster import ray_train
 
         return ray_train.train(config, on_log=show, on_wait=progress.tick)
-    from svfap_dist.metrics.discovery import Discovery, told_of
+    from svfap_dist.telemetry.discovery import Discovery, told_of
     from svfap_dist.train import loop
 
     if not speaks():

@@ -48,9 +48,9 @@ def extract(
     Example: svfap extract runs/a faces/ -o features.npz
     """
     network = _load(checkpoint, device, region=region, sampling_rate=sampling_rate)
+    from svfap_dist.inference.extract import extract_to
+    from svfap_dist.inference.videos import of_inputs
     from svfap_dist.progress import Progress
-    from svfap_dist.use.extract import extract_to
-    from svfap_dist.use.videos import of_inputs
 
     found = of_inputs(videos)
     with Progress("Extracting", len(found)) as progress:
@@ -85,9 +85,9 @@ def predict(
     Example: svfap predict runs/dfew/fold-1 face.mp4
     """
     network = _load(checkpoint, device, names=names, region=region, sampling_rate=sampling_rate)
+    from svfap_dist.inference import predict as prediction
+    from svfap_dist.inference.videos import of_inputs
     from svfap_dist.progress import Progress
-    from svfap_dist.use import predict as prediction
-    from svfap_dist.use.videos import of_inputs
 
     network.check_head()
     found = of_inputs(videos)
@@ -119,7 +119,7 @@ def export(
 
     Example: svfap export runs/a -o exported --format onnx
     """
-    from svfap_dist.use import export as exporting
+    from svfap_dist.inference import export as exporting
 
     overrides = _given(names=names, region=region, sampling_rate=sampling_rate)
     result = exporting.export(checkpoint, output, format, licence=licence, overrides=overrides)
@@ -131,7 +131,7 @@ def _load(checkpoint: str, device: str, **options: Any) -> Any:
     import torch
 
     from svfap_dist.errors import ConfigError
-    from svfap_dist.use.network import load
+    from svfap_dist.inference.load import load
 
     network = load(checkpoint, **_given(**options))
     wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from svfap_dist.config import ClusterConfig, Config
 from svfap_dist.errors import ClusterError
-from svfap_dist.ray_address import check_answers
+from svfap_dist.parallel.ray_address import check_answers
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 

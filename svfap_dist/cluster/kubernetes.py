@@ -17,10 +17,10 @@ import time
 import uuid
 from collections.abc import Sequence
 
-from svfap_dist import bundled, recipe
-from svfap_dist.cluster.jobs import Job, JobStatus, checked, told, verb
-from svfap_dist.cluster.submit import STOP_SECONDS
-from svfap_dist.config import check_world_size
+from svfap_dist import bundled
+from svfap_dist.cluster.ray_jobs import STOP_SECONDS
+from svfap_dist.cluster.schedulers import Job, JobStatus, checked, told, verb
+from svfap_dist.config import check_world_size, recipe
 from svfap_dist.errors import ConfigError
 
 ENTRYPOINT = "python -m svfap_dist {verb} /etc/svfap/recipe.toml --on ray"

@@ -21,15 +21,15 @@ import uuid
 from collections.abc import Callable, Iterator, Set
 from typing import Any
 
-from svfap_dist import recipe, storage
+from svfap_dist import storage
 from svfap_dist.allocator import ONE_ARENA
 from svfap_dist.cluster.connection import check_resources, connected
-from svfap_dist.config import Config
+from svfap_dist.config import Config, recipe
 from svfap_dist.errors import ClusterError, SvfapError
-from svfap_dist.metrics.discovery import Discovery, told_of
+from svfap_dist.telemetry.discovery import Discovery, told_of
 from svfap_dist.train import loop
-from svfap_dist.train.notice import heard_signals
 from svfap_dist.train.result import RunResult
+from svfap_dist.train.signals import heard_signals
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 

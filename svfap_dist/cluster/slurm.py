@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from svfap_dist import bundled
-from svfap_dist.cluster.jobs import Job, JobStatus, checked, told, verb
+from svfap_dist.cluster.schedulers import Job, JobStatus, checked, told, verb
 from svfap_dist.config import check_world_size
 from svfap_dist.errors import ConfigError
 

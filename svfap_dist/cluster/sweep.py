@@ -16,9 +16,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from svfap_dist import recipe, storage
+from svfap_dist import storage
 from svfap_dist.cluster.connection import check_resources, connected
-from svfap_dist.config import Config
+from svfap_dist.config import Config, recipe
 from svfap_dist.errors import ConfigError, SvfapError
 
 _OURS = ("run.url", "cluster.num_workers", "metrics.port")  # what a sweep decides itself
@@ -229,8 +229,8 @@ def _run_all(
 
 def _trial(tables: dict[str, Any], trial: Trial) -> Trial:
     """What a task runs: a whole pre-training as the only rank."""
+    from svfap_dist.telemetry.journal import METRICS
     from svfap_dist.train import loop
-    from svfap_dist.train.journal import METRICS
 
     config = recipe.from_tables(tables, where=trial.name)
     try:

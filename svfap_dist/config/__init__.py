@@ -13,14 +13,6 @@ import json
 from pydantic import model_validator
 
 from svfap_dist.config.downstream import AugmentConfig, FinetuneConfig, TaskConfig
-from svfap_dist.config.fit import (
-    check_batch,
-    check_clip,
-    check_mask,
-    check_task,
-    check_window,
-    check_world_size,
-)
 from svfap_dist.config.sections import (
     ClusterConfig,
     DataConfig,
@@ -32,6 +24,14 @@ from svfap_dist.config.sections import (
     RunConfig,
     Section,
     TrainConfig,
+)
+from svfap_dist.config.validation import (
+    check_batch,
+    check_clip,
+    check_mask,
+    check_task,
+    check_window,
+    check_world_size,
 )
 
 __all__ = [

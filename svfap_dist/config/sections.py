@@ -76,7 +76,7 @@ class DecodeConfig(Section):
     """How videos become frames."""
 
     # pyav: on the CPU. dali: on the GPU; a video that hangs or crashes it takes the run with it.
-    # auto: settled once per run, by measurement where both decode the data set; see data/decode.
+    # auto: settled once per run, by measurement where both decode the data set; see video/backends.
     backend: Literal["auto", "pyav", "dali"] = "auto"
     pipelines: Positive = 4  # of DALI, per GPU: one alone leaves decoding units idle
 

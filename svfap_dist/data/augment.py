@@ -47,8 +47,8 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from svfap_dist.config import AugmentConfig
-from svfap_dist.region import Crop
 from svfap_dist.rng import Stream
+from svfap_dist.video.region import Crop
 
 _GREY = (128, 128, 128)
 _MAX_MAGNITUDE = 10.0

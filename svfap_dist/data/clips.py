@@ -23,20 +23,20 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from svfap_dist.config import Config
-from svfap_dist.data import decode, windows
-from svfap_dist.data.convert import to_rgb
-from svfap_dist.data.decode_cpu import TooShortError
-from svfap_dist.data.frames import Frames
-from svfap_dist.data.stream import BadSample
 from svfap_dist.errors import ConfigError
-from svfap_dist.region import Crop, region
 from svfap_dist.rng import Stream
-from svfap_dist.shard_format import VideoInfo
+from svfap_dist.shards.format import VideoInfo
+from svfap_dist.shards.reader import BadSample
+from svfap_dist.video import backends, views
+from svfap_dist.video.color import to_rgb
+from svfap_dist.video.frames import Frames
+from svfap_dist.video.pyav import TooShortError
+from svfap_dist.video.region import Crop, region
 
 if TYPE_CHECKING:
     import torch
 
-    from svfap_dist.data.convert import YuvClips
+    from svfap_dist.video.color import YuvClips
 
 # The 13 places of a crop, in quarters of the room there is: corners, centre, edges, inner quarters.
 _PLACES = (
@@ -174,8 +174,8 @@ def plan_multi_clip(info: VideoInfo, config: Config) -> tuple[Counter[int], Coun
     Raises: ConfigError if the shards were cut to another region than data.region.
     """
     tested = config.finetune
-    starts = windows.segments(info.num_frames, config.window, tested.test_segments)
-    crops = windows.squares(clip_region(info, config), tested.test_crops)
+    starts = views.segments(info.num_frames, config.window, tested.test_segments)
+    crops = views.squares(clip_region(info, config), tested.test_crops)
     return Counter(starts), Counter(crops)
 
 
@@ -201,13 +201,13 @@ def random_cut(
     were cut to another region than data.region.
     """
     numbers, cuts = plan_random(info, config, window, crops)
-    return decode.backend(config)(video, info, numbers), cuts
+    return backends.backend(config)(video, info, numbers), cuts
 
 
 def fixed_cut(video: bytes, info: VideoInfo, config: Config) -> tuple[Frames, list[Crop]]:
     """The same for the clip of pictures and evaluation: middle window, the whole region."""
     numbers, cuts = plan_fixed(info, config)
-    return decode.backend(config)(video, info, numbers), cuts
+    return backends.backend(config)(video, info, numbers), cuts
 
 
 def multi_clip_cut(
@@ -217,7 +217,7 @@ def multi_clip_cut(
     video's scores; the shares add up to 1."""
     starts, crops = plan_multi_clip(info, config)
     for start, times in starts.items():
-        frames = decode.backend(config)(video, info, _numbers(start, info, config))
+        frames = backends.backend(config)(video, info, _numbers(start, info, config))
         for crop, of_crop in crops.items():
             yield frames, crop, times * of_crop / (starts.total() * crops.total())
 

@@ -26,13 +26,13 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 import torch
 
 from svfap_dist.config import Config
-from svfap_dist.data import decode
 from svfap_dist.data.clips import plan_fixed, plan_random
-from svfap_dist.data.decode_dali import VideoRequest
-from svfap_dist.data.stream import BadSample, Sample, unpack
 from svfap_dist.data.workers import Cut, Outcome, Task, undecodable
 from svfap_dist.errors import DecodeError, HealthError
 from svfap_dist.rng import Stream
+from svfap_dist.shards.reader import BadSample, Sample, unpack
+from svfap_dist.video import backends
+from svfap_dist.video.dali import VideoRequest
 
 _LOT_SECONDS = 4.0  # longest for what is decoded at a time, in data.decode_seconds
 
@@ -55,7 +55,7 @@ class DeviceCutter:
     """
 
     def __init__(self, config: Config, frames: torch.Tensor) -> None:
-        self._config, self._decoder = config, decode.dali(config)
+        self._config, self._decoder = config, backends.dali(config)
         self._frames, self._most = frames, frames.shape[1]  # clips decoded at a time
         self._handed_in: queue.SimpleQueue[_Wanted | None] = queue.SimpleQueue()
         self._lock, self._is_closing = threading.Lock(), False

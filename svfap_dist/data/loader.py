@@ -28,18 +28,18 @@ import torch
 
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data import masking
-from svfap_dist.data.cache import shard_cache
 from svfap_dist.data.clips import ClipBatch
-from svfap_dist.data.order import EpochOrder, Slot, steps_per_epoch
 from svfap_dist.data.ring import Ring, check_made_by_workers
+from svfap_dist.data.sample_order import EpochOrder, Slot, steps_per_epoch
 from svfap_dist.data.selection import Selection
-from svfap_dist.data.stream import Sample, SampleReader, read_ahead
 from svfap_dist.data.tries import Try, try_sample, try_samples
 from svfap_dist.data.workers import Cut, Key
 from svfap_dist.distributed import World
 from svfap_dist.errors import HealthError
 from svfap_dist.rng import Stream
-from svfap_dist.shard_format import Manifest
+from svfap_dist.shards.cache import shard_cache
+from svfap_dist.shards.format import Manifest
+from svfap_dist.shards.reader import Sample, SampleReader, read_ahead
 
 _SUBSTITUTES_TRIED = 256  # so many bad samples in a row are no accident
 _LOOKED_AT = 8  # samples, to know the size of planes

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from svfap_dist.config import Config
-from svfap_dist.data.convert import YuvClips
 from svfap_dist.data.device_cutter import DeviceCutter
 from svfap_dist.data.shared_arrays import SharedArrays, shapes
 from svfap_dist.data.workers import Workers
 from svfap_dist.errors import ConfigError
+from svfap_dist.video.color import YuvClips
 
 _MOST_SLOTS_AT_A_TIME = 16
 _FEWEST_AHEAD, _MOST_AHEAD = 2, 16  # batches; more than a few gain nothing, whatever the memory

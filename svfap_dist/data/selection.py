@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from svfap_dist import shard_format, storage
+from svfap_dist import storage
 from svfap_dist.errors import ShardError
-from svfap_dist.shard_format import Manifest, ShardEntry
+from svfap_dist.shards import format as shard_format
+from svfap_dist.shards.format import Manifest, ShardEntry
 
 _THREADS = 16  # that wait for the store
 

@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 
 from svfap_dist.data.device_cutter import DeviceCutter
-from svfap_dist.data.stream import BadSample, SampleReader
 from svfap_dist.data.workers import Cut, Task, Workers
+from svfap_dist.shards.reader import BadSample, SampleReader
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,15 +21,15 @@ from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.config import Config
 from svfap_dist.data.augment import augment
 from svfap_dist.data.clips import fixed_cut, multi_clip_cut, random_cut
-from svfap_dist.data.convert import kind_of, to_rgb
-from svfap_dist.data.decode_cpu import TooShortError, WrongSizeError
-from svfap_dist.data.frames import Frames, YuvFrames
 from svfap_dist.data.shared_arrays import SharedArrays
-from svfap_dist.data.stream import BadSample, PackedSample, Sample, unpack
 from svfap_dist.errors import ClusterError, DecodeError
-from svfap_dist.isolated import CrashedError, HungError, Isolated
-from svfap_dist.region import Crop
+from svfap_dist.parallel.child import CrashedError, HungError, Isolated
 from svfap_dist.rng import Stream
+from svfap_dist.shards.reader import BadSample, PackedSample, Sample, unpack
+from svfap_dist.video.color import kind_of, to_rgb
+from svfap_dist.video.frames import Frames, YuvFrames
+from svfap_dist.video.pyav import TooShortError, WrongSizeError
+from svfap_dist.video.region import Crop
 
 Key = tuple[int | str, ...]  # of a random stream
 _REASONS = {TooShortError: "too_short", WrongSizeError: "wrong_size"}

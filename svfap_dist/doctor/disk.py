@@ -9,7 +9,7 @@ import tempfile
 from svfap_dist import storage
 from svfap_dist.config import Config
 from svfap_dist.doctor.finding import Finding, fail, failing, ok, warn
-from svfap_dist.planning import memory
+from svfap_dist.profiling import memory
 
 
 def examine(config: Config) -> list[Finding]:

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from svfap_dist.config import Config
 from svfap_dist.doctor import cluster, disk, gpu, machine, store
 from svfap_dist.doctor.finding import FAIL, OK, WARN, Finding, fail
-from svfap_dist.isolated import CrashedError, HungError, Isolated
+from svfap_dist.parallel.child import CrashedError, HungError, Isolated
 
 EXIT_CODE = 9  # of `svfap doctor`, if something fails
 SECONDS = 90.0  # that a group of checks may take

@@ -13,8 +13,8 @@ from email.utils import parsedate_to_datetime
 
 from svfap_dist import storage
 from svfap_dist.config import Config
-from svfap_dist.data.stream import BadSample, SampleReader, open_data
 from svfap_dist.doctor.finding import Finding, fail, failing, ok, warn
+from svfap_dist.shards.reader import BadSample, SampleReader, open_data
 
 _BYTES = 1 << 16
 _SKEW_TOLD, _SKEW_REFUSED = 30.0, 900.0  # seconds

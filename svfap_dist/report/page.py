@@ -18,7 +18,7 @@ import jinja2
 
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError
-from svfap_dist.metrics.goodput import WINDOW, Goodput
+from svfap_dist.telemetry.goodput import WINDOW, Goodput
 
 _COLOUR, _SECOND_COLOUR = "#2b5c8a", "#c0562f"
 _TEMPLATE = """<!doctype html>

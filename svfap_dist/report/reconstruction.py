@@ -16,14 +16,14 @@ import torch
 from PIL import Image, ImageDraw
 
 from svfap_dist import storage
+from svfap_dist.checkpoint import load
 from svfap_dist.config import Config
 from svfap_dist.data import masking
 from svfap_dist.data.clips import fixed_clip
+from svfap_dist.inference import videos
+from svfap_dist.inference.videos import BadVideo
 from svfap_dist.model import loss, patches, weights
 from svfap_dist.rng import Stream
-from svfap_dist.train import trained
-from svfap_dist.use import videos
-from svfap_dist.use.videos import BadVideo
 
 ROWS = ("original", "masked", "reconstructed")
 _FRAMES_SHOWN = 6
@@ -38,7 +38,7 @@ def make(checkpoint_url: str, urls: Sequence[str], output: str) -> None:
 
     Raises: CheckpointError, DecodeError, StorageError.
     """
-    weights_url, config = trained.locate(checkpoint_url)
+    weights_url, config = load.locate(checkpoint_url)
     model = weights.load_autoencoder(weights_url)
     frames = [_frames_of(model, config, url) for url in urls]
     png = io.BytesIO()

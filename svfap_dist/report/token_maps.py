@@ -24,11 +24,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from svfap_dist import storage
+from svfap_dist.checkpoint import load
 from svfap_dist.model import patches, weights
 from svfap_dist.model.encoder import Encoder, SpatialBottleneck
 from svfap_dist.model.layers import Attention
 from svfap_dist.report.reconstruction import clip_of
-from svfap_dist.train import trained
 
 _COLUMNS = 8  # pictures in a row, at most
 _LABEL_WIDTH = 130
@@ -54,7 +54,7 @@ def make(checkpoint_url: str, videos: Sequence[str], output: str) -> None:
 
     Raises: CheckpointError, DecodeError, StorageError.
     """
-    weights_url, config = trained.locate(checkpoint_url)
+    weights_url, config = load.locate(checkpoint_url)
     encoder = weights.load_autoencoder(weights_url).encoder
     sheets = []
     for url in videos:

@@ -14,28 +14,29 @@ from collections.abc import Callable, Generator, Iterator
 import torch
 
 from svfap_dist import distributed, storage
+from svfap_dist.checkpoint import state as train_state
+from svfap_dist.checkpoint import store
+from svfap_dist.checkpoint.ownership import Ownership
+from svfap_dist.checkpoint.saver import Checkpointer
+from svfap_dist.checkpoint.state import TrainState
 from svfap_dist.config import Config
-from svfap_dist.data import decode
 from svfap_dist.data.clips import ClipBatch
 from svfap_dist.data.loader import ClipLoader
-from svfap_dist.data.stream import open_data
 from svfap_dist.distributed import World
 from svfap_dist.errors import HealthError
-from svfap_dist.metrics import flops
-from svfap_dist.shard_format import Manifest
-from svfap_dist.train import checkpoint, health, objective, schedule, split, testing
-from svfap_dist.train import state as train_state
-from svfap_dist.train.checkpointer import Checkpointer
+from svfap_dist.model import flops
+from svfap_dist.shards.format import Manifest
+from svfap_dist.shards.reader import open_data
+from svfap_dist.telemetry.journal import next_attempt
+from svfap_dist.telemetry.recorder import Recorder, Row
+from svfap_dist.train import health, objective, schedule, split, testing
 from svfap_dist.train.engine import Engine
-from svfap_dist.train.heldout import HeldOut
-from svfap_dist.train.journal import next_attempt
-from svfap_dist.train.notice import FINISHED, Notice
-from svfap_dist.train.ownership import Ownership
-from svfap_dist.train.recorder import Recorder, Row
 from svfap_dist.train.result import RunResult
+from svfap_dist.train.signals import FINISHED, Notice
 from svfap_dist.train.split import Sides
-from svfap_dist.train.state import TrainState
 from svfap_dist.train.testing import PREDICTIONS
+from svfap_dist.train.validation import HeldOut
+from svfap_dist.video import backends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +55,14 @@ def look_around(config: Config) -> Scene:
     Raises: ConfigError, ShardError, CheckpointError, StorageError.
     """
     manifest = open_data(config, config.data.url)
-    decode.check(config, config.data.url, manifest)
+    backends.check(config, config.data.url, manifest)
     if config.data.eval_url:
         open_data(config, config.data.eval_url)
     run_url, state = config.run.url, None
-    step = checkpoint.latest_committed(run_url)
+    step = store.latest_committed(run_url)
     if step is not None:
-        state = checkpoint.read_state(run_url, step)
-        where = checkpoint.checkpoint_url(run_url, step)
+        state = store.read_state(run_url, step)
+        where = store.checkpoint_url(run_url, step)
         train_state.check_resumable(state, config, manifest.fingerprint, where)
     sides = split.sides(config, manifest) if config.task else None
     return Scene(manifest, sides, state, next_attempt(run_url))
@@ -106,11 +107,11 @@ class Attempt:
         stack.enter_context(self._failure_told())
         recorder.begin(self.step, self.total_steps, self._manifest.fingerprint)
 
-        reshape = state is not None and checkpoint.needs_reshaping(state, config, world)
+        reshape = state is not None and store.needs_reshaping(state, config, world)
         self.engine = Engine(_own_init(config, state), world, device, universal=reshape)
         stack.callback(self.engine.close)
         if state is not None:
-            checkpoint.load(config.run.url, state, self.engine, reshape)
+            store.load(config.run.url, state, self.engine, reshape)
         self._health = health.Health(device, config.data.max_bad_fraction)
         self._held_out = HeldOut(config, world) if config.data.eval_url else None
         recorder.ready()
@@ -263,7 +264,7 @@ def _own_init(config: Config, state: TrainState | None) -> Config:
     """
     if state is None or config.task is None:
         return config
-    init = checkpoint.checkpoint_url(config.run.url, state.step)
+    init = store.checkpoint_url(config.run.url, state.step)
     finetune = config.finetune.model_copy(update={"init": init})
     return config.model_copy(update={"finetune": finetune})
 
@@ -276,10 +277,10 @@ def _with_backend(
     All ranks call it together. Raises: ConfigError if a rank cannot have it.
     """
     if state is not None:
-        config = decode.as_before(config, state.config)
+        config = backends.as_before(config, state.config)
     name = distributed.together(
-        lambda: decode.choose(config, config.data.url, manifest) if world.is_main else None
+        lambda: backends.choose(config, config.data.url, manifest) if world.is_main else None
     )
-    config = decode.named(config, distributed.from_main(name))
-    distributed.together(lambda: decode.backend(config))
+    config = backends.named(config, distributed.from_main(name))
+    distributed.together(lambda: backends.backend(config))
     return config

@@ -20,15 +20,18 @@ import functools
 
 import numpy as np
 
-from svfap_dist import shard_format, storage
+from svfap_dist import storage
+from svfap_dist.checkpoint import store
 from svfap_dist.config import Config
-from svfap_dist.data.order import EpochOrder
+from svfap_dist.data.sample_order import EpochOrder
 from svfap_dist.errors import ConfigError
 from svfap_dist.progress import Progress
-from svfap_dist.shard_format import Manifest
-from svfap_dist.train import checkpoint, ledger, split
-from svfap_dist.train.journal import read_recipe
-from svfap_dist.train.ledger import Line, PastAttempt
+from svfap_dist.shards import format as shard_format
+from svfap_dist.shards.format import Manifest
+from svfap_dist.telemetry import ledger
+from svfap_dist.telemetry.journal import read_recipe
+from svfap_dist.telemetry.ledger import Line, PastAttempt
+from svfap_dist.train import split
 
 _ROWS_KEPT = 20
 
@@ -134,7 +137,7 @@ def audit(run_url: str, data_url: str = "") -> Audit:
 def _compare(
     run_url: str, attempts: list[PastAttempt], sizes: dict[str, int], plan: _Plan
 ) -> Audit:
-    newest = max(attempts[-1].saved, checkpoint.latest_committed(run_url) or 0)
+    newest = max(attempts[-1].saved, store.latest_committed(run_url) or 0)
     first = min(attempt.step for attempt in attempts)
     if newest <= first:
         raise ConfigError(

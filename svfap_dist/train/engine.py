@@ -30,8 +30,8 @@ from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.distributed import World, barrier
 from svfap_dist.errors import ClusterError
-from svfap_dist.metrics.phases import Phases
 from svfap_dist.model import layers
+from svfap_dist.telemetry.phases import Phases
 from svfap_dist.train import objective, optim
 from svfap_dist.train.objective import Moment
 

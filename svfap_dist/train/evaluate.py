@@ -10,14 +10,15 @@ from collections.abc import Callable
 
 import torch
 
+from svfap_dist.checkpoint import load
 from svfap_dist.config import Config, TaskConfig
-from svfap_dist.data.stream import open_data
 from svfap_dist.distributed import World
-from svfap_dist.downstream.predictions import Predictions
-from svfap_dist.downstream.results import Results, summarise
 from svfap_dist.errors import CheckpointError
+from svfap_dist.evaluate.predictions import Predictions
+from svfap_dist.evaluate.results import Results, summarise
 from svfap_dist.model import weights
-from svfap_dist.train import finetune, split, testing, trained
+from svfap_dist.shards.reader import open_data
+from svfap_dist.train import finetune, split, testing
 
 
 def run(
@@ -35,7 +36,7 @@ def run(
     manifest = open_data(config, config.data.url)
     folds: dict[int, Predictions] = {}
     for fold, where in finetune.found(config, url).items():
-        path, theirs = trained.locate(where)
+        path, theirs = load.locate(where)
         _check_fits(config, task, theirs, path)
         # What the outputs mean is the network's own.
         output = {"output": theirs.finetune.output}

@@ -16,15 +16,16 @@ import time
 from collections.abc import Callable, Mapping
 
 from svfap_dist import storage
+from svfap_dist.checkpoint import load
 from svfap_dist.config import Config, TaskConfig
-from svfap_dist.downstream import protocol
-from svfap_dist.downstream.predictions import Predictions
-from svfap_dist.downstream.results import Results, summarise
 from svfap_dist.errors import ConfigError, StorageError
-from svfap_dist.train import loop, trained
-from svfap_dist.train.journal import read_recipe
-from svfap_dist.train.notice import FINISHED
+from svfap_dist.evaluate import protocol
+from svfap_dist.evaluate.predictions import Predictions
+from svfap_dist.evaluate.results import Results, summarise
+from svfap_dist.telemetry.journal import read_recipe
+from svfap_dist.train import loop
 from svfap_dist.train.result import RunResult
+from svfap_dist.train.signals import FINISHED
 from svfap_dist.train.testing import PREDICTIONS
 
 RESULTS, CONFUSION = "results.json", "pictures/confusion.png"
@@ -177,5 +178,5 @@ def found(config: Config, url: str) -> Mapping[Fold, str]:
     folds = protocol.folds_of(task_of(config))
     if any(storage.list_files(storage.join(of(fold), "checkpoints")) for fold in folds):
         return {fold: of(fold) for fold in folds}
-    _, theirs = trained.locate(url)  # a fold's run, or one of its checkpoints
+    _, theirs = load.locate(url)  # a fold's run, or one of its checkpoints
     return {theirs.task.fold if theirs.task else 0: url}

@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from svfap_dist.checkpoint import load
 from svfap_dist.config import Config
 from svfap_dist.data.clips import ClipBatch, frames_on
 from svfap_dist.errors import ConfigError
-from svfap_dist.metrics import flops
-from svfap_dist.model import classifier, sizes
+from svfap_dist.model import classifier, flops, sizes
 from svfap_dist.model.patches import normalise
 from svfap_dist.rng import Stream
-from svfap_dist.train import trained
 from svfap_dist.train.mixing import mix, soft_targets
 from svfap_dist.train.objective import Moment
 
@@ -68,7 +67,7 @@ class Labelled:
 
     def check_start(self) -> None:
         if self._finetune.init:
-            self._check_same_encoder(trained.load_build(self._finetune.init))
+            self._check_same_encoder(load.load_build(self._finetune.init))
 
     def build(self) -> nn.Module:
         model = classifier.build(
@@ -77,7 +76,7 @@ class Labelled:
             head_init_scale=self._finetune.head_init_scale,
         )
         if self._finetune.init:
-            build, state = trained.load_weights(self._finetune.init)
+            build, state = load.load_weights(self._finetune.init)
             self._check_same_encoder(build)
             model.load_encoder(state)
         if self._is_linear:

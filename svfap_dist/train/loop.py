@@ -15,12 +15,12 @@ from collections.abc import Callable
 from svfap_dist import distributed
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.errors import ConfigError
+from svfap_dist.telemetry.recorder import Row
 from svfap_dist.train import health, objective
 from svfap_dist.train.attempt import Attempt, look_around
 from svfap_dist.train.engine import process_group
-from svfap_dist.train.notice import NodesLeaving, Notice, heard_signals
-from svfap_dist.train.recorder import Row
 from svfap_dist.train.result import RunResult
+from svfap_dist.train.signals import NodesLeaving, Notice, heard_signals
 
 
 def run(

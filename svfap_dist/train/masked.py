@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from svfap_dist.config import Config
 from svfap_dist.data import masking
 from svfap_dist.data.clips import ClipBatch, frames_on
-from svfap_dist.metrics import flops
-from svfap_dist.model import autoencoder, loss, sizes
+from svfap_dist.model import autoencoder, flops, loss, sizes
 from svfap_dist.rng import Stream
 from svfap_dist.train.objective import Moment
 

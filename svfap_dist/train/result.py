@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from svfap_dist.train.notice import FINISHED
+from svfap_dist.train.signals import FINISHED
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ import dataclasses
 
 from svfap_dist.config import Config
 from svfap_dist.data.selection import Selection, labels_of
-from svfap_dist.downstream import protocol
-from svfap_dist.shard_format import Manifest
+from svfap_dist.evaluate import protocol
+from svfap_dist.shards.format import Manifest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from svfap_dist import distributed, storage
 from svfap_dist.config import Config
-from svfap_dist.data.evaluation import TestBatch, test_batches
 from svfap_dist.data.selection import Selection
-from svfap_dist.data.stream import BadSample
 from svfap_dist.distributed import World
-from svfap_dist.downstream.predictions import Predictions
 from svfap_dist.errors import ShardError
+from svfap_dist.evaluate.loader import TestBatch, test_batches
+from svfap_dist.evaluate.predictions import Predictions
 from svfap_dist.progress import say
-from svfap_dist.shard_format import Manifest
+from svfap_dist.shards.format import Manifest
+from svfap_dist.shards.reader import BadSample
 from svfap_dist.train.labelled import Labelled
 
 PREDICTIONS, UNTESTED = "predictions.jsonl", "untested.jsonl"

@@ -8,10 +8,10 @@ import time
 import pytest
 from clips import make_video
 
-from data_sharding import cli as sharding
-from svfap_dist import recipe
+from data_sharding import pipeline as sharding
 from svfap_dist.bench import data, pipelines
 from svfap_dist.bench.pipelines import Rate, Spec
+from svfap_dist.config import recipe
 
 
 @pytest.fixture

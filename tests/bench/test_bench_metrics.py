@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from svfap_dist.bench import metrics
-from svfap_dist.train.recorder import Recorder
+from svfap_dist.telemetry.recorder import Recorder
 
 BUSY_SECONDS = 0.005
 

@@ -16,8 +16,7 @@ from svfap_dist import cli
 from svfap_dist.bench import model, steps
 from svfap_dist.bench.steps import Spec, TrainingStep, Worker
 from svfap_dist.errors import ClusterError, ConfigError
-from svfap_dist.metrics import flops
-from svfap_dist.model import linear, sizes
+from svfap_dist.model import flops, linear, sizes
 
 NANO = Spec("nano", "tpsbt", 2, "float32", "cpu")
 

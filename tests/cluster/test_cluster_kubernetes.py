@@ -10,10 +10,10 @@ import pytest
 import ray
 import yaml
 
-from svfap_dist import recipe
 from svfap_dist.cluster import kubernetes
-from svfap_dist.cluster.jobs import Job
 from svfap_dist.cluster.kubernetes import Pods, manifest
+from svfap_dist.cluster.schedulers import Job
+from svfap_dist.config import recipe
 from svfap_dist.errors import ConfigError
 
 PLACES = ["data.url=s3://b/shards", "run.url=s3://b/run"]

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import ray
 
-from data_sharding.cli import shard
-from svfap_dist import recipe
+from data_sharding.pipeline import shard
+from svfap_dist.checkpoint import store
 from svfap_dist.cluster import ray_train
+from svfap_dist.config import recipe
 from svfap_dist.errors import ClusterError, ConfigError, HealthError
-from svfap_dist.train import checkpoint
 
 SMALL = [
     "model.size=nano",
@@ -103,7 +103,7 @@ def test_ctrl_c_saves_a_checkpoint_on_all_ranks(shards, tmp_path):
 
     assert result.stop_reason != "finished"
     assert 0 < result.step < 100_000
-    assert checkpoint.committed_steps(str(tmp_path / "run")) == [result.step]
+    assert store.committed_steps(str(tmp_path / "run")) == [result.step]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
 
 
@@ -113,7 +113,7 @@ def test_error_that_no_restart_mends_comes_back_as_it_was(shards, tmp_path):
     config = config_of(shards, run, "optim.lr=1e30", "optim.warmup_lr=1e30")
     with pytest.raises(HealthError, match="not finite"):
         ray_train.train(config, on_log=lambda row: None)
-    assert checkpoint.committed_steps(str(run)) == []
+    assert store.committed_steps(str(run)) == []
 
 
 def test_mistakes_are_told_before_any_rank_starts(shards, tmp_path):

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from svfap_dist import bundled, recipe
+from svfap_dist import bundled
 from svfap_dist.cluster import slurm
-from svfap_dist.cluster.jobs import Job, parse
+from svfap_dist.cluster.schedulers import Job, parse
 from svfap_dist.cluster.slurm import Allocation, command
+from svfap_dist.config import recipe
 from svfap_dist.errors import ClusterError, ConfigError
-from svfap_dist.train.notice import STOP_SIGNALS, TIME_IS_UP, exit_code
+from svfap_dist.train.signals import STOP_SIGNALS, TIME_IS_UP, exit_code
 
 PLACES = ["data.url=/shards", "run.url=/run"]
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from data_sharding.cli import shard
-from svfap_dist import cli, recipe
+from data_sharding.pipeline import shard
+from svfap_dist import cli
 from svfap_dist.cluster import sweep
+from svfap_dist.config import recipe
 from svfap_dist.errors import ConfigError
 
 SMALL = [

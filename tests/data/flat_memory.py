@@ -14,11 +14,11 @@ import sys
 
 from test_data_loader import config_of
 
-from svfap_dist import shard_format
 from svfap_dist.config import Config
 from svfap_dist.data import workers
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.distributed import World
+from svfap_dist.shards import format as shard_format
 
 _PYTHON_BLOCK = 64  # bytes, about
 

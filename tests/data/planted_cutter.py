@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from svfap_dist.data.frames import Frames
 from svfap_dist.data.workers import Cut, Cutter, Outcome, Task
-from svfap_dist.region import Crop
+from svfap_dist.video.frames import Frames
+from svfap_dist.video.region import Crop
 
 HANGS, DIES = b"hangs the decoder", b"kills the decoder"
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from data_sharding.transcode import TrainProfile, transcode
 from svfap_dist.config import Config, DataConfig, MaskConfig, ModelConfig, TrainConfig
 from svfap_dist.data.clips import fixed_clip, random_clips, random_crop, window_start
-from svfap_dist.data.convert import to_rgb
-from svfap_dist.data.decode_cpu import TooShortError
-from svfap_dist.data.frames import RgbFrames
 from svfap_dist.errors import ConfigError
-from svfap_dist.region import Crop, region
 from svfap_dist.rng import Stream
-from svfap_dist.shard_format import VideoInfo
+from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video.color import to_rgb
+from svfap_dist.video.frames import RgbFrames
+from svfap_dist.video.pyav import TooShortError
+from svfap_dist.video.region import Crop, region
 
 SCALES = (1.0, 0.875, 0.75, 0.66)
 

@@ -11,15 +11,15 @@ from clips import make_video, read_frame_number
 from numbered_shards import write_data_set
 
 from svfap_dist.config import Config
-from svfap_dist.data import decode_dali
-from svfap_dist.data.decode_dali import DaliDecoder
-from svfap_dist.data.evaluation import held_out_batches
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.distributed import World
 from svfap_dist.errors import HealthError
-from svfap_dist.shard_format import VideoInfo
+from svfap_dist.evaluate.loader import held_out_batches
+from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video import dali
+from svfap_dist.video.dali import DaliDecoder
 
-pytestmark = pytest.mark.skipif(not decode_dali.is_installed(), reason="DALI is not installed")
+pytestmark = pytest.mark.skipif(not dali.is_installed(), reason="DALI is not installed")
 
 SAMPLES, FRAMES, SIDE = 10, 24, 48
 ALONE = World(0, 0, 1, 1)

@@ -13,15 +13,15 @@ from numbered_shards import FRAMES, SIDE, sample_and_frame
 
 from svfap_dist.config import Config, DataConfig, MaskConfig, ModelConfig, RunConfig, TrainConfig
 from svfap_dist.data.clips import ClipBatch, random_clips, window_start
-from svfap_dist.data.evaluation import held_out_batches
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.data.masking import tube
-from svfap_dist.data.order import EpochOrder
-from svfap_dist.data.stream import SampleReader, read_ahead
+from svfap_dist.data.sample_order import EpochOrder
 from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError, HealthError, ShardError
+from svfap_dist.evaluate.loader import held_out_batches
 from svfap_dist.rng import Stream
-from svfap_dist.shard_format import Manifest, ShardEntry, VideoInfo
+from svfap_dist.shards.format import Manifest, ShardEntry, VideoInfo
+from svfap_dist.shards.reader import SampleReader, read_ahead
 
 SIZES = [13, 20, 8, 10]  # 51 samples: 6 steps of 8 and a tail of 3
 NO_VIDEO = (b"no video", VideoInfo(FRAMES, 25.0, SIDE, SIDE, "h264"))

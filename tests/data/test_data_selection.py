@@ -15,11 +15,11 @@ from svfap_dist.config import AugmentConfig, Config
 from svfap_dist.data.augment import augment
 from svfap_dist.data.clips import random_clips, window_start
 from svfap_dist.data.loader import ClipLoader
-from svfap_dist.data.order import EpochOrder
+from svfap_dist.data.sample_order import EpochOrder
 from svfap_dist.data.selection import Selection, labels_of
 from svfap_dist.errors import ConfigError, ShardError
 from svfap_dist.rng import Stream
-from svfap_dist.shard_format import VideoInfo
+from svfap_dist.shards.format import VideoInfo
 
 TRAIN = [sample for sample in range(51) if sample % 5]  # 40 samples: 5 steps of 8
 RANDOM = {"crop_scales": (1.0, 0.875, 0.75, 0.66)}

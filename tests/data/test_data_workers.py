@@ -22,7 +22,7 @@ from test_data_loader import NO_VIDEO, SIZES, bits, config_of, loader_of, order_
 from svfap_dist.data import workers
 from svfap_dist.data.shared_arrays import SharedArrays
 from svfap_dist.errors import ClusterError, ConfigError
-from svfap_dist.shard_format import VideoInfo
+from svfap_dist.shards.format import VideoInfo
 
 INFO = VideoInfo(FRAMES, 25.0, SIDE, SIDE, "h264")
 TWO = {"decode_workers": 2, "decode_threads": 4}
@@ -92,7 +92,7 @@ def test_workers_that_cannot_start_are_told(make_data_set, monkeypatch):
 _RANK = """
 import sys
 sys.path[:0] = [{tests!r}]
-from svfap_dist.shard_format import load_manifest
+from svfap_dist.shards.format import load_manifest
 from svfap_dist.data.loader import ClipLoader
 from test_data_loader import config_of, world
 from planted_cutter import QuickCutter
@@ -163,7 +163,7 @@ def test_memory_stays_flat(make_data_set, workers):
         capture_output=True,
         text=True,
         check=True,
-        env=os.environ | {"PYTHONPATH": str(here.parent)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(here.parent), *sys.path])},
     )
     in_use = collections.defaultdict(list)
     for line in done.stdout.splitlines():

@@ -15,12 +15,12 @@ import broken_videos
 import pytest
 from clips import make_video
 
-from data_sharding import cli
+from data_sharding import pipeline
 from data_sharding.examine import Making, Sample, examiners
-from data_sharding.probe import Limits, Rejected
 from data_sharding.sources import SourceVideo
 from svfap_dist import storage
-from svfap_dist.shard_format import REJECTED_NAME
+from svfap_dist.shards.format import REJECTED_NAME
+from svfap_dist.video.probe import Limits, Rejected
 
 NUM_GOOD = 12
 QUICK = Limits(seconds=3, seconds_per_mib=0)
@@ -42,7 +42,7 @@ def test_every_kind_of_broken_video_is_listed_and_nothing_hangs(
 ) -> None:
     root, reasons = broken
     started = time.monotonic()
-    summary = cli.shard(
+    summary = pipeline.shard(
         "folder", str(root), str(tmp_path), profile=profile, limits=QUICK, workers=2
     )
     rows = [json.loads(row) for row in (tmp_path / REJECTED_NAME).read_text().splitlines()]
@@ -50,7 +50,7 @@ def test_every_kind_of_broken_video_is_listed_and_nothing_hangs(
     assert found == reasons
     assert all(row["detail"] for row in rows)
     assert (summary.num_samples, sum(summary.rejected.values())) == (NUM_GOOD, len(reasons))
-    assert cli.verify(str(tmp_path)).num_samples == NUM_GOOD
+    assert pipeline.verify(str(tmp_path)).num_samples == NUM_GOOD
     # Two hang, each is given two chances of three seconds; the rest is a busy machine's share.
     assert time.monotonic() - started < 60
 

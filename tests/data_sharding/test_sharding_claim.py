@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from clips import make_video
 
-from data_sharding import claim, cli
+from data_sharding import claim, pipeline
 from svfap_dist.errors import ConfigError, ShardError, StorageError
-from svfap_dist.shard_format import MANIFEST_NAME
+from svfap_dist.shards.format import MANIFEST_NAME
 
 
 def test_a_second_job_is_refused_and_told_who_is_there(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_an_output_that_is_no_folder_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("act", ["replaced", "gone"])
 def test_a_marker_of_another_job_is_not_taken_for_ours(tmp_path: Path, act: str) -> None:
     make_video(tmp_path / "in/a.mp4", 61, size=(32, 32))
-    cli.shard("folder", str(tmp_path / "in"), str(tmp_path / "other"), shuffle_seed=1)
+    pipeline.shard("folder", str(tmp_path / "in"), str(tmp_path / "other"), shuffle_seed=1)
     out = tmp_path / "out"
 
     def other_job(done: int, total: int | None, rejected: int) -> None:
@@ -71,6 +71,6 @@ def test_a_marker_of_another_job_is_not_taken_for_ours(tmp_path: Path, act: str)
                 mark.write_bytes((tmp_path / "other/shard-000000.done.json").read_bytes())
 
     with pytest.raises(ShardError, match=r"Another job has written.*shard-000000\.done\.json"):
-        cli.shard("folder", str(tmp_path / "in"), str(out), progress=other_job)
+        pipeline.shard("folder", str(tmp_path / "in"), str(out), progress=other_job)
     assert not (out / MANIFEST_NAME).exists()
-    assert cli.shard("folder", str(tmp_path / "in"), str(out)).num_samples == 1
+    assert pipeline.shard("folder", str(tmp_path / "in"), str(out)).num_samples == 1

@@ -16,10 +16,10 @@ from data_sharding import fan_out, fan_out_ray, markers
 from data_sharding.examine import Making
 from data_sharding.make_shard import Order, ShardMaker
 from data_sharding.plan import Group
-from data_sharding.probe import Limits
 from data_sharding.sources import SourceVideo
 from svfap_dist import storage
 from svfap_dist.errors import ClusterError, StorageError
+from svfap_dist.video.probe import Limits
 
 LENGTHS = [12, 9, 15, 8, 11, 10]
 

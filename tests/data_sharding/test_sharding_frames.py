@@ -15,11 +15,12 @@ from clips import read_frame_number
 from layouts import dfew, picture, put, put_frames
 from PIL import Image
 
-from data_sharding import cli
+from data_sharding import pipeline
 from data_sharding.frames import BrokenFrame, encode_frames, natural_order, read_frames
-from data_sharding.probe import Rejected, probe
-from svfap_dist import shard_format, storage
-from svfap_dist.shard_format import VideoInfo
+from svfap_dist import storage
+from svfap_dist.shards import format as shard_format
+from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video.probe import Rejected, probe
 
 PROGRESSIVE = {"kind": "JPEG", "progressive": True}
 
@@ -129,7 +130,7 @@ def test_shards_of_a_set_of_frames(tmp_path: Path) -> None:
     (root / "Clip/clip_224x224/00004/2.jpg").unlink()  # one frame is left
     for n in (1, 2):
         (root / f"Clip/clip_224x224/00005/{n}.jpg").unlink()
-    summary = cli.shard("dfew", str(root), out, min_frames=1, workers=0)
+    summary = pipeline.shard("dfew", str(root), out, min_frames=1, workers=0)
     assert (summary.num_samples, summary.rejected) == (18, {"misplaced": 2, "unreadable": 1})
     lines = storage.read_bytes(storage.join(out, "rejected.jsonl")).splitlines()
     rows = {row["key"]: row for row in map(json.loads, lines)}
@@ -147,8 +148,8 @@ def test_shards_of_a_set_of_frames(tmp_path: Path) -> None:
     assert info["labels"] == {
         "set": "dfew", "class": 0, "class_name": "happy", "fold": 1,
     }  # fmt: skip
-    assert cli.verify(out).num_samples == 18
-    assert cli.shard("dfew", str(root), out, min_frames=1, workers=0).already_complete
+    assert pipeline.verify(out).num_samples == 18
+    assert pipeline.shard("dfew", str(root), out, min_frames=1, workers=0).already_complete
 
 
 def first_sample(tmp_path: Path, key: str) -> tuple[list[int], dict]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from clips import make_video
 
-from data_sharding import cli
+from data_sharding import pipeline
 
 _KILLS, _PER_SHARD = 5, 2
 _VIDEOS = {"source": 240, "train": 48}  # enough not to be over before the last kill
@@ -59,6 +59,8 @@ def test_five_kills_leave_no_trace(tmp_path: Path, profile: str) -> None:
     assert {path: path.stat().st_mtime_ns for path in finished} == finished  # not made again
 
     options = {"profile": profile, "max_samples_per_shard": _PER_SHARD}
-    cli.shard("folder", str(tmp_path / "in"), str(tmp_path / "undisturbed"), workers=1, **options)
+    pipeline.shard(
+        "folder", str(tmp_path / "in"), str(tmp_path / "undisturbed"), workers=1, **options
+    )
     assert contents(out) == contents(tmp_path / "undisturbed")
-    assert cli.verify(str(out)).num_samples == _VIDEOS[profile]
+    assert pipeline.verify(str(out)).num_samples == _VIDEOS[profile]

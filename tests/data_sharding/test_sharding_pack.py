@@ -18,9 +18,9 @@ import pytest
 from data_sharding.examine import Sample
 from data_sharding.pack import pack
 from data_sharding.verify import read_members
-from svfap_dist import shard_format
 from svfap_dist.errors import StorageError
-from svfap_dist.shard_format import ShardEntry, ShardIndex, VideoInfo, load_info
+from svfap_dist.shards import format as shard_format
+from svfap_dist.shards.format import ShardEntry, ShardIndex, VideoInfo, load_info
 
 INFO = VideoInfo(70, 25.0, 64, 48, "h264", labels={"identity": "id00001"})
 
@@ -108,7 +108,7 @@ def test_a_killed_job_leaves_nothing_on_the_temporary_disk(tmp_path: Path) -> No
         import os, signal
         from data_sharding.examine import Sample
         from data_sharding.pack import pack
-        from svfap_dist.shard_format import VideoInfo
+        from svfap_dist.shards.format import VideoInfo
 
         def samples():
             for number in range(9):

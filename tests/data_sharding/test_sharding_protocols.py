@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from layouts import LAYOUTS
 
-from data_sharding import cli
-from svfap_dist import recipe, shard_format
-from svfap_dist.config import Config
-from svfap_dist.downstream import protocol
+from data_sharding import pipeline
+from svfap_dist.config import Config, recipe
 from svfap_dist.errors import ShardError
+from svfap_dist.evaluate import protocol
+from svfap_dist.shards import format as shard_format
 
 RECIPES = [name for name in recipe.names() if name.startswith("finetune_")]
 SYNTHETIC = "clips=42,identities=6,frames=2,size=64"
@@ -53,7 +53,7 @@ def labels_of(roots: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
     def read(name: str) -> list[dict[str, Any]]:
         url = str(tmp_path_factory.mktemp(f"{name}-shards"))
         text = SYNTHETIC if name == "synthetic" else str(roots[name])
-        summary = cli.shard(name, text, url, min_frames=1, max_samples_per_shard=40, workers=0)
+        summary = pipeline.shard(name, text, url, min_frames=1, max_samples_per_shard=40, workers=0)
         assert not summary.rejected
         labels: list[dict[str, Any]] = []
         for entry in shard_format.load_manifest(url).shards:

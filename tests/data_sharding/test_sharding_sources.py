@@ -10,7 +10,7 @@ import pytest
 from clips import make_video
 
 from data_sharding import sources
-from data_sharding.cli import shard
+from data_sharding.pipeline import shard
 from data_sharding.sources import folder, voxceleb2
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError, ShardError, StorageError

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from clips import make_video, read_frame_number
 
-from data_sharding.probe import probe
 from data_sharding.sources import synthetic
 from data_sharding.transcode import TrainProfile, TranscodeError, transcode
 from svfap_dist.errors import ConfigError
-from svfap_dist.shard_format import VideoInfo, load_info, stored_position
+from svfap_dist.shards.format import VideoInfo, load_info, stored_position
+from svfap_dist.video.probe import probe
 
 FULL = TrainProfile(region="full")
 

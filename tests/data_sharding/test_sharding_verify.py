@@ -11,10 +11,10 @@ import pytest
 from clips import make_video, read_frame_number
 from PIL import Image
 
-from data_sharding import cli, show, verify
-from svfap_dist import shard_format
+from data_sharding import pipeline, show, verify
 from svfap_dist.errors import ShardError
-from svfap_dist.shard_format import ShardEntry, ShardIndex
+from svfap_dist.shards import format as shard_format
+from svfap_dist.shards.format import ShardEntry, ShardIndex
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,9 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(4):
         make_video(root / f"in/{i}.mp4", 61 + i, size=(32, 32), seed=i)
     make_video(root / "in/4.webm", 90, size=(48, 32), codec="libvpx-vp9", container="webm", fps=30)
-    cli.shard("folder", str(root / "in"), str(root / "out"), max_samples_per_shard=2, workers=0)
+    pipeline.shard(
+        "folder", str(root / "in"), str(root / "out"), max_samples_per_shard=2, workers=0
+    )
     return root / "out"
 
 
@@ -37,7 +39,7 @@ def shards(original: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_whole_data_set_is_verified(shards: Path, workers: int) -> None:
     seen = []
-    verified = cli.verify(str(shards), lambda *state: seen.append(state), workers=workers)
+    verified = pipeline.verify(str(shards), lambda *state: seen.append(state), workers=workers)
     assert (verified.num_shards, verified.num_samples) == (3, 5)
     assert seen[0] == (0, 3, 0)
     assert seen[-1] == (3, 3, 0)
@@ -51,7 +53,7 @@ def test_one_altered_byte_is_found_and_its_sample_named(shards: Path) -> None:
     data[index.offsets[1] + index.sizes[1] // 2] ^= 1
     (shards / entry.name).write_bytes(data)
     with pytest.raises(ShardError, match=rf"1 of 3 .*shard-000001.*first '{index.keys[1]}'"):
-        cli.verify(str(shards), workers=1)
+        pipeline.verify(str(shards), workers=1)
     shard_format.check_shards(str(shards), shard_format.load_manifest(str(shards)))
 
 
@@ -59,16 +61,16 @@ def test_a_cut_shard_is_found_by_both_checks(shards: Path) -> None:
     path = shards / "shard-000000.tar"
     path.write_bytes(path.read_bytes()[:-20000])
     with pytest.raises(ShardError, match=r"shard-000000\.tar: .*other content"):
-        cli.verify(str(shards), workers=1)
+        pipeline.verify(str(shards), workers=1)
     with pytest.raises(ShardError, match="cut short"):
         shard_format.check_shards(str(shards), shard_format.load_manifest(str(shards)))
     with pytest.raises(ShardError, match="cut short"):
-        cli.show(str(shards))
+        pipeline.show(str(shards))
 
 
 def test_a_stale_manifest_is_found(shards: Path, original: Path) -> None:
     old = (shards / "manifest.json").read_bytes()
-    cli.shard(
+    pipeline.shard(
         "folder",
         str(original.parent / "in"),
         str(shards),
@@ -78,20 +80,20 @@ def test_a_stale_manifest_is_found(shards: Path, original: Path) -> None:
     )
     (shards / "manifest.json").write_bytes(old)
     with pytest.raises(ShardError, match="stale manifest: the shard was made anew since"):
-        cli.verify(str(shards), workers=1)
+        pipeline.verify(str(shards), workers=1)
 
 
 def test_a_manifest_of_before_shards_were_added_is_found(tmp_path: Path) -> None:
     options = {"max_samples_per_shard": 1, "workers": 0}
     make_video(tmp_path / "in/a.mp4", 61)
-    cli.shard("folder", str(tmp_path / "in"), str(tmp_path / "out"), **options)
+    pipeline.shard("folder", str(tmp_path / "in"), str(tmp_path / "out"), **options)
     old = (tmp_path / "out/manifest.json").read_bytes()
     make_video(tmp_path / "in/b.mp4", 61)
-    cli.shard("folder", str(tmp_path / "in"), str(tmp_path / "out"), **options)
-    assert cli.verify(str(tmp_path / "out")).num_samples == 2
+    pipeline.shard("folder", str(tmp_path / "in"), str(tmp_path / "out"), **options)
+    assert pipeline.verify(str(tmp_path / "out")).num_samples == 2
     (tmp_path / "out/manifest.json").write_bytes(old)
     with pytest.raises(ShardError, match=r"not that of the shards.*000001\.done\.json: not in"):
-        cli.verify(str(tmp_path / "out"))
+        pipeline.verify(str(tmp_path / "out"))
 
 
 def test_swapped_indexes_are_found(shards: Path) -> None:
@@ -100,7 +102,7 @@ def test_swapped_indexes_are_found(shards: Path) -> None:
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
     with pytest.raises(ShardError, match=r"2 of 3 .*Shard index does not fit"):
-        cli.verify(str(shards), workers=1)
+        pipeline.verify(str(shards), workers=1)
 
 
 def test_a_key_in_two_shards_is_found() -> None:
@@ -112,8 +114,8 @@ def test_a_key_in_two_shards_is_found() -> None:
 def test_packets_that_lie_elsewhere_than_the_json_says_are_found(tmp_path: Path) -> None:
     make_video(tmp_path / "in/a.mp4", 61, size=(224, 224))
     out = str(tmp_path / "out")
-    cli.shard("folder", str(tmp_path / "in"), out, profile="train", workers=0)
-    assert cli.verify(out).num_samples == 1
+    pipeline.shard("folder", str(tmp_path / "in"), out, profile="train", workers=0)
+    assert pipeline.verify(out).num_samples == 1
     (entry,) = shard_format.load_manifest(out).shards
     content = (tmp_path / "out" / entry.name).read_bytes()
     members = verify.read_members(content)
@@ -132,7 +134,7 @@ def single(tmp_path: Path) -> tuple[str, ShardEntry, ShardIndex]:
     """Shards of one video of 61 frames, and the row and the index of their only shard."""
     make_video(tmp_path / "in/a.mp4", 61)
     out = str(tmp_path / "out")
-    cli.shard("folder", str(tmp_path / "in"), out, workers=0)
+    pipeline.shard("folder", str(tmp_path / "in"), out, workers=0)
     (entry,) = shard_format.load_manifest(out).shards
     return out, entry, shard_format.load_index(out, entry)
 
@@ -166,18 +168,18 @@ def test_a_lost_marker_is_found(single) -> None:
     out, _, _ = single
     os.unlink(os.path.join(out, "shard-000000.done.json"))
     with pytest.raises(ShardError, match="1 shards have no marker"):
-        cli.verify(out)
+        pipeline.verify(out)
 
 
 def test_a_contact_sheet_shows_first_and_middle_frames(tmp_path: Path) -> None:
     for number, length in enumerate((64, 61, 80)):
         make_video(tmp_path / f"in/{number}.mp4", length, size=(160, 160), seed=number)
-    for profile, profile_options in (("source", None), ("train", cli.TrainProfile("full"))):
+    for profile, profile_options in (("source", None), ("train", pipeline.TrainProfile("full"))):
         out, png = str(tmp_path / profile), tmp_path / f"{profile}.png"
-        cli.shard(
+        pipeline.shard(
             "folder", str(tmp_path / "in"), out, profile=profile, train=profile_options, workers=0
         )
-        cli.draw_contact_sheet(out, str(png), num_samples=8)
+        pipeline.draw_contact_sheet(out, str(png), num_samples=8)
         sheet = np.asarray(Image.open(png))
         assert sheet.shape == (174, 3 * 320, 3)
         entry = shard_format.load_manifest(out).shards[0]
@@ -193,7 +195,7 @@ def test_all_damage_is_told_at_once(shards: Path) -> None:
     (shards / "shard-000001.index.json").write_text("{}")
     (shards / "shard-000002.index.json").unlink()
     with pytest.raises(ShardError, match=r"3 of 3 shards are damaged") as caught:
-        cli.verify(str(shards), workers=1)
+        pipeline.verify(str(shards), workers=1)
     assert "shard-000000.tar: missing" in caught.value.found
     assert "shard-000001.tar: Shard index does not fit" in caught.value.found
     assert "shard-000002.tar: Shard index is missing" in caught.value.found
@@ -206,7 +208,7 @@ def test_the_end_of_a_tar_counts_too(shards: Path) -> None:
     data[-1] = 1
     path.write_bytes(data)
     with pytest.raises(ShardError, match=r"1 of 3 .*other content"):
-        cli.verify(str(shards), workers=1)
+        pipeline.verify(str(shards), workers=1)
 
 
 @pytest.mark.parametrize("look_at", [1, 2, 256])
@@ -214,7 +216,7 @@ def test_statistics_count_exactly_what_the_indexes_know(
     shards: Path, monkeypatch: pytest.MonkeyPatch, look_at: int
 ) -> None:
     monkeypatch.setattr(show, "_LOOK_AT", look_at)
-    found = cli.show(str(shards))
+    found = pipeline.show(str(shards))
     assert (found.num_samples, found.num_shards) == (5, 3)
     assert found.num_frames == 61 + 62 + 63 + 64 + 90
     assert (found.shortest_frames, found.longest_frames) == (61, 90)
@@ -231,9 +233,9 @@ def test_statistics_count_exactly_what_the_indexes_know(
 
 def test_long_labels_do_not_hide_the_json(tmp_path: Path, monkeypatch) -> None:
     make_video(tmp_path / "in/a.mp4", 61)
-    cli.shard("folder", str(tmp_path / "in"), str(tmp_path / "out"))
+    pipeline.shard("folder", str(tmp_path / "in"), str(tmp_path / "out"))
     monkeypatch.setattr(show, "_PEEK_BYTES", 700)  # ends inside the JSON's block
-    assert cli.show(str(tmp_path / "out")).resolutions == {"64x48": 1}
+    assert pipeline.show(str(tmp_path / "out")).resolutions == {"64x48": 1}
 
 
 def test_labels_folds_and_people_are_counted() -> None:

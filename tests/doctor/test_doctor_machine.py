@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from svfap_dist import recipe
+from svfap_dist.config import recipe
 from svfap_dist.doctor import disk, gpu, machine
 from svfap_dist.doctor.finding import Finding
 

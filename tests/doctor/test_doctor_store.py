@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from clips import make_video
 
-from data_sharding import cli as sharding
-from svfap_dist import recipe, storage
+from data_sharding import pipeline as sharding
+from svfap_dist import storage
+from svfap_dist.config import recipe
 from svfap_dist.doctor import store
 
 

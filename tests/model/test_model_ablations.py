@@ -6,8 +6,7 @@ import pytest
 import torch
 from model_guards import Batch, leaks, misplaced, without_gradient
 
-from svfap_dist import recipe
-from svfap_dist.config import Config
+from svfap_dist.config import Config, recipe
 from svfap_dist.data import masking
 from svfap_dist.errors import ConfigError
 from svfap_dist.model import autoencoder, classifier, loss

@@ -14,7 +14,7 @@ from pathlib import Path
 from grafana_boards import dashboard, render
 from watched_runs import WatchedRun
 
-from svfap_dist.metrics.boards import BOARDS
+from svfap_dist.dashboards.boards import BOARDS
 
 PICTURES = {"training": "training", "data-path": "data", "reliability": "reliability"}
 SECONDS = 300

@@ -12,7 +12,7 @@ from launched_runs import SMALL, svfap
 from ray_hosts import RayHosts
 from slurm import Slurm
 
-from data_sharding.cli import shard
+from data_sharding.pipeline import shard
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,9 +14,9 @@ from grafana_boards import dashboard, render
 from prometheus import Prometheus, wait_until
 from watched_runs import WatchedRun
 
-from svfap_dist.metrics.boards import BOARDS
-from svfap_dist.metrics.goodput import CLASSES
-from svfap_dist.metrics.panels import GPU_ONLY
+from svfap_dist.dashboards.boards import BOARDS
+from svfap_dist.dashboards.panels import GPU_ONLY
+from svfap_dist.telemetry.goodput import CLASSES
 
 pytestmark = pytest.mark.services
 

@@ -10,7 +10,7 @@ import yaml
 from prometheus import Prometheus, wait_until
 from watched_runs import start, stop
 
-from data_sharding.cli import shard
+from data_sharding.pipeline import shard
 from svfap_dist import bundled
 from svfap_dist.distributed import free_port
 

@@ -14,8 +14,8 @@ from launched_runs import SMALL, STEPS, events, order, steps_done, svfap
 from ray_hosts import HOSTS, RayHosts
 from waiting import until
 
+from svfap_dist.checkpoint import store
 from svfap_dist.errors import ClusterError
-from svfap_dist.train import checkpoint
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
@@ -96,7 +96,7 @@ def test_stop_with_a_checkpoint_and_resubmit(ray_hosts, launched, undisturbed, t
     saved = events(run, "stop")[0]
     assert saved["reason"] == "SIGTERM"
     assert 5 <= saved["step"] < STEPS
-    assert checkpoint.committed_steps(str(run)) == [saved["step"]]
+    assert store.committed_steps(str(run)) == [saved["step"]]
 
     status = svfap("launch", "status", first.job, *door, **ray_hosts.environment)
     assert status.stdout == stopped.stdout

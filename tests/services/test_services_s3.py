@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from data_sharding.cli import shard, verify
+from data_sharding.pipeline import shard, verify
 from svfap_dist import storage
+from svfap_dist.checkpoint import store
 from svfap_dist.errors import StorageError
 from svfap_dist.storage.s3 import LiteralS3
-from svfap_dist.train import checkpoint
 
 pytestmark = pytest.mark.services
 
@@ -44,8 +44,8 @@ def test_shard_and_pretrain_on_ray_by_the_command_line(ceph_bucket):
     trained = svfap("pretrain", "tiny_cpu", *places, *SMALL, "--on", "ray", "--json")
     assert trained.returncode == 0, trained.stderr
     assert json.loads(trained.stdout)["step"] == 6
-    assert checkpoint.committed_steps(run) == [3, 6]
-    checkpoint.verify(run, 6)
+    assert store.committed_steps(run) == [3, 6]
+    store.verify(run, 6)
     rows = storage.read_bytes(f"{run}/metrics.jsonl").splitlines()
     assert [json.loads(row)["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
 

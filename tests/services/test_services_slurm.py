@@ -9,7 +9,7 @@ from launched_runs import SMALL, STEPS, events, order, steps_done, svfap
 from slurm import Slurm
 from waiting import until
 
-from svfap_dist.train import checkpoint
+from svfap_dist.checkpoint import store
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
@@ -51,7 +51,7 @@ def test_notice_saves_requeues_and_resumes(slurm, shards, undisturbed, on, tmp_p
     assert 5 <= saved["step"] < STEPS
     (resumed,) = events(run, "resume")
     assert resumed["step"] == saved["step"]
-    assert checkpoint.committed_steps(str(run)) == [saved["step"], STEPS]
+    assert store.committed_steps(str(run)) == [saved["step"], STEPS]
 
     used = order(run)
     assert {a for a, step, *_ in used if step <= saved["step"]} == {1}
@@ -68,4 +68,4 @@ def test_stopping_saves_and_does_not_requeue(slurm, shards, tmp_path, monkeypatc
     assert stopped.returncode == 0, stopped.stderr
     assert "exit code 138" in stopped.stdout  # 128 + SIGUSR1
     assert slurm.job(number)["Restarts"] == "0"
-    assert checkpoint.committed_steps(str(run)) == [steps_done(run)]
+    assert store.committed_steps(str(run)) == [steps_done(run)]

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 from prometheus import Prometheus
 
-from data_sharding.cli import shard
+from data_sharding.pipeline import shard
 from svfap_dist.distributed import free_port
 
 

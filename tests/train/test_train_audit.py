@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from svfap_dist import cli, recipe, shard_format, storage
-from svfap_dist.config import Config
-from svfap_dist.data.order import EpochOrder
+from svfap_dist import cli, storage
+from svfap_dist.config import Config, recipe
+from svfap_dist.data.sample_order import EpochOrder
 from svfap_dist.errors import ConfigError
-from svfap_dist.shard_format import Manifest, ShardEntry, ShardIndex
-from svfap_dist.train import ledger
+from svfap_dist.shards import format as shard_format
+from svfap_dist.shards.format import Manifest, ShardEntry, ShardIndex
+from svfap_dist.telemetry import ledger
+from svfap_dist.telemetry.journal import Journal
 from svfap_dist.train.audit import Offence, audit
-from svfap_dist.train.journal import Journal
 
 SIZES = (5, 9, 12)  # 26 samples, 8 of them in a step: three steps make an epoch
 STEPS_PER_EPOCH, LANES, BATCH = 3, 4, 8

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from train_ranks import random_batch, recipe_tables, start
 
-from svfap_dist import recipe
-from svfap_dist.config import Config
+from svfap_dist.config import Config, recipe
 from svfap_dist.model import autoencoder, loss
 from svfap_dist.train import objective, optim, schedule
 from svfap_dist.train.masked import build_arguments

@@ -15,14 +15,15 @@ import torch
 from clips import make_video
 from train_ranks import recipe_tables, start
 
-from data_sharding import cli as sharding
-from svfap_dist import recipe
-from svfap_dist.config import Config
-from svfap_dist.downstream.predictions import Predictions
+from data_sharding import pipeline as sharding
+from svfap_dist.checkpoint import load as trained
+from svfap_dist.checkpoint import store
+from svfap_dist.config import Config, recipe
 from svfap_dist.errors import CheckpointError, ConfigError
+from svfap_dist.evaluate.predictions import Predictions
 from svfap_dist.model import autoencoder, weights
-from svfap_dist.train import audit, checkpoint, evaluate, finetune, loop, testing, trained
-from svfap_dist.train.notice import TIME_IS_UP
+from svfap_dist.train import audit, evaluate, finetune, loop, testing
+from svfap_dist.train.signals import TIME_IS_UP
 
 ACTORS = (1001, 1019, 1037, 1055, 1073)  # one of each of CREMA-D's folds
 NAMES = ["anger", "disgust", "fear", "happy", "neutral", "sad"]
@@ -168,9 +169,7 @@ def test_a_linear_probe_leaves_the_encoder(
     assert kept
     assert all(torch.equal(after[name], before[name]) for name in kept)
     # It was stopped, and went on in another ZeRO stage: the checkpoint was reshaped.
-    stages = [
-        checkpoint.read_state(str(folder / "linear/fold-2"), step).zero_stage for step in (4, 6)
-    ]
+    stages = [store.read_state(str(folder / "linear/fold-2"), step).zero_stage for step in (4, 6)]
     assert stages == [2, 1]
     earlier = weights.load(
         str(folder / "linear/fold-2/checkpoints/step-000000004/model.safetensors")

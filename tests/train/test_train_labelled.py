@@ -8,9 +8,8 @@ import pytest
 import torch
 from train_ranks import random_batch, recipe_tables
 
-from svfap_dist import recipe
-from svfap_dist.config import Config
-from svfap_dist.metrics import flops
+from svfap_dist.config import Config, recipe
+from svfap_dist.model import flops
 from svfap_dist.rng import Stream
 from svfap_dist.train import mixing, objective
 from svfap_dist.train.labelled import Labelled

@@ -11,10 +11,11 @@ import pytest
 from clips import make_video
 from train_ranks import recipe_tables, start
 
-from data_sharding import cli as sharding
-from svfap_dist import recipe, shard_format
+from data_sharding import pipeline as sharding
+from svfap_dist.config import recipe
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.distributed import World
+from svfap_dist.shards import format as shard_format
 
 
 @pytest.fixture(scope="module")

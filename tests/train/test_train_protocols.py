@@ -10,9 +10,9 @@ import layouts
 import pytest
 from train_ranks import start
 
-from data_sharding import cli as sharding
-from svfap_dist import recipe
-from svfap_dist.downstream.predictions import Predictions
+from data_sharding import pipeline as sharding
+from svfap_dist.config import recipe
+from svfap_dist.evaluate.predictions import Predictions
 
 FOLDS = {
     "avcaffe_arousal": 0,

@@ -12,12 +12,12 @@ import pytest
 from clips import make_video
 from train_ranks import recipe_tables, start
 
-from data_sharding import cli as sharding
+from data_sharding import pipeline as sharding
+from svfap_dist.checkpoint import store
+from svfap_dist.checkpoint.reshard import reshape
 from svfap_dist.errors import CheckpointError, ConfigError
 from svfap_dist.model import weights
-from svfap_dist.train import checkpoint
 from svfap_dist.train.audit import audit
-from svfap_dist.train.reshape import reshape
 
 STEPS = list(range(1, 13))
 
@@ -96,7 +96,7 @@ def two_ranks_again(
         "from one": ("train", {"tables": grown}),
         "stage 3": ("train", {"tables": stage_3, "stop_after": 2}),
     }
-    before = checkpoint.latest_committed(str(folder / "killed"))
+    before = store.latest_committed(str(folder / "killed"))
     results = start(2, list(tasks.values()), folder / "again")
     return {"step before": before, **dict(zip(tasks, results, strict=True))}
 
@@ -159,8 +159,8 @@ def test_a_run_ends_with_all_it_promises(two_ranks: dict[str, Any], folder: Path
     assert [result["stop_reason"] for result in two_ranks["straight"]] == ["finished"] * 2
     assert [step for step, _ in losses(run)] == STEPS
     assert two_ranks["straight"][1]["loss"] == losses(run)[-1][1]  # rank 1 knows it too
-    assert checkpoint.committed_steps(str(run)) == [4, 8, 12]
-    checkpoint.verify(str(run), 12)
+    assert store.committed_steps(str(run)) == [4, 8, 12]
+    store.verify(str(run), 12)
     weights.load_autoencoder(str(run / "checkpoints/step-000000012/model.safetensors"))
     events = lines(run / "events.jsonl")
     uneven = ("checkpoint", "window")
@@ -228,7 +228,7 @@ def test_a_checkpoint_reshaped_beforehand_resumes_to_the_same_bits(
 ) -> None:
     by_itself, beforehand = folder / "2-to-1", folder / "reshaped"
     assert [result["step"] for result in one_rank["from reshaped"]] == [12]
-    assert checkpoint.read_state(str(beforehand), 6).universal
+    assert store.read_state(str(beforehand), 6).universal
     assert losses(beforehand) == losses(by_itself)[6:]
     weights_of = "checkpoints/step-000000012/model.safetensors"
     assert (beforehand / weights_of).read_bytes() == (by_itself / weights_of).read_bytes()
@@ -261,7 +261,7 @@ def test_a_checkpoint_names_the_decode_backend(one_rank: dict[str, Any], folder:
     """`auto` was settled when the run began, so that nothing can settle it otherwise later."""
     run = str(folder / "straight-1")
     assert one_rank["straight"][0]["step"] == 12
-    assert checkpoint.read_state(run, 12).config["decode"]["backend"] == "pyav"
+    assert store.read_state(run, 12).config["decode"]["backend"] == "pyav"
 
 
 def test_a_finished_run_has_nothing_left_to_do(one_rank: dict[str, Any]) -> None:

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svfap_dist import recipe
-from svfap_dist.config import OptimConfig, TrainConfig
+from svfap_dist.config import OptimConfig, TrainConfig, recipe
 from svfap_dist.train import schedule
 
 

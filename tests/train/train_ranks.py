@@ -104,7 +104,7 @@ def train(tables: dict[str, Any], stop_after: int = 0, die_after: int = 0) -> di
     """
     import dataclasses
 
-    from svfap_dist import recipe
+    from svfap_dist.config import recipe
     from svfap_dist.errors import SvfapError
     from svfap_dist.train import loop
 
@@ -128,7 +128,7 @@ def train(tables: dict[str, Any], stop_after: int = 0, die_after: int = 0) -> di
 def finetune(tables: dict[str, Any], stop_after: int = 0) -> dict[str, Any]:
     """One attempt at all folds of a fine-tuning: how it ended, or its error; after so many steps
     (0: never) rank 0 is asked to stop."""
-    from svfap_dist import recipe
+    from svfap_dist.config import recipe
     from svfap_dist.errors import SvfapError
     from svfap_dist.train import finetune as tuning
     from svfap_dist.train import loop
@@ -203,7 +203,7 @@ def engine_steps(
 
     import torch
 
-    from svfap_dist import recipe
+    from svfap_dist.config import recipe
     from svfap_dist.train.engine import Engine, process_group
 
     config = recipe.from_tables(tables, where="test")
@@ -231,8 +231,9 @@ def explode(tables: dict[str, Any]) -> dict[str, list[bool]]:
     finite but huge, the second one's loss is not finite."""
     import torch
 
-    from svfap_dist import recipe, shard_format
+    from svfap_dist.config import recipe
     from svfap_dist.data.loader import ClipLoader
+    from svfap_dist.shards import format as shard_format
     from svfap_dist.train.engine import Engine, process_group
 
     config = recipe.from_tables(tables, where="test")
@@ -259,7 +260,7 @@ def explode(tables: dict[str, Any]) -> dict[str, list[bool]]:
 def wiring(tables: dict[str, Any]) -> dict[str, Any]:
     """How often the encoder's first MLP ran in one step of the engine, and whether the model is
     called through torch.compile."""
-    from svfap_dist import recipe
+    from svfap_dist.config import recipe
     from svfap_dist.train.engine import Engine, process_group
 
     config = recipe.from_tables(tables, where="test")

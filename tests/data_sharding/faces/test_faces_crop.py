@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from data_sharding.faces.crop import Mp4, cut, squares
 from data_sharding.faces.track import Track
-from data_sharding.probe import probe
-from svfap_dist.shard_format import VideoInfo
+from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video.probe import probe
 
 
 def track_of(boxes: np.ndarray) -> Track:

@@ -18,15 +18,15 @@ import pytest
 from face_videos import backdrop, decoded, encode, straight_way, with_faces
 from PIL import Image
 
-from data_sharding import cli as sharding
+from data_sharding import pipeline as sharding
 from data_sharding.faces import record
 from data_sharding.faces.folder import FacesSummary, make_crops
 from data_sharding.faces.video import FaceOptions
 from data_sharding.guarded import Guarded
-from data_sharding.probe import Limits
 from data_sharding.sources import SourceVideo
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError
+from svfap_dist.video.probe import Limits
 
 SMALL = FaceOptions(size=64)
 LENGTH = 12  # frames of a video: three looks of the detector
@@ -199,7 +199,7 @@ import os, signal, sys
 from data_sharding.faces import detect, folder
 from data_sharding.faces.video import FaceOptions
 from data_sharding.guarded import Guarded
-from data_sharding.probe import Limits
+from svfap_dist.video.probe import Limits
 from data_sharding.sources import SourceVideo
 from svfap_dist import storage
 

@@ -22,8 +22,8 @@ from data_sharding.faces import detect
 from data_sharding.faces.detect import Detections
 from data_sharding.faces.frames import read_frames
 from data_sharding.faces.video import Cropped, FaceOptions, LeftOut, crop_faces
-from data_sharding.probe import probe
-from svfap_dist.shard_format import VideoInfo
+from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video.probe import probe
 
 SQUARE = 40  # pixels of the painted square
 

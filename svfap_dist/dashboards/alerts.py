@@ -1,0 +1,191 @@
+"""Alerts and recording rules, each alert with its cause and remedy for whoever is woken by it.
+
+In: the metrics of `names`. Out: `monitoring/prometheus/rules.yml`, written by `svfap dashboards`.
+Thresholds stand here, once, with the reason for each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from svfap_dist.telemetry import metrics
+
+_BY_RUN = "by (run)"
+STANDSTILL_SECONDS = 600  # without a logged step; logging is every few steps, evaluations are short
+DATA_BOUND = 0.1  # share of the steps' time: more is paid for GPUs that wait
+LOW_GOODPUT = 0.8
+OLD_CHECKPOINT_SECONDS = 7200  # work that a crash would cost
+MANY_BAD = 0.002  # share of the samples; a sound set has next to none
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """A query that is worked out ahead, under a name of its own."""
+
+    record: str
+    expr: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Alert:
+    """One alert. hold: how long the condition must hold before anybody is told."""
+
+    name: str
+    expr: str
+    hold: str
+    severity: Literal["page", "ticket"]
+    summary: str
+    cause: str
+    remedy: str
+
+
+def _rate(metric: metrics.Metric, window: str = "5m") -> str:
+    return f"sum {_BY_RUN} (rate({metric.name}[{window}]))"
+
+
+# Only of what is above zero: while nothing is done yet, 0 / 0 would be NaN, which no chart draws.
+DATA_WAIT_SHARE = Recording(
+    "svfap:data_wait:share5m",
+    f"{_rate(metrics.DATA_WAIT_SECONDS)} / ({_rate(metrics.STEP_SECONDS)} > 0)",
+)
+CLIPS_RATE = Recording("svfap:clips:rate5m", _rate(metrics.CLIPS))
+BAD_SHARE = Recording(
+    "svfap:bad_samples:share1h",
+    f"{_rate(metrics.BAD_SAMPLES, '1h')} / ({_rate(metrics.CLIPS, '1h')} > 0)",
+)
+_FAILED_REQUESTS = (
+    f'sum {_BY_RUN} (rate({metrics.STORAGE_REQUESTS.name}{{outcome=~"unreachable|refused"}}[5m]))'
+)
+STORAGE_FAILURE_SHARE = Recording(
+    "svfap:storage_failures:share5m",
+    f"{_FAILED_REQUESTS} / ({_rate(metrics.STORAGE_REQUESTS)} > 0)",
+)
+RECORDINGS = (DATA_WAIT_SHARE, CLIPS_RATE, BAD_SHARE, STORAGE_FAILURE_SHARE)
+
+ALERTS = (
+    Alert(
+        "SvfapNoStep",
+        f"time() - max {_BY_RUN} ({metrics.LAST_STEP_TIME.name}) > {STANDSTILL_SECONDS}",
+        "1m",
+        "page",
+        "Run {{ $labels.run }} has logged no step for ten minutes.",
+        "A rank hangs in a collective, the store does not answer, or a checkpoint is very slow.",
+        "Look at the last lines of events.jsonl and at the data-path board. Stop the run (it "
+        "saves a checkpoint; a hung rank ends after train.collective_timeout_seconds), start it "
+        "again.",
+    ),
+    Alert(
+        "SvfapRankGone",
+        'up{job="svfap_ranks"} == 0',
+        "2m",
+        "page",
+        "Rank at {{ $labels.instance }} of run {{ $labels.run }} does not answer.",
+        "Its process died or its node is gone; Ray Train restarts the group by itself.",
+        "If SvfapRestartLoop follows or the run stays down, look at the node and at Ray's logs.",
+    ),
+    Alert(
+        "SvfapDataBound",
+        f"{DATA_WAIT_SHARE.record} > {DATA_BOUND}",
+        "10m",
+        "ticket",
+        "Run {{ $labels.run }} waits for data {{ $value | humanizePercentage }} of its time.",
+        "Decoding or the store is slower than the model.",
+        "If decode time grows, shard with --profile train or raise data.decode_workers; if fetch "
+        "time grows, set data.cache_dir or look at the store. `svfap bench data` measures both.",
+    ),
+    Alert(
+        "SvfapNonFinite",
+        f"{metrics.NON_FINITE.name} > 0",
+        "0m",
+        "page",
+        "Run {{ $labels.run }} met a loss or gradient that is not finite, and ended.",
+        "A learning rate that is too high, or a broken clip.",
+        "The error names step and clips; weights are untouched. Look at the clips, lower optim.lr "
+        "or set optim.clip_grad_norm, and run the same command again.",
+    ),
+    Alert(
+        "SvfapRestartLoop",
+        # Over all series of a run: a restarted rank may listen on another port.
+        f"max {_BY_RUN} (max_over_time({metrics.RESTARTS.name}[30m])) - "
+        f"min {_BY_RUN} (min_over_time({metrics.RESTARTS.name}[30m])) >= 3",
+        "0m",
+        "page",
+        "Run {{ $labels.run }} was restarted three times within half an hour.",
+        "A node that dies again and again, memory that runs out, or a shard that kills a decoder.",
+        "Read the stop events of events.jsonl and Ray's logs; take the node out.",
+    ),
+    Alert(
+        "SvfapCheckpointTooOld",
+        f"time() - max {_BY_RUN} ({metrics.CHECKPOINT_TIME.name}) > {OLD_CHECKPOINT_SECONDS}",
+        "5m",
+        "page",
+        "The newest checkpoint of run {{ $labels.run }} is over two hours old.",
+        "Uploads fail or hang, or train.checkpoint_every is too long for this speed.",
+        "Look for checkpoint_failed in events.jsonl; check room and rights of the store; lower "
+        "train.checkpoint_every.",
+    ),
+    Alert(
+        "SvfapCheckpointFailed",
+        f"increase({metrics.CHECKPOINT_FAILURES.name}[30m]) > 0",
+        "0m",
+        "ticket",
+        "A checkpoint of run {{ $labels.run }} was not stored; a second in a row ends the run.",
+        "The store refused or lost an upload.",
+        "The reason is in events.jsonl (checkpoint_failed); check room, rights and quota.",
+    ),
+    Alert(
+        "SvfapStorageFailing",
+        f"{STORAGE_FAILURE_SHARE.record} > 0.05",
+        "5m",
+        "ticket",
+        "{{ $value | humanizePercentage }} of the storage requests of run {{ $labels.run }} fail.",
+        "The store is down or overloaded, credentials ran out, or there is no space left.",
+        "The run's log names the request and the store's answer; `svfap_storage_retries_total` "
+        "tells whether it was busy before. Uploads are tried again at the next checkpoint; a "
+        "second failure in a row ends the run.",
+    ),
+    Alert(
+        "SvfapQuarantineGrowing",
+        f"{BAD_SHARE.record} > {MANY_BAD}",
+        "10m",
+        "ticket",
+        "{{ $value | humanizePercentage }} of the samples of run {{ $labels.run }} are bad.",
+        "Shards were damaged, or videos went in that cannot be decoded.",
+        "See quarantine.jsonl for keys and reasons; `svfap shards verify` on data.url. The run "
+        "ends by itself at data.max_bad_fraction.",
+    ),
+    Alert(
+        "SvfapLowGoodput",
+        f"{metrics.GOODPUT.name} < {LOW_GOODPUT}",
+        "30m",
+        "ticket",
+        "Less than 80 % of the time of run {{ $labels.run }} went into steps that count.",
+        "Restarts, redone work, waiting for data or for checkpoints.",
+        "The board `Reliability and goodput` shows which class grows.",
+    ),
+)
+
+
+def rules() -> dict[str, Any]:
+    """Prometheus' rule file, as an object to be written as YAML."""
+    return {
+        "groups": [
+            {"name": "svfap_recordings", "rules": [dataclasses.asdict(r) for r in RECORDINGS]},
+            {"name": "svfap_alerts", "rules": [_rule(alert) for alert in ALERTS]},
+        ]
+    }
+
+
+def _rule(alert: Alert) -> dict[str, Any]:
+    return {
+        "alert": alert.name,
+        "expr": alert.expr,
+        "for": alert.hold,
+        "labels": {"severity": alert.severity},
+        "annotations": {
+            "summary": alert.summary,
+            "cause": alert.cause,
+            "remedy": alert.remedy,
+        },
+    }

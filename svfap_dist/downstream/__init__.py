@@ -1,1 +1,0 @@
-"""What fine-tuning is for, in numbers: protocols, scores, tables and pictures of results."""

@@ -1,0 +1,120 @@
+"""A network as an ONNX graph, checked before anybody gets it.
+
+In: a `Network`. Out: the bytes of a model.onnx with the input `clips` [batch, 3, F, S, S], float32
+and normalised, and the outputs `features` [batch, D] and, of a fine-tuned network, `scores` [batch,
+outputs]; any batch size will do. onnxruntime runs it on random clips at two batch sizes beside
+torch, and what differs is not handed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from svfap_dist.errors import CheckpointError, ConfigError
+from svfap_dist.inference.load import Network
+
+TOLERANCE = 1e-4  # largest difference of an output
+_TRACED, _CHECKED = 2, (1, 3)  # batch sizes; 2, for torch takes 1 to be fixed
+
+
+class _Outputs(nn.Module):
+    """All outputs of a network at once: clips -> (features,) or (features, scores)."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, clips: Tensor) -> tuple[Tensor, ...]:
+        features = self.network.features(clips)
+        if self.network.head is None:
+            return (features,)
+        return features, self.network.activation(self.network.head(features))
+
+
+def to_onnx(network: Network) -> tuple[bytes, float]:
+    """A network's ONNX model, and the largest difference between its outputs and torch's.
+
+    Raises: ConfigError if ONNX's packages are not installed; CheckpointError as `check`.
+    """
+    _onnxruntime()
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            _Outputs(network).eval(),
+            (_clips(network, _TRACED),),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["clips"],
+            output_names=["features"] if network.head is None else ["features", "scores"],
+        )
+    assert program is not None, "dynamo=True gives a program"
+    data = program.model_proto.SerializeToString()
+    return data, check(data, network)
+
+
+def check(data: bytes, network: Network) -> float:
+    """The largest difference between the outputs of an ONNX model and those of the network.
+
+    Raises: CheckpointError if it is more than TOLERANCE.
+    """
+    session = _onnxruntime().InferenceSession(data, providers=["CPUExecutionProvider"])
+    model = _Outputs(network).eval()
+    difference = max(_difference(model, session, _clips(network, count)) for count in _CHECKED)
+    if not difference <= TOLERANCE:  # what is not a number is no agreement
+        raise CheckpointError(
+            "ONNX model computes something else than the network",
+            where="onnxruntime",
+            found=f"outputs that differ by {difference:.2g}, more than {TOLERANCE:g}",
+            do="export it as safetensors",
+        )
+    return difference
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 - what torch.onnx needs
+    except ImportError as error:
+        raise ConfigError(
+            "ONNX is not installed",
+            where="--format onnx",
+            found=str(error),
+            do="pip install 'svfap-dist[export]'",
+        ) from error
+    return onnxruntime
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter tells on every run of operators of torchvision, which is not installed, and
+    of its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _clips(network: Network, count: int) -> Tensor:
+    card = network.card
+    size = (count, 3, card.num_frames, card.frame_size, card.frame_size)
+    return torch.randn(size, generator=torch.Generator().manual_seed(count))
+
+
+@torch.no_grad()
+def _difference(model: nn.Module, session: Any, clips: Tensor) -> float:
+    found = session.run(None, {"clips": clips.numpy()})
+    pairs = zip(model(clips), found, strict=True)
+    return max(float(np.abs(ours.numpy() - theirs).max()) for ours, theirs in pairs)

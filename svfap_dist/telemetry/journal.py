@@ -1,0 +1,233 @@
+"""The files of a run: what happened, written so that a kill at any instant loses only last lines.
+
+Under `run.url`: config.toml (resolved recipe) · metrics.jsonl (a line per log step) · events.jsonl
+(start, resume, ready, window, checkpoint, checkpoint_failed, eval, stop; see `telemetry/goodput`) ·
+quarantine.jsonl (samples that could not be used) · ledger/attempt-0001/rank-0000.jsonl (a line per
+sample used, if asked for).
+
+Rank 0 writes the first four, every rank its own ledger. A local file grows by appended lines. An
+object store cannot append, so there a local copy grows and is put again whole: every half minute,
+at each checkpoint before its COMMIT, and at the end.
+
+What a resume at step s does to lines of steps > s that a killed attempt left behind: in metrics and
+quarantine they are dropped, with a torn last line. Ledgers are never touched: every attempt (start
+or resume) has its own folder, its event says from which `step` it went on, and a ledger line counts
+only if its step is at most that of every later attempt. So the count stays exact when the number of
+ranks changes from one attempt to the next.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import tempfile
+import threading
+import time
+import tomllib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from svfap_dist import storage
+from svfap_dist.config import Config, recipe
+from svfap_dist.errors import ConfigError, StorageError
+
+RECIPE = "config.toml"
+METRICS, EVENTS, QUARANTINE = "metrics.jsonl", "events.jsonl", "quarantine.jsonl"
+UPLOAD_EVERY_SECONDS = 30.0
+
+log = logging.getLogger(__name__)
+Line = dict[str, Any]
+
+
+def next_attempt(run_url: str) -> int:
+    """Number of the attempt that starts now, from 1: one more than any that left a trace."""
+    events = _complete_lines(_read(storage.join(run_url, EVENTS)))
+    told = [line["attempt"] for line in events if "attempt" in line]
+    folders = [
+        re.match(r"attempt-(\d+)/", name)
+        for name in storage.list_files(storage.join(run_url, "ledger"))
+    ]
+    return 1 + max([0, *told, *(int(match[1]) for match in folders if match)])
+
+
+def read_recipe(run_url: str) -> Config:
+    """The recipe of a run's latest attempt.
+
+    Raises: ConfigError if there is no run; StorageError.
+    """
+    where = storage.join(run_url, RECIPE)
+    try:
+        text = storage.read_bytes(where).decode()
+    except storage.StorageMissing as error:
+        raise ConfigError(
+            "No run", where=where, found="no such file", do="give the run.url of a run"
+        ) from error
+    return recipe.from_tables(tomllib.loads(text), where=where)
+
+
+class Journal:
+    """This rank's part in the files of a run; a context manager.
+
+    Args:
+        attempt: from `next_attempt`, agreed by all ranks.
+        step: completed steps at which the attempt goes on; later lines of earlier attempts go.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        rank: int,
+        attempt: int,
+        step: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
+        url = config.run.url
+        self._files: dict[str, _LineFile] = {}
+        if rank == 0:
+            storage.write_bytes(storage.join(url, RECIPE), recipe.dumps(config).encode())
+            for name in (METRICS, QUARANTINE):
+                self._files[name] = _LineFile(storage.join(url, name), until_step=step)
+            self._files[EVENTS] = _LineFile(storage.join(url, EVENTS))
+        self._ledger: _LineFile | None = None
+        if config.run.ledger:
+            name = f"ledger/attempt-{attempt:04d}/rank-{rank:04d}.jsonl"
+            self._ledger = self._files[name] = _LineFile(storage.join(url, name))
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        if storage.is_remote(url):
+            self._thread = threading.Thread(target=self._upload_now_and_then, daemon=True)
+            self._thread.start()
+
+    def event(self, event: str, **fields: Any) -> Line:
+        """Write an event with its time (rank 0; others write nothing), and return its line."""
+        line = {"event": event, "time": self._clock(), **fields}
+        self._append(EVENTS, line)
+        return line
+
+    def metrics(self, line: Line) -> None:
+        """Write a line of metrics (rank 0; others do nothing)."""
+        self._append(METRICS, line)
+
+    def quarantine(self, line: Line) -> None:
+        """Write a sample that could not be used (rank 0; others do nothing)."""
+        self._append(QUARANTINE, line)
+
+    def _append(self, name: str, line: Line) -> None:
+        if name in self._files:
+            self._files[name].append([line])
+
+    def ledger(self, lines: Iterable[Line]) -> None:
+        """Write the samples this rank used in a step, if the recipe asks for a ledger."""
+        if self._ledger is not None:
+            self._ledger.append(lines)
+
+    def lines(self, name: str) -> list[Line]:
+        """All lines of one of rank 0's files, over all attempts."""
+        return self._files[name].lines()
+
+    def sync(self) -> None:
+        """Bring everything written so far to where a kill of this process cannot reach it.
+
+        Raises: StorageError.
+        """
+        for file in self._files.values():
+            file.sync()
+
+    def _upload_now_and_then(self) -> None:
+        while not self._closing.wait(UPLOAD_EVERY_SECONDS):
+            try:
+                self.sync()
+            except StorageError as error:
+                log.warning("Files of the run not uploaded, will try again: %s", error)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join()
+        try:
+            self.sync()
+        except StorageError as error:
+            log.warning("The last lines of the run's files are lost: %s", error)
+        for file in self._files.values():
+            file.close()
+
+
+class _LineFile:
+    """A file of JSON lines that grows locally and, for an object store, is put again whole."""
+
+    def __init__(self, url: str, until_step: int | None = None) -> None:
+        self._url = url
+        self._lock = threading.Lock()  # of the local file
+        self._uploading = threading.Lock()  # so that an older copy never lands on a newer one
+        self._folder = tempfile.TemporaryDirectory() if storage.is_remote(url) else None
+        self._path = (
+            os.path.join(self._folder.name, "lines") if self._folder else storage.local_path(url)
+        )
+        found = _read(url)
+        kept = [
+            line
+            for line in _complete_lines(found)
+            if until_step is None or line.get("step", 0) <= until_step
+        ]
+        data = _encoded(kept)
+        storage.write_bytes(self._path, data)
+        self._unsaved = data != found
+        self._file = open(self._path, "ab")  # noqa: SIM115 - closed by close()
+
+    def append(self, lines: Iterable[Line]) -> None:
+        with self._lock:
+            self._file.write(_encoded(lines))
+            self._file.flush()
+            self._unsaved = True
+
+    def lines(self) -> list[Line]:
+        with self._lock:
+            return _complete_lines(storage.read_bytes(self._path))
+
+    def sync(self) -> None:
+        with self._uploading:
+            with self._lock:
+                if not self._unsaved:
+                    return
+                os.fsync(self._file.fileno())
+                data = storage.read_bytes(self._path) if self._folder else b""
+                self._unsaved = False
+            if self._folder:
+                try:
+                    storage.write_bytes(self._url, data)
+                except StorageError:
+                    self._unsaved = True
+                    raise
+
+    def close(self) -> None:
+        self._file.close()
+        if self._folder:
+            self._folder.cleanup()
+
+
+def _read(url: str) -> bytes:
+    try:
+        return storage.read_bytes(url)
+    except storage.StorageMissing:
+        return b""
+
+
+def _encoded(lines: Iterable[Line]) -> bytes:
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+def _complete_lines(data: bytes) -> list[Line]:
+    """The lines that were written to their end; a torn last one is left out."""
+    lines = []
+    for text in data.split(b"\n")[:-1]:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            log.warning("Left out an unreadable line of a run's file: %r", text[:80])
+    return lines

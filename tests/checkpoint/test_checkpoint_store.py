@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from svfap_dist import storage
+from svfap_dist.checkpoint import state, store
+from svfap_dist.checkpoint.saver import Checkpointer
+from svfap_dist.config import Config, recipe
+from svfap_dist.distributed import World
+from svfap_dist.errors import CheckpointError
+from svfap_dist.model import weights
+from svfap_dist.train import objective
+
+ALONE = World(rank=0, local_rank=0, world_size=1, local_world_size=1)
+FIRST_OF_TWO = World(rank=0, local_rank=0, world_size=2, local_world_size=2)
+
+
+class SmallEngine:
+    """Writes a shard and hands out weights, as `Engine` does by way of DeepSpeed."""
+
+    def __init__(self) -> None:
+        self.objective = objective.of(a_config("-"))
+
+    def save(self, folder: str, tag: str) -> None:
+        path = Path(folder, tag)
+        path.mkdir()
+        (path / "shard-of-rank-0.pt").write_bytes(b"optimizer state")
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"weight": torch.arange(4.0)}
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "local"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def a_config(url: str | Path, **train: Any) -> Config:
+    return recipe.from_tables({"run": {"url": str(url)}, "train": train}, where="test")
+
+
+def begin(checkpointer: Checkpointer, step: int) -> None:
+    engine: Any = SmallEngine()
+    checkpointer.save(engine, state.after(step, a_config("-"), 10, "m", 1))
+
+
+def end(checkpointer: Checkpointer) -> str:
+    """The error that the upload ended with, "" for none."""
+    outcome = checkpointer.settle()
+    assert outcome is not None
+    return outcome.error
+
+
+def save(config: Config, *steps: int) -> list[str]:
+    """Save checkpoints one after the other; the errors they ended with."""
+    errors = []
+    with Checkpointer(config, ALONE, before_marker=lambda: None) as checkpointer:
+        for step in steps:
+            begin(checkpointer, step)
+            errors.append(end(checkpointer))
+    return errors
+
+
+def folder_of(url: str | Path, step: int) -> Path:
+    return Path(store.checkpoint_url(str(url), step))
+
+
+def test_a_checkpoint_is_whole_and_says_what_it_is(tmp_path: Path) -> None:
+    config = a_config(tmp_path)
+    assert save(config, 30) == [""]
+    assert store.latest_committed(str(tmp_path)) == 30
+    assert store.read_state(str(tmp_path), 30).step == 30
+    store.verify(str(tmp_path), 30)
+    build, tensors = weights.load(str(folder_of(tmp_path, 30) / store.WEIGHTS))
+    assert build["size"] == config.model.size
+    assert torch.equal(tensors["weight"], torch.arange(4.0))
+    rows = json.loads((folder_of(tmp_path, 30) / store.FILES).read_text())["files"]
+    assert {row["name"] for row in rows} == {
+        "shard-of-rank-0.pt",
+        "state.json",
+        "model.safetensors",
+    }
+
+
+class MovingEngine(SmallEngine):
+    """Goes on training in the same tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = {"weight": torch.arange(4.0)}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self.weights
+
+
+def test_training_waits_for_a_copy_of_the_weights_and_not_for_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine: Any = MovingEngine()
+    goes_on, write = threading.Event(), weights.save
+
+    def slowly(*arguments: Any) -> None:
+        assert goes_on.wait(20), "training waits for the file"
+        write(*arguments)
+
+    monkeypatch.setattr(weights, "save", slowly)
+    with Checkpointer(a_config(tmp_path), ALONE, before_marker=lambda: None) as checkpointer:
+        checkpointer.save(engine, state.after(1, a_config("-"), 10, "m", 1))
+        engine.weights["weight"].zero_()
+        goes_on.set()
+        assert end(checkpointer) == ""
+    _, tensors = weights.load(str(folder_of(tmp_path, 1) / store.WEIGHTS))
+    assert torch.equal(tensors["weight"], torch.arange(4.0))
+
+
+def test_no_room_for_the_weights_is_a_checkpoint_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "save", full)
+    (error,) = save(a_config(tmp_path), 1)
+    assert "local disk" in error
+    assert "TMPDIR" in error
+    assert store.committed_steps(str(tmp_path)) == []
+
+
+def test_the_local_copy_goes(tmp_path: Path, own_temporary_folder: Path) -> None:
+    save(a_config(tmp_path), 1)
+    assert os.listdir(own_temporary_folder) == []
+
+
+def test_what_a_killed_attempt_left_on_the_disk_goes(
+    tmp_path: Path, own_temporary_folder: Path
+) -> None:
+    config = a_config(tmp_path)
+    killed = Checkpointer(config, FIRST_OF_TWO, before_marker=lambda: None)
+    begin(killed, 1)
+    assert killed._upload is not None
+    assert killed._upload._uploading is not None
+    killed._upload._uploading.result()  # a killed one would write no more, either
+    (left,) = os.listdir(own_temporary_folder)
+    with Checkpointer(config, World(1, 1, 2, 2), before_marker=lambda: None):
+        assert os.listdir(own_temporary_folder) == [left]  # not this rank's
+    with Checkpointer(config, FIRST_OF_TWO, before_marker=lambda: None):
+        assert os.listdir(own_temporary_folder) == []
+    killed.__exit__()
+
+
+def test_commit_is_written_last_and_removed_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("write_bytes", "upload_file", "delete"):
+
+        def noted(call: Any, name: str, *arguments: Any) -> None:
+            calls.append(f"{name} {arguments[1 if name == 'upload_file' else 0]}")
+            call(*arguments)
+
+        monkeypatch.setattr(storage, name, functools.partial(noted, getattr(storage, name), name))
+    save(a_config(tmp_path, keep_last=1), 1, 2)
+    first, second = (store.checkpoint_url(str(tmp_path), step) for step in (1, 2))
+    writes = [call for call in calls if second in call and not call.startswith("delete")]
+    assert writes[-1] == f"write_bytes {second}/COMMIT"
+    assert writes[-2] == f"write_bytes {second}/files.json"
+    after_commit = calls[calls.index(writes[-1]) + 1 :]
+    assert after_commit == [f"delete {first}/COMMIT", f"delete {first}"]
+
+
+def test_journal_is_stored_before_commit(tmp_path: Path) -> None:
+    config = a_config(tmp_path)
+    seen: list[bool] = []
+    commit = folder_of(tmp_path, 1) / store.COMMIT
+    with Checkpointer(config, ALONE, lambda: seen.append(commit.exists())) as checkpointer:
+        begin(checkpointer, 1)
+        assert end(checkpointer) == ""
+    assert seen == [False]
+    assert commit.exists()
+
+
+def cut_a_file_short(folder: Path) -> None:
+    (folder / "shard-of-rank-0.pt").write_bytes(b"opt")
+
+
+def lose_a_file(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def lose_the_list(folder: Path) -> None:
+    (folder / store.FILES).unlink()
+
+
+def alter_the_list(folder: Path) -> None:
+    (folder / store.FILES).write_text('{"files": []}')
+
+
+@pytest.mark.parametrize("damage", [cut_a_file_short, lose_a_file, lose_the_list, alter_the_list])
+def test_a_damaged_newest_is_passed_over_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any
+) -> None:
+    save(a_config(tmp_path), 1, 2)
+    damage(folder_of(tmp_path, 2))
+    with caplog.at_level(logging.WARNING):
+        assert store.latest_committed(str(tmp_path)) == 1
+    assert str(folder_of(tmp_path, 2)) in caplog.text
+    with pytest.raises(CheckpointError, match="damaged"):
+        store.verify(str(tmp_path), 2)
+    save(a_config(tmp_path), 2)  # the resumed run comes by again
+    assert store.latest_committed(str(tmp_path)) == 2
+
+
+def test_a_flipped_bit_is_found_by_digests(tmp_path: Path) -> None:
+    save(a_config(tmp_path), 1)
+    (folder_of(tmp_path, 1) / "shard-of-rank-0.pt").write_bytes(b"optimizer statf")
+    with pytest.raises(CheckpointError, match=r"shard-of-rank-0.*another digest"):
+        store.verify(str(tmp_path), 1)
+
+
+def test_a_kill_before_commit_leaves_nothing_to_believe(tmp_path: Path) -> None:
+    save(a_config(tmp_path), 1, 2)
+    (folder_of(tmp_path, 2) / store.COMMIT).unlink()
+    assert store.latest_committed(str(tmp_path)) == 1
+    assert store.committed_steps(str(tmp_path)) == [1]
+    with pytest.raises(CheckpointError, match="not committed"):
+        store.verify(str(tmp_path), 2)
+    save(a_config(tmp_path), 3)  # and what was left is swept up
+    assert not folder_of(tmp_path, 2).exists()
+
+
+def test_old_checkpoints_go_as_the_recipe_says(tmp_path: Path) -> None:
+    save(a_config(tmp_path, keep_last=2, keep_every=3), *range(1, 8))
+    assert store.committed_steps(str(tmp_path)) == [3, 6, 7]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        store.tag_of(step) for step in (3, 6, 7)
+    ]
+
+
+def test_only_a_marker_of_this_save_counts(tmp_path: Path) -> None:
+    config = a_config(tmp_path)
+    url = store.checkpoint_url(str(tmp_path), 1)
+    with Checkpointer(config, FIRST_OF_TWO, before_marker=lambda: None) as checkpointer:
+        begin(checkpointer, 1)
+        while not (markers := [n for n in storage.list_files(url) if n.startswith("ranks/")]):
+            time.sleep(0.01)
+        mine = markers[0]
+        storage.write_bytes(f"{url}/ranks/rank-00001.0123456789ab.json", b"[]")  # a dead attempt's
+        assert not checkpointer.wants_settling
+        storage.write_bytes(f"{url}/{mine.replace('rank-00000', 'rank-00001')}", b"[]")
+        assert end(checkpointer) == ""
+    assert store.latest_committed(str(tmp_path)) == 1
+
+
+def test_without_all_ranks_there_is_no_commit(tmp_path: Path) -> None:
+    config = a_config(tmp_path)
+    with Checkpointer(config, FIRST_OF_TWO, before_marker=lambda: None) as checkpointer:
+        begin(checkpointer, 1)
+    assert store.latest_committed(str(tmp_path)) is None
+
+
+def refuse_writes(url: Path) -> None:
+    """Make the store fail: where the checkpoints' folder should be there is a file."""
+    (url / "checkpoints").write_text("in the way")
+
+
+def test_one_failed_upload_is_told_and_two_end_the_run(tmp_path: Path) -> None:
+    refuse_writes(tmp_path)
+    config = a_config(tmp_path)
+    with Checkpointer(config, ALONE, before_marker=lambda: None) as checkpointer:
+        begin(checkpointer, 1)
+        assert "checkpoints" in end(checkpointer)
+        begin(checkpointer, 2)
+        with pytest.raises(CheckpointError, match="2 checkpoints in a row"):
+            checkpointer.settle()
+
+
+def test_a_success_forgives_the_failure_before_it(tmp_path: Path) -> None:
+    refuse_writes(tmp_path)
+    config = a_config(tmp_path)
+    with Checkpointer(config, ALONE, before_marker=lambda: None) as checkpointer:
+        for step, works in ((1, False), (2, True), (3, False), (4, True)):
+            blocked = tmp_path / "checkpoints"
+            if works:
+                blocked.unlink()
+            elif step > 1:
+                blocked.rename(tmp_path / f"before-{step}")
+                refuse_writes(tmp_path)
+            begin(checkpointer, step)
+            assert (end(checkpointer) == "") == works
+
+
+def test_an_object_store_holds_checkpoints_too(s3_bucket: str) -> None:
+    url = f"{s3_bucket}/run"
+    assert save(a_config(url, keep_last=1), 1, 2) == ["", ""]
+    assert store.committed_steps(url) == [2]
+    assert store.latest_committed(url) == 2
+    store.verify(url, 2)

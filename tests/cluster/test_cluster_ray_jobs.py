@@ -1,0 +1,78 @@
+"""A recipe as a Ray job; what a real cluster does with it is in tests/services."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from svfap_dist.cluster import ray_jobs
+from svfap_dist.cluster.schedulers import Job, JobStatus
+from svfap_dist.config import recipe
+from svfap_dist.errors import ClusterError, ConfigError
+
+PLACES = ["data.url=s3://b/shards", "run.url=s3://b/run"]
+
+
+def test_the_job_carries_the_resolved_recipe_and_time_to_save(tmp_path):
+    overrides = [*PLACES, "train.max_steps=7", "run.name=my run"]
+    wanted = ray_jobs.submission("tiny_cpu", overrides, env={"A": "1"}, stop_seconds=42)
+    (tmp_path / "recipe.toml").write_text(wanted.recipe)
+    assert recipe.load(str(tmp_path / "recipe.toml")) == recipe.load("tiny_cpu", overrides)
+    assert wanted.env == {"RAY_JOB_STOP_WAIT_TIME_S": "42", "A": "1"}
+    assert wanted.metadata == {"run_url": "s3://b/run"}
+    assert wanted.job_id.startswith("my-run-")
+    again = ray_jobs.submission("tiny_cpu", overrides)
+    assert again.job_id != wanted.job_id
+    assert "svfap_dist pretrain recipe.toml --on ray" in again.entrypoint
+    labelled = ray_jobs.submission("finetune_dfew", PLACES)
+    assert "svfap_dist finetune recipe.toml --on ray" in labelled.entrypoint
+
+
+def test_variables_come_from_a_file_from_here_and_from_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("HERE", "x=y")
+    file = tmp_path / "some.env"
+    file.write_text("# why\nA=1\n\nB=2\n")
+    found = ray_jobs.environment(["B=3", "HERE", "EMPTY="], str(file))
+    assert found == {"A": "1", "B": "3", "HERE": "x=y", "EMPTY": ""}
+    with pytest.raises(ConfigError, match="--env NOWHERE"):
+        ray_jobs.environment(["NOWHERE"])
+    with pytest.raises(ConfigError, match="no-such"):
+        ray_jobs.environment([], str(tmp_path / "no-such"))
+
+
+def test_shipped_code_runs_from_its_folder_alone(tmp_path):
+    """In a Python that has no other way to the package, with the recipe's bundled files."""
+    ray_jobs._copy_code(str(tmp_path))
+    code = "import svfap_dist, data_sharding; from svfap_dist.config import recipe; "
+    code += "print(svfap_dist.__file__, recipe.load('tiny_cpu').model.size)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [str(tmp_path / "svfap_dist" / "__init__.py"), "tiny"]
+    assert (tmp_path / "launch" / "recipes" / "tiny_cpu.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "detail", "code"),
+    [
+        ("SUCCEEDED", "exit code 0, s3://b/run", 0),
+        ("FAILED", "exit code 75, s3://b/run", 75),
+        ("FAILED", "", ClusterError.exit_code),  # Ray could not start it
+        ("STOPPED", "s3://b/run", 143),
+    ],
+)
+def test_a_followed_job_ends_the_command_with_its_own_code(state, detail, code):
+    assert ray_jobs.exit_code(JobStatus("ray:a", state, True, detail)) == code
+
+
+def test_no_cluster_there_is_told():
+    with pytest.raises(ClusterError, match="--address"):
+        ray_jobs.status("http://127.0.0.1:9", Job("ray", "a"))

@@ -1,0 +1,182 @@
+"""The order of samples: exactly once per epoch, the same for every world size, worked out anew at
+any step."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from svfap_dist.data.sample_order import EpochOrder, Slot, steps_per_epoch
+from svfap_dist.errors import ConfigError
+from svfap_dist.rng import Stream
+
+
+def oracle(sizes, seed, epoch, batch, lanes, block):
+    """All lanes of an epoch as lists of samples, by doing what the design says, one by one."""
+    samples, first = [], 0
+    for size in sizes:
+        samples.append(list(range(first, first + size)))
+        first += size
+    laid = [
+        s for shard in Stream(seed, "shards", epoch).permutation(len(sizes)) for s in samples[shard]
+    ]
+    turn = Stream(seed, "turn", epoch).integer(len(laid))
+    laid = laid[turn:] + laid[:turn]
+    length = len(laid) // batch * batch // lanes
+    cut = [laid[lane * length : (lane + 1) * length] for lane in range(lanes)]
+    for lane, content in enumerate(cut):
+        shuffled = []
+        for number, start in enumerate(range(0, length, block)):
+            part = content[start : start + block]
+            order = Stream(seed, "block", epoch, lane, number).permutation(len(part))
+            shuffled += [part[i] for i in order]
+        cut[lane] = shuffled
+    return cut
+
+
+@st.composite
+def epochs(draw):
+    lanes = draw(st.sampled_from([1, 2, 3, 4, 6, 12]))
+    batch = lanes * draw(st.integers(1, 3))
+    sizes = draw(
+        st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(lambda s: sum(s) >= batch)
+    )
+    return {
+        "sizes": sizes,
+        "seed": draw(st.integers(0, 3)),
+        "epoch": draw(st.integers(0, 3)),
+        "batch": batch,
+        "lanes": lanes,
+        "block": draw(st.integers(1, 20)),
+    }
+
+
+def order_of(case) -> EpochOrder:
+    return EpochOrder(
+        case["sizes"],
+        seed=case["seed"],
+        epoch=case["epoch"],
+        global_batch_size=case["batch"],
+        num_lanes=case["lanes"],
+        shuffle_block=case["block"],
+    )
+
+
+@given(epochs())
+@settings(max_examples=150)
+def test_equals_the_slow_oracle(case):
+    order, expected = order_of(case), oracle(**case)
+    for lane, content in enumerate(expected):
+        assert [order.sample(lane, position) for position in range(len(content))] == content
+
+
+@given(epochs())
+@settings(max_examples=100)
+def test_every_sample_at_most_once_and_only_the_tail_never(case):
+    order = order_of(case)
+    seen = [slot.sample for step in range(order.steps) for slot in order.slots(step, 0, 1)]
+    assert len(set(seen)) == len(seen) == order.steps * case["batch"]
+    assert set(seen) <= set(range(sum(case["sizes"])))
+    assert sum(case["sizes"]) - len(seen) < case["batch"]
+
+
+@given(epochs())
+@settings(max_examples=60)
+def test_a_step_is_the_same_set_for_every_world_size(case):
+    order, lanes = order_of(case), case["lanes"]
+    for step in range(order.steps):
+        alone = order.slots(step, 0, 1)
+        for world_size in (size for size in range(1, lanes + 1) if lanes % size == 0):
+            parts = [order.slots(step, rank, world_size) for rank in range(world_size)]
+            assert [slot for part in parts for slot in part] == alone
+
+
+@given(epochs(), st.data())
+@settings(max_examples=60)
+def test_a_step_does_not_depend_on_what_was_asked_before(case, data):
+    used, fresh = order_of(case), order_of(case)
+    for step in data.draw(st.lists(st.integers(0, used.steps - 1), max_size=5)):
+        used.slots(step, 0, 1)
+    step = data.draw(st.integers(0, used.steps - 1))
+    assert used.slots(step, 0, 1) == fresh.slots(step, 0, 1)
+
+
+def test_slots_come_by_lane_then_position():
+    order = EpochOrder([40], seed=0, epoch=0, global_batch_size=8, num_lanes=4, shuffle_block=5)
+    slots = order.slots(2, rank=1, world_size=2)
+    assert [(slot.lane, slot.position) for slot in slots] == [(2, 4), (2, 5), (3, 4), (3, 5)]
+    assert slots[0] == Slot(2, 4, order.sample(2, 4))
+
+
+def left_out(sizes, epoch):
+    order = EpochOrder(
+        sizes, seed=0, epoch=epoch, global_batch_size=8, num_lanes=2, shuffle_block=4
+    )
+    used = {slot.sample for step in range(order.steps) for slot in order.slots(step, 0, 1)}
+    return frozenset(range(sum(sizes))) - used
+
+
+@pytest.mark.parametrize("sizes", [[39], [10, 10, 10, 9]])
+def test_the_tail_left_out_differs_by_epoch_even_with_one_shard(sizes):
+    tails = [left_out(sizes, epoch) for epoch in range(12)]
+    assert all(len(tail) == 7 for tail in tails)
+    assert len(set(tails)) > 6
+    assert len(frozenset.union(*tails)) > 7
+
+
+def test_seeds_and_epochs_give_other_orders():
+    def first(seed, epoch):
+        order = EpochOrder(
+            [50] * 4, seed=seed, epoch=epoch, global_batch_size=20, num_lanes=4, shuffle_block=16
+        )
+        return [slot.sample for slot in order.slots(0, 0, 1)]
+
+    assert first(0, 0) == first(0, 0)
+    assert len({tuple(first(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=8), st.integers(1, 4), st.data())
+def test_selected_samples_are_in_the_order_of_a_data_set_without_the_others(sizes, lanes, data):
+    wanted = [sample for sample in range(sum(sizes)) if data.draw(st.booleans(), label="wanted")]
+    shards = itertools.pairwise(itertools.accumulate(sizes, initial=0))
+    fewer = [sum(begin <= sample < end for sample in wanted) for begin, end in shards]
+    if len(wanted) < lanes:
+        return
+    expected = oracle(fewer, 3, 1, lanes, lanes, 5)
+    shape = {"epoch": 1, "global_batch_size": lanes, "num_lanes": lanes, "shuffle_block": 5}
+    order = EpochOrder(sizes, seed=3, **shape, selected=np.array(wanted))
+    for lane, places in enumerate(expected):
+        found = [order.sample(lane, position) for position in range(order.lane_length)]
+        assert found == [wanted[place] for place in places]
+
+
+def test_steps_per_epoch_counts_full_batches_only():
+    assert steps_per_epoch(1_092_009, 256) == 4265
+    assert steps_per_epoch(8, 8) == 1
+
+
+def test_fewer_samples_than_a_batch_is_refused_with_a_remedy():
+    with pytest.raises(ConfigError) as caught:
+        steps_per_epoch(7, 8)
+    assert caught.value.where == "train.global_batch_size"
+    assert "7" in caught.value.found
+    assert "7" in caught.value.do
+
+
+def test_paper_size_costs_no_work_in_proportion_to_the_data():
+    """1.09 M samples in 1,100 shards: taking an epoch up in its middle is a matter of moments."""
+    sizes = [993] * 1100
+    began = time.process_time()
+    for epoch in range(10):
+        order = EpochOrder(
+            sizes, seed=0, epoch=epoch, global_batch_size=256, num_lanes=64, shuffle_block=1024
+        )
+        assert len(order.slots(order.steps // 2, 3, 8)) == 32
+    # Shuffling a million samples ten times over would take more than a second.
+    assert time.process_time() - began < 0.5

@@ -1,0 +1,143 @@
+"""Which samples a fold trains on and tests, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from svfap_dist.config import TaskConfig
+from svfap_dist.errors import SvfapError
+from svfap_dist.evaluate.protocol import folds_of, select, targets
+
+NAMES = ("sad", "happy", "calm")
+
+
+def task(**fields: Any) -> TaskConfig:
+    given = {"kind": "classification", "set": "toy", "label": "class", "names": NAMES, "folds": 3}
+    return TaskConfig(**given | {"metrics": ("uar",)} | fields)
+
+
+def row(index: int, fold: int, subject: str | None = None) -> dict[str, Any]:
+    columns = {"set": "toy", "class": index, "class_name": NAMES[index], "fold": fold}
+    return columns | ({"subject": subject} if subject else {})
+
+
+def regression(**fields: Any) -> TaskConfig:
+    given = {"kind": "regression", "label": "values", "names": ("b", "a"), "folds": 2}
+    return task(**given | {"metrics": ("ccc",)} | fields)
+
+
+ROWS = [row(n % 3, n % 4 % 3 + 1, f"p{n % 4}") for n in range(24)]
+
+
+@given(st.lists(st.integers(1, 3), min_size=3, max_size=40).filter(lambda f: set(f) == {1, 2, 3}))
+def test_folds_part_the_samples(folds):
+    rows = [row(0, fold) for fold in folds]
+    tested = []
+    for fold in folds_of(task()):
+        train, test = select(task(), rows, fold)
+        assert sorted([*train, *test]) == list(range(len(rows)))
+        assert all(rows[n]["fold"] == fold for n in test)
+        tested += test.tolist()
+    assert sorted(tested) == list(range(len(rows)))
+
+
+def test_which_folds_are_run():
+    assert folds_of(task()) == (1, 2, 3)
+    assert folds_of(task(fold=2)) == (2,)
+    assert folds_of(task(folds=0)) == (0,)
+
+
+def test_splits_may_leave_samples_out():
+    parts = ["train", "val", "test", "train", "extra"]
+    rows = [{**row(0, 1), "split": part} for part in parts]
+    fixed = task(folds=0, train_splits=("train", "extra"))
+    train, test = select(fixed, rows, 0)
+    assert (train.tolist(), test.tolist()) == ([0, 3, 4], [2])
+
+
+def test_targets_of_classes_dimensions_and_values():
+    assert targets(task(), ROWS[:4]).tolist() == [0, 1, 2, 0]
+    rows = [{"set": "toy", "classes": {"calm": 1}, "class_names": {"calm": "happy"}}]
+    assert targets(task(label="classes.calm"), rows).tolist() == [1]
+    values = targets(regression(), [{"values": {"a": 0.5, "b": 2}}, {"values": {"b": -1, "a": 0}}])
+    assert values.dtype == np.float32
+    assert values.tolist() == [[2, 0.5], [-1, 0]]
+
+
+def test_few_labels_are_per_class_nested_and_decided_by_the_seed():
+    few, more = task(labels_per_class=2), task(labels_per_class=4)
+    train, test = select(few, ROWS, 2, seed=7)
+    assert np.bincount(targets(few, [ROWS[n] for n in train])).tolist() == [2, 2, 2]
+    assert train.tolist() == select(few, ROWS, 2, seed=7).train.tolist() == sorted(train.tolist())
+    assert test.tolist() == select(task(), ROWS, 2).test.tolist()
+    assert set(train) < set(select(more, ROWS, 2, seed=7).train)
+    others = {tuple(select(few, ROWS, 2, seed=seed).train.tolist()) for seed in range(8)}
+    assert len(others) > 1
+
+
+def test_subject_independence_is_only_demanded_where_the_task_says_so():
+    rows = [row(0, 1, "p1"), row(1, 2, "p1"), row(1, 3, "p2")]
+    assert select(task(), rows, 1).train.tolist() == [1, 2]
+    with pytest.raises(
+        SvfapError, match=r"Subjects are trained on and tested.*1 of the subjects.*p1"
+    ):
+        select(task(subject_independent=True), rows, 1)
+    select(task(subject_independent=True), rows, 3)
+    with pytest.raises(SvfapError, match=r"no subject; sample 1 has"):
+        select(task(subject_independent=True), [rows[0], row(1, 2), rows[2]], 1)
+
+
+def without(column: str) -> list[dict[str, Any]]:
+    return [*ROWS, {name: value for name, value in ROWS[0].items() if name != column}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "rows", "fold", "message"),
+    [
+        ({}, [], 1, "Shards have no labels"),
+        ({"set": "dfew"}, ROWS, 1, r"another data set.*task.set = dfew, samples of toy"),
+        ({}, without("set"), 1, "without a set"),
+        ({}, without("fold"), 1, "no fold; sample 24 has"),
+        ({}, without("class"), 1, "no class; sample 24 has"),
+        ({"folds": 4}, ROWS, 1, r"task.folds = 4, but 24 samples, 12 of fold 1"),
+        ({"folds": 2}, ROWS, 1, r"6 of fold 3"),
+        ({}, ROWS, 0, r"No such fold.*use 1 to 3"),
+        ({"names": ("sad", "happy")}, ROWS, 1, r"class = 2 of 2 names"),
+        ({"names": ("happy", "sad", "calm")}, ROWS, 1, r"class 0 is sad, not happy"),
+        ({}, [*ROWS, {**ROWS[0], "class": "sad"}], 1, r"class = 'sad'"),
+        ({}, [*ROWS, {**ROWS[0], "class": True}], 1, r"class = True"),
+        ({"folds": 0}, ROWS, 0, r"no split; sample 0 has"),
+        ({"folds": 0}, [{**r, "split": "test"} for r in ROWS], 0, r"Nothing to train on.*24 of"),
+        ({"folds": 0}, [{**r, "split": "train"} for r in ROWS], 0, "Nothing to test"),
+        ({"folds": 0, "test_splits": ("train",)}, ROWS, 0, "One split is trained on and tested"),
+        ({"labels_per_class": 9}, ROWS, 1, r"Too few labelled.*4 to train on of sad, not 9"),
+    ],
+)  # fmt: skip
+def test_misfits_are_refused_with_what_was_found(fields, rows, fold, message):
+    with pytest.raises(SvfapError) as caught:
+        select(task(**fields), rows, fold)
+    assert re.search(message, str(caught.value)), str(caught.value)
+    assert caught.value.do
+
+
+@pytest.mark.parametrize("value", [None, "0.5", float("nan"), True])
+def test_values_are_finite_numbers(value):
+    rows = [{"set": "toy", "fold": n, "values": {"a": 0.1, "b": 0.2}} for n in (1, 2)]
+    assert select(regression(), rows, 1).test.tolist() == [0]
+    rows.append({"set": "toy", "fold": 1, "values": {"a": value, "b": 0.2}})
+    with pytest.raises(SvfapError, match=r"a = |no values\.a"):
+        select(regression(), rows, 2)
+    with pytest.raises(SvfapError, match="no classes"):
+        select(regression(labels_per_class=1), rows[:2], 1)
+
+
+def test_samples_of_no_side_need_no_target():
+    rows = [{**row(n, 1), "split": part} for n, part in enumerate(["train", "test", "extra"])]
+    del rows[2]["class"]
+    assert select(task(folds=0), rows, 0).test.tolist() == [1]

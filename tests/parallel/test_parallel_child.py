@@ -1,0 +1,78 @@
+"""Work in a process of its own: what hangs or dies is told, and the next call is served."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from isolated_calls import behave
+
+from svfap_dist.parallel.child import CrashedError, HungError, Isolated
+
+
+def test_calls_share_one_process_and_errors_come_back() -> None:
+    with Isolated(behave, seconds=30) as call:
+        first = call("pid")
+        assert first != os.getpid()
+        with pytest.raises(ValueError, match="no such frame"):
+            call("raise")
+        assert call("pid") == first
+        assert call("word") == "WORD"
+
+
+def test_a_hang_and_a_crash_cost_one_call_each() -> None:
+    with Isolated(behave, seconds=0.5) as call:
+        first = call("pid")
+        with pytest.raises(HungError):
+            call("hang")
+        second = call("pid")
+        with pytest.raises(CrashedError, match="code 7"):
+            call("crash")
+        third = call("pid")
+        assert len({first, second, third}) == 3
+        assert not _lives(first)
+
+
+def test_memory_has_a_limit() -> None:
+    with (
+        Isolated(behave, seconds=30, memory_bytes=2 << 30) as call,
+        pytest.raises(MemoryError),
+    ):
+        call("eat")
+
+
+def test_a_hung_child_ends_when_its_parent_was_killed() -> None:
+    code = (
+        "from isolated_calls import behave\n"
+        "from svfap_dist.parallel.child import Isolated\n"
+        "if __name__ == '__main__':\n"
+        "    call = Isolated(behave, seconds=600)\n"
+        "    print(call('pid'), flush=True)\n"
+        "    call('hang')\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    until = time.monotonic() + 20
+    while _lives(child) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not _lives(child)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,82 @@
+"""Plans for GPUs, which need no measurement, recomputed by hand; and one with nothing but a CPU."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from svfap_dist.config import recipe
+from svfap_dist.errors import ConfigError
+from svfap_dist.plan import plan
+from svfap_dist.plan.plan import Known
+from svfap_dist.plan.plan_report import Input, Plan
+
+_SMALL = ("model.size=tiny", "train.micro_batch_size=8", "cluster.use_gpu=true")
+
+
+def _plan(*overrides: str, nodes: int = 2, gpu: str = "h100", **known) -> Plan:
+    config = recipe.load("svfap_base_voxceleb2", [*_SMALL, *overrides])
+    return plan.make(config, nodes, 4, gpu, Known(**known))
+
+
+def _input(found: Plan, name: str) -> Input:
+    (given,) = [given for given in found.inputs if given.name == name]
+    return given
+
+
+def test_a_plan_for_gpus_is_its_inputs_multiplied() -> None:
+    found = _plan(mfu=0.5, samples=25600, decode_rate=1e6)
+    work, peak = _input(found, "work of a clip").value, 989.4e12
+    assert work is not None
+    computing = 256 / 8 * work * 1e9 / (0.5 * peak)
+    sent = _input(found, "sent by a rank in a step").value
+    assert sent is not None
+    # Both nodes have a network card of 50 GB/s per GPU, slower than NVLink's 450 of one.
+    sending = max(sent * 1e6 / 450e9, sent * 1e6 / (4 * 50e9))
+    assert found.step_seconds == pytest.approx(computing + sending)
+    assert found.clips_per_second == pytest.approx(256 / (computing + sending))
+    assert found.bound_by == ("network" if sending > computing else "compute")
+    assert found.total_steps == 100 * 100
+    assert found.hours == pytest.approx(10000 * (computing + sending) / 3600)
+    assert _input(found, "share of it that is reached (MFU)").source == "given"
+    assert "measured" not in _input(found, "samples").source
+
+
+def test_what_is_assumed_says_so() -> None:
+    found = _plan()
+    assert "assumed" in _input(found, "share of it that is reached (MFU)").source
+    assert "docs/benchmarks.md" in _input(found, "clips decoded").source
+    assert "unknown" in _input(found, "storage, of a node").source
+    assert found.hours is None
+    assert any("--samples" in line for line in found.lines())
+    assert json.dumps(found.clips_per_second)
+
+
+def test_decoding_and_networks_can_bound() -> None:
+    assert _plan(decode_rate=1.0).bound_by == "decode"
+    # 14 workers on each of 8 ranks, on 4 x 16 cores of a node, decode a clip per second each.
+    assert _plan(decode_rate=1.0).clips_per_second == pytest.approx(2 * 4 * 14)
+    slow = {"network_gbps": 0.01, "decode_rate": 1e6}
+    assert _plan(**slow).bound_by == "network"
+    assert _plan(**slow, nodes=1).bound_by == "compute"
+
+
+def test_a_run_that_does_not_fit_is_told() -> None:
+    assert not _plan().notes
+    large = ("model.size=base", "train.micro_batch_size=512", "train.global_batch_size=4096")
+    (note,) = _plan(*large, gpu="l4").notes
+    assert "does not fit" in note
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpu", "words"),
+    [
+        ((), "abacus", "h100"),
+        (("train.dtype='float32'", "train.global_batch_size=192"), "b200", "Peak rate"),
+        (("data.num_lanes=2", "cluster.num_workers=2"), "h100", "Lanes cannot be shared"),
+    ],
+)
+def test_what_cannot_be_planned(overrides: tuple[str, ...], gpu: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        _plan(*overrides, gpu=gpu)

@@ -1,0 +1,70 @@
+"""Bytes per rank, against what an engine and a loader really hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from svfap_dist.config import recipe
+from svfap_dist.data.ring import Ring
+from svfap_dist.profiling import memory, step
+
+_SMALL = (
+    "model.size=nano",
+    "data.num_frames=8",
+    "data.frame_size=32",
+    "mask.ratio=0.5",
+    "train.threads_per_rank=1",
+    "cluster.num_workers=1",
+)
+
+
+def _standing(ranks: int, *overrides: str) -> tuple[float, float]:
+    """Bytes of a rank between two steps: predicted, measured."""
+    config = recipe.load("tiny_cpu", [*_SMALL, *overrides])
+    found = memory.by_stage(memory.count(config), config, ranks, clips=4, prefetch=0)
+    rank = found[config.train.zero_stage]
+    kept = rank.gradients if config.train.zero_stage == 3 and ranks > 1 else 0
+    measured = step.measure(config, ranks, ranks).standing_bytes
+    return rank.weights + rank.optimizer + kept, measured
+
+
+def test_weights_and_optimizer_are_those_of_the_engine() -> None:
+    predicted, measured = _standing(1, "train.zero_stage=2")
+    assert measured == pytest.approx(predicted, rel=0.002)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "stage", "dtype"),
+    [
+        (1, 0, "float32"),
+        (2, 1, "float32"),
+        (2, 2, "float32"),
+        (2, 3, "float32"),
+        (1, 1, "bfloat16"),
+        (2, 2, "bfloat16"),
+        (2, 3, "bfloat16"),
+    ],
+)
+def test_so_at_every_stage(ranks: int, stage: int, dtype: str) -> None:
+    predicted, measured = _standing(ranks, f"train.zero_stage={stage}", f"train.dtype={dtype}")
+    assert measured == pytest.approx(predicted, rel=0.02)
+
+
+def test_what_the_backward_pass_keeps() -> None:
+    def kept(*overrides: str) -> int:
+        return memory.count(recipe.load("tiny_cpu", [*_SMALL, *overrides])).kept_per_clip
+
+    whole = kept()
+    # Half the bytes in bf16, but for the loss, which is float32, and masks and indices.
+    assert 0.45 * whole < kept("train.dtype=bfloat16") < 0.8 * whole
+    assert kept("train.activation_checkpointing=true") < 0.8 * whole  # of few blocks
+    assert kept("data.num_frames=16") > 1.9 * whole
+
+
+@pytest.mark.parametrize("megabytes", [1, 3, 4096])
+def test_prefetched_batches_are_the_ring(megabytes: int) -> None:
+    config = recipe.load("tiny_cpu", [*_SMALL, f"data.prefetch_bytes={megabytes << 20}"])
+    for ranks in (1, 2):
+        with Ring(config, config.train.global_batch_size // ranks) as ring:
+            assert memory.prefetch_bytes(config, ranks) == ring.rgb.nbytes
