@@ -19,7 +19,7 @@ from data_sharding.verify import read_members
 from svfap_dist import storage
 from svfap_dist.errors import DecodeError
 from svfap_dist.shards import format as shard_format
-from svfap_dist.shards.format import VideoInfo, load_info, stored_position
+from svfap_dist.video.info import VideoInfo, load_info, stored_position
 
 _SIDE, _CAPTION, _COLUMNS = 160, 14, 4  # pixels; samples in a row
 _GREY = (96, 96, 96)
@@ -70,7 +70,7 @@ def _random_samples(url: str, count: int, seed: int) -> Iterator[tuple[str, Vide
 
 def _frame(key: str, video: bytes, info: VideoInfo, number: int) -> Image.Image:
     """Frame `number` of a video, counted as it is shown."""
-    place = stored_position(number, info.num_frames, info.order.phases) if info.order else number
+    place = stored_position(number, info.num_frames, info.layout.phases) if info.layout else number
     try:
         with av.open(io.BytesIO(video), "r") as container:
             frame = next(itertools.islice(container.decode(video=0), place, None))

@@ -13,8 +13,8 @@ from typing import cast
 from data_sharding.guarded import Guarded
 from data_sharding.sources import SourceVideo
 from data_sharding.transcode import TrainProfile, TranscodeError, transcode
-from svfap_dist.shards.format import VideoInfo
 from svfap_dist.storage import StorageMissing
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.probe import MIN_FRAMES, Limits, Reason, Rejected, probe
 
 

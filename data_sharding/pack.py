@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import io
 import itertools
-import json
 import tarfile
 from collections.abc import Iterable
 from typing import IO, Any
@@ -20,7 +19,8 @@ from typing import IO, Any
 from data_sharding import temporary
 from data_sharding.examine import Sample
 from svfap_dist import storage
-from svfap_dist.shards.format import ShardEntry, ShardIndex, VideoInfo, digest, dump
+from svfap_dist.shards.format import ShardEntry, ShardIndex, digest, dump
+from svfap_dist.video.info import dump_info
 
 
 def pack(samples: Iterable[Sample], url: str, name: str) -> ShardEntry | None:
@@ -58,7 +58,7 @@ def _fill(file: IO[bytes], samples: Iterable[Sample]) -> list[_Place]:
             offset = tar.offset
             with temporary.explained():
                 # JSON comes first, so that a reader can know a sample by its first kilobyte.
-                _add(tar, f"{sample.key}.json", _json(sample.info))
+                _add(tar, f"{sample.key}.json", dump_info(sample.info))
                 _add(tar, f"{sample.key}.{sample.suffix}", sample.data)
             info = sample.info
             size = tar.offset - offset
@@ -77,10 +77,6 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)  # says nothing of when, where and by whom
     member.size, member.mode = len(content), 0o444
     tar.addfile(member, io.BytesIO(content))
-
-
-def _json(info: VideoInfo) -> bytes:
-    return json.dumps(dataclasses.asdict(info), sort_keys=True).encode()
 
 
 def _store(path: str, places: list[_Place], url: str, name: str) -> ShardEntry:

@@ -17,7 +17,8 @@ from typing import Any
 from data_sharding.verify import read_members
 from svfap_dist import storage
 from svfap_dist.shards import format as shard_format
-from svfap_dist.shards.format import Manifest, VideoInfo, load_info
+from svfap_dist.shards.format import Manifest
+from svfap_dist.video.info import VideoInfo, load_info
 
 _LOOK_AT = 256
 _PEEK_BYTES = 8192  # the JSON is the first member of a sample

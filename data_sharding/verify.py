@@ -29,14 +29,8 @@ from data_sharding.progress import Progress, silent
 from svfap_dist import storage
 from svfap_dist.errors import ShardError
 from svfap_dist.shards import format as shard_format
-from svfap_dist.shards.format import (
-    VIDEO_SUFFIXES,
-    Manifest,
-    ShardEntry,
-    ShardIndex,
-    VideoInfo,
-    load_info,
-)
+from svfap_dist.shards.format import Manifest, ShardEntry, ShardIndex
+from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo, load_info
 
 _SHOWN = 5  # damages told in the message
 
@@ -208,12 +202,12 @@ def _holds_video(
     (video,) = members.values()
     if info.num_frames != num_frames or labels not in (None, info.labels):
         return False
-    return info.order is None or _packets_fit(video, info)
+    return info.layout is None or _packets_fit(video, info)
 
 
 def _packets_fit(video: bytes, info: VideoInfo) -> bool:
     """Whether the packets of an mp4 lie where the index in its sample's JSON says."""
-    assert info.order is not None
+    assert info.layout is not None
     try:
         with av.open(io.BytesIO(video), "r") as container:
             found = [
@@ -221,8 +215,8 @@ def _packets_fit(video: bytes, info: VideoInfo) -> bool:
             ]
     except FFmpegError:
         return False
-    start, said = info.order.first_byte, []
-    for size in info.order.packet_sizes:
+    start, said = info.layout.first_byte, []
+    for size in info.layout.packet_sizes:
         said.append((start, size))
         start += size
     return found == said and len(said) == info.num_frames

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 from numbered_shards import DataSet, video_of, write_data_set
 
-from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video.info import VideoInfo
 
 # How long an example takes is the machine's business: a busy one must not fail a test.
 settings.register_profile("svfap", deadline=None)

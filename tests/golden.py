@@ -15,7 +15,7 @@ import av
 from clips import make_video
 
 from data_sharding.transcode import TrainProfile, transcode
-from svfap_dist.shards.format import PhaseOrder, VideoInfo, stored_position
+from svfap_dist.video.info import PhaseLayout, VideoInfo, stored_position
 
 FRAMES = 48
 SIZE = (160, 144)  # width, height: no smaller, for NVDEC's sake
@@ -128,8 +128,8 @@ def phase_ordered_vp9(phases: int = 4, group: int = 6) -> Golden:
     sizes = tuple(size for _, size in places)
     width, height = SIZE
     where = 0, 0, height, width, height, width
-    order = PhaseOrder(phases, group, "", places[0][0], sizes, "full", *where)
-    info = VideoInfo(FRAMES, 25.0, *SIZE, "vp9", order=order)
+    order = PhaseLayout(phases, group, "", places[0][0], sizes, "full", *where)
+    info = VideoInfo(FRAMES, 25.0, *SIZE, "vp9", layout=order)
     return Golden(video, info, list(range(FRAMES)))
 
 

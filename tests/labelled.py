@@ -10,7 +10,7 @@ from test_data_loader import config_of
 
 from svfap_dist.config import AugmentConfig, Config, TaskConfig
 from svfap_dist.data.selection import Selection
-from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video.info import VideoInfo
 
 CLASSES = TaskConfig(
     kind="classification", set="painted", label="class", names=("one", "other"), metrics=("uar",)

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import io
 import itertools
-import json
 import os
 from fractions import Fraction
 
@@ -16,7 +15,8 @@ import webdataset
 from clips import paint_frame, read_frame_number
 
 from svfap_dist.shards import format as shard_format
-from svfap_dist.shards.format import Manifest, ShardEntry, ShardIndex, VideoInfo
+from svfap_dist.shards.format import Manifest, ShardEntry, ShardIndex
+from svfap_dist.video.info import VideoInfo, dump_info
 
 FRAMES = 30  # of each video
 SIDE = 48  # pixels
@@ -90,7 +90,7 @@ def write_shard(
     writer = webdataset.TarWriter(buffer, mtime=0)
     for i in rows:
         video, info = samples[i]
-        fields = json.dumps(dataclasses.asdict(info)).encode()
+        fields = dump_info(info)
         writer.write({"__key__": f"clip-{i:03d}", "mp4": video, "json": fields})
         borders.append(writer.tarstream.offset)
     writer.close()

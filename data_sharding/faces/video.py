@@ -16,7 +16,7 @@ from data_sharding.faces.detect import Detections, Detector
 from data_sharding.faces.frames import read_frames
 from data_sharding.faces.track import Track, find_tracks
 from svfap_dist.errors import DecodeError
-from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.probe import Limits, Rejected, probe
 
 TRACKS = ("best", "all")

@@ -42,7 +42,7 @@ class SourceVideo:
     read: gives the file's bytes; picklable, so that a worker process can call it.
     labels: what the source knows (identity, expression, fold, ...), JSON values.
     where: path or URL for messages.
-    suffix: the container's suffix, one of `shard_format.VIDEO_SUFFIXES`.
+    suffix: the container's suffix, one of `VIDEO_SUFFIXES`.
     stamp: changes when the content changes, as far as that is cheap to know: a file's size in
     bytes, a rendered clip's parameters.
     num_bytes: size of the file, 0 if it is not known.

@@ -22,7 +22,7 @@ from data_sharding import temporary
 from data_sharding.sources import SourceVideo
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError, ShardError
-from svfap_dist.shards.format import VIDEO_SUFFIXES
+from svfap_dist.video.info import VIDEO_SUFFIXES
 
 
 class Listing:

@@ -2,9 +2,9 @@
 
 What costs time in training is decoding, and most of what a usual video makes a decoder do is of no
 use: pixels outside the region, the frames between the ones of a strided window and those before it.
-So the region is cut out here once, and frames are stored phase by phase (`PhaseOrder`), which makes
-the frames of a window neighbours, with a key frame every `group` of them; the sample's JSON says
-where each packet lies. The result is an ordinary mp4 nevertheless, whose frames are shown in
+So the region is cut out here once, and frames are stored phase by phase (`PhaseLayout`), which
+makes the frames of a window neighbours, with a key frame every `group` of them; the sample's JSON
+says where each packet lies. The result is an ordinary mp4 nevertheless, whose frames are shown in
 another order.
 
 video -> planes of its frames (`planes`) -> mp4 (`encode`), as the `profile` has it; equal bytes in
@@ -22,7 +22,7 @@ from av.error import FFmpegError
 from data_sharding.transcode.encode import encode, read_back
 from data_sharding.transcode.planes import spool_planes
 from data_sharding.transcode.profile import TrainProfile, TranscodeError, plan_frames, refused
-from svfap_dist.shards.format import PhaseOrder, VideoInfo
+from svfap_dist.video.info import PhaseLayout, VideoInfo
 from svfap_dist.video.region import Crop, region
 
 __all__ = ["TrainProfile", "TranscodeError", "transcode"]
@@ -53,7 +53,7 @@ def transcode(data: bytes, info: VideoInfo, options: TrainProfile) -> tuple[byte
             raise refused("undecodable", found) from error
         video = encode(spool, plan, info, options, (height, width), colours)
     header, packets = read_back(video, plan)
-    order = PhaseOrder(
+    order = PhaseLayout(
         phases=options.phases,
         group=group,
         codec_header=base64.b64encode(header).decode(),
@@ -65,7 +65,7 @@ def transcode(data: bytes, info: VideoInfo, options: TrainProfile) -> tuple[byte
         source_width=info.width,
     )
     return video, VideoInfo(
-        info.num_frames, info.fps, width, height, "h264", labels=info.labels, order=order
+        info.num_frames, info.fps, width, height, "h264", labels=info.labels, layout=order
     )
 
 

@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 
 from data_sharding.transcode.planes import Colours
 from data_sharding.transcode.profile import TrainProfile
-from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.probe import open_video
 
 _NAMES = 6  # H.264's units of side information: here the encoder's name and settings

@@ -16,7 +16,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from data_sharding.transcode.profile import refused
-from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.probe import open_video, video_stream
 from svfap_dist.video.region import Crop
 

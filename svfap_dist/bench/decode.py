@@ -28,9 +28,9 @@ from svfap_dist.data.clips import random_crop
 from svfap_dist.errors import ConfigError
 from svfap_dist.progress import Progress, say
 from svfap_dist.rng import Stream
-from svfap_dist.shards.format import VIDEO_SUFFIXES, VideoInfo
 from svfap_dist.video import packets, pyav
 from svfap_dist.video.color import YuvClips, whole_frames
+from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo
 from svfap_dist.video.probe import Rejected, probe
 from svfap_dist.video.region import Crop
 
@@ -226,7 +226,7 @@ def psnr(sources: Sequence[Video], made: Sequence[Video]) -> float:
     sources, mean over videos."""
     found = []
     for (data, info), (video, stored) in zip(sources, made, strict=True):
-        order = stored.order
+        order = stored.layout
         assert order is not None, "of the profile train"
         assert (order.height, order.width) == (stored.height, stored.width)
         got = whole_frames(packets.decode(video, stored, range(info.num_frames)))

@@ -17,8 +17,8 @@ from svfap_dist.config import DataConfig
 from svfap_dist.errors import ConfigError
 from svfap_dist.progress import Progress
 from svfap_dist.rng import Stream
-from svfap_dist.shards.format import VideoInfo
 from svfap_dist.video.dali import DaliDecoder, VideoRequest
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.region import region
 
 PIPELINES = (1, 2, 4, 8)
@@ -119,7 +119,7 @@ def _requests(
         start = Stream("bench decode", turn, row).integer(info.num_frames - window + 1)
         numbers = range(start, start + window, data.sampling_rate)
         # Shards made for training have had the region cut out already.
-        name = data.region if info.order is None else "full"
+        name = data.region if info.layout is None else "full"
         crop = region(name, info.height, info.width)
         requests.append(VideoRequest(video, info, numbers, [crop]))
     return requests

@@ -24,7 +24,7 @@ from data_sharding.transcode import TrainProfile, transcode
 from svfap_dist.bench import decode
 from svfap_dist.bench.decode import FRAMES, STRIDE, Video
 from svfap_dist.progress import say
-from svfap_dist.shards.format import stored_position
+from svfap_dist.video.info import stored_position
 
 _PROFILES = {
     "as used": TrainProfile(),
@@ -130,7 +130,7 @@ def _made(
 def _by_container(video: Video, start: int) -> list[list[np.ndarray]]:
     """A window of a transcoded video, read as any player reads it."""
     data, info = video
-    order = info.order
+    order = info.layout
     assert order is not None
     assert order.phases == STRIDE
     first = stored_position(start, info.num_frames, order.phases)
@@ -152,7 +152,7 @@ def _by_container(video: Video, start: int) -> list[list[np.ndarray]]:
 def _hevc(video: Video) -> Video:
     """The video as HEVC with the key frames that the profile `train` has: bare packets."""
     data, info = transcode(*video, _NEARLY_LOSSLESS)
-    order = info.order
+    order = info.layout
     assert order is not None
     with av.open(io.BytesIO(data), "r") as container:
         frames = list(container.decode(video=0))
@@ -177,4 +177,4 @@ def _hevc(video: Video) -> Video:
         header = base64.b64encode(stream.codec_context.extradata or b"").decode()
     sizes = tuple(map(len, packets))
     order = dataclasses.replace(order, codec_header=header, first_byte=0, packet_sizes=sizes)
-    return b"".join(packets), dataclasses.replace(info, codec="hevc", order=order)
+    return b"".join(packets), dataclasses.replace(info, codec="hevc", layout=order)

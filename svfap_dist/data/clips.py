@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING
 from svfap_dist.config import Config
 from svfap_dist.errors import ConfigError
 from svfap_dist.rng import Stream
-from svfap_dist.shards.format import VideoInfo
 from svfap_dist.shards.reader import BadSample
 from svfap_dist.video import backends, views
 from svfap_dist.video.color import to_rgb
 from svfap_dist.video.frames import Frames
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.pyav import TooShortError
 from svfap_dist.video.region import Crop, region
 
@@ -130,14 +130,14 @@ def clip_region(info: VideoInfo, config: Config) -> Crop:
 
 def region_of(info: VideoInfo, name: str) -> Crop:
     """`clip_region` for the region of that name."""
-    if info.order is None:
+    if info.layout is None:
         return region(name, info.height, info.width)
-    if info.order.region != name:
+    if info.layout.region != name:
         raise ConfigError(
             "Shards were cut to another region",
             where="data.region",
-            found=f"{name}, where the shards have {info.order.region}",
-            do=f"set data.region={info.order.region}, or shard again with --region {name}",
+            found=f"{name}, where the shards have {info.layout.region}",
+            do=f"set data.region={info.layout.region}, or shard again with --region {name}",
         )
     return Crop(0, 0, info.height, info.width)
 

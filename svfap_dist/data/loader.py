@@ -248,5 +248,5 @@ def _planes(config: Config, manifest: Manifest, reader: SampleReader) -> tuple[i
     step = -(-manifest.num_samples // _LOOKED_AT)
     found = [reader.read(index) for index in range(0, manifest.num_samples, step)]
     infos = [sample.info for sample in found if isinstance(sample, Sample)]
-    sizes = {(info.height, info.width) if info.order else None for info in infos}
+    sizes = {(info.height, info.width) if info.layout else None for info in infos}
     return sizes.pop() if len(sizes) == 1 else None

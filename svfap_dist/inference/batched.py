@@ -26,10 +26,10 @@ from torch import Tensor
 from svfap_dist.errors import DecodeError
 from svfap_dist.inference.model_info import Card
 from svfap_dist.inference.videos import BadVideo, Video
-from svfap_dist.shards.format import VideoInfo
 from svfap_dist.video import backends
 from svfap_dist.video import views as windows
 from svfap_dist.video.color import to_rgb
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.views import Views
 
 _PART_BYTES = 64 << 20  # of decoded frames that a thread holds at a time, about

@@ -28,8 +28,8 @@ from svfap_dist.inference.batched import Looked, look_at_all
 from svfap_dist.inference.load import Network
 from svfap_dist.inference.model_info import Card
 from svfap_dist.inference.videos import Video, read
-from svfap_dist.shards.format import VideoInfo
 from svfap_dist.video import views as windows
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.views import Views
 
 BATCH_SIZE = 8  # clips that go through the network at a time

@@ -21,8 +21,8 @@ from svfap_dist.inference.extract import BATCH_SIZE
 from svfap_dist.inference.load import Network
 from svfap_dist.inference.model_info import Card
 from svfap_dist.inference.videos import Video
-from svfap_dist.shards.format import VideoInfo
 from svfap_dist.video import views as windows
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.views import Views
 
 _SHOWN = 3  # classes that a line names

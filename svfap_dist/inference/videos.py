@@ -17,8 +17,9 @@ from data_sharding import sources
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError, DecodeError
 from svfap_dist.shards import format as shard_format
-from svfap_dist.shards.format import MANIFEST_NAME, VIDEO_SUFFIXES, VideoInfo
+from svfap_dist.shards.format import MANIFEST_NAME
 from svfap_dist.shards.reader import BadSample, SampleReader
+from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo
 from svfap_dist.video.probe import Rejected, probe
 
 Opened = tuple[bytes, VideoInfo]

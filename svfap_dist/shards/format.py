@@ -3,7 +3,7 @@
 A data set is a folder (URL) of
 
     shard-000000.tar         plain WebDataset tar; a sample's members, `KEY.json` and
-                             `KEY.mp4` (or another of VIDEO_SUFFIXES), are contiguous
+                             `KEY.mp4` (or another of `video.info.VIDEO_SUFFIXES`), are contiguous
     shard-000000.index.json  where each sample lies in the tar (`ShardIndex`); after its tar
     shard-000000.done.json   what the shard was made from; after both
     manifest.json            the list of shards (`Manifest`); written last: "complete"
@@ -28,76 +28,6 @@ from svfap_dist.errors import ShardError
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 REJECTED_NAME = "rejected.jsonl"
-
-# The containers a sample's video may come in; the member's suffix in the tar is one of these.
-VIDEO_SUFFIXES = ("mp4", "mkv", "webm", "avi", "mov", "flv", "m4v")
-
-
-@dataclasses.dataclass(frozen=True)
-class PhaseOrder:
-    """How a video of the `train` profile lies in its file, so that a reader can go straight to the
-    packets it wants.
-
-    Frames are stored phase by phase: 0, P, 2P, ..., then 1, P + 1, ..., for P phases, so that the
-    frames of a window of stride P lie side by side. Each phase begins with a key frame, and within
-    it every `group`-th frame is one. Every packet holds one frame, and packets lie end to end.
-
-    codec_header: the decoder's set-up (FFmpeg's extradata), base64. first_byte: where in the file
-    the first packet begins. region: what was cut out of the source's frames (`data.region`), and
-    top, left, height, width: where that is, in pixels of the source, whose size is source_height x
-    source_width.
-    """
-
-    phases: int
-    group: int
-    codec_header: str
-    first_byte: int
-    packet_sizes: tuple[int, ...]
-    region: str
-    top: int
-    left: int
-    height: int
-    width: int
-    source_height: int
-    source_width: int
-
-
-def stored_position(frame: int, num_frames: int, phases: int) -> int:
-    """Where frame number `frame` of `num_frames` lies in a stream of so many phases."""
-    phase, number = frame % phases, frame // phases
-    longer = min(phase, num_frames % phases)  # phases before this one that have a frame more
-    return phase * (num_frames // phases) + longer + number
-
-
-@dataclasses.dataclass(frozen=True)
-class VideoInfo:
-    """What a sample's `.json` member says about its video.
-
-    num_frames: decoded frames; fps: frames per second; constant_frame_rate: whether frame i is
-    shown at i / fps. labels: what the source knows (identity, expression, fold, ...), empty for
-    unlabelled sets. order: None where frames lie in the file in the order in which they are shown.
-    """
-
-    num_frames: int
-    fps: float
-    width: int
-    height: int
-    codec: str
-    constant_frame_rate: bool = True
-    labels: dict[str, Any] = dataclasses.field(default_factory=dict)
-    order: PhaseOrder | None = None
-
-
-def load_info(raw: bytes) -> VideoInfo:
-    """A sample's `.json` member.
-
-    Raises: ValueError, KeyError or TypeError if it is none.
-    """
-    fields = json.loads(raw)
-    order = fields.pop("order", None)
-    if order is not None:
-        order = PhaseOrder(**{**order, "packet_sizes": tuple(order["packet_sizes"])})
-    return VideoInfo(**fields, order=order)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +67,7 @@ class Manifest:
     """All shards of a data set, in name order."""
 
     source: str  # name of the source layout: folder, voxceleb2, ...
-    profile: str  # "source": video bytes as they came; "train": `PhaseOrder`
+    profile: str  # "source": video bytes as they came; "train": `PhaseLayout`
     shuffle_seed: int
     min_frames: int  # frames of the shortest sample
     inputs_digest: str  # digest of the inputs and options it was made from

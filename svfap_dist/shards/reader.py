@@ -33,7 +33,8 @@ from svfap_dist.distributed import World
 from svfap_dist.errors import ShardError
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.cache import ShardCache
-from svfap_dist.shards.format import VIDEO_SUFFIXES, Manifest, ShardEntry, ShardIndex, VideoInfo
+from svfap_dist.shards.format import Manifest, ShardEntry, ShardIndex
+from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo, load_info
 
 _INDEXES_KEPT = 256
 _RANGE_BYTES = 8 << 20
@@ -228,7 +229,7 @@ def unpack(packed: PackedSample) -> Sample | BadSample:
     """The video of a sample and what the shard says about it."""
     try:
         members = _tar_members(packed.data)
-        info = shard_format.load_info(members["json"])
+        info = load_info(members["json"])
         (video,) = (members[suffix] for suffix in VIDEO_SUFFIXES if suffix in members)
         return Sample(packed.index, packed.key, video, info)
     except (KeyError, TypeError, ValueError, tarfile.ReadError) as error:

@@ -27,13 +27,14 @@ from typing import Any, Literal
 from svfap_dist.config import Config
 from svfap_dist.errors import ConfigError, DecodeError
 from svfap_dist.progress import say
-from svfap_dist.shards.format import Manifest, VideoInfo
+from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import Sample, SampleReader
 from svfap_dist.video import dali as decode_dali
 from svfap_dist.video import packets
 from svfap_dist.video import pyav as decode_cpu
 from svfap_dist.video.dali import DaliDecoder, VideoRequest
 from svfap_dist.video.frames import Decoder, Frames
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.region import Crop
 
 Backend = Literal["pyav", "dali"]
@@ -53,7 +54,7 @@ def backend(config: Config) -> Decoder:
 def pyav(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Frames:
     """The `Decoder` on the CPU: by the packets' places where the shard states them, otherwise
     through the container."""
-    source = decode_cpu if info.order is None else packets
+    source = decode_cpu if info.layout is None else packets
     return source.decode(video, info, numbers)
 
 

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from svfap_dist.errors import ConfigError, DecodeError
-from svfap_dist.shards.format import VideoInfo
 from svfap_dist.video.dali_graph import Job, Pipeline
 from svfap_dist.video.frames import RgbFrames
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.pyav import LEAVE_OUT
 from svfap_dist.video.region import Crop
 from svfap_dist.video.timeline import locate

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video.info import VideoInfo
 
 Matrix = Literal["bt601", "bt709"]
 

@@ -23,8 +23,8 @@ from av.error import FFmpegError
 from av.video.codeccontext import VideoCodecContext
 
 from svfap_dist.errors import DecodeError
-from svfap_dist.shards.format import PhaseOrder, VideoInfo, stored_position
 from svfap_dist.video.frames import YuvFrames
+from svfap_dist.video.info import PhaseLayout, VideoInfo, stored_position
 from svfap_dist.video.pyav import LEAVE_OUT, TooShortError, check_frame, colours_of_planes, plane
 
 _KEPT_DECODERS = 16  # of a thread; each holds a few frames
@@ -36,7 +36,7 @@ def decode(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> YuvFrames:
 
     Raises: DecodeError, or its kinds TooShortError and WrongSizeError, if one cannot be had.
     """
-    order = info.order
+    order = info.layout
     assert order is not None, "only videos of the train profile have their packets listed"
     for number in (min(numbers), max(numbers)):
         if not 0 <= number < info.num_frames:
@@ -64,7 +64,7 @@ def decode(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> YuvFrames:
 
 
 def _decoded(
-    video: bytes, info: VideoInfo, order: PhaseOrder, wanted: Sequence[int]
+    video: bytes, info: VideoInfo, order: PhaseLayout, wanted: Sequence[int]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """The frames at the wanted positions (ascending) of the stream, with their positions."""
     name = f"{info.codec} header of {len(order.codec_header)} characters"
@@ -97,7 +97,7 @@ def _decoded(
         ) from error
 
 
-def _to_be_fed(wanted: Sequence[int], num_frames: int, order: PhaseOrder) -> Iterator[int]:
+def _to_be_fed(wanted: Sequence[int], num_frames: int, order: PhaseLayout) -> Iterator[int]:
     """Positions of all packets that the wanted ones (ascending) need: from the key frame on."""
     begins = [stored_position(k, num_frames, order.phases) for k in range(order.phases)]
     fed = -1

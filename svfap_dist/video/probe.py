@@ -23,8 +23,8 @@ from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from svfap_dist.shards.format import VideoInfo
 from svfap_dist.video.containers import missing_bytes
+from svfap_dist.video.info import VideoInfo
 
 Reason = Literal[
     "misplaced",  # not where the layout of the source has its videos

@@ -32,8 +32,8 @@ from av.video.reformatter import ColorRange, VideoReformatter
 from av.video.stream import VideoStream
 
 from svfap_dist.errors import DecodeError
-from svfap_dist.shards.format import VideoInfo
 from svfap_dist.video.frames import Frames, Matrix, RgbFrames, YuvFrames
+from svfap_dist.video.info import VideoInfo
 
 TimedFrame = tuple[Fraction, av.VideoFrame]  # seconds after the stream's first frame
 LEAVE_OUT = "leave this video out when sharding"

@@ -19,8 +19,8 @@ import av
 from av.error import FFmpegError
 
 from svfap_dist.errors import DecodeError
-from svfap_dist.shards.format import VideoInfo, stored_position
 from svfap_dist.video.frames import Matrix
+from svfap_dist.video.info import VideoInfo, stored_position
 from svfap_dist.video.pyav import (
     LEAVE_OUT,
     MATRICES,
@@ -82,12 +82,12 @@ def locate(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Located:
     frames, as far as its packets tell: the pictures in them are not decoded.
     """
     try:
-        if info.order is None:
+        if info.layout is None:
             timeline = read_timeline(video, info)
             found = [timeline.position(number, info) for number in numbers]
             return Located(found, timeline.matrix)
         _check_packets(video, info, max(numbers))
-        header, phases = info.order.codec_header, info.order.phases
+        header, phases = info.layout.codec_header, info.layout.phases
         if header not in _matrices:
             _matrices[header] = read_timeline(video, info).matrix
         found = [stored_position(number, info.num_frames, phases) for number in numbers]
@@ -132,8 +132,8 @@ def read_timeline(video: bytes, info: VideoInfo) -> Timeline:
 
 def _check_packets(video: bytes, info: VideoInfo, last: int) -> None:
     """A phase-ordered sample says itself where its packets end."""
-    assert info.order is not None
-    end = info.order.first_byte + sum(info.order.packet_sizes)
+    assert info.layout is not None
+    end = info.layout.first_byte + sum(info.layout.packet_sizes)
     if end > len(video):
         found = f"packets end at byte {end} of {len(video)}"
         raise DecodeError("Video is cut short", found=found, do=LEAVE_OUT)

@@ -16,9 +16,9 @@ from svfap_dist.config import Config, DataConfig, MaskConfig, ModelConfig, Train
 from svfap_dist.data.clips import fixed_clip, random_clips, random_crop, window_start
 from svfap_dist.errors import ConfigError
 from svfap_dist.rng import Stream
-from svfap_dist.shards.format import VideoInfo
 from svfap_dist.video.color import to_rgb
 from svfap_dist.video.frames import RgbFrames
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.pyav import TooShortError
 from svfap_dist.video.region import Crop, region
 

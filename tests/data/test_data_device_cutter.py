@@ -15,9 +15,9 @@ from svfap_dist.data.loader import ClipLoader
 from svfap_dist.distributed import World
 from svfap_dist.errors import HealthError
 from svfap_dist.evaluate.loader import held_out_batches
-from svfap_dist.shards.format import VideoInfo
 from svfap_dist.video import dali
 from svfap_dist.video.dali import DaliDecoder
+from svfap_dist.video.info import VideoInfo
 
 pytestmark = pytest.mark.skipif(not dali.is_installed(), reason="DALI is not installed")
 

@@ -20,8 +20,9 @@ from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError, HealthError, ShardError
 from svfap_dist.evaluate.loader import held_out_batches
 from svfap_dist.rng import Stream
-from svfap_dist.shards.format import Manifest, ShardEntry, VideoInfo
+from svfap_dist.shards.format import Manifest, ShardEntry
 from svfap_dist.shards.reader import SampleReader, read_ahead
+from svfap_dist.video.info import VideoInfo
 
 SIZES = [13, 20, 8, 10]  # 51 samples: 6 steps of 8 and a tail of 3
 NO_VIDEO = (b"no video", VideoInfo(FRAMES, 25.0, SIDE, SIDE, "h264"))

@@ -19,7 +19,7 @@ from svfap_dist.data.sample_order import EpochOrder
 from svfap_dist.data.selection import Selection, labels_of
 from svfap_dist.errors import ConfigError, ShardError
 from svfap_dist.rng import Stream
-from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video.info import VideoInfo
 
 TRAIN = [sample for sample in range(51) if sample % 5]  # 40 samples: 5 steps of 8
 RANDOM = {"crop_scales": (1.0, 0.875, 0.75, 0.66)}

@@ -22,7 +22,7 @@ from test_data_loader import NO_VIDEO, SIZES, bits, config_of, loader_of, order_
 from svfap_dist.data import workers
 from svfap_dist.data.shared_arrays import SharedArrays
 from svfap_dist.errors import ClusterError, ConfigError
-from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video.info import VideoInfo
 
 INFO = VideoInfo(FRAMES, 25.0, SIDE, SIDE, "h264")
 TWO = {"decode_workers": 2, "decode_threads": 4}

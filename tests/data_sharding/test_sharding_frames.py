@@ -19,7 +19,7 @@ from data_sharding import pipeline
 from data_sharding.frames import BrokenFrame, encode_frames, natural_order, read_frames
 from svfap_dist import storage
 from svfap_dist.shards import format as shard_format
-from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.probe import Rejected, probe
 
 PROGRESSIVE = {"kind": "JPEG", "progressive": True}

@@ -20,7 +20,8 @@ from data_sharding.pack import pack
 from data_sharding.verify import read_members
 from svfap_dist.errors import StorageError
 from svfap_dist.shards import format as shard_format
-from svfap_dist.shards.format import ShardEntry, ShardIndex, VideoInfo, load_info
+from svfap_dist.shards.format import ShardEntry, ShardIndex
+from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo, load_info
 
 INFO = VideoInfo(70, 25.0, 64, 48, "h264", labels={"identity": "id00001"})
 
@@ -43,7 +44,7 @@ def test_samples_follow_each_other_in_order_without_a_gap(tmp_path: Path) -> Non
     assert list(index.offsets) == [sum(index.sizes[:i]) for i in range(len(samples))]
 
 
-@pytest.mark.parametrize("suffix", shard_format.VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
 def test_the_slice_of_a_sample_read_alone_is_the_sample(tmp_path: Path, suffix: str) -> None:
     long_key = "a-rather-long-folder-name/" * 5 + "k" * 120  # too long for a plain tar header
     samples = [sample(i, 1000 * i, suffix=suffix) for i in range(4)]
@@ -108,7 +109,7 @@ def test_a_killed_job_leaves_nothing_on_the_temporary_disk(tmp_path: Path) -> No
         import os, signal
         from data_sharding.examine import Sample
         from data_sharding.pack import pack
-        from svfap_dist.shards.format import VideoInfo
+        from svfap_dist.video.info import VideoInfo
 
         def samples():
             for number in range(9):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import pickle
 
 import av
@@ -15,7 +14,7 @@ from clips import make_video, read_frame_number
 from data_sharding.sources import synthetic
 from data_sharding.transcode import TrainProfile, TranscodeError, transcode
 from svfap_dist.errors import ConfigError
-from svfap_dist.shards.format import VideoInfo, load_info, stored_position
+from svfap_dist.video.info import VideoInfo, dump_info, load_info, stored_position
 from svfap_dist.video.probe import probe
 
 FULL = TrainProfile(region="full")
@@ -47,7 +46,7 @@ def test_a_player_shows_the_frames_phase_by_phase(frames, phases):
 def test_the_index_leads_to_the_packets():
     source = make_video(None, 150)
     video, info = transcode(source, info_of(source), dataclasses.replace(FULL, group=8))
-    order = info.order
+    order = info.layout
     assert order is not None
     with av.open(io.BytesIO(video)) as container:
         packets = [p for p in container.demux(video=0) if p.size]
@@ -106,7 +105,7 @@ def test_a_variable_rate_becomes_constant():
 def test_regions_lie_on_whole_chroma_samples(size, region):
     source = make_video(None, 3, size=size, encoder_options={"crf": "5"})
     video, info = transcode(source, info_of(source), TrainProfile(region, crf=5))
-    order = info.order
+    order = info.layout
     assert order is not None
     assert order.region == region
     assert (order.source_width, order.source_height) == size
@@ -160,7 +159,7 @@ def test_the_json_comes_back():
     info = dataclasses.replace(info_of(source), labels={"identity": "id1"})
     _, stored = transcode(source, info, FULL)
     assert stored.labels == {"identity": "id1"}
-    assert load_info(json.dumps(dataclasses.asdict(stored)).encode()) == stored
+    assert load_info(dump_info(stored)) == stored
 
 
 def test_videos_that_cannot_be_used_are_refused():

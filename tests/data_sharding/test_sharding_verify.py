@@ -15,6 +15,7 @@ from data_sharding import pipeline, show, verify
 from svfap_dist.errors import ShardError
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import ShardEntry, ShardIndex
+from svfap_dist.video.info import load_info
 
 
 @pytest.fixture(scope="module")
@@ -119,14 +120,14 @@ def test_packets_that_lie_elsewhere_than_the_json_says_are_found(tmp_path: Path)
     (entry,) = shard_format.load_manifest(out).shards
     content = (tmp_path / "out" / entry.name).read_bytes()
     members = verify.read_members(content)
-    info = shard_format.load_info(members["a.json"])
+    info = load_info(members["a.json"])
     video = members["a.mp4"]
-    assert info.order is not None
+    assert info.layout is not None
     assert verify._packets_fit(video, info)
-    sizes = info.order.packet_sizes
-    for wrong in ({"first_byte": info.order.first_byte + 1}, {"packet_sizes": sizes[:-1]}):
-        order = dataclasses.replace(info.order, **wrong)
-        assert not verify._packets_fit(video, dataclasses.replace(info, order=order))
+    sizes = info.layout.packet_sizes
+    for wrong in ({"first_byte": info.layout.first_byte + 1}, {"packet_sizes": sizes[:-1]}):
+        order = dataclasses.replace(info.layout, **wrong)
+        assert not verify._packets_fit(video, dataclasses.replace(info, layout=order))
 
 
 @pytest.fixture

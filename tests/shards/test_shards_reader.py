@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import tarfile
 import threading
@@ -17,8 +16,9 @@ from svfap_dist import storage
 from svfap_dist.config import Config, DataConfig, ModelConfig
 from svfap_dist.errors import ConfigError, ShardError, StorageError
 from svfap_dist.shards import format as shard_format
-from svfap_dist.shards.format import ShardIndex, VideoInfo
+from svfap_dist.shards.format import ShardIndex
 from svfap_dist.shards.reader import BadSample, Sample, SampleReader, open_data
+from svfap_dist.video.info import VideoInfo, dump_info
 
 ONE_BY_ONE = {"range_bytes": 1, "cache_bytes": 1}
 
@@ -135,8 +135,7 @@ def member_of(name: str, content: bytes) -> bytes:
 def test_a_sample_without_just_one_video_is_malformed(make_data_set, suffixes):
     """A tar of other making: its digests are right, but it does not hold one video and .json."""
     data_set = make_data_set([1])
-    fields = dataclasses.asdict(VideoInfo(30, 25.0, 48, 48, "h264"))
-    contents = {"json": json.dumps(fields).encode()}
+    contents = {"json": dump_info(VideoInfo(30, 25.0, 48, 48, "h264"))}
     member = b"".join(
         member_of(f"clip-000.{suffix}", contents.get(suffix, b"a video")) for suffix in suffixes
     )

@@ -8,10 +8,10 @@ from numbered_shards import write_data_set
 
 from svfap_dist.config import ClusterConfig, Config, DataConfig, DecodeConfig, ModelConfig
 from svfap_dist.errors import ConfigError
-from svfap_dist.shards.format import VideoInfo
 from svfap_dist.train import loop
 from svfap_dist.video import backends, dali
 from svfap_dist.video.dali import DaliDecoder
+from svfap_dist.video.info import VideoInfo
 
 needs_dali = pytest.mark.skipif(not dali.is_installed(), reason="DALI is not installed")
 

@@ -9,8 +9,8 @@ from data_sharding import pipeline as sharding
 from svfap_dist.config import Config, DataConfig, MaskConfig, ModelConfig
 from svfap_dist.data.clips import random_clips, window_start
 from svfap_dist.rng import Stream
-from svfap_dist.shards.format import VIDEO_SUFFIXES
 from svfap_dist.shards.reader import Sample, SampleReader, open_data
+from svfap_dist.video.info import VIDEO_SUFFIXES
 
 FRAMES = 20
 CONFIG = Config(

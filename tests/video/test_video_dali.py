@@ -13,10 +13,10 @@ from clips import make_video, read_frame_number
 from golden import GOLDEN
 
 from svfap_dist.errors import DecodeError
-from svfap_dist.shards.format import VideoInfo
 from svfap_dist.video import backends, dali
 from svfap_dist.video.dali import DaliDecoder, VideoRequest
 from svfap_dist.video.frames import RgbFrames
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.pyav import TooShortError, WrongSizeError
 from svfap_dist.video.region import Crop
 

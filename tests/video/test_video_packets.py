@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from data_sharding.transcode import TrainProfile, transcode
 from svfap_dist.errors import DecodeError
-from svfap_dist.shards.format import VideoInfo, stored_position
 from svfap_dist.video import packets
+from svfap_dist.video.info import VideoInfo, stored_position
 from svfap_dist.video.probe import probe
 from svfap_dist.video.pyav import TooShortError, WrongSizeError
 
@@ -83,7 +83,7 @@ def test_what_the_planes_mean_is_handed_on(matrix, full_range):
 def test_only_what_a_window_needs_is_decoded(long_video):
     """A stride-4 window is one run: damage anywhere else does not matter."""
     video, info = long_video
-    order = info.order
+    order = info.layout
     assert order is not None
     offsets = np.cumsum((order.first_byte, *order.packet_sizes))
     numbers = range(24, 24 + 4 * 10, 4)
@@ -96,7 +96,7 @@ def test_only_what_a_window_needs_is_decoded(long_video):
 
 def test_damage_is_an_error_and_leaves_no_trace(long_video):
     video, info = long_video
-    order = info.order
+    order = info.layout
     assert order is not None
     begin = order.first_byte + order.packet_sizes[0]
     damaged = video[:begin] + bytes(order.packet_sizes[1]) + video[begin + order.packet_sizes[1] :]

@@ -14,8 +14,8 @@ from data_sharding.transcode import TrainProfile, transcode
 from svfap_dist.config import Config
 from svfap_dist.data.clips import frames_on
 from svfap_dist.data.loader import ClipLoader
-from svfap_dist.shards.format import VideoInfo
 from svfap_dist.video.color import YuvClips
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.probe import probe
 
 SAMPLES, FRAMES = 9, 16

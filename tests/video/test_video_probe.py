@@ -12,8 +12,8 @@ from clips import make_video, read_frame_number
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svfap_dist.shards.format import VideoInfo
 from svfap_dist.video.containers import missing_bytes
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.probe import Limits, Rejected, frame_rate, probe
 
 CONTAINERS = [

@@ -16,9 +16,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from svfap_dist.errors import DecodeError
-from svfap_dist.shards.format import VideoInfo
 from svfap_dist.video import pyav
 from svfap_dist.video.frames import Frames, RgbFrames, YuvFrames
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.pyav import TooShortError, WrongSizeError
 
 

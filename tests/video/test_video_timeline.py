@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from svfap_dist.errors import DecodeError
-from svfap_dist.shards.format import VideoInfo
 from svfap_dist.video import pyav
 from svfap_dist.video.frames import YuvFrames
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.pyav import TooShortError, WrongSizeError
 from svfap_dist.video.timeline import Timeline, locate, read_timeline
 

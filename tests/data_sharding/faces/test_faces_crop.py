@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_sharding.faces.crop import Mp4, cut, squares
 from data_sharding.faces.track import Track
-from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.probe import probe
 
 

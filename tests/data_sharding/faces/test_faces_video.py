@@ -22,7 +22,7 @@ from data_sharding.faces import detect
 from data_sharding.faces.detect import Detections
 from data_sharding.faces.frames import read_frames
 from data_sharding.faces.video import Cropped, FaceOptions, LeftOut, crop_faces
-from svfap_dist.shards.format import VideoInfo
+from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.probe import probe
 
 SQUARE = 40  # pixels of the painted square

@@ -1,0 +1,117 @@
+"""What a video is, as probing finds it and as a sample's JSON member records it.
+
+In: a sample's `.json` member. Out: `VideoInfo`, and back. The keys in the JSON are those of shard
+format 1: `order` for `VideoInfo.layout`, and "centre" for the region "center".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+# Containers that a sample's video may have; the suffix of its member in the tar is one of these.
+VIDEO_SUFFIXES = ("mp4", "mkv", "webm", "avi", "mov", "flv", "m4v")
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseLayout:
+    """How the frames of a video of the `train` profile are stored, so that a reader can seek to
+    the packets it needs without opening the container.
+
+    Frames are stored phase by phase: 0, P, 2P, ..., then 1, P + 1, ..., for P phases, which makes
+    the frames of a window of stride P adjacent. Each phase begins with a key frame, and within it
+    every `group`-th frame is one. Every packet holds one frame, and packets are contiguous.
+
+    Attributes:
+        phases: P, the stride of windows whose frames are adjacent.
+        group: key frame interval within a phase, in frames.
+        codec_header: set-up of the decoder (FFmpeg's extradata), base64.
+        first_byte: offset of the first packet in the file.
+        packet_sizes: bytes of each packet, in stored order.
+        region: part of the source's frames that was kept, one of `views.Region`.
+        top: first row of that part in the source, in pixels.
+        left: first column.
+        height: rows.
+        width: columns.
+        source_height: height of the source's frames.
+        source_width: width of the source's frames.
+    """
+
+    phases: int
+    group: int
+    codec_header: str
+    first_byte: int
+    packet_sizes: tuple[int, ...]
+    region: str
+    top: int
+    left: int
+    height: int
+    width: int
+    source_height: int
+    source_width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoInfo:
+    """What a video is.
+
+    Attributes:
+        num_frames: decoded frames.
+        fps: frames per second.
+        width: pixels of a row.
+        height: rows.
+        codec: FFmpeg's name of the codec.
+        constant_frame_rate: whether frame i is shown at i / fps (CFR); else the rate varies (VFR).
+        labels: what the source states (identity, expression, fold, ...); empty if nothing.
+        layout: None where frames are stored in presentation order.
+    """
+
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+    codec: str
+    constant_frame_rate: bool = True
+    labels: dict[str, Any] = dataclasses.field(default_factory=dict)
+    layout: PhaseLayout | None = None
+
+
+def stored_position(frame: int, num_frames: int, phases: int) -> int:
+    """Return the position in a phase-ordered stream of a frame.
+
+    Args:
+        frame: number of the frame in presentation order, from 0.
+        num_frames: frames of the video.
+        phases: phases of its layout.
+    """
+    phase, number = frame % phases, frame // phases
+    longer = min(phase, num_frames % phases)  # phases before this one that have one frame more
+    return phase * (num_frames // phases) + longer + number
+
+
+def load_info(raw: bytes) -> VideoInfo:
+    """Parse a sample's `.json` member.
+
+    Args:
+        raw: its bytes.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not one.
+    """
+    fields = json.loads(raw)
+    layout = fields.pop("order", None)
+    if layout is not None:
+        layout = PhaseLayout(**{**layout, "packet_sizes": tuple(layout["packet_sizes"])})
+    return VideoInfo(**fields, layout=layout)
+
+
+def dump_info(info: VideoInfo) -> bytes:
+    """Return a sample's `.json` member; equal values give equal bytes.
+
+    Args:
+        info: what to record.
+    """
+    fields = dataclasses.asdict(info)
+    fields["order"] = fields.pop("layout")
+    return json.dumps(fields, sort_keys=True).encode()
