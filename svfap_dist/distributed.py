@@ -1,7 +1,7 @@
-"""Ranks: who am I, and how do all of us agree.
+"""Rank discovery and object collectives.
 
-A rank is whatever has RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment:
-Ray Train and torchrun set them. A process without them is a world of one.
+A rank is a process that has RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its
+environment, as Ray Train and torchrun set them. A process without them is a world of one.
 """
 
 from __future__ import annotations
@@ -34,9 +34,12 @@ class World:
         return self.rank == 0
 
 
-def from_environment() -> World:
-    """The world this process was started in; sets the variables of a world of one if there are
-    none."""
+def world_from_environment() -> World:
+    """Return this process's world, after setting the variables of a world of one if it has none.
+
+    Raises:
+        ClusterError: The environment numbers ranks in part only.
+    """
     if "RANK" not in os.environ:
         _refuse_unnumbered_tasks()
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
@@ -45,10 +48,10 @@ def from_environment() -> World:
     missing = [name for name in ("WORLD_SIZE", "LOCAL_RANK") if name not in os.environ]
     if missing:
         raise ClusterError(
-            "Ranks are not numbered in full",
-            where="environment",
-            found=f"RANK is set, {' and '.join(missing)} not",
-            do="start ranks by torchrun or Ray, or set RANK, LOCAL_RANK, WORLD_SIZE, "
+            "Incomplete rank environment",
+            "environment",
+            f"RANK is set, {' and '.join(missing)} not",
+            "start ranks with torchrun or Ray, or set RANK, LOCAL_RANK, WORLD_SIZE, "
             "LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT",
         )
     world_size = int(os.environ["WORLD_SIZE"])
@@ -61,23 +64,23 @@ def from_environment() -> World:
 
 
 def _refuse_unnumbered_tasks() -> None:
-    """Several tasks of a Slurm step would each take themselves for rank 0 of the same run."""
+    """Raise if this is one of several Slurm tasks, each of which would act as rank 0 of the run."""
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks > 1:
         raise ClusterError(
-            "Ranks are not numbered",
-            where=f"task {os.environ.get('SLURM_PROCID')} of a Slurm step of {tasks}",
-            found="no RANK in the environment",
-            do="let srun start one torchrun per node, or export RANK=$SLURM_PROCID, "
+            "Missing rank environment",
+            f"task {os.environ.get('SLURM_PROCID')} of a Slurm step of {tasks}",
+            "no RANK in the environment",
+            "have srun start one torchrun per node, or export RANK=$SLURM_PROCID, "
             "LOCAL_RANK=$SLURM_LOCALID, WORLD_SIZE=$SLURM_NTASKS, MASTER_ADDR and MASTER_PORT",
         )
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that is free now.
+    """Return a TCP port of the loopback interface that is free now.
 
-    It lies below those that Linux gives to outgoing connections, one of which could otherwise take
-    it before it is listened on.
+    It is below Linux's ephemeral ports: an outgoing connection could take one of those before the
+    caller listens on it.
     """
     for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
         with socket.socket() as listener, contextlib.suppress(OSError):
@@ -85,22 +88,26 @@ def free_port() -> int:
             return port
     raise ClusterError(
         "No free port",
-        where="127.0.0.1",
-        found=f"all of {_PORTS.start} to {_PORTS.stop - 1} are in use",
-        do="end what listens there, or set MASTER_PORT",
+        "127.0.0.1",
+        f"all of {_PORTS.start} to {_PORTS.stop - 1} are in use",
+        "end what listens there, or set MASTER_PORT",
     )
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank gets here."""
     import torch.distributed as dist
 
     if dist.is_initialized():
         dist.barrier()
 
 
-def from_main(value: Any) -> Any:
-    """Rank 0's `value` (any picklable object), on every rank."""
+def broadcast_object(value: Any) -> Any:
+    """Return rank 0's `value` on every rank.
+
+    Args:
+        value: Any picklable object; only rank 0's is used.
+    """
     import torch.distributed as dist
 
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -110,8 +117,12 @@ def from_main(value: Any) -> Any:
     return box[0]
 
 
-def gathered(value: Any) -> list[Any]:
-    """Every rank's `value` (any picklable object), in rank order, on every rank."""
+def all_gather_object(value: Any) -> list[Any]:
+    """Return every rank's `value`, in rank order, on every rank.
+
+    Args:
+        value: Any picklable object.
+    """
     import torch.distributed as dist
 
     if not dist.is_initialized():
@@ -121,18 +132,21 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
-def together(action: Callable[[], Result]) -> Result:
-    """This rank's result of `action`, which must not talk to other ranks.
+def run_on_all_ranks(action: Callable[[], Result]) -> Result:
+    """Return this rank's result of `action`, or raise on all ranks if it failed on one.
 
-    Raises: the error of the lowest rank on which it failed, on every rank, so that none goes on
-    alone.
+    Args:
+        action: Called once on every rank; must not contain collectives of its own.
+
+    Raises:
+        SvfapError: That of the lowest rank on which `action` failed.
     """
     result, error = None, None
     try:
         result = action()
     except SvfapError as failure:
         error = failure
-    failures = [failure for failure in gathered(error) if failure is not None]
+    failures = [failure for failure in all_gather_object(error) if failure is not None]
     if failures:
         raise failures[0] from error
     return result  # type: ignore[return-value] - without a failure there is a result

@@ -1,47 +1,43 @@
-"""Errors that say what went wrong, where, what was found, and what to do about it.
+"""Errors in four parts: what failed, where, what was found there, and what to do about it.
 
-Every error that a user can cause, or that the world around us causes, is one of these classes. Each
-class has an exit code (what a shell or a scheduler sees) and says whether trying the same thing
-again can help. `assert` is kept for our own invariants.
+Every failure that a user or the environment can cause is one of these classes. Each class has an
+exit code, which shells and schedulers see, and says whether a retry can succeed. `assert` checks
+our own invariants only.
+
+The four parts may be given by position or by name:
+
+    raise ConfigError("Missing required setting", "data.url", "it is empty", "set data.url")
 """
 
 from __future__ import annotations
 
 
 class SvfapError(Exception):
-    """Base of all errors shown to users.
+    """Base class of all errors that are shown to users.
 
     Args:
-        what: what went wrong, a short sentence without a full stop.
-        where: file, URL, key or rank concerned.
-        found: what was seen there.
-        do: what the user can do about it.
+        what: Name of the failure: a short sentence without a full stop.
+        where: File, URL, recipe key or rank concerned.
+        found: The value or state that caused it.
+        do: What the user can change or run.
     """
 
     exit_code = 1
-    retryable = False  # does the same call have a chance to succeed later, unchanged?
+    retryable = False  # whether the same call, unchanged, can succeed later
 
-    def __init__(self, what: str, *, where: str = "", found: str = "", do: str = "") -> None:
+    def __init__(self, what: str, where: str = "", found: str = "", do: str = "") -> None:
         self.what, self.where, self.found, self.do = what, where, found, do
-        parts = [what]
-        for label, text in (("Where", where), ("Found", found), ("Do", do)):
-            if text:
-                parts.append(f"{label}: {text}")
+        labeled = (("Where", where), ("Found", found), ("Do", do))
+        parts = [what, *(f"{label}: {text}" for label, text in labeled if text)]
         super().__init__(" ".join(part if part[-1] in ".?!" else f"{part}." for part in parts))
 
-    def __reduce__(
-        self,
-    ):  # keyword-only arguments: the default pickling would lose them between ranks
-        fields = {"where": self.where, "found": self.found, "do": self.do}
-        return _rebuild, (type(self), self.what, fields)
-
-
-def _rebuild(cls: type[SvfapError], what: str, fields: dict[str, str]) -> SvfapError:
-    return cls(what, **fields)
+    def __reduce__(self) -> tuple[object, ...]:
+        # The default would pickle the joined message alone, and lose the parts between ranks.
+        return type(self), (self.what, self.where, self.found, self.do)
 
 
 class ConfigError(SvfapError):
-    """A recipe, an override or a command line that cannot be obeyed."""
+    """Invalid recipe, override, command line or environment."""
 
     exit_code = 2
 
@@ -53,7 +49,7 @@ class ShardError(SvfapError):
 
 
 class DecodeError(SvfapError):
-    """A video that cannot be turned into frames."""
+    """A video that cannot be decoded."""
 
     exit_code = 4
 
@@ -72,16 +68,12 @@ class ClusterError(SvfapError):
 
 
 class HealthError(SvfapError):
-    """A run that would go on to no purpose: non-finite loss, too many bad samples."""
+    """A run that must stop: non-finite loss, too many bad samples, a decoder that hangs."""
 
     exit_code = 7
 
 
 class StorageError(SvfapError):
-    """A store that refuses or cannot be reached: wrong credentials, no such bucket, no space, no
-    network.
-
-    It stands beside the classes of the rooms because every room meets it and none can mend it.
-    """
+    """A failed storage request: wrong credentials, missing bucket, full disk, no network."""
 
     exit_code = 8

@@ -19,27 +19,27 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_a_process_alone_is_a_world_of_one(environment):
-    assert distributed.from_environment() == distributed.World(0, 0, 1, 1)
-    assert distributed.from_environment() == distributed.World(0, 0, 1, 1)  # and stays one
+    assert distributed.world_from_environment() == distributed.World(0, 0, 1, 1)
+    assert distributed.world_from_environment() == distributed.World(0, 0, 1, 1)  # and stays one
 
 
 def test_a_rank_is_what_its_launcher_says(environment):
     values = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
     for name, value in values.items():
         environment.setenv(name, value)
-    assert distributed.from_environment() == distributed.World(5, 1, 8, 4)
+    assert distributed.world_from_environment() == distributed.World(5, 1, 8, 4)
 
 
 def test_tasks_that_nobody_numbered_do_not_all_become_rank_0(environment):
     environment.setenv("SLURM_STEP_NUM_TASKS", "4")
     with pytest.raises(ClusterError, match="torchrun"):
-        distributed.from_environment()
+        distributed.world_from_environment()
 
 
 def test_half_a_numbering_is_refused(environment):
     environment.setenv("RANK", "1")
     with pytest.raises(ClusterError, match="WORLD_SIZE and LOCAL_RANK not"):
-        distributed.from_environment()
+        distributed.world_from_environment()
 
 
 def test_free_ports_are_none_of_those_of_outgoing_connections() -> None:

@@ -150,7 +150,7 @@ def _rank(config: Config, rank: int, ranks: int, port: int, rounds: int) -> _Sec
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     os.environ |= {name: str(value) for name, value in numbers.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    world, seconds = distributed.from_environment(), _Seconds()
+    world, seconds = distributed.world_from_environment(), _Seconds()
     with process_group(config, world) as device:
         engine = Engine(config, world, device)
         engine.backward(_batch(config, rank), step=0)

@@ -46,9 +46,9 @@ class Ownership:
         self._run_url, self._world = run_url, world
         self._url = storage.join(run_url, MARK)
         mine = f"pid {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex[:8]}"
-        self._mark = distributed.from_main(mine)
-        distributed.together(self._write)
-        distributed.together(self._look)
+        self._mark = distributed.broadcast_object(mine)
+        distributed.run_on_all_ranks(self._write)
+        distributed.run_on_all_ranks(self._look)
 
     def _write(self) -> None:
         if self._world.is_main:
@@ -68,7 +68,7 @@ class Ownership:
 
         Raises: HealthError on every rank if a newer attempt has taken the run over.
         """
-        distributed.together(self._check_on_main)
+        distributed.run_on_all_ranks(self._check_on_main)
 
     def _check_on_main(self) -> None:
         if self._world.is_main and (owner := mark_of(self._run_url)) != self._mark:

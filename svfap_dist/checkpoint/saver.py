@@ -139,11 +139,11 @@ class _Upload:
         self._committing: Future[Outcome] | None = None
         self._refusal = ""  # of the store, before anything was written
         self._write_rest: Callable[[], None] = lambda: None  # what needs no engine
-        self._token = distributed.from_main(uuid.uuid4().hex[:12])
+        self._token = distributed.broadcast_object(uuid.uuid4().hex[:12])
 
     def write(self, engine: CheckpointEngine, state: TrainState) -> None:
         """Collective: clear the way, then write this rank's files to the local disk."""
-        self._refusal = distributed.from_main(self._remove_leftover())
+        self._refusal = distributed.broadcast_object(self._remove_leftover())
         if self._refusal:
             return
         try:
@@ -238,7 +238,7 @@ class _Upload:
             self.clean()
             return Outcome(self._step, 0, 0.0, self._refusal)
         mine = _message(self._uploading)
-        errors = [message for message in distributed.gathered(mine) if message]
+        errors = [message for message in distributed.all_gather_object(mine) if message]
         if errors:
             self.cancel()
         outcome = None
@@ -250,7 +250,7 @@ class _Upload:
             else:
                 outcome = self._committing.result()
         self.clean()
-        return distributed.from_main(outcome)
+        return distributed.broadcast_object(outcome)
 
     def cancel(self) -> None:
         """Wait no longer for other ranks' markers."""

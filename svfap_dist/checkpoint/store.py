@@ -167,12 +167,12 @@ def load(run_url: str, state: TrainState, engine: CheckpointEngine, reshape: boo
     """
     tag = tag_of(state.step)
     with tempfile.TemporaryDirectory(prefix=f"svfap-{tag}-") as folder:
-        nodes = distributed.gathered((socket.gethostname(), folder))
+        nodes = distributed.all_gather_object((socket.gethostname(), folder))
         shared = next(path for host, path in nodes if host == socket.gethostname())
         if shared == folder:
-            distributed.together(lambda: _fetch_for_engine(run_url, state, folder, reshape))
+            distributed.run_on_all_ranks(lambda: _fetch_for_engine(run_url, state, folder, reshape))
         else:
-            distributed.together(lambda: None)
+            distributed.run_on_all_ranks(lambda: None)
         engine.load(shared, f"{tag}-universal" if reshape else tag)
         distributed.barrier()  # the node's folder goes when its last reader is done
 

@@ -71,7 +71,7 @@ def _one_group(config: Any, on: str) -> Any:
     from svfap_dist import distributed
     from svfap_dist.train.engine import process_group
 
-    with heard_signals(), process_group(config, distributed.from_environment()):
+    with heard_signals(), process_group(config, distributed.world_from_environment()):
         yield
 
 

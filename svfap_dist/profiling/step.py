@@ -140,7 +140,7 @@ def _timed(config: Config, engine: Engine, world: World) -> StepCost:
 
 def _count(step_seconds: float) -> int:
     """How many steps are timed, on all ranks alike."""
-    return distributed.from_main(max(_FEWEST, min(int(_SECONDS / step_seconds), _MOST)))
+    return distributed.broadcast_object(max(_FEWEST, min(int(_SECONDS / step_seconds), _MOST)))
 
 
 def _step(engine: Engine, batch: ClipBatch) -> tuple[float, float]:
@@ -166,7 +166,9 @@ def _beside_loader(config: Config, engine: Engine, world: World) -> float:
             return batch.batches_ready >= full
 
         began, warm = time.perf_counter(), 0
-        while not distributed.from_main(taken() or time.perf_counter() - began > 2 * _SECONDS):
+        while not distributed.broadcast_object(
+            taken() or time.perf_counter() - began > 2 * _SECONDS
+        ):
             warm += 1
         count = _count((time.perf_counter() - began) / (warm + 1))
         began = time.perf_counter()

@@ -74,11 +74,13 @@ class Recorder:
         self._bad: list[Row] = []  # bad samples that are not yet in the quarantine list
         self.meter = Meter()
         with contextlib.ExitStack() as stack:
-            self._exporter = distributed.together(
+            self._exporter = distributed.run_on_all_ranks(
                 lambda: Exporter(config.metrics, config.run.name, world.rank, world.local_rank)
             )
             stack.callback(self._exporter.close)
-            journal = distributed.together(lambda: Journal(config, world.rank, attempt, step))
+            journal = distributed.run_on_all_ranks(
+                lambda: Journal(config, world.rank, attempt, step)
+            )
             self._journal = stack.enter_context(journal)
             self._goodput = Goodput(journal.lines(EVENTS) if world.is_main else [])
             self._closing = stack.pop_all()
@@ -98,7 +100,7 @@ class Recorder:
         self._exporter.set(names.STEP, step)
         self._exporter.set(names.CHECKPOINT_STEP, step)
         self._exporter.set(names.RESTARTS, self._attempt - 1)
-        ranks = distributed.gathered(
+        ranks = distributed.all_gather_object(
             {"host": socket.gethostname(), "pid": os.getpid(), "metrics": self._address()}
         )
         if self._world.is_main:
@@ -165,7 +167,7 @@ class Recorder:
         self._exporter.add(names.FETCHED_BYTES, window.bytes_fetched)
         if window.steps:
             self._exporter.set(names.BATCHES_READY, window.batches_ready)
-        ranks = distributed.gathered(window)
+        ranks = distributed.all_gather_object(window)
         whole = Window(
             steps=window.steps,
             clips=sum(each.clips for each in ranks),
@@ -230,7 +232,7 @@ class Recorder:
 
     def write_quarantine(self) -> int:
         """Write all ranks' new bad samples and return their number; all ranks call it together."""
-        rows = [row for found in distributed.gathered(self._bad) for row in found]
+        rows = [row for found in distributed.all_gather_object(self._bad) for row in found]
         for row in rows:
             self._journal.quarantine(row)
         self._bad = []

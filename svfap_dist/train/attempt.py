@@ -83,8 +83,8 @@ class Attempt:
         on_begin: Callable[[list[str]], None],
         stack: contextlib.ExitStack,
     ) -> None:
-        found = distributed.together(lambda: look_around(config) if world.is_main else None)
-        scene = distributed.from_main(found)
+        found = distributed.run_on_all_ranks(lambda: look_around(config) if world.is_main else None)
+        scene = distributed.broadcast_object(found)
         self._manifest, state = scene.manifest, scene.state
         config = _with_backend(config, world, self._manifest, state)
         self._config, self._world = config, world
@@ -181,8 +181,8 @@ class Attempt:
             return True
         where = storage.join(self._config.run.url, PREDICTIONS)
         is_main, run_url = self._world.is_main, self._config.run.url
-        there = distributed.together(lambda: storage.exists(where) if is_main else None)
-        if distributed.from_main(there):
+        there = distributed.run_on_all_ranks(lambda: storage.exists(where) if is_main else None)
+        if distributed.broadcast_object(there):
             return True
         began = time.perf_counter()
         try:
@@ -200,7 +200,7 @@ class Attempt:
             return False
         finally:
             self._recorder.tested(time.perf_counter() - began)
-        distributed.together(lambda: tested.write(run_url) if is_main else None)
+        distributed.run_on_all_ranks(lambda: tested.write(run_url) if is_main else None)
         return True
 
     def save(self) -> None:
@@ -237,10 +237,12 @@ class Attempt:
             self.settle()
         is_done = self.step == self.total_steps and self._test(notice)
         self._recorder.close_window(self.step)
-        reasons = [reason for reason in distributed.gathered(notice.stop_reason()) if reason]
+        reasons = [
+            reason for reason in distributed.all_gather_object(notice.stop_reason()) if reason
+        ]
         reason = FINISHED if is_done else (reasons or ["stop requested"])[0]
         self._recorder.ended(self.step, reason)
-        return distributed.from_main(self._result(reason) if self._world.is_main else None)
+        return distributed.broadcast_object(self._result(reason) if self._world.is_main else None)
 
     def _result(self, reason: str) -> RunResult:
         losses, held_out = self._recorder.losses()
@@ -278,9 +280,9 @@ def _with_backend(
     """
     if state is not None:
         config = backends.as_before(config, state.config)
-    name = distributed.together(
+    name = distributed.run_on_all_ranks(
         lambda: backends.choose(config, config.data.url, manifest) if world.is_main else None
     )
-    config = backends.named(config, distributed.from_main(name))
-    distributed.together(lambda: backends.backend(config))
+    config = backends.named(config, distributed.broadcast_object(name))
+    distributed.run_on_all_ranks(lambda: backends.backend(config))
     return config

@@ -89,7 +89,7 @@ class Health:
 
 def _not_finite(step: int, own_keys: list[str]) -> NotFiniteError:
     """Names the clips of the ranks whose loss is bad; all ranks call it together."""
-    keys = [key for found in distributed.gathered(own_keys) for key in found]
+    keys = [key for found in distributed.all_gather_object(own_keys) for key in found]
     more = f" and {len(keys) - _KEYS_NAMED} more" if len(keys) > _KEYS_NAMED else ""
     return NotFiniteError(
         "Loss is not finite",

@@ -46,7 +46,7 @@ def run(
     CheckpointError, StorageError at any step.
     """
     _require_urls(config)
-    world = distributed.from_environment()
+    world = distributed.world_from_environment()
     check_world_size(config, world.world_size)
     with contextlib.ExitStack() as stack:
         heard = stack.enter_context(heard_signals())

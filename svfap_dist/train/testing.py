@@ -90,7 +90,7 @@ def _in_step(batches: Iterator[TestBatch], stops: Callable[[], bool]) -> Iterato
     """The batches, and None while other ranks still have some."""
     while True:
         batch = next(batches, None)
-        ranks = distributed.gathered((batch is not None, stops()))
+        ranks = distributed.all_gather_object((batch is not None, stops()))
         if not any(has_one for has_one, _ in ranks):
             return
         if any(stopping for _, stopping in ranks):
@@ -111,7 +111,7 @@ def _joined(
     rows: list[tuple[int, str, np.ndarray]],
     bad: list[BadSample],
 ) -> Tested:
-    everyone = distributed.gathered((rows, bad))
+    everyone = distributed.all_gather_object((rows, bad))
     found = sorted((row for part, _ in everyone for row in part), key=lambda row: row[0])
     missing = [sample for _, part in everyone for sample in part]
     if not found:

@@ -32,11 +32,11 @@ class HeldOut:
 
     def __init__(self, config: Config, world: World) -> None:
         url = config.data.eval_url
-        manifest = distributed.together(lambda: open_data(config, url))
-        mine = distributed.together(
+        manifest = distributed.run_on_all_ranks(lambda: open_data(config, url))
+        mine = distributed.run_on_all_ranks(
             lambda: list(held_out_batches(config, url, manifest, world, MAX_CLIPS))
         )
-        counts = distributed.gathered(len(mine))
+        counts = distributed.all_gather_object(len(mine))
         if not any(counts):
             raise ShardError(
                 "No held-out clip can be used",
@@ -48,7 +48,7 @@ class HeldOut:
         if min(counts) < max(counts):
             spare = mine[0] if mine else None
             if min(counts) == 0:
-                spares = distributed.gathered(_one_clip(mine[0]) if mine else None)
+                spares = distributed.all_gather_object(_one_clip(mine[0]) if mine else None)
                 spare = next(batch for batch in spares if batch is not None)
             assert spare is not None
             self._rounds += [(spare, 0)] * (max(counts) - len(mine))

@@ -134,7 +134,7 @@ def finetune(tables: dict[str, Any], stop_after: int = 0) -> dict[str, Any]:
     from svfap_dist.train import loop
     from svfap_dist.train.engine import process_group
 
-    world, steps = distributed.from_environment(), 0
+    world, steps = distributed.world_from_environment(), 0
 
     def asked_at_each_step() -> str:
         nonlocal steps
@@ -207,7 +207,7 @@ def engine_steps(
     from svfap_dist.train.engine import Engine, process_group
 
     config = recipe.from_tables(tables, where="test")
-    world = distributed.from_environment()
+    world = distributed.world_from_environment()
     seen: dict[str, list[float]] = {"loss": [], "grad_norm": []}
     with process_group(config, world) as device, tempfile.TemporaryDirectory() as folder:
         engine = Engine(config, world, device)
@@ -238,7 +238,7 @@ def explode(tables: dict[str, Any]) -> dict[str, list[bool]]:
 
     config = recipe.from_tables(tables, where="test")
     manifest = shard_format.load_manifest(config.data.url)
-    world = distributed.from_environment()
+    world = distributed.world_from_environment()
     seen: dict[str, list[bool]] = {"applied": [], "loss_is_finite": [], "weights_changed": []}
     with process_group(config, world) as device:
         engine = Engine(config, world, device)
@@ -265,8 +265,8 @@ def wiring(tables: dict[str, Any]) -> dict[str, Any]:
 
     config = recipe.from_tables(tables, where="test")
     calls: list[None] = []
-    with process_group(config, distributed.from_environment()) as device:
-        engine = Engine(config, distributed.from_environment(), device)
+    with process_group(config, distributed.world_from_environment()) as device:
+        engine = Engine(config, distributed.world_from_environment(), device)
         module = engine._engine.module
         compiled = module._compiled_call_impl is not None
         module._compiled_call_impl = None  # the step itself need not be compiled
