@@ -24,9 +24,9 @@ from typing import Any
 import torch
 
 from svfap_dist import distributed, storage
-from svfap_dist.checkpoint import state as train_state
-from svfap_dist.checkpoint import store
+from svfap_dist.checkpoint import load, store
 from svfap_dist.checkpoint.saver import Checkpointer
+from svfap_dist.checkpoint.store import TrainState
 from svfap_dist.config import Config, recipe
 from svfap_dist.data import masking
 from svfap_dist.data.clips import ClipBatch
@@ -169,10 +169,10 @@ def _rank(config: Config, rank: int, ranks: int, port: int, rounds: int) -> _Sec
 
 def _save(config: Config, world: World, engine: Engine, number: int, seconds: _Seconds) -> None:
     """A checkpoint as a run saves it, with nothing else to do while it is uploaded."""
-    state = train_state.after(number, config, 1, "bench", world.world_size)
+    state = TrainState.of_run(config, number, 1, "bench", world.world_size)
     with Checkpointer(config, world, before_marker=lambda: None) as checkpointer:
         seconds.stalls.append(_timed(lambda: checkpointer.save(engine, state)))
-        outcome = checkpointer.settle()
+        outcome = checkpointer.finish_upload()
     assert outcome is not None
     if outcome.error:
         raise CheckpointError("Checkpoint was not stored", found=outcome.error)
@@ -183,7 +183,7 @@ def _save(config: Config, world: World, engine: Engine, number: int, seconds: _S
 def _load(config: Config, engine: Engine) -> None:
     step = store.latest_committed(config.run.url)
     assert step is not None
-    store.load(config.run.url, store.read_state(config.run.url, step), engine, False)
+    load.restore_engine(config.run.url, store.read_state(config.run.url, step), engine, False)
 
 
 @contextlib.contextmanager

@@ -125,7 +125,7 @@ class _Recording:
             (10**9, 10**3),
             1e12,
         )
-        self.recorder.begin(0, 10**9, "bench")
+        self.recorder.begin(0, 10**9, "bench", versions={})
         self.recorder.ready()
         self._batches = self.recorder.meter.waiting(itertools.repeat(self._batch))
 

@@ -1,15 +1,15 @@
-"""A checkpoint brought ahead of time into the form that any number of ranks loads.
+"""Convert a checkpoint ahead of time into the form that any number of ranks loads.
 
 In: a committed checkpoint of ZeRO stage 1 to 3. Out: a committed checkpoint of the same step below
 another run's URL, with DeepSpeed's universal form as one tar in place of every rank's shards.
-`checkpoint.load` makes the same form of shards that were cut for other ranks, while all ranks wait;
-here it is made once, beforehand, by the same code, so that resuming from either gives the same
-bits.
+`load.restore_engine` makes the same form when the number of ranks has changed, while all ranks
+wait; here the same code makes it once, beforehand, so resuming from either gives the same bits.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import tarfile
 import tempfile
@@ -19,12 +19,13 @@ from svfap_dist.checkpoint import load, store
 from svfap_dist.checkpoint.store import STATE, UNIVERSAL, WEIGHTS, checkpoint_url
 from svfap_dist.config import check_world_size, recipe
 from svfap_dist.errors import CheckpointError, ConfigError
-from svfap_dist.progress import say
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Reshaped:
-    """What was made. bytes: of its files; from_world_size: ranks that saved it."""
+class ReshardResult:
+    """The new checkpoint. bytes: of its files; from_world_size: ranks that saved the original."""
 
     url: str
     step: int
@@ -33,74 +34,75 @@ class Reshaped:
     run_url: str
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the text for a terminal."""
         return [
             f"{self.url}: committed and verified, {self.bytes} bytes, saved by "
-            f"{self.from_world_size} ranks, to be loaded by any number.",
+            f"{self.from_world_size} ranks, loads on any number of ranks.",
             f"Resume with run.url={self.run_url}",
         ]
 
 
-def reshape(url: str, run_url: str, world_size: int | None = None) -> Reshaped:
-    """Write the checkpoint `url` (or the newest of the run `url`) anew, below `run_url`.
+def reshard_checkpoint(url: str, run_url: str, world_size: int | None = None) -> ReshardResult:
+    """Write a checkpoint in the universal form below another run's URL.
 
     Args:
-        world_size: ranks that are to go on with it; None: not known yet.
+        url: Of a checkpoint, or of a run whose newest checkpoint is meant.
+        run_url: Of the run to write to.
+        world_size: Number of ranks to check the recipe for; None: unchecked.
 
-    Raises: ConfigError if so many ranks cannot go on with it, or there is nothing to reshape;
-    CheckpointError if it is damaged, or there is one of that step already; StorageError.
+    Raises:
+        ConfigError: If that many ranks cannot continue, or the checkpoint needs no resharding.
+        CheckpointError: If it is damaged, or `run_url` has a checkpoint of that step.
     """
-    source, step = _find(url)
+    source, step = _run_and_step(url)
     state = store.read_state(source, step)
-    where = checkpoint_url(source, step)
+    where, target = checkpoint_url(source, step), checkpoint_url(run_url, step)
     if world_size is not None:
         check_world_size(recipe.from_tables(state.config, where=where), world_size, "--world-size")
     if state.zero_stage == 0 or state.universal:
-        found = "ZeRO stage 0" if state.zero_stage == 0 else "in the universal form"
+        found = "of ZeRO stage 0" if state.zero_stage == 0 else "in the universal form"
         raise ConfigError(
-            "Nothing to reshape",
+            "Checkpoint needs no resharding",
             where=where,
-            found=f"the checkpoint is {found}, which any number of ranks loads",
+            found=f"it is {found}, which any number of ranks loads",
             do="resume from it as it is",
         )
-    target = checkpoint_url(run_url, step)
     if storage.list_files(target):
         raise CheckpointError(
-            "There is a checkpoint already",
+            "Checkpoint exists already",
             where=target,
             found=f"files of step {step}",
             do="name another folder with -o, or delete that one",
         )
-    with tempfile.TemporaryDirectory(prefix="svfap-reshape-") as folder:
-        say(f"Reading {where} ...")
+    with tempfile.TemporaryDirectory(prefix="svfap-reshard-") as folder:
+        log.info("Reading %s ...", where)
         shards, part = os.path.join(folder, "shards"), os.path.join(folder, "part")
         store.fetch_shards(source, step, shards)
         store.fetch(source, step, part, names=(WEIGHTS,))
-        say("Reshaping ...")
-        universal = store.make_universal(shards)
+        log.info("Resharding ...")
+        universal = load.convert_to_universal(shards)
         with tarfile.open(os.path.join(part, UNIVERSAL), "w") as tar:
             tar.add(universal, arcname=".")
         universal_state = dataclasses.replace(state, universal=True)
         storage.write_bytes(os.path.join(part, STATE), universal_state.to_json())
-        say(f"Writing {target} ...")
+        log.info("Writing %s ...", target)
         rows = store.upload(part, target)
     store.commit(target, rows)
     store.verify(run_url, step)
-    size = sum(row["size"] for row in rows)
-    return Reshaped(target, step, size, state.world_size, run_url)
+    return ReshardResult(target, step, sum(r["size"] for r in rows), state.world_size, run_url)
 
 
-def _find(url: str) -> tuple[str, int]:
+def _run_and_step(url: str) -> tuple[str, int]:
     """Run and step of a checkpoint, or of the newest of a run."""
-    weights, _ = load.locate(url)  # says so if there is none
-    folder = weights.removesuffix(f"/{WEIGHTS}")
+    weights_url, _ = load.locate_weights(url)
+    folder = weights_url.removesuffix(f"/{WEIGHTS}")
     parent, _, tag = folder.rpartition("/")
     run_url, _, checkpoints = parent.rpartition("/")
     if checkpoints != "checkpoints" or not tag.removeprefix("step-").isdigit():
         raise ConfigError(
             "Not the checkpoint of a run",
             where=url,
-            found=f"it lies in {folder}",
+            found=f"its files are in {folder}",
             do="give the run.url of a run, or one of its checkpoints/step-... folders",
         )
     return run_url, int(tag.removeprefix("step-"))

@@ -1,12 +1,17 @@
-"""Saves checkpoints while training goes on, COMMIT last.
+"""Write checkpoints while training continues, commit marker last, by one attempt at a time.
 
 All ranks enter `Checkpointer.save` together. Each writes its part to a local folder; from there a
-thread uploads it while training goes on, then puts the rank's marker. Of the full weights rank 0
-only takes a copy while training waits; its thread writes their file. That thread waits for all
-markers, writes files.json and COMMIT, and deletes what retention lets go. Threads talk through the
-store only, never through collectives. A marker's name carries a token drawn for this one save, so
-what a killed attempt left behind counts for nothing. `settle` is where all ranks learn how an
-upload ended: one failure is told and the run goes on, two in a row end it.
+thread uploads it while training continues, then writes the rank's marker. Of the full weights, rank
+0 only makes a copy while training waits; its thread writes their file. That thread waits for all
+markers, writes files.json and COMMIT, and deletes what retention does not keep. Threads communicate
+through the store only, never through collectives. A marker's name has a token drawn for this one
+save, so markers of a killed attempt do not count. `finish_upload` is where all ranks learn how an
+upload ended: one failure is logged and the run continues, two in a row end it.
+
+The file OWNER in the run's folder is a fencing token, not a lease: an attempt that starts replaces
+it at once, and an older attempt that finds another token before its next checkpoint ends without
+writing to the run. The file also shows whether all ranks see one folder, which a local path on
+several hosts is not.
 """
 
 from __future__ import annotations
@@ -17,7 +22,9 @@ import glob
 import json
 import logging
 import os
+import re
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -29,23 +36,99 @@ from typing import Any
 from torch import Tensor
 
 from svfap_dist import distributed, storage
-from svfap_dist.checkpoint import retention, store
-from svfap_dist.checkpoint.state import CheckpointEngine, TrainState
-from svfap_dist.checkpoint.store import COMMIT, STATE, WEIGHTS, checkpoint_url, tag_of
+from svfap_dist.checkpoint import store
+from svfap_dist.checkpoint.load import CheckpointEngine
+from svfap_dist.checkpoint.store import STATE, WEIGHTS, TrainState, checkpoint_tag, checkpoint_url
 from svfap_dist.config import Config
 from svfap_dist.distributed import World
-from svfap_dist.errors import CheckpointError, StorageError, SvfapError
+from svfap_dist.errors import CheckpointError, ConfigError, HealthError, StorageError, SvfapError
 from svfap_dist.model import weights
 
-_SECONDS_BETWEEN_LOOKS = 0.5  # for the other ranks' markers
+OWNER = "OWNER"
+_POLL_SECONDS = 0.5  # between listings for the other ranks' markers
 _FAILURES_ALLOWED = 1  # in a row
-_FULL_BYTES = 16 << 20  # a disk with less room than this is full
+_FULL_BYTES = 16 << 20  # a disk with less free space counts as full
 
 log = logging.getLogger(__name__)
 
 
+def read_owner(run_url: str) -> str:
+    """Return the owner token of the latest attempt at a run, "none" without one.
+
+    Args:
+        run_url: URL of the run.
+    """
+    try:
+        return storage.read_bytes(storage.join(run_url, OWNER)).decode()
+    except storage.StorageMissing:
+        return "none"
+
+
+def has_ended(owner: str) -> bool:
+    """Return whether a token's process was on this host and has ended; False if unknown.
+
+    Args:
+        owner: Token from `read_owner`.
+    """
+    named = re.match(r"pid (\d+) on (.+), \w+$", owner)
+    if named is None or named[2] != socket.gethostname():
+        return False
+    return not os.path.exists(f"/proc/{named[1]}")
+
+
+class RunOwnership:
+    """The owner token of this attempt, written to the run's folder; made by all ranks together.
+
+    Args:
+        run_url: URL of the run.
+        world: This rank's place among all ranks.
+
+    Raises:
+        ConfigError: On every rank, if one does not see what rank 0 wrote.
+    """
+
+    def __init__(self, run_url: str, world: World) -> None:
+        self._run_url, self._world = run_url, world
+        self._url = storage.join(run_url, OWNER)
+        mine = f"pid {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex[:8]}"
+        self._token = distributed.broadcast_object(mine)
+        distributed.run_on_all_ranks(self._write)
+        distributed.run_on_all_ranks(self._check_visible)
+
+    def _write(self) -> None:
+        if self._world.is_main:
+            storage.write_bytes(self._url, self._token.encode())
+
+    def _check_visible(self) -> None:
+        if read_owner(self._run_url) != self._token:
+            raise ConfigError(
+                "Ranks do not share the run's folder",
+                where=f"run.url = {self._run_url}, rank {self._world.rank}, {socket.gethostname()}",
+                found="the file that rank 0 wrote there is not visible",
+                do="set run.url to a place that every host reaches: s3://... or a shared file "
+                "system",
+            )
+
+    def check(self) -> None:
+        """Check that no newer attempt owns the run; a collective before anything is replaced.
+
+        Raises:
+            HealthError: On every rank, if a newer attempt has taken the run over.
+        """
+        distributed.run_on_all_ranks(self._check_on_main)
+
+    def _check_on_main(self) -> None:
+        if self._world.is_main and (owner := read_owner(self._run_url)) != self._token:
+            raise HealthError(
+                "Another process has taken over this run",
+                where=self._url,
+                found=f"owner {owner}; this is {self._token}",
+                do="give each run a run.url of its own; this process has changed nothing since",
+            )
+
+
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class SaveOutcome:
     """How the upload of a checkpoint ended. error: "" if it is committed."""
 
     step: int
@@ -58,8 +141,10 @@ class Checkpointer:
     """Saves the checkpoints of a run, one upload at a time; a context manager.
 
     Args:
-        before_marker: called in the upload thread before a rank's marker is put: what must be
-            stored no later than COMMIT (the run's journal).
+        config: The run's recipe.
+        world: This rank's place among all ranks.
+        before_marker: Called in the upload thread before a rank's marker is written: stores what
+            must not be older than COMMIT (the run's journal).
     """
 
     def __init__(self, config: Config, world: World, before_marker: Callable[[], None]) -> None:
@@ -68,14 +153,21 @@ class Checkpointer:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._upload: _Upload | None = None
         self._failures = 0
-        # What a killed attempt left on this disk.
+        # A killed attempt may have left its local copies on this disk.
         for folder in glob.glob(os.path.join(tempfile.gettempdir(), _prefix(config, world) + "*")):
             shutil.rmtree(folder, ignore_errors=True)
 
     def save(self, engine: CheckpointEngine, state: TrainState) -> None:
-        """Write all ranks' parts to local disks and begin to upload; all ranks call it together.
+        """Write this rank's part to its local disk and start the upload; a collective.
 
-        Settle the upload before it first. Raises: CheckpointError if a local disk is full.
+        The upload before must be finished.
+
+        Args:
+            engine: The engine to save.
+            state: Of the run after the steps that are done.
+
+        Raises:
+            CheckpointError: If a local disk is full.
         """
         assert self._upload is None
         upload = _Upload(self._config, self._world, state.step, self._before_marker)
@@ -88,18 +180,19 @@ class Checkpointer:
         self._upload = upload
 
     @property
-    def wants_settling(self) -> bool:
-        """Whether this rank knows that the upload in flight has ended."""
+    def upload_ended(self) -> bool:
+        """Return whether this rank knows that the upload in progress has ended."""
         return self._upload is not None and self._upload.has_ended
 
-    def settle(self) -> Outcome | None:
-        """Wait for the upload in flight, if any; all ranks call it together and get the same.
+    def finish_upload(self) -> SaveOutcome | None:
+        """Wait for the upload in progress, if any, and return its outcome; a collective.
 
-        Raises: CheckpointError on every rank if this is the second failure in a row.
+        Raises:
+            CheckpointError: On every rank, if this is the second failure in a row.
         """
         if self._upload is None:
             return None
-        outcome = self._upload.settle()
+        outcome = self._upload.finish()
         self._upload = None
         self._failures = self._failures + 1 if outcome.error else 0
         if self._failures > _FAILURES_ALLOWED:
@@ -107,7 +200,7 @@ class Checkpointer:
                 f"{self._failures} checkpoints in a row could not be stored",
                 where=checkpoint_url(self._config.run.url, outcome.step),
                 found=outcome.error,
-                do="mend the store and run the same command again: it resumes from the newest "
+                do="repair the store and run the same command again: it resumes from the newest "
                 "committed checkpoint",
             )
         return outcome
@@ -116,7 +209,7 @@ class Checkpointer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._upload is not None:  # an error is on its way: other ranks may be gone
+        if self._upload is not None:  # on an error: other ranks may have ended
             self._upload.cancel()
         self._pool.shutdown()
         if self._upload is not None:
@@ -124,7 +217,7 @@ class Checkpointer:
 
 
 class _Upload:
-    """One checkpoint on its way from this rank's disk to the store."""
+    """Upload of one checkpoint from this rank's disk to the store."""
 
     def __init__(
         self, config: Config, world: World, step: int, before_marker: Callable[[], None]
@@ -136,20 +229,20 @@ class _Upload:
         self._folder = tempfile.mkdtemp(prefix=_prefix(config, world))
         self._cancelled = threading.Event()
         self._uploading: Future[None] | None = None
-        self._committing: Future[Outcome] | None = None
-        self._refusal = ""  # of the store, before anything was written
-        self._write_rest: Callable[[], None] = lambda: None  # what needs no engine
+        self._committing: Future[SaveOutcome] | None = None
+        self._refusal = ""  # the store's error, if it failed before anything was written
+        self._write_rest: Callable[[], None] = lambda: None  # the part that needs no engine
         self._token = distributed.broadcast_object(uuid.uuid4().hex[:12])
 
     def write(self, engine: CheckpointEngine, state: TrainState) -> None:
-        """Collective: clear the way, then write this rank's files to the local disk."""
+        """Remove leftovers of this step, then write this rank's files locally; a collective."""
         self._refusal = distributed.broadcast_object(self._remove_leftover())
         if self._refusal:
             return
         try:
-            engine.save(self._folder, tag_of(self._step))
+            engine.save(self._folder, checkpoint_tag(self._step))
         except (OSError, RuntimeError) as error:
-            # torch reports a full disk as a RuntimeError, and so it does a rank that is gone.
+            # torch reports both a full disk and a lost rank as RuntimeError.
             if (
                 isinstance(error, RuntimeError)
                 and shutil.disk_usage(self._folder).free > _FULL_BYTES
@@ -158,7 +251,7 @@ class _Upload:
             raise _no_room(self._folder, error) from error
         state_dict = engine.state_dict()
         if self._world.is_main:
-            # The next steps change the tensors in place.
+            # A copy, since the next steps update the tensors in place.
             copied = {
                 name: value.detach().to("cpu", copy=True) for name, value in state_dict.items()
             }
@@ -167,11 +260,11 @@ class _Upload:
 
     @property
     def _part(self) -> str:
-        """This rank's files."""
-        return os.path.join(self._folder, tag_of(self._step))
+        """Local folder of this rank's files."""
+        return os.path.join(self._folder, checkpoint_tag(self._step))
 
     def _remove_leftover(self) -> str:
-        """Rank 0 removes what an earlier attempt left of this step; what went wrong, or ""."""
+        """On rank 0, remove an earlier attempt's files of this step; return the error or ""."""
         if self._world.is_main:
             try:
                 store.delete(self._url)
@@ -180,7 +273,7 @@ class _Upload:
         return ""
 
     def start(self, pool: ThreadPoolExecutor) -> None:
-        """Begin to upload, and on rank 0 to wait for all and commit."""
+        """Start to upload and, on rank 0, to wait for all ranks and commit."""
         if self._refusal:
             return
         self._uploading = pool.submit(self._upload_part)
@@ -190,7 +283,7 @@ class _Upload:
     def _upload_part(self) -> None:
         write_rest, self._write_rest = self._write_rest, lambda: None
         write_rest()
-        del write_rest  # and with it the copied weights
+        del write_rest  # frees the copied weights
         rows = store.upload(self._part, self._url)
         self._before_marker()
         storage.write_bytes(
@@ -198,11 +291,11 @@ class _Upload:
             json.dumps(rows).encode(),
         )
 
-    def _commit(self) -> Outcome:
+    def _commit(self) -> SaveOutcome:
         markers = {_marker(rank, self._token) for rank in range(self._world.world_size)}
         while not markers <= storage.list_files(self._url).keys():
-            if self._cancelled.wait(_SECONDS_BETWEEN_LOOKS):
-                return Outcome(self._step, 0, 0.0, "cancelled")
+            if self._cancelled.wait(_POLL_SECONDS):
+                return SaveOutcome(self._step, 0, 0.0, "cancelled")
         rows = [
             row
             for marker in sorted(markers)
@@ -211,32 +304,31 @@ class _Upload:
         store.commit(self._url, rows)
         seconds = time.monotonic() - self._began
         try:
-            self._sweep()
+            self._delete_old()
         except StorageError as error:
             log.warning("Old checkpoints not deleted, will try again: %s", error)
-        return Outcome(self._step, sum(row["size"] for row in rows), seconds, "")
+        return SaveOutcome(self._step, sum(row["size"] for row in rows), seconds, "")
 
-    def _sweep(self) -> None:
-        """Delete what retention lets go, and what killed attempts left before this checkpoint."""
+    def _delete_old(self) -> None:
+        """Delete by retention, and what killed attempts left before this checkpoint."""
         run_url, train = self._config.run.url, self._config.train
-        listing = store.listing(run_url)
-        committed = [step for step, files in listing.items() if COMMIT in files]
-        leftovers = [step for step in listing if step < self._step and step not in committed]
-        for step in leftovers + retention.to_delete(committed, train.keep_last, train.keep_every):
+        committed, leftovers = store.split_committed(store.list_checkpoints(run_url))
+        outdated = store.steps_to_delete(committed, train.keep_last, train.keep_every)
+        for step in [step for step in leftovers if step < self._step] + outdated:
             store.delete(checkpoint_url(run_url, step))
 
     @property
     def has_ended(self) -> bool:
-        """Whether this rank knows the end: rank 0 of the commit, any rank of its own failure."""
+        """Whether this rank knows the end: rank 0 the commit, any rank its own failure."""
         if self._uploading is None or (self._committing is not None and self._committing.done()):
             return True
         return self._uploading.done() and self._uploading.exception() is not None
 
-    def settle(self) -> Outcome:
-        """Collective: how it ended, the same on every rank."""
+    def finish(self) -> SaveOutcome:
+        """Wait, clean up and return the same outcome on every rank; a collective."""
         if self._uploading is None:
             self.clean()
-            return Outcome(self._step, 0, 0.0, self._refusal)
+            return SaveOutcome(self._step, 0, 0.0, self._refusal)
         mine = _message(self._uploading)
         errors = [message for message in distributed.all_gather_object(mine) if message]
         if errors:
@@ -245,15 +337,15 @@ class _Upload:
         if self._committing is not None:
             errors += filter(None, [_message(self._committing)])
             if errors:
-                outcome = Outcome(self._step, 0, 0.0, errors[0])
-                self._remove_leftover()  # half a checkpoint would only take space
+                outcome = SaveOutcome(self._step, 0, 0.0, errors[0])
+                self._remove_leftover()  # an incomplete checkpoint only takes space
             else:
                 outcome = self._committing.result()
         self.clean()
         return distributed.broadcast_object(outcome)
 
     def cancel(self) -> None:
-        """Wait no longer for other ranks' markers."""
+        """Stop waiting for other ranks' markers."""
         self._cancelled.set()
 
     def clean(self) -> None:
@@ -282,12 +374,12 @@ def _no_room(folder: str, error: Exception) -> CheckpointError:
 
 
 def _prefix(config: Config, world: World) -> str:
-    """Of the names of this rank's local folders for this run."""
+    """Prefix of the names of this rank's local folders for this run."""
     return f"svfap-{store.sha256(config.run.url.encode())[:12]}-rank-{world.rank:05d}-"
 
 
 def _message(future: Future[Any]) -> str:
-    """What went wrong in a thread, "" if nothing; errors that are not the world's are raised."""
+    """The error of a thread, "" without one; errors that are bugs are raised."""
     error = future.exception()
     if error is None:
         return ""

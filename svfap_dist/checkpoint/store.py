@@ -1,104 +1,199 @@
-"""Checkpoints as they lie in the store: found, verified, loaded and deleted here.
+"""Layout of checkpoints in the store, their train state, and what counts as committed.
+
+In: the URL of a run. Out: steps, states and verified files.
 
 `checkpoints/step-000001000/` below the run holds DeepSpeed's shards of every rank, the full weights
-(model.safetensors), state.json, a marker per rank under ranks/, files.json (name, size, SHA-256 of
-everything above but the markers) and, last of all, COMMIT (the SHA-256 of files.json). They are
-written by `checkpointer`.
+(model.safetensors), state.json, one marker per rank under ranks/, files.json (name, size, SHA-256
+of everything but the markers) and the commit marker COMMIT (the SHA-256 of files.json), which is
+written last. A reader takes the newest checkpoint that has COMMIT and whose sizes match files.json.
+So a rank killed at any instant leaves a complete checkpoint or one that every reader ignores.
 
-Whoever looks for a checkpoint takes the newest with COMMIT whose sizes are as files.json says. A
-rank killed at any instant leaves one that has COMMIT and is whole, or one that nobody looks at.
+The order of samples is a pure function of (manifest, seed, step), so the few numbers of
+`TrainState` are the whole state of the data side.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
+import dataclasses
 import hashlib
-import io
+import importlib.metadata
 import json
 import logging
 import os
-import socket
-import tarfile
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from svfap_dist import distributed, storage
-from svfap_dist.checkpoint.state import CheckpointEngine, TrainState
-from svfap_dist.config import Config
-from svfap_dist.distributed import World
-from svfap_dist.errors import CheckpointError
+from svfap_dist import storage
+from svfap_dist.config import Config, recipe
+from svfap_dist.errors import CheckpointError, ConfigError
 
 COMMIT, FILES, STATE, WEIGHTS = "COMMIT", "files.json", "state.json", "model.safetensors"
-UNIVERSAL = "universal.tar"  # DeepSpeed's universal form, instead of every rank's shards
+UNIVERSAL = "universal.tar"  # DeepSpeed's universal form, in place of the shards of all ranks
+
+# What ZeRO partitions, by stage: only stages of one family can load each other's shards.
+_FAMILY = {0: "nothing", 1: "optimizer", 2: "optimizer", 3: "weights"}
 
 log = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """A run after `step` optimizer steps: state.json.
+
+    epoch: the epoch of the next step, from 0. clips_seen: over all ranks. world_size, zero_stage:
+    of the ranks that saved, which decide how their shards can be loaded. config: the resolved
+    recipe as nested tables. universal: the shards are in DeepSpeed's universal form (see
+    `reshard`).
+    """
+
+    step: int
+    epoch: int
+    clips_seen: int
+    manifest_fingerprint: str
+    config_fingerprint: str
+    seed: int
+    world_size: int
+    zero_stage: int
+    config: dict[str, Any]
+    versions: dict[str, str]
+    universal: bool = False
+
+    @classmethod
+    def of_run(
+        cls, config: Config, step: int, steps_per_epoch: int, fingerprint: str, world_size: int
+    ) -> TrainState:
+        """Return the state of a run.
+
+        Args:
+            config: The run's recipe.
+            step: Completed optimizer steps.
+            steps_per_epoch: Optimizer steps of an epoch.
+            fingerprint: Of the manifest trained on.
+            world_size: Number of ranks that save.
+        """
+        return cls(
+            step=step,
+            epoch=step // steps_per_epoch,
+            clips_seen=step * config.train.global_batch_size,
+            manifest_fingerprint=fingerprint,
+            config_fingerprint=config.fingerprint,
+            seed=config.run.seed,
+            world_size=world_size,
+            zero_stage=config.train.zero_stage,
+            config=config.model_dump(mode="json"),
+            versions=package_versions(),
+        )
+
+    def to_json(self) -> bytes:
+        """Return the JSON bytes of state.json."""
+        return (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> TrainState:
+        """Parse what `to_json` wrote.
+
+        Args:
+            data: JSON bytes.
+            where: URL they were read from, for the error.
+
+        Raises:
+            CheckpointError: If the bytes are no train state.
+        """
+        try:
+            return cls(**json.loads(data))
+        except (ValueError, TypeError) as error:
+            do = "delete that checkpoint's COMMIT file to fall back to the one before it"
+            raise CheckpointError(
+                "Unreadable train state", where=where, found=repr(error), do=do
+            ) from error
+
+    def check_resumable(self, config: Config, fingerprint: str, where: str) -> None:
+        """Check that a recipe and its data continue the run of this state.
+
+        Args:
+            config: The recipe to continue with.
+            fingerprint: Of the manifest of its data.
+            where: URL of the checkpoint, for the error.
+
+        Raises:
+            ConfigError: Naming the data or the keys that differ.
+        """
+        if self.manifest_fingerprint != fingerprint:
+            raise ConfigError(
+                "The run was started on other data",
+                where=f"data.url = {config.data.url}",
+                found=f"manifest {fingerprint}, but {where} was trained on "
+                f"{self.manifest_fingerprint}",
+                do="set data.url to what the run was started with, or run.url to start a new run",
+            )
+        if self.config_fingerprint != config.fingerprint:
+            differences = self._differences(config, where)
+            raise ConfigError(
+                "The run was started with another recipe",
+                where=where,
+                found="; ".join(differences) or "another version of the recipe",
+                do="set these keys back to resume the run, or give another run.url for a new one",
+            )
+        if _FAMILY[self.zero_stage] != _FAMILY[config.train.zero_stage]:
+            raise ConfigError(
+                "Checkpoint cannot be loaded into this ZeRO stage",
+                where="train.zero_stage",
+                found=f"{config.train.zero_stage}, but {where} is of stage {self.zero_stage}; only "
+                "stages 1 and 2 read each other's",
+                do=f"set train.zero_stage={self.zero_stage}",
+            )
+
+    def _differences(self, config: Config, where: str) -> list[str]:
+        """Keys that differ from `config` and take part in the fingerprint."""
+        saved = recipe.from_tables(self.config, where=where)
+        found = []
+        for section, values in config:
+            earlier = getattr(saved, section)
+            if values is None or earlier is None:  # [task] is optional
+                if values != earlier:
+                    found.append(f"[{section}] is {values!r}, was {earlier!r}")
+                continue
+            for name, value in values:
+                before = getattr(earlier, name)
+                restored = values.model_copy(update={name: before})
+                undone = config.model_copy(update={section: restored})
+                if before != value and undone.fingerprint != config.fingerprint:
+                    found.append(f"{section}.{name} is {value!r}, was {before!r}")
+        return found
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that decide the numbers."""
+    names = ("svfap-dist", "torch", "deepspeed", "numpy", "av")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
 def checkpoint_url(run_url: str, step: int) -> str:
-    """Where the checkpoint of a step lies."""
-    return storage.join(run_url, "checkpoints", tag_of(step))
+    """Return the URL of a checkpoint's folder.
+
+    Args:
+        run_url: URL of the run.
+        step: Completed optimizer steps.
+    """
+    return storage.join(run_url, "checkpoints", checkpoint_tag(step))
 
 
-def tag_of(step: int) -> str:
-    """Name of a checkpoint's folder, and DeepSpeed's tag for it."""
+def checkpoint_tag(step: int) -> str:
+    """Return the name of a checkpoint's folder, which is DeepSpeed's tag for it.
+
+    Args:
+        step: Completed optimizer steps.
+    """
     return f"step-{step:09d}"
 
 
-def committed_steps(run_url: str) -> list[int]:
-    """Steps of all checkpoints that have a COMMIT, oldest first."""
-    return [step for step, files in sorted(listing(run_url).items()) if COMMIT in files]
+def list_checkpoints(run_url: str) -> dict[int, dict[str, int]]:
+    """Return the bytes of each file of each checkpoint, committed or not, by step and name.
 
-
-def latest_committed(run_url: str) -> int | None:
-    """Step of the newest checkpoint that is whole by its sizes; damaged ones are passed over."""
-    for step, sizes in sorted(listing(run_url).items(), reverse=True):
-        if COMMIT not in sizes:
-            continue
-        try:
-            expected = {row["name"]: row["size"] for row in _files(run_url, step)}
-        except CheckpointError as error:
-            log.warning("Passed over a damaged checkpoint: %s", error)
-            continue
-        wrong = sorted(name for name, size in expected.items() if sizes.get(name) != size)
-        if not wrong:
-            return step
-        log.warning(
-            "Passed over the damaged checkpoint %s: %s is missing or of another size",
-            checkpoint_url(run_url, step),
-            wrong[0],
-        )
-    return None
-
-
-def read_state(run_url: str, step: int) -> TrainState:
-    """The train state of a committed checkpoint."""
-    where = storage.join(checkpoint_url(run_url, step), STATE)
-    return TrainState.from_json(storage.read_bytes(where), where)
-
-
-def verify(run_url: str, step: int) -> None:
-    """Read every file of a checkpoint again.
-
-    Raises: CheckpointError naming the first that is missing or not what was written.
+    Args:
+        run_url: URL of the run.
     """
-    url = checkpoint_url(run_url, step)
-    if not storage.exists(storage.join(url, COMMIT)):
-        raise CheckpointError(
-            "Checkpoint is not committed",
-            where=url,
-            found="no COMMIT file",
-            do=f"choose one of {committed_steps(run_url)}",
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        for row in _files(run_url, step):
-            _fetch(url, row, folder)
-            os.unlink(os.path.join(folder, row["name"]))
-
-
-def listing(run_url: str) -> dict[int, dict[str, int]]:
-    """Sizes of the files of every checkpoint folder, committed or not, by step and name."""
     steps: dict[int, dict[str, int]] = {}
     for path, size in storage.list_files(storage.join(run_url, "checkpoints")).items():
         folder, _, name = path.partition("/")
@@ -108,9 +203,96 @@ def listing(run_url: str) -> dict[int, dict[str, int]]:
     return steps
 
 
-def _files(run_url: str, step: int) -> list[dict[str, Any]]:
-    """The rows of files.json, checked against COMMIT."""
+def split_committed(listing: Mapping[int, Collection[str]]) -> tuple[list[int], list[int]]:
+    """Return the steps that have a commit marker and those that have none, oldest first.
+
+    Args:
+        listing: File names by step, as `list_checkpoints` returns them.
+    """
+    committed = [step for step in sorted(listing) if COMMIT in listing[step]]
+    return committed, sorted(listing.keys() - set(committed))
+
+
+def steps_to_delete(steps: Iterable[int], keep_last: int, keep_every: int) -> list[int]:
+    """Return the steps whose checkpoints the retention policy deletes, oldest first.
+
+    Args:
+        steps: Committed steps.
+        keep_last: How many of the newest are kept.
+        keep_every: Multiples of this step are kept, too; 0: none.
+    """
+    ordered = sorted(steps)
+    kept = set(ordered[-keep_last:])
+    return [s for s in ordered if s not in kept and not (keep_every and s % keep_every == 0)]
+
+
+def committed_steps(run_url: str) -> list[int]:
+    """Return the steps of all committed checkpoints, oldest first.
+
+    Args:
+        run_url: URL of the run.
+    """
+    return split_committed(list_checkpoints(run_url))[0]
+
+
+def latest_committed(run_url: str) -> int | None:
+    """Return the newest step whose files have the committed sizes; damaged ones are skipped.
+
+    Args:
+        run_url: URL of the run.
+    """
+    listing = list_checkpoints(run_url)
+    for step in reversed(split_committed(listing)[0]):
+        url, sizes = checkpoint_url(run_url, step), listing[step]
+        try:
+            expected = {row["name"]: row["size"] for row in _file_rows(url)}
+        except CheckpointError as error:
+            log.warning("Skipped a damaged checkpoint: %s", error)
+            continue
+        wrong = sorted(name for name, size in expected.items() if sizes.get(name) != size)
+        if not wrong:
+            return step
+        log.warning(
+            "Skipped the damaged checkpoint %s: %s is missing or of another size", url, wrong[0]
+        )
+    return None
+
+
+def read_state(run_url: str, step: int) -> TrainState:
+    """Return the train state of a committed checkpoint.
+
+    Args:
+        run_url: URL of the run.
+        step: Its completed optimizer steps.
+    """
+    where = storage.join(checkpoint_url(run_url, step), STATE)
+    return TrainState.from_json(storage.read_bytes(where), where)
+
+
+def verify(run_url: str, step: int) -> None:
+    """Read every file of a checkpoint and compare its digest.
+
+    Args:
+        run_url: URL of the run.
+        step: Its completed optimizer steps.
+
+    Raises:
+        CheckpointError: Naming the first file that is missing or not what was written.
+    """
     url = checkpoint_url(run_url, step)
+    if not storage.exists(storage.join(url, COMMIT)):
+        do = f"choose one of {committed_steps(run_url)}"
+        raise CheckpointError(
+            "Checkpoint is not committed", where=url, found="no COMMIT file", do=do
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        for row in _file_rows(url):
+            _download(url, row, folder)
+            os.unlink(os.path.join(folder, row["name"]))
+
+
+def _file_rows(url: str) -> list[dict[str, Any]]:
+    """The rows of files.json, checked against COMMIT."""
     try:
         data = storage.read_bytes(storage.join(url, FILES))
     except storage.StorageMissing as error:
@@ -120,14 +302,14 @@ def _files(run_url: str, step: int) -> list[dict[str, Any]]:
     return json.loads(data)["files"]
 
 
-def _fetch(url: str, row: dict[str, Any], folder: str) -> None:
+def _download(url: str, row: dict[str, Any], folder: str) -> None:
     """Copy one file of a checkpoint into a local folder and check its digest."""
     local = os.path.join(folder, row["name"])
     try:
         storage.download_file(storage.join(url, row["name"]), local)
     except storage.StorageMissing as error:
         raise _damaged(url, row["name"], "it is missing") from error
-    if file_sha256(local) != row["sha256"]:
+    if _file_sha256(local) != row["sha256"]:
         raise _damaged(url, row["name"], "another digest than files.json says")
 
 
@@ -141,120 +323,84 @@ def _damaged(url: str, name: str, found: str) -> CheckpointError:
 
 
 def sha256(data: bytes) -> str:
-    """SHA-256 in hex."""
+    """Return the SHA-256 in hex.
+
+    Args:
+        data: What to digest.
+    """
     return hashlib.sha256(data).hexdigest()
 
 
-def file_sha256(path: str) -> str:
-    """SHA-256 of a local file, in hex."""
+def _file_sha256(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def needs_reshaping(state: TrainState, config: Config, world: World) -> bool:
-    """Whether the checkpoint's shards must be cut anew: other ranks or another ZeRO stage."""
-    same = (state.world_size, state.zero_stage) == (world.world_size, config.train.zero_stage)
-    return state.universal or (state.zero_stage > 0 and not same)
-
-
-def load(run_url: str, state: TrainState, engine: CheckpointEngine, reshape: bool) -> None:
-    """Put weights and optimizer back; all ranks call it together. Each node downloads once.
+def fetch_shards(run_url: str, step: int, folder: str) -> None:
+    """Download the files that DeepSpeed saved.
 
     Args:
-        reshape: as `needs_reshaping` says; the engine must have been made with `universal` so.
+        run_url: URL of the run.
+        step: Completed optimizer steps of the checkpoint.
+        folder: Local folder to write to.
 
-    Raises: CheckpointError, StorageError: on every rank, if it failed on any.
+    Raises:
+        CheckpointError: Naming a file that is missing or damaged.
     """
-    tag = tag_of(state.step)
-    with tempfile.TemporaryDirectory(prefix=f"svfap-{tag}-") as folder:
-        nodes = distributed.all_gather_object((socket.gethostname(), folder))
-        shared = next(path for host, path in nodes if host == socket.gethostname())
-        if shared == folder:
-            distributed.run_on_all_ranks(lambda: _fetch_for_engine(run_url, state, folder, reshape))
-        else:
-            distributed.run_on_all_ranks(lambda: None)
-        engine.load(shared, f"{tag}-universal" if reshape else tag)
-        distributed.barrier()  # the node's folder goes when its last reader is done
-
-
-def _fetch_for_engine(run_url: str, state: TrainState, folder: str, reshape: bool) -> None:
-    if state.universal:
-        fetch(run_url, state.step, folder, names=(UNIVERSAL,))
-        packed = os.path.join(folder, UNIVERSAL)
-        with tarfile.open(packed) as tar:
-            tar.extractall(os.path.join(folder, f"{tag_of(state.step)}-universal"), filter="data")
-        os.unlink(packed)
-        return
-    fetch_shards(run_url, state.step, os.path.join(folder, tag_of(state.step)))
-    if reshape:
-        make_universal(os.path.join(folder, tag_of(state.step)))
-
-
-def fetch_shards(run_url: str, step: int, folder: str) -> None:
-    """Copy what DeepSpeed saved of a checkpoint into a local folder.
-
-    Raises: CheckpointError naming a file that is missing or damaged; StorageError.
-    """
-    names = [row["name"] for row in _files(run_url, step) if row["name"] not in (WEIGHTS, STATE)]
-    fetch(run_url, step, folder, names)
+    rows = _file_rows(checkpoint_url(run_url, step))
+    fetch(run_url, step, folder, [r["name"] for r in rows if r["name"] not in (WEIGHTS, STATE)])
 
 
 def fetch(run_url: str, step: int, folder: str, names: Collection[str]) -> None:
-    """Copy some files of a checkpoint into a local folder; raises as `fetch_shards`."""
-    for row in _files(run_url, step):
-        if row["name"] in names:
-            _fetch(checkpoint_url(run_url, step), row, folder)
+    """Download some files of a checkpoint and check their digests.
 
+    Args:
+        run_url: URL of the run.
+        step: Completed optimizer steps of the checkpoint.
+        folder: Local folder to write to.
+        names: Of the files.
 
-def make_universal(folder: str) -> str:
-    """Write DeepSpeed's universal form of the checkpoint `folder` beside it; its folder.
-
-    Raises: CheckpointError if that does not work.
+    Raises:
+        CheckpointError: Naming a file that is missing or damaged.
     """
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing is computed; or it looks for one
-    options = argparse.Namespace(
-        input_folder=folder,
-        output_folder=f"{folder}-universal",
-        num_extract_workers=1,
-        num_merge_workers=1,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=True,
-    )
-    chatter = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(chatter), contextlib.redirect_stderr(chatter):
-            from deepspeed.checkpoint import ds_to_universal
-
-            ds_to_universal.main(options)
-    except Exception as error:  # whatever it is, all ranks must hear of it
-        raise CheckpointError(
-            "Checkpoint cannot be reshaped for this number of ranks or ZeRO stage",
-            where=folder,
-            found=repr(error),
-            do="resume with the number of ranks and the ZeRO stage it was saved with",
-        ) from error
-    return options.output_folder
+    url = checkpoint_url(run_url, step)
+    for row in _file_rows(url):
+        if row["name"] in names:
+            _download(url, row, folder)
 
 
 def commit(url: str, rows: list[dict[str, Any]]) -> None:
-    """Vouch for the files of a checkpoint, all of which are stored: files.json, then COMMIT."""
+    """Write files.json, then COMMIT; every file must be stored already.
+
+    Args:
+        url: Of the checkpoint's folder.
+        rows: Name, size and SHA-256 of its files, from `upload`.
+    """
     files = json.dumps({"files": rows}, indent=1).encode()
     storage.write_bytes(storage.join(url, FILES), files)
     storage.write_bytes(storage.join(url, COMMIT), sha256(files).encode())
 
 
 def upload(folder: str, url: str) -> list[dict[str, Any]]:
-    """Store all files of a local folder; their rows for `commit`."""
+    """Store all files of a local folder and return their rows for `commit`.
+
+    Args:
+        folder: Local folder.
+        url: Of the checkpoint's folder.
+    """
     rows = []
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
         storage.upload_file(path, storage.join(url, name))
-        rows.append({"name": name, "size": os.path.getsize(path), "sha256": file_sha256(path)})
+        rows.append({"name": name, "size": os.path.getsize(path), "sha256": _file_sha256(path)})
     return rows
 
 
 def delete(url: str) -> None:
-    """Remove a checkpoint: COMMIT first, so that half of it is never believed."""
+    """Remove a checkpoint, its commit marker first, so that no reader takes half of it.
+
+    Args:
+        url: Of the checkpoint's folder.
+    """
     storage.delete(storage.join(url, COMMIT))
     storage.delete(url)

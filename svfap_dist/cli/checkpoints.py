@@ -20,7 +20,7 @@ def checkpoint_ls(run_url: str, as_json: AsJson = False) -> None:
 
     steps = store.committed_steps(run_url)
     if not steps:
-        load.locate(run_url)  # says that there is none, and where it looked
+        load.locate_weights(run_url)  # says that there is none, and where it looked
     print(json.dumps({"steps": steps}) if as_json else "\n".join(f"step {step}" for step in steps))
 
 
@@ -39,7 +39,7 @@ def checkpoint_verify(
     if step is None:
         steps = store.committed_steps(run_url)
         if not steps:
-            load.locate(run_url)  # says that there is none, and where it looked
+            load.locate_weights(run_url)  # says that there is none, and where it looked
         step = steps[-1]
     store.verify(run_url, step)
     print(
@@ -72,7 +72,7 @@ def checkpoint_gc(
     from svfap_dist.errors import ConfigError
     from svfap_dist.progress import say
 
-    found = gc.plan(run_url, keep_last, keep_every)
+    found = gc.plan_gc(run_url, keep_last, keep_every)
     print_result(found, as_json)
     if dry_run or not found.steps:
         return
@@ -83,7 +83,7 @@ def checkpoint_gc(
                 "Nobody to ask", where="standard input", found="no terminal", do=advice
             )
         typer.confirm("Delete them?", abort=True, err=True)
-    gc.carry_out(found, lambda step: say(f"deleted step {step}"))
+    gc.run_gc(found, lambda step: say(f"deleted step {step}"))
 
 
 @checkpoint_app.command("reshape")
@@ -104,4 +104,4 @@ def checkpoint_reshape(
     """
     from svfap_dist.checkpoint import reshard
 
-    print_result(reshard.reshape(url, output, world_size), as_json)
+    print_result(reshard.reshard_checkpoint(url, output, world_size), as_json)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from svfap_dist import storage
 from svfap_dist.checkpoint import load as trained
 from svfap_dist.checkpoint import store
-from svfap_dist.checkpoint.state import TrainState
+from svfap_dist.checkpoint.store import TrainState
 from svfap_dist.errors import CheckpointError
 from svfap_dist.inference import model_info as cards
 from svfap_dist.inference.model_info import Card
@@ -99,7 +99,7 @@ def open_model(url: str, overrides: Mapping[str, Any]) -> tuple[Card, Model]:
         build, model = weights.load_any(weights_url)
         card = card or cards.of_import(build, model.size)
     else:
-        weights_url, config = trained.locate(url)
+        weights_url, config = trained.locate_weights(url)
         where = storage.join(weights_url.rpartition("/")[0], store.STATE)
         state = TrainState.from_json(storage.read_bytes(where), where)
         build, model = weights.load_any(weights_url)

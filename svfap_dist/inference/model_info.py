@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from svfap_dist.checkpoint.state import TrainState
+from svfap_dist.checkpoint.store import TrainState
 from svfap_dist.config import Config
 from svfap_dist.errors import CheckpointError, ConfigError
 from svfap_dist.model.patches import IMAGENET_MEAN, IMAGENET_STD

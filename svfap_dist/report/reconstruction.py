@@ -38,7 +38,7 @@ def make(checkpoint_url: str, urls: Sequence[str], output: str) -> None:
 
     Raises: CheckpointError, DecodeError, StorageError.
     """
-    weights_url, config = load.locate(checkpoint_url)
+    weights_url, config = load.locate_weights(checkpoint_url)
     model = weights.load_autoencoder(weights_url)
     frames = [_frames_of(model, config, url) for url in urls]
     png = io.BytesIO()

@@ -54,7 +54,7 @@ def make(checkpoint_url: str, videos: Sequence[str], output: str) -> None:
 
     Raises: CheckpointError, DecodeError, StorageError.
     """
-    weights_url, config = load.locate(checkpoint_url)
+    weights_url, config = load.locate_weights(checkpoint_url)
     encoder = weights.load_autoencoder(weights_url).encoder
     sheets = []
     for url in videos:

@@ -17,8 +17,6 @@ from collections.abc import Callable
 from typing import Any
 
 from svfap_dist import distributed
-from svfap_dist.checkpoint import state as train_state
-from svfap_dist.checkpoint.saver import Outcome
 from svfap_dist.config import Config
 from svfap_dist.data.clips import ClipBatch
 from svfap_dist.distributed import World
@@ -95,7 +93,9 @@ class Recorder:
         """Bring the files of the run to the store; may be called from any thread."""
         self._journal.sync()
 
-    def begin(self, step: int, total_steps: int, manifest_fingerprint: str) -> None:
+    def begin(
+        self, step: int, total_steps: int, manifest_fingerprint: str, versions: dict[str, str]
+    ) -> None:
         """Tell that the attempt starts or resumes; all ranks call it together."""
         self._exporter.set(names.STEP, step)
         self._exporter.set(names.CHECKPOINT_STEP, step)
@@ -114,7 +114,7 @@ class Recorder:
             ranks=ranks,
             manifest_fingerprint=manifest_fingerprint,
             config_fingerprint=self._config.fingerprint,
-            versions=train_state.versions(),
+            versions=versions,
         )
 
     def _address(self) -> str:
@@ -253,19 +253,17 @@ class Recorder:
         self._saving += seconds
         self._exporter.add(names.CHECKPOINT_SECONDS, seconds)
 
-    def checkpointed(self, outcome: Outcome) -> None:
+    def checkpointed(self, step: int, num_bytes: int, seconds: float, error: str) -> None:
         """Tell how the upload of a checkpoint ended."""
-        if outcome.error:
-            self._journal.event("checkpoint_failed", step=outcome.step, error=outcome.error)
+        if error:
+            self._journal.event("checkpoint_failed", step=step, error=error)
             self._exporter.add(names.CHECKPOINT_FAILURES, 1)
             return
-        self._journal.event(
-            "checkpoint", step=outcome.step, seconds=outcome.seconds, bytes=outcome.num_bytes
-        )
-        self._exporter.set(names.CHECKPOINT_STEP, outcome.step)
+        self._journal.event("checkpoint", step=step, seconds=seconds, bytes=num_bytes)
+        self._exporter.set(names.CHECKPOINT_STEP, step)
         self._exporter.set(names.CHECKPOINT_TIME, time.time())
-        self._exporter.set(names.CHECKPOINT_COMMIT_SECONDS, outcome.seconds)
-        self._exporter.set(names.CHECKPOINT_BYTES, outcome.num_bytes)
+        self._exporter.set(names.CHECKPOINT_COMMIT_SECONDS, seconds)
+        self._exporter.set(names.CHECKPOINT_BYTES, num_bytes)
 
     def ended(self, step: int, reason: str, message: str = "") -> None:
         """Tell why the attempt ends: "finished", a signal's name or an error's."""

@@ -14,11 +14,9 @@ from collections.abc import Callable, Generator, Iterator
 import torch
 
 from svfap_dist import distributed, storage
-from svfap_dist.checkpoint import state as train_state
-from svfap_dist.checkpoint import store
-from svfap_dist.checkpoint.ownership import Ownership
-from svfap_dist.checkpoint.saver import Checkpointer
-from svfap_dist.checkpoint.state import TrainState
+from svfap_dist.checkpoint import load, store
+from svfap_dist.checkpoint.saver import Checkpointer, RunOwnership
+from svfap_dist.checkpoint.store import TrainState
 from svfap_dist.config import Config
 from svfap_dist.data.clips import ClipBatch
 from svfap_dist.data.loader import ClipLoader
@@ -63,7 +61,7 @@ def look_around(config: Config) -> Scene:
     if step is not None:
         state = store.read_state(run_url, step)
         where = store.checkpoint_url(run_url, step)
-        train_state.check_resumable(state, config, manifest.fingerprint, where)
+        state.check_resumable(config, manifest.fingerprint, where)
     sides = split.sides(config, manifest) if config.task else None
     return Scene(manifest, sides, state, next_attempt(run_url))
 
@@ -88,7 +86,7 @@ class Attempt:
         self._manifest, state = scene.manifest, scene.state
         config = _with_backend(config, world, self._manifest, state)
         self._config, self._world = config, world
-        self._ownership = Ownership(config.run.url, world)
+        self._ownership = RunOwnership(config.run.url, world)
         train_on = scene.sides.train if scene.sides else None
         self._test_on = scene.sides.test if scene.sides else None
         self._loader = ClipLoader(config, config.data.url, self._manifest, world, train_on)
@@ -105,13 +103,15 @@ class Attempt:
         self._recorder = stack.enter_context(recorder)
         self._checkpointer = stack.enter_context(Checkpointer(config, world, recorder.sync))
         stack.enter_context(self._failure_told())
-        recorder.begin(self.step, self.total_steps, self._manifest.fingerprint)
+        recorder.begin(
+            self.step, self.total_steps, self._manifest.fingerprint, store.package_versions()
+        )
 
-        reshape = state is not None and store.needs_reshaping(state, config, world)
-        self.engine = Engine(_own_init(config, state), world, device, universal=reshape)
+        reshard = state is not None and load.needs_resharding(state, config, world)
+        self.engine = Engine(_own_init(config, state), world, device, universal=reshard)
         stack.callback(self.engine.close)
         if state is not None:
-            store.load(config.run.url, state, self.engine, reshape)
+            load.restore_engine(config.run.url, state, self.engine, reshard)
         self._health = health.Health(device, config.data.max_bad_fraction)
         self._held_out = HeldOut(config, world) if config.data.eval_url else None
         recorder.ready()
@@ -151,7 +151,7 @@ class Attempt:
         self._recorder.count(next_step, epoch, batch)
         wishes = health.Wishes(
             stop=bool(notice.stop_reason()),
-            settle=self._checkpointer.wants_settling,
+            settle=self._checkpointer.upload_ended,
             look=notice.wants_look,
         )
         try:
@@ -209,9 +209,9 @@ class Attempt:
         self._ownership.check()
         self._recorder.close_window(self.step)  # the resume that this makes possible keeps it
         began = time.perf_counter()
-        state = train_state.after(
-            self.step,
+        state = TrainState.of_run(
             self._config,
+            self.step,
             self._loader.steps_per_epoch,
             self._manifest.fingerprint,
             self._world.world_size,
@@ -222,11 +222,11 @@ class Attempt:
     def settle(self) -> bool:
         """Wait for the upload in flight, if any, and tell how it ended; False if it failed."""
         began = time.perf_counter()
-        outcome = self._checkpointer.settle()
+        outcome = self._checkpointer.finish_upload()
         if outcome is None:
             return True
         self._recorder.stood_still(time.perf_counter() - began)
-        self._recorder.checkpointed(outcome)
+        self._recorder.checkpointed(**dataclasses.asdict(outcome))
         return not outcome.error
 
     def finish(self, notice: Notice) -> RunResult:

@@ -36,7 +36,7 @@ def run(
     manifest = open_data(config, config.data.url)
     folds: dict[int, Predictions] = {}
     for fold, where in finetune.found(config, url).items():
-        path, theirs = load.locate(where)
+        path, theirs = load.locate_weights(where)
         _check_fits(config, task, theirs, path)
         # What the outputs mean is the network's own.
         output = {"output": theirs.finetune.output}

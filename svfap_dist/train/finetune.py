@@ -178,5 +178,5 @@ def found(config: Config, url: str) -> Mapping[Fold, str]:
     folds = protocol.folds_of(task_of(config))
     if any(storage.list_files(storage.join(of(fold), "checkpoints")) for fold in folds):
         return {fold: of(fold) for fold in folds}
-    _, theirs = load.locate(url)  # a fold's run, or one of its checkpoints
+    _, theirs = load.locate_weights(url)  # a fold's run, or one of its checkpoints
     return {theirs.task.fold if theirs.task else 0: url}

@@ -48,33 +48,33 @@ def owned_by(url: str, mark: str) -> None:
 
 def test_leftovers_and_what_retention_lets_go_are_deleted(tmp_path: Path) -> None:
     url = a_run(str(tmp_path), (10, 20, 30, 40), leftovers=(15, 50))
-    found = gc.plan(url, keep_every=10_000)
+    found = gc.plan_gc(url, keep_every=10_000)
     assert (found.leftovers, found.outdated, found.kept) == ((15, 50), (10, 20), (30, 40))
-    assert len(store.listing(url)) == 6  # a plan deletes nothing
-    before = sum(sum(files.values()) for files in store.listing(url).values())
-    gc.carry_out(found)
-    assert sorted(store.listing(url)) == [30, 40]
-    left = sum(sum(files.values()) for files in store.listing(url).values())
+    assert len(store.list_checkpoints(url)) == 6  # a plan deletes nothing
+    before = sum(sum(files.values()) for files in store.list_checkpoints(url).values())
+    gc.run_gc(found)
+    assert sorted(store.list_checkpoints(url)) == [30, 40]
+    left = sum(sum(files.values()) for files in store.list_checkpoints(url).values())
     assert before - left == found.bytes
-    assert gc.plan(url).steps == ()
+    assert gc.plan_gc(url).steps == ()
 
 
 def test_an_object_store(s3_bucket: str) -> None:
     url = a_run(f"{s3_bucket}/run", (10, 20, 30), leftovers=(15,))
-    gc.carry_out(gc.plan(url, keep_last=1, keep_every=20))
-    assert sorted(store.listing(url)) == [20, 30]
+    gc.run_gc(gc.plan_gc(url, keep_last=1, keep_every=20))
+    assert sorted(store.list_checkpoints(url)) == [20, 30]
 
 
 def test_the_newest_whole_checkpoint_stays_even_if_a_damaged_one_is_newer(tmp_path: Path) -> None:
     url = a_run(str(tmp_path), (10, 20, 30))
     (tmp_path / "checkpoints/step-000000030/shard.pt").write_bytes(b"short")
-    found = gc.plan(url, keep_last=1)
+    found = gc.plan_gc(url, keep_last=1)
     assert (found.outdated, found.kept) == ((10,), (20, 30))
 
 
 def test_commit_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = a_run(str(tmp_path), (10, 20, 30))
-    found = gc.plan(url, keep_last=1)
+    found = gc.plan_gc(url, keep_last=1)
 
     def killed_after_the_first(where: str) -> None:
         Path(where).unlink()
@@ -82,10 +82,10 @@ def test_commit_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(storage, "delete", killed_after_the_first)
     with pytest.raises(KeyboardInterrupt):
-        gc.carry_out(found)
+        gc.run_gc(found)
     monkeypatch.undo()
-    assert COMMIT not in store.listing(url)[10]
-    assert gc.plan(url, keep_last=1).leftovers == (10,)  # the next time it goes
+    assert COMMIT not in store.list_checkpoints(url)[10]
+    assert gc.plan_gc(url, keep_last=1).leftovers == (10,)  # the next time it goes
 
 
 def test_a_run_that_may_be_alive_is_refused(tmp_path: Path) -> None:
@@ -93,11 +93,11 @@ def test_a_run_that_may_be_alive_is_refused(tmp_path: Path) -> None:
     owned_by(url, "pid 1 on another-host, 0123abcd")
     events(url, {"event": "window", "time": time.time() - 60})
     with pytest.raises(CheckpointError, match=r"may be alive.*60 s old.*another-host.*launch stop"):
-        gc.plan(url)
+        gc.plan_gc(url)
     owned_by(url, f"pid {os.getpid()} on {socket.gethostname()}, 0123abcd")
     with pytest.raises(CheckpointError, match="may be alive"):
-        gc.plan(url)
-    assert len(store.listing(url)) == 3
+        gc.plan_gc(url)
+    assert len(store.list_checkpoints(url)) == 3
 
 
 def test_a_run_that_was_killed_is_not_alive(tmp_path: Path) -> None:
@@ -106,22 +106,22 @@ def test_a_run_that_was_killed_is_not_alive(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     owned_by(url, f"pid {gone.pid} on {socket.gethostname()}, 0123abcd")
-    assert gc.plan(url).outdated == (10,)
+    assert gc.plan_gc(url).outdated == (10,)
     owned_by(url, "pid 1 on another-host, 0123abcd")
     events(url, {"event": "window", "time": time.time() - 3700})
-    assert gc.plan(url).outdated == (10,)
+    assert gc.plan_gc(url).outdated == (10,)
 
 
 def test_a_run_that_starts_meanwhile_ends_it(tmp_path: Path) -> None:
     url = a_run(str(tmp_path), (10, 20, 30, 40))
-    found = gc.plan(url, keep_last=1)
+    found = gc.plan_gc(url, keep_last=1)
 
     def somebody_starts(step: int) -> None:
         owned_by(url, "pid 1 on another-host, 0123abcd")
 
     with pytest.raises(CheckpointError, match="started just now"):
-        gc.carry_out(found, somebody_starts)
-    assert sorted(store.listing(url)) == [20, 30, 40]
+        gc.run_gc(found, somebody_starts)
+    assert sorted(store.list_checkpoints(url)) == [20, 30, 40]
 
 
 def test_the_verb_asks_or_wants_to_be_told(tmp_path: Path) -> None:
@@ -130,8 +130,8 @@ def test_the_verb_asks_or_wants_to_be_told(tmp_path: Path) -> None:
     dry = CliRunner().invoke(cli.app, [*words, "--dry-run"])
     assert json.loads(dry.stdout)["leftovers"] == [40]
     assert CliRunner().invoke(cli.app, words).exit_code != 0  # nobody to ask
-    assert len(store.listing(url)) == 4
+    assert len(store.list_checkpoints(url)) == 4
     done = CliRunner().invoke(cli.app, [*words, "--yes"])
     assert done.exit_code == 0
     assert json.loads(done.stdout)["outdated"] == [10]
-    assert sorted(store.listing(url)) == [20, 30]
+    assert sorted(store.list_checkpoints(url)) == [20, 30]

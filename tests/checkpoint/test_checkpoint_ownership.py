@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from svfap_dist.checkpoint.ownership import Ownership
+from svfap_dist.checkpoint.saver import RunOwnership
 from svfap_dist.distributed import World
 from svfap_dist.errors import HealthError
 
@@ -12,16 +12,16 @@ ALONE = World(0, 0, 1, 1)
 
 
 def test_the_newer_attempt_ends_the_older_one(tmp_path) -> None:
-    older = Ownership(str(tmp_path), ALONE)
+    older = RunOwnership(str(tmp_path), ALONE)
     older.check()
-    newer = Ownership(str(tmp_path), ALONE)
+    newer = RunOwnership(str(tmp_path), ALONE)
     with pytest.raises(HealthError, match=r"taken over this run.*run\.url of its own"):
         older.check()
     newer.check()
 
 
-def test_a_run_folder_that_was_removed_is_nobodys(tmp_path) -> None:
-    mine = Ownership(str(tmp_path / "run"), ALONE)
+def test_a_run_folder_that_was_removed_has_no_owner(tmp_path) -> None:
+    mine = RunOwnership(str(tmp_path / "run"), ALONE)
     (tmp_path / "run" / "OWNER").unlink()
-    with pytest.raises(HealthError, match="nobody"):
+    with pytest.raises(HealthError, match="owner none"):
         mine.check()

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svfap_dist.checkpoint.retention import to_delete
+from svfap_dist.checkpoint.store import steps_to_delete
 
 
 @given(
@@ -14,7 +14,7 @@ from svfap_dist.checkpoint.retention import to_delete
 def test_exactly_the_newest_and_every_nth_stay(
     steps: list[int], keep_last: int, keep_every: int
 ) -> None:
-    gone = to_delete(steps, keep_last, keep_every)
+    gone = steps_to_delete(steps, keep_last, keep_every)
     assert gone == sorted(set(gone))
     assert set(gone) <= set(steps)
     for step in steps:
@@ -25,6 +25,6 @@ def test_exactly_the_newest_and_every_nth_stay(
 
 @given(steps=st.lists(st.integers(1, 300), unique=True, min_size=1), keep_last=st.integers(1, 5))
 def test_deleting_again_deletes_nothing_more(steps: list[int], keep_last: int) -> None:
-    left = set(steps) - set(to_delete(steps, keep_last, 0))
+    left = set(steps) - set(steps_to_delete(steps, keep_last, 0))
     assert max(steps) in left
-    assert to_delete(left, keep_last, 0) == []
+    assert steps_to_delete(left, keep_last, 0) == []

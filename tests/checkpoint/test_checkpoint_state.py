@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from svfap_dist.checkpoint import state as train_state
+from svfap_dist.checkpoint.store import TrainState
 from svfap_dist.config import Config, recipe
 from svfap_dist.errors import CheckpointError, ConfigError
 
@@ -13,25 +13,23 @@ def a_config(**sections: dict[str, Any]) -> Config:
     return recipe.from_tables(sections, where="test")
 
 
-def a_state(config: Config, manifest: str = "m1") -> train_state.TrainState:
-    return train_state.after(
-        25, config, steps_per_epoch=10, manifest_fingerprint=manifest, world_size=2
-    )
+def a_state(config: Config, manifest: str = "m1") -> TrainState:
+    return TrainState.of_run(config, 25, steps_per_epoch=10, fingerprint=manifest, world_size=2)
 
 
 def test_json_round_trip() -> None:
     state = a_state(a_config())
-    assert train_state.TrainState.from_json(state.to_json(), where="x") == state
+    assert TrainState.from_json(state.to_json(), where="x") == state
     assert (state.epoch, state.clips_seen) == (2, 25 * 256)
     with pytest.raises(CheckpointError):
-        train_state.TrainState.from_json(b'{"step": 3}', where="x")
+        TrainState.from_json(b'{"step": 3}', where="x")
     with pytest.raises(CheckpointError):
-        train_state.TrainState.from_json(b"{", where="x")
+        TrainState.from_json(b"{", where="x")
 
 
 def test_the_same_recipe_and_data_resume() -> None:
     config = a_config(model={"stage_depths": [2, 2]})
-    train_state.check_resumable(a_state(config), config, "m1", where="here")
+    a_state(config).check_resumable(config, "m1", where="here")
 
 
 def test_what_changes_no_number_may_change() -> None:
@@ -41,19 +39,19 @@ def test_what_changes_no_number_may_change() -> None:
         cluster={"num_workers": 4},
         run={"name": "other"},
     )
-    train_state.check_resumable(a_state(before), after, "m1", where="here")
+    a_state(before).check_resumable(after, "m1", where="here")
 
 
 def test_other_data_is_refused() -> None:
     config = a_config()
     with pytest.raises(ConfigError, match=r"other data.*m2.*m1"):
-        train_state.check_resumable(a_state(config), config, "m2", where="here")
+        a_state(config).check_resumable(config, "m2", where="here")
 
 
 def test_another_recipe_is_refused_by_the_keys_that_matter() -> None:
     before, after = a_config(), a_config(optim={"lr": 1e-3}, train={"epochs": 7, "log_every": 3})
     with pytest.raises(ConfigError) as caught:
-        train_state.check_resumable(a_state(before), after, "m1", where="here")
+        a_state(before).check_resumable(after, "m1", where="here")
     assert "optim.lr is 0.001, was 0.0003" in caught.value.found
     assert "train.epochs is 7, was 100" in caught.value.found
     assert "log_every" not in caught.value.found
@@ -64,11 +62,11 @@ def test_a_task_is_another_recipe() -> None:
     none = task.model_copy(update={"task": None})
     for before, after in ((none, task), (task, none)):
         with pytest.raises(ConfigError, match=r"\[task\] is"):
-            train_state.check_resumable(a_state(before), after, "m1", where="here")
+            a_state(before).check_resumable(after, "m1", where="here")
 
 
 @pytest.mark.parametrize(("saved", "wanted"), [(0, 2), (2, 0), (3, 2), (1, 3)])
 def test_zero_stages_that_cannot_be_exchanged_are_refused(saved: int, wanted: int) -> None:
     before, after = (a_config(train={"zero_stage": stage}) for stage in (saved, wanted))
     with pytest.raises(ConfigError, match=f"train.zero_stage={saved}"):
-        train_state.check_resumable(a_state(before), after, "m1", where="here")
+        a_state(before).check_resumable(after, "m1", where="here")

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from svfap_dist import storage
-from svfap_dist.checkpoint import state, store
+from svfap_dist.checkpoint import store
 from svfap_dist.checkpoint.saver import Checkpointer
+from svfap_dist.checkpoint.store import TrainState
 from svfap_dist.config import Config, recipe
 from svfap_dist.distributed import World
 from svfap_dist.errors import CheckpointError
@@ -55,12 +56,12 @@ def a_config(url: str | Path, **train: Any) -> Config:
 
 def begin(checkpointer: Checkpointer, step: int) -> None:
     engine: Any = SmallEngine()
-    checkpointer.save(engine, state.after(step, a_config("-"), 10, "m", 1))
+    checkpointer.save(engine, TrainState.of_run(a_config("-"), step, 10, "m", 1))
 
 
 def end(checkpointer: Checkpointer) -> str:
     """The error that the upload ended with, "" for none."""
-    outcome = checkpointer.settle()
+    outcome = checkpointer.finish_upload()
     assert outcome is not None
     return outcome.error
 
@@ -119,7 +120,7 @@ def test_training_waits_for_a_copy_of_the_weights_and_not_for_their_file(
 
     monkeypatch.setattr(weights, "save", slowly)
     with Checkpointer(a_config(tmp_path), ALONE, before_marker=lambda: None) as checkpointer:
-        checkpointer.save(engine, state.after(1, a_config("-"), 10, "m", 1))
+        checkpointer.save(engine, TrainState.of_run(a_config("-"), 1, 10, "m", 1))
         engine.weights["weight"].zero_()
         goes_on.set()
         assert end(checkpointer) == ""
@@ -246,7 +247,7 @@ def test_old_checkpoints_go_as_the_recipe_says(tmp_path: Path) -> None:
     save(a_config(tmp_path, keep_last=2, keep_every=3), *range(1, 8))
     assert store.committed_steps(str(tmp_path)) == [3, 6, 7]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
-        store.tag_of(step) for step in (3, 6, 7)
+        store.checkpoint_tag(step) for step in (3, 6, 7)
     ]
 
 
@@ -259,7 +260,7 @@ def test_only_a_marker_of_this_save_counts(tmp_path: Path) -> None:
             time.sleep(0.01)
         mine = markers[0]
         storage.write_bytes(f"{url}/ranks/rank-00001.0123456789ab.json", b"[]")  # a dead attempt's
-        assert not checkpointer.wants_settling
+        assert not checkpointer.upload_ended
         storage.write_bytes(f"{url}/{mine.replace('rank-00000', 'rank-00001')}", b"[]")
         assert end(checkpointer) == ""
     assert store.latest_committed(str(tmp_path)) == 1
@@ -285,7 +286,7 @@ def test_one_failed_upload_is_told_and_two_end_the_run(tmp_path: Path) -> None:
         assert "checkpoints" in end(checkpointer)
         begin(checkpointer, 2)
         with pytest.raises(CheckpointError, match="2 checkpoints in a row"):
-            checkpointer.settle()
+            checkpointer.finish_upload()
 
 
 def test_a_success_forgives_the_failure_before_it(tmp_path: Path) -> None:

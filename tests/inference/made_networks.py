@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from svfap_dist.checkpoint import state
+from svfap_dist.checkpoint.store import TrainState
 from svfap_dist.config import (
     Config,
     DataConfig,
@@ -77,7 +77,7 @@ def save_run(folder: Path, model: torch.nn.Module, config: Config, step: int = 7
     config = config.model_copy(update={"run": config.run.model_copy(update={"url": str(folder)})})
     url = folder / "checkpoints" / f"step-{step:09d}"
     weights.save(str(url / "model.safetensors"), model.state_dict(), build)
-    made = state.after(step, config, 10, "data-fingerprint", 1)
+    made = TrainState.of_run(config, step, 10, "data-fingerprint", 1)
     (url / "state.json").write_bytes(made.to_json())
     files = json.dumps(
         {

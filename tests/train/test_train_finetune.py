@@ -210,7 +210,7 @@ def test_testing_again_is_refused_where_other_values_would_be_wrong_or_not_heard
 def test_what_outputs_mean_is_the_networks_and_not_the_recipes(
     runs: dict[str, Any], data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, theirs = trained.locate(str(folder / "calm/fold-2"))
+    path, theirs = trained.locate_weights(str(folder / "calm/fold-2"))
     output = theirs.finetune.model_copy(update={"output": "tanh"})
     found = (path, theirs.model_copy(update={"finetune": output}))
     monkeypatch.setattr(trained, "locate", lambda url: found)

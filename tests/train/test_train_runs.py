@@ -14,7 +14,7 @@ from train_ranks import recipe_tables, start
 
 from data_sharding import pipeline as sharding
 from svfap_dist.checkpoint import store
-from svfap_dist.checkpoint.reshard import reshape
+from svfap_dist.checkpoint.reshard import reshard_checkpoint
 from svfap_dist.errors import CheckpointError, ConfigError
 from svfap_dist.model import weights
 from svfap_dist.train.audit import audit
@@ -116,7 +116,7 @@ def one_rank(
         tables = recipe_tables(str(data), "unused", train={"zero_stage": stage})
         return "explode", {"tables": tables}
 
-    reshape(str(folder / "2-to-1"), str(folder / "reshaped"), world_size=1)
+    reshard_checkpoint(str(folder / "2-to-1"), str(folder / "reshaped"), world_size=1)
     tasks = {
         "straight": task("straight-1", changes={"data": {"eval_url": str(damaged_data)}}),
         "stopped": task("cut-1", stop_after=6),
@@ -239,11 +239,11 @@ def test_what_cannot_be_reshaped_is_refused(
 ) -> None:
     source = str(folder / "2-to-1/checkpoints/step-000000006")
     with pytest.raises(ConfigError, match=r"--world-size.*3 ranks"):
-        reshape(source, str(tmp_path), world_size=3)
+        reshard_checkpoint(source, str(tmp_path), world_size=3)
     with pytest.raises(ConfigError, match="Nothing to reshape"):
-        reshape(str(folder / "reshaped/checkpoints/step-000000006"), str(tmp_path))
+        reshard_checkpoint(str(folder / "reshaped/checkpoints/step-000000006"), str(tmp_path))
     with pytest.raises(CheckpointError, match="a checkpoint already"):
-        reshape(source, str(folder / "reshaped"))
+        reshard_checkpoint(source, str(folder / "reshaped"))
     assert list(tmp_path.iterdir()) == []
 
 
