@@ -1,6 +1,6 @@
 """One video of a source -> a sample for a shard, or why there is none: read, probed, transcoded.
 
-It is done in a process that a video may hang or crash (`guarded`); a video that does is left out
+It is done in a process that a video may hang or crash (`video_pool`); a video that does is left out
 like any other that is broken.
 """
 
@@ -10,9 +10,9 @@ import dataclasses
 import functools
 from typing import cast
 
-from data_sharding.guarded import Guarded
 from data_sharding.sources import SourceVideo
 from data_sharding.transcode import TrainProfile, TranscodeError, transcode
+from data_sharding.video_pool import VideoPool
 from svfap_dist.storage import StorageMissing
 from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.probe import MIN_FRAMES, Limits, Reason, Rejected, probe
@@ -38,12 +38,12 @@ class Sample:
     num_read: int = 0
 
 
-def examiners(making: Making, processes: int = 1) -> Guarded[Sample | Rejected]:
+def examiners(making: Making, processes: int = 1) -> VideoPool[Sample | Rejected]:
     """Processes that turn videos into samples, or say why not.
 
-    Their `each` raises StorageError if the store fails, other than by not having a file.
+    Their `map` raises StorageError if the store fails, other than by not having a file.
     """
-    return Guarded(functools.partial(examine, making), making.limits, _give_up, processes)
+    return VideoPool(functools.partial(examine, making), making.limits, _give_up, processes)
 
 
 def _give_up(video: SourceVideo, reason: Reason, found: str) -> Rejected:

@@ -20,7 +20,7 @@ from svfap_dist.video.probe import Rejected
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
+class ShardJobSpec:
     """What is the same for all shards of a data set: where they go and how they are made."""
 
     url: str
@@ -34,8 +34,8 @@ class ShardMaker:
     It can be sent to another process before its first use.
     """
 
-    def __init__(self, order: Order, processes: int = 1) -> None:
-        self._order, self._examiners = order, examiners(order.making, processes)
+    def __init__(self, job: ShardJobSpec, processes: int = 1) -> None:
+        self._job, self._examiners = job, examiners(job.making, processes)
 
     def __enter__(self) -> ShardMaker:
         return self
@@ -70,10 +70,10 @@ class ShardMaker:
                 else:
                     yield result
 
-        order = self._order
-        with contextlib.closing(self._examiners.each(group.videos)) as examined:
-            entry = pack(samples(), order.url, group.name)
-        digest = markers.group_digest(group, order.options_digest)
+        job = self._job
+        with contextlib.closing(self._examiners.map(group.videos)) as examined:
+            entry = pack(samples(), job.url, group.name)
+        digest = markers.group_digest(group, job.options_digest)
         marker = Marker(digest, entry, tally, tuple(rejected), group.keys, group.digests)
-        markers.store(order.url, group.number, marker)
+        markers.store(job.url, group.number, marker)
         return tally

@@ -23,7 +23,7 @@ from data_sharding import claim, fan_out, fan_out_ray, markers, sources
 from data_sharding import manifest as manifests
 from data_sharding.contact_sheet import draw_contact_sheet
 from data_sharding.examine import Making
-from data_sharding.make_shard import Order, ShardMaker
+from data_sharding.make_shard import ShardJobSpec, ShardMaker
 from data_sharding.manifest import Stock
 from data_sharding.markers import Tally
 from data_sharding.plan import Group, Plan, options_digest
@@ -114,8 +114,10 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
                 return _found_done(output_url, before)
             if before is None:
                 manifests.begin(output_url)
-            order = Order(output_url, Making(min_frames, limits, train), options_digest(options))
-            num_groups = _make_missing(plan, stock, order, total, workers, ray, progress)
+            job = ShardJobSpec(
+                output_url, Making(min_frames, limits, train), options_digest(options)
+            )
+            num_groups = _make_missing(plan, stock, job, total, workers, ray, progress)
             entries, tally = manifests.gather(output_url, stock.groups(plan), options)
             if not entries:
                 raise _nothing_usable(text, output_url, tally)
@@ -165,7 +167,7 @@ def _take_stock(
 def _make_missing(
     plan: Plan,
     stock: Stock,
-    order: Order,
+    job: ShardJobSpec,
     total: int,
     workers: int | None,
     ray: str | None,
@@ -189,9 +191,9 @@ def _make_missing(
     missing = (group for group in stock.groups(plan) if group.number not in finished)
     todo = num_groups - len(finished), total - so_far.num_videos
     if ray is not None:
-        making = fan_out_ray.make_all(order, missing, ray, workers)
+        making = fan_out_ray.make_all(job, missing, ray, workers)
     else:
-        making = _make_here(order, missing, *todo, workers, report)
+        making = _make_here(job, missing, *todo, workers, report)
     with contextlib.closing(making) as tallies:
         for tally in tallies:
             so_far.add(tally)
@@ -200,7 +202,7 @@ def _make_missing(
 
 
 def _make_here(
-    order: Order,
+    job: ShardJobSpec,
     groups: Iterator[Group],
     num_groups: int,
     num_videos: int,
@@ -214,11 +216,11 @@ def _make_here(
     processes = max(workers // at_a_time, 1)
     if at_a_time == 1:
         # In this process, which can then tell of each video.
-        with ShardMaker(order, processes) as maker:
+        with ShardMaker(job, processes) as maker:
             for group in groups:
-                yield fan_out.attempted(functools.partial(maker, on_video=report), group)
+                yield fan_out.with_retries(functools.partial(maker, on_video=report), group)
     else:
-        yield from fan_out.make_all(order, groups, at_a_time, processes)
+        yield from fan_out.make_all(job, groups, at_a_time, processes)
 
 
 def _check_options(

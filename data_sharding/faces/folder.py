@@ -24,11 +24,11 @@ from data_sharding import claim, temporary
 from data_sharding.faces import detect, record, sheet
 from data_sharding.faces.record import Row
 from data_sharding.faces.video import TRACKS, FaceOptions
-from data_sharding.guarded import Guarded
 from data_sharding.progress import Progress, silent
 from data_sharding.sources import SourceVideo
 from data_sharding.sources.folder import named_by_path
 from data_sharding.sources.listing import list_videos
+from data_sharding.video_pool import VideoPool
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError
 from svfap_dist.video.probe import Limits
@@ -146,8 +146,8 @@ def _do_all(
         yield from map(work, videos)
         return
     give_up = functools.partial(record.give_up, *asked)
-    guarded = Guarded(work, asked[2], give_up, workers)
-    with contextlib.closing(guarded), contextlib.closing(guarded.each(videos)) as done:
+    pool = VideoPool(work, asked[2], give_up, workers)
+    with contextlib.closing(pool), contextlib.closing(pool.map(videos)) as done:
         for _, row in done:
             yield row
 

@@ -9,56 +9,26 @@ from collections.abc import Iterator
 
 from svfap_dist.config import ClusterConfig, Config
 from svfap_dist.errors import ClusterError
-from svfap_dist.parallel.ray_address import check_answers
+from svfap_dist.parallel.ray_connection import connected_to_ray
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
-def _prepare_own_cluster() -> None:
-    """Settings of the cluster on this machine; to be made before Ray is imported.
-
-    It serves one user for one run: everything listens on loopback, so no token is asked for, and
-    none is written to the home directory, where it would change how other Ray commands behave. The
-    ranks are what this machine is to do now, so they do not run at Ray's lower priority.
-    """
-    if "RAY_ADDRESS" not in os.environ:
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray's name for loopback
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        os.environ.setdefault("RAY_worker_niceness", "0")
-
-
 @contextlib.contextmanager
 def connected(config: Config) -> Iterator[None]:
-    """A connection to a Ray cluster: the one in RAY_ADDRESS, else one of our own on loopback."""
-    _prepare_own_cluster()
-    import ray
+    """Connect to the Ray cluster in RAY_ADDRESS, else to one of our own on loopback.
 
-    if ray.is_initialized():
+    Args:
+        config: its section `cluster` says how many CPUs a cluster of our own needs.
+
+    Raises:
+        ClusterError: There is no cluster at that address, or it refuses.
+    """
+    cluster = config.cluster
+    cpus = max(os.cpu_count() or 1, cluster.num_workers * cluster.cpus_per_worker)
+    fix = "check RAY_ADDRESS and the cluster's token, or use --on local"
+    with connected_to_ray(os.environ.get("RAY_ADDRESS") or None, num_cpus=cpus, fix=fix):
         yield
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    advice = "check RAY_ADDRESS and the cluster's token, or use --on local"
-    if address:
-        check_answers(address, advice)
-    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
-    try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            cluster = config.cluster
-            cpus = max(os.cpu_count() or 1, cluster.num_workers * cluster.cpus_per_worker)
-            ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            "Cannot connect to Ray",
-            where=address or "this machine",
-            found=str(error).splitlines()[0],
-            do=advice,
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def check_resources(config: Config) -> None:

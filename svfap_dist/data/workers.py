@@ -23,7 +23,7 @@ from svfap_dist.data.augment import augment
 from svfap_dist.data.clips import fixed_cut, multi_clip_cut, random_cut
 from svfap_dist.data.shared_arrays import SharedArrays
 from svfap_dist.errors import ClusterError, DecodeError
-from svfap_dist.parallel.child import CrashedError, HungError, Isolated
+from svfap_dist.parallel.child import ChildProcess, CrashedError, HungError
 from svfap_dist.rng import Stream
 from svfap_dist.shards.reader import BadSample, PackedSample, Sample, unpack
 from svfap_dist.video.color import kind_of, to_rgb
@@ -162,7 +162,7 @@ class _Several:
         return [self._cutter(task) for task in tasks]
 
 
-_Worker = Isolated[Sequence[Task], list[Outcome]]
+_Worker = ChildProcess[Sequence[Task], list[Outcome]]
 
 
 class Workers:
@@ -177,7 +177,7 @@ class Workers:
         self._cutter, self._seconds = cutter, config.data.decode_seconds
         memory = _WORKER_BYTES + shared.num_bytes
         self._all = [
-            Isolated(_Several(cutter), seconds=self._seconds, memory_bytes=memory)
+            ChildProcess(_Several(cutter), seconds=self._seconds, memory_bytes=memory)
             for _ in range(count)
         ]
         self._started: set[int] = set()

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from svfap_dist.config import Config
 from svfap_dist.doctor import cluster, disk, gpu, machine, store
 from svfap_dist.doctor.finding import FAIL, OK, WARN, Finding, fail
-from svfap_dist.parallel.child import CrashedError, HungError, Isolated
+from svfap_dist.parallel.child import ChildProcess, CrashedError, HungError
 
 EXIT_CODE = 9  # of `svfap doctor`, if something fails
 SECONDS = 90.0  # that a group of checks may take
@@ -81,7 +81,7 @@ def look(
 
 
 def _isolated(name: str, check: Check, seconds: float) -> list[Finding]:
-    with Isolated(_call, seconds=seconds, may_have_children=True) as process:
+    with ChildProcess(_call, seconds=seconds, may_have_children=True) as process:
         try:
             return process(check)
         except HungError:

@@ -1,45 +1,55 @@
-"""Work that may hang, crash or eat all memory, in a process of its own.
+"""A child process for calls that may hang, crash or exhaust memory.
 
-A damaged video can keep a decoder busy for ever or bring it down, and Python can neither interrupt
-nor survive either. So the function is called in a child process: one that does not answer in time
-is killed, one that died is noticed, and the next call starts a new one. What is asked and answered
-goes through a pipe; large results belong into shared memory that the function fills.
+In: a picklable function and requests. Out: its results, or `HungError` / `CrashedError`. A damaged
+video can keep a decoder busy forever or bring it down, and Python can neither interrupt nor survive
+either. So the parent kills a child that misses its deadline, and the next call starts another one.
+Requests and results go through a pipe; large results belong in shared memory that the function
+fills.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
+import signal
 import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from types import TracebackType
 from typing import Generic, TypeVar
 
-_START_SECONDS = 120.0  # for a child to begin and import what the function needs
+_START_SECONDS = 120.0  # for a child to start and to import what the function needs
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 
 class HungError(Exception):
-    """The call took longer than it may; its process was killed."""
+    """The call missed its deadline; its process was killed."""
 
 
 class CrashedError(Exception):
     """The process died during the call."""
 
 
-class Isolated(Generic[_Request, _Response]):
-    """Calls `function` in a child process; one call at a time, so one `Isolated` per thread.
+class StartError(CrashedError):
+    """The process of a `ChildProcess` died or hung before it ever served a call."""
+
+
+class ChildProcess(Generic[_Request, _Response]):
+    """Calls a function in a child process, one call at a time: use one instance per thread.
+
+    The process is spawned, not forked: a child inherits no threads, no locks, no clients of stores.
+    As a context manager, it ends the process on exit.
 
     Args:
-        function: picklable; called with each request. What it raises is raised again here.
-        seconds: longest duration of a call; None: as long as it takes.
-        memory_bytes: address space of the child; 0: no limit. Beyond it, allocations in it fail.
-        may_have_children: whether the function starts processes of its own.
+        function: picklable; called with each request. The caller gets the exceptions it raises.
+        seconds: deadline of a call; None: no deadline.
+        memory_bytes: limit of the child's address space, beyond which allocations in it fail; 0: no
+            limit. Ignored where the system has no such limits (Windows).
+        may_have_children: whether the function may start processes of its own.
+        ignore_interrupts: whether the child ignores Ctrl-C, which a terminal sends to parent and
+            child alike; for parents that kill their children when they are interrupted.
     """
 
     def __init__(
@@ -49,37 +59,41 @@ class Isolated(Generic[_Request, _Response]):
         seconds: float | None,
         memory_bytes: int = 0,
         may_have_children: bool = False,
+        ignore_interrupts: bool = False,
     ) -> None:
         self._function, self._seconds, self._memory_bytes = function, seconds, memory_bytes
-        self._daemon, self._killed = not may_have_children, False
+        self._daemon, self._ignore_interrupts = not may_have_children, ignore_interrupts
+        self._killed = self._has_served = False
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
 
-    def __enter__(self) -> Isolated[_Request, _Response]:
+    def __enter__(self) -> ChildProcess[_Request, _Response]:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __call__(self, request: _Request, *, more_seconds: float = 0.0) -> _Response:
-        """The answer of the function; `more_seconds` are granted to this call.
+        """Return the function's result, starting the process if there is none.
 
-        Raises: HungError; CrashedError; whatever the function raises.
+        Args:
+            request: picklable argument of the function.
+            more_seconds: added to the deadline of this call.
+
+        Raises:
+            HungError: The call missed its deadline.
+            CrashedError: The process died; StartError if none has ever started.
+            Exception: Whatever the function raises.
         """
         if self._killed:
             raise CrashedError("it was killed")
         pipe = self._pipe or self._start()
-        if self._killed:  # meanwhile
+        if self._killed:  # by another thread, while the process was starting
             raise CrashedError(self._end())
         try:
             pipe.send(request)
             seconds = None if self._seconds is None else self._seconds + more_seconds
-            answer = self._answer(pipe, seconds)
+            answer = self._receive(pipe, seconds)
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise CrashedError(self._end()) from error
         if isinstance(answer, BaseException):
@@ -87,37 +101,41 @@ class Isolated(Generic[_Request, _Response]):
         return answer[0]
 
     def kill(self) -> None:
-        """End the child for good, from another thread: calls, from now on, raise CrashedError."""
+        """Kill the process for good, from any thread: this and later calls raise CrashedError."""
         self._killed = True
         if process := self._process:
             process.kill()
 
     def close(self) -> None:
-        """End the child, whatever it does."""
+        """Kill the process, if there is one; a later call starts another one."""
         self._end()
 
     def _start(self) -> Connection:
-        context = multiprocessing.get_context("spawn")  # no threads or locks of ours in it
+        context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        arguments = self._function, theirs, self._memory_bytes, os.getpid()
-        process = context.Process(target=_serve, args=arguments, daemon=self._daemon)
+        options = self._memory_bytes, self._ignore_interrupts, os.getpid()
+        process = context.Process(
+            target=_serve, args=(self._function, theirs, *options), daemon=self._daemon
+        )
         process.start()
         self._process = process
         theirs.close()
         try:
-            self._answer(self._pipe, _START_SECONDS)
-        except EOFError as error:
-            raise CrashedError(self._end()) from error
+            self._receive(self._pipe, _START_SECONDS)
+        except (EOFError, ConnectionResetError, HungError) as error:
+            found = str(error) if isinstance(error, HungError) else self._end()
+            raise (CrashedError if self._has_served else StartError)(found) from error
+        self._has_served = True
         return self._pipe
 
-    def _answer(self, pipe: Connection, seconds: float | None) -> tuple[_Response] | BaseException:
+    def _receive(self, pipe: Connection, seconds: float | None) -> tuple[_Response] | BaseException:
         if not pipe.poll(seconds):
             self._end()
             raise HungError(f"no answer after {seconds:g} s")
         return pipe.recv()
 
     def _end(self) -> str:
-        """Kill the child if it is still there; how it ended."""
+        """Kill the process if it is still running; return how it ended."""
         process, pipe, self._process, self._pipe = self._process, self._pipe, None, None
         if pipe:
             pipe.close()
@@ -131,30 +149,44 @@ class Isolated(Generic[_Request, _Response]):
 
 
 def _serve(
-    function: Callable[[_Request], _Response], pipe: Connection, memory_bytes: int, parent: int
+    function: Callable[[_Request], _Response],
+    pipe: Connection,
+    memory_bytes: int,
+    ignore_interrupts: bool,
+    parent: int,
 ) -> None:
-    """What the child does until its pipe is closed."""
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    """Serve calls until the pipe is closed; runs in the child."""
+    if ignore_interrupts:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     if memory_bytes:
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        _limit_memory(memory_bytes)
     pipe.send(())
     while True:
         try:
             request = pipe.recv()
         except (EOFError, ConnectionResetError, KeyboardInterrupt):
-            return  # nobody asks any more
+            return  # the parent has closed its end
         try:
             answer: tuple[_Response] | Exception = (function(request),)
-        except Exception as error:  # it is raised again where the call came from
+        except Exception as error:  # raised again in the caller
             answer = error
         try:
             pipe.send(answer)
         except BrokenPipeError:
-            return  # nobody wants it any more
+            return
 
 
-def _end_with(parent: int) -> None:
-    """A parent that was killed closes its end of the pipe, but a hung function does not look."""
+def _limit_memory(num_bytes: int) -> None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
+
+
+def _exit_with(parent: int) -> None:
+    """Exit when the parent is gone: a hung function does not notice that the pipe was closed."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

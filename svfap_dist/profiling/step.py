@@ -27,7 +27,7 @@ from svfap_dist.data.loader import ClipLoader
 from svfap_dist.data.ring import ring_length
 from svfap_dist.distributed import World
 from svfap_dist.errors import ClusterError
-from svfap_dist.parallel.child import CrashedError, HungError, Isolated
+from svfap_dist.parallel.child import ChildProcess, CrashedError, HungError
 from svfap_dist.rng import Stream
 from svfap_dist.shards import format as shard_format
 from svfap_dist.train.engine import Engine, process_group
@@ -95,7 +95,7 @@ def measure(config: Config, ranks: int, world_size: int) -> StepCost:
 def _isolated(config: Config, rank: int, ranks: int, port: int) -> StepCost:
     """What a rank tells, out of a process of its own that is killed in the end: gloo now and then
     aborts when an interpreter ends by itself."""
-    with Isolated(functools.partial(_rank, config, ranks, port), seconds=_LIMIT) as process:
+    with ChildProcess(functools.partial(_rank, config, ranks, port), seconds=_LIMIT) as process:
         try:
             return process(rank)
         except (HungError, CrashedError) as error:

@@ -64,11 +64,11 @@ def good(key: str) -> SourceVideo:
 
 
 def results(limits: Limits, *videos: SourceVideo) -> list[str]:
-    crew = examiners(Making(limits=limits))
+    pool = examiners(Making(limits=limits))
     try:
-        found = [result for _, result in crew.each(videos)]
+        found = [result for _, result in pool.map(videos)]
     finally:
-        crew.close()
+        pool.close()
     return [r.reason if isinstance(r, Rejected) else f"good {r.key}" for r in found]
 
 
@@ -126,15 +126,15 @@ def test_limits_hold_and_leave_the_rest(limits: Limits, reason: str) -> None:
 
 
 def test_a_consumer_that_leaves_ends_the_processes_and_they_serve_again() -> None:
-    crew = examiners(Making(limits=Limits(seconds=50)))
+    pool = examiners(Making(limits=Limits(seconds=50)))
     stuck = video("stuck", functools.partial(time.sleep, 600))
-    each = crew.each([good("a"), stuck, good("b")])
+    each = pool.map([good("a"), stuck, good("b")])
     started = time.monotonic()
     assert isinstance(next(each)[1], Sample)
     each.close()
     assert time.monotonic() - started < 40
-    assert [type(result) for _, result in crew.each([good("c")])] == [Sample]
-    crew.close()
+    assert [type(result) for _, result in pool.map([good("c")])] == [Sample]
+    pool.close()
 
 
 def test_too_big_files_are_not_even_read(tmp_path: Path) -> None:

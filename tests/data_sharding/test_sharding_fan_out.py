@@ -14,7 +14,7 @@ from clips import make_video
 
 from data_sharding import fan_out, fan_out_ray, markers
 from data_sharding.examine import Making
-from data_sharding.make_shard import Order, ShardMaker
+from data_sharding.make_shard import ShardJobSpec, ShardMaker
 from data_sharding.plan import Group
 from data_sharding.sources import SourceVideo
 from svfap_dist import storage
@@ -38,8 +38,8 @@ def two_groups() -> list[Group]:
     return [group(0, *reads[:3]), group(1, *reads[3:], bytes)]
 
 
-def order(url: Path) -> Order:
-    return Order(str(url), Making(min_frames=10), "options")
+def order(url: Path) -> ShardJobSpec:
+    return ShardJobSpec(str(url), Making(min_frames=10), "options")
 
 
 def contents(url: Path) -> dict[str, str]:
@@ -136,7 +136,7 @@ def test_only_few_videos_are_in_flight() -> None:
             asked += 1
             yield video(str(asked), bytes)
 
-    results = examiners(Making(limits=Limits()), 2).each(endless())
+    results = examiners(Making(limits=Limits()), 2).map(endless())
     for done in range(1, 30):
         next(results)
         assert asked - done <= 4
@@ -145,6 +145,6 @@ def test_only_few_videos_are_in_flight() -> None:
 
 @pytest.mark.slow
 def test_ray_tasks_make_what_one_process_makes(alone: dict[str, str], tmp_path: Path) -> None:
-    made = fan_out_ray.make_all(order(tmp_path), two_groups(), fan_out_ray.LOCAL, workers=2)
+    made = fan_out_ray.make_all(order(tmp_path), two_groups(), "local", workers=2)
     assert sum(tally.num_samples for tally in made) == 4
     assert contents(tmp_path) == alone

@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from isolated_calls import behave
+from child_calls import behave
 
-from svfap_dist.parallel.child import CrashedError, HungError, Isolated
+from svfap_dist.parallel.child import ChildProcess, CrashedError, HungError
 
 
 def test_calls_share_one_process_and_errors_come_back() -> None:
-    with Isolated(behave, seconds=30) as call:
+    with ChildProcess(behave, seconds=30) as call:
         first = call("pid")
         assert first != os.getpid()
         with pytest.raises(ValueError, match="no such frame"):
@@ -26,7 +26,7 @@ def test_calls_share_one_process_and_errors_come_back() -> None:
 
 
 def test_a_hang_and_a_crash_cost_one_call_each() -> None:
-    with Isolated(behave, seconds=0.5) as call:
+    with ChildProcess(behave, seconds=0.5) as call:
         first = call("pid")
         with pytest.raises(HungError):
             call("hang")
@@ -40,7 +40,7 @@ def test_a_hang_and_a_crash_cost_one_call_each() -> None:
 
 def test_memory_has_a_limit() -> None:
     with (
-        Isolated(behave, seconds=30, memory_bytes=2 << 30) as call,
+        ChildProcess(behave, seconds=30, memory_bytes=2 << 30) as call,
         pytest.raises(MemoryError),
     ):
         call("eat")
@@ -48,10 +48,10 @@ def test_memory_has_a_limit() -> None:
 
 def test_a_hung_child_ends_when_its_parent_was_killed() -> None:
     code = (
-        "from isolated_calls import behave\n"
-        "from svfap_dist.parallel.child import Isolated\n"
+        "from child_calls import behave\n"
+        "from svfap_dist.parallel.child import ChildProcess\n"
         "if __name__ == '__main__':\n"
-        "    call = Isolated(behave, seconds=600)\n"
+        "    call = ChildProcess(behave, seconds=600)\n"
         "    print(call('pid'), flush=True)\n"
         "    call('hang')\n"
     )

@@ -22,8 +22,8 @@ from data_sharding import pipeline as sharding
 from data_sharding.faces import record
 from data_sharding.faces.folder import FacesSummary, make_crops
 from data_sharding.faces.video import FaceOptions
-from data_sharding.guarded import Guarded
 from data_sharding.sources import SourceVideo
+from data_sharding.video_pool import VideoPool
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError
 from svfap_dist.video.probe import Limits
@@ -160,9 +160,9 @@ def test_a_video_that_hangs_or_crashes_is_listed_and_the_rest_goes_on(
         limits = Limits(seconds=seconds, seconds_per_mib=100)
         asked = str(tmp_path), SMALL, limits
         give_up = functools.partial(record.give_up, *asked)
-        guarded = Guarded(functools.partial(record.do, *asked), limits, give_up)
-        with contextlib.closing(guarded):
-            return [(row.key, row.reason, row.already_done) for _, row in guarded.each(some)]
+        pool = VideoPool(functools.partial(record.do, *asked), limits, give_up)
+        with contextlib.closing(pool):
+            return [(row.key, row.reason, row.already_done) for _, row in pool.map(some)]
 
     found = [("stuck", "hung", False), ("deadly", "crashed", False), ("good", "", False)]
     assert do(1, stuck, deadly, good) == found
@@ -198,9 +198,10 @@ KILLED = """
 import os, signal, sys
 from data_sharding.faces import detect, folder
 from data_sharding.faces.video import FaceOptions
-from data_sharding.guarded import Guarded
+from data_sharding.video_pool import VideoPool
 from svfap_dist.video.probe import Limits
 from data_sharding.sources import SourceVideo
+from data_sharding.video_pool import VideoPool
 from svfap_dist import storage
 
 videos, output, what, how_often = sys.argv[1:]

@@ -17,3 +17,16 @@ def behave(request: str) -> object:
     if request == "eat":
         return len(bytearray(8 << 30))
     return os.getpid() if request == "pid" else request.upper()
+
+
+class DiesOnArrival:
+    """A function that ends the process it is unpickled in."""
+
+    def __call__(self, request: str) -> str:
+        return request
+
+    def __setstate__(self, state: object) -> None:
+        os._exit(3)
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"a": 1}  # else `__setstate__` is not called

@@ -10,7 +10,7 @@ import pytest
 
 from svfap_dist.distributed import free_port
 from svfap_dist.errors import ClusterError
-from svfap_dist.parallel.ray_address import check_answers
+from svfap_dist.parallel.ray_connection import check_answers
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "a..b:6379"])

@@ -1,0 +1,91 @@
+"""Connect to a Ray cluster, or start one on this machine.
+
+Whether anything listens at an address is checked before Ray is asked to connect, which would retry
+for minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+
+from svfap_dist.errors import ClusterError
+
+LOCAL = "local"  # address of a cluster that is started on this machine, for this process
+_HOST_AND_PORT = re.compile(r"(ray://)?\[?(?P<host>[^\[\]/]+)\]?:(?P<port>\d+)")
+_SECONDS_TO_ANSWER = 15.0  # a head that was just started may not listen yet
+_SECONDS_BETWEEN_TRIES = 0.5
+
+
+@contextlib.contextmanager
+def connected_to_ray(address: str | None, *, num_cpus: int, fix: str) -> Iterator[None]:
+    """Connect this process to a Ray cluster, unless it is connected; disconnect on exit.
+
+    Args:
+        address: of the cluster, in Ray's forms; `LOCAL` starts one; None connects to one that runs
+            on this machine, or else starts one.
+        num_cpus: CPUs of a cluster that is started.
+        fix: advice for the error.
+
+    Raises:
+        ClusterError: There is no cluster at the address, or it refuses.
+    """
+    if starts_cluster := address in (None, LOCAL):
+        # Read when Ray is imported. The cluster serves one user and one command: it listens on
+        # loopback only, so it needs no token, and writes none to the home directory, where it would
+        # change what other Ray commands do. Its workers are what this machine is for now.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray's name for loopback
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        os.environ.setdefault("RAY_worker_niceness", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if address:
+        check_answers(address, fix)
+    cluster = {"num_cpus": num_cpus, "include_dashboard": False} if starts_cluster else {}
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    try:
+        ray.init(address=address, **cluster, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        found = str(error).splitlines()[0]
+        raise _cannot_connect(address or "this machine", found, fix) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_answers(address: str, fix: str, seconds: float = _SECONDS_TO_ANSWER) -> None:
+    """Check that something listens at an address.
+
+    Args:
+        address: "host:port" or "ray://host:port"; others, such as "auto", are left to Ray.
+        fix: advice for the error.
+        seconds: how long to retry.
+
+    Raises:
+        ClusterError: Nothing listens there.
+    """
+    place = _HOST_AND_PORT.fullmatch(address)
+    if place is None:
+        return
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            left = max(deadline - time.monotonic(), 0.1)
+            socket.create_connection((place["host"], int(place["port"])), timeout=left).close()
+            return
+        except (OSError, UnicodeError) as error:  # the latter if the host is no valid name
+            if time.monotonic() >= deadline or isinstance(error, UnicodeError):
+                raise _cannot_connect(address, f"nothing answers there ({error})", fix) from error
+        time.sleep(_SECONDS_BETWEEN_TRIES)
+
+
+def _cannot_connect(where: str, found: str, fix: str) -> ClusterError:
+    return ClusterError("Cannot connect to Ray", where=where, found=found, do=fix)
