@@ -13,7 +13,7 @@ from typing import cast
 from data_sharding.sources import SourceVideo
 from data_sharding.transcode import TrainProfile, TranscodeError, transcode
 from data_sharding.video_pool import VideoPool
-from svfap_dist.storage import StorageMissing
+from svfap_dist.storage import StorageMissingError
 from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.probe import MIN_FRAMES, Limits, Reason, Rejected, probe
 
@@ -62,7 +62,7 @@ def examine(making: Making, video: SourceVideo) -> Sample | Rejected:
         return Rejected("too_big", f"{video.num_bytes} bytes, more than {limits.file_bytes}")
     try:
         return _sample(making, video, video.read())
-    except StorageMissing as error:
+    except StorageMissingError as error:
         return Rejected("missing", str(error))
     except TranscodeError as error:
         return Rejected(cast(Reason, error.reason), error.found)

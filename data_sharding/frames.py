@@ -71,7 +71,7 @@ def read_frames(folder: str, names: str) -> bytes:
     If a frame is no picture, its own bytes, which the probe will refuse: the clip is then listed as
     unreadable, as a broken video is.
 
-    Raises: StorageMissing if a frame is gone; StorageError from the store.
+    Raises: StorageMissingError if a frame is gone; StorageError from the store.
     """
     urls = [storage.join(folder, name) for name in names.split("/")]
     if storage.is_remote(folder):

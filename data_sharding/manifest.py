@@ -81,7 +81,7 @@ class Stock:
         for number in range(self.num_old):
             try:
                 marker = markers.load(self.url, number)
-            except (ShardError, storage.StorageMissing) as error:
+            except (ShardError, storage.StorageMissingError) as error:
                 raise ConfigError(
                     "Output lacks what tells old videos from new ones",
                     where=storage.join(self.url, markers.name(number)),
@@ -184,7 +184,7 @@ def _marker_of(url: str, group: Group, digest: str) -> Marker:
     Raises: ShardError if another job has put its own there, or taken it away.
     """
     found = "it is gone"
-    with contextlib.suppress(storage.StorageMissing):
+    with contextlib.suppress(storage.StorageMissingError):
         marker = markers.load(url, group.number)
         if marker.group_digest == markers.group_digest(group, digest):
             return marker

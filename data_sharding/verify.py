@@ -164,7 +164,7 @@ def _damages(url: str, entry: ShardEntry, index: ShardIndex) -> Iterator[str]:
         path = os.path.join(folder, entry.name)
         try:
             storage.download_file(storage.join(url, entry.name), path)
-        except storage.StorageMissing:
+        except storage.StorageMissingError:
             yield "missing"
             return
         with open(path, "rb") as tar:

@@ -18,7 +18,7 @@ from data_sharding.faces import detect
 from data_sharding.faces.video import Cropped, FaceOptions, LeftOut, crop_faces
 from data_sharding.sources import SourceVideo
 from svfap_dist import storage
-from svfap_dist.storage import StorageMissing
+from svfap_dist.storage import StorageMissingError
 from svfap_dist.video.probe import Limits, Reason
 
 _VERSION = 2  # raised when the same options come to give other crops
@@ -63,7 +63,7 @@ def do(output_url: str, options: FaceOptions, limits: Limits, video: SourceVideo
     _take_away(output_url, video.key, len(crops))
     try:
         result = crop_faces(video.read(), _detector(options.detector), options, limits)
-    except StorageMissing as error:  # perhaps there again next time: leaves no record
+    except StorageMissingError as error:  # perhaps there again next time: leaves no record
         missing = {"tracks": [], "left_out": {"reason": "missing", "detail": str(error)}}
         return _row(video, missing, already_done=False)
     except MemoryError as error:

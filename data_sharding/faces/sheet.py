@@ -37,7 +37,7 @@ def make(record_urls: Sequence[str], crops_url: str, output: str) -> None:
         record = json.loads(storage.read_bytes(url))
         try:
             source = storage.read_bytes(record["where"])
-        except storage.StorageMissing:
+        except storage.StorageMissingError:
             continue
         track = record["tracks"][0]
         crop = storage.read_bytes(storage.join(crops_url, track["video"]))

@@ -230,7 +230,7 @@ def read_rows(
     where = storage.join(folder, path)
     try:
         text = storage.read_bytes(where).decode("utf-8-sig")
-    except storage.StorageMissing as error:
+    except storage.StorageMissingError as error:
         raise not_the_layout(source, where, "no such file", path) from error
     except UnicodeDecodeError as error:
         raise not_the_layout(source, where, f"no text ({error})", path) from error

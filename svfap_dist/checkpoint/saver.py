@@ -60,7 +60,7 @@ def read_owner(run_url: str) -> str:
     """
     try:
         return storage.read_bytes(storage.join(run_url, OWNER)).decode()
-    except storage.StorageMissing:
+    except storage.StorageMissingError:
         return "none"
 
 

@@ -295,7 +295,7 @@ def _file_rows(url: str) -> list[dict[str, Any]]:
     """The rows of files.json, checked against COMMIT."""
     try:
         data = storage.read_bytes(storage.join(url, FILES))
-    except storage.StorageMissing as error:
+    except storage.StorageMissingError as error:
         raise _damaged(url, FILES, "it is missing") from error
     if sha256(data) != storage.read_bytes(storage.join(url, COMMIT)).decode(errors="replace"):
         raise _damaged(url, FILES, "another digest than COMMIT says")
@@ -307,7 +307,7 @@ def _download(url: str, row: dict[str, Any], folder: str) -> None:
     local = os.path.join(folder, row["name"])
     try:
         storage.download_file(storage.join(url, row["name"]), local)
-    except storage.StorageMissing as error:
+    except storage.StorageMissingError as error:
         raise _damaged(url, row["name"], "it is missing") from error
     if _file_sha256(local) != row["sha256"]:
         raise _damaged(url, row["name"], "another digest than files.json says")

@@ -100,7 +100,7 @@ class Predictions:
             labels = np.array([row["label"] for row in rows])
             scores = np.array([row["scores"] for row in rows], np.float32)
             keys = tuple(row["key"] for row in rows)
-        except storage.StorageMissing as error:
+        except storage.StorageMissingError as error:
             raise _unusable("no such file", url) from error
         except (ValueError, KeyError, TypeError) as error:
             raise _unusable(repr(error), url) from error

@@ -59,7 +59,7 @@ def read(video: str | bytes, min_frames: int = 1) -> Opened | BadVideo:
     key = video if isinstance(video, str) else f"{len(video)} bytes"
     try:
         data = storage.read_bytes(video) if isinstance(video, str) else video
-    except storage.StorageMissing as error:
+    except storage.StorageMissingError as error:
         return BadVideo(key, "missing", error.found)
     info = probe(data, min_frames)
     return BadVideo(key, info.reason, info.detail) if isinstance(info, Rejected) else (data, info)

@@ -46,7 +46,7 @@ def read(path: str) -> dict[str, Tensor]:
     """
     try:
         content = storage.read_bytes(path)
-    except storage.StorageMissing as error:
+    except storage.StorageMissingError as error:
         raise CheckpointError(
             "No weights", where=path, found="no such file", do="check the path"
         ) from error

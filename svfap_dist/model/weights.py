@@ -58,7 +58,7 @@ def load(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     try:
         data = storage.read_bytes(path)
-    except storage.StorageMissing as error:
+    except storage.StorageMissingError as error:
         raise _no_weights(path) from error
     try:
         state = safetensors.torch.load(data)
@@ -82,7 +82,7 @@ def load_build(path: str) -> dict[str, Any]:
         length = storage.read_range(path, 0, _LENGTH_BYTES)
         end = _LENGTH_BYTES + min(int.from_bytes(length, "little"), _LONGEST_HEADER)
         header = storage.read_range(path, _LENGTH_BYTES, end)
-    except storage.StorageMissing as error:
+    except storage.StorageMissingError as error:
         raise _no_weights(path) from error
     return _build_of(header, path)
 

@@ -84,7 +84,7 @@ def read_lines(url: str) -> list[dict[str, Any]]:
     """The complete JSON lines of a run's file; none if there is no file."""
     try:
         data = storage.read_bytes(url)
-    except storage.StorageMissing:
+    except storage.StorageMissingError:
         return []
     return [json.loads(line) for line in data.split(b"\n")[:-1]]
 

@@ -108,7 +108,7 @@ def load_manifest(url: str) -> Manifest:
     where = storage.join(url, MANIFEST_NAME)
     try:
         raw = storage.read_bytes(where)
-    except storage.StorageMissing as error:
+    except storage.StorageMissingError as error:
         advice = "make the shards with `svfap shard`; it writes the manifest last, so let it finish"
         raise ShardError("No manifest", where=where, found="no such file", do=advice) from error
     try:
@@ -143,7 +143,7 @@ def load_index(url: str, entry: ShardEntry) -> ShardIndex:
     )
     try:
         raw = storage.read_bytes(where)
-    except storage.StorageMissing as error:
+    except storage.StorageMissingError as error:
         raise ShardError(
             "Shard index is missing", where=where, found="no such file", do=advice
         ) from error

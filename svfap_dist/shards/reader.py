@@ -183,7 +183,7 @@ class SampleReader:
             if kept is not None:
                 return kept
             data = storage.read_range(where, start, stop)
-        except storage.StorageUnreachable:
+        except storage.StorageUnreachableError:
             raise
         except storage.StorageError:
             # A store may answer with an error where the tar is gone or ends before `start`.

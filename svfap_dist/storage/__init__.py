@@ -1,40 +1,52 @@
-"""Files by URL: plain paths, `file://` and `s3://` through fsspec, with errors a user can act on.
+"""Files by URL: local paths, `file://`, `s3://` and other stores through fsspec.
 
-All reads and writes of shards, manifests, checkpoints and run files go through here. Two promises:
-a write is whole or absent (local files are written beside their target and renamed; an S3 put is
-atomic by itself), and whatever the store answers comes out as `StorageError`, never as a client
-library's exception.
+Shards, manifests, checkpoints and run files are read and written here only. Two guarantees: a write
+is atomic, and failures are `StorageError`, never exceptions of a client library.
 
-S3 settings come from the usual AWS variables and `AWS_ENDPOINT_URL`. The file system object is made
-lazily in the process that uses it: an s3fs object that crosses a fork hangs (s3fs#369).
+S3 settings come from the usual AWS variables and `AWS_ENDPOINT_URL`. File system objects are made
+lazily in the process that uses them: an s3fs object that crosses a fork deadlocks (s3fs#369).
+
+Start with `files`; `client` has URLs, request counts and errors, `s3` what s3fs gets wrong.
 """
 
 from svfap_dist.errors import StorageError
-from svfap_dist.storage.counting import OPERATIONS, OUTCOMES, READ, WRITE, Counts, counts
+from svfap_dist.storage.client import (
+    OPERATIONS,
+    OUTCOMES,
+    READ,
+    WRITE,
+    RequestCounts,
+    StorageMissingError,
+    StorageUnreachableError,
+    explain,
+    filesystem,
+    is_remote,
+    join,
+    local_path,
+    request_counts,
+)
 from svfap_dist.storage.files import (
     delete,
     delete_unfinished,
     download_file,
     exists,
+    list_files,
     read_bytes,
     read_range,
     upload_file,
+    walk_files,
     write_bytes,
 )
-from svfap_dist.storage.listing import list_files, walk_files
-from svfap_dist.storage.requests import StorageMissing, StorageUnreachable, explain
-from svfap_dist.storage.urls import filesystem, is_remote, join, local_path
 
 __all__ = [
     "OPERATIONS",
     "OUTCOMES",
     "READ",
     "WRITE",
-    "Counts",
+    "RequestCounts",
     "StorageError",
-    "StorageMissing",
-    "StorageUnreachable",
-    "counts",
+    "StorageMissingError",
+    "StorageUnreachableError",
     "delete",
     "delete_unfinished",
     "download_file",
@@ -47,6 +59,7 @@ __all__ = [
     "local_path",
     "read_bytes",
     "read_range",
+    "request_counts",
     "upload_file",
     "walk_files",
     "write_bytes",

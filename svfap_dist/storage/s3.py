@@ -1,7 +1,7 @@
-"""S3 whose keys mean nothing but themselves.
+"""S3 with literal keys.
 
-s3fs reads more than a name into some of them: `?versionId=` asks for a version of another key, and
-to delete, copy or read several, `*`, `?` and `[...]` are patterns that match other keys.
+s3fs interprets some keys: `?versionId=` selects a version of another key, and where it deletes,
+copies or reads several keys, `*`, `?` and `[...]` are patterns that match other ones.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 
 import s3fs
 
-_KEYS_PER_DELETION = 1000  # as many as S3 takes
+_KEYS_PER_DELETION = 1000  # the limit of S3's DeleteObjects
 
 
 class LiteralS3(s3fs.S3FileSystem):
-    """s3fs with every character of a key taken as part of its name.
+    """An s3fs file system to which every character of a key is part of its name.
 
-    It is a class at the top of a module because Ray pickles its objects.
+    The class is at the top level of a module because Ray pickles its objects.
     """
 
     def split_path(self, path: str) -> tuple[str, str, str | None]:
@@ -32,13 +32,13 @@ class LiteralS3(s3fs.S3FileSystem):
         maxdepth: int | None = None,
         assume_literal: bool = True,
     ) -> list[str]:
-        # A str would lose the last argument on its way through the method of s3fs.
+        # Given a str, the method of s3fs calls itself without `assume_literal`.
         paths = [path] if isinstance(path, str) else path
         return await super()._expand_path(paths, recursive, maxdepth, assume_literal=True)
 
     async def _rm(self, path: str | Sequence[str], recursive: bool = False, **_: Any) -> None:
-        # That of s3fs finds the keys below a prefix without the slashes that the prefix begins
-        # with, and where all of a bucket is named it removes the bucket too.
+        # The method of s3fs strips the slashes that a prefix begins with, so it finds other keys,
+        # and given a bucket it deletes the bucket itself, too.
         for each in [path] if isinstance(path, str) else path:
             bucket, key, _version = self.split_path(each)
             keys = [key] if await self._is_key(each) else []

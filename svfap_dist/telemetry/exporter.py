@@ -25,10 +25,10 @@ class _Storage(prometheus_client.registry.Collector):
     be no increase."""
 
     def __init__(self, common: dict[str, str]) -> None:
-        self._common, self._before = common, storage.counts()
+        self._common, self._before = common, storage.request_counts()
 
     def collect(self) -> Iterable[CounterMetricFamily]:
-        now, before = storage.counts(), self._before
+        now, before = storage.request_counts(), self._before
         requests = _family(names.STORAGE_REQUESTS)
         for pair in ((o, outcome) for o in storage.OPERATIONS for outcome in storage.OUTCOMES):
             amount = now.requests.get(pair, 0) - before.requests.get(pair, 0)

@@ -60,7 +60,7 @@ def read_recipe(run_url: str) -> Config:
     where = storage.join(run_url, RECIPE)
     try:
         text = storage.read_bytes(where).decode()
-    except storage.StorageMissing as error:
+    except storage.StorageMissingError as error:
         raise ConfigError(
             "No run", where=where, found="no such file", do="give the run.url of a run"
         ) from error
@@ -214,7 +214,7 @@ class _LineFile:
 def _read(url: str) -> bytes:
     try:
         return storage.read_bytes(url)
-    except storage.StorageMissing:
+    except storage.StorageMissingError:
         return b""
 
 

@@ -70,7 +70,7 @@ def test_gateway_that_goes_away_and_comes_back(ceph, ceph_bucket):
     storage.write_bytes(f"{ceph_bucket}/x", b"kept")
     ceph.kill_gateway()
     try:
-        with pytest.raises(storage.StorageUnreachable, match="AWS_ENDPOINT_URL"):
+        with pytest.raises(storage.StorageUnreachableError, match="AWS_ENDPOINT_URL"):
             storage.read_bytes(f"{ceph_bucket}/x")
     finally:
         ceph.start_gateway()

@@ -11,20 +11,20 @@ import pytest
 
 from svfap_dist import storage
 from svfap_dist.errors import StorageError
-from svfap_dist.storage import StorageMissing
+from svfap_dist.storage import StorageMissingError
 
 
-def counted(action: Callable[[], object]) -> storage.Counts:
+def counted(action: Callable[[], object]) -> storage.RequestCounts:
     """What the action adds to the counts."""
-    before = storage.counts()
+    before = storage.request_counts()
     action()
-    after = storage.counts()
+    after = storage.request_counts()
 
     def added(name: str) -> dict:
         old, new = getattr(before, name), getattr(after, name)
         return {key: new[key] - old.get(key, 0) for key in new if new[key] != old.get(key, 0)}
 
-    return storage.Counts(added("requests"), added("bytes"), added("retries"))
+    return storage.RequestCounts(added("requests"), added("bytes"), added("retries"))
 
 
 def test_requests_are_counted_by_operation_and_outcome(root: str, tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_requests_are_counted_by_operation_and_outcome(root: str, tmp_path: Path
         assert storage.exists(url)
         assert len(storage.list_files(root)) == 2
         storage.delete(url)
-        with pytest.raises(StorageMissing):
+        with pytest.raises(StorageMissingError):
             storage.read_bytes(url)
 
     found = counted(ask)
@@ -59,7 +59,7 @@ def test_other_outcomes_are_counted(tmp_path: Path) -> None:
         with pytest.raises(StorageError):
             storage.read_bytes(str(tmp_path))
 
-    assert counted(refused) == storage.Counts({("read", "refused"): 1}, {}, {})
+    assert counted(refused) == storage.RequestCounts({("read", "refused"): 1}, {}, {})
 
 
 class BusyAtFirst(http.server.BaseHTTPRequestHandler):
@@ -91,4 +91,4 @@ def test_requests_sent_again_are_counted(
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         found = counted(lambda: storage.read_bytes("s3://bucket/x"))
         server.shutdown()
-    assert found == storage.Counts({("read", "ok"): 1}, {"read": 7}, {"read": 1})
+    assert found == storage.RequestCounts({("read", "ok"): 1}, {"read": 7}, {"read": 1})

@@ -13,7 +13,7 @@ import pytest
 
 from svfap_dist import storage
 from svfap_dist.errors import StorageError
-from svfap_dist.storage import StorageMissing, StorageUnreachable
+from svfap_dist.storage import StorageMissingError, StorageUnreachableError
 
 
 def test_reading_what_is_not_there(root: str, tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_reading_what_is_not_there(root: str, tmp_path: Path) -> None:
         lambda: storage.download_file(url, str(tmp_path / "target")),
     ]
     for read in reads:
-        with pytest.raises(StorageMissing, match=r"Cannot read.*nothing there") as caught:
+        with pytest.raises(StorageMissingError, match=r"Cannot read.*nothing there") as caught:
             read()
         assert caught.value.where == url
         assert not caught.value.retryable
@@ -47,9 +47,9 @@ def test_local_refusals_are_storage_errors(tmp_path: Path) -> None:
     [
         (OSError(errno.ENOSPC, "x"), "no space left"),
         (OSError(errno.EDQUOT, "x"), "no space left"),
-        (PermissionError(errno.EACCES, "x"), r"access denied.*rights on the folder"),
+        (PermissionError(errno.EACCES, "x"), r"access denied.*check the permissions"),
         (FileNotFoundError(errno.ENOENT, "x"), r"nothing there.*check the path"),
-        (OSError(errno.EROFS, "x"), r"access denied.*rights on the folder"),
+        (OSError(errno.EROFS, "x"), r"access denied.*check the permissions"),
         (OSError(errno.ELOOP, "x"), r"nothing there.*check the path"),
         (RuntimeError("odd"), "RuntimeError: odd"),
     ],
@@ -79,11 +79,13 @@ def all_calls(url: str, tmp_path: Path) -> dict[str, Callable[[], object]]:
 def test_a_missing_bucket_is_named(s3_environment: str, tmp_path: Path) -> None:
     calls = all_calls("s3://nobody-made-this/x", tmp_path)
     for name in ("write", "upload", "list"):
-        with pytest.raises(StorageMissing, match=r"nobody-made-this.*no such bucket") as caught:
+        with pytest.raises(
+            StorageMissingError, match=r"nobody-made-this.*no such bucket"
+        ) as caught:
             calls[name]()
         assert s3_environment in caught.value.do
     for name in ("read", "range", "download"):
-        with pytest.raises(StorageMissing, match="check the bucket and prefix"):
+        with pytest.raises(StorageMissingError, match="check the bucket and prefix"):
             calls[name]()
 
 
@@ -100,7 +102,7 @@ def test_an_endpoint_that_does_not_answer_is_told_within_seconds(
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         started = time.monotonic()
-        with pytest.raises(StorageUnreachable, match="no answer from endpoint") as caught:
+        with pytest.raises(StorageUnreachableError, match="no answer from endpoint") as caught:
             all_calls("s3://bucket/x", tmp_path)[call]()
         assert time.monotonic() - started < 20
     assert caught.value.retryable
@@ -115,7 +117,7 @@ def test_another_endpoint_is_another_client(
     with socket.socket() as unused, monkeypatch.context() as elsewhere:
         unused.bind(("127.0.0.1", 0))
         elsewhere.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
-        with pytest.raises(StorageUnreachable):
+        with pytest.raises(StorageUnreachableError):
             storage.read_bytes(f"{s3_bucket}/x")
     assert storage.read_bytes(f"{s3_bucket}/x") == b"x"
 
@@ -157,6 +159,12 @@ def test_a_used_up_quota_is_no_space(s3_environment: str) -> None:
     error = translate_boto_error(answer)
     assert isinstance(error, OSError)
     assert storage.explain("write", "s3://b/x", error).found == "no space left"
+
+
+@pytest.mark.parametrize("error", [PermissionError("x"), FileNotFoundError("x"), TimeoutError("x")])
+def test_advice_for_other_stores_does_not_name_the_variables_of_s3(error: Exception) -> None:
+    assert "AWS" not in str(storage.explain("list", "gs://bucket/x", error))
+    assert "AWS" in str(storage.explain("list", "s3://bucket/x", error))
 
 
 def test_a_protocol_nobody_knows() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from svfap_dist import storage
 from svfap_dist.errors import StorageError
-from svfap_dist.storage import StorageMissing, s3
+from svfap_dist.storage import StorageMissingError, s3
 
 
 def test_join_and_local_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_an_unfinished_write_is_no_file(tmp_path: Path) -> None:
 def test_a_link_to_nowhere_is_listed_and_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     assert storage.list_files(str(tmp_path)) == {"link": 0}
-    with pytest.raises(StorageMissing):
+    with pytest.raises(StorageMissingError):
         storage.read_bytes(str(tmp_path / "link"))
 
 

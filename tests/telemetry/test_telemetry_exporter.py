@@ -49,7 +49,7 @@ def test_numbers_put_in_come_out(exporter: Exporter) -> None:
 def test_what_is_asked_of_stores_is_served(exporter: Exporter, tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "x"), b"12345")
     for _ in range(2):
-        with pytest.raises(storage.StorageMissing):
+        with pytest.raises(storage.StorageMissingError):
             storage.read_bytes(str(tmp_path / "y"))
     assert {series: value for series, value in scrape(exporter).items() if value} == {
         'svfap_storage_requests_total{operation="write",outcome="ok",rank="3",run="r"}': 1.0,
