@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 
 export RAY_AUTH_MODE ?= disabled
 
-STYLE := import_cycles prose docstrings
+STYLE := import_cycles prose docstrings walks
 
 .PHONY: demo test test-services check style bench format clean
 
