@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import os
 import time
-import typing
 from collections.abc import Callable, Generator, Iterator
 
 from data_sharding import claim, fan_out, fan_out_ray, markers, sources
@@ -36,7 +35,7 @@ from svfap_dist import storage
 from svfap_dist.errors import ConfigError, ShardError
 from svfap_dist.shards.format import REJECTED_NAME, Manifest
 from svfap_dist.video.probe import MIN_FRAMES, Limits
-from svfap_dist.video.region import Region
+from svfap_dist.video.region import REGIONS, region_name
 
 __all__ = [
     "Limits",
@@ -133,10 +132,9 @@ def train_profile(*, region: str | None, size: int | None, crf: float | None) ->
 
     Raises: ConfigError if they cannot be obeyed.
     """
-    regions = typing.get_args(Region)
     region = TrainProfile().region if region is None else region
-    if region not in regions:
-        advice = f"use one of: {', '.join(regions)}"
+    if region_name(region) not in REGIONS:
+        advice = f"use one of: {', '.join(REGIONS)}"
         raise ConfigError("Unknown region", found=region, do=advice)
     if size is not None and (size < 16 or size % 2):
         raise ConfigError(
@@ -145,7 +143,9 @@ def train_profile(*, region: str | None, size: int | None, crf: float | None) ->
     crf = TrainProfile().crf if crf is None else crf
     if not 0 <= crf <= 51:
         raise ConfigError("Option out of range", found=f"crf={crf}", do="use 0 to 51")
-    return TrainProfile(region=typing.cast(Region, region), size=size, crf=crf)
+    # Data sets keep their first name of the region, so that adding to an old one goes on matching.
+    stored = "centre" if region == "center" else region
+    return TrainProfile(region=stored, size=size, crf=crf)
 
 
 def _take_stock(

@@ -44,7 +44,7 @@ def run(out: str, videos: str, overrides: Sequence[str]) -> None:
     for text, url in zip(inputs, (train_url, held_out_url), strict=True):
         _shard(source, text, url)
 
-    region = "centre" if source == "folder" else "voxceleb2"
+    region = "center" if source == "folder" else "voxceleb2"
     urls = [f"data.url={train_url}", f"data.eval_url={held_out_url}", f"run.url={run_url}"]
     config = recipe.load("tiny_cpu", [*urls, f"data.region={region}", *overrides])
     result = _pretrain(config)
@@ -153,6 +153,6 @@ Next:
   {svfap} reconstruct {run_url} {face} -o face.png
   {svfap} demo --videos FOLDER_OF_FACE_VIDEOS
   {svfap} shard folder FOLDER_OF_FACE_VIDEOS shards
-  {svfap} pretrain tiny_cpu data.url=shards data.region=centre run.url=runs/mine --on ray
-      (data.region=centre: of each frame, the largest centred square)"""
+  {svfap} pretrain tiny_cpu data.url=shards data.region=center run.url=runs/mine --on ray
+      (data.region=center: the largest centered square of each frame)"""
     )

@@ -11,6 +11,9 @@ The four parts may be given by position or by name:
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class SvfapError(Exception):
     """Base class of all errors that are shown to users.
@@ -77,3 +80,15 @@ class StorageError(SvfapError):
     """A failed storage request: wrong credentials, missing bucket, full disk, no network."""
 
     exit_code = 8
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return advice for a name that does not exist: the name that was meant, or all there are.
+
+    Args:
+        word: the unknown name.
+        known: the names that exist.
+    """
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {close[0]}?" if close else f"use one of {', '.join(names)}"

@@ -10,7 +10,6 @@ import math
 from typing import Literal
 
 from svfap_dist.errors import ConfigError, DecodeError
-from svfap_dist.video.region import Region
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +22,7 @@ class TrainProfile:
     effort.
     """
 
-    region: Region = "voxceleb2"
+    region: str = "voxceleb2"  # stored: "centre" for "center", as in data sets of before
     size: int | None = None
     phases: int = 4
     group: int = 20

@@ -157,7 +157,7 @@ def _decode_from_memory(spec: Spec) -> Rate:
     count = min(manifest.num_samples, _MOST_IN_MEMORY)
     samples = [sample for i in range(count) if isinstance(sample := reader.read(i), Sample)]
     batch_size = spec.config.train.global_batch_size
-    repeats, colours = spec.config.data.repeated_sampling, spec.config.data.colours
+    repeats, colours = spec.config.data.repeated_sampling, spec.config.data.colors
 
     def batches() -> Iterator[int]:
         rounds = itertools.cycle(samples)

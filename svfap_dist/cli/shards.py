@@ -26,7 +26,7 @@ def shard(
     ] = "source",
     region: Annotated[
         str | None,
-        typer.Option(help="train: what is cut out: voxceleb2 (the default), centre or full."),
+        typer.Option(help="train: what is cut out: voxceleb2 (the default), center or full."),
     ] = None,
     size: Annotated[
         int | None, typer.Option(help="train: pixels of a side; default: as it is cut.")

@@ -15,7 +15,7 @@ Videos = Annotated[
     list[str], typer.Argument(metavar="VIDEO...", help="Files, folders or shards; URLs too")
 ]
 Region = Annotated[
-    str, typer.Option(help="voxceleb2, centre or full; default: as in training, else centre")
+    str, typer.Option(help="voxceleb2, center or full; default: as in training, else center")
 ]
 SamplingRate = Annotated[
     int, typer.Option(help="Frames from one to the next of a clip; default: as in training, else 4")

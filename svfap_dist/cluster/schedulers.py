@@ -11,7 +11,7 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from svfap_dist.config import Config, recipe
+from svfap_dist.config import Config, recipe, require_urls
 from svfap_dist.errors import ClusterError, ConfigError
 
 DOORS = ("ray", "slurm", "kubernetes")
@@ -61,14 +61,7 @@ def checked(name: str, overrides: Sequence[str]) -> Config:
     Raises: ConfigError.
     """
     config = recipe.load(name, overrides)
-    for key, url in (("data.url", config.data.url), ("run.url", config.run.url)):
-        if not url:
-            raise ConfigError(
-                "Nothing is said about where to read or write",
-                where=key,
-                found="it is empty",
-                do=f"give {key}=an s3:// prefix, or a folder that all nodes share",
-            )
+    require_urls(config, hint="an s3:// prefix, or a folder that all nodes share")
     return config
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from svfap_dist import storage
 from svfap_dist.cluster.connection import check_resources, connected
-from svfap_dist.config import Config, recipe
+from svfap_dist.config import Config, recipe, require_urls
 from svfap_dist.errors import ConfigError, SvfapError
 
 _OURS = ("run.url", "cluster.num_workers", "metrics.port")  # what a sweep decides itself
@@ -105,13 +105,7 @@ def run(
     """
     combinations = _combinations([_axis(axis) for axis in axes])
     base = recipe.load(name, overrides)
-    if not base.run.url:
-        raise ConfigError(
-            "Nothing is said about where to write",
-            where="run.url",
-            found="it is empty",
-            do="give run.url=a folder or an s3:// prefix; each trial gets a folder below it",
-        )
+    require_urls(base, "run.url", hint="a folder or s3:// prefix; trials get a folder below it")
     # Beside other trials, a rank's fair share is not all of its node.
     threads = base.train.threads_per_rank or base.cluster.cpus_per_worker
     before = [*overrides, f"train.threads_per_rank={threads}"]

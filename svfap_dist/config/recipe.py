@@ -1,15 +1,17 @@
-"""Recipes: TOML files, their overrides, and the errors for what is wrong in them.
+"""Recipes: TOML files, what they extend, overrides, and the errors for what is wrong in them.
 
-A recipe is a TOML file whose tables are the sections of `config.Config`; what it leaves out keeps
-its default. Bundled recipes (launch/recipes) are known by name. Overrides `section.key=value` win
-over the file; a value is read as TOML, and as plain text where it is not TOML, so
-`data.url=s3://bucket/x` needs no quotes.
+In: a recipe's path or bundled name (launch/recipes) and overrides. Out: a `Config`. The tables of a
+recipe are the sections of `Config`; an omitted field keeps its default, or the value of the recipe
+that `extends` names. Overrides `section.key=value` win over the file; a value is read as TOML, or
+as plain text where it is not TOML, so `data.url=s3://bucket/x` needs no quotes. Keys and values
+that were renamed are still understood, with a warning.
 """
 
 from __future__ import annotations
 
-import difflib
+import functools
 import json
+import logging
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,37 +20,60 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from svfap_dist import bundled
-from svfap_dist.config import Config
-from svfap_dist.errors import ConfigError
+from svfap_dist.config.config import Config
+from svfap_dist.errors import ConfigError, nearest
+
+log = logging.getLogger(__name__)
+
+_RENAMED_KEYS = {"data.colours": "colors"}
+_RENAMED_VALUES = {"data.region": {"centre": "center"}}
 
 
 def load(recipe: str, overrides: Iterable[str] = ()) -> Config:
-    """The configuration of a recipe (a path or a bundled name) with `a.b=c` overrides.
+    """Return the configuration of a recipe.
 
-    Raises: ConfigError naming the key, the value and the remedy.
+    Args:
+        recipe: path of a .toml file, or a bundled name.
+        overrides: texts `section.key=value`; later ones win.
+
+    Raises:
+        ConfigError: names the key, the value and the remedy.
     """
     tables = _read(recipe)
     for override in overrides:
-        _apply(tables, override)
+        _merge(tables, _with_new_names(_parse(override), override))
     return from_tables(tables, where=recipe)
 
 
 def names() -> list[str]:
-    """Names of the bundled recipes."""
+    """Return the names of the bundled recipes."""
     return sorted(path.stem for path in bundled.folder("launch/recipes").glob("*.toml"))
 
 
 def from_tables(tables: dict[str, Any], where: str) -> Config:
-    """Check nested tables against `Config`."""
+    """Return the configuration in nested tables, such as an old run's config.toml.
+
+    Args:
+        tables: by section, then key. Renamed keys are understood.
+        where: their place, for errors.
+
+    Raises:
+        ConfigError: an unknown key, a wrong value, or values that exclude each other.
+    """
     try:
-        # By way of JSON: strict mode then takes arrays for tuples, still no number for a string.
-        return Config.model_validate_json(json.dumps(tables, default=str))
+        # Through JSON: strict mode then takes arrays for tuples, still no number for a string.
+        text = json.dumps(_with_new_names(tables, where), default=str)
+        return Config.model_validate_json(text)
     except ValidationError as error:
         raise _explain(error, where) from error
 
 
 def dumps(config: Config) -> str:
-    """The resolved configuration as TOML; `load` of it gives an equal `Config`."""
+    """Return the resolved configuration as TOML; `load` of it gives an equal `Config`.
+
+    Args:
+        config: the configuration.
+    """
     lines: list[str] = []
     for section, values in config:
         if values is None:
@@ -64,34 +89,68 @@ def dumps(config: Config) -> str:
     return "\n".join(lines)
 
 
-def _read(recipe: str) -> dict[str, Any]:
+def _read(recipe: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the tables of a recipe, merged over those of the recipe it extends."""
     path = Path(recipe)
     if path.suffix != ".toml":
         known = names()
         if recipe not in known:
             raise ConfigError(
                 "No such recipe",
-                where=recipe,
-                found=f"neither a .toml file nor one of the bundled recipes {', '.join(known)}",
-                do=_nearest(recipe, known) or "give the path of a .toml file or a bundled name",
+                where=extended_by[-1] if extended_by else recipe,
+                found=f"{recipe} is neither a .toml file nor a bundled recipe",
+                do=f"{nearest(recipe, known)}, or give the path of a .toml file",
             )
         path = bundled.folder("launch/recipes") / f"{recipe}.toml"
+    place = str(path.resolve())
+    if place in extended_by:
+        raise ConfigError(
+            "Recipes extend each other in a circle",
+            where=extended_by[0],
+            found=" -> ".join((*extended_by, place)),
+            do="remove `extends` from one of them",
+        )
     try:
-        return tomllib.loads(path.read_text())
+        tables = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(
             "Cannot read the recipe",
-            where=str(path),
-            found=error.strerror or "",
+            where=f"extends in {extended_by[-1]}" if extended_by else str(path),
+            found=f"{path}: {error.strerror}",
             do="check the path",
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             "Recipe is not valid TOML", where=str(path), found=str(error), do="correct that line"
         ) from error
+    tables = _with_new_names(tables, str(path))
+    base = tables.pop("extends", None)
+    if base is None:
+        return tables
+    if not isinstance(base, str):
+        raise ConfigError(
+            "Wrong value",
+            where=f"extends in {path}",
+            found=repr(base),
+            do="give the name of a bundled recipe, or a path relative to this one",
+        )
+    if base.endswith(".toml"):
+        base = str(path.parent / base)
+    return _merge(_read(base, (*extended_by, place)), tables)
 
 
-def _apply(tables: dict[str, Any], override: str) -> None:
+def _merge(tables: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Put the values of `over` into `tables`, key by key, and return it."""
+    for section, values in over.items():
+        below = tables.get(section)
+        if isinstance(below, dict) and isinstance(values, dict):
+            below |= values
+        else:
+            tables[section] = values
+    return tables
+
+
+def _parse(override: str) -> dict[str, Any]:
     key, separator, text = override.partition("=")
     section, dot, name = key.partition(".")
     if not (separator and dot and section and name):
@@ -105,23 +164,55 @@ def _apply(tables: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    table = tables.setdefault(section, {})
-    if isinstance(table, dict):
-        table[name] = value
+    return {section: {name: value}}
+
+
+def _with_new_names(tables: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the tables with renamed keys and values under the names of today."""
+    tables = {key: dict(t) if isinstance(t, dict) else t for key, t in tables.items()}
+    for key, new in _RENAMED_KEYS.items():
+        section, _, old = key.partition(".")
+        values = tables.get(section)
+        if isinstance(values, dict) and old in values:
+            if new in values:
+                raise ConfigError(
+                    "Setting is given twice",
+                    where=where,
+                    found=f"{key} and {section}.{new}, which is its new name",
+                    do=f"remove {key}",
+                )
+            values[new] = values.pop(old)
+            _warn_renamed(key, f"{section}.{new}")
+    for key, renamed in _RENAMED_VALUES.items():
+        section, _, name = key.partition(".")
+        values = tables.get(section)
+        if not isinstance(values, dict) or not isinstance(value := values.get(name), str):
+            continue
+        if value in renamed:
+            values[name] = renamed[value]
+            _warn_renamed(f'{key} = "{value}"', f'{key} = "{renamed[value]}"')
+    return tables
+
+
+@functools.cache
+def _warn_renamed(old: str, new: str) -> None:
+    """Say once per process that a name is an old one."""
+    log.warning("%s is now called %s; the old name still works.", old, new)
 
 
 def _explain(error: ValidationError, where: str) -> ConfigError:
-    """One error for the first thing pydantic complains about."""
+    """Return one error for the first thing pydantic complains about."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        siblings = _fields_beside(first["loc"])
-        advice = _nearest(str(first["loc"][-1]), siblings) or f"known here: {', '.join(siblings)}"
         return ConfigError(
-            "Unknown key", where=f"{key} in {where}", found=f"{key} = {first['input']!r}", do=advice
+            "Unknown key",
+            where=f"{key} in {where}",
+            found=f"{key} = {first['input']!r}",
+            do=nearest(str(first["loc"][-1]), _fields_beside(first["loc"])),
         )
-    # Of a rule over several keys the input is the whole section, and its message names the keys.
-    found = "values that do not go together" if isinstance(first["input"], dict) else None
+    # For a rule over several keys the input is the whole section, and its message names the keys.
+    found = "values that do not fit each other" if isinstance(first["input"], dict) else None
     return ConfigError(
         "Wrong value",
         where=f"{key or 'the sections'} in {where}",
@@ -137,8 +228,3 @@ def _fields_beside(location: tuple[int | str, ...]) -> list[str]:
         models = [annotation, *get_args(annotation)]  # a section may be `X | None`
         (model,) = (m for m in models if isinstance(m, type) and issubclass(m, BaseModel))
     return sorted(model.model_fields)
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]}?" if close else ""

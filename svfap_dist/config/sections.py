@@ -1,18 +1,31 @@
-"""The sections of a recipe that say what a run reads, computes and writes.
+"""The sections of a recipe: what a run reads, computes and writes, and the task it fine-tunes on.
 
-Each field says its unit, its range and, where it comes from the paper, so. What a downstream task
-adds to them is in `downstream`.
+Each field says its unit, its range and, where it comes from the paper or the released code, so. A
+downstream protocol is a table too, never a branch in code: which column of a sample's labels is
+learned, which samples train and which test, what is reported, and what others published.
 """
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+from svfap_dist.errors import nearest
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Port = Annotated[int, Field(ge=0, lt=65536)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Scales = Annotated[tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...], Field(min_length=1)]
 
@@ -24,81 +37,113 @@ def _tokens_per_stage(value: Any) -> int | tuple[int, ...]:
     return numbers if isinstance(value, (list, tuple)) else numbers[0]
 
 
+def table(place: str) -> Collection[str]:
+    """Return the names in a table of another room.
+
+    Tables are named as text and imported only when a recipe is checked: their rooms are built on
+    top of this one, and some are slow to import.
+
+    Args:
+        place: "module:attribute", a dict by name or a sequence of names.
+    """
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _one_of(place: str, *more: str) -> AfterValidator:
+    """Return the check that a text is a name in a table, or one of a few others."""
+
+    def check(name: str) -> str:
+        if name in more or name in table(place):
+            return name
+        raise ValueError(nearest(name, [*more, *table(place)]))
+
+    return AfterValidator(check)
+
+
+# Names of things that other rooms own: a new row of their table is a new value here.
+Backend = Annotated[str, _one_of("svfap_dist.video.backends:BACKENDS", "auto")]
+Encoder = Literal["tpsbt", "vit"]
+MaskKind = Annotated[str, _one_of("svfap_dist.data.masking:MASKS")]
+Region = Annotated[str, _one_of("svfap_dist.video.region:REGIONS")]
+
+
 # One check instead of pydantic's for a union, which would name the union's branches, not the key.
 BottleneckTokens = Annotated[int | tuple[int, ...], BeforeValidator(_tokens_per_stage)]
 
 
 class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, no silent conversion of types."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class RunConfig(Section):
-    """Where a run lives and what makes it repeatable."""
+    """Where a run is stored and what makes it reproducible."""
 
     name: str = "pretrain"  # label of the metrics
     url: str = ""  # folder or s3:// prefix of the run's files; required to train
     seed: NonNegative = 0  # of weights, order of samples, windows, crops and masks
-    ledger: bool = False  # write (epoch, step, lane, key) of every sample used below ledger/
+    ledger: bool = False  # write (epoch, step, lane, key) of each sample used to ledger/
 
 
 class DataConfig(Section):
-    """Which clips, in which order, cut how."""
+    """Which clips, in which order, and how they are cut."""
 
     url: str = ""  # folder or s3:// prefix of the shards; required to train
-    eval_url: str = ""  # held-out shards; empty: no evaluation
+    eval_url: str = ""  # held-out shards for the validation loss; empty: none
     num_frames: Positive = 16  # frames of a clip (paper: 16)
     sampling_rate: Positive = 4  # frame stride (paper: 4, so a clip spans 61 frames)
     frame_size: Positive = 160  # pixels, height and width of a clip (paper: 160)
-    # Clips cut from each decoded window, each with a crop and a mask of its own. A step decodes
-    # global_batch_size / repeated_sampling samples; an epoch shows each of them so many times.
+    # Clips cut from each decoded window, each with its own crop and mask. A step decodes
+    # global_batch_size / repeated_sampling samples, an epoch shows each sample this many times.
     repeated_sampling: Positive = 1
-    region: Literal["voxceleb2", "centre", "full"] = (
-        "voxceleb2"  # cut before augmentation, see data/clips
-    )
+    region: Region = "voxceleb2"  # cut before augmentation
     crop_scales: Scales = (1.0, 0.875, 0.75, 0.66)  # of the region's shorter side; released code
     num_lanes: Positive = 8  # slices of an epoch; world sizes that divide it give the same batches
     shuffle_block: Positive = 256  # samples shuffled together inside a lane
     max_bad_fraction: Fraction = 0.01  # share of unreadable samples at which the run stops
-    # Processes of a rank that decode. 0: its threads do, and a video that hangs or crashes the
-    # decoder takes the run with it.
+    # Decoding processes of a rank. 0: its threads decode, and a video that hangs or crashes the
+    # decoder ends the run.
     decode_workers: NonNegative = 0
-    # Longest that a worker may take. With DALI, four times this without an answer end the run.
+    # Timeout of a worker for one video, in seconds. With DALI, four times this ends the run.
     decode_seconds: Annotated[float, Field(gt=0.0)] = 30.0
-    decode_threads: Positive = 2  # threads of a rank that fetch; twice the workers keep these busy
+    decode_threads: Positive = 2  # threads of a rank that fetch; 2 per worker keep the workers busy
     # Where planes of `train` shards become RGB. auto: on the device that trains, if that is a GPU.
-    colours: Literal["auto", "workers", "device"] = "auto"
-    prefetch_bytes: Positive = 512 << 20  # frames kept ready by a rank: 2 step batches at least
-    cache_dir: str = ""  # folder for copies of shards, shared by a node's ranks; empty: none
-    cache_bytes: Positive = 100 << 30  # bytes that the copies on a node may take
+    colors: Literal["auto", "workers", "device"] = "auto"
+    prefetch_bytes: Positive = 512 << 20  # decoded frames a rank buffers: 2 step batches at least
+    cache_dir: str = ""  # folder for a node's copies of shards, shared by its ranks; empty: none
+    cache_bytes: Positive = 100 << 30  # limit of these copies on a node
 
 
 class DecodeConfig(Section):
     """How videos become frames."""
 
-    # pyav: on the CPU. dali: on the GPU; a video that hangs or crashes it takes the run with it.
-    # auto: settled once per run, by measurement where both decode the data set; see video/backends.
-    backend: Literal["auto", "pyav", "dali"] = "auto"
-    pipelines: Positive = 4  # of DALI, per GPU: one alone leaves decoding units idle
+    # A row of video/backends, or auto: chosen once per run, by measurement where several backends
+    # decode the data set. dali decodes on the GPU; a video that hangs or crashes it ends the run.
+    backend: Backend = "auto"
+    pipelines: Positive = 4  # DALI pipelines per GPU; one alone leaves decoding units idle
 
 
 class MaskConfig(Section):
     """Which tokens the encoder does not see."""
 
-    # tube: the same patches in every tubelet frame (paper). random: as many in every tubelet frame,
-    # but other ones. frame: all patches of whole tubelet frames.
-    kind: Literal["tube", "random", "frame"] = "tube"
-    ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9  # share of what is masked (paper: 0.9)
-    # Share of the masked tokens that the decoder predicts; below 1, a running cell of 2x2 patches
-    # says which (VideoMAE V2's dual masking, there 0.5), and the loss is on those only.
+    # tube: the same patches in every tubelet frame (paper). random: equally many in every tubelet
+    # frame, drawn for each. frame: all patches of whole tubelet frames.
+    kind: MaskKind = "tube"
+    ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9  # share of masked tokens (paper: 0.9)
+    # Share of the masked tokens that the decoder predicts. Below 1 a running cell of 2x2 patches
+    # selects them (VideoMAE V2's dual masking, there 0.5), and the loss covers only these.
     decoder_ratio: Annotated[float, Field(gt=0.0, le=1.0, multiple_of=0.25)] = 1.0
 
 
 class ModelConfig(Section):
-    """Size of the autoencoder; fields left out take the value of the named size (model/sizes).
+    """Size of the autoencoder; omitted fields take the value of the named size (model/sizes).
 
-    The paper's ablations are each one field here, [mask] or [data]."""
+    Each of the paper's ablations is one field here, in [mask] or in [data].
+    """
 
-    encoder: Literal["tpsbt", "vit"] = "tpsbt"  # paper: TPSBT; vit: VideoMAE's, the baseline
+    encoder: Encoder = "tpsbt"  # paper; vit: the baseline
     size: Literal["nano", "tiny", "small", "base", "large"] = "base"  # of that encoder
     tubelet_size: Positive = 2  # frames of a tubelet (paper: 2)
     patch_size: Positive = 16  # pixels of a patch (paper: 16)
@@ -106,67 +151,58 @@ class ModelConfig(Section):
     num_heads: Positive | None = None
     stage_depths: tuple[Positive, ...] | None = None
     temporal_kernel_size: Positive | None = None  # tubelet frames merged between stages (paper: 2)
-    # How they are merged: strided convolution (paper), or pooling, which learns nothing.
+    # How they are merged: strided convolution (paper), or pooling without parameters.
     temporal_downsampling: Literal["conv", "average", "max"] = "conv"
     # Per tubelet frame (paper: 8); a list has one number for each stage but the first.
     num_bottleneck_tokens: BottleneckTokens | None = None
-    pyramid: bool = True  # false: nothing is merged, every stage has all tubelet frames
+    pyramid: bool = True  # false: no merging, every stage has all tubelet frames
     bottleneck: bool = True  # false: later stages have standard blocks over all their tokens
-    fusion: bool = True  # false: the decoder gets the last stage alone, repeated in time
+    fusion: bool = True  # false: the decoder gets only the last stage, repeated in time
     decoder_embed_dim: Positive | None = None
     decoder_num_heads: Positive | None = None
     decoder_depth: Positive | None = None
 
     def overrides(self) -> dict[str, object]:
-        """The fields that differ from the named size."""
+        """Return the fields that are set, and so replace those of the named size."""
         fixed = {"size", "tubelet_size", "patch_size"}
         return {name: value for name, value in self if name not in fixed and value is not None}
 
 
 class OptimConfig(Section):
-    """AdamW and its schedule. Learning rates are for a global batch of 256 and are scaled
-    linearly."""
+    """AdamW and its schedule; learning rates are per 256 clips of global batch, scaled linearly."""
 
     lr: Annotated[float, Field(gt=0.0)] = 3e-4  # released code
-    min_lr: Annotated[float, Field(ge=0.0)] = 1e-5  # at the end of the cosine; released code
+    min_lr: Annotated[float, Field(ge=0.0)] = 1e-5  # end of the cosine; released code
     warmup_lr: Annotated[float, Field(ge=0.0)] = 1e-6  # at step 0; released code
     warmup_fraction: Fraction = 0.05  # of all steps; released code: 5 of 100 epochs
     betas: tuple[Beta, Beta] = (0.9, 0.95)  # released code
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05  # none on biases, norms and 1-D parameters
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05  # not on biases, norms, 1-D parameters
     clip_grad_norm: Annotated[float, Field(ge=0.0)] = 0.0  # 0: no clipping (released code)
 
 
 class TrainConfig(Section):
-    """Batch, length, precision, and what is written when."""
+    """Batch size, length, precision, and when logs and checkpoints are written."""
 
     global_batch_size: Positive = 256  # clips of one optimizer step, over all ranks
     micro_batch_size: Positive = 64  # clips of one forward pass on one rank
     epochs: Positive = 100
-    max_steps: NonNegative = 0  # optimizer steps; 0: as many as the epochs have
-    max_seconds: NonNegative = 0  # of one attempt; then it saves and ends with code 75; 0: no limit
+    max_steps: NonNegative = 0  # optimizer steps; 0: those of the epochs
+    max_seconds: NonNegative = 0  # of one attempt, then save and exit with 75; 0: no limit
     dtype: Literal["float32", "bfloat16"] = "float32"
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2  # DeepSpeed ZeRO stage
-    # torch.compile of the model, which takes a minute at the start; wants Triton on a GPU, a C++
-    # compiler on a CPU.
+    # torch.compile the model: a minute at the start; needs Triton (GPU) or a C++ compiler (CPU).
     compile: bool = False
-    # Keep only what goes into each block and compute the rest again in the backward pass: a third
-    # more work, several times less memory.
+    # Keep only each block's input and recompute the rest in the backward pass: a third more
+    # operations, several times less memory.
     activation_checkpointing: bool = False
     log_every: Positive = 10  # steps
-    eval_every: NonNegative = (
-        0  # steps between evaluations on data.eval_url; 0: at the start and the end
-    )
+    # Steps between validations on data.eval_url; 0: only at the start and the end.
+    eval_every: NonNegative = 0
     checkpoint_every: Positive = 1000  # steps
     keep_last: Positive = 3  # newest checkpoints kept
-    keep_every: NonNegative = (
-        0  # also keep each checkpoint whose step is a multiple of this; 0: none
-    )
-    threads_per_rank: NonNegative = (
-        0  # CPU threads of torch in a rank; 0: cores / ranks of the node
-    )
-    collective_timeout_seconds: Positive = (
-        600  # a rank that does not answer for so long ends the attempt
-    )
+    keep_every: NonNegative = 0  # also keep checkpoints at multiples of this step; 0: none
+    threads_per_rank: NonNegative = 0  # torch's CPU threads; 0: cores / ranks of the node
+    collective_timeout_seconds: Positive = 600  # an unresponsive rank ends the attempt after this
 
 
 class ClusterConfig(Section):
@@ -175,21 +211,96 @@ class ClusterConfig(Section):
     num_workers: Positive = 1
     use_gpu: bool = False
     cpus_per_worker: Positive = 1
-    max_failures: Annotated[int, Field(ge=-1)] = (
-        3  # restarts of the group before giving up; -1: no end. Preempted nodes do not count
-    )
-    wait_seconds: NonNegative = 0  # for nodes to join before the cluster is called too small
+    # Restarts of the group before giving up; -1: unlimited. Preempted nodes do not count.
+    max_failures: Annotated[int, Field(ge=-1)] = 3
+    wait_seconds: NonNegative = 0  # time for nodes to join before the cluster counts as too small
 
 
 class MetricsConfig(Section):
     """The Prometheus endpoint of each rank."""
 
     enabled: bool = True
-    host: str = "127.0.0.1"  # loopback unless told otherwise
-    port: Annotated[int, Field(ge=0, lt=65536)] = (
-        0  # of local rank 0, the next for rank 1, ...; 0: any free port
-    )
-    # Of the driver's (without Ray: rank 0's) list of live ranks for Prometheus; 0: any free port.
-    discovery_port: Annotated[int, Field(ge=0, lt=65536)] = 0
-    # A run that ends by itself on a non-finite loss stays so long (seconds) for Prometheus to see.
+    host: str = "127.0.0.1"  # default: loopback
+    # Of local rank 0; local rank i listens on port + i. 0: any free port.
+    port: Port = 0
+    # Of the driver's (without Ray: rank 0's) service discovery of live ranks; 0: any free port.
+    discovery_port: Port = 0
+    # Seconds that a run ended by a non-finite loss stays up for Prometheus to scrape it.
     linger_seconds: Annotated[float, Field(ge=0.0)] = 0.0
+
+
+METRICS = {
+    "classification": ("uar", "war", "weighted_f1"),
+    "regression": ("pcc", "ccc", "acc"),
+}
+
+
+class TaskConfig(Section):
+    """What is learned from a labelled data set, and how it is tested."""
+
+    kind: Literal["classification", "regression"]
+    set: str  # name of the data set in the samples' labels: "dfew", "mafw", ...
+    # Column of the labels (data_sharding/sources, `Labels`): "class"; "classes.arousal" where a
+    # data set has several classifications; "values" for regressions.
+    label: str
+    # The classes in the order of their index, or the regressed dimensions: keys of "values".
+    names: Annotated[tuple[str, ...], Field(min_length=1)]
+    # Folds of the cross-validation: fold i tests samples with fold == i, trains on all others. 0:
+    # no folds, use the splits.
+    folds: NonNegative = 0
+    fold: NonNegative = 0  # the only fold to run; 0: all, one after the other
+    train_splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("train",)
+    test_splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("test",)
+    subject_independent: bool = False  # refuse subjects in both training and test
+    # Training samples per class, drawn by run.seed, for few-label experiments; 0: all.
+    labels_per_class: NonNegative = 0
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)]  # rows of evaluate/metrics
+    # Published values of `metrics`, in that order and in the unit of publication (percent for
+    # uar, war, weighted_f1); empty: none.
+    published: tuple[float, ...] = ()
+    published_source: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> TaskConfig:
+        known = METRICS[self.kind]
+        unknown = [metric for metric in self.metrics if metric not in known]
+        if unknown:
+            raise ValueError(f"{unknown[0]} is no metric of a {self.kind}: use {', '.join(known)}")
+        if self.published and len(self.published) != len(self.metrics):
+            raise ValueError("published must have one value for each of metrics, or none")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError("names must all be different")
+        if self.kind == "classification" and len(self.names) < 2:
+            raise ValueError("names must have at least two classes")
+        if self.fold > self.folds:
+            raise ValueError(f"fold must be one of the {self.folds} folds, or 0")
+        return self
+
+
+class FinetuneConfig(Section):
+    """The initial encoder and how it is trained on a task; defaults: released code."""
+
+    init: str = ""  # URL of a run, checkpoint or export; empty: from scratch
+    mode: Literal["full", "linear"] = "full"  # linear: frozen encoder (linear probe)
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75  # of the learning rate, per layer
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1  # stochastic depth of the last block
+    head_init_scale: Annotated[float, Field(gt=0.0)] = 0.001
+    output: Literal["none", "sigmoid", "tanh"] = "none"  # activation of a regression's outputs
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    mixup: Annotated[float, Field(ge=0.0)] = 0.8  # alpha; 0: off
+    cutmix: Annotated[float, Field(ge=0.0)] = 1.0  # alpha; 0: off
+    mix_probability: Fraction = 1.0  # probability that a batch is mixed
+    cutmix_probability: Fraction = 0.5  # probability of CutMix where both are on
+    # Views of a tested video, whose scores are averaged: windows in time times crops in space.
+    test_segments: Positive = 2
+    test_crops: Positive = 2
+
+
+class AugmentConfig(Section):
+    """Augmentation of training clips beside window and crop; defaults: released code."""
+
+    flip: Fraction = 0.5  # probability of mirroring a clip
+    rand_augment_ops: NonNegative = 4  # 0: no RandAugment
+    rand_augment_magnitude: Annotated[float, Field(ge=0.0, le=10.0)] = 7.0
+    rand_augment_std: Annotated[float, Field(ge=0.0)] = 0.5
+    erasing: Fraction = 0.25  # probability of random erasing

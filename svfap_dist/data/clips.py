@@ -31,7 +31,7 @@ from svfap_dist.video.color import to_rgb
 from svfap_dist.video.frames import Frames
 from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.pyav import TooShortError
-from svfap_dist.video.region import Crop, region
+from svfap_dist.video.region import Crop, region, region_name
 
 if TYPE_CHECKING:
     import torch
@@ -132,7 +132,7 @@ def region_of(info: VideoInfo, name: str) -> Crop:
     """`clip_region` for the region of that name."""
     if info.layout is None:
         return region(name, info.height, info.width)
-    if info.layout.region != name:
+    if region_name(info.layout.region) != region_name(name):
         raise ConfigError(
             "Shards were cut to another region",
             where="data.region",

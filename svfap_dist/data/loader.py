@@ -235,7 +235,7 @@ def _planes(config: Config, manifest: Manifest, reader: SampleReader) -> tuple[i
     Planes are for shards of the profile train, whose frames mostly are of one size: the size that a
     few samples, found all over the data set, agree on. Clips of a task are augmented as RGB.
     """
-    wish = config.data.colours
+    wish = config.data.colors
     if (
         config.task is not None
         or manifest.profile != "train"

@@ -90,13 +90,13 @@ def running_cell(
     return masked[turn < round(_CELL * decoder_ratio)]
 
 
-_KINDS = {"tube": tube, "random": random, "frame": frame}
+MASKS = {"tube": tube, "random": random, "frame": frame}
 
 
 def split(stream: Stream, config: Config) -> TokenSplit:
     """The visible and the masked tokens of a clip, all of its N, by the recipe's [mask]."""
     patches = (config.data.frame_size // config.model.patch_size) ** 2
-    return _KINDS[config.mask.kind](stream, config.num_tubelets, patches, config.mask.ratio)
+    return MASKS[config.mask.kind](stream, config.num_tubelets, patches, config.mask.ratio)
 
 
 def predicted_split(stream: Stream, config: Config) -> TokenSplit:

@@ -110,7 +110,7 @@ def check_made_by_workers(config: Config) -> None:
         return
     for key, value, other in (
         ("decode.backend", config.decode.backend, "pyav"),
-        ("data.colours", config.data.colours, "workers"),
+        ("data.colors", config.data.colors, "workers"),
     ):
         if value in ("dali", "device"):
             raise ConfigError(

@@ -139,7 +139,7 @@ class Cutter:
                 raise WrongSizeError(
                     "Frames are larger than those of other samples",
                     found=f"{frames.y.shape[1:]}",
-                    do="shard with one --size for all videos, or set data.colours=workers",
+                    do="shard with one --size for all videos, or set data.colors=workers",
                 )
             place[:, :height, :width] = plane
         arrays["crops"][batch, row] = dataclasses.astuple(crop)

@@ -18,12 +18,12 @@ from svfap_dist.config import Config
 from svfap_dist.errors import CheckpointError, ConfigError
 from svfap_dist.model.patches import IMAGENET_MEAN, IMAGENET_STD
 from svfap_dist.model.sizes import Size
-from svfap_dist.video.region import Region
+from svfap_dist.video.region import REGIONS, Region, region_name
 
 FORMAT = "svfap-export-1"
 Kind = Literal["features", "classification", "regression"]
 Activation = Literal["none", "sigmoid", "tanh"]
-_REGIONS, _KINDS, _ACTIVATIONS = get_args(Region), get_args(Kind), get_args(Activation)
+_KINDS, _ACTIVATIONS = get_args(Kind), get_args(Activation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Card:
     num_frames: int
     frame_size: int
     sampling_rate: int = 4  # arXiv 2401.00416; on FERV39k the authors take 1
-    region: Region = "centre"
+    region: Region = "center"
     kind: Kind = "features"
     names: tuple[str, ...] = ()
     activation: Activation = "none"
@@ -74,6 +74,8 @@ class Card:
         given = dict(overrides)
         if "names" in given:
             given["names"] = tuple(given["names"])
+        if "region" in given:
+            given["region"] = region_name(given["region"])
         unknown = sorted(given.keys() - _OVERRIDABLE)
         if unknown:
             raise ConfigError(
@@ -92,7 +94,7 @@ class Card:
         Raises: ConfigError.
         """
         rules = {
-            "region": (self.region in _REGIONS, f"use {', '.join(_REGIONS)}"),
+            "region": (self.region in REGIONS, f"use {', '.join(REGIONS)}"),
             "kind": (self._kind_fits(), f"the network has {self.num_outputs} outputs"),
             "activation": (self.activation in _ACTIVATIONS, f"use {', '.join(_ACTIVATIONS)}"),
             "names": (
@@ -140,7 +142,7 @@ def of_checkpoint(build: dict[str, Any], config: Config, state: TrainState) -> C
         num_frames=config.data.num_frames,
         frame_size=config.data.frame_size,
         sampling_rate=config.data.sampling_rate,
-        region=config.data.region,
+        region=region_name(config.data.region),
         provenance=provenance,
     )
     if "num_outputs" not in build:
@@ -204,6 +206,7 @@ def from_json(data: bytes, where: str) -> Card | None:
         card = Card(
             document["build"],
             **{name: clip[name] for name in _CLIP},
+            region=region_name(clip["region"]),
             kind=task["kind"],
             names=tuple(task["names"]),
             activation=task["activation"],
@@ -223,4 +226,4 @@ def from_json(data: bytes, where: str) -> Card | None:
     return card
 
 
-_CLIP = ("num_frames", "sampling_rate", "region", "frame_size")
+_CLIP = ("num_frames", "sampling_rate", "frame_size")

@@ -57,11 +57,11 @@ def _spec(config: Config, on_gpu: bool) -> pipelines.Spec:
     """The recipe on one rank of this machine: the smallest batch that its lanes allow."""
     cores = len(os.sched_getaffinity(0))
     batch = config.data.num_lanes * config.data.repeated_sampling
-    wish = config.data.colours
+    wish = config.data.colors
     data = {
         "decode_workers": min(config.data.decode_workers, cores),
         "decode_threads": min(config.data.decode_threads, 2 * cores),
-        "colours": "device" if wish == "auto" and on_gpu else wish,
+        "colors": "device" if wish == "auto" and on_gpu else wish,
     }
     small = config.model_copy(
         update={

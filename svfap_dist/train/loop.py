@@ -13,8 +13,7 @@ import contextlib
 from collections.abc import Callable
 
 from svfap_dist import distributed
-from svfap_dist.config import Config, check_world_size
-from svfap_dist.errors import ConfigError
+from svfap_dist.config import Config, check_world_size, require_urls
 from svfap_dist.telemetry.recorder import Row
 from svfap_dist.train import health, objective
 from svfap_dist.train.attempt import Attempt, look_around
@@ -45,7 +44,7 @@ def run(
     Raises: ConfigError, ShardError, ClusterError before the first step; HealthError,
     CheckpointError, StorageError at any step.
     """
-    _require_urls(config)
+    require_urls(config)
     world = distributed.world_from_environment()
     check_world_size(config, world.world_size)
     with contextlib.ExitStack() as stack:
@@ -78,17 +77,6 @@ def run(
         return attempt.finish(notice)
 
 
-def _require_urls(config: Config) -> None:
-    for key, url in (("data.url", config.data.url), ("run.url", config.run.url)):
-        if not url:
-            raise ConfigError(
-                "Nothing is said about where to read or write",
-                where=key,
-                found="it is empty",
-                do=f"give {key}=a folder or an s3:// prefix",
-            )
-
-
 def preflight(config: Config) -> int:
     """Check all that can be checked before any rank is started: recipe, data, newest checkpoint.
 
@@ -96,7 +84,7 @@ def preflight(config: Config) -> int:
 
     Raises: ConfigError, ShardError, CheckpointError, StorageError.
     """
-    _require_urls(config)
+    require_urls(config)
     learned = objective.of(config)  # refuses dimensions that do not fit
     state = look_around(config).state
     if state is None:

@@ -22,7 +22,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from svfap_dist.config import Config
 from svfap_dist.errors import ConfigError, DecodeError
@@ -37,7 +37,8 @@ from svfap_dist.video.frames import Decoder, Frames
 from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.region import Crop
 
-Backend = Literal["pyav", "dali"]
+Backend = str
+BACKENDS: tuple[Backend, ...] = ("pyav", "dali")
 
 _SAMPLES = 8  # that are looked at
 _SECONDS = 1.0  # that each backend is measured, at least

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
+from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import pytest
 
 from svfap_dist.bundled import folder
 from svfap_dist.config import Config, TaskConfig, check_window, check_world_size, recipe
+from svfap_dist.data import masking
 from svfap_dist.errors import ConfigError
 
 
@@ -19,6 +22,79 @@ def test_bundled_recipe_loads_by_name_and_by_path(path):
     config = recipe.load(path.stem)
     assert recipe.load(str(path)) == config
     assert path.stem in recipe.names()
+
+
+OLD = json.loads((Path(__file__).parent / "recipes_f84d50d.json").read_text())
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_bundled_recipe_resolves_to_what_it_was_before_recipes_could_extend(name, caplog):
+    """Values and fingerprint of f84d50d, whose ten fine-tuning recipes repeated each other."""
+    then = recipe.from_tables(OLD[name]["config"], where="f84d50d")
+    assert recipe.load(name) == then
+    assert then.fingerprint == OLD[name]["fingerprint"]
+
+
+@pytest.fixture
+def fresh_warnings():
+    """Each test sees the warnings that a process gives once."""
+    recipe._warn_renamed.cache_clear()
+    yield
+    recipe._warn_renamed.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_warnings")
+def test_old_names_are_understood_with_one_warning_each(tmp_path, caplog):
+    path = tmp_path / "old.toml"
+    path.write_text('extends = "tiny_cpu"\n[data]\ncolours = "workers"\nregion = "centre"\n')
+    config = recipe.load(str(path))
+    assert (config.data.colors, config.data.region) == ("workers", "center")
+    assert recipe.load(str(path), ["data.colours=device"]).data.colors == "device"
+    assert recipe.load(str(path), ["data.colors=device"]).data.colors == "device"
+    tables = tomllib.loads(recipe.dumps(config))
+    tables["data"]["colours"] = tables["data"].pop("colors")
+    assert recipe.from_tables(tables, where="config.toml") == config
+    assert "colours" in tables["data"], "the caller's tables are left alone"
+    first, second = caplog.messages
+    assert "data.colours is now called data.colors" in first
+    assert 'data.region = "center"' in second
+    with pytest.raises(ConfigError, match="given twice"):
+        recipe.from_tables({"data": {"colours": "auto", "colors": "auto"}}, where="both")
+
+
+def test_recipes_extend_each_other_in_chains(tmp_path):
+    (tmp_path / "below").mkdir()
+    first, second = tmp_path / "below" / "first.toml", tmp_path / "second.toml"
+    first.write_text('extends = "finetune_dfew"\n[train]\nepochs = 7\nkeep_last = 9\n')
+    second.write_text('extends = "below/first.toml"\n[train]\nepochs = 8\n[run]\nseed = 1\n')
+    config = recipe.load(str(second), ["run.name=mine"])
+    dfew = recipe.load("finetune_dfew")
+    train = dfew.train.model_copy(update={"epochs": 8, "keep_last": 9})
+    run = dfew.run.model_copy(update={"seed": 1, "name": "mine"})
+    assert config == dfew.model_copy(update={"train": train, "run": run})
+
+
+@pytest.mark.parametrize(
+    ("extends", "message"),
+    [
+        ('"mine.toml"', r"in a circle.*mine\.toml -> .*mine\.toml"),
+        ('"none.toml"', r"extends in .*mine\.toml.*none\.toml: No such file"),
+        ('"finetune_dfw"', r"No such recipe.*mine\.toml.*did you mean finetune_dfew"),
+        ("3", r"extends in .*mine\.toml"),
+    ],
+)
+def test_what_cannot_be_extended_is_an_error(extends, message, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(f"extends = {extends}\n")
+    with pytest.raises(ConfigError, match=message):
+        recipe.load(str(path))
+
+
+def test_a_new_row_of_a_table_is_a_new_value(monkeypatch):
+    with pytest.raises(ConfigError, match="did you mean tube"):
+        recipe.load("tiny_cpu", ["mask.kind=tubes"])
+    monkeypatch.setitem(masking.MASKS, "tubes", masking.MASKS["tube"])
+    assert recipe.load("tiny_cpu", ["mask.kind=tubes"]).mask.kind == "tubes"
 
 
 def test_paper_recipe_is_the_released_codes():
@@ -204,9 +280,9 @@ def test_fingerprint_of_pre_training_is_without_what_only_fine_tuning_reads():
     [
         ({"metrics": ("pcc",)}, "pcc is no metric of a classification"),
         ({"published": (1.0, 2.0)}, "published"),
-        ({"names": ("sad", "sad")}, "all different"),
-        ({"names": ("sad",)}, "two classes"),
-        ({"fold": 2, "folds": 1}, "fold is one of the 1 folds"),
+        ({"names": ("sad", "sad")}, "all be different"),
+        ({"names": ("sad",)}, "at least two classes"),
+        ({"fold": 2, "folds": 1}, "fold must be one of the 1 folds"),
     ],
 )
 def test_impossible_tasks_are_refused(change, message):
@@ -228,5 +304,7 @@ def test_every_free_field_exists():
 
 
 def test_values_that_do_not_go_together_are_not_all_listed():
-    with pytest.raises(ConfigError, match=r"task in .* go together.*Do: fold is one of the 5"):
+    with pytest.raises(
+        ConfigError, match=r"task in .* fit each other.*Do: fold must be one of the 5"
+    ):
         recipe.load("finetune_synthetic", ["task.fold=7"])

@@ -136,7 +136,7 @@ def test_a_selection_smaller_than_a_batch_is_refused(make_data_set):
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value"), [("decode", "backend", "dali"), ("data", "colours", "device")]
+    ("section", "key", "value"), [("decode", "backend", "dali"), ("data", "colors", "device")]
 )
 def test_clips_of_a_task_are_not_made_on_the_device(make_data_set, section, key, value):
     config = task_config()

@@ -129,6 +129,6 @@ def test_squares_lie_evenly_along_the_longer_side(height, width, crops, expected
 
 def test_squares_lie_in_the_region():
     info = dataclasses.replace(INFO, height=224, width=300)
-    starts, crops = plan_multi_clip(info, config_of(4, 2, region="centre"))
+    starts, crops = plan_multi_clip(info, config_of(4, 2, region="center"))
     assert crops == {Crop(0, 38, 224, 224): 2}
     assert starts == {0: 1, 7: 1, 15: 1, 23: 1}  # of the 23 that there is room for

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from svfap_dist.config.downstream import METRICS as NAMES
+from svfap_dist.config.sections import METRICS as NAMES
 from svfap_dist.evaluate.metrics import METRICS, acc, ccc, pcc, uar, war, weighted_f1
 
 PAIRS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60)

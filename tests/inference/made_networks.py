@@ -28,7 +28,7 @@ WINDOW = 7  # frames that a clip spans: 4 of them, 2 apart
 def recipe(**sections) -> Config:
     """Clips of 4 frames, every second one, of 64 pixels."""
     return Config(
-        data=DataConfig(num_frames=4, frame_size=64, sampling_rate=2, region="centre"),
+        data=DataConfig(num_frames=4, frame_size=64, sampling_rate=2, region="center"),
         mask=MaskConfig(ratio=0.5),
         model=ModelConfig(size="nano", stage_depths=(1, 2)),
         **sections,

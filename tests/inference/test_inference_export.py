@@ -52,7 +52,7 @@ def test_the_description_is_enough_for_other_programs(tmp_path):
     clip = said["preprocessing"]
     assert [clip[name] for name in ("num_frames", "sampling_rate", "frame_size", "region")] == [
         *(4, 2, 64),
-        "centre",
+        "center",
     ]
     assert clip["mean"] == [0.485, 0.456, 0.406]
     assert clip["std"] == [0.229, 0.224, 0.225]

@@ -88,7 +88,7 @@ def test_of_an_imported_folder_what_the_user_says_counts(tmp_path, clips):
     network = svfap_dist.load(str(tmp_path))
     card = network.card
     assert (card.num_frames, card.sampling_rate, card.frame_size) == (4, 4, 64)
-    assert (card.kind, card.region, card.names) == ("classification", "centre", ())
+    assert (card.kind, card.region, card.names) == ("classification", "center", ())
     told = svfap_dist.load(
         str(tmp_path), region="full", sampling_rate=1, kind="regression", names=["a", "b", "c"]
     )
@@ -101,7 +101,7 @@ def test_of_an_imported_folder_what_the_user_says_counts(tmp_path, clips):
     ("overrides", "words"),
     [
         ({"names": ["a"]}, "names.*3 outputs"),
-        ({"region": "nose"}, "region = 'nose'.*voxceleb2, centre, full"),
+        ({"region": "nose"}, "region = 'nose'.*voxceleb2, center, full"),
         ({"sampling_rate": 0}, "sampling_rate = 0"),
         ({"kind": "features"}, "kind = 'features'.*3 outputs"),
         ({"licence": "mine"}, "licence.*known are activation"),

@@ -48,7 +48,7 @@ def batches(data_set, config: Config) -> list[tuple]:
     loader = ClipLoader(config, data_set.url, data_set.manifest, world())
     found = []
     for batch in loader.batches(0, 4):
-        assert isinstance(batch.frames, YuvClips) == (config.data.colours == "device")
+        assert isinstance(batch.frames, YuvClips) == (config.data.colors == "device")
         parts = [frames_on(torch.device("cpu"), batch, slice(k, k + 2)) for k in range(0, 8, 2)]
         bad = {each.index: each.reason for each in batch.bad}
         found.append((torch.cat(parts).clone(), batch.samples, batch.substituted, bad))
@@ -60,8 +60,8 @@ def batches(data_set, config: Config) -> list[tuple]:
 def test_planes_for_the_device_are_the_pictures_that_workers_make(data_set, repeats, workers):
     """Bit for bit: frames, crops, matrix, range and place of every clip, whatever substitutes."""
     fields = {**RANDOM, "repeated_sampling": repeats}
-    planes = batches(data_set, config_of(**fields, colours="device", decode_workers=workers))
-    rgb = batches(data_set, config_of(**fields, colours="workers"))
+    planes = batches(data_set, config_of(**fields, colors="device", decode_workers=workers))
+    rgb = batches(data_set, config_of(**fields, colors="workers"))
     seen = set()
     for (frames, samples, substituted, bad), (expected, *other) in zip(planes, rgb, strict=True):
         assert samples == other[0]

@@ -1,0 +1,249 @@
+"""`Config`: all sections of a run, the rules between them, and the run's fingerprint.
+
+What can be checked without data or a cluster is checked when a `Config` is made; `check_world_size`
+and `check_window` need to know the ranks or the data set and are called by those who do. A recipe
+with a section [task] is one of fine-tuning, any other is one of pre-training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from pydantic import model_validator
+
+from svfap_dist.config.sections import (
+    AugmentConfig,
+    ClusterConfig,
+    DataConfig,
+    DecodeConfig,
+    FinetuneConfig,
+    MaskConfig,
+    MetricsConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    Section,
+    TaskConfig,
+    TrainConfig,
+)
+from svfap_dist.errors import ConfigError
+
+# Fields that two attempts at one run may set differently: they change neither the order of samples
+# nor what is computed from them.
+_FREE_TO_CHANGE = {
+    "task": ("metrics", "published", "published_source"),
+    "finetune": ("init", "test_segments", "test_crops"),
+    "data": (
+        *("url", "eval_url", "max_bad_fraction", "decode_workers", "decode_seconds"),
+        *("decode_threads", "prefetch_bytes", "cache_dir", "cache_bytes"),
+    ),
+    "train": (
+        *("max_seconds", "micro_batch_size", "zero_stage", "compile", "activation_checkpointing"),
+        *("log_every", "eval_every", "checkpoint_every", "keep_last", "keep_every"),
+        *("threads_per_rank", "collective_timeout_seconds"),
+    ),
+}
+
+
+class Config(Section):
+    """Everything a run depends on."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    decode: DecodeConfig = DecodeConfig()
+    mask: MaskConfig = MaskConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    task: TaskConfig | None = None  # None: pre-training
+    finetune: FinetuneConfig = FinetuneConfig()
+    augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        data, model = self.data, self.model
+        for value, unit, key, divisor in (
+            (data.num_frames, model.tubelet_size, "data.num_frames", "model.tubelet_size"),
+            (data.frame_size, model.patch_size, "data.frame_size", "model.patch_size"),
+        ):
+            if value % unit:
+                raise _impossible(key, value, f"it is not a multiple of {divisor} = {unit}")
+        if self.task is None:
+            self._check_mask()
+        elif data.eval_url:
+            raise _impossible(
+                "data.eval_url", data.eval_url,
+                "held-out clips are for pre-training; a [task] names its own test samples",
+            )  # fmt: skip
+        self._check_batch()
+        return self
+
+    def _check_mask(self) -> None:
+        mask, tubelets = self.mask, self.num_tubelets
+        patches = (self.data.frame_size // self.model.patch_size) ** 2
+        total = tubelets if mask.kind == "frame" else patches
+        if not 0 < round(total * mask.ratio) < total:
+            units = "tubelet frames" if mask.kind == "frame" else "patches"
+            raise _impossible(
+                "mask.ratio", mask.ratio, f"of {total} {units} it must mask some and leave some"
+            )
+        # Over 4 tubelet frames the running cell visits each of its places once, so every masked
+        # tube, and with it every clip, has equally many predicted tokens. Only tubes ensure that.
+        if mask.decoder_ratio < 1 and (mask.kind != "tube" or tubelets % 4):
+            raise _impossible(
+                "mask.decoder_ratio",
+                mask.decoder_ratio,
+                "below 1 it needs mask.kind = tube and a multiple of 4 tubelet frames, not "
+                f"{mask.kind} and {tubelets}",
+            )
+
+    def _check_batch(self) -> None:
+        train, data = self.train, self.data
+        if train.global_batch_size % (data.num_lanes * data.repeated_sampling):
+            raise _impossible(
+                "train.global_batch_size",
+                train.global_batch_size,
+                "every step takes equally many samples from each lane and cuts equally many clips "
+                f"from each sample: data.num_lanes = {data.num_lanes} times "
+                f"data.repeated_sampling = {data.repeated_sampling} does not divide it",
+            )
+        if train.zero_stage == 0 and train.dtype == "bfloat16":
+            raise _impossible(
+                "train.zero_stage",
+                0,
+                "DeepSpeed's stage 0 is wrong with train.dtype = bfloat16; use 1, 2 or 3",
+            )
+        check_world_size(self, self.cluster.num_workers, key="cluster.num_workers")
+
+    @property
+    def window(self) -> int:
+        """Source frames that a clip spans (16 frames at stride 4: 61)."""
+        return (self.data.num_frames - 1) * self.data.sampling_rate + 1
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples read for one optimizer step, over all ranks."""
+        return self.train.global_batch_size // self.data.repeated_sampling
+
+    @property
+    def num_tubelets(self) -> int:
+        """Tubelet frames of a clip."""
+        return self.data.num_frames // self.model.tubelet_size
+
+    @property
+    def num_visible_tubelets(self) -> int:
+        """Tubelet frames of a clip that have visible tokens."""
+        masked = round(self.num_tubelets * self.mask.ratio) if self.mask.kind == "frame" else 0
+        return self.num_tubelets - masked
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all fields that decide the numbers of a run.
+
+        Where a run is stored, where it runs and how often it logs or saves do not count. Renamed
+        keys and values count under their first names, so that fingerprints in old checkpoints stay
+        equal to today's.
+        """
+        fields = self.model_dump(mode="json", include={"data", "mask", "model", "optim", "train"})
+        fields["run"] = {"seed": self.run.seed}
+        if self.task is not None:
+            fields |= self.model_dump(mode="json", include={"task", "finetune", "augment"})
+        for section, names in _FREE_TO_CHANGE.items():
+            for name in names if section in fields else ():
+                fields[section].pop(name)
+        data = fields["data"]
+        data["colours"] = data.pop("colors")
+        data["region"] = {"center": "centre"}.get(data["region"], data["region"])
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _impossible(key: str, value: object, why: str) -> ConfigError:
+    return ConfigError(
+        "Impossible combination in the recipe",
+        where=key,
+        found=f"{value!r}: {why}",
+        do=f"change {key} or what it must fit",
+    )
+
+
+def check_world_size(config: Config, world_size: int, key: str = "world size") -> int:
+    """Return the gradient accumulation steps for a number of ranks.
+
+    Args:
+        config: the recipe, for its lanes and its batch sizes.
+        world_size: ranks.
+        key: what an error names as the place of the number.
+
+    Raises:
+        ConfigError: the lanes or the global batch cannot be shared equally among the ranks.
+    """
+    lanes, batch = config.data.num_lanes, config.train.global_batch_size
+    possible = [size for size in range(1, lanes + 1) if lanes % size == 0]
+    if world_size not in possible:
+        raise ConfigError(
+            "Lanes cannot be shared equally",
+            where=key,
+            found=f"{world_size} ranks for data.num_lanes = {lanes}",
+            do=f"use one of {', '.join(map(str, possible))} ranks, or a data.num_lanes that is "
+            f"a multiple of {world_size}",
+        )
+    per_rank = batch // world_size
+    micro = min(config.train.micro_batch_size, per_rank)
+    if per_rank % micro:
+        raise ConfigError(
+            "Global batch cannot be divided",
+            where="train.micro_batch_size",
+            found=f"{micro} clips per forward pass, {per_rank} clips for each of {world_size} "
+            f"ranks of train.global_batch_size = {batch}",
+            do=f"choose a train.micro_batch_size that divides {per_rank}",
+        )
+    return per_rank // micro
+
+
+def check_window(config: Config, min_frames: int, where: str) -> None:
+    """Check that the shortest video of a data set is long enough for a clip.
+
+    Args:
+        config: the recipe, for the window of its clips.
+        min_frames: frames of the shortest video.
+        where: the data set, for the error.
+
+    Raises:
+        ConfigError: a clip's window is longer.
+    """
+    if config.window > min_frames:
+        data = config.data
+        raise ConfigError(
+            "Window is longer than a clip of the data set",
+            where=where,
+            found=f"data.num_frames = {data.num_frames} at data.sampling_rate = "
+            f"{data.sampling_rate} spans {config.window} frames, the shortest video has "
+            f"{min_frames}",
+            do="lower data.num_frames or data.sampling_rate, or shard again with "
+            f"--min-frames {config.window}",
+        )
+
+
+def require_urls(config: Config, *keys: str, hint: str = "an s3:// prefix or a folder") -> None:
+    """Check that a recipe says where to read and write.
+
+    Args:
+        config: the recipe.
+        *keys: "data.url", "run.url", ...; none: these two.
+        hint: what to give, for the error.
+
+    Raises:
+        ConfigError: one of them is empty.
+    """
+    for key in keys or ("data.url", "run.url"):
+        section, _, name = key.partition(".")
+        if not getattr(getattr(config, section), name):
+            raise ConfigError(
+                f"Missing required setting: {key}",
+                where=key,
+                found="it is empty",
+                do=f"give {key}={hint}",
+            )
