@@ -1,12 +1,12 @@
-"""Where videos come from: one small module per layout of a data set.
+"""Where videos come from: one module per layout of a data set, one row of `SOURCES` for each.
 
-Each module of the table has `samples(text) -> Iterator[SourceVideo]`, where `text` is the INPUT of
-the command line: a folder or prefix of files, or, for `synthetic`, what to render. It yields the
-videos in an order that is the same on every call. Videos are named here and read later, by
-whichever process probes them, so a `SourceVideo` carries a picklable `read` and no bytes.
+In: the INPUT of the command line: a folder or prefix of files, or, for `synthetic`, what to render.
+Out: `SourceVideo`s, in an order that is the same on every call. Videos are named here and read
+later, by whichever process probes them, so a `SourceVideo` carries a picklable `read` and no bytes.
 
-Modules are imported when they are asked for: a new layout is one file and one row. What the sets
-for fine-tuning say about a video has one form, `Labels`; docs/datasets.md lists them.
+To add a source, write a module with `samples(input) -> Iterator[SourceVideo]` and add its row; the
+command line's help, the errors and docs/datasets.md follow the table. Start with `folder`, then
+`labelled`, which the labelled sets share. What those say about a video has one form, `Labels`.
 """
 
 from __future__ import annotations
@@ -14,39 +14,25 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, cast
+from typing import Any
 
 from svfap_dist.errors import ConfigError
-
-SOURCES = {
-    "avcaffe": "data_sharding.sources.avcaffe",
-    "cremad": "data_sharding.sources.cremad",
-    "dfew": "data_sharding.sources.dfew",
-    "enterface05": "data_sharding.sources.enterface05",
-    "ferv39k": "data_sharding.sources.ferv39k",
-    "firstimpressions": "data_sharding.sources.firstimpressions",
-    "folder": "data_sharding.sources.folder",
-    "mafw": "data_sharding.sources.mafw",
-    "ravdess": "data_sharding.sources.ravdess",
-    "synthetic": "data_sharding.sources.synthetic",
-    "voxceleb2": "data_sharding.sources.voxceleb2",
-    "werewolfxl": "data_sharding.sources.werewolfxl",
-}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SourceVideo:
     """One video of a source, not yet read.
 
-    key: unique name in the data set, without dots (webdataset splits a member's name at the first).
-    read: gives the file's bytes; picklable, so that a worker process can call it.
-    labels: what the source knows (identity, expression, fold, ...), JSON values.
-    where: path or URL for messages.
-    suffix: the container's suffix, one of `VIDEO_SUFFIXES`.
-    stamp: changes when the content changes, as far as that is cheap to know: a file's size in
-    bytes, a rendered clip's parameters.
-    num_bytes: size of the file, 0 if it is not known.
-    misfit: why the source cannot place this file in its layout; it is then listed and left out.
+    Attributes:
+        key: unique name in the data set, without dots (webdataset splits names at the first).
+        read: returns the file's bytes; picklable, so that a worker process can call it.
+        labels: what the source knows (identity, expression, fold, ...), JSON values.
+        where: path or URL for messages.
+        suffix: the container's suffix, one of `VIDEO_SUFFIXES`.
+        stamp: changes when the content changes, as far as that is cheap to know: a file's size in
+            bytes, a rendered clip's parameters.
+        misfit: why the source cannot place this file in its layout; it is then rejected.
+        num_bytes: size of the file, 0 if it is not known.
     """
 
     key: str
@@ -59,12 +45,6 @@ class SourceVideo:
     num_bytes: int = 0
 
 
-class Source(Protocol):
-    """What a module of the table offers."""
-
-    def samples(self, text: str, /) -> Iterator[SourceVideo]: ...
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
     """What a labelled set says about one sample; `as_dict` is a `SourceVideo`'s `labels`.
@@ -72,11 +52,16 @@ class Labels:
     A protocol is a filter on these columns: fold k of a k-fold protocol tests the samples with
     `fold == k` and trains on all others; a fixed protocol goes by `split`.
 
-    set: the source's name. subject: the person, where the set names one.
-    class_index, class_name: the expression, counted from 0; under the keys `class`, `class_name`.
-    classes, class_names: the same per dimension, for sets of several classifications.
-    values: per dimension or trait, for sets of regressions.
-    fold: number, from 1, of the only fold in which the sample is tested. split: train, val, test.
+    Attributes:
+        set: the source's name.
+        subject: the person, where the set names one.
+        class_index: number of the expression, from 0; under the key `class`.
+        class_name: the expression.
+        classes: class numbers by dimension, for sets of several classifications.
+        class_names: class names by dimension.
+        values: numbers by dimension or trait, for sets of regressions.
+        fold: number, from 1, of the only fold in which the sample is tested.
+        split: train, val or test.
     """
 
     set: str
@@ -90,19 +75,129 @@ class Labels:
     split: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The columns that this sample has, by name; JSON values."""
+        """Return the columns that this sample has, by name; JSON values."""
         columns = {
             "class" if k == "class_index" else k: v for k, v in dataclasses.asdict(self).items()
         }
         return {name: value for name, value in columns.items() if value is not None}
 
 
-def load(name: str) -> Source:
-    """The source module called `name`.
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One row of `SOURCES`.
 
-    Raises: ConfigError if there is none, naming those there are.
+    Attributes:
+        name: what the command line calls it.
+        is_labelled: whether its videos have `Labels`, to fine-tune on.
+        input: what INPUT holds or says; errors repeat it.
+        help: what the set is, in one line.
+        module: defines `samples`; imported on first use. "": the module of that name in this room.
+    """
+
+    name: str
+    is_labelled: bool
+    input: str
+    help: str
+    module: str = ""
+
+    def samples(self, text: str) -> Iterator[SourceVideo]:
+        """Return the videos, in an order that is the same on every call.
+
+        Args:
+            text: the INPUT of the command line.
+
+        Raises:
+            ConfigError: INPUT is no folder, or cannot be understood.
+            ShardError: INPUT is not in the source's layout.
+            StorageError: INPUT cannot be read.
+        """
+        module = importlib.import_module(self.module or f"{__name__}.{self.name}")
+        return module.samples(text)
+
+
+_ROWS = (
+    Source("folder", False, "any videos", "every video file below a folder, without labels"),
+    Source(
+        "voxceleb2",
+        False,
+        "idNNNNN/<video>/NNNNN.mp4, at any depth",
+        "VoxCeleb2: interviews of celebrities, for pre-training",
+    ),
+    Source(
+        "synthetic",
+        True,
+        "what to render, such as clips=210,identities=30",
+        "rendered talking faces in 7 expressions, to try everything without data",
+    ),
+    Source(
+        "avcaffe",
+        True,
+        "videos/shorter_segments/aiimNNN/task_N/*.avi, ground_truths and info",
+        "AVCAffe: affect and cognitive load in remote work",
+    ),
+    Source(
+        "cremad",
+        True,
+        "VideoFlash/<actor>_<sentence>_<emotion>_<level>.flv",
+        "CREMA-D: 91 actors speak sentences in 6 emotions",
+    ),
+    Source(
+        "dfew",
+        True,
+        "Clip/clip_224x224/NNNNN/*.jpg and EmoLabel_DataSplit",
+        "DFEW: film clips of 7 expressions",
+    ),
+    Source(
+        "enterface05",
+        True,
+        "subject N/<emotion>/sentence M/*.avi",
+        "eNTERFACE05: 44 persons speak sentences in 6 emotions",
+    ),
+    Source(
+        "ferv39k",
+        True,
+        "2_ClipsforFaceCrop/<Scene>/<Emotion>/NNNN/*.jpg and 4_setups/All_scenes",
+        "FERV39k: clips of 7 expressions in 22 scenes",
+    ),
+    Source(
+        "firstimpressions",
+        True,
+        "the videos, annotation_training.pkl, annotation_validation.pkl, annotation_test.pkl",
+        "ChaLearn First Impressions V2: vlogs rated for 5 personality traits",
+    ),
+    Source(
+        "mafw",
+        True,
+        "data/frames/NNNNN or data/clips/NNNNN.mp4, and Train & Test Set",
+        "MAFW: clips of 11 expressions",
+    ),
+    Source(
+        "ravdess",
+        True,
+        "Actor_NN/MM-VC-EE-II-SS-RR-AA.mp4",
+        "RAVDESS: 24 actors speak sentences in 8 emotions",
+    ),
+    Source(
+        "werewolfxl",
+        True,
+        "SS_PP_N.mp4 and labels.csv with columns VideoName, Pleasure_average, Arousal_average, "
+        "Dominance_average",
+        "Werewolf-XL: players rated for valence, arousal and dominance",
+    ),
+)
+SOURCES = {row.name: row for row in _ROWS}
+
+
+def load(name: str) -> Source:
+    """Return the source of that name.
+
+    Args:
+        name: a key of `SOURCES`.
+
+    Raises:
+        ConfigError: There is none; the error lists those there are.
     """
     if name not in SOURCES:
         known = ", ".join(sorted(SOURCES))
         raise ConfigError("Unknown source", found=name, do=f"use one of: {known}")
-    return cast(Source, importlib.import_module(SOURCES[name]))
+    return SOURCES[name]

@@ -1,7 +1,7 @@
 """AVCAffe: 106 persons in remote tasks, who then rated their affect and their cognitive load.
 
-INPUT is the folder with `videos`, `ground_truths` and `info`. Labels are given per person and task,
-and hold for all the short clips of it. The official split is by person.
+INPUT is the folder with `videos`, `ground_truths` and `info`. Labels are per person and task, and
+hold for all short clips of the task. The official split is by person.
 https://github.com/pritamqu/AVCAffe
 """
 
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 from data_sharding.sources import Labels, SourceVideo
-from data_sharding.sources.folds import fixed
+from data_sharding.sources.folds import fixed_splits
 from data_sharding.sources.labelled import Place, join, media_of, not_the_layout, read_rows
 from svfap_dist import storage
 
@@ -23,21 +23,22 @@ LOADS = ("mental_demand", "temporal_demand", "effort")  # 0 to 21
 LOAD_CLASSES = ("low", "high")
 HIGH_LOAD_ABOVE = 10
 TRUTHS = "ground_truths/{dimension}.txt"  # rows `aiimNNN_task_N, value`
-SPLITS = {"train": "info/train.txt", "val": "info/val.txt"}  # known: a person `aiimNNN` per row
+SPLITS = {
+    "train": "info/train.txt",
+    "val": "info/val.txt",
+}  # a person per row
 PLACES = (Place("videos/shorter_segments", "videos"),)  # aiimNNN/task_N/*.avi
 _CLIP = re.compile(r"(aiim\d+)/(task_\d+)/[^/]+")
-_LAYOUT = "videos/shorter_segments/aiimNNN/task_N/*.avi, ground_truths and info"
 
 
 def samples(folder: str) -> Iterator[SourceVideo]:
-    """Every short clip; key: `aiimNNN/task_N/<name>`.
+    """See `Source.samples`; key: `aiimNNN/task_N/<name>`.
 
     Classes: arousal and valence in five, and the loads that have a file in two.
-    Raises: ConfigError, ShardError if the folder is not AVCAffe's, StorageError.
     """
     media = media_of(folder, PLACES)
     people = {split: _people(folder, path) for split, path in SPLITS.items()}
-    split_of = {person: split for person, _, split in fixed("info", people)}
+    split_of = {person: split for person, _, split in fixed_splits("info", people)}
     truths = {dimension: _truths(folder, dimension) for dimension in AFFECT}
     there = [d for d in LOADS if storage.exists(storage.join(folder, TRUTHS.format(dimension=d)))]
     truths |= {dimension: _truths(folder, dimension) for dimension in there}
@@ -48,7 +49,7 @@ def samples(folder: str) -> Iterator[SourceVideo]:
             classes = {d: rows[task] for d, rows in truths.items() if task in rows}
             if AFFECT.keys() <= classes.keys():
                 labels[name] = _labelled(found[1], classes, split)
-    return join("avcaffe", folder, media, labels, _LAYOUT)
+    return join("avcaffe", folder, media, labels)
 
 
 def _labelled(subject: str, classes: dict[str, int], split: str) -> Labels:

@@ -1,6 +1,6 @@
 """CREMA-D: 91 actors speak twelve sentences in six emotions; five folds by actor.
 
-INPUT is the folder with `VideoFlash`, or that itself; labels are in the file names.
+INPUT is the folder with `VideoFlash`, or `VideoFlash` itself. Labels come from the file names.
 https://github.com/CheyneyComputerScience/CREMA-D
 """
 
@@ -14,35 +14,25 @@ from data_sharding.sources.folds import block_of
 from data_sharding.sources.labelled import labelled_by_path
 from data_sharding.sources.listing import suffix_of
 
-CLASSES = {
-    "ANG": "anger",
-    "DIS": "disgust",
-    "FEA": "fear",
-    "HAP": "happy",
-    "NEU": "neutral",
-    "SAD": "sad",
-}
+CODES = ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")
+CLASSES = ("anger", "disgust", "fear", "happy", "neutral", "sad")
 FIRST_ACTOR = 1001
 ACTORS_PER_FOLD = (18, 18, 18, 18, 19)
 BROKEN = {"1076_MTI_NEU_XX", "1076_MTI_SAD_XX", "1064_TIE_SAD_XX", "1064_IEO_DIS_MD"}
-_CLIP = re.compile(rf"(?:.*/)?((\d{{4}})_[A-Z]{{3}}_({'|'.join(CLASSES)})_[A-Z]{{2}})\.\w+")
-_LAYOUT = "VideoFlash/<actor>_<sentence>_<emotion>_<level>.flv"
+_CLIP = re.compile(rf"(?:.*/)?((\d{{4}})_[A-Z]{{3}}_({'|'.join(CODES)})_[A-Z]{{2}})\.\w+")
 
 
 def samples(folder: str) -> Iterator[SourceVideo]:
-    """Every clip of CREMA-D; key `1001_DFA_ANG_XX`. The four broken ones are misfits.
-
-    Raises: ConfigError, ShardError if the folder is not CREMA-D's, StorageError.
-    """
+    """See `Source.samples`; key: `1001_DFA_ANG_XX`. The four broken clips are misfits."""
     return labelled_by_path(
-        "cremad", folder, _parse, _LAYOUT, preferred=lambda path: suffix_of(path) == "flv"
+        "cremad", folder, _parse, preferred=lambda path: suffix_of(path) == "flv"
     )
 
 
 def _parse(path: str) -> tuple[str, Labels] | str:
     found = _CLIP.fullmatch(path)
     if not found:
-        return f"not named {_LAYOUT}"
+        return ""
     name, actor, emotion = found.groups()
     if name in BROKEN:
         return "known to be broken"
@@ -52,7 +42,7 @@ def _parse(path: str) -> tuple[str, Labels] | str:
     return name, Labels(
         set="cremad",
         subject=actor,
-        class_index=list(CLASSES).index(emotion),
-        class_name=CLASSES[emotion],
+        class_index=(number := CODES.index(emotion)),
+        class_name=CLASSES[number],
         fold=fold,
     )

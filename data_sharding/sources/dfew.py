@@ -1,7 +1,7 @@
 """DFEW: film clips of seven expressions, five official folds. https://dfew-dataset.github.io/
 
-INPUT is the folder with `Clip` and `EmoLabel_DataSplit`. Frames are taken where they are, else the
-clips. The folds hold the 11,697 clips that have a single label; others are listed as left out.
+INPUT is the folder with `Clip` and `EmoLabel_DataSplit`. Frames are used where they exist, else the
+clips. The folds hold the 11,697 clips that have a single label; others are rejected.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_sharding.sources import Labels, SourceVideo
-from data_sharding.sources.folds import Rows, official
+from data_sharding.sources.folds import Rows, official_folds
 from data_sharding.sources.labelled import (
     Medium,
     Place,
@@ -30,14 +30,10 @@ PLACES = (
     Place("Clip/clip_224x224_avi", "videos"),  # NNNNN.avi
     Place("Clip/original", "videos"),  # N.mp4
 )
-_LAYOUT = "Clip/clip_224x224/NNNNN/*.jpg and EmoLabel_DataSplit"
 
 
 def samples(folder: str) -> Iterator[SourceVideo]:
-    """Every clip of DFEW; key: its number in five digits.
-
-    Raises: ConfigError, ShardError if the folder is not DFEW's, StorageError.
-    """
+    """See `Source.samples`; key: the clip's number in five digits."""
     media: dict[str, Medium] = {}
     for name, medium in media_of(folder, PLACES).items():
         add(media, name.zfill(5), name, medium)
@@ -46,9 +42,9 @@ def samples(folder: str) -> Iterator[SourceVideo]:
         name: Labels(
             set="dfew", class_index=int(label) - 1, class_name=CLASSES[int(label) - 1], fold=fold
         )
-        for name, label, fold in official(LISTS, lists)
+        for name, label, fold in official_folds(LISTS, lists)
     }
-    return join("dfew", folder, media, labels, _LAYOUT)
+    return join("dfew", folder, media, labels)
 
 
 def _rows(folder: str, part: str, fold: int) -> Rows:

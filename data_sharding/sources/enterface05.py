@@ -1,8 +1,8 @@
 """eNTERFACE05: 44 persons speak five sentences in six emotions; five folds by person.
 
-INPUT is the folder with `subject N`; labels are in the folders' names, for the files' names are not
-regular (`s_3_fe_5`); crops of `svfap faces` are mp4. Person 23 has no folders of sentences. Person
-6 is incomplete and in no fold.
+INPUT is the folder with `subject N`. Labels come from the folders' names, since the files' names
+are not regular (`s_3_fe_5`); crops of `svfap faces` are mp4. Person 23 has no folders of sentences.
+Person 6 is incomplete and in no fold.
 https://enterface.net/enterface05
 """
 
@@ -21,21 +21,17 @@ SUBJECTS_PER_FOLD = (9, 9, 9, 9, 7)  # in order of number
 _CLIP = re.compile(
     rf"(?:.*/)?(subject[ _](\d+)/({'|'.join(CLASSES)})/(?:sentence[ _]?\d+/)?[^/]+)\.(?:avi|mp4)"
 )
-_LAYOUT = "subject N/<emotion>/sentence M/*.avi"
 
 
 def samples(folder: str) -> Iterator[SourceVideo]:
-    """Every clip; key: its path from `subject N` on, with `_` for blanks.
-
-    Raises: ConfigError, ShardError if the folder is not eNTERFACE05's, StorageError.
-    """
-    return labelled_by_path("enterface05", folder, _parse, _LAYOUT)
+    """See `Source.samples`; key: the path from `subject N` on, with `_` for blanks."""
+    return labelled_by_path("enterface05", folder, _parse)
 
 
 def _parse(path: str) -> tuple[str, Labels] | str:
     found = _CLIP.fullmatch(path)
     if not found:
-        return f"not at {_LAYOUT}"
+        return ""
     name, subject, emotion = found.groups()
     if int(subject) not in SUBJECTS:
         return f"person {subject} is in no fold"

@@ -9,29 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_sharding.sources import Labels, SourceVideo
-from data_sharding.sources.folds import Rows, fixed
+from data_sharding.sources.folds import Rows, fixed_splits
 from data_sharding.sources.labelled import Place, join, media_of, not_the_layout, read_rows
 
 CLASSES = ("Happy", "Sad", "Neutral", "Angry", "Surprise", "Disgust", "Fear")  # as lists spell them
 LISTS = "4_setups/All_scenes"
 LIST = LISTS + "/{split}_All.csv"  # rows `Scene/Emotion/NNNN Emotion`
 PLACES = (Place("2_ClipsforFaceCrop", "frames"),)  # Scene/Emotion/NNNN/*.jpg
-_LAYOUT = "2_ClipsforFaceCrop/<Scene>/<Emotion>/NNNN/*.jpg and 4_setups/All_scenes"
 
 
 def samples(folder: str) -> Iterator[SourceVideo]:
-    """Every clip of FERV39k; key: `Scene/Emotion/NNNN`.
-
-    Raises: ConfigError, ShardError if the folder is not FERV39k's, StorageError.
-    """
+    """See `Source.samples`; key: `Scene/Emotion/NNNN`."""
     media = media_of(folder, PLACES)
+    lists = {split: _rows(folder, split) for split in ("train", "test")}
     labels = {
         name: Labels(
             set="ferv39k", class_index=CLASSES.index(label), class_name=label.lower(), split=split
         )
-        for name, label, split in fixed(LISTS, {s: _rows(folder, s) for s in ("train", "test")})
+        for name, label, split in fixed_splits(LISTS, lists)
     }
-    return join("ferv39k", folder, media, labels, _LAYOUT)
+    return join("ferv39k", folder, media, labels)
 
 
 def _rows(folder: str, split: str) -> Rows:

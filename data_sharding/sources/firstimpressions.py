@@ -1,8 +1,8 @@
 """ChaLearn First Impressions V2: 10,000 clips of vlogs, rated for five personality traits.
 
 INPUT holds, in any folders below it, the unpacked videos (`<YouTube id>.NNN.mp4`) and the three
-annotation files, pickles of {trait: {video: value from 0 to 1}} in latin-1. A pickle can run any
-code while it is read; here it may only build dicts, strings and numbers.
+annotation files, pickles of {trait: {video: value from 0 to 1}} in latin-1. Unpickling can run
+any code; here it may only build dicts, strings and numbers.
 https://chalearnlap.cvc.uab.cat/dataset/24/description/
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data_sharding.sources import Labels, SourceVideo
-from data_sharding.sources.folds import fixed
+from data_sharding.sources.folds import fixed_splits
 from data_sharding.sources.labelled import Medium, add, join, not_the_layout, video_file
 from data_sharding.sources.listing import check_folder, is_video
 from svfap_dist import storage
@@ -27,7 +27,6 @@ ANNOTATIONS = {
     "val": "annotation_validation.pkl",
     "test": "annotation_test.pkl",
 }
-_LAYOUT = f"the videos, {', '.join(ANNOTATIONS.values())}"
 # What numpy's scalars are made of; floats, strings and dicts need no name.
 _ALLOWED = {
     ("numpy", "dtype"),
@@ -47,11 +46,7 @@ class _NumbersOnly(pickle.Unpickler):
 
 
 def samples(folder: str) -> Iterator[SourceVideo]:
-    """Every clip; key: `<YouTube id>_NNN`.
-
-    Raises: ConfigError, ShardError if the folder is not this set's or a pickle asks for more than
-    numbers, StorageError.
-    """
+    """See `Source.samples`; key: `<YouTube id>_NNN`."""
     check_folder(folder)
     media: dict[str, Medium] = {}
     annotations: dict[str, str] = {}
@@ -62,14 +57,14 @@ def samples(folder: str) -> Iterator[SourceVideo]:
         elif is_video(path):
             add(media, _sample(name), path, video_file(folder, path, size))
     if missing := sorted(set(ANNOTATIONS.values()) - annotations.keys()):
-        raise not_the_layout("firstimpressions", folder, f"no {', '.join(missing)}", _LAYOUT)
+        raise not_the_layout("firstimpressions", folder, f"no {', '.join(missing)}")
     values = {split: _read(annotations[name]) for split, name in ANNOTATIONS.items()}
     lists = {split: [(name, "") for name in rated] for split, rated in values.items()}
     labels = {
         name: Labels(set="firstimpressions", values=values[split][name], split=split)
-        for name, _, split in fixed(folder, lists)
+        for name, _, split in fixed_splits(folder, lists)
     }
-    return join("firstimpressions", folder, media, labels, _LAYOUT)
+    return join("firstimpressions", folder, media, labels)
 
 
 def _sample(video: str) -> str:

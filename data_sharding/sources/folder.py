@@ -10,12 +10,17 @@ from data_sharding.sources.listing import Found, Listing, as_samples, list_video
 
 
 def samples(folder: str) -> Iterator[SourceVideo]:
-    """Every video file below a folder or S3 prefix, in order of path; key: the path, no suffix."""
+    """See `Source.samples`; key: the path without its suffix."""
     return named_by_path(folder, list_videos(folder))
 
 
 def named_by_path(folder: str, videos: Listing) -> Iterator[SourceVideo]:
-    """The samples of a listing of `folder`."""
+    """Return unlabelled samples for a listing, with their paths as keys.
+
+    Args:
+        folder: folder or prefix that was listed.
+        videos: its video files.
+    """
     return as_samples(
         folder, (Found(path, size, os.path.splitext(path)[0], {}) for path, size in videos)
     )

@@ -1,9 +1,9 @@
-"""Which fold or split a sample belongs to, and whether a set's own lists agree with each other.
+"""Assign samples to folds or splits, and check that a set's own lists agree with each other.
 
-Official lists name, for each fold, the samples to train on and to test on. What the shards carry is
-shorter: the one fold in which a sample is tested. The two say the same exactly when every sample is
-tested once and trained on in all other folds, with the same label; anything else is refused here,
-because it would silently change the protocol.
+Official lists name, for each fold, the samples to train on and to test on. A shard stores less: the
+one fold in which a sample is tested. Both mean the same only if every sample is tested once and
+trained on in all other folds, with the same label; anything else is refused here, because it would
+silently change the protocol.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ Rows = Sequence[tuple[str, str]]  # a list of a set: names of samples and their 
 _EXAMPLES = 3
 
 
-def official(where: str, lists: Mapping[int, Mapping[str, Rows]]) -> Iterator[tuple[str, str, int]]:
-    """(name, label, fold in which it is tested) of every sample of official folds, by name.
+def official_folds(
+    where: str, lists: Mapping[int, Mapping[str, Rows]]
+) -> Iterator[tuple[str, str, int]]:
+    """Return (name, label, fold that tests it) of every sample of official folds, by name.
 
     Args:
-        where: for messages, the folder of the lists.
+        where: folder of the lists, for the error.
         lists: rows of `train` and `test` for each fold.
 
-    Raises: ShardError, with examples, if the lists contradict each other.
+    Raises:
+        ShardError: The lists contradict each other; the error has examples.
     """
     labels = _agreed_labels(where, [rows for parts in lists.values() for rows in parts.values()])
     fold_of: dict[str, int] = {}
@@ -37,10 +40,15 @@ def official(where: str, lists: Mapping[int, Mapping[str, Rows]]) -> Iterator[tu
     return ((name, labels[name], fold_of[name]) for name in sorted(labels))
 
 
-def fixed(where: str, lists: Mapping[str, Rows]) -> Iterator[tuple[str, str, str]]:
-    """(name, label, split) of every sample of a fixed protocol, by name; `lists`: rows by split.
+def fixed_splits(where: str, lists: Mapping[str, Rows]) -> Iterator[tuple[str, str, str]]:
+    """Return (name, label, split) of every sample of a fixed protocol, by name.
 
-    Raises: ShardError, with examples, if a sample is in two splits.
+    Args:
+        where: folder of the lists, for the error.
+        lists: rows by split.
+
+    Raises:
+        ShardError: A sample is in two splits; the error has examples.
     """
     labels = _agreed_labels(where, list(lists.values()))
     split_of: dict[str, str] = {}
@@ -52,8 +60,12 @@ def fixed(where: str, lists: Mapping[str, Rows]) -> Iterator[tuple[str, str, str
 
 
 def block_of(position: int, sizes: Sequence[int]) -> int | None:
-    """Number, from 1, of the block that holds `position` (from 0) when blocks of `sizes` follow
-    each other; None if it lies outside of all."""
+    """Return the number, from 1, of the block that contains a position; None if none does.
+
+    Args:
+        position: from 0.
+        sizes: sizes of the consecutive blocks.
+    """
     if position < 0:
         return None
     for number, size in enumerate(sizes, start=1):

@@ -1,12 +1,12 @@
-"""What is on disk meets what the labels say: shared by the sources of labelled sets.
+"""Join the clips on disk with their labels: shared by the sources of labelled sets.
 
-Both sides are keyed by the sample's name in its set. A sample needs both: what has no label, or a
-label and no video, is yielded as a misfit, so that it is listed among the videos left out. Only
-where nothing at all fits is the folder refused.
+In: clips (`Medium`) and `Labels`, both keyed by the sample's name in its set. Out: `SourceVideo`s.
+A clip without a label, or a label without a clip, is yielded as a misfit, so that it is listed
+among the rejected videos. The folder is refused only if nothing fits.
 
 A medium is a video file, or a folder of frames, which its `read` turns into a video (`frames`). A
-tree of frames has millions of files; it is listed once, as a stream, and of each clip the names of
-its frames are kept as one string.
+tree of frames has millions of files; it is listed once, as a stream, and the names of a clip's
+frames are kept as one string.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from data_sharding import temporary
 from data_sharding.frames import ENCODER, FPS, FRAME_SUFFIXES, SUFFIX, natural_order, read_frames
-from data_sharding.sources import Labels, SourceVideo
+from data_sharding.sources import SOURCES, Labels, SourceVideo
 from data_sharding.sources.listing import (
     Found,
     Keys,
@@ -40,7 +40,7 @@ from svfap_dist.errors import ShardError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Medium:
-    """A video file or a folder of frames; fields as of `SourceVideo`."""
+    """A video file or a folder of frames; see `SourceVideo` for the fields."""
 
     where: str
     read: Callable[[], bytes]
@@ -49,7 +49,13 @@ class Medium:
     num_bytes: int
 
     def sample(self, key: str, labels: Labels | None, misfit: str = "") -> SourceVideo:
-        """This medium as a sample."""
+        """Return this medium as a sample.
+
+        Args:
+            key: unique name.
+            labels: what the set says about it.
+            misfit: why it is rejected, or "".
+        """
         columns = labels.as_dict() if labels else {}
         return SourceVideo(
             key, self.read, columns, self.where, self.suffix, self.stamp, misfit, self.num_bytes
@@ -58,16 +64,22 @@ class Medium:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A folder below INPUT where a set keeps its clips."""
+    """A folder below INPUT where a set keeps its clips, as video files or as folders of frames."""
 
     path: str
     kind: Literal["frames", "videos"]
 
 
 def media_of(folder: str, places: Sequence[Place]) -> dict[str, Medium]:
-    """Clips of the first of `places` that holds any, by path below it, a video's without suffix.
+    """Return the clips of the first place that has any, by path below it, without a suffix.
 
-    Raises: ConfigError if there is no such local folder; StorageError from the store.
+    Args:
+        folder: INPUT.
+        places: where to look, in this order.
+
+    Raises:
+        ConfigError: There is no such local folder.
+        StorageError: The store failed.
     """
     check_folder(folder)
     for place in places:
@@ -79,8 +91,16 @@ def media_of(folder: str, places: Sequence[Place]) -> dict[str, Medium]:
 
 
 def add(media: dict[str, Medium], name: str, path: str, medium: Medium) -> None:
-    """Put a medium under its sample's name; another of that name keeps its path, which has no
-    label, so that it is listed as a stray."""
+    """Add a medium under its sample's name, or under its path if the name is in use.
+
+    A path has no label, so such a clip is rejected.
+
+    Args:
+        media: dictionary to add to.
+        name: the sample's name in its set.
+        path: path below INPUT.
+        medium: what to add.
+    """
     media[path if name in media else name] = medium
 
 
@@ -93,7 +113,13 @@ def _video_files(url: str) -> dict[str, Medium]:
 
 
 def video_file(folder: str, path: str, size: int) -> Medium:
-    """The medium of a video file below `folder`."""
+    """Return the medium of a video file.
+
+    Args:
+        folder: folder or prefix.
+        path: path below it.
+        size: bytes of the file.
+    """
     url = storage.join(folder, path)
     return Medium(url, functools.partial(storage.read_bytes, url), suffix_of(path), str(size), size)
 
@@ -104,8 +130,8 @@ def _frame_folders(url: str) -> dict[str, Medium]:
         for path, size in storage.walk_files(url)
         if suffix_of(path) in FRAME_SUFFIXES and not os.path.basename(path).startswith(".")
     )
-    # By folder, with its slash: to a store, `a//1.jpg` and `a/1.jpg` are in two folders.
-    packed: dict[str, str] = {}  # "1.jpg:123/2.jpg:456": a tenth of what tuples would take
+    # By folder, with its slash: in a store, `a//1.jpg` and `a/1.jpg` are in two folders.
+    packed: dict[str, str] = {}  # "1.jpg:123/2.jpg:456": a tenth of the memory of tuples
     for place, files in itertools.groupby(frames, key=lambda file: file[0]):
         more = "/".join(f"{file}:{size}" for _, file, size in files)
         packed[place] = f"{packed[place]}/{more}" if place in packed else more
@@ -127,18 +153,22 @@ def _frames(url: str, packed: str) -> Medium:
 
 
 def join(
-    source: str, folder: str, media: Mapping[str, Medium], labels: Mapping[str, Labels], layout: str
+    source: str, folder: str, media: Mapping[str, Medium], labels: Mapping[str, Labels]
 ) -> Iterator[SourceVideo]:
-    """Samples, in order of name, for what is on disk and what is labelled.
+    """Return samples, in order of name, for all clips on disk and all labels.
 
     Args:
-        source: name of the source; layout: what `folder` should hold, for the error.
+        source: name of the source.
+        folder: INPUT.
+        media: clips on disk, by the sample's name.
+        labels: labels, by the sample's name.
 
-    Raises: ShardError if no clip on disk has a label.
+    Raises:
+        ShardError: No clip on disk has a label.
     """
     if not media.keys() & labels.keys():
         on_disk, listed = _in_words(media, "clips"), _in_words(labels, "labels")
-        raise not_the_layout(source, folder, f"{on_disk} and {listed}, none for the other", layout)
+        raise not_the_layout(source, folder, f"{on_disk} and {listed}, none for the other")
     return _joined(folder, media, labels)
 
 
@@ -151,7 +181,7 @@ def _joined(
 ) -> Iterator[SourceVideo]:
     keys = Keys()
     for name in sorted(media.keys() | labels.keys()):
-        key, medium, said = keys.give(name, name), media.get(name), labels.get(name)
+        key, medium, said = keys.assign(name, name), media.get(name), labels.get(name)
         if medium is None:
             url = storage.join(folder, name)
             missing = functools.partial(storage.read_bytes, url)
@@ -164,17 +194,21 @@ def labelled_by_path(
     source: str,
     folder: str,
     parse: Callable[[str], tuple[str, Labels] | str],
-    layout: str,
     preferred: Callable[[str], bool] = lambda _: True,
 ) -> Iterator[SourceVideo]:
-    """Samples of a set whose labels are in the paths of its videos, in order of path.
+    """Return the samples of a set whose labels are in its paths, in order of path.
 
     Args:
-        parse: path -> name of the sample and labels, or why it is left out.
-        layout: what `folder` should hold, for the error.
-        preferred: which file to take where several give the same sample; else the first.
+        source: name of the source.
+        folder: INPUT.
+        parse: path -> name of the sample and its labels, or why it is rejected; "": the path is not
+            in the layout.
+        preferred: which file to read where several are the same sample; default: the first.
 
-    Raises: ShardError if no video is in the layout; ConfigError, StorageError as `list_videos`.
+    Raises:
+        ShardError: No video is in the layout, or there is none.
+        ConfigError: There is no such folder.
+        StorageError: The store or the temporary disk failed.
     """
     videos = list_videos(folder)
     chosen = temporary.database(_CHOSEN)
@@ -184,8 +218,8 @@ def labelled_by_path(
                 chosen.execute(_CHOOSE, [found[0], os.fsencode(path), not preferred(path)])
     if not chosen.execute("select exists (select * from chosen)").fetchone()[0]:
         found = f"{len(videos)} videos, such as {videos.first()}"
-        raise not_the_layout(source, folder, found, layout)
-    return as_samples(folder, _by_path(videos, parse, chosen))
+        raise not_the_layout(source, folder, found)
+    return as_samples(folder, _by_path(source, videos, parse, chosen))
 
 
 _CHOSEN = "create table chosen (name text primary key, path blob, is_other int) without rowid"
@@ -196,12 +230,15 @@ _CHOOSE = """
 
 
 def _by_path(
-    videos: Listing, parse: Callable[[str], tuple[str, Labels] | str], chosen: sqlite3.Connection
+    source: str,
+    videos: Listing,
+    parse: Callable[[str], tuple[str, Labels] | str],
+    chosen: sqlite3.Connection,
 ) -> Iterator[Found]:
     for path, size in videos:
         name, found = os.path.splitext(path)[0], parse(path)
         if isinstance(found, str):
-            yield Found(path, size, name, {}, found)
+            yield Found(path, size, name, {}, found or f"not at {SOURCES[source].input}")
             continue
         ((taken,),) = chosen.execute("select path from chosen where name = ?", [found[0]])
         if taken != os.fsencode(path):
@@ -211,21 +248,35 @@ def _by_path(
             yield Found(path, size, found[0], found[1].as_dict())
 
 
-def not_the_layout(source: str, where: str, found: str, layout: str) -> ShardError:
-    """The error for an INPUT that is not as `source` knows its set."""
-    advice = f"check that it is the right folder; expected: {layout} (see docs/datasets.md)"
+def not_the_layout(source: str, where: str, found: str, expected: str = "") -> ShardError:
+    """Return the error for an INPUT that is not in the layout of its source.
+
+    Args:
+        source: name of the source.
+        where: folder or list.
+        found: what is there.
+        expected: what should be there; "": the layout in `SOURCES`.
+    """
+    expected = expected or SOURCES[source].input
+    advice = f"check that it is the right folder; expected: {expected} (see docs/datasets.md)"
     return ShardError(f"Not the layout of {source}", where=where, found=found, do=advice)
 
 
 def read_rows(
     source: str, folder: str, path: str, delimiter: str, num_columns: int | None = None
 ) -> list[list[str]]:
-    """Rows of a list below `folder`, without empty ones; fields without blanks around them.
+    """Return the rows of a list, without empty ones; fields are stripped.
 
     Args:
-        num_columns: how many a row must have; None: as many as it likes.
+        source: name of the source, for the error.
+        folder: INPUT.
+        path: path of the list below it.
+        delimiter: between fields.
+        num_columns: columns that every row must have; None: any number.
 
-    Raises: ShardError if there is no such list or it is not of this form; StorageError.
+    Raises:
+        ShardError: There is no such list, or it is not of this form.
+        StorageError: The store failed.
     """
     where = storage.join(folder, path)
     try:

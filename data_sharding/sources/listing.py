@@ -1,7 +1,7 @@
-"""Video files below a folder or an S3 prefix, as samples: what the sources of real files share.
+"""List the video files below a folder or an S3 prefix, and make samples of them.
 
-There may be millions of them: they are walked through once, and wait in a temporary file, in which
-they are sorted. So are the keys given to them, which have to be unique.
+There may be millions of files: they are listed once and sorted in a temporary file, and so are
+their keys, which have to be unique.
 
 A key is made from the path below the folder. webdataset ends a key at the first dot of the file
 name and prints keys in logs, so dots and unprintable characters become `_`. Where that makes two
@@ -26,8 +26,14 @@ from svfap_dist.video.info import VIDEO_SUFFIXES
 
 
 class Listing:
-    """The videos among the files of a walk: (path, size in bytes), in order of path, as often as
-    they are asked for. num_others: files that are no videos."""
+    """The videos of a listing, on disk: iterate, repeatedly, over (path, size) in order of path.
+
+    Args:
+        files: paths of all files, with their sizes in bytes.
+
+    Attributes:
+        num_others: files that are not videos.
+    """
 
     def __init__(self, files: Iterable[tuple[str, int]]) -> None:
         self._db = temporary.database("create table videos (path blob, size int)")
@@ -53,18 +59,23 @@ class Listing:
                 yield os.fsdecode(path), size
 
     def first(self) -> str:
-        """The first path, for messages."""
+        """Return the first path, for messages."""
         (path,) = self._db.execute("select min(path) from videos").fetchone()
         return os.fsdecode(path)
 
 
 def list_videos(folder: str) -> Listing:
-    """The video files below a folder or prefix.
+    """List the video files below a folder or prefix.
 
-    Hidden files are passed over: macOS leaves `._name.mp4` files, which are no videos.
+    Hidden files are skipped: macOS leaves `._name.mp4` files, which are not videos.
 
-    Raises: ConfigError if there is no such local folder; ShardError if it holds no videos;
-    StorageError from the store or the temporary disk.
+    Args:
+        folder: path or URL.
+
+    Raises:
+        ConfigError: There is no such local folder.
+        ShardError: It contains no videos.
+        StorageError: The store or the temporary disk failed.
     """
     check_folder(folder)
     videos = Listing(storage.walk_files(folder))
@@ -77,30 +88,50 @@ def list_videos(folder: str) -> Listing:
 
 
 def check_folder(folder: str) -> None:
-    """Raises: ConfigError if `folder` is local and no folder."""
+    """Check that a folder exists, if it is local.
+
+    Args:
+        folder: path or URL.
+
+    Raises:
+        ConfigError: It does not, or is a file.
+    """
     if not storage.is_remote(folder) and not os.path.isdir(storage.local_path(folder)):
         found = "a file" if os.path.exists(storage.local_path(folder)) else "nothing there"
         raise ConfigError("No such folder", where=folder, found=found, do="check the path")
 
 
 def is_video(path: str) -> bool:
-    """Whether a file's name is that of a video, and not hidden."""
+    """Return whether a file has a video's suffix and is not hidden.
+
+    Args:
+        path: path or name.
+    """
     return suffix_of(path) in VIDEO_SUFFIXES and not os.path.basename(path).startswith(".")
 
 
 def suffix_of(path: str) -> str:
-    """The suffix of a file's name in lower case, without its dot."""
+    """Return the suffix of a file's name in lower case, without its dot.
+
+    Args:
+        path: path or name.
+    """
     return os.path.splitext(path)[1].lower().removeprefix(".")
 
 
 class Keys:
-    """Gives keys, each of them once."""
+    """Makes unique keys; those in use are kept on disk."""
 
     def __init__(self) -> None:
-        self._db = temporary.database("create table given (key text primary key) without rowid")
+        self._db = temporary.database("create table keys (key text primary key) without rowid")
 
-    def give(self, name: str, path: str) -> str:
-        """A key for `name`, unlike those given before; `path` tells apart those of one name."""
+    def assign(self, name: str, path: str) -> str:
+        """Return a key unlike those returned before.
+
+        Args:
+            name: to make the key from.
+            path: to distinguish keys of the same name; unique.
+        """
         key = "/".join(filter(None, name.split("/")))
         key = "".join("_" if c == "." or not c.isprintable() else c for c in key)
         with temporary.explained():
@@ -110,27 +141,31 @@ class Keys:
         return key
 
     def _is_new(self, key: str) -> bool:
-        return self._db.execute("insert or ignore into given values (?)", [key]).rowcount == 1
+        return self._db.execute("insert or ignore into keys values (?)", [key]).rowcount == 1
 
 
 class Found(NamedTuple):
-    """A video file that a source has found: its path below the folder, its size in bytes, and what
-    the source makes of it; fields as of `SourceVideo`."""
+    """A video file of a source; see `SourceVideo` for the fields that are not explained here."""
 
-    path: str
-    size: int
+    path: str  # below the folder
+    size: int  # bytes
     name: str  # to make the key from
     labels: dict[str, Any]
     misfit: str = ""
 
 
 def as_samples(folder: str, videos: Iterable[Found]) -> Iterator[SourceVideo]:
-    """Samples for files below `folder`, given in order of path."""
+    """Yield samples for video files.
+
+    Args:
+        folder: folder or prefix.
+        videos: files below it, in order of path.
+    """
     keys = Keys()
     for path, size, name, labels, misfit in videos:
         url = storage.join(folder, path)
         yield SourceVideo(
-            key=keys.give(name, path),
+            key=keys.assign(name, path),
             read=functools.partial(storage.read_bytes, url),
             labels=labels,
             where=url,

@@ -1,7 +1,7 @@
 """MAFW: clips of eleven expressions, five official folds. https://mafw-database.github.io/MAFW/
 
-INPUT is the folder with `data` and `Train & Test Set`. Frames are taken where they are, else the
-clips. Clips of compound expressions only are in no fold and are listed.
+INPUT is the folder with `data` and `Train & Test Set`. Frames are used where they exist,
+else the clips. Clips with compound expressions only are in no fold and are rejected.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_sharding.sources import Labels, SourceVideo
-from data_sharding.sources.folds import Rows, official
+from data_sharding.sources.folds import Rows, official_folds
 from data_sharding.sources.labelled import Place, join, media_of, not_the_layout, read_rows
 
 CLASSES = (
@@ -32,21 +32,17 @@ PLACES = (
     Place("data/frames", "frames"),  # NNNNN/*.png
     Place("data/clips", "videos"),  # NNNNN.mp4; known, not read
 )
-_LAYOUT = "data/frames/NNNNN or data/clips/NNNNN.mp4, and Train & Test Set"
 
 
 def samples(folder: str) -> Iterator[SourceVideo]:
-    """Every clip of MAFW; key: its number in five digits.
-
-    Raises: ConfigError, ShardError if the folder is not MAFW's, StorageError.
-    """
+    """See `Source.samples`; key: the clip's number in five digits."""
     media = media_of(folder, PLACES)
     lists = {fold: {p: _rows(folder, p, fold) for p in ("train", "test")} for fold in FOLDS}
     labels = {
         name: Labels(set="mafw", class_index=CLASSES.index(label), class_name=label, fold=fold)
-        for name, label, fold in official(LISTS, lists)
+        for name, label, fold in official_folds(LISTS, lists)
     }
-    return join("mafw", folder, media, labels, _LAYOUT)
+    return join("mafw", folder, media, labels)
 
 
 def _rows(folder: str, part: str, fold: int) -> Rows:

@@ -1,9 +1,9 @@
 """RAVDESS: 24 actors speak two sentences in eight emotions; six folds by actor.
 
-INPUT is the folder with `Actor_NN`; labels are in the file names,
-`<modality>-<channel>-<emotion>-<intensity>-<statement>-<repetition>-<actor>.mp4`. Of a performance
-that is there with sound (modality 01) and without (02), the file without is taken; songs are left
-out. https://zenodo.org/records/1188976
+INPUT is the folder with `Actor_NN`. Labels come from the file names,
+`<modality>-<channel>-<emotion>-<intensity>-<statement>-<repetition>-<actor>.mp4`. A performance
+with a file with sound (modality 01) and one without (02) is read from the latter; songs are
+rejected. https://zenodo.org/records/1188976
 """
 
 from __future__ import annotations
@@ -20,15 +20,11 @@ CLASSES = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "su
 ACTORS_PER_FOLD = (4,) * 6  # in order of number
 SPEECH, WITHOUT_SOUND = "01", "02"
 _CLIP = re.compile(r"(?:.*/)?Actor_\d\d/(?:01|02)-((0[12])-(0[1-8])-0[12]-0[12]-0[12]-(\d\d))\.mp4")
-_LAYOUT = "Actor_NN/MM-VC-EE-II-SS-RR-AA.mp4"
 
 
 def samples(folder: str) -> Iterator[SourceVideo]:
-    """Every spoken performance; key: `VC-EE-II-SS-RR-AA`, the file's name without its modality.
-
-    Raises: ConfigError, ShardError if the folder is not RAVDESS's, StorageError.
-    """
-    return labelled_by_path("ravdess", folder, _parse, _LAYOUT, preferred=_is_silent)
+    """See `Source.samples`; key: `VC-EE-II-SS-RR-AA`, the file's name without its modality."""
+    return labelled_by_path("ravdess", folder, _parse, preferred=_is_silent)
 
 
 def _is_silent(path: str) -> bool:
@@ -38,7 +34,7 @@ def _is_silent(path: str) -> bool:
 def _parse(path: str) -> tuple[str, Labels] | str:
     found = _CLIP.fullmatch(path)
     if not found:
-        return f"not at {_LAYOUT}"
+        return ""
     name, channel, emotion, actor = found.groups()
     if channel != SPEECH:
         return "song, not speech"

@@ -1,7 +1,7 @@
-"""VoxCeleb2: `idNNNNN/<YouTube id>/NNNNN.mp4`, as unpacked, in or below the folder given.
+"""VoxCeleb2: `idNNNNN/<YouTube id>/NNNNN.mp4`, as unpacked, at any depth below INPUT.
 
-The archives unpack to `dev/mp4/...` and `test/mp4/...`; persons of the two never meet, so keys need
-no such prefix. https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox2.html
+The archives unpack to `dev/mp4/...` and `test/mp4/...`; no person is in both, so keys need no such
+prefix. https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox2.html
 """
 
 from __future__ import annotations
@@ -10,28 +10,19 @@ import re
 from collections.abc import Iterator
 
 from data_sharding.sources import SourceVideo
+from data_sharding.sources.labelled import not_the_layout
 from data_sharding.sources.listing import Found, as_samples, list_videos
-from svfap_dist.errors import ShardError
 
 _MISFIT = "not at idNNNNN/<video>/NNNNN.mp4"
 _CLIP = re.compile(r"(?:.*/)?((id\d{5})/[^/]+/\d{5})\.mp4")
 
 
 def samples(folder: str) -> Iterator[SourceVideo]:
-    """Every clip below a folder or S3 prefix; key `idNNNNN/<video>/NNNNN`; label: the identity.
-
-    Videos elsewhere below the folder are given as misfits.
-
-    Raises: ShardError if there are videos, but none in this layout.
-    """
+    """See `Source.samples`; key: `idNNNNN/<video>/NNNNN`; label: the identity."""
     videos = list_videos(folder)
     if not any(_CLIP.fullmatch(path) for path, _ in videos):
-        raise ShardError(
-            "Not the layout of VoxCeleb2",
-            where=folder,
-            found=f"{len(videos)} videos, such as {videos.first()}",
-            do="give the folder that holds idNNNNN/<video>/NNNNN.mp4, or use the source `folder`",
-        )
+        found = f"{len(videos)} videos, such as {videos.first()}"
+        raise not_the_layout("voxceleb2", folder, found)
     return as_samples(folder, (_found(path, size) for path, size in videos))
 
 

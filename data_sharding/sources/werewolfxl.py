@@ -2,8 +2,8 @@
 
 INPUT holds the speakers' clips, `SS_PP_N.mp4` (session, player's number in it, number of the
 utterance), in any folders, and one table of labels. The folds are six sessions each, in order, as
-in published lists. A player's number says who it is within a session only: persons who played in
-several sessions have several subjects here, and may be in several folds.
+in published lists. A player's number identifies a person within one session only: a person who
+played in several sessions has several subjects here, and may be in several folds.
 https://github.com/Xinda-Wu/Werewolf-XL-Baseline
 """
 
@@ -19,7 +19,7 @@ from data_sharding.sources.labelled import Medium, add, join, not_the_layout, re
 from data_sharding.sources.listing import list_videos
 from svfap_dist.errors import ShardError
 
-TABLE = "labels.csv"  # known: its name; rename the one that you have
+TABLE = "labels.csv"  # its name is from publications: rename yours
 NAME_COLUMN = "VideoName"
 VALUE_COLUMNS = {  # valence is called pleasure
     "valence": "Pleasure_average",
@@ -28,19 +28,15 @@ VALUE_COLUMNS = {  # valence is called pleasure
 }
 SESSIONS_PER_FOLD = (6,) * 5
 _CLIP = re.compile(r"((\d\d)_\d\d)_\d+")
-_LAYOUT = f"SS_PP_N.mp4 and {TABLE} with columns {NAME_COLUMN}, {', '.join(VALUE_COLUMNS.values())}"
 
 
 def samples(folder: str) -> Iterator[SourceVideo]:
-    """Every clip; key: its name, `SS_PP_N`.
-
-    Raises: ConfigError, ShardError if the folder is not Werewolf-XL's, StorageError.
-    """
+    """See `Source.samples`; key: the clip's name, `SS_PP_N`."""
     media: dict[str, Medium] = {}
     for path, size in list_videos(folder):
         name = os.path.splitext(os.path.basename(path))[0]
         add(media, name, path, video_file(folder, path, size))
-    return join("werewolfxl", folder, media, dict(_labels(folder)), _LAYOUT)
+    return join("werewolfxl", folder, media, dict(_labels(folder)))
 
 
 def _labels(folder: str) -> Iterator[tuple[str, Labels]]:
@@ -48,7 +44,7 @@ def _labels(folder: str) -> Iterator[tuple[str, Labels]]:
     needed = [NAME_COLUMN, *VALUE_COLUMNS.values()]
     if missing := set(needed) - set(header):
         found = f"no column {', '.join(sorted(missing))} among {', '.join(header)}"
-        raise not_the_layout("werewolfxl", TABLE, found, _LAYOUT)
+        raise not_the_layout("werewolfxl", TABLE, found)
     for row in rows:
         name, *values = (dict(zip(header, row, strict=False)).get(column, "") for column in needed)
         clip = _CLIP.fullmatch(name)

@@ -6,20 +6,27 @@ from typing import Annotated
 
 import typer
 
+from data_sharding.sources import SOURCES
 from svfap_dist.cli.app import AsJson, app, print_result, shards_app
 from svfap_dist.progress import Progress
 
 
-@app.command()
+def _list_of_sources() -> str:
+    """Return the table of sources for the help of `svfap shard`; \\b keeps click from wrapping."""
+    tables = []
+    for title, is_labelled in (("Sources without labels", False), ("Labelled sets", True)):
+        rows = [row for row in SOURCES.values() if row.is_labelled == is_labelled]
+        lines = [f"  {row.name:17} {row.help}\n{'':20}INPUT: {row.input}" for row in rows]
+        tables.append("\b\n" + "\n".join([f"{title}:", *lines]))
+    return "\n\n".join(tables)
+
+
+@app.command(epilog=_list_of_sources())
 def shard(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="folder, voxceleb2, synthetic, or a labelled set: dfew, ferv39k, mafw, cremad, "
-            "ravdess, enterface05, werewolfxl, avcaffe, firstimpressions (see docs/datasets.md)"
-        ),
+    source: Annotated[str, typer.Argument(help=f"Layout of the videos: {', '.join(SOURCES)}.")],
+    input: Annotated[
+        str, typer.Argument(help="Folder or s3:// prefix of the videos; see the list below.")
     ],
-    input: Annotated[str, typer.Argument(help="Where the videos are; for synthetic: clips=64")],
     output_url: Annotated[str, typer.Argument(help="Folder or s3:// prefix for the shards")],
     profile: Annotated[
         str, typer.Option(help="source: video bytes untouched; train: stored to be decoded fast.")

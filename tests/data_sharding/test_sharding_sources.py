@@ -116,9 +116,35 @@ def test_empty_folder_names_in_a_store_make_other_files(s3_bucket: str) -> None:
     assert below.read() == b"/x"
 
 
-def test_sources_are_known_by_name() -> None:
-    assert sources.load("folder") is folder
-    for name in sources.SOURCES:
-        assert callable(sources.load(name).samples)
-    with pytest.raises(ConfigError, match=r"Unknown source.*avcaffe.*folder.*voxceleb2"):
-        sources.load("voxceleb1")
+TOY_SOURCE = '''
+"""A source of one module and one row: every `.clip` file of a folder, numbered."""
+import os
+from functools import partial
+from data_sharding.sources import SourceVideo
+from svfap_dist import storage
+
+def samples(folder):
+    for number, name in enumerate(sorted(os.listdir(folder))):
+        where = os.path.join(folder, name)
+        yield SourceVideo(f"toy/{number}", partial(storage.read_bytes, where), {"n": number}, where)
+'''
+
+
+def test_a_source_is_a_module_and_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "toy_source.py").write_text(TOY_SOURCE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    row = sources.Source("toy", False, "*.clip", "numbered clips", module="toy_source")
+    monkeypatch.setitem(sources.SOURCES, "toy", row)
+    for number in range(3):
+        make_video(tmp_path / "videos" / f"{number}.mp4", 61, seed=number)
+    summary = shard("toy", str(tmp_path / "videos"), str(tmp_path / "out"), workers=0)
+    assert summary.num_samples == 3
+    with pytest.raises(ConfigError, match=r"Unknown source.*toys.*voxceleb2"):
+        sources.load("toys")
+
+
+def test_the_documentation_lists_every_source() -> None:
+    text = (Path(__file__).parents[2] / "docs/datasets.md").read_text()
+    table = text.partition("| source |")[2].partition("\n\n")[0]
+    names = [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert sorted(names) == sorted(sources.SOURCES)

@@ -58,7 +58,7 @@ def test_what_is_labelled_but_not_there_is_listed(name: str, path: str, key: str
     [
         ("cremad", "VideoMP4/1001_DFA_ANG_XX.mp4", "the same sample as VideoFlash/1001_DFA_ANG"),
         ("cremad", "VideoFlash/1092_DFA_ANG_XX.flv", "actor 1092 is in no fold"),
-        ("cremad", "VideoFlash/1001_DFA_BAD_XX.flv", "not named VideoFlash/"),
+        ("cremad", "VideoFlash/1001_DFA_BAD_XX.flv", "not at VideoFlash/"),
         ("ravdess", "Actor_01/01-01-01-01-01-01-01.mp4", "the same sample as Actor_01/02-01-01"),
         ("ravdess", "Actor_25/02-01-01-01-01-01-25.mp4", "actor 25 is in no fold"),
         ("ravdess", "Actor_01/02-01-09-01-01-01-01.mp4", "not at Actor_NN/"),
