@@ -5,9 +5,12 @@ All of it goes to standard error, so that `--json` keeps standard output to one 
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from types import TracebackType
+
+from svfap_dist import logs
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -22,7 +25,7 @@ class Progress:
         self._next_line = self._began + _SECONDS_BETWEEN_LINES
         self._first: tuple[float, int] | None = None  # when the first update came, and of what
         self._bar = self._task = None
-        if sys.stderr.isatty() and not silent:
+        if logs.allow_bars() and not silent:
             from rich.console import Console
             from rich.progress import (
                 BarColumn,
@@ -91,5 +94,13 @@ class Progress:
 
 
 def say(line: str) -> None:
-    """One line for the person at the terminal."""
-    print(line, file=sys.stderr, flush=True)
+    """Log a line at level info, or print it where no log is set up.
+
+    Args:
+        line: the text.
+    """
+    log = logging.getLogger("svfap_dist")
+    if log.handlers:
+        log.info(line)
+    else:
+        print(line, file=sys.stderr, flush=True)

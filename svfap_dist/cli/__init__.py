@@ -7,6 +7,7 @@ once.
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from svfap_dist.cli import (  # noqa: F401 - their verbs
@@ -24,16 +25,17 @@ from svfap_dist.cli import (  # noqa: F401 - their verbs
 )
 from svfap_dist.cli.app import app
 from svfap_dist.errors import SvfapError
-from svfap_dist.progress import say
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Run the command line and exit with the code of what happened."""
+    """Run the command line and exit with the code of its error, if any."""
     try:
         app()
     except SvfapError as error:
-        say(f"error: {error}")
+        log.error("%s", error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        say("Interrupted. Nothing half-written is taken for whole: run the same command again.")
+        log.warning("Interrupted. Partial outputs are ignored; rerun to resume.")
         sys.exit(130)

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from svfap_dist import logs
+
 # As a newcomer meets them; verbs of one step stand together.
 VERBS = (
     *("demo", "doctor", "faces", "shard", "shards"),
@@ -28,12 +30,25 @@ app = typer.Typer(
     cls=_InOrder,
     help="Pre-train and fine-tune facial-affect video models (SVFAP) on shards of face clips.\n\n"
     "First steps: `svfap demo`. Then: `svfap shard`, `svfap pretrain`, `svfap finetune`.\n\n"
-    "Each verb's --help has an example.",
+    "Each verb's --help has an example. SVFAP_LOG sets the log level (debug, info, warning, error) "
+    "and `json` lines, e.g. SVFAP_LOG=debug,json.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def _set_up_logs(
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log at level debug.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Log warnings and errors only.")] = False,
+) -> None:
+    if verbose and quiet:
+        raise typer.BadParameter("--verbose and --quiet exclude each other")
+    logs.set_up("debug" if verbose else "warning" if quiet else "")
+
+
 shards_app = typer.Typer(help="Look after shards.", no_args_is_help=True)
 checkpoint_app = typer.Typer(help="Look after checkpoints.", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure this machine.", no_args_is_help=True)

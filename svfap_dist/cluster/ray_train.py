@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator, Set
 from typing import Any
 
-from svfap_dist import storage
+from svfap_dist import logs, storage
 from svfap_dist.allocator import ONE_ARENA
 from svfap_dist.cluster.connection import check_resources, connected
 from svfap_dist.config import Config, recipe
@@ -176,7 +176,9 @@ def _trainer(config: Config, board: Any) -> Any:
             name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
             # Ranks on other nodes need the driver's way to the store; all train in a thread.
             worker_runtime_env={
-                "env_vars": {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
+                "env_vars": {
+                    k: v for k, v in os.environ.items() if k.startswith(("AWS_", logs.VARIABLE))
+                }
                 | ONE_ARENA
             },
             failure_config=FailureConfig(max_failures=cluster.max_failures),
@@ -203,6 +205,8 @@ def _ray_folder(run_url: str) -> str:
 def _rank(spec: dict[str, Any]) -> None:
     """What each worker runs."""
     import ray
+
+    logs.set_up()
 
     board = spec["board"]
     fatal: SvfapError | None = ray.get(board.fatal.remote())

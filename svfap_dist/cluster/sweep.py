@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from svfap_dist import storage
+from svfap_dist import logs, storage
 from svfap_dist.cluster.connection import check_resources, connected
 from svfap_dist.config import Config, recipe, require_urls
 from svfap_dist.errors import ConfigError, SvfapError
@@ -226,6 +226,7 @@ def _trial(tables: dict[str, Any], trial: Trial) -> Trial:
     from svfap_dist.telemetry.journal import METRICS
     from svfap_dist.train import loop
 
+    logs.set_up()
     config = recipe.from_tables(tables, where=trial.name)
     try:
         trial = dataclasses.replace(trial, **_size(config))

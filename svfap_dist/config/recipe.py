@@ -9,7 +9,6 @@ that were renamed are still understood, with a warning.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import tomllib
@@ -194,10 +193,9 @@ def _with_new_names(tables: dict[str, Any], where: str) -> dict[str, Any]:
     return tables
 
 
-@functools.cache
 def _warn_renamed(old: str, new: str) -> None:
-    """Say once per process that a name is an old one."""
-    log.warning("%s is now called %s; the old name still works.", old, new)
+    """Warn of an old name, once per command: a run reads its recipe several times."""
+    log.warning("%s is now called %s; the old name still works", old, new, extra={"once": True})
 
 
 def _explain(error: ValidationError, where: str) -> ConfigError:

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from alike import differences
 
-# TODO: add a row with each renamed key or value, such as "data.colours": "data.color_conversion".
-# Each row tests that the old name works and that the warning contains both names. The old names
+# Renamed keys and values: the old name works, and the warning contains both names. The old names
 # stay in recipes/ and in COMMANDS.
-RENAMED: dict[str, str] = {}
+RENAMED = {"data.colours": "data.colors", '"centre"': '"center"'}
 
 RUNS = {"every key": "every_key", "every finetune key": "every_finetune_key/fold-1"}
 RUNS |= {"old overrides": "old-keys"}
