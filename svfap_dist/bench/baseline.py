@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from svfap_dist.model.autoencoder import MaskedAutoencoder
 from svfap_dist.model.encoder import TemporalDownsample
 from svfap_dist.model.layers import Attention, Block, CrossAttention, CrossBlock
-from svfap_dist.model.patches import denormalise
+from svfap_dist.model.patches import denormalize
 
 
 class Straightforward(nn.Module):
@@ -48,7 +48,7 @@ class Straightforward(nn.Module):
 
 def targets(clips: Tensor, mask: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
     """Standardised pixels [B, M, P]: of all patches, and then of those where `mask` is True."""
-    x = denormalise(clips).unflatten(4, (-1, patch_size)).unflatten(3, (-1, patch_size))
+    x = denormalize(clips).unflatten(4, (-1, patch_size)).unflatten(3, (-1, patch_size))
     x = x.unflatten(2, (-1, tubelet_size))  # [B, 3, T, pt, Sy, p, Sx, p]
     x = x.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4, 6).flatten(1, 3)  # [B, N, pt*p*p, 3]
     deviation = x.var(dim=2, unbiased=True, keepdim=True).sqrt() + 1e-6

@@ -29,7 +29,7 @@ from svfap_dist.config import OptimConfig
 from svfap_dist.data import masking
 from svfap_dist.errors import ClusterError
 from svfap_dist.model import autoencoder, loss, patches
-from svfap_dist.model.linear import linear, use_convolutions, uses_convolutions
+from svfap_dist.model.layers import linear, use_convolutions, uses_convolutions
 from svfap_dist.model.sizes import Size
 from svfap_dist.rng import Stream
 from svfap_dist.train import optim
@@ -94,7 +94,7 @@ class TrainingStep:
         self._model: nn.Module = baseline.Straightforward(model) if spec.straightforward else model
         if spec.straightforward:  # whose loader normalises, and gives a boolean mask
             mask = torch.ones(len(frames), model.size.num_tokens, dtype=torch.bool)
-            batch = patches.normalise(frames), mask.scatter(1, visible, False)
+            batch = patches.normalize(frames), mask.scatter(1, visible, False)
         else:
             batch = frames, visible, masked
         self._batch = tuple(tensor.to(self._device) for tensor in batch)

@@ -1,17 +1,56 @@
 """The masked autoencoder of pre-training: encoder, fusion of its stages, pixel decoder.
 
-In: normalised clips and two sorted index tensors, visible and masked. Out: predictions for the
-masked patches, to be compared with `loss.targets`. Only what this file assembles is specific to
-pre-training; the encoder is the class that the classifier uses.
+In: normalized clips and two sorted index tensors, visible and masked. Out: predictions for the
+masked patches, to be compared with `loss.targets`. Everything in this file is discarded after
+pre-training; the encoder is the class that the classifier uses. The decoder's input is the visible
+tokens followed by one learned mask token per masked position, each with its fixed position, so
+nothing has to be un-shuffled: the last M tokens are the prediction.
+
+Legend: B clips, V visible and M masked tokens, N = V + M, D encoder width, E decoder width,
+P values per patch.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from svfap_dist.model.decoder import Decoder
 from svfap_dist.model.encoder import Encoder, StageFusion
+from svfap_dist.model.layers import Block, Linear, init_linear, layer_norm
+from svfap_dist.model.patches import sine_cosine_table
 from svfap_dist.model.sizes import Size, resolve
+
+
+class Decoder(nn.Module):
+    """Predicts the standardised pixels of the masked patches."""
+
+    table: Tensor
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        dim = size.decoder_embed_dim
+        self.embed = Linear(size.embed_dim, dim, bias=False)
+        self.mask_token = nn.Parameter(torch.empty(dim))
+        self.register_buffer("table", sine_cosine_table(size.num_tokens, dim), persistent=False)
+        self.blocks = nn.ModuleList(
+            Block(dim, size.decoder_num_heads) for _ in range(size.decoder_depth)
+        )
+        self.norm = layer_norm(dim)
+        self.head = Linear(dim, size.patch_dim)
+        self.apply(init_linear)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, tokens: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
+        """Encoder tokens [B, V, D], their indices [B, V] and those wanted [B, M] -> [B, M, P]."""
+        seen = self.embed(tokens)
+        positions = self.table.to(seen.dtype)  # DeepSpeed's bfloat16 leaves tables in float32
+        wanted = self.mask_token + positions[masked]
+        x = torch.cat((seen + positions[visible], wanted), dim=1)  # [B, V + M, E]
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x)
+        x = last(x, visible.shape[1])  # of this block only the masked tokens are asked for
+        return self.head(self.norm(x))
 
 
 class MaskedAutoencoder(nn.Module):

@@ -21,8 +21,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from svfap_dist.model.layers import Block, CrossBlock, Mlp, init_linear, layer_norm
-from svfap_dist.model.linear import linear
+from svfap_dist.model.layers import Block, CrossBlock, Mlp, init_linear, layer_norm, linear
 from svfap_dist.model.patches import PatchEmbed
 from svfap_dist.model.sizes import Size
 

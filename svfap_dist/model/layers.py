@@ -1,15 +1,22 @@
-"""Transformer layers: attention, cross-attention, MLP and the two kinds of block made of them.
+"""Transformer layers: linear layers, attention, MLP, and the two kinds of block made of them.
 
-Used by the encoder and the decoder. All blocks are pre-norm with LayerNorm eps 1e-6; queries and
-values have a bias, keys have none (a bias on keys would not change the softmax). Attention goes
-through `scaled_dot_product_attention`, so no [N, N] matrix is kept. Parameter names are those of
-the released SVFAP and VideoMAE weights.
+The encoder and the decoder are built from these. All blocks are pre-norm with LayerNorm eps 1e-6;
+queries and values have a bias, keys have none (a bias on keys would not change the softmax).
+Attention calls `scaled_dot_product_attention`, so no [N, N] matrix is kept. Parameter names are
+those of the released SVFAP and VideoMAE weights.
+
+Linear layers on the CPU use the faster of torch's two libraries. torch computes float32 matrix
+products with MKL and convolutions with oneDNN. MKL does not use its AVX-512 code on CPUs that are
+not Intel's, where a product takes twice as long as the same numbers as a convolution with a 1x1
+kernel over images whose pixels are the tokens (`svfap bench model` prints both rates). On GPUs, on
+Intel's CPUs, for other types, for few rows and in compiled programs, `F.linear` runs.
 
 Legend: B clips, N tokens, K context tokens, D width, h heads.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +24,88 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from svfap_dist.model.linear import Linear, Projection
-
 MLP_RATIO = 4
+
+
+def _prefers_convolutions() -> bool:
+    """Whether this CPU has AVX-512, but not from Intel."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if not (capability.startswith("AVX512") and torch.backends.mkldnn.is_available()):
+        return False
+    try:
+        return "GenuineIntel" not in Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux: nothing is known
+        return False
+
+
+# Decided once and by the make of the CPU, not by a measurement: a run that is resumed must compute
+# as it did before, bit by bit. What follows goes by the number of rows alone for the same reason.
+_CONVOLUTIONS = _prefers_convolutions()
+# Below so many rows a convolution's own preparations cost more than it saves.
+_FEWEST_ROWS = 256
+# In a process with a single thread torch sends convolutions over fewer images to MKL after all.
+_FEWEST_IMAGES = 16
+
+
+def use_convolutions(wanted: bool) -> None:
+    """Let the linear layers of this process be convolutions where that pays, or never."""
+    global _CONVOLUTIONS  # noqa: PLW0603  # a process has one CPU
+    _CONVOLUTIONS = wanted and _prefers_convolutions()
+
+
+def uses_convolutions() -> bool:
+    """Whether large float32 linear layers on the CPU are computed as convolutions."""
+    return _CONVOLUTIONS
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`: [..., D], [O, D] and [O] -> [..., O]."""
+    is_theirs = x.device.type == "cpu" and x.dtype is torch.float32
+    # Not when compiled: under torch 2.13's inductor a run of these ended in a non-finite loss.
+    if _CONVOLUTIONS and is_theirs and not torch.compiler.is_compiling():
+        images = _num_images(x.shape[:-1].numel())
+        if images:
+            return _linear_by_convolution(x, weight, bias, images)
+    return F.linear(x, weight, bias)
+
+
+def _num_images(rows: int) -> int:
+    """Images of equal size into which `rows` are laid for a convolution; 0 where none is faster."""
+    if rows < _FEWEST_ROWS:
+        return 0
+    for images in range(_FEWEST_IMAGES, 2 * _FEWEST_IMAGES):
+        if rows % images == 0:
+            return images
+    return 1  # which is faster with several threads only
+
+
+def _linear_by_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, images: int) -> Tensor:
+    """The same as a convolution over so many images, which must divide the rows of x."""
+    rows = x.reshape(images, 1, -1, x.shape[-1])
+    # [images, D, 1, rows of an image], channels last
+    out = F.conv2d(rows.permute(0, 3, 1, 2), weight[:, :, None, None], bias)
+    return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))  # moves nothing
+
+
+class Linear(nn.Linear):
+    """A linear layer: [..., D] -> [..., O]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+class Projection(nn.Linear):
+    """A linear layer whose bias comes with the call: [..., D] -> [..., outputs].
+
+    The layer itself runs, rather than its weight being borrowed, because ZeRO-3 gathers a module's
+    weights when that module runs.
+    """
+
+    def __init__(self, dim: int, outputs: int) -> None:
+        super().__init__(dim, outputs, bias=False)
+
+    def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
+        return linear(input, self.weight, bias)
 
 
 def layer_norm(dim: int) -> nn.LayerNorm:
@@ -114,7 +200,7 @@ class DropPath(nn.Module):
         return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(keeping).div_(keeping)
 
 
-class Recomputing(nn.Module):
+class CheckpointedBlock(nn.Module):
     """A block that may forget what is inside it and compute it again in the backward pass.
 
     Subclasses say in `run` what they compute.
@@ -131,18 +217,18 @@ class Recomputing(nn.Module):
         return self.run(*args)
 
 
-def recompute_blocks(model: nn.Module) -> None:
+def enable_activation_checkpointing(model: nn.Module) -> None:
     """Activation checkpointing: from now on all blocks of `model` keep only what goes in.
 
     Costs a second forward pass; memory then grows by one tensor per block instead of a dozen.
     Source: Chen et al., arXiv 1604.06174.
     """
     for module in model.modules():
-        if isinstance(module, Recomputing):
+        if isinstance(module, CheckpointedBlock):
             module.recomputes = True
 
 
-class Block(Recomputing):
+class Block(CheckpointedBlock):
     """Standard transformer block: self-attention, then MLP. [B, N, D] -> [B, N, D]."""
 
     def __init__(self, dim: int, num_heads: int, drop_path: float = 0.0) -> None:
@@ -159,7 +245,7 @@ class Block(Recomputing):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class CrossBlock(Recomputing):
+class CrossBlock(CheckpointedBlock):
     """Cross-self block: attention to a context, then a standard block. [B, N, D] -> [B, N, D].
 
     With the bottleneck tokens as queries and the positions as context it summarises; the other way

@@ -18,7 +18,7 @@ from torch import Tensor
 from svfap_dist.model.patches import (
     PATCH_SIZE,
     TUBELET_SIZE,
-    denormalise,
+    denormalize,
     gather_patches,
     gather_rows,
     patchify,
@@ -33,7 +33,7 @@ def _rows(clips: Tensor, masked: Tensor, tubelet_size: int, patch_size: int) -> 
     if clips.dtype == torch.uint8:
         return gather_rows(clips, masked, tubelet_size, patch_size).float()
     pixels = gather_patches(clips, masked, tubelet_size, patch_size)  # [B, M, 3, pt, p, p]
-    return 255 * denormalise(pixels.movedim(2, -1), -1).flatten(-2).flatten(2, 3)
+    return 255 * denormalize(pixels.movedim(2, -1), -1).flatten(-2).flatten(2, 3)
 
 
 def _over_patch(x: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def _to_rows(x: Tensor, patch_size: int) -> Tensor:
     return x.repeat(1, 1, patch_size).unsqueeze(2)
 
 
-def _centred(
+def _centered(
     clips: Tensor, masked: Tensor, tubelet_size: int, patch_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels of the masked patches less their mean [B, M, pt*p, p*3], that mean, and the deviation
@@ -57,9 +57,9 @@ def _centred(
     pixels = _rows(clips, masked, tubelet_size, patch_size)
     number = tubelet_size * patch_size**2
     mean = _to_rows(_over_patch(pixels) / number, patch_size)
-    centred = pixels.sub_(mean)
-    variance = _over_patch(centred.square()) / (number - 1)  # unbiased
-    return centred, mean, _to_rows(variance.sqrt() + 255 * _EPSILON, patch_size)
+    centered = pixels.sub_(mean)
+    variance = _over_patch(centered.square()) / (number - 1)  # unbiased
+    return centered, mean, _to_rows(variance.sqrt() + 255 * _EPSILON, patch_size)
 
 
 def targets(
@@ -67,8 +67,8 @@ def targets(
 ) -> Tensor:
     """What to predict, [B, M, P], for the patches `masked` [B, M] of clips [B, 3, F, H, W], or of
     the frames uint8 [B, F, H, W, 3] that they were made of."""
-    centred, _, deviation = _centred(clips, masked, tubelet_size, patch_size)
-    return centred.div_(deviation).flatten(2)
+    centered, _, deviation = _centered(clips, masked, tubelet_size, patch_size)
+    return centered.div_(deviation).flatten(2)
 
 
 def masked_patch_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def to_pixels(
     Each patch is given the mean and deviation of its original, for a prediction says nothing
     about them: pictures only, never a score.
     """
-    _, mean, deviation = _centred(clips, masked, tubelet_size, patch_size)
+    _, mean, deviation = _centered(clips, masked, tubelet_size, patch_size)
     rows = prediction.float().unflatten(2, (tubelet_size * patch_size, -1))  # [B, M, pt*p, p*3]
     return ((rows * deviation + mean) / 255).clamp(0, 1).flatten(2)
 
@@ -101,7 +101,7 @@ def paste(
     patch_size: int = PATCH_SIZE,
 ) -> Tensor:
     """Whole clips [B, 3, F, H, W] in [0, 1]: `pixels` [B, M, P] where masked, else the original."""
-    patches = patchify(denormalise(clips), tubelet_size, patch_size)
+    patches = patchify(denormalize(clips), tubelet_size, patch_size)
     places = masked.unsqueeze(-1).expand_as(pixels)
     patches = patches.scatter(1, places, pixels.to(patches.dtype))
     return unpatchify(patches, clips.shape[2], clips.shape[3], tubelet_size, patch_size)

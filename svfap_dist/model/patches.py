@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from svfap_dist.errors import ConfigError
-from svfap_dist.model.linear import linear
+from svfap_dist.model.layers import linear
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -24,7 +24,7 @@ TUBELET_SIZE = 2  # frames; the paper's
 PATCH_SIZE = 16  # pixels; the paper's
 
 
-def normalise(frames: Tensor, channel_dim: int = 1) -> Tensor:
+def normalize(frames: Tensor, channel_dim: int = 1) -> Tensor:
     """Frames uint8 [B, F, H, W, 3] as float32 clips [B, 3, F, H, W] with ImageNet statistics.
 
     The channels of the result are in `channel_dim`; those of the argument are last, whatever its
@@ -40,8 +40,8 @@ def normalise(frames: Tensor, channel_dim: int = 1) -> Tensor:
     )
 
 
-def denormalise(pixels: Tensor, channel_dim: int = 1) -> Tensor:
-    """Normalised pixels as float32 in [0, 1], channels in `channel_dim`; undoes `normalise`."""
+def denormalize(pixels: Tensor, channel_dim: int = 1) -> Tensor:
+    """Normalised pixels as float32 in [0, 1], channels in `channel_dim`; undoes `normalize`."""
     return torch.stack(
         [
             plane.float() * std + mean
@@ -179,11 +179,11 @@ class PatchEmbed(nn.Module):
         """
         self._check(clips)
         if tokens is None:
-            clips = normalise(clips) if clips.dtype == torch.uint8 else clips
+            clips = normalize(clips) if clips.dtype == torch.uint8 else clips
             pixels, positions = _grid(clips, *self.patch).flatten(1, 3), self.table
         elif clips.dtype == torch.uint8:
             rows = gather_rows(clips, tokens, *self.patch)  # [B, K, pt*p, p*3]
-            pixels, positions = normalise(rows.unflatten(-1, (-1, 3)), 2), self.table[tokens]
+            pixels, positions = normalize(rows.unflatten(-1, (-1, 3)), 2), self.table[tokens]
         else:
             pixels, positions = gather_patches(clips, tokens, *self.patch), self.table[tokens]
         x = self.proj(pixels)  # [B, K, 3, ...] -> [B, K, D]

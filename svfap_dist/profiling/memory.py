@@ -60,8 +60,8 @@ def count(config: Config) -> ModelBytes:
     kept = _kept_bytes(config, model)
     if config.train.activation_checkpointing:
         whole = kept
-        layers.recompute_blocks(model)
-        blocks = sum(isinstance(part, layers.Recomputing) for part in model.modules())
+        layers.enable_activation_checkpointing(model)
+        blocks = sum(isinstance(part, layers.CheckpointedBlock) for part in model.modules())
         # What goes into each block, and the inside of the one that is computed again.
         kept = _kept_bytes(config, model) + whole // blocks
     return ModelBytes(

@@ -54,7 +54,7 @@ def clip_of(config: Config, url: str) -> torch.Tensor:
     found = videos.read(url, min_frames=config.window)
     if isinstance(found, BadVideo):
         raise found.error()
-    return patches.normalise(fixed_clip(*found, config).unsqueeze(0))
+    return patches.normalize(fixed_clip(*found, config).unsqueeze(0))
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ def _frames_of(model: torch.nn.Module, config: Config, url: str) -> np.ndarray:
     predicted = loss.to_pixels(model(clips, visible, masked), clips, masked, *shape)
     grey = torch.full_like(predicted, _GREY)
     rows = [
-        patches.denormalise(clips),
+        patches.denormalize(clips),
         *(loss.paste(p, clips, masked, *shape) for p in (grey, predicted)),
     ]
     stacked = torch.cat(rows).permute(0, 2, 3, 4, 1)  # [3, 3, F, H, W] -> [3, F, H, W, 3]

@@ -59,7 +59,7 @@ def make(checkpoint_url: str, videos: Sequence[str], output: str) -> None:
     sheets = []
     for url in videos:
         clips = clip_of(config, url)
-        pixels = (patches.denormalise(clips)[0].clamp(0, 1) * 255).round().to(torch.uint8)
+        pixels = (patches.denormalize(clips)[0].clamp(0, 1) * 255).round().to(torch.uint8)
         name = os.path.splitext(os.path.basename(url))[0]
         sheets.append(draw(pixels.permute(1, 2, 3, 0).numpy(), rows(encoder, clips), name))
     png = io.BytesIO()

@@ -153,7 +153,7 @@ class Engine:
             model = self.objective.build()
         model = model.to(device)
         if config.train.activation_checkpointing:
-            layers.recompute_blocks(model)
+            layers.enable_activation_checkpointing(model)
         optimizer = optim.adamw(model, config.optim, self.objective.layer_decay)
         self._rate_scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
         self._engine, *_ = _deepspeed(device).initialize(

@@ -18,7 +18,7 @@ from svfap_dist.config import Config
 from svfap_dist.data.clips import ClipBatch, frames_on
 from svfap_dist.errors import ConfigError
 from svfap_dist.model import classifier, flops, sizes
-from svfap_dist.model.patches import normalise
+from svfap_dist.model.patches import normalize
 from svfap_dist.rng import Stream
 from svfap_dist.train.mixing import mix, soft_targets
 from svfap_dist.train.objective import Moment
@@ -119,7 +119,7 @@ class Labelled:
         if chance is None:
             return nn.functional.cross_entropy(network(frames).float(), targets)
         towards = soft_targets(targets, len(self._task.names), self._finetune.label_smoothing)
-        clips, towards = mix(normalise(frames), towards, chance, self._finetune)
+        clips, towards = mix(normalize(frames), towards, chance, self._finetune)
         return nn.functional.cross_entropy(network(clips).float(), towards)
 
     def scores(self, network: Callable[..., Tensor], frames: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def test_equal_weights_give_an_equal_loss_and_gradient(encoder: str) -> None:
     target = loss.targets(frames, masked)
     ours = loss.masked_patch_loss(model(frames, visible, masked), target)
 
-    clips = patches.normalise(frames)
+    clips = patches.normalize(frames)
     mask = torch.ones(2, 800, dtype=torch.bool).scatter(1, visible, False)
     their_target = baseline.targets(clips, mask, 2, 16)
     theirs = loss.masked_patch_loss(other(clips, mask), their_target)

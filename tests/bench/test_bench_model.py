@@ -16,7 +16,7 @@ from svfap_dist import cli
 from svfap_dist.bench import model, steps
 from svfap_dist.bench.steps import Spec, TrainingStep, Worker
 from svfap_dist.errors import ClusterError, ConfigError
-from svfap_dist.model import flops, linear, sizes
+from svfap_dist.model import flops, layers, sizes
 
 NANO = Spec("nano", "tpsbt", 2, "float32", "cpu")
 
@@ -83,8 +83,8 @@ def test_each_side_has_what_it_is_said_to_have() -> None:
         kept.append(told[0])
         convolutions.append(told[1])
     assert kept == [True, False]
-    assert convolutions == [linear._prefers_convolutions(), False]
-    assert ("oneDNN" in steps.means(NANO)) is linear._prefers_convolutions()
+    assert convolutions == [layers._prefers_convolutions(), False]
+    assert ("oneDNN" in steps.means(NANO)) is layers._prefers_convolutions()
     assert steps.means(NANO).endswith("freed memory kept, AdamW fused")
     assert steps.means(plain) == (
         "linear layers by torch's linear, freed memory handed back, AdamW not fused"
@@ -99,7 +99,7 @@ def _what_serve_sets(spec: Spec, answers: Connection) -> None:
     ours, theirs = multiprocessing.Pipe()
     ours.close()  # nothing will be asked
     steps._serve(spec, theirs)
-    answers.send((bool(kept), linear.uses_convolutions()))
+    answers.send((bool(kept), layers.uses_convolutions()))
 
 
 def test_compile_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def test_no_step_looks_at_the_data() -> None:
         frames = torch.empty(2, 16, 160, 160, 3, dtype=torch.uint8)
         visible = torch.empty(2, 80, dtype=torch.int64)
         masked = torch.empty(2, 720, dtype=torch.int64)
-        for given in (frames, patches.normalise(frames)):
+        for given in (frames, patches.normalize(frames)):
             target = loss.targets(given, masked)
             loss.masked_patch_loss(model(given, visible, masked), target).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())

@@ -67,7 +67,7 @@ def test_a_block_without_its_branches_is_the_identity(kind: type) -> None:
 def test_recomputed_blocks_drop_what_they_dropped_before() -> None:
     model = _classifier(0.5, head_init_scale=1.0).train()
     frugal = copy.deepcopy(model)
-    layers.recompute_blocks(frugal)
+    layers.enable_activation_checkpointing(frugal)
     for network in (model, frugal):
         torch.manual_seed(3)
         network(_clips(4)).square().sum().backward()

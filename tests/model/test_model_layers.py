@@ -68,7 +68,7 @@ def test_recomputing_blocks_gives_the_same_gradients_and_keeps_less(tubes: Tubes
     torch.manual_seed(0)
     model = autoencoder.build("nano", frame_size=64)
     frugal = copy.deepcopy(model)
-    layers.recompute_blocks(frugal)
+    layers.enable_activation_checkpointing(frugal)
     frames = torch.randint(0, 256, (2, 16, 64, 64, 3), dtype=torch.uint8)
     split = tubes(model.size, 2, 4)
     assert torch.equal(_step(frugal, frames, split), _step(model, frames, split))

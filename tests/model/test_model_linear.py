@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from svfap_dist.model import linear
+from svfap_dist.model import layers
 
 
 @pytest.mark.parametrize("images", [1, 5])
@@ -21,7 +21,7 @@ def test_a_convolution_is_a_linear_layer_with_the_same_gradients(images: int) ->
 
     def same(x: Tensor, *others: Tensor) -> None:
         inputs = [t.requires_grad_() for t in (x, *others)]
-        got = linear.by_convolution(x, weight, bias if len(inputs) > 2 else None, images)
+        got = layers._linear_by_convolution(x, weight, bias if len(inputs) > 2 else None, images)
         wanted = F.linear(*inputs)
         assert got.is_contiguous()
         assert_close(got, wanted)
@@ -35,7 +35,7 @@ def test_a_convolution_is_a_linear_layer_with_the_same_gradients(images: int) ->
 
 @pytest.fixture
 def convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "_CONVOLUTIONS", True)
+    monkeypatch.setattr(layers, "_CONVOLUTIONS", True)
 
 
 @pytest.mark.usefixtures("convolutions")
@@ -43,7 +43,7 @@ def convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_any_number_of_rows_is_taken(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     x, weight, bias = torch.randn(*shape, 9), torch.randn(5, 9), torch.randn(5)
-    assert_close(linear.linear(x, weight, bias), F.linear(x, weight, bias))
+    assert_close(layers.linear(x, weight, bias), F.linear(x, weight, bias))
 
 
 @pytest.mark.usefixtures("convolutions")
@@ -51,18 +51,18 @@ def test_other_types_and_strides_are_taken() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(64, 5, 7), torch.randn(3, 7)
     half = x.bfloat16(), weight.bfloat16()
-    assert torch.equal(linear.linear(*half), F.linear(*half))
-    assert_close(linear.linear(x[:, 1:], weight), F.linear(x[:, 1:], weight))
+    assert torch.equal(layers.linear(*half), F.linear(*half))
+    assert_close(layers.linear(x[:, 1:], weight), F.linear(x[:, 1:], weight))
 
 
 @pytest.mark.parametrize(
     ("rows", "images"), [(0, 0), (255, 0), (256, 16), (312, 24), (313, 1), (12544, 16), (589, 19)]
 )
 def test_rows_are_laid_into_sixteen_images_or_more(rows: int, images: int) -> None:
-    assert linear._num_images(rows) == images
+    assert layers._num_images(rows) == images
 
 
-@pytest.mark.skipif(not linear._prefers_convolutions(), reason="a CPU whose MKL is quick")
+@pytest.mark.skipif(not layers._prefers_convolutions(), reason="a CPU whose MKL is quick")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_quick_library_does_it(threads: int) -> None:
     before = torch.get_num_threads()
@@ -71,7 +71,7 @@ def test_the_quick_library_does_it(threads: int) -> None:
         x, weight = torch.randn(4, 80, 32, requires_grad=True), torch.randn(64, 32)
         weight.requires_grad_()
         with torch.profiler.profile() as profile:
-            linear.linear(x, weight).sum().backward()
+            layers.linear(x, weight).sum().backward()
     finally:
         torch.set_num_threads(before)
     names = {event.key for event in profile.key_averages()}
@@ -106,16 +106,16 @@ def test_which_cpus_prefer_convolutions(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     monkeypatch.setattr(Path, "read_text", read)
-    assert linear._prefers_convolutions() is wanted
+    assert layers._prefers_convolutions() is wanted
 
 
 def test_convolutions_can_be_switched_off() -> None:
-    linear.use_convolutions(False)
+    layers.use_convolutions(False)
     try:
-        assert not linear.uses_convolutions()
+        assert not layers.uses_convolutions()
     finally:
-        linear.use_convolutions(True)
-    assert linear.uses_convolutions() is linear._prefers_convolutions()
+        layers.use_convolutions(True)
+    assert layers.uses_convolutions() is layers._prefers_convolutions()
 
 
 @pytest.mark.usefixtures("convolutions")
@@ -127,6 +127,6 @@ def test_compiled_programs_have_no_convolutions() -> None:
         return graph.forward
 
     x, weight = torch.randn(320, 8), torch.randn(4, 8)
-    torch.compile(linear.linear, backend=compiler, dynamic=False)(x, weight)
+    torch.compile(layers.linear, backend=compiler, dynamic=False)(x, weight)
     assert any("linear" in name for name in called), called
     assert not any("conv" in name for name in called), called

@@ -23,7 +23,7 @@ def frames() -> Tensor:
 
 @pytest.fixture
 def clips(frames: Tensor) -> Tensor:
-    return patches.normalise(frames)
+    return patches.normalize(frames)
 
 
 def _target_of_one_patch(clip: Tensor, token: int) -> Tensor:
@@ -48,7 +48,7 @@ def test_targets_equal_the_slow_oracle(
     _, masked = tubes(SIZE, 2, 3)
     target = loss.targets(clips if given == "clips" else frames, masked)
     assert target.shape == (2, 2 * 13, 1536)
-    pixels = patches.denormalise(clips)
+    pixels = patches.denormalize(clips)
     for b in range(2):
         for m in range(masked.shape[1]):
             expected = _target_of_one_patch(pixels[b], int(masked[b, m]))
@@ -88,13 +88,13 @@ def test_loss_is_the_mean_square_in_float32() -> None:
 def test_perfect_predictions_give_the_original_picture(clips: Tensor, tubes: Tubes) -> None:
     _, masked = tubes(SIZE, 2, 3)
     pixels = loss.to_pixels(loss.targets(clips, masked), clips, masked)
-    torch.testing.assert_close(loss.paste(pixels, clips, masked), patches.denormalise(clips))
+    torch.testing.assert_close(loss.paste(pixels, clips, masked), patches.denormalize(clips))
 
 
 def test_a_zero_prediction_is_each_patchs_mean_colour(clips: Tensor, tubes: Tubes) -> None:
     _, masked = tubes(SIZE, 2, 3)
     pixels = loss.to_pixels(torch.zeros(2, 26, 1536), clips, masked).unflatten(2, (512, 3))
-    original = patches.patchify(patches.denormalise(clips))
+    original = patches.patchify(patches.denormalize(clips))
     for b in range(2):
         means = original[b, masked[b]].unflatten(1, (512, 3)).mean(1, keepdim=True)
         torch.testing.assert_close(pixels[b], means.expand(-1, 512, -1))
@@ -112,7 +112,7 @@ def test_paste_touches_masked_places_only(clips: Tensor, tubes: Tubes) -> None:
     pasted = loss.paste(torch.full((2, 26, 1536), 0.5), clips, masked)
     assert pasted.shape == clips.shape
     assert (patches.gather_patches(pasted, masked) == 0.5).all()
-    original = patches.denormalise(clips)
+    original = patches.denormalize(clips)
     assert torch.equal(
         patches.gather_patches(pasted, visible), patches.gather_patches(original, visible)
     )

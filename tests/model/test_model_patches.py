@@ -15,21 +15,21 @@ from svfap_dist.errors import ConfigError
 from svfap_dist.model import patches
 
 
-def test_normalise_is_imagenet_statistics_and_invertible() -> None:
+def test_normalize_is_imagenet_statistics_and_invertible() -> None:
     frames = torch.randint(0, 256, (2, 4, 8, 8, 3), dtype=torch.uint8)
-    clips = patches.normalise(frames)
+    clips = patches.normalize(frames)
     assert clips.shape == (2, 3, 4, 8, 8)
     assert clips.dtype == torch.float32
     value = frames[1, 2, 3, 4, 1].item() / 255
     assert clips[1, 1, 2, 3, 4].item() == pytest.approx((value - 0.456) / 0.224, abs=1e-6)
-    restored = (patches.denormalise(clips) * 255).round().to(torch.uint8)
+    restored = (patches.denormalize(clips) * 255).round().to(torch.uint8)
     assert torch.equal(restored.permute(0, 2, 3, 4, 1), frames)
 
 
-def test_denormalise_takes_channels_in_any_dimension() -> None:
+def test_denormalize_takes_channels_in_any_dimension() -> None:
     clips = torch.randn(2, 3, 4, 8, 8)
-    moved = patches.denormalise(clips.movedim(1, 3), channel_dim=3)
-    assert torch.equal(moved.movedim(3, 1), patches.denormalise(clips))
+    moved = patches.denormalize(clips.movedim(1, 3), channel_dim=3)
+    assert torch.equal(moved.movedim(3, 1), patches.denormalize(clips))
 
 
 def _patch_by_slicing(clip: Tensor, token: int, tubelet_size: int, patch_size: int) -> Tensor:
@@ -94,7 +94,7 @@ def test_frames_give_the_tokens_of_the_clips_that_they_become() -> None:
     torch.manual_seed(0)
     embed = patches.PatchEmbed(8, 64, 2, 16, 24)
     frames = torch.randint(0, 256, (2, 8, 64, 64, 3), dtype=torch.uint8)
-    clips = patches.normalise(frames)
+    clips = patches.normalize(frames)
     tokens = torch.stack([torch.randperm(64)[:10].sort().values for _ in range(2)])
     assert torch.equal(embed(frames, tokens), embed(clips, tokens))
     assert torch.equal(embed(frames), embed(clips))
