@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+from loaders import config_of
 from numbered_shards import FRAMES, SIDE
-from test_data_loader import config_of
 
 from svfap_dist.config import AugmentConfig, Config, TaskConfig
 from svfap_dist.data.selection import Selection

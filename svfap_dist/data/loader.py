@@ -37,9 +37,8 @@ from svfap_dist.data.workers import Cut, Key
 from svfap_dist.distributed import World
 from svfap_dist.errors import HealthError
 from svfap_dist.rng import Stream
-from svfap_dist.shards.cache import shard_cache
 from svfap_dist.shards.format import Manifest
-from svfap_dist.shards.reader import Sample, SampleReader, read_ahead
+from svfap_dist.shards.reader import Sample, SampleReader, ShardCache, read_ahead
 
 _SUBSTITUTES_TRIED = 256  # so many bad samples in a row are no accident
 _LOOKED_AT = 8  # samples, to know the size of planes
@@ -94,13 +93,13 @@ class ClipLoader:
         self._shard_sizes = [shard.num_samples for shard in manifest.shards]
         used = manifest.num_samples if selection is None else len(selection)
         self.steps_per_epoch = steps_per_epoch(used, config.samples_per_step)
-        range_bytes, cache_bytes = read_ahead(config, manifest, world, used)
+        range_bytes, cache_bytes = read_ahead(config.data, manifest, world, used)
         self._reader = SampleReader(
             url,
             manifest,
             range_bytes=range_bytes,
             cache_bytes=cache_bytes,
-            shards=shard_cache(config, manifest, world),
+            shards=ShardCache.of_node(config.data, manifest, world),
         )
         self._planes = _planes(config, manifest, self._reader)
 

@@ -1,10 +1,10 @@
-"""The shard format: what the data engineer's side writes and the training side reads.
+"""The shard format, which `data_sharding` writes and training reads.
 
 A data set is a folder (URL) of
 
     shard-000000.tar         plain WebDataset tar; a sample's members, `KEY.json` and
                              `KEY.mp4` (or another of `video.info.VIDEO_SUFFIXES`), are contiguous
-    shard-000000.index.json  where each sample lies in the tar (`ShardIndex`); after its tar
+    shard-000000.index.json  byte range of each sample in the tar (`ShardIndex`); after its tar
     shard-000000.done.json   what the shard was made from; after both
     manifest.json            the list of shards (`Manifest`); written last: "complete"
     rejected.jsonl           videos that were left out, and why
@@ -19,11 +19,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
+import tarfile
 from typing import Any
 
 from svfap_dist import storage
 from svfap_dist.errors import ShardError
+from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo, load_info
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -87,12 +90,20 @@ class Manifest:
 
 
 def digest(data: bytes | memoryview) -> str:
-    """First 16 hex digits of the SHA-256 of `data`."""
+    """Return the first 16 hex digits of a SHA-256.
+
+    Args:
+        data: What to digest.
+    """
     return hashlib.sha256(data).hexdigest()[:16]
 
 
 def dump(value: Manifest | ShardIndex) -> bytes:
-    """JSON bytes of a manifest or index; equal values give equal bytes."""
+    """Return the JSON of a manifest or index; equal values give equal bytes.
+
+    Args:
+        value: What to write.
+    """
     fields = dataclasses.asdict(value)
     if isinstance(value, Manifest):
         fields = {"format_version": FORMAT_VERSION, "fingerprint": value.fingerprint, **fields}
@@ -100,81 +111,142 @@ def dump(value: Manifest | ShardIndex) -> bytes:
 
 
 def load_manifest(url: str) -> Manifest:
-    """Read a data set's manifest.
+    """Read the manifest of a data set.
 
-    Raises: ShardError if there is none, or it is damaged or of another version; StorageError from
-    the store.
+    Args:
+        url: Folder or prefix of the data set.
+
+    Raises:
+        ShardError: There is none, or it is damaged or of another version.
+        StorageError: The store refuses or does not answer.
     """
     where = storage.join(url, MANIFEST_NAME)
     try:
         raw = storage.read_bytes(where)
     except storage.StorageMissingError as error:
-        advice = "make the shards with `svfap shard`; it writes the manifest last, so let it finish"
-        raise ShardError("No manifest", where=where, found="no such file", do=advice) from error
+        do = "make the shards with `svfap shard`; it writes the manifest last, so let it finish"
+        raise ShardError("No manifest", where, "no such file", do) from error
+    do = "shard the videos again"
     try:
         fields = json.loads(raw)
         version, fingerprint = fields.pop("format_version"), fields.pop("fingerprint")
-        manifest = Manifest(
-            **{**fields, "shards": tuple(ShardEntry(**row) for row in fields["shards"])}
-        )
+        shards = tuple(ShardEntry(**row) for row in fields.pop("shards"))
+        manifest = Manifest(**fields, shards=shards)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ShardError(
-            "Unreadable manifest", where=where, found=repr(error), do="shard the videos again"
-        ) from error
+        raise ShardError("Unreadable manifest", where, repr(error), do) from error
     if version != FORMAT_VERSION or fingerprint != manifest.fingerprint:
         found = f"version {version}, fingerprint {fingerprint} for {manifest.fingerprint}"
-        raise ShardError(
-            "Manifest was altered or is of another version",
-            where=where,
-            found=found,
-            do="shard the videos again",
-        )
+        raise ShardError("Manifest was altered or is of another version", where, found, do)
     return manifest
 
 
 def load_index(url: str, entry: ShardEntry) -> ShardIndex:
     """Read the index of one shard and check it against the manifest.
 
-    Raises: ShardError if it is missing, damaged or not the one the manifest names.
+    Args:
+        url: Folder or prefix of the data set.
+        entry: The shard.
+
+    Raises:
+        ShardError: The index is missing or its digest is not the manifest's.
+        StorageError: The store refuses or does not answer.
     """
     where = storage.join(url, entry.index_name)
-    advice = (
-        "the manifest and the shards are not of one making: shard the videos again to a new URL"
-    )
+    do = "manifest and shards come from different runs: shard the videos again to a new URL"
     try:
         raw = storage.read_bytes(where)
     except storage.StorageMissingError as error:
-        raise ShardError(
-            "Shard index is missing", where=where, found="no such file", do=advice
-        ) from error
+        raise ShardError("Shard index is missing", where, "no such file", do) from error
     if hashlib.sha256(raw).hexdigest() != entry.index_sha256:
-        raise ShardError(
-            "Shard index does not fit the manifest", where=where, found="another digest", do=advice
-        )
+        raise ShardError("Shard index does not match the manifest", where, "another digest", do)
     return ShardIndex(**{name: tuple(values) for name, values in json.loads(raw).items()})
 
 
 def check_shards(url: str, manifest: Manifest) -> None:
-    """Check that every shard of the manifest is there at its full size: one listing, no reading.
+    """Check that every shard of a manifest exists at its full size: one listing, no reading.
 
-    Raises: ShardError naming the first shard that is missing or of another size.
+    Args:
+        url: Folder or prefix of the data set.
+        manifest: The data set.
+
+    Raises:
+        ShardError: A shard is missing or of another size; it names the first one.
+        StorageError: The store refuses or does not answer.
     """
     sizes = storage.list_files(url)
     for entry in manifest.shards:
-        found = sizes.get(entry.name)
-        if found == entry.num_bytes:
+        size = sizes.get(entry.name)
+        if size == entry.num_bytes:
             continue
-        what = (
-            "Shard is missing"
-            if found is None
-            else "Shard was cut short"
-            if found < entry.num_bytes
-            else "Shard grew"
-        )
-        seen = (
-            "no such file"
-            if found is None
-            else f"{found} bytes where the manifest says {entry.num_bytes}"
-        )
-        advice = "copy the shard again from where the data set was made, or shard the videos again"
-        raise ShardError(what, where=storage.join(url, entry.name), found=seen, do=advice)
+        what, found = "Shard is missing", "no such file"
+        if size is not None:
+            what = "Shard was cut short" if size < entry.num_bytes else "Shard grew"
+            found = f"{size} bytes where the manifest says {entry.num_bytes}"
+        do = "copy the shard again from where the data set was made, or shard the videos again"
+        raise ShardError(what, storage.join(url, entry.name), found, do)
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedSample:
+    """A sample's part of a tar, byte for byte as it was packed."""
+
+    index: int
+    key: str
+    where: str  # shard and row, for messages
+    data: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A video as it is stored in a shard."""
+
+    index: int
+    key: str
+    video: bytes
+    info: VideoInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class BadSample:
+    """A sample that cannot be used, and why."""
+
+    index: int
+    key: str
+    reason: str  # one word of a short list, for counting: damaged, undecodable, too_short, ...
+    detail: str
+
+
+def unpack(packed: PackedSample) -> Sample | BadSample:
+    """Return the video of a sample and what the shard says about it.
+
+    Args:
+        packed: The sample's part of a tar.
+    """
+    try:
+        members = tar_members(packed.data)
+        info = load_info(members["json"])
+        (video,) = (members[suffix] for suffix in VIDEO_SUFFIXES if suffix in members)
+        return Sample(packed.index, packed.key, video, info)
+    except (KeyError, TypeError, ValueError, tarfile.ReadError) as error:
+        detail = f"{packed.where}: no readable video and .json ({error!r})"
+        return BadSample(packed.index, packed.key, "malformed", detail)
+
+
+def tar_members(data: bytes) -> dict[str, bytes]:
+    """Return the contents of a sample's members by suffix: all after the first dot, as webdataset.
+
+    webdataset itself would import torch in every decode worker.
+
+    Args:
+        data: Consecutive members of a tar.
+
+    Raises:
+        tarfile.ReadError: They are not.
+    """
+    members: dict[str, bytes] = {}
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            if file is not None:
+                members[member.name.rpartition("/")[2].partition(".")[2].lower()] = file.read()
+    return members

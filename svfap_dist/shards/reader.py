@@ -1,84 +1,84 @@
-"""From a sample's number to its bytes: manifest row, shard index, ranged read, digest, tar members.
+"""From a sample's index to its bytes: manifest row, shard index, ranged read, digest, tar members.
 
-In: a global sample index from `order`. Out: a `Sample`, or a `BadSample` if its bytes are not those
-that were packed. Bad data is a value, since a run of weeks meets some; a shard that is cut short or
-gone is an error, since then everything read from it is in doubt.
+In: a global sample index from `data.sample_order`. Out: a `Sample`, or a `BadSample` if its bytes
+are not those that were packed. Bad data is a value, since a run of weeks meets some; a shard that
+is cut short or missing is an error, since it puts everything read from it in doubt.
 
-Samples that are used at about the same time lie next to each other in a tar (see `order`), so a
-read fetches a whole range of neighbours and keeps it for their turn, up to a limit of bytes. Ranges
-and indexes are fetched by whichever thread first wants them, while others wait for that result.
-Ranges come out of the node's `ShardCache`, if there is one, and else from the store.
+Samples used at about the same time are neighbors in a tar, so a read fetches a range of neighbors
+and keeps it for them, up to a limit of bytes. The first thread that needs a range or an index
+fetches it, while others wait for that result. Ranges come from the node's `ShardCache`, if there is
+one, or else from the store.
 
-A read has two halves: `SampleReader.fetch` brings the bytes, `unpack` opens them. The second needs
-no store, so that decode workers, which import neither torch nor a client, can do it.
+A read has two halves: `SampleReader.fetch` gets the bytes, `format.unpack` opens them. The second
+needs no store, so decode workers, which import neither torch nor a client, can do it.
+
+`ShardCache` keeps whole shards on the node's disk, shared by its ranks and kept from run to run. A
+copy is named by the shard's digest, so data sets and runs share it and a remade shard is another
+file. Processes meet in files only: a lock per shard during its download, a lock on the folder while
+room is made. Space is reserved before the first byte arrives, so a full disk is found at once and
+concurrent downloads cannot exceed the limit together. The least recently read copy is evicted
+first, without waiting for its readers: a deleted file lives on for processes that have it open.
 """
 
 from __future__ import annotations
 
 import bisect
 import collections
+import contextlib
 import dataclasses
-import io
-import tarfile
+import errno
+import logging
+import os
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from svfap_dist import storage
-from svfap_dist.config import Config, check_window
+from svfap_dist.config import Config, DataConfig, check_window
 from svfap_dist.distributed import World
-from svfap_dist.errors import ShardError
+from svfap_dist.errors import ConfigError, ShardError
 from svfap_dist.shards import format as shard_format
-from svfap_dist.shards.cache import ShardCache
-from svfap_dist.shards.format import Manifest, ShardEntry, ShardIndex
-from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo, load_info
+from svfap_dist.shards.format import (
+    BadSample,
+    Manifest,
+    PackedSample,
+    Sample,
+    ShardEntry,
+    ShardIndex,
+    unpack,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows, where everything but the cache works
+    fcntl = None
+
+log = logging.getLogger(__name__)
 
 _INDEXES_KEPT = 256
 _RANGE_BYTES = 8 << 20
-_CACHE_LIMIT = 1 << 30  # bytes per rank
-_DENSE = 0.5  # share of samples in use from which their neighbours are worth fetching
+_CACHE_LIMIT = 1 << 30  # bytes of ranges per rank
+_DENSE = 0.5  # share of samples in use from which their neighbors are worth fetching
+_PIECE_BYTES = 16 << 20  # of one request while a shard is downloaded
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _Value = TypeVar("_Value")
 
 
-@dataclasses.dataclass(frozen=True)
-class PackedSample:
-    """A sample's part of a tar, byte for byte as it was packed."""
-
-    index: int
-    key: str
-    where: str  # shard and row, for messages
-    data: bytes
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """A video as it lies in a shard."""
-
-    index: int
-    key: str
-    video: bytes
-    info: VideoInfo
-
-
-@dataclasses.dataclass(frozen=True)
-class BadSample:
-    """A sample that cannot be used, and why."""
-
-    index: int
-    key: str
-    reason: str  # one word of a short list, for counting: damaged, undecodable, too_short, ...
-    detail: str
-
-
 def open_data(config: Config, url: str) -> Manifest:
-    """The manifest of a data set, checked against its shards and, for pre-training, against the
-    clip's window: those of a task take short videos, too (see `clips`).
+    """Return the manifest of a data set after checking it against its shards.
 
-    Raises: ShardError if it is missing or does not fit its shards; ConfigError if its shortest
-    video has no room for a clip; StorageError from the store.
+    Args:
+        config: Recipe; for pre-training, each video must have room for its clip. Tasks accept
+            shorter videos and repeat their last frame.
+        url: Folder or prefix of the data set.
+
+    Raises:
+        ShardError: The manifest is missing or does not match the shards.
+        ConfigError: The shortest video is shorter than a clip's window.
+        StorageError: The store refuses or does not answer.
     """
     manifest = shard_format.load_manifest(url)
     shard_format.check_shards(url, manifest)
@@ -88,14 +88,14 @@ def open_data(config: Config, url: str) -> Manifest:
 
 
 class SampleReader:
-    """Reads samples by number; any number of threads may share one.
+    """Thread-safe random access to the samples of a data set.
 
     Args:
-        url: the data set's folder or prefix.
-        manifest: the data set's shards.
-        range_bytes: how much of a tar is fetched at a time; 1: each sample by itself.
-        cache_bytes: how many fetched bytes are kept for other samples.
-        shards: the node's copies of shards, where there are any.
+        url: Folder or prefix of the data set.
+        manifest: Its shards.
+        range_bytes: Bytes of a tar fetched at a time; 1: each sample alone.
+        cache_bytes: Fetched bytes kept for other samples.
+        shards: Copies of shards on this node, if any.
     """
 
     def __init__(
@@ -109,44 +109,60 @@ class SampleReader:
     ) -> None:
         self._url, self._manifest, self._range_bytes = url, manifest, range_bytes
         self._ends = np.cumsum([shard.num_samples for shard in manifest.shards])
-        self._indexes: _Cache[ShardIndex] = _Cache(_INDEXES_KEPT)
-        self._ranges: _Cache[bytes] = _Cache(cache_bytes)
+        self._indexes: _LruCache[ShardIndex] = _LruCache(_INDEXES_KEPT)
+        self._ranges: _LruCache[bytes] = _LruCache(cache_bytes)
         self._shards = shards
         self._lock = threading.Lock()
         self._bytes_fetched = self._bytes_taken = 0
-        self._doubted: set[str] = set()  # shards whose copy was thrown away
+        self._dropped: set[str] = set()  # shards whose copy was deleted for a wrong digest
 
     def take_bytes_fetched(self) -> int:
-        """Bytes of shards that came from the store since the last call."""
+        """Return the bytes of shards that came from the store since the last call."""
         with self._lock:
             total = self._bytes_fetched + (self._shards.bytes_fetched if self._shards else 0)
             taken, self._bytes_taken = total - self._bytes_taken, total
         return taken
 
     def locate(self, index: int) -> tuple[ShardEntry, int]:
-        """The shard that holds a sample, and the sample's row in it."""
+        """Return the shard that holds a sample, and the sample's row in it.
+
+        Args:
+            index: Global index, over the shards in manifest order.
+        """
         assert 0 <= index < self._manifest.num_samples
         number = int(np.searchsorted(self._ends, index, side="right"))
         entry = self._manifest.shards[number]
         return entry, index - (int(self._ends[number]) - entry.num_samples)
 
     def read(self, index: int) -> Sample | BadSample:
-        """Fetch and open one sample; raises what `fetch` raises."""
+        """Fetch and open one sample.
+
+        Args:
+            index: Its global index.
+
+        Raises:
+            ShardError: As for `fetch`.
+            StorageError: As for `fetch`.
+        """
         found = self.fetch(index)
         return found if isinstance(found, BadSample) else unpack(found)
 
     def fetch(self, index: int) -> PackedSample | BadSample:
         """Fetch one sample and check its digest.
 
-        Raises: ShardError if its shard is cut short, gone or without index; StorageError from the
-        store.
+        Args:
+            index: Its global index.
+
+        Raises:
+            ShardError: Its shard is cut short, missing or without index.
+            StorageError: The store refuses or does not answer.
         """
         entry, row = self.locate(index)
         rows = self._indexes.get(entry.name, 1, lambda: shard_format.load_index(self._url, entry))
         where = f"{entry.name} row {row}"
         data = self._bytes_of(entry, rows, row)
         found = shard_format.digest(data)
-        if found != rows.digests[row] and self._throw_copy_away(entry):
+        if found != rows.digests[row] and self._drop_copy(entry):
             data = self._bytes_of(entry, rows, row)
             found = shard_format.digest(data)
         if found != rows.digests[row]:
@@ -154,29 +170,29 @@ class SampleReader:
             return BadSample(index, rows.keys[row], "damaged", detail)
         return PackedSample(index, rows.keys[row], where, bytes(data))
 
-    def _throw_copy_away(self, entry: ShardEntry) -> bool:
-        """Whether reading again may give other bytes: once per shard, if there is a local copy."""
+    def _drop_copy(self, entry: ShardEntry) -> bool:
+        """Drop a local copy, once per shard; return whether reading again may give other bytes."""
         with self._lock:
-            if self._shards is None or entry.name in self._doubted:
+            if self._shards is None or entry.name in self._dropped:
                 return False
-            self._doubted.add(entry.name)
+            self._dropped.add(entry.name)
         self._shards.drop(entry)
         self._ranges.clear()
         return True
 
     def _bytes_of(self, entry: ShardEntry, rows: ShardIndex, row: int) -> memoryview:
-        """A sample's bytes of the tar, out of the range of neighbours that it belongs to."""
+        """Return a sample's bytes of the tar, from the range of neighbors that it belongs to."""
         number = rows.offsets[row] // self._range_bytes
         first = bisect.bisect_left(rows.offsets, number * self._range_bytes)
         end = bisect.bisect_left(rows.offsets, (number + 1) * self._range_bytes)
         start, stop = rows.offsets[first], rows.offsets[end - 1] + rows.sizes[end - 1]
         data = self._ranges.get(
-            (entry.name, number), stop - start, lambda: self._fetch(entry, start, stop)
+            (entry.name, number), stop - start, lambda: self._fetch_range(entry, start, stop)
         )
         offset = rows.offsets[row] - start
         return memoryview(data)[offset : offset + rows.sizes[row]]
 
-    def _fetch(self, entry: ShardEntry, start: int, stop: int) -> bytes:
+    def _fetch_range(self, entry: ShardEntry, start: int, stop: int) -> bytes:
         where = storage.join(self._url, entry.name)
         try:
             kept = self._shards.read(self._url, entry, start, stop) if self._shards else None
@@ -186,16 +202,17 @@ class SampleReader:
         except storage.StorageUnreachableError:
             raise
         except storage.StorageError:
-            # A store may answer with an error where the tar is gone or ends before `start`.
-            alone = dataclasses.replace(self._manifest, shards=(entry,))
-            shard_format.check_shards(self._url, alone)
+            # A store may answer with an error where the tar is missing or ends before `start`.
+            shard_format.check_shards(
+                self._url, dataclasses.replace(self._manifest, shards=(entry,))
+            )
             raise
         if len(data) < stop - start:
             raise ShardError(
                 "Shard was cut short",
-                where=where,
-                found=f"{start + len(data)} bytes where the manifest says {entry.num_bytes}",
-                do="copy the shard again from where the data set was made, or shard again",
+                where,
+                f"{start + len(data)} bytes where the manifest says {entry.num_bytes}",
+                "copy the shard again from where the data set was made, or shard again",
             )
         with self._lock:
             self._bytes_fetched += len(data)
@@ -203,58 +220,35 @@ class SampleReader:
 
 
 def read_ahead(
-    config: Config, manifest: Manifest, world: World, num_selected: int | None = None
+    data: DataConfig, manifest: Manifest, world: World, num_selected: int | None = None
 ) -> tuple[int, int]:
-    """Bytes to fetch at a time and bytes to keep, for the lanes of a rank.
+    """Return the bytes to fetch at a time and the bytes to keep, for the lanes of a rank.
 
-    Inside a block samples are used in random order, so fetching neighbours pays only if the blocks
-    of all lanes can be kept until they are used up. Where they cannot, samples are fetched alone,
-    and so they are where most of their neighbours are not used at all.
+    Inside a block samples are used in random order, so fetching neighbors pays only if the blocks
+    of all lanes can be kept until they are used up. Where they cannot, or where most neighbors are
+    not used at all, samples are fetched alone.
 
     Args:
-        num_selected: samples that are used; None: all of the manifest's.
+        data: Lanes and shuffle block.
+        manifest: The data set.
+        world: This rank and the number of ranks.
+        num_selected: Samples in use; None: all of the manifest's.
     """
     total = sum(shard.num_bytes for shard in manifest.shards)
     used = manifest.num_samples if num_selected is None else num_selected
     if used < _DENSE * manifest.num_samples:
         return 1, 1
-    block = config.data.shuffle_block * total / used
-    lanes = config.data.num_lanes // world.world_size
+    block = data.shuffle_block * total / used
+    lanes = data.num_lanes // world.world_size
     # A quarter more for large samples; the ranges at both ends of a block reach beyond it.
-    wanted = min(total, int(lanes * (1.25 * block + 2 * _RANGE_BYTES)))
-    return (_RANGE_BYTES, wanted) if wanted <= _CACHE_LIMIT else (1, 1)
+    needed = min(total, int(lanes * (1.25 * block + 2 * _RANGE_BYTES)))
+    return (_RANGE_BYTES, needed) if needed <= _CACHE_LIMIT else (1, 1)
 
 
-def unpack(packed: PackedSample) -> Sample | BadSample:
-    """The video of a sample and what the shard says about it."""
-    try:
-        members = _tar_members(packed.data)
-        info = load_info(members["json"])
-        (video,) = (members[suffix] for suffix in VIDEO_SUFFIXES if suffix in members)
-        return Sample(packed.index, packed.key, video, info)
-    except (KeyError, TypeError, ValueError, tarfile.ReadError) as error:
-        detail = f"{packed.where}: no readable video and .json ({error!r})"
-        return BadSample(packed.index, packed.key, "malformed", detail)
+class _LruCache(Generic[_Value]):
+    """Values by key, each made once by the first thread that needs it; least recently used first.
 
-
-def _tar_members(data: bytes) -> dict[str, bytes]:
-    """Contents of a sample's members by suffix: what follows the first dot, as webdataset has it.
-
-    webdataset itself would bring torch into every decode worker.
-    """
-    members: dict[str, bytes] = {}
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        for member in tar:
-            file = tar.extractfile(member)
-            if file is not None:
-                members[member.name.rpartition("/")[2].partition(".")[2].lower()] = file.read()
-    return members
-
-
-class _Cache(Generic[_Value]):
-    """Values by key, each made once by the first thread that asks; the least used are dropped.
-
-    limit: what the costs of all values kept may add up to; the newest is kept in any case.
+    limit: of the sum of the costs of the values kept; the newest is kept in any case.
     """
 
     def __init__(self, limit: int) -> None:
@@ -265,7 +259,7 @@ class _Cache(Generic[_Value]):
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, cost: int, make: Callable[[], _Value]) -> _Value:
-        """The value of `key`; an exception of `make` goes to all who wait, and is not kept."""
+        """Return the value of `key`; all waiters get an exception of `make`, which is not kept."""
         with self._lock:
             known = key in self._entries
             if not known:
@@ -284,7 +278,6 @@ class _Cache(Generic[_Value]):
         return future.result()
 
     def clear(self) -> None:
-        """Forget everything."""
         with self._lock:
             self._entries.clear()
             self._total = 0
@@ -293,3 +286,216 @@ class _Cache(Generic[_Value]):
         with self._lock:
             if key in self._entries and self._entries[key][1] is future:
                 self._total -= self._entries.pop(key)[0]
+
+
+class ShardCache:
+    """Copies of shards on the node's disk, below a limit of bytes; thread- and process-safe.
+
+    Args:
+        folder: Made if it does not exist; the same for all ranks of a node.
+        limit: Bytes that all copies in it may take.
+    """
+
+    def __init__(self, folder: str, limit: int) -> None:
+        self._folder, self._limit = storage.local_path(folder), limit
+        self._lock = threading.Lock()
+        self._is_off = False
+        self.bytes_fetched = 0  # from the store, by this process
+
+    @classmethod
+    def of_node(cls, data: DataConfig, manifest: Manifest, world: World) -> ShardCache | None:
+        """Return the node's cache that data.cache_dir names, if any.
+
+        Args:
+            data: Folder and limit of the cache, lanes.
+            manifest: The data set.
+            world: This rank, and the ranks on its node.
+
+        Raises:
+            ConfigError: The cache is smaller than the shards in use at a time, each of which would
+                be downloaded over and over; or the system has no file locks.
+        """
+        if not data.cache_dir:
+            return None
+        if fcntl is None:
+            raise ConfigError(
+                "No file locks on this system",
+                "data.cache_dir",
+                "ranks share copies of shards by fcntl",
+                "leave out data.cache_dir",
+            )
+        sizes = sorted((shard.num_bytes for shard in manifest.shards), reverse=True)
+        lanes = data.num_lanes * world.local_world_size // world.world_size
+        needed = sum(sizes[: 2 * lanes])  # a lane may be at the border of two blocks
+        if needed > data.cache_bytes:
+            raise ConfigError(
+                "Shard cache is too small",
+                "data.cache_bytes",
+                f"{data.cache_bytes}, while the {lanes} lanes of a node may use shards of {needed} "
+                "bytes at a time",
+                "raise it, lower data.num_lanes, make smaller shards, or leave out data.cache_dir",
+            )
+        return cls(data.cache_dir, data.cache_bytes)
+
+    def read(self, url: str, entry: ShardEntry, start: int, stop: int) -> bytes | None:
+        """Return the bytes [start, stop) of a shard, which is downloaded first if need be.
+
+        Args:
+            url: Folder or prefix of the data set.
+            entry: The shard.
+            start: First byte.
+            stop: Byte after the last one.
+
+        Returns:
+            The bytes, or None if there can be no copy and the store has to be read.
+
+        Raises:
+            StorageError: The shard cannot be downloaded.
+        """
+        path = self._path(entry)
+        data = _read_copy(path, entry.num_bytes, start, stop)
+        if data is None and not self._is_off and entry.num_bytes <= self._limit:
+            try:
+                if self._obtain(storage.join(url, entry.name), entry, path):
+                    data = _read_copy(path, entry.num_bytes, start, stop)
+            except OSError as error:
+                self._turn_off(error)
+        return data
+
+    def drop(self, entry: ShardEntry) -> None:
+        """Delete the copy of a shard, whose bytes turned out to be wrong.
+
+        Args:
+            entry: The shard.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path(entry))
+
+    def _path(self, entry: ShardEntry) -> str:
+        return os.path.join(self._folder, f"{entry.sha256}.tar")
+
+    def _obtain(self, where: str, entry: ShardEntry, path: str) -> bool:
+        """Download a shard, or wait until another rank has; return False if it has no room."""
+        os.makedirs(self._folder, exist_ok=True)
+        with _locked(f"{path}.lock"):
+            if _has_size(path, entry.num_bytes):
+                return True
+            part = f"{path}.part"
+            file = self._reserve(part, entry.num_bytes)
+            if file is None:
+                return False
+            try:
+                complete = self._download(where, entry.num_bytes, file)
+                if complete:
+                    os.replace(part, path)
+            finally:
+                os.close(file)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(part)
+            return complete
+
+    def _reserve(self, part: str, num_bytes: int) -> int | None:
+        """Return an open file of that size, after evicting other copies; None: there is no room."""
+        with _locked(os.path.join(self._folder, "folder.lock")):
+            if not self._make_room(num_bytes):
+                return None
+            file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            try:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file, 0, num_bytes)
+                else:  # macOS, which then finds a full disk while writing
+                    os.truncate(file, num_bytes)
+            except OSError:
+                os.close(file)
+                os.unlink(part)
+                raise
+            return file
+
+    def _download(self, where: str, num_bytes: int, file: int) -> bool:
+        """Write the store's file into `file`; return False if the manifest says it is longer."""
+        for start in range(0, num_bytes, _PIECE_BYTES):
+            piece = storage.read_range(where, start, min(start + _PIECE_BYTES, num_bytes))
+            if len(piece) < min(_PIECE_BYTES, num_bytes - start):
+                return False
+            os.pwrite(file, piece, start)
+            with self._lock:
+                self.bytes_fetched += len(piece)
+        return True
+
+    def _make_room(self, needed: int) -> bool:
+        """Delete copies, the least recently read first, until there is room for another."""
+        files = []
+        for found in os.scandir(self._folder):
+            if found.name.endswith((".tar", ".part")):
+                with contextlib.suppress(FileNotFoundError):
+                    status = found.stat()
+                    files.append((status.st_mtime_ns, found.path, status.st_size))
+        total = sum(size for _, _, size in files)
+        for _, path, size in sorted(files):
+            if total + needed <= self._limit:
+                break
+            # An unlocked part was left by a killed rank; a locked one is being downloaded.
+            if path.endswith(".part") and _is_locked(f"{path.removesuffix('.part')}.lock"):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            total -= size
+        return total + needed <= self._limit
+
+    def _turn_off(self, error: OSError) -> None:
+        """Read the store from now on; warn once."""
+        with self._lock:
+            first, self._is_off = not self._is_off, True
+        if first:
+            why = "no space left on its disk" if error.errno in _NO_ROOM else str(error)
+            log.warning("Shards are read from the store, not from %s: %s.", self._folder, why)
+
+
+def _read_copy(path: str, num_bytes: int, start: int, stop: int) -> bytes | None:
+    """Return bytes of a copy; None if it is missing, unreadable or of another size."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        if os.fstat(file).st_size != num_bytes:
+            return None
+        os.utime(file)  # marks it as recently read
+        data = os.pread(file, stop - start, start)
+        return data if len(data) == stop - start else None
+    except OSError:
+        return None  # a bad disk: the store is read instead
+    finally:
+        os.close(file)
+
+
+def _has_size(path: str, num_bytes: int) -> bool:
+    try:
+        return os.path.getsize(path) == num_bytes
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator[None]:
+    """Hold a lock among all processes and threads; a process that dies releases it."""
+    assert fcntl is not None
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
+def _is_locked(path: str) -> bool:
+    assert fcntl is not None
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(file)

@@ -12,7 +12,7 @@ import ctypes
 import os
 import sys
 
-from test_data_loader import config_of
+from loaders import config_of
 
 from svfap_dist.config import Config
 from svfap_dist.data import workers

@@ -4,99 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 
 import pytest
 import torch
-from numbered_shards import FRAMES, SIDE, sample_and_frame
+from loaders import (
+    NO_VIDEO,
+    SIZES,
+    bits,
+    config_of,
+    kept,
+    loader_of,
+    order_of,
+    shown,
+    threads,
+    world,
+)
+from numbered_shards import FRAMES, SIDE
 
-from svfap_dist.config import Config, DataConfig, MaskConfig, ModelConfig, RunConfig, TrainConfig
+from svfap_dist.config import Config
 from svfap_dist.data.clips import ClipBatch, random_clips, window_start
-from svfap_dist.data.loader import ClipLoader
 from svfap_dist.data.masking import tube
 from svfap_dist.data.sample_order import EpochOrder
-from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError, HealthError, ShardError
 from svfap_dist.evaluate.loader import held_out_batches
 from svfap_dist.rng import Stream
 from svfap_dist.shards.format import Manifest, ShardEntry
 from svfap_dist.shards.reader import SampleReader, read_ahead
 from svfap_dist.video.info import VideoInfo
-
-SIZES = [13, 20, 8, 10]  # 51 samples: 6 steps of 8 and a tail of 3
-NO_VIDEO = (b"no video", VideoInfo(FRAMES, 25.0, SIDE, SIDE, "h264"))
-
-
-def config_of(**data) -> Config:
-    """Clips are whole frames, so that the numbers painted into them can be read."""
-    fields = {
-        "num_frames": 4,
-        "sampling_rate": 2,
-        "frame_size": 32,
-        "region": "full",
-        "crop_scales": (1.0,),
-        "num_lanes": 4,
-        "shuffle_block": 5,
-        **data,
-    }
-    return Config(
-        run=RunConfig(seed=3),
-        data=DataConfig(**fields),
-        mask=MaskConfig(ratio=0.5),
-        model=ModelConfig(size="nano"),
-        train=TrainConfig(global_batch_size=8, micro_batch_size=2),
-    )
-
-
-def world(rank: int = 0, size: int = 1) -> World:
-    return World(rank=rank, local_rank=rank, world_size=size, local_world_size=size)
-
-
-def loader_of(data_set, config: Config | None = None, rank=0, size=1) -> ClipLoader:
-    return ClipLoader(config or config_of(), data_set.url, data_set.manifest, world(rank, size))
-
-
-def bits(batch: ClipBatch) -> list[tuple]:
-    """All that training sees of a batch, row by row, in a form that can be compared."""
-    tensors = zip(batch.frames, batch.visible, batch.masked, strict=True)
-    return [
-        (lane, position, sample, key, replaced, *(tensor.numpy().tobytes() for tensor in row))
-        for lane, position, sample, key, replaced, row in zip(
-            batch.lanes,
-            batch.positions,
-            batch.samples,
-            batch.keys,
-            batch.substituted,
-            tensors,
-            strict=True,
-        )
-    ]
-
-
-def shown(batch: ClipBatch) -> list[list[tuple[int, int]]]:
-    """(sample, frame) of each frame of each clip, as painted."""
-    return [[sample_and_frame(frame.numpy()) for frame in clip] for clip in batch.frames]
-
-
-def kept(batches: Iterable[ClipBatch]) -> list[ClipBatch]:
-    """All batches, with frames of their own: the loader uses their memory again."""
-    return [dataclasses.replace(batch, frames=batch.frames.clone()) for batch in batches]
-
-
-def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("clips")]
-
-
-def order_of(config: Config, sizes: list[int], epoch: int) -> EpochOrder:
-    return EpochOrder(
-        sizes,
-        seed=config.run.seed,
-        epoch=epoch,
-        global_batch_size=config.train.global_batch_size,
-        num_lanes=config.data.num_lanes,
-        shuffle_block=config.data.shuffle_block,
-    )
 
 
 def test_batches_hold_what_order_window_and_mask_say(make_data_set):
@@ -372,18 +307,21 @@ def manifest_of(num_shards: int, samples: int, num_bytes: int) -> Manifest:
 
 def test_read_ahead_keeps_the_blocks_of_all_lanes_or_fetches_samples_alone():
     mib = 1 << 20
-    config = config_of(num_lanes=8, shuffle_block=256)
+    data = config_of(num_lanes=8, shuffle_block=256).data
     small = manifest_of(3, 10, mib)
-    assert read_ahead(config, small, world()) == (8 * mib, 3 * mib)  # never more than there is
+    assert read_ahead(data, small, world()) == (8 * mib, 3 * mib)  # never more than there is
     large = manifest_of(1000, 1024, 102 * mib)  # 0.1 MiB per sample, 25.5 MiB per block
-    assert read_ahead(config, large, world()) == (8 * mib, int(8 * (1.25 * 25.5 + 16) * mib))
-    assert read_ahead(config, large, world(0, 4)) == (8 * mib, int(2 * (1.25 * 25.5 + 16) * mib))
-    huge_blocks = config_of(num_lanes=8, shuffle_block=8192)
+    assert read_ahead(data, large, world()) == (8 * mib, int(8 * (1.25 * 25.5 + 16) * mib))
+    assert read_ahead(data, large, world(0, 4)) == (
+        8 * mib,
+        int(2 * (1.25 * 25.5 + 16) * mib),
+    )
+    huge_blocks = config_of(num_lanes=8, shuffle_block=8192).data
     assert read_ahead(huge_blocks, large, world()) == (1, 1)
     # Where every other sample is used, a block reaches twice as far; where fewer are, neighbours
     # would mostly be fetched for nothing.
-    assert read_ahead(config, large, world(0, 8), 512_000)[1] == int((1.25 * 51 + 16) * mib)
-    assert read_ahead(config, large, world(0, 8), 511_999) == (1, 1)
+    assert read_ahead(data, large, world(0, 8), 512_000)[1] == int((1.25 * 51 + 16) * mib)
+    assert read_ahead(data, large, world(0, 8), 511_999) == (1, 1)
 
 
 def held_out(data_set, max_clips=11, rank=0, size=1) -> Generator[ClipBatch]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from labelled import INFO, selection_of, target_of, task_config
+from loaders import NO_VIDEO, SIZES, bits, config_of, kept, shown, world
 from numbered_shards import FRAMES
-from test_data_loader import NO_VIDEO, SIZES, bits, config_of, kept, shown, world
 
 from svfap_dist.config import AugmentConfig, Config
 from svfap_dist.data.augment import augment

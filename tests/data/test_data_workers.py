@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from loaders import NO_VIDEO, SIZES, bits, config_of, loader_of, order_of
 from numbered_shards import FRAMES, SIDE
 from planted_cutter import DIES, HANGS, PlantedCutter, UnstartableCutter
-from test_data_loader import NO_VIDEO, SIZES, bits, config_of, loader_of, order_of
 
 from svfap_dist.data import workers
 from svfap_dist.data.shared_arrays import SharedArrays
@@ -94,7 +94,7 @@ import sys
 sys.path[:0] = [{tests!r}]
 from svfap_dist.shards.format import load_manifest
 from svfap_dist.data.loader import ClipLoader
-from test_data_loader import config_of, world
+from loaders import config_of, world
 from planted_cutter import QuickCutter
 from svfap_dist.data import workers
 import multiprocessing

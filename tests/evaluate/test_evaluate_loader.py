@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 from labelled import INFO, selection_of, target_of, task_config
+from loaders import NO_VIDEO, SIZES, world
 from numbered_shards import FRAMES, sample_and_frame
-from test_data_loader import NO_VIDEO, SIZES, world
 
 from svfap_dist.config import FinetuneConfig
 from svfap_dist.data.clips import plan_multi_clip

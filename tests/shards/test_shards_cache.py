@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_data_loader import SIZES, bits, config_of, loader_of
+from loaders import SIZES, bits, config_of, loader_of
 
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError, ShardError
-from svfap_dist.shards.cache import ShardCache
 from svfap_dist.shards.format import ShardEntry
-from svfap_dist.shards.reader import BadSample, Sample, SampleReader
+from svfap_dist.shards.reader import BadSample, Sample, SampleReader, ShardCache
 
 ROOM = 1 << 30
 
@@ -136,7 +135,7 @@ def test_what_a_killed_rank_left_makes_room(make_data_set, folder):
     assert copies(folder) == {second.sha256}
 
 
-def test_a_full_disk_is_told_once_and_the_store_is_read(make_data_set, folder, capsys):
+def test_a_full_disk_is_warned_of_once(make_data_set, folder, caplog):
     data_set = make_data_set([4, 4])
     reader = reader_of(data_set, folder)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -146,15 +145,15 @@ def test_a_full_disk_is_told_once_and_the_store_is_read(make_data_set, folder, c
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert all(isinstance(sample, Sample) for sample in samples)
-    assert capsys.readouterr().err.count("no space left") == 1
+    assert caplog.text.count("no space left") == 1
     assert copies(folder) == set()
 
 
-def test_a_folder_that_cannot_be_made_is_told_once(make_data_set, tmp_path, capsys):
+def test_a_folder_that_cannot_be_made_is_warned_of_once(make_data_set, tmp_path, caplog):
     (tmp_path / "file").write_bytes(b"")
     reader = reader_of(make_data_set([4]), str(tmp_path / "file" / "cache"))
     assert all(isinstance(reader.read(i), Sample) for i in range(4))
-    assert capsys.readouterr().err.count("warning") == 1
+    assert caplog.text.count("WARNING") == 1
 
 
 def test_a_shard_cut_short_in_the_store_is_an_error(make_data_set, folder):
@@ -167,7 +166,7 @@ def test_a_shard_cut_short_in_the_store_is_an_error(make_data_set, folder):
 
 _RANK = """
 import sys
-from svfap_dist.shards.cache import ShardCache
+from svfap_dist.shards.reader import ShardCache
 from svfap_dist.shards.reader import Sample, SampleReader
 from svfap_dist.shards.format import load_manifest
 url, folder, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -198,6 +197,15 @@ def test_ranks_of_a_node_share_the_copies(make_data_set, folder, shards_kept):
         assert sum(int(answer) for answer in answers) == sum(sizes)
 
 
+def test_without_file_locks_there_is_no_cache(make_data_set, folder, monkeypatch):
+    """As on Windows, which has no fcntl."""
+    monkeypatch.setattr("svfap_dist.shards.reader.fcntl", None)
+    data_set = make_data_set(SIZES)
+    with pytest.raises(ConfigError, match=r"No file locks.*leave out data\.cache_dir"):
+        loader_of(data_set, config_of(cache_dir=folder))
+    loader_of(data_set)
+
+
 def test_a_cache_too_small_for_the_lanes_is_refused(make_data_set, folder):
-    with pytest.raises(ConfigError, match=r"Cache of shards is too small.*4 lanes"):
+    with pytest.raises(ConfigError, match=r"Shard cache is too small.*4 lanes"):
         loader_of(make_data_set(SIZES), config_of(cache_dir=folder, cache_bytes=1000))

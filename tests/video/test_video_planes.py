@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 from clips import make_video
+from loaders import config_of, world
 from numbered_shards import SIDE, write_data_set
-from test_data_loader import config_of, world
 
 from data_sharding.transcode import TrainProfile, transcode
 from svfap_dist.config import Config

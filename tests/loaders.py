@@ -1,0 +1,90 @@
+"""Recipes and loaders for the data plane's tests, and what they compare of batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterable
+
+from numbered_shards import FRAMES, SIDE, sample_and_frame
+
+from svfap_dist.config import Config, DataConfig, MaskConfig, ModelConfig, RunConfig, TrainConfig
+from svfap_dist.data.clips import ClipBatch
+from svfap_dist.data.loader import ClipLoader
+from svfap_dist.data.sample_order import EpochOrder
+from svfap_dist.distributed import World
+from svfap_dist.video.info import VideoInfo
+
+SIZES = [13, 20, 8, 10]  # 51 samples: 6 steps of 8 and a tail of 3
+NO_VIDEO = (b"no video", VideoInfo(FRAMES, 25.0, SIDE, SIDE, "h264"))
+
+
+def config_of(**data) -> Config:
+    """Clips are whole frames, so that the numbers painted into them can be read."""
+    fields = {
+        "num_frames": 4,
+        "sampling_rate": 2,
+        "frame_size": 32,
+        "region": "full",
+        "crop_scales": (1.0,),
+        "num_lanes": 4,
+        "shuffle_block": 5,
+        **data,
+    }
+    return Config(
+        run=RunConfig(seed=3),
+        data=DataConfig(**fields),
+        mask=MaskConfig(ratio=0.5),
+        model=ModelConfig(size="nano"),
+        train=TrainConfig(global_batch_size=8, micro_batch_size=2),
+    )
+
+
+def world(rank: int = 0, size: int = 1) -> World:
+    return World(rank=rank, local_rank=rank, world_size=size, local_world_size=size)
+
+
+def loader_of(data_set, config: Config | None = None, rank=0, size=1) -> ClipLoader:
+    return ClipLoader(config or config_of(), data_set.url, data_set.manifest, world(rank, size))
+
+
+def bits(batch: ClipBatch) -> list[tuple]:
+    """All that training sees of a batch, row by row, in a form that can be compared."""
+    tensors = zip(batch.frames, batch.visible, batch.masked, strict=True)
+    return [
+        (lane, position, sample, key, replaced, *(tensor.numpy().tobytes() for tensor in row))
+        for lane, position, sample, key, replaced, row in zip(
+            batch.lanes,
+            batch.positions,
+            batch.samples,
+            batch.keys,
+            batch.substituted,
+            tensors,
+            strict=True,
+        )
+    ]
+
+
+def shown(batch: ClipBatch) -> list[list[tuple[int, int]]]:
+    """(sample, frame) of each frame of each clip, as painted."""
+    return [[sample_and_frame(frame.numpy()) for frame in clip] for clip in batch.frames]
+
+
+def kept(batches: Iterable[ClipBatch]) -> list[ClipBatch]:
+    """All batches, with frames of their own: the loader uses their memory again."""
+    return [dataclasses.replace(batch, frames=batch.frames.clone()) for batch in batches]
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("clips")]
+
+
+def order_of(config: Config, sizes: list[int], epoch: int) -> EpochOrder:
+    return EpochOrder(
+        sizes,
+        seed=config.run.seed,
+        epoch=epoch,
+        global_batch_size=config.train.global_batch_size,
+        num_lanes=config.data.num_lanes,
+        shuffle_block=config.data.shuffle_block,
+    )
