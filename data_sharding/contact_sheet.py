@@ -15,7 +15,6 @@ import av
 from av.error import FFmpegError
 from PIL import Image, ImageDraw
 
-from data_sharding.verify import read_members
 from svfap_dist import storage
 from svfap_dist.errors import DecodeError
 from svfap_dist.shards import format as shard_format
@@ -63,8 +62,8 @@ def _random_samples(url: str, count: int, seed: int) -> Iterator[tuple[str, Vide
         for row in rows:
             start, size = index.offsets[row], index.sizes[row]
             content = storage.read_range(storage.join(url, entry.name), start, start + size)
-            members = read_members(content)
-            info = load_info(members.pop(f"{index.keys[row]}.json"))
+            members = shard_format.tar_members(content)
+            info = load_info(members.pop("json"))
             yield index.keys[row], info, next(iter(members.values()))
 
 

@@ -9,12 +9,12 @@ ranged read each.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import tarfile
 from typing import Any
 
-from data_sharding.verify import read_members
 from svfap_dist import storage
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import Manifest
@@ -104,13 +104,10 @@ def _peek(tar_url: str, offset: int, size: int) -> VideoInfo:
     """The JSON of the sample at [offset, offset + size): its first kilobytes, or all if need be."""
     for stop in (min(size, _PEEK_BYTES), size):
         content = storage.read_range(tar_url, offset, offset + stop)
-        try:
-            found = read_members(content)
-        except tarfile.ReadError:
-            found = {}
-        for name, data in found.items():
-            if name.endswith(".json"):
-                return load_info(data)
+        with contextlib.suppress(tarfile.ReadError):  # cut behind its first kilobytes
+            for name, data in shard_format.iter_members(content):
+                if name.endswith(".json"):
+                    return load_info(data)
     raise shard_format.ShardError(
         "Shard is damaged",
         where=tar_url,

@@ -1,24 +1,22 @@
-"""Reading a data set back: is every byte what the manifest says?
+"""Read a data set back and check every byte against the manifest.
 
-Each shard is fetched whole to local disk and checked three times over: its digest against the
-manifest, each sample's digest, members and packet index against the index and the video, and
-webdataset, as an outsider, must find the same keys in the same order. The manifest itself must be
-that of the shards' markers: one of another day may fit some of them. All damage is collected before
-anything is said.
+Each shard is downloaded to local disk and checked: its digest against the manifest, the digest of
+each sample against the index. Then webdataset, the reference reader of the format, reads it: the
+keys must be those of the index, in its order, and each sample a video with a JSON member that says
+what the index and the video's packets say. The manifest must also be that of the shards' markers:
+an older one may fit some of them. All damage is collected before it is reported.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
-import multiprocessing
 import os
 import sqlite3
-import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import av
@@ -28,16 +26,18 @@ from data_sharding import markers
 from data_sharding.progress import Progress, silent
 from svfap_dist import storage
 from svfap_dist.errors import ShardError
+from svfap_dist.parallel.ordered_map import ordered_map
+from svfap_dist.parallel.pool import ProcessPool
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import Manifest, ShardEntry, ShardIndex
 from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo, load_info
 
-_SHOWN = 5  # damages told in the message
+_SHOWN = 5  # damages in the error
 
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-    """What was read and found right."""
+    """A data set that was read and is undamaged."""
 
     url: str
     num_shards: int
@@ -46,7 +46,7 @@ class Verified:
     fingerprint: str
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the lines that the command prints."""
         return [
             f"{self.url}: every byte is what the manifest says",
             f"{self.num_samples} samples in {self.num_shards} shards, {self.num_bytes} bytes, "
@@ -55,11 +55,16 @@ class Verified:
 
 
 def verify(url: str, progress: Progress = silent, *, workers: int | None = None) -> Verified:
-    """Read every shard of a data set and check it; progress counts shards, and damaged ones.
+    """Read every shard of a data set and check it.
 
-    workers: shards checked at a time; None: by the CPUs.
+    Args:
+        url: folder or prefix of the data set.
+        progress: called with the shards done, their number, and the damaged ones.
+        workers: shards checked at a time; None: one per CPU.
 
-    Raises: ShardError naming what is damaged; StorageError from the store.
+    Raises:
+        ShardError: Something is damaged; the error says what.
+        StorageError: The store failed.
     """
     manifest = shard_format.load_manifest(url)
     damages: list[str] = list(_stale(url, manifest))
@@ -90,7 +95,7 @@ def verify(url: str, progress: Progress = silent, *, workers: int | None = None)
 
 
 def _stale(url: str, manifest: Manifest) -> Iterator[str]:
-    """In what the manifest differs from the markers of finished shards."""
+    """Yield where the manifest differs from the markers of finished shards."""
     named = {entry.name: entry for entry in manifest.shards}
     numbers = {
         number for name in storage.list_files(url) if (number := markers.number(name)) is not None
@@ -104,13 +109,13 @@ def _stale(url: str, manifest: Manifest) -> Iterator[str]:
         if number >= manifest.num_groups:
             yield f"{markers.name(number)}: not in the manifest: finish the sharding that made it"
         elif entry is not None and named.get(entry.name) != entry:
-            yield f"{entry.name}: stale manifest: the shard was made anew since"
+            yield f"{entry.name}: stale manifest: the shard was made again since"
     if missing := manifest.num_groups - len([n for n in numbers if n < manifest.num_groups]):
         yield f"{missing} shards have no marker"
 
 
 class _Keys:
-    """All keys of a data set, on disk: memory does not grow with them."""
+    """All keys of a data set, on disk, so that memory is bounded."""
 
     def __enter__(self) -> _Keys:
         self._db = sqlite3.connect("")
@@ -121,7 +126,7 @@ class _Keys:
         self._db.close()
 
     def repeated(self, keys: Sequence[str]) -> list[str]:
-        """What is wrong with the keys of one more shard."""
+        """Add the keys of one more shard; return what is wrong with them."""
         twice = []
         for key in keys:
             if not self._db.execute("insert or ignore into keys values (?)", [key]).rowcount:
@@ -132,20 +137,21 @@ class _Keys:
 def _check_all(
     url: str, entries: Sequence[ShardEntry], workers: int | None
 ) -> Iterator[tuple[Sequence[str], list[str]]]:
-    """Keys of each shard, in order, and what is wrong with it."""
-    at_a_time = min(len(os.sched_getaffinity(0)) if workers is None else workers, len(entries) // 2)
-    if at_a_time <= 1:
-        yield from (_check(url, entry) for entry in entries)
+    """Yield the keys of each shard, in order, and its damage."""
+    check = functools.partial(_check, url)
+    cpus = len(os.sched_getaffinity(0)) if workers is None else workers
+    processes = min(cpus, len(entries) // 2)
+    if processes <= 1:
+        yield from map(check, entries)
         return
-    # Spawned: a forked copy of an S3 client hangs.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(at_a_time, context) as pool:
-        waiting = [pool.submit(_check, url, entry) for entry in entries]
-        try:
-            while waiting:
-                yield waiting.pop(0).result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    pool = ProcessPool(check, processes, seconds=None)
+    try:
+        for _, found in ordered_map(
+            pool, entries, threads=processes, limit=2 * processes, stop=pool.kill
+        ):
+            yield found
+    finally:
+        pool.close()
 
 
 def _check(url: str, entry: ShardEntry) -> tuple[Sequence[str], list[str]]:
@@ -157,7 +163,7 @@ def _check(url: str, entry: ShardEntry) -> tuple[Sequence[str], list[str]]:
 
 
 def _damages(url: str, entry: ShardEntry, index: ShardIndex) -> Iterator[str]:
-    """What is wrong with one shard."""
+    """Yield what is wrong with one shard."""
     if len(index.keys) != entry.num_samples:
         yield f"{len(index.keys)} samples in the index, {entry.num_samples} in the manifest"
     with tempfile.TemporaryDirectory(prefix="svfap-verify-") as folder:
@@ -169,44 +175,65 @@ def _damages(url: str, entry: ShardEntry, index: ShardIndex) -> Iterator[str]:
             return
         with open(path, "rb") as tar:
             sha256 = hashlib.file_digest(tar, "sha256").hexdigest()
-        broken = [key for key, ok in _samples_in(path, index) if not ok]
+        keys, broken = index.keys, _altered(path, index)
+        if whole := sha256 == entry.sha256:
+            keys, misfits = _read_by_webdataset(path, index)
+            broken += [key for key in misfits if key not in broken]
         if broken:
             yield f"{len(broken)} samples damaged, the first {broken[0]!r}"
-        if sha256 != entry.sha256:
+        if not whole:
             size = os.path.getsize(path)
             yield f"other content than when it was made ({size} of {entry.num_bytes} bytes)"
-        elif _keys_for_webdataset(path) != index.keys:
+        elif keys != index.keys:
             yield "webdataset finds other samples than the index names"
 
 
-def _samples_in(path: str, index: ShardIndex) -> Iterator[tuple[str, bool]]:
-    """Each key of the index, and whether its bytes are what the index says."""
-    labels = index.labels or [None] * len(index.keys)
-    columns = (index.keys, index.offsets, index.sizes, index.digests, index.num_frames, labels)
+def _altered(path: str, index: ShardIndex) -> list[str]:
+    """Return the keys of the samples whose bytes are not those that the index pins."""
+    altered: list[str] = []
     with open(path, "rb") as tar:
-        for key, offset, size, digest, num_frames, said in zip(*columns, strict=True):
+        for key, offset, size, digest in zip(
+            index.keys, index.offsets, index.sizes, index.digests, strict=True
+        ):
             tar.seek(offset)
-            content = tar.read(size)
-            same = shard_format.digest(content) == digest
-            yield key, same and _holds_video(content, key, num_frames, said)
+            if shard_format.digest(tar.read(size)) != digest:
+                altered.append(key)
+    return altered
 
 
-def _holds_video(
-    content: bytes, key: str, num_frames: int, labels: Mapping[str, Any] | None
-) -> bool:
-    members = read_members(content)
-    names = {f"{key}.json", *(f"{key}.{suffix}" for suffix in VIDEO_SUFFIXES)}
-    if len(members) != 2 or not members.keys() <= names:
+def _read_by_webdataset(path: str, index: ShardIndex) -> tuple[tuple[str, ...], list[str]]:
+    """Return the keys that webdataset finds, and of those the ones that contradict the index."""
+    from webdataset.compat import WebDataset  # imports torch where it is installed
+
+    rows = {key: row for row, key in enumerate(index.keys)}
+    keys: list[str] = []
+    misfits: list[str] = []
+    for sample in WebDataset([path], shardshuffle=False):
+        keys.append(key := sample["__key__"])
+        if key in rows and not _fits(sample, index, rows[key]):
+            misfits.append(key)
+    return tuple(keys), misfits
+
+
+def _fits(sample: Mapping[str, Any], index: ShardIndex, row: int) -> bool:
+    """Return whether a sample is a video with its JSON, and both say what the index says."""
+    members = {name: content for name, content in sample.items() if not name.startswith("__")}
+    try:
+        info = load_info(members.pop("json"))
+    except (ValueError, KeyError, TypeError):
         return False
-    info = load_info(members.pop(f"{key}.json"))
+    if len(members) != 1 or not members.keys() <= set(VIDEO_SUFFIXES):
+        return False
+    if info.num_frames != index.num_frames[row]:
+        return False
+    if index.labels and info.labels != index.labels[row]:
+        return False
     (video,) = members.values()
-    if info.num_frames != num_frames or labels not in (None, info.labels):
-        return False
     return info.layout is None or _packets_fit(video, info)
 
 
 def _packets_fit(video: bytes, info: VideoInfo) -> bool:
-    """Whether the packets of an mp4 lie where the index in its sample's JSON says."""
+    """Return whether the packets of an mp4 are where its sample's JSON says."""
     assert info.layout is not None
     try:
         with av.open(io.BytesIO(video), "r") as container:
@@ -220,21 +247,3 @@ def _packets_fit(video: bytes, info: VideoInfo) -> bool:
         said.append((start, size))
         start += size
     return found == said and len(said) == info.num_frames
-
-
-def read_members(content: bytes) -> dict[str, bytes]:
-    """The members of a sample by name, from its bytes alone; of a cut sample, those still whole."""
-    members: dict[str, bytes] = {}
-    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
-        for member in tar:
-            file = tar.extractfile(member)
-            data = file.read() if file else b""
-            if len(data) == member.size:
-                members[member.name] = data
-    return members
-
-
-def _keys_for_webdataset(path: str) -> tuple[str, ...]:
-    from webdataset.compat import WebDataset  # imports torch where it is installed
-
-    return tuple(sample["__key__"] for sample in WebDataset([path], shardshuffle=False))

@@ -22,6 +22,7 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Iterator
 from typing import Any
 
 from svfap_dist import storage
@@ -235,18 +236,33 @@ def unpack(packed: PackedSample) -> Sample | BadSample:
 def tar_members(data: bytes) -> dict[str, bytes]:
     """Return the contents of a sample's members by suffix: all after the first dot, as webdataset.
 
-    webdataset itself would import torch in every decode worker.
-
     Args:
         data: Consecutive members of a tar.
 
     Raises:
         tarfile.ReadError: They are not.
     """
-    members: dict[str, bytes] = {}
+    return {
+        name.rpartition("/")[2].partition(".")[2].lower(): content
+        for name, content in iter_members(data)
+    }
+
+
+def iter_members(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of each member of a tar; those before a cut are whole.
+
+    webdataset itself would import torch in every decode worker.
+
+    Args:
+        data: Consecutive members of a tar.
+
+    Raises:
+        tarfile.ReadError: Where the data are cut short or damaged.
+    """
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         for member in tar:
-            file = tar.extractfile(member)
-            if file is not None:
-                members[member.name.rpartition("/")[2].partition(".")[2].lower()] = file.read()
-    return members
+            if (file := tar.extractfile(member)) is not None:
+                content = file.read()
+                if len(content) < member.size:
+                    raise tarfile.ReadError("unexpected end of data")
+                yield member.name, content

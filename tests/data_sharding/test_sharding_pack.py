@@ -17,11 +17,10 @@ import pytest
 
 from data_sharding.examine import Sample
 from data_sharding.pack import pack
-from data_sharding.verify import read_members
 from svfap_dist.errors import StorageError
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import ShardEntry, ShardIndex
-from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo, load_info
+from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo, dump_info, load_info
 
 INFO = VideoInfo(70, 25.0, 64, 48, "h264", labels={"identity": "id00001"})
 
@@ -55,7 +54,7 @@ def test_the_slice_of_a_sample_read_alone_is_the_sample(tmp_path: Path, suffix: 
         content = tar[index.offsets[row] : index.offsets[row] + index.sizes[row]]
         assert shard_format.digest(content) == index.digests[row]
         assert index.num_frames[row] == INFO.num_frames
-        members = read_members(content)
+        members = dict(shard_format.iter_members(content))
         assert list(members) == [f"{want.key}.json", f"{want.key}.{suffix}"]  # JSON comes first
         assert members[f"{want.key}.{suffix}"] == want.data
         assert load_info(members[f"{want.key}.json"]) == INFO
@@ -89,6 +88,18 @@ def test_webdataset_opens_the_shards(tmp_path: Path) -> None:
     found = [(s["__key__"], s["mp4"], s["json"]) for s in WebDataset(urls, shardshuffle=False)]
     assert [row[:2] for row in found] == [(s.key, s.data) for s in samples]
     assert {load_info(row[2]).width for row in found} == {64}
+
+
+def test_the_bytes_are_those_of_webdatasets_own_writer(tmp_path: Path) -> None:
+    from webdataset import TarWriter
+
+    samples = [sample(i, 1000 + i) for i in range(7)] + [sample(8, 10, suffix="avi")]
+    entry, _ = pack_all(samples, str(tmp_path))
+    with TarWriter(str(tmp_path / "b.tar"), user="", group="", mtime=0, encoder=False) as writer:
+        for each in samples:  # JSON first: by itself, it writes members in order of suffix
+            writer.write({"__key__": each.key, "json": dump_info(each.info)})
+            writer.write({"__key__": each.key, each.suffix: each.data})
+    assert (tmp_path / "b.tar").read_bytes() == (tmp_path / entry.name).read_bytes()
 
 
 def test_no_samples_make_no_shards(tmp_path: Path) -> None:

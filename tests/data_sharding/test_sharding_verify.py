@@ -12,6 +12,7 @@ from clips import make_video, read_frame_number
 from PIL import Image
 
 from data_sharding import pipeline, show, verify
+from svfap_dist import storage
 from svfap_dist.errors import ShardError
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import ShardEntry, ShardIndex
@@ -80,7 +81,7 @@ def test_a_stale_manifest_is_found(shards: Path, original: Path) -> None:
         workers=0,
     )
     (shards / "manifest.json").write_bytes(old)
-    with pytest.raises(ShardError, match="stale manifest: the shard was made anew since"):
+    with pytest.raises(ShardError, match="stale manifest: the shard was made again since"):
         pipeline.verify(str(shards), workers=1)
 
 
@@ -119,7 +120,7 @@ def test_packets_that_lie_elsewhere_than_the_json_says_are_found(tmp_path: Path)
     assert pipeline.verify(out).num_samples == 1
     (entry,) = shard_format.load_manifest(out).shards
     content = (tmp_path / "out" / entry.name).read_bytes()
-    members = verify.read_members(content)
+    members = dict(shard_format.iter_members(content))
     info = load_info(members["a.json"])
     video = members["a.mp4"]
     assert info.layout is not None
@@ -151,7 +152,8 @@ def single(tmp_path: Path) -> tuple[str, ShardEntry, ShardIndex]:
 def test_what_the_index_says_and_a_sample_does_not_is_found(single, said, ok: bool) -> None:
     out, entry, index = single
     tar = os.path.join(out, entry.name)
-    assert list(verify._samples_in(tar, dataclasses.replace(index, **said))) == [("a", ok)]
+    found = verify._read_by_webdataset(tar, dataclasses.replace(index, **said))
+    assert found == (("a",), [] if ok else ["a"])
 
 
 def test_samples_that_the_index_does_not_name_are_found(single) -> None:
@@ -230,6 +232,21 @@ def test_statistics_count_exactly_what_the_indexes_know(
         assert found.frame_rates == {"25": 4, "30": 1}
         assert found.num_variable_rate == 0
         assert any("32x32 (4), 48x32 (1)" in line for line in found.lines())
+
+
+def test_statistics_read_the_first_kilobytes_of_a_sample_only(tmp_path: Path, monkeypatch) -> None:
+    make_video(tmp_path / "in/a.mp4", 61, size=(160, 160))
+    pipeline.shard("folder", str(tmp_path / "in"), str(tmp_path / "out"))
+    read = storage.read_range
+    sizes: list[int] = []
+
+    def read_range(url: str, start: int, stop: int) -> bytes:
+        sizes.append(stop - start)
+        return read(url, start, stop)
+
+    monkeypatch.setattr(storage, "read_range", read_range)
+    assert pipeline.show(str(tmp_path / "out")).num_bytes > 2 * show._PEEK_BYTES
+    assert sizes == [show._PEEK_BYTES]
 
 
 def test_long_labels_do_not_hide_the_json(tmp_path: Path, monkeypatch) -> None:
