@@ -35,6 +35,7 @@ from svfap_dist.errors import CheckpointError
 from svfap_dist.progress import say
 from svfap_dist.rng import Stream
 from svfap_dist.train.engine import Engine, process_group
+from svfap_dist.train.objective import build_objective
 
 _PLAIN = "plain"  # folder beside checkpoints/
 
@@ -152,7 +153,7 @@ def _rank(config: Config, rank: int, ranks: int, port: int, rounds: int) -> _Sec
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     world, seconds = distributed.world_from_environment(), _Seconds()
     with process_group(config, world) as device:
-        engine = Engine(config, world, device)
+        engine = Engine(config, build_objective(config), world, device)
         engine.backward(_batch(config, rank), step=0)
         engine.update(1e-6)
         with _same_state(engine, device) as parts:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from svfap_dist.cli.app import AsJson, On, Overrides, Recipe, app, print_result
-from svfap_dist.cli.training import check_place, speaks, trained
+from svfap_dist.cli.training import check_place, launch_training, speaks
 from svfap_dist.progress import Progress, say
 
 
@@ -44,9 +44,9 @@ def finetune(
         if speaks() and fold:
             say(f"Fold {fold}: {results.line()}.")
 
-    def train(one: Any) -> Any:
+    def train(one: Any, context: Any) -> Any:
         with Progress("Fine-tuning", silent=not speaks()) as progress:
-            return trained(one, on, progress)
+            return launch_training(one, context, on, progress)
 
     with _one_group(config, on):
         result = tuning.run(config, train, told, tested, writes=speaks())
@@ -60,18 +60,18 @@ def finetune(
 @contextlib.contextmanager
 def _one_group(config: Any, on: str) -> Any:
     """One Ray cluster, or one process group, for all folds, and one ear for signals."""
-    from svfap_dist.train.signals import heard_signals
+    from svfap_dist.train.signals import catch_stop_signals
 
     if on == "ray":
         from svfap_dist.cluster.connection import connected
 
-        with connected(config), heard_signals():  # Ray sets handlers when it connects
+        with connected(config), catch_stop_signals():  # Ray sets handlers when it connects
             yield
         return
     from svfap_dist import distributed
     from svfap_dist.train.engine import process_group
 
-    with heard_signals(), process_group(config, distributed.world_from_environment()):
+    with catch_stop_signals(), process_group(config, distributed.world_from_environment()):
         yield
 
 

@@ -53,11 +53,11 @@ def pretrain(
     check_place(on)
     from svfap_dist.train import loop
 
-    start = loop.preflight(config)
-    if start and speaks():
-        say(f"Going on from step {start}, the newest checkpoint of {config.run.url}.")
+    context = loop.preflight(config)
+    if context.step and speaks():
+        say(f"Resuming from step {context.step}, the newest checkpoint of {config.run.url}.")
     with Progress("Pre-training", silent=not speaks()) as progress:
-        result = trained(config, on, progress)
+        result = launch_training(config, context, on, progress)
     if speaks():
         print_result(result, as_json)
     from svfap_dist.train.signals import exit_code
@@ -66,34 +66,47 @@ def pretrain(
 
 
 def speaks() -> bool:
-    """Whether this process talks to the person: of torchrun's ranks, one does for all."""
+    """Return whether this process prints: of torchrun's ranks, only rank 0 does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def check_place(on: str) -> None:
-    """Raises: ConfigError if `on` is no place to train."""
+    """Check the value of --on.
+
+    Args:
+        on: Where to train.
+
+    Raises:
+        ConfigError: If it is neither local nor ray.
+    """
     from svfap_dist.errors import ConfigError
 
     if on not in ("local", "ray"):
-        raise ConfigError("No such place to train", where="--on", found=on, do="use local or ray")
+        raise ConfigError("Unknown place to train", where="--on", found=on, do="use local or ray")
 
 
-def trained(config: Any, on: str, progress: Progress) -> Any:
-    """How a run ended, on Ray or in this process's rank; the rank that speaks also tells Prometheus
-    of all."""
+def launch_training(config: Any, context: Any, on: str, progress: Progress) -> Any:
+    """Train on Ray, or as one rank in this process, and return the `RunResult`.
+
+    Args:
+        config: The run's recipe.
+        context: What `loop.preflight` returned.
+        on: local or ray.
+        progress: Shows the steps.
+    """
     show = _show_step(progress)
     if on == "ray":
         from svfap_dist.cluster import ray_train
 
-        return ray_train.train(config, on_log=show, on_wait=progress.tick)
-    from svfap_dist.telemetry.discovery import Discovery, told_of
+        return ray_train.train(config, on_log=show, on_wait=progress.tick, context=context)
+    from svfap_dist.telemetry.discovery import Discovery, log_discovery_url
     from svfap_dist.train import loop
 
     if not speaks():
-        return loop.run(config, on_log=show)
+        return loop.run(config, on_log=show, context=context)
     with Discovery(config.metrics, config.run.name) as discovery:
-        told_of(discovery)
-        return loop.run(config, on_log=show, on_begin=discovery.show)
+        log_discovery_url(discovery)
+        return loop.run(config, on_log=show, on_begin=discovery.show, context=context)
 
 
 @app.command()

@@ -26,23 +26,33 @@ from svfap_dist.allocator import ONE_ARENA
 from svfap_dist.cluster.connection import check_resources, connected
 from svfap_dist.config import Config, recipe
 from svfap_dist.errors import ClusterError, SvfapError
-from svfap_dist.telemetry.discovery import Discovery, told_of
+from svfap_dist.telemetry.discovery import Discovery, log_discovery_url
 from svfap_dist.train import loop
-from svfap_dist.train.result import RunResult
-from svfap_dist.train.signals import heard_signals
+from svfap_dist.train.attempt import RunContext, RunResult
+from svfap_dist.train.signals import catch_stop_signals
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class Board:
-    """What driver and ranks tell each other; lives in an actor of its own."""
+    """Mailbox between driver and ranks; runs in an actor of its own.
 
-    def __init__(self) -> None:
+    Args:
+        context: What the driver's preflight read.
+    """
+
+    def __init__(self, context: RunContext) -> None:
+        self._context: RunContext | None = context
         self._rows: list[dict[str, Any]] = []
         self._fatal: SvfapError | None = None
         self._result: RunResult | None = None
         self._stop_reason = ""
         self._addresses: list[str] = []
+
+    def take_context(self) -> RunContext | None:
+        """Return the driver's context once; None after a restart, when it is out of date."""
+        context, self._context = self._context, None
+        return context
 
     def begin(self, addresses: list[str]) -> None:
         self._addresses = addresses
@@ -80,27 +90,29 @@ def train(
     config: Config,
     on_log: Callable[[dict[str, Any]], None],
     on_wait: Callable[[], None] = lambda: None,
+    context: RunContext | None = None,
 ) -> RunResult:
     """Train on `config.cluster.num_workers` ranks and wait for the end.
 
     Uses the cluster of RAY_ADDRESS, or of the job this runs in, or else starts one on this machine.
     `on_log` gets rank 0's log rows; `on_wait` is called twice a second. The first Ctrl-C, SIGTERM
     or SIGUSR1 asks all ranks to save a checkpoint and stop, a second one leaves at once.
+    `context` is what `loop.preflight` returned; None: it is called here.
 
     Raises: the rank's own SvfapError; ClusterError if the group could not be kept alive.
     """
-    loop.preflight(config)
+    context = context or loop.preflight(config)
     # Ray has its own idea of SIGTERM, which it puts in place when it connects: ours comes after.
     with (
         connected(config),
-        heard_signals() as heard,
+        catch_stop_signals() as heard,
         Discovery(config.metrics, config.run.name) as discovery,
     ):
-        told_of(discovery)
+        log_discovery_url(discovery)
         import ray
 
         check_resources(config)
-        board: Any = ray.remote(num_cpus=0)(Board).remote()
+        board: Any = ray.remote(num_cpus=0)(Board).remote(context)
         outcome = _Fit(config, board)
         rows: collections.deque[dict[str, Any]] = collections.deque()  # not yet shown
         is_told = False
@@ -223,6 +235,7 @@ def _rank(spec: dict[str, Any]) -> None:
                 on_begin=board.begin.remote,
                 stop_requested=stop_reason,
                 nodes_leaving=_nodes_leaving,
+                context=ray.get(board.take_context.remote()) if is_main else None,
             )
     except SvfapError as error:
         if not error.retryable:

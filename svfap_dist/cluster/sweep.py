@@ -248,9 +248,9 @@ def _size(config: Config) -> dict[str, Any]:
     """Parameters of the recipe's model, and its operations for a training step of one clip."""
     import torch
 
-    from svfap_dist.train import objective
+    from svfap_dist.train.objective import build_objective
 
-    learned = objective.of(config)
+    learned = build_objective(config)
     with torch.device("meta"):
         model = learned.build()
     return {

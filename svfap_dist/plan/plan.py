@@ -24,7 +24,8 @@ from svfap_dist.profiling import step as steps
 from svfap_dist.profiling.memory import ModelBytes, RankBytes
 from svfap_dist.profiling.step import StepCost
 from svfap_dist.progress import say
-from svfap_dist.train import objective, schedule
+from svfap_dist.train import schedule
+from svfap_dist.train.objective import build_objective
 
 _HERE = "measured on this machine"
 _GIVEN = "given"
@@ -232,7 +233,7 @@ class _Draft:
                 found=f"{self._gpu} in train.dtype = {dtype}",
                 do="plan another device or type",
             )
-        work = float(objective.of(self._config).flops_per_clip)
+        work = float(build_objective(self._config).flops_per_clip)
         if self._config.train.activation_checkpointing:
             work *= _RECOMPUTED
         mfu = devices.ASSUMED_MFU if self._known.mfu is None else self._known.mfu

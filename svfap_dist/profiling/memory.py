@@ -22,7 +22,7 @@ from svfap_dist.data.shared_arrays import shapes
 from svfap_dist.model import autoencoder, layers, loss
 from svfap_dist.rng import Stream
 from svfap_dist.train.engine import REDUCE_BUCKET
-from svfap_dist.train.masked import build_arguments
+from svfap_dist.train.objective import build_arguments
 
 _FLOAT = 4  # bytes of the optimizer's numbers
 _MOMENTS = 2  # of AdamW, per weight

@@ -31,6 +31,7 @@ from svfap_dist.parallel.child import ChildProcess, CrashedError, HungError
 from svfap_dist.rng import Stream
 from svfap_dist.shards import format as shard_format
 from svfap_dist.train.engine import Engine, process_group
+from svfap_dist.train.objective import build_objective
 
 _SECONDS = 6.0  # of steps that are timed, if so many fit
 _FEWEST, _MOST = 2, 20  # steps that are timed
@@ -113,7 +114,7 @@ def _rank(config: Config, ranks: int, port: int, rank: int) -> StepCost:
     os.environ["LOCAL_WORLD_SIZE"] = str(ranks)
     world = World(rank, rank, ranks, ranks)
     with process_group(config, world) as device:
-        return _timed(config, Engine(config, world, device), world)
+        return _timed(config, Engine(config, build_objective(config), world, device), world)
 
 
 def _timed(config: Config, engine: Engine, world: World) -> StepCost:

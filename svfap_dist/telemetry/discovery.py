@@ -86,7 +86,7 @@ class Discovery:
             self._server = None
 
 
-def told_of(discovery: Discovery) -> None:
+def log_discovery_url(discovery: Discovery) -> None:
     """Say where the list is, if anywhere."""
     if discovery.address:
         say(f"Prometheus finds the ranks at http://{discovery.address}{PATH}")

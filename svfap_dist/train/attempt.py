@@ -1,7 +1,7 @@
-"""One attempt at a run on one rank: its parts, and what the loop does with them.
+"""One attempt at a run on one rank: its parts, and the operations that the loop calls.
 
-An attempt begins where the newest committed checkpoint ends, or at nothing, and is over with its
-process group. All ranks call all methods together.
+An attempt starts from the newest committed checkpoint, or from scratch, and ends with its process
+group. All methods are collectives: every rank calls them together.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import open_data
 from svfap_dist.telemetry.journal import next_attempt
 from svfap_dist.telemetry.recorder import Recorder, Row
-from svfap_dist.train import health, objective, schedule, split, testing
+from svfap_dist.train import health, schedule, split, testing
 from svfap_dist.train.engine import Engine
-from svfap_dist.train.result import RunResult
+from svfap_dist.train.objective import build_objective
 from svfap_dist.train.signals import FINISHED, Notice
 from svfap_dist.train.split import Sides
 from svfap_dist.train.testing import PREDICTIONS
@@ -38,38 +38,92 @@ from svfap_dist.video import backends
 
 
 @dataclasses.dataclass(frozen=True)
-class Scene:
-    """What an attempt finds before it starts."""
+class RunResult:
+    """How a run ended. The losses are those of the whole run, not only of its last attempt, and
+    None where none was computed."""
+
+    step: int
+    total_steps: int
+    stop_reason: str  # "finished", or the reason to stop early (see `signals`)
+    run_url: str
+    first_loss: float | None
+    loss: float | None
+    first_held_out_loss: float | None
+    held_out_loss: float | None
+
+    def lines(self) -> list[str]:
+        """Return the text for a terminal."""
+        text = [
+            f"Run {self.run_url}: {self.stop_reason} at step {self.step} of {self.total_steps}."
+        ]
+        if self.stop_reason != FINISHED:
+            text.append("A checkpoint is saved: run the same command again to resume.")
+        for name, first, last in (
+            ("Loss", self.first_loss, self.loss),
+            ("Held-out loss", self.first_held_out_loss, self.held_out_loss),
+        ):
+            if first is not None and last is not None:
+                text.append(f"{name} {first:.4f} at first, {last:.4f} now.")
+        return text
+
+
+@dataclasses.dataclass(frozen=True)
+class RunContext:
+    """Facts about a run that are read once, before its ranks start; picklable."""
 
     manifest: Manifest
-    sides: Sides | None  # of a task
-    state: TrainState | None  # of the newest checkpoint
+    sides: Sides | None  # training and test samples of a task; None: pre-training
+    state: TrainState | None  # of the newest checkpoint; None: a new run
     attempt: int  # number of the attempt, from 1
 
+    @property
+    def step(self) -> int:
+        """Return the completed optimizer steps that the run continues from."""
+        return self.state.step if self.state else 0
 
-def look_around(config: Config) -> Scene:
-    """Data, split of the task, newest checkpoint if any: checked before anything starts.
 
-    Raises: ConfigError, ShardError, CheckpointError, StorageError.
+def load_run_context(config: Config, known: RunContext | None = None) -> RunContext:
+    """Read and check the manifest, the split of a task and the newest checkpoint.
+
+    Args:
+        config: The run's recipe.
+        known: An earlier context of the same recipe: only the newest checkpoint and the number of
+            the attempt are read again.
+
+    Raises:
+        ConfigError: If recipe, data and checkpoint do not fit each other.
+        ShardError: If the manifest cannot be used.
+        CheckpointError: If the newest checkpoint's state cannot be read.
     """
-    manifest = open_data(config, config.data.url)
-    backends.check(config, config.data.url, manifest)
-    if config.data.eval_url:
-        open_data(config, config.data.eval_url)
+    if known is None:
+        manifest = open_data(config, config.data.url)
+        backends.check(config, config.data.url, manifest)
+        if config.data.eval_url:
+            open_data(config, config.data.eval_url)
+        sides = split.sides(config, manifest) if config.task else None
+    else:
+        manifest, sides = known.manifest, known.sides
     run_url, state = config.run.url, None
     step = store.latest_committed(run_url)
     if step is not None:
         state = store.read_state(run_url, step)
-        where = store.checkpoint_url(run_url, step)
-        state.check_resumable(config, manifest.fingerprint, where)
-    sides = split.sides(config, manifest) if config.task else None
-    return Scene(manifest, sides, state, next_attempt(run_url))
+        state.check_resumable(config, manifest.fingerprint, store.checkpoint_url(run_url, step))
+    return RunContext(manifest, sides, state, next_attempt(run_url))
 
 
 class Attempt:
-    """The parts of one attempt at a run on one rank, and what the loop does with them.
+    """The parts of one attempt at a run on one rank.
 
-    step: optimizer steps completed. All ranks call all methods together.
+    step: completed optimizer steps.
+
+    Args:
+        config: The run's recipe.
+        world: This rank's place among all ranks.
+        device: From `engine.process_group`.
+        on_log: Called with each row of metrics, on rank 0.
+        on_begin: Called with all ranks' metrics addresses, on rank 0.
+        stack: Closes the parts.
+        context: On rank 0, what `load_run_context` returned; None: read here.
     """
 
     def __init__(
@@ -80,35 +134,37 @@ class Attempt:
         on_log: Callable[[Row], None],
         on_begin: Callable[[list[str]], None],
         stack: contextlib.ExitStack,
+        context: RunContext | None = None,
     ) -> None:
-        found = distributed.run_on_all_ranks(lambda: look_around(config) if world.is_main else None)
-        scene = distributed.broadcast_object(found)
-        self._manifest, state = scene.manifest, scene.state
+        def read() -> RunContext | None:
+            return (context or load_run_context(config)) if world.is_main else None
+
+        found: RunContext = distributed.broadcast_object(distributed.run_on_all_ranks(read))
+        self._manifest, state = found.manifest, found.state
         config = _with_backend(config, world, self._manifest, state)
         self._config, self._world = config, world
         self._ownership = RunOwnership(config.run.url, world)
-        train_on = scene.sides.train if scene.sides else None
-        self._test_on = scene.sides.test if scene.sides else None
+        train_on = found.sides.train if found.sides else None
+        self._test_on = found.sides.test if found.sides else None
         self._loader = ClipLoader(config, config.data.url, self._manifest, world, train_on)
         self.total_steps = schedule.total_steps(config.train, self._loader.steps_per_epoch)
-        self.step = state.step if state else 0
+        self.step = found.step
 
-        learned = objective.of(config)
-        work = (learned.flops_per_clip, learned.tokens_per_clip)
+        objective = build_objective(_with_own_init(config, state))
+        costs = (objective.flops_per_clip, objective.tokens_per_clip)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         peak_rate = flops.peak_rate(name, config.train.dtype)
         recorder = Recorder(
-            config, world, scene.attempt, self.step, on_log, on_begin, work, peak_rate
+            config, world, found.attempt, self.step, on_log, on_begin, costs, peak_rate
         )
         self._recorder = stack.enter_context(recorder)
         self._checkpointer = stack.enter_context(Checkpointer(config, world, recorder.sync))
-        stack.enter_context(self._failure_told())
-        recorder.begin(
-            self.step, self.total_steps, self._manifest.fingerprint, store.package_versions()
-        )
+        stack.enter_context(self._errors_recorded())
+        fingerprint = self._manifest.fingerprint
+        recorder.begin(self.step, self.total_steps, fingerprint, store.package_versions())
 
         reshard = state is not None and load.needs_resharding(state, config, world)
-        self.engine = Engine(_own_init(config, state), world, device, universal=reshard)
+        self.engine = Engine(config, objective, world, device, universal=reshard)
         stack.callback(self.engine.close)
         if state is not None:
             load.restore_engine(config.run.url, state, self.engine, reshard)
@@ -117,7 +173,7 @@ class Attempt:
         recorder.ready()
 
     @contextlib.contextmanager
-    def _failure_told(self) -> Iterator[None]:
+    def _errors_recorded(self) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
@@ -127,62 +183,81 @@ class Attempt:
             raise
 
     def batches(self, stack: contextlib.ExitStack) -> Iterator[ClipBatch]:
-        """This rank's batches of all steps that are left; waiting for them is measured."""
+        """Return this rank's batches of all remaining steps; waiting for them is measured.
+
+        Args:
+            stack: Closes the loader.
+        """
         batches = self._loader.batches(self.step, self.total_steps)
         assert isinstance(batches, Generator)
         stack.callback(batches.close)
         return self._recorder.meter.waiting(batches)
 
     def learning_rate(self) -> float:
-        """Of the next update."""
+        """Return the learning rate of the next optimizer step."""
         batch_size = self._config.train.global_batch_size
         return schedule.learning_rate(self._config.optim, batch_size, self.total_steps, self.step)
 
-    def is_at(self, period: int) -> bool:
-        """Whether something that is due every `period` steps (0: never) is due now."""
+    def is_due(self, period: int) -> bool:
+        """Return whether an action is due after this step.
+
+        Args:
+            period: Steps between two such actions; 0: never.
+        """
         return period > 0 and self.step % period == 0
 
-    def agree(self, batch: ClipBatch, loss: torch.Tensor, notice: Notice) -> health.Verdict:
-        """Book the next step, whose gradient is ready, and vote on it.
+    def agree(self, batch: ClipBatch, loss: torch.Tensor, notice: Notice) -> health.StepDecision:
+        """Record the next step, whose gradient is ready, and vote on it with all ranks.
 
-        Bad samples are written down before they end the run.
+        Bad samples are written to the quarantine list before they end the run.
+
+        Args:
+            batch: This rank's clips.
+            loss: Their mean loss.
+            notice: This rank's notices to stop or save.
         """
         next_step, epoch = self.step + 1, self.step // self._loader.steps_per_epoch
         self._recorder.count(next_step, epoch, batch)
-        wishes = health.Wishes(
+        vote = health.StepVote(
             stop=bool(notice.stop_reason()),
-            settle=self._checkpointer.upload_ended,
-            look=notice.wants_look,
+            finish_upload=self._checkpointer.upload_ended,
+            check_nodes=notice.nodes_check_due,
         )
         try:
-            return self._health.agree(next_step, batch.keys, len(batch.bad), loss, wishes)
+            return self._health.agree(next_step, batch.keys, len(batch.bad), loss, vote)
         except HealthError:
             self._recorder.write_quarantine()
             raise
 
     def log(self, loss: float, lr: float, grad_norm: float) -> None:
-        """Write and show the numbers of this step."""
+        """Write and show the metrics of this step.
+
+        Args:
+            loss: Mean over all ranks.
+            lr: Learning rate of the step.
+            grad_norm: Global norm before clipping.
+        """
         epoch = (self.step - 1) // self._loader.steps_per_epoch
         row = {"step": self.step, "total_steps": self.total_steps, "epoch": epoch}
         numbers = {**row, "loss": loss, "lr": lr, "grad_norm": grad_norm}
         self._recorder.log(numbers, self.engine.phases.taken())
 
     def evaluate(self) -> None:
-        """The loss on the held-out clips, if there are any."""
+        """Compute and record the loss on the held-out clips, if there are any."""
         if self._held_out is not None:
             began = time.perf_counter()
             loss = self._held_out.loss(self.engine)
             self._recorder.evaluated(self.step, loss, time.perf_counter() - began)
 
     def _test(self, notice: Notice) -> bool:
-        """Have predictions.jsonl say what the trained network makes of the task's test samples, if
-        there is a task and no such file; False if a rank was asked to stop first."""
+        """Write predictions.jsonl of the task's test samples unless there is no task or the file
+        exists; False if a rank has a reason to stop first."""
         if self._test_on is None:
             return True
-        where = storage.join(self._config.run.url, PREDICTIONS)
         is_main, run_url = self._world.is_main, self._config.run.url
-        there = distributed.run_on_all_ranks(lambda: storage.exists(where) if is_main else None)
-        if distributed.broadcast_object(there):
+        where = storage.join(run_url, PREDICTIONS)
+        exists = distributed.run_on_all_ranks(lambda: storage.exists(where) if is_main else None)
+        if distributed.broadcast_object(exists):
             return True
         began = time.perf_counter()
         try:
@@ -194,7 +269,7 @@ class Attempt:
                     self._test_on,
                     self.engine.network,
                     self.engine.device,
-                    stops=lambda: bool(notice.asked_to_stop()),
+                    stops=lambda: bool(notice.external_stop_reason()),
                 )
         except testing.StoppedError:
             return False
@@ -204,10 +279,10 @@ class Attempt:
         return True
 
     def save(self) -> None:
-        """Begin a checkpoint, when the one before it is settled."""
-        self.settle()
+        """Start to save a checkpoint once the upload of the one before has finished."""
+        self.finish_upload()
         self._ownership.check()
-        self._recorder.close_window(self.step)  # the resume that this makes possible keeps it
+        self._recorder.close_window(self.step)  # recorded before the checkpoint that keeps it
         began = time.perf_counter()
         state = TrainState.of_run(
             self._config,
@@ -219,8 +294,8 @@ class Attempt:
         self._checkpointer.save(self.engine, state)
         self._recorder.stood_still(time.perf_counter() - began)
 
-    def settle(self) -> bool:
-        """Wait for the upload in flight, if any, and tell how it ended; False if it failed."""
+    def finish_upload(self) -> bool:
+        """Wait for the upload in progress, if any, and record it; return False if it failed."""
         began = time.perf_counter()
         outcome = self._checkpointer.finish_upload()
         if outcome is None:
@@ -230,16 +305,17 @@ class Attempt:
         return not outcome.error
 
     def finish(self, notice: Notice) -> RunResult:
-        """See the last checkpoint committed (one more try if that fails), test what was trained to
-        its end, and sum up the run."""
-        if not self.settle():
+        """Commit the last checkpoint (with one retry), test a finished network, and sum up.
+
+        Args:
+            notice: This rank's notices to stop or save.
+        """
+        if not self.finish_upload():
             self.save()
-            self.settle()
+            self.finish_upload()
         is_done = self.step == self.total_steps and self._test(notice)
         self._recorder.close_window(self.step)
-        reasons = [
-            reason for reason in distributed.all_gather_object(notice.stop_reason()) if reason
-        ]
+        reasons = [r for r in distributed.all_gather_object(notice.stop_reason()) if r]
         reason = FINISHED if is_done else (reasons or ["stop requested"])[0]
         self._recorder.ended(self.step, reason)
         return distributed.broadcast_object(self._result(reason) if self._world.is_main else None)
@@ -258,11 +334,11 @@ class Attempt:
         )
 
 
-def _own_init(config: Config, state: TrainState | None) -> Config:
-    """The recipe with a resumed run's own checkpoint for finetune.init.
+def _with_own_init(config: Config, state: TrainState | None) -> Config:
+    """Replace finetune.init of a resumed run by its own checkpoint.
 
-    What is frozen (the encoder of a linear probe) DeepSpeed's universal form leaves as it was
-    built, and finetune.init may have gone on by now, or away.
+    DeepSpeed's universal form does not restore frozen parameters (the encoder of a linear probe),
+    so they come from `build`; the original finetune.init may have changed or be gone by now.
     """
     if state is None or config.task is None:
         return config
@@ -274,9 +350,9 @@ def _own_init(config: Config, state: TrainState | None) -> Config:
 def _with_backend(
     config: Config, world: World, manifest: Manifest, state: TrainState | None
 ) -> Config:
-    """The recipe with a decode backend instead of `auto`: a resumed run's own, or one chosen now.
+    """Replace decode backend `auto` by a resumed run's own, or by one chosen now; a collective.
 
-    All ranks call it together. Raises: ConfigError if a rank cannot have it.
+    Raises: ConfigError if a rank cannot use it.
     """
     if state is not None:
         config = backends.as_before(config, state.config)

@@ -1,13 +1,12 @@
-"""One rank's share of an optimizer step, by DeepSpeed.
+"""One rank's share of an optimizer step, by DeepSpeed, and what an objective must provide for it.
 
-In: this rank's `ClipBatch` and a learning rate. Out: the loss, a device tensor that nobody waits
-for, and the `Update`. What is computed of a batch is the objective's affair. The step is in two
-halves, `backward` and `update`, because all ranks agree between them whether the weights may be
-touched.
+In: an `Objective`, this rank's `ClipBatch` and a learning rate. Out: the loss, a device tensor that
+the host does not wait for, and the `Update`. The step is in two halves, `backward` and `update`,
+because all ranks agree between them whether the weights may be changed.
 
-This file hides what DeepSpeed wants: it is imported late and on CPU without any compiled kernel (no
-compiler is needed at run time), its process group is made or taken over here, and its chatter is
-turned down. `checkpoint` is the only other file that knows DeepSpeed.
+DeepSpeed's requirements stay in this file: it is imported late and on CPU without any compiled
+kernel (no compiler is needed at run time), its process group is created or taken over here, and its
+log output is reduced. `checkpoint.load` is the only other file that knows DeepSpeed.
 """
 
 from __future__ import annotations
@@ -19,34 +18,105 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.config import Config, check_world_size
+from svfap_dist.data.clips import ClipBatch
 from svfap_dist.distributed import World, barrier
 from svfap_dist.errors import ClusterError
 from svfap_dist.model import layers
 from svfap_dist.telemetry.phases import Phases
-from svfap_dist.train import objective, optim
-from svfap_dist.train.objective import Moment
+from svfap_dist.train import optim
 
-if TYPE_CHECKING:
-    from svfap_dist.data.loader import ClipBatch
+REDUCE_BUCKET = 50_000_000  # elements per ZeRO reduction; its default takes 2 GB of buffers
 
-REDUCE_BUCKET = 50_000_000  # numbers that ZeRO sends at a time; its own default wants 2 GB for them
+
+@dataclasses.dataclass(frozen=True)
+class StepContext:
+    """When and where a loss is computed: all that its random choices may depend on.
+
+    step: completed optimizer steps; None: an evaluation, without random choices.
+    """
+
+    device: torch.device
+    rank: int
+    step: int | None = None
+
+
+class Objective(Protocol):
+    """What is trained: the network, its loss on a batch, and their costs.
+
+    The loop, the engine and the checkpoints are the same for pre-training and fine-tuning; the
+    differences are behind this protocol (`objective`, `labelled`).
+    """
+
+    @property
+    def build_arguments(self) -> Mapping[str, Any]:
+        """Return the arguments of the network's `build`, which are stored beside its weights."""
+        ...
+
+    @property
+    def layer_decay(self) -> float:
+        """Return the decay of the learning rate from layer to layer; see `optim`."""
+        ...
+
+    @property
+    def flops_per_clip(self) -> int:
+        """Return the floating-point operations of a training step for one clip."""
+        ...
+
+    @property
+    def tokens_per_clip(self) -> int:
+        """Return the number of tokens that the network encodes or predicts for one clip."""
+        ...
+
+    def check_initial_weights(self) -> None:
+        """Check the weights that a new run would start from, before any rank is started.
+
+        Raises:
+            ConfigError: If they are of another network than the recipe's.
+            CheckpointError: If there are none.
+        """
+        ...
+
+    def build(self) -> nn.Module:
+        """Return the network of a new run, initialized from torch's global generator."""
+        ...
+
+    def train_mode(self, model: nn.Module) -> None:
+        """Put the trained part of the network into training mode.
+
+        Args:
+            model: What `build` returned.
+        """
+        ...
+
+    def loss(
+        self, network: Callable[..., Tensor], batch: ClipBatch, part: slice, context: StepContext
+    ) -> Tensor:
+        """Return the mean loss, a scalar on the device, over some clips of a batch.
+
+        Args:
+            network: What `build` returned, perhaps wrapped.
+            batch: This rank's clips.
+            part: Which of them.
+            context: When and where.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """What came of one optimizer step.
+    """Outcome of one optimizer step.
 
     grad_norm: global norm before clipping; a device tensor where DeepSpeed leaves it there.
-    applied: False if the gradient was not finite, and the weights were left as they were.
+    applied: False if the gradient was not finite and the weights were left unchanged.
     """
 
     grad_norm: Tensor | float
@@ -55,9 +125,14 @@ class Update:
 
 @contextlib.contextmanager
 def process_group(config: Config, world: World) -> Iterator[torch.device]:
-    """This rank's device, with all ranks connected; an existing group (Ray Train's) is used as is.
+    """Connect all ranks and yield this rank's device; an existing group (Ray Train's) is kept.
 
-    Raises: ClusterError if a GPU is asked for and there is none, or the ranks do not find together.
+    Args:
+        config: The run's recipe.
+        world: This rank's place among all ranks.
+
+    Raises:
+        ClusterError: If the recipe wants a GPU and there is none, or the rendezvous fails.
     """
     device = _device(config, world)
     torch.set_num_threads(config.train.threads_per_rank or _fair_threads(world))
@@ -69,7 +144,7 @@ def process_group(config: Config, world: World) -> Iterator[torch.device]:
     try:
         _deepspeed(device).init_distributed(auto_mpi_discovery=False)
         yield device
-        barrier()  # nobody hangs up while another still talks
+        barrier()  # destroying the group early would fail peers' pending collectives
     finally:
         if is_ours:
             _deepspeed(device).comm.destroy_process_group()
@@ -85,7 +160,7 @@ def _device(config: Config, world: World) -> torch.device:
             found="cluster.use_gpu = true, but torch sees no CUDA device",
             do="run where there is one, or set cluster.use_gpu=false",
         )
-    # Ray may show each rank its own GPU only, which is then number 0 whatever the local rank.
+    # Ray may expose only its own GPU to each rank, which is then number 0 for any local rank.
     device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
@@ -107,7 +182,7 @@ def _connect(config: Config, world: World, device: torch.device) -> None:
     except (RuntimeError, ValueError, OSError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ClusterError(
-            "Ranks cannot find together",
+            "Group initialization failed (rendezvous)",
             where=f"rank {world.rank} of {world.world_size} at {address}",
             found=str(error),
             do="check that all ranks were started and that MASTER_ADDR and MASTER_PORT name rank 0",
@@ -115,14 +190,14 @@ def _connect(config: Config, world: World, device: torch.device) -> None:
 
 
 def _deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, quiet and without compiled kernels."""
+    """Import DeepSpeed, quiet and without compiled kernels."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
-    # torch 2.13 warns of names that DeepSpeed still uses, on every run.
+    # torch 2.13 warns about names that DeepSpeed still uses, on every run.
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*_tensor.*")
     import deepspeed
     import deepspeed.ops
 
-    # Its shared-memory all-reduce for CPUs is compiled with g++ at first use; gloo does the same.
+    # Its shared-memory all-reduce for CPUs is compiled with g++ at first use; gloo needs none.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.ERROR)
@@ -136,18 +211,26 @@ class Engine:
     """Model, optimizer and their ZeRO partitions on one rank.
 
     Args:
-        universal: whether `load` will be given a checkpoint in DeepSpeed's universal format.
+        config: The run's recipe.
+        objective: What to train, built for `config`.
+        world: This rank's place among all ranks.
+        device: From `process_group`.
+        universal: Whether `load` will read DeepSpeed's universal format.
     """
 
     def __init__(
-        self, config: Config, world: World, device: torch.device, universal: bool = False
+        self,
+        config: Config,
+        objective: Objective,
+        world: World,
+        device: torch.device,
+        universal: bool = False,
     ) -> None:
-        self.device, self.phases = device, Phases(device)
-        self.objective = objective.of(config)
+        self.device, self.phases, self.objective = device, Phases(device), objective
         self._config, self._rank = config, world.rank
         self._stage = config.train.zero_stage
         self._accumulation = check_world_size(config, world.world_size)
-        # The same weights on every rank; torch's global generator is put back as it was.
+        # The same weights on every rank; torch's global generator is restored afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             model = self.objective.build()
@@ -163,8 +246,8 @@ class Engine:
             dist_init_required=False,
         )
         if config.train.compile:
-            # In place, so that weights keep their names. The few shapes there are (a held-out batch
-            # may be smaller) are worth a program each.
+            # In place, so that weights keep their names. Static shapes: there are only two or three
+            # (a held-out batch may be smaller), so compiling one graph for each pays off.
             self._engine.module.compile(dynamic=False)
         self._train_mode()
 
@@ -181,7 +264,7 @@ class Engine:
             "gradient_accumulation_steps": self._accumulation,
             "gradient_clipping": self._config.optim.clip_grad_norm,
             "bf16": {"enabled": is_bf16},
-            # The position tables too: added to bf16 tokens in float32 they would turn them float32.
+            # Position tables in float32 would promote the bf16 tokens they are added to.
             "data_types": {"buffer_dtype": "bf16"} if is_bf16 else {},
             "zero_optimization": {
                 "stage": self._stage,
@@ -192,28 +275,40 @@ class Engine:
         }
 
     def forward(self, batch: ClipBatch, part: slice, step: int | None = None) -> Tensor:
-        """Mean loss, a scalar on the device, over the clips `part` of a batch.
+        """Return the mean loss, a scalar on the device, over some clips of a batch.
 
-        step: completed optimizer steps, for random choices; None: without any, for evaluation.
+        Args:
+            batch: This rank's clips.
+            part: Which of them.
+            step: Completed optimizer steps, for random choices; None: none, for evaluation.
         """
-        moment = Moment(self.device, self._rank, step)
-        return self.objective.loss(self._engine, batch, part, moment)
+        context = StepContext(self.device, self._rank, step)
+        return self.objective.loss(self._engine, batch, part, context)
 
     def network(self, *inputs: Tensor) -> Tensor:
-        """What the network gives; under ZeRO-3 all ranks call it together."""
+        """Return the network's output; a collective under ZeRO-3.
+
+        Args:
+            *inputs: Arguments of the network's `forward`.
+        """
         return self._engine(*inputs)
 
     def backward(self, batch: ClipBatch, step: int) -> Tensor:
-        """Mean loss over this rank's batch, its gradient ready for `update`.
+        """Return the mean loss over this rank's batch, with its gradient ready for `update`.
 
-        step: completed optimizer steps.
+        Args:
+            batch: This rank's clips, all micro batches of the step.
+            step: Completed optimizer steps.
         """
         count = len(batch.frames)
         micro = count // self._accumulation
         total = torch.zeros((), device=self.device)
         for begin in range(0, count, micro):
             if begin:
-                self._engine.step()  # closes the micro batch before; touches no weight
+                # DeepSpeed counts micro batches in `step`. Before the last one of the accumulation
+                # this call only closes the previous micro batch: no weight or optimizer state
+                # changes. The call that updates is the one in `update`.
+                self._engine.step()
             with self.phases.measured("forward"):
                 value = self.forward(batch, slice(begin, begin + micro), step)
             with self.phases.measured("backward"):
@@ -222,7 +317,11 @@ class Engine:
         return total
 
     def update(self, learning_rate: float) -> Update:
-        """Clip, and take one optimizer step; a gradient that is not finite is left out."""
+        """Clip the gradient and take one optimizer step, unless the gradient is not finite.
+
+        Args:
+            learning_rate: Of this step, before each group's layer decay.
+        """
         groups = self._engine.optimizer.param_groups
         for group, scale in zip(groups, self._rate_scales, strict=True):
             group["lr"] = learning_rate * scale
@@ -233,9 +332,9 @@ class Engine:
         return Update(self._engine.get_global_grad_norm(), self._engine.was_step_applied())
 
     def _update_without_zero(self) -> Update:
-        # Without ZeRO, DeepSpeed neither tells the norm nor skips a bad gradient. The gradients
-        # are summed over the ranks already, so all ranks see the same. Asking whether the norm is
-        # finite makes the host wait for the device, once in a step; stages 1 to 3 ask so too.
+        # Without ZeRO, DeepSpeed neither returns the norm nor skips a non-finite gradient. The
+        # gradients are reduced already, so all ranks see the same norm. Reading whether it is
+        # finite makes the host wait for the device once per step, as stages 1 to 3 do, too.
         gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         applied = bool(torch.isfinite(norm))
@@ -249,7 +348,7 @@ class Engine:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Forward passes inside are in eval mode and keep no gradient."""
+        """Run forward passes inside in eval mode, without gradients."""
         self._engine.eval()
         try:
             with torch.no_grad():
@@ -258,28 +357,38 @@ class Engine:
             self._train_mode()
 
     def save(self, folder: str, tag: str) -> None:
-        """Write this rank's shards to the local folder/tag; all ranks call it together."""
+        """Write this rank's shards; a collective.
+
+        Args:
+            folder: Local folder.
+            tag: Name of the checkpoint's folder in it.
+        """
         self._engine.save_checkpoint(folder, tag=tag, save_latest=False)
 
     def load(self, folder: str, tag: str) -> None:
-        """Read what `save` of all ranks wrote to folder/tag; all ranks call it together."""
+        """Read the shards that all ranks wrote by `save`; a collective.
+
+        Args:
+            folder: Local folder.
+            tag: Name of the checkpoint's folder in it.
+        """
         groups = self._engine.optimizer.param_groups
         decays = [group["weight_decay"] for group in groups]
         found, _ = self._engine.load_checkpoint(folder, tag=tag)
         assert found, f"DeepSpeed found nothing in {folder}/{tag}"
         # Loading the universal format into stage 3, DeepSpeed 0.19 gives every group the options
-        # of the first, and all parameters one and the same step counter.
+        # of the first, and lets all parameters share one step counter tensor.
         for group, decay in zip(self._engine.optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay
         for state in self._engine.basic_optimizer.state.values():
             state["step"] = state["step"].clone()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All weights, on rank 0 (others may get an empty one); all ranks call it together."""
+        """Return all weights on rank 0 (others may get an empty dictionary); a collective."""
         if self._stage == 3:
             return self._engine._zero3_consolidated_16bit_state_dict() or {}
         return self._engine.module.state_dict()
 
     def close(self) -> None:
-        """Let go of DeepSpeed's hooks and buffers."""
+        """Remove DeepSpeed's hooks and buffers."""
         self._engine.destroy()

@@ -24,7 +24,7 @@ from svfap_dist.evaluate.predictions import Predictions
 from svfap_dist.evaluate.results import Results, summarise
 from svfap_dist.telemetry.journal import read_recipe
 from svfap_dist.train import loop
-from svfap_dist.train.result import RunResult
+from svfap_dist.train.attempt import RunContext, RunResult
 from svfap_dist.train.signals import FINISHED
 from svfap_dist.train.testing import PREDICTIONS
 
@@ -93,7 +93,7 @@ def _of_fold(config: Config, task: TaskConfig, fold: Fold) -> Config:
 
 def run(
     config: Config,
-    train: Callable[[Config], RunResult],
+    train: Callable[[Config, RunContext], RunResult],
     on_fold: Callable[[Fold, int], None] = lambda fold, step: None,
     on_tested: Callable[[Fold, Results], None] = lambda fold, results: None,
     *,
@@ -102,7 +102,8 @@ def run(
     """Train and test every fold by `train`, and sum up.
 
     Args:
-        train: trains a run to its end and has its test samples' predictions written.
+        train: trains a run to its end, from the facts that were read before, and has its test
+            samples' predictions written.
         on_fold: told of each fold that is to be trained, and the step it goes on from.
         on_tested: told of each fold that was trained, and its own results, where `writes`.
         writes: whether this process writes the results; one of the ranks does.
@@ -110,13 +111,15 @@ def run(
     Raises: what `train` raises; ConfigError, ShardError before anything starts.
     """
     task, folds, began = task_of(config), runs_of(config), time.monotonic()
-    starts = {fold: loop.preflight(one) for fold, one in folds.items()}
+    contexts = {fold: loop.preflight(one) for fold, one in folds.items()}
     tested = {fold for fold, one in folds.items() if _is_tested(one)}
     for fold, one in folds.items():
         if fold in tested:
             continue
-        on_fold(fold, starts[fold])
-        ended = train(_with_time_left(one, time.monotonic() - began))
+        # Minutes or hours later, another process may have saved a checkpoint of this fold.
+        context = loop.preflight(one, contexts[fold])
+        on_fold(fold, context.step)
+        ended = train(_with_time_left(one, time.monotonic() - began), context)
         if ended.stop_reason != FINISHED:
             return FinetuneResult(config.run.url, ended.stop_reason, None, ended.step, fold)
         if writes:  # alone: a rank that could not read it would leave the others in the next fold

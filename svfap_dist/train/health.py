@@ -1,9 +1,9 @@
-"""What all ranks must agree on before a step's weights are touched: no rank decides alone.
+"""Per-step consensus of all ranks by one all-reduce, before a step changes the weights.
 
-Each rank brings its own view: was it asked to stop, is its loss finite, has its upload ended, how
-many of its samples were bad. One small sum over all ranks, then every rank knows the same and does
-the same. The vote waits for the device once a step, which costs nothing more: DeepSpeed's ZeRO
-waits there anyway, to see whether the gradient is finite.
+Each rank contributes its own view: whether it has a reason to stop, whether its loss is finite,
+whether its upload has ended, how many of its samples were bad. After one small sum over all ranks,
+every rank knows the same and acts alike. The vote makes the host wait for the device once per step,
+which adds nothing: DeepSpeed's ZeRO waits there anyway, to see whether the gradient is finite.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from torch import Tensor
 from svfap_dist import distributed
 from svfap_dist.errors import HealthError
 
-_FEWEST_SAMPLES = (
-    1000  # bad samples are counted against at least so many: a few early ones may pass
-)
+_MIN_SAMPLES = 1000  # lower bound of the denominator, so that a few early bad samples may pass
 _KEYS_NAMED = 8
 
 
@@ -28,23 +26,28 @@ class NotFiniteError(HealthError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Wishes:
+class StepVote:
     """What one rank wants all to do after a step."""
 
-    stop: bool = False  # save and end: it was asked to
-    settle: bool = False  # settle the checkpoint upload in flight: it knows how that ended
-    look: bool = False  # look whether nodes will leave: it is time to
+    stop: bool = False  # save and stop
+    finish_upload: bool = False  # collect the outcome of the checkpoint upload, which has ended
+    check_nodes: bool = False  # check whether nodes will be taken away
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict(Wishes):
-    """What all ranks agreed on at a step: every wish that some rank has."""
+class StepDecision(StepVote):
+    """What all ranks do after a step: whatever at least one voted for."""
 
     loss: float = 0.0  # of the step, mean over all ranks
 
 
 class Health:
-    """Votes of one rank."""
+    """Votes of one rank.
+
+    Args:
+        device: Of the losses and of the collective.
+        max_bad_fraction: Share of bad samples above which the run ends.
+    """
 
     def __init__(self, device: torch.device, max_bad_fraction: float) -> None:
         self._device = device
@@ -52,30 +55,36 @@ class Health:
         self._all_seen = self._all_bad = 0.0  # samples of all ranks so far
 
     def agree(
-        self, step: int, keys: list[str], num_bad: int, loss: Tensor, wishes: Wishes
-    ) -> Verdict:
-        """Vote on a step; all ranks call it together.
+        self, step: int, keys: list[str], num_bad: int, loss: Tensor, vote: StepVote
+    ) -> StepDecision:
+        """Vote on a step; a collective.
 
         Args:
-            step, keys, num_bad, loss: this rank's clips, how many were bad, and their mean loss.
-            wishes: what it wants all to do after the step.
+            step: Number of the step, from 1.
+            keys: Of this rank's clips.
+            num_bad: How many of its samples were bad.
+            loss: Its mean loss, a scalar on the device.
+            vote: What it wants all to do after the step.
 
-        Raises: HealthError on every rank if a loss is not finite or too many samples are bad.
+        Raises:
+            HealthError: On every rank, if a loss is not finite or too many samples are bad.
         """
-        wanted = (wishes.stop, wishes.settle, wishes.look)
+        wanted = (vote.stop, vote.finish_upload, vote.check_nodes)
         views = torch.tensor([num_bad, len(keys), *wanted], dtype=torch.float64)
         finite = torch.isfinite(loss)
         views = torch.cat([views.to(self._device), torch.stack([~finite, loss]).double()])
         dist.all_reduce(views)
-        bad, seen, stops, settles, looks, broken, total = views.tolist()
+        bad, seen, stops, uploads, checks, broken, total = views.tolist()
         if broken:
             raise _not_finite(step, [] if bool(finite) else keys)
         self._all_bad += bad
         self._all_seen += seen
-        if self._all_bad > self._max_bad_fraction * max(self._all_seen, _FEWEST_SAMPLES):
+        if self._all_bad > self._max_bad_fraction * max(self._all_seen, _MIN_SAMPLES):
             raise self._too_many_bad()
         mean = total / dist.get_world_size()
-        return Verdict(stop=stops > 0, settle=settles > 0, look=looks > 0, loss=mean)
+        return StepDecision(
+            stop=stops > 0, finish_upload=uploads > 0, check_nodes=checks > 0, loss=mean
+        )
 
     def _too_many_bad(self) -> HealthError:
         return HealthError(
@@ -88,7 +97,7 @@ class Health:
 
 
 def _not_finite(step: int, own_keys: list[str]) -> NotFiniteError:
-    """Names the clips of the ranks whose loss is bad; all ranks call it together."""
+    """Name the clips of the ranks whose loss is not finite; a collective."""
     keys = [key for found in distributed.all_gather_object(own_keys) for key in found]
     more = f" and {len(keys) - _KEYS_NAMED} more" if len(keys) > _KEYS_NAMED else ""
     return NotFiniteError(
@@ -101,7 +110,11 @@ def _not_finite(step: int, own_keys: list[str]) -> NotFiniteError:
 
 
 def gradient_not_finite(step: int) -> NotFiniteError:
-    """The error for an update that DeepSpeed left out; all ranks see it at the same step."""
+    """Return the error for an update that was skipped, which all ranks see at the same step.
+
+    Args:
+        step: Number of the step, from 1.
+    """
     return NotFiniteError(
         "Gradient is not finite",
         where=f"step {step}",

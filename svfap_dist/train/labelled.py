@@ -20,8 +20,8 @@ from svfap_dist.errors import ConfigError
 from svfap_dist.model import classifier, flops, sizes
 from svfap_dist.model.patches import normalize
 from svfap_dist.rng import Stream
+from svfap_dist.train.engine import StepContext
 from svfap_dist.train.mixing import mix, soft_targets
-from svfap_dist.train.objective import Moment
 
 _OF_THE_ENCODER = (  # fields of a size that decide which weights there are, and what they mean
     *("encoder", "embed_dim", "num_heads", "stage_depths", "tubelet_size", "patch_size"),
@@ -65,7 +65,7 @@ class Labelled:
     def tokens_per_clip(self) -> int:
         return self._size.num_tokens
 
-    def check_start(self) -> None:
+    def check_initial_weights(self) -> None:
         if self._finetune.init:
             self._check_same_encoder(load.load_build(self._finetune.init))
 
@@ -103,15 +103,15 @@ class Labelled:
             model.get_submodule("encoder").eval()
 
     def loss(
-        self, network: Callable[..., Tensor], batch: ClipBatch, part: slice, moment: Moment
+        self, network: Callable[..., Tensor], batch: ClipBatch, part: slice, context: StepContext
     ) -> Tensor:
         assert batch.targets is not None
-        frames = frames_on(moment.device, batch, part)
-        targets = batch.targets[part].to(moment.device, non_blocking=True)
+        frames = frames_on(context.device, batch, part)
+        targets = batch.targets[part].to(context.device, non_blocking=True)
         chance = None
-        if moment.step is not None:
+        if context.step is not None:
             seed = self._config.run.seed
-            chance = Stream(seed, "fine-tuning", moment.step, moment.rank, part.start)
+            chance = Stream(seed, "fine-tuning", context.step, context.rank, part.start)
             torch.manual_seed(chance.integer(1 << 62))  # of drop path
         if self._task.kind == "regression":
             output = self._activation(network(frames).float())

@@ -1,10 +1,10 @@
 """Training, from an empty folder or the newest checkpoint to the last step.
 
-`run` is what every rank executes, whoever started it: Ray Train, srun, torchrun or nobody; the
+`run` is what every rank executes, started by Ray Train, srun, torchrun or a plain process; the
 recipe says whether it pre-trains or fine-tunes. Batches come from `data.loader`, the arithmetic is
-in `engine`, and what is written goes through `recorder` and `checkpointer`; here is the order in
-which things happen. Between backward and update all ranks agree (`health`), and whatever ends a run
-early does so at a step edge, on all ranks alike, or while a task is tested, between two batches.
+in `engine`, and files are written by `telemetry.recorder` and `checkpoint.saver`; this file is the
+order of events. Between backward and update all ranks agree (`health`); a run that stops early does
+so after a step, on all ranks alike, or while a task is tested, between two batches.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Callable
 from svfap_dist import distributed
 from svfap_dist.config import Config, check_world_size, require_urls
 from svfap_dist.telemetry.recorder import Row
-from svfap_dist.train import health, objective
-from svfap_dist.train.attempt import Attempt, look_around
+from svfap_dist.train import health
+from svfap_dist.train.attempt import Attempt, RunContext, RunResult, load_run_context
 from svfap_dist.train.engine import process_group
-from svfap_dist.train.result import RunResult
-from svfap_dist.train.signals import NodesLeaving, Notice, heard_signals
+from svfap_dist.train.objective import build_objective
+from svfap_dist.train.signals import NodesLeaving, Notice, catch_stop_signals
 
 
 def run(
@@ -29,64 +29,79 @@ def run(
     on_begin: Callable[[list[str]], None] = lambda addresses: None,
     stop_requested: Callable[[], str] = lambda: "",
     nodes_leaving: NodesLeaving | None = None,
+    context: RunContext | None = None,
 ) -> RunResult:
     """Train one rank of a run to its end, resuming from the newest committed checkpoint.
 
     Args:
-        on_log: gets a row of numbers at each log step, on rank 0.
-        on_begin: gets the "host:port" of all ranks' metrics before the first step, on rank 0.
-        stop_requested: asked at step edges, and in a test; once it gives a reason on any rank, all
-            save a checkpoint and end, as they do at SIGTERM, SIGUSR1, Ctrl-C and
-            `train.max_seconds`.
-        nodes_leaving: asked by all ranks together; a new name in it has them save a checkpoint and
-            go on.
+        config: The run's recipe.
+        on_log: Called with a row of metrics at each log step, on rank 0.
+        on_begin: Called with the "host:port" of all ranks' metrics before the first step, on
+            rank 0.
+        stop_requested: Returns a reason to stop, or "". Once it returns one on any rank, all save a
+            checkpoint and stop, as they do at SIGTERM, SIGUSR1, Ctrl-C and `train.max_seconds`.
+        nodes_leaving: Returns the nodes that will be taken away; a collective. At a new one all
+            ranks save a checkpoint and continue.
+        context: On rank 0, what `preflight` returned; None: read again.
 
-    Raises: ConfigError, ShardError, ClusterError before the first step; HealthError,
-    CheckpointError, StorageError at any step.
+    Raises:
+        ConfigError: Before the first step, if recipe, data or checkpoint do not fit.
+        ShardError: Before the first step, if the data cannot be used.
+        ClusterError: Before the first step, if the ranks cannot connect.
+        HealthError: At a step, if the loss is not finite or too many samples are bad.
+        CheckpointError: If checkpoints cannot be read or written.
     """
     require_urls(config)
     world = distributed.world_from_environment()
     check_world_size(config, world.world_size)
     with contextlib.ExitStack() as stack:
-        heard = stack.enter_context(heard_signals())
-        notice = Notice(heard, stop_requested, nodes_leaving, config.train.max_seconds)
+        caught = stack.enter_context(catch_stop_signals())
+        notice = Notice(caught, stop_requested, nodes_leaving, config.train.max_seconds)
         device = stack.enter_context(process_group(config, world))
-        attempt = Attempt(config, world, device, on_log, on_begin, stack)
+        attempt = Attempt(config, world, device, on_log, on_begin, stack, context)
         if attempt.step == 0:
             attempt.evaluate()
         for batch in attempt.batches(stack):
             rate = attempt.learning_rate()
             loss = attempt.engine.backward(batch, attempt.step)
-            verdict = attempt.agree(batch, loss, notice)
+            decision = attempt.agree(batch, loss, notice)
             update = attempt.engine.update(rate)
             if not update.applied:
                 raise health.gradient_not_finite(attempt.step + 1)
             attempt.step += 1
-            ends = verdict.stop or attempt.step == attempt.total_steps
-            if ends or attempt.is_at(config.train.log_every):
-                attempt.log(loss=verdict.loss, lr=rate, grad_norm=float(update.grad_norm))
-            if ends or attempt.is_at(config.train.eval_every):
+            ends = decision.stop or attempt.step == attempt.total_steps
+            if ends or attempt.is_due(config.train.log_every):
+                attempt.log(loss=decision.loss, lr=rate, grad_norm=float(update.grad_norm))
+            if ends or attempt.is_due(config.train.eval_every):
                 attempt.evaluate()
-            if verdict.settle:
-                attempt.settle()
-            due = attempt.is_at(config.train.checkpoint_every)
-            if (verdict.look and notice.nodes_leave()) or ends or due:
+            if decision.finish_upload:
+                attempt.finish_upload()
+            due = attempt.is_due(config.train.checkpoint_every)
+            if (decision.check_nodes and notice.new_nodes_leaving()) or ends or due:
                 attempt.save()
-            if verdict.stop:
+            if decision.stop:
                 break
         return attempt.finish(notice)
 
 
-def preflight(config: Config) -> int:
-    """Check all that can be checked before any rank is started: recipe, data, newest checkpoint.
+def preflight(config: Config, known: RunContext | None = None) -> RunContext:
+    """Check what can be checked before any rank is started: recipe, data, newest checkpoint.
 
-    Returns the step that the run will go on from.
+    Args:
+        config: The run's recipe.
+        known: An earlier context of the same recipe, whose manifest and split are reused.
 
-    Raises: ConfigError, ShardError, CheckpointError, StorageError.
+    Returns:
+        The facts that were read, for `run`.
+
+    Raises:
+        ConfigError: If recipe, data and checkpoint do not fit each other.
+        ShardError: If the manifest cannot be used.
+        CheckpointError: If the newest checkpoint or the initial weights cannot be read.
     """
     require_urls(config)
-    learned = objective.of(config)  # refuses dimensions that do not fit
-    state = look_around(config).state
-    if state is None:
-        learned.check_start()
-    return state.step if state else 0
+    objective = build_objective(config)
+    context = load_run_context(config, known)
+    if context.state is None:
+        objective.check_initial_weights()
+    return context

@@ -1,89 +1,96 @@
-"""What a run learns: the network, its loss on a batch, and what depends on nothing else.
+"""The objective of pre-training, and the choice of a recipe's objective.
 
-The loop, the engine and the checkpoints are the same for pre-training (`masked`) and fine-tuning
-(`labelled`); what differs between the two is behind this protocol. The recipe decides which it is:
-one with a [task] fine-tunes.
+Pre-training learns to predict the pixels of masked patches from the visible ones. A recipe with a
+[task] fine-tunes (`labelled`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from svfap_dist.config import Config
-from svfap_dist.data.clips import ClipBatch
+from svfap_dist.data import masking
+from svfap_dist.data.clips import ClipBatch, frames_on
+from svfap_dist.model import autoencoder, flops, loss, sizes
+from svfap_dist.rng import Stream
+from svfap_dist.train.engine import Objective, StepContext
+from svfap_dist.train.labelled import Labelled
 
 
-@dataclasses.dataclass(frozen=True)
-class Moment:
-    """When and where a loss is computed: what its random choices may depend on.
+def build_objective(config: Config) -> Objective:
+    """Return the objective of a recipe.
 
-    step: completed optimizer steps; None: an evaluation, without random choices.
+    Args:
+        config: The recipe.
+
+    Raises:
+        ConfigError: If the dimensions of its network do not fit each other.
+    """
+    return MaskedReconstruction(config) if config.task is None else Labelled(config)
+
+
+def build_arguments(config: Config) -> dict[str, Any]:
+    """Return the arguments of `autoencoder.build` for a recipe.
+
+    Args:
+        config: The recipe.
+    """
+    return {
+        "size": config.model.size,
+        "num_frames": config.data.num_frames,
+        "frame_size": config.data.frame_size,
+        "tubelet_size": config.model.tubelet_size,
+        "patch_size": config.model.patch_size,
+        "num_visible_tubelets": config.num_visible_tubelets,
+        **config.model.overrides(),
+    }
+
+
+class MaskedReconstruction:
+    """Masked autoencoding: mean squared error of the masked patches; an `Objective`.
+
+    Args:
+        config: The run's recipe.
     """
 
-    device: torch.device
-    rank: int
-    step: int | None = None
+    layer_decay = 1.0
 
-
-class Objective(Protocol):
-    """What is learned."""
-
-    @property
-    def build_arguments(self) -> Mapping[str, Any]:
-        """Arguments of the network's `build`, as they are kept beside its weights."""
-        ...
-
-    @property
-    def layer_decay(self) -> float:
-        """Of the learning rate, from layer to layer; see `optim`."""
-        ...
+    def __init__(self, config: Config) -> None:
+        self._model = config.model
+        self.build_arguments = build_arguments(config)
+        arguments = dict(self.build_arguments)
+        self._size = sizes.resolve(arguments.pop("size"), arguments)
+        split = masking.predicted_split(Stream("work"), config)
+        self._visible, self._masked = len(split.visible), len(split.masked)
+        self.tokens_per_clip = self._visible + self._masked
 
     @property
     def flops_per_clip(self) -> int:
-        """Operations of a training step for one clip."""
-        ...
+        """See `Objective.flops_per_clip`."""
+        return flops.training_step(flops.autoencoder(self._size, self._visible, self._masked))
 
-    @property
-    def tokens_per_clip(self) -> int:
-        """Tokens that the network makes or predicts of one clip."""
-        ...
-
-    def check_start(self) -> None:
-        """Raise what is wrong with the weights that a run would start from, before any rank does.
-
-        Raises: ConfigError, CheckpointError, StorageError.
-        """
-        ...
+    def check_initial_weights(self) -> None:
+        """See `Objective.check_initial_weights`; there are none, since it starts from scratch."""
 
     def build(self) -> nn.Module:
-        """The network as a run starts with it, drawn from torch's global generator."""
-        ...
+        """See `Objective.build`."""
+        return autoencoder.build(**self.build_arguments)
 
     def train_mode(self, model: nn.Module) -> None:
-        """Put the network, or what of it is trained, into training mode."""
-        ...
+        """See `Objective.train_mode`."""
+        model.train()
 
     def loss(
-        self, network: Callable[..., Tensor], batch: ClipBatch, part: slice, moment: Moment
+        self, network: Callable[..., Tensor], batch: ClipBatch, part: slice, context: StepContext
     ) -> Tensor:
-        """Mean loss, a scalar on the device, over the clips `part` of a batch."""
-        ...
-
-
-def of(config: Config) -> Objective:
-    """The objective of a recipe.
-
-    Raises: ConfigError if the dimensions of its network do not fit each other.
-    """
-    if config.task is None:
-        from svfap_dist.train.masked import MaskedReconstruction
-
-        return MaskedReconstruction(config)
-    from svfap_dist.train.labelled import Labelled
-
-    return Labelled(config)
+        """See `Objective.loss`."""
+        frames = frames_on(context.device, batch, part)
+        visible, masked = (
+            tensor[part].to(context.device, non_blocking=True)
+            for tensor in (batch.visible, batch.masked)
+        )
+        target = loss.targets(frames, masked, self._model.tubelet_size, self._model.patch_size)
+        return loss.masked_patch_loss(network(frames, visible, masked), target)

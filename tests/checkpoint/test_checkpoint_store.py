@@ -21,7 +21,7 @@ from svfap_dist.config import Config, recipe
 from svfap_dist.distributed import World
 from svfap_dist.errors import CheckpointError
 from svfap_dist.model import weights
-from svfap_dist.train import objective
+from svfap_dist.train.objective import build_objective
 
 ALONE = World(rank=0, local_rank=0, world_size=1, local_world_size=1)
 FIRST_OF_TWO = World(rank=0, local_rank=0, world_size=2, local_world_size=2)
@@ -31,7 +31,7 @@ class SmallEngine:
     """Writes a shard and hands out weights, as `Engine` does by way of DeepSpeed."""
 
     def __init__(self) -> None:
-        self.objective = objective.of(a_config("-"))
+        self.objective = build_objective(a_config("-"))
 
     def save(self, folder: str, tag: str) -> None:
         path = Path(folder, tag)

@@ -15,7 +15,7 @@ from svfap_dist.model.encoder import Encoder, TemporalPool
 from svfap_dist.model.layers import Block
 from svfap_dist.model.sizes import resolve
 from svfap_dist.rng import Stream
-from svfap_dist.train.masked import build_arguments
+from svfap_dist.train.objective import build_arguments
 
 NANO = ("model.size=nano", "data.frame_size=64", "mask.ratio=0.75")
 ABLATIONS = [

@@ -12,9 +12,9 @@ from train_ranks import random_batch, recipe_tables, start
 
 from svfap_dist.config import Config, recipe
 from svfap_dist.model import autoencoder, loss
-from svfap_dist.train import objective, optim, schedule
-from svfap_dist.train.masked import build_arguments
-from svfap_dist.train.objective import Moment
+from svfap_dist.train import optim, schedule
+from svfap_dist.train.engine import StepContext
+from svfap_dist.train.objective import build_arguments, build_objective
 
 STEPS, CLIP = 8, 0.02
 # Accumulation 2; a decay and a clipping that would be missed; a warm-up of two steps.
@@ -94,14 +94,14 @@ def plain_torch(config: Config) -> tuple[list[float], list[float], dict[str, Ten
 
 def plain_layers(config: Config) -> tuple[list[float], dict[str, Tensor]]:
     """Losses and weights of a fine-tuning without any engine, a rate to each layer."""
-    learned = objective.of(config)
+    learned = build_objective(config)
     torch.manual_seed(config.run.seed)
     model = learned.build()
     optimizer = optim.adamw(model, config.optim, learned.layer_decay)
     losses = []
     for step, rate in enumerate(RATES):
-        batch, moment = random_batch(config, step), Moment(torch.device("cpu"), 0, step)
-        value = learned.loss(model, batch, slice(None), moment)
+        batch, context = random_batch(config, step), StepContext(torch.device("cpu"), 0, step)
+        value = learned.loss(model, batch, slice(None), context)
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         for group in optimizer.param_groups:

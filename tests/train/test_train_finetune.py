@@ -213,7 +213,7 @@ def test_what_outputs_mean_is_the_networks_and_not_the_recipes(
     path, theirs = trained.locate_weights(str(folder / "calm/fold-2"))
     output = theirs.finetune.model_copy(update={"output": "tanh"})
     found = (path, theirs.model_copy(update={"finetune": output}))
-    monkeypatch.setattr(trained, "locate", lambda url: found)
+    monkeypatch.setattr(trained, "locate_weights", lambda url: found)
     seen: list[str] = []
     predict = testing.predict
 
@@ -231,11 +231,11 @@ def test_all_folds_share_one_time_limit_and_each_is_told(
 ) -> None:
     changes = {"task": TASK | {"fold": 0}, "train": {"max_seconds": 100}}
     config = recipe.from_tables(recipe_tables("d", str(tmp_path)) | changes, where="test")
-    monkeypatch.setattr(loop, "preflight", lambda config: 0)
+    monkeypatch.setattr(loop, "preflight", lambda *given: SimpleNamespace(step=0))
     now, limits = [7.0], []
     monkeypatch.setattr(finetune.time, "monotonic", lambda: now[0])
 
-    def train(one: Config) -> Any:
+    def train(one: Config, _: Any) -> Any:
         limits.append(one.train.max_seconds)
         now[0] += 40.5
         right = np.eye(len(TASK["names"]), dtype=np.float32)[:2]

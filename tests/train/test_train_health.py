@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from svfap_dist.errors import HealthError
-from svfap_dist.train.health import Health, Wishes
+from svfap_dist.train.health import Health, StepVote
 
 CPU = torch.device("cpu")
 
@@ -22,17 +22,22 @@ def world_of_one() -> Iterator[None]:
 
 def test_the_verdict_is_what_was_brought() -> None:
     votes = Health(CPU, max_bad_fraction=0.0)
-    verdict = votes.agree(1, ["a"], 0, torch.tensor(1.5), Wishes(stop=True, look=True))
-    assert (verdict.loss, verdict.stop, verdict.settle, verdict.look) == (1.5, True, False, True)
+    verdict = votes.agree(1, ["a"], 0, torch.tensor(1.5), StepVote(stop=True, check_nodes=True))
+    assert (verdict.loss, verdict.stop, verdict.finish_upload, verdict.check_nodes) == (
+        1.5,
+        True,
+        False,
+        True,
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_loss_that_is_not_finite_names_its_step_and_clips(bad: float) -> None:
     votes = Health(CPU, max_bad_fraction=1.0)
-    votes.agree(7, ["good"], 0, torch.tensor(1.0), Wishes())
+    votes.agree(7, ["good"], 0, torch.tensor(1.0), StepVote())
     keys = [f"clip{i}" for i in range(10)]
     with pytest.raises(HealthError, match=r"step 8.*clip0.*clip7 and 2 more") as caught:
-        votes.agree(8, keys, 0, torch.tensor(bad), Wishes())
+        votes.agree(8, keys, 0, torch.tensor(bad), StepVote())
     assert "good" not in caught.value.found
 
 
@@ -42,7 +47,7 @@ def count_until_error(fraction: float, bad_of_100: int) -> int:
     for step in range(1, 31):
         loss = torch.tensor(1.0)
         try:
-            votes.agree(step, ["k"] * 100, bad_of_100, loss, Wishes())
+            votes.agree(step, ["k"] * 100, bad_of_100, loss, StepVote())
         except HealthError:
             return step * 100
     return 0

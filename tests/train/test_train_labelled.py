@@ -11,9 +11,10 @@ from train_ranks import random_batch, recipe_tables
 from svfap_dist.config import Config, recipe
 from svfap_dist.model import flops
 from svfap_dist.rng import Stream
-from svfap_dist.train import mixing, objective
+from svfap_dist.train import mixing
+from svfap_dist.train.engine import StepContext
 from svfap_dist.train.labelled import Labelled
-from svfap_dist.train.objective import Moment
+from svfap_dist.train.objective import build_objective
 
 TASK = {"set": "toy", "folds": 2, "names": ["a", "b", "c"]}
 CLASSES = {**TASK, "kind": "classification", "label": "class", "metrics": ["uar"]}
@@ -43,7 +44,7 @@ def says(outputs: torch.Tensor, heard: list[torch.Tensor] | None = None) -> Any:
 def test_classes_are_told_by_the_cross_entropy_with_their_own_clips() -> None:
     config = a_recipe(CLASSES, **CALM)
     batch = random_batch(config, 0)
-    found = Labelled(config).loss(says(OUTPUTS), batch, ALL, Moment(CPU, 0, 3))
+    found = Labelled(config).loss(says(OUTPUTS), batch, ALL, StepContext(CPU, 0, 3))
     assert batch.targets is not None
     expected = -OUTPUTS.log_softmax(1)[range(4), batch.targets].mean()
     torch.testing.assert_close(found, expected)
@@ -54,9 +55,9 @@ def test_smoothing_and_mixing_are_for_training_and_drawn_by_step_rank_and_part()
     batch, learned = random_batch(config, 0), Labelled(config)
     assert batch.targets is not None
     plain = torch.nn.functional.cross_entropy(OUTPUTS, batch.targets)
-    torch.testing.assert_close(learned.loss(says(OUTPUTS), batch, ALL, Moment(CPU, 0)), plain)
+    torch.testing.assert_close(learned.loss(says(OUTPUTS), batch, ALL, StepContext(CPU, 0)), plain)
     heard: list[torch.Tensor] = []
-    loss = learned.loss(says(OUTPUTS, heard), batch, ALL, Moment(CPU, 1, 5))
+    loss = learned.loss(says(OUTPUTS, heard), batch, ALL, StepContext(CPU, 1, 5))
     chance = Stream(config.run.seed, "fine-tuning", 5, 1, None)
     chance.integer(1 << 62)
     towards = mixing.soft_targets(batch.targets, 3, 0.3)
@@ -67,7 +68,7 @@ def test_smoothing_and_mixing_are_for_training_and_drawn_by_step_rank_and_part()
 
     def value(rank: int, step: int, part: slice) -> float:
         network = says(OUTPUTS[part])
-        return learned.loss(network, batch, part, Moment(CPU, rank, step)).item()
+        return learned.loss(network, batch, part, StepContext(CPU, rank, step)).item()
 
     first, second = slice(0, 2), slice(2, 4)
     assert value(1, 5, first) == value(1, 5, first)
@@ -76,7 +77,9 @@ def test_smoothing_and_mixing_are_for_training_and_drawn_by_step_rank_and_part()
     batch.targets[2:] = batch.targets[:2]
     batch.frames[2:] = batch.frames[:2]
     same = says(OUTPUTS[first])
-    of_parts = [learned.loss(same, batch, p, Moment(CPU, 0, 5)).item() for p in (first, second)]
+    of_parts = [
+        learned.loss(same, batch, p, StepContext(CPU, 0, 5)).item() for p in (first, second)
+    ]
     assert of_parts[0] != of_parts[1]
 
 
@@ -87,7 +90,7 @@ def test_drop_path_falls_the_same_again_in_the_same_step() -> None:
     batch = random_batch(a_recipe(CLASSES), 0)
 
     def value(step: int | None, rank: int = 0) -> float:
-        return learned.loss(model, batch, ALL, Moment(CPU, rank, step)).item()
+        return learned.loss(model, batch, ALL, StepContext(CPU, rank, step)).item()
 
     learned.train_mode(model)
     assert value(1) == value(1)
@@ -118,12 +121,12 @@ def test_a_linear_probe_trains_its_head_before_a_still_encoder() -> None:
 )
 def test_values_are_squashed_alike_in_the_loss_and_in_the_scores(output: str, squash: Any) -> None:
     config = a_recipe(VALUES, output=output)
-    learned, batch = objective.of(config), random_batch(config, 0)
+    learned, batch = build_objective(config), random_batch(config, 0)
     assert isinstance(learned, Labelled)
     assert batch.targets is not None
     expected = (squash(OUTPUTS) - batch.targets).square().mean()
     for step in (None, 2):
-        found = learned.loss(says(OUTPUTS), batch, ALL, Moment(CPU, 0, step))
+        found = learned.loss(says(OUTPUTS), batch, ALL, StepContext(CPU, 0, step))
         torch.testing.assert_close(found, expected)
     torch.testing.assert_close(learned.scores(says(OUTPUTS), batch.frames), squash(OUTPUTS))
 

@@ -234,15 +234,15 @@ def test_a_checkpoint_reshaped_beforehand_resumes_to_the_same_bits(
     assert (beforehand / weights_of).read_bytes() == (by_itself / weights_of).read_bytes()
 
 
-def test_what_cannot_be_reshaped_is_refused(
+def test_what_cannot_be_resharded_is_refused(
     one_rank: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
     source = str(folder / "2-to-1/checkpoints/step-000000006")
     with pytest.raises(ConfigError, match=r"--world-size.*3 ranks"):
         reshard_checkpoint(source, str(tmp_path), world_size=3)
-    with pytest.raises(ConfigError, match="Nothing to reshape"):
+    with pytest.raises(ConfigError, match="needs no resharding"):
         reshard_checkpoint(str(folder / "reshaped/checkpoints/step-000000006"), str(tmp_path))
-    with pytest.raises(CheckpointError, match="a checkpoint already"):
+    with pytest.raises(CheckpointError, match="exists already"):
         reshard_checkpoint(source, str(folder / "reshaped"))
     assert list(tmp_path.iterdir()) == []
 

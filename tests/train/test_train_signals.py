@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from svfap_dist.train.signals import STOP_SIGNALS, Notice, exit_code, heard_signals
+from svfap_dist.train.signals import STOP_SIGNALS, Notice, catch_stop_signals, exit_code
 
 
 class Clock:
@@ -26,7 +26,7 @@ def test_the_first_signal_is_heard_and_the_second_does_what_it_did_before(number
     seen: list[int] = []
     before = signal.signal(number, lambda n, _: seen.append(n))
     try:
-        with heard_signals() as heard:
+        with catch_stop_signals() as heard:
             assert heard() == ""
             signal.raise_signal(number)
             assert (heard(), seen) == (signal.Signals(number).name, [])
@@ -40,14 +40,14 @@ def test_the_first_signal_is_heard_and_the_second_does_what_it_did_before(number
 
 
 def test_what_was_heard_between_two_runs_stops_the_second() -> None:
-    with heard_signals() as outer:
-        with heard_signals() as first:
+    with catch_stop_signals() as outer:
+        with catch_stop_signals() as first:
             assert first() == ""
         signal.raise_signal(signal.SIGUSR1)
-        with heard_signals() as second:
+        with catch_stop_signals() as second:
             assert second() == outer() == "SIGUSR1"
         assert outer() == "SIGUSR1"
-    with heard_signals() as later:
+    with catch_stop_signals() as later:
         assert later() == ""
 
 
@@ -81,15 +81,15 @@ def test_each_leaving_node_is_news_once_and_looks_are_seconds_apart() -> None:
     found = []
     for node in ("", "", "a", "", "b"):
         leaving |= {node} - {""}
-        assert notice.wants_look
-        found.append(notice.nodes_leave())
-        assert not notice.wants_look
+        assert notice.nodes_check_due
+        found.append(notice.new_nodes_leaving())
+        assert not notice.nodes_check_due
         clock.now += 5
     assert found == [False, False, True, False, True]
 
 
 def test_who_cannot_know_of_nodes_never_looks() -> None:
-    assert not Notice(nothing, nothing, None, 0).wants_look
+    assert not Notice(nothing, nothing, None, 0).nodes_check_due
 
 
 @pytest.mark.parametrize(

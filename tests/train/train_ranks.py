@@ -141,8 +141,8 @@ def finetune(tables: dict[str, Any], stop_after: int = 0) -> dict[str, Any]:
         steps += 1
         return "stop requested" if steps >= stop_after > 0 and world.is_main else ""
 
-    def one_fold(config: Config) -> Any:
-        return loop.run(config, stop_requested=asked_at_each_step)
+    def one_fold(config: Config, context: loop.RunContext) -> Any:
+        return loop.run(config, stop_requested=asked_at_each_step, context=context)
 
     try:
         config = recipe.from_tables(tables, where="test")
@@ -205,17 +205,18 @@ def engine_steps(
 
     from svfap_dist.config import recipe
     from svfap_dist.train.engine import Engine, process_group
+    from svfap_dist.train.objective import build_objective
 
     config = recipe.from_tables(tables, where="test")
     world = distributed.world_from_environment()
     seen: dict[str, list[float]] = {"loss": [], "grad_norm": []}
     with process_group(config, world) as device, tempfile.TemporaryDirectory() as folder:
-        engine = Engine(config, world, device)
+        engine = Engine(config, build_objective(config), world, device)
         for step, rate in enumerate(rates):
             if step == cut_at > 0:
                 engine.save(folder, "cut")
                 engine.close()
-                engine = Engine(config, world, device)
+                engine = Engine(config, build_objective(config), world, device)
                 engine.load(folder, "cut")
             loss = engine.backward(random_batch(config, step), step)
             update = engine.update(rate)
@@ -235,13 +236,14 @@ def explode(tables: dict[str, Any]) -> dict[str, list[bool]]:
     from svfap_dist.data.loader import ClipLoader
     from svfap_dist.shards import format as shard_format
     from svfap_dist.train.engine import Engine, process_group
+    from svfap_dist.train.objective import build_objective
 
     config = recipe.from_tables(tables, where="test")
     manifest = shard_format.load_manifest(config.data.url)
     world = distributed.world_from_environment()
     seen: dict[str, list[bool]] = {"applied": [], "loss_is_finite": [], "weights_changed": []}
     with process_group(config, world) as device:
-        engine = Engine(config, world, device)
+        engine = Engine(config, build_objective(config), world, device)
         loader = ClipLoader(config, config.data.url, manifest, world)
         for batch in loader.batches(0, 2):
             before = {name: value.clone() for name, value in engine.state_dict().items()}
@@ -262,11 +264,14 @@ def wiring(tables: dict[str, Any]) -> dict[str, Any]:
     called through torch.compile."""
     from svfap_dist.config import recipe
     from svfap_dist.train.engine import Engine, process_group
+    from svfap_dist.train.objective import build_objective
 
     config = recipe.from_tables(tables, where="test")
     calls: list[None] = []
     with process_group(config, distributed.world_from_environment()) as device:
-        engine = Engine(config, distributed.world_from_environment(), device)
+        engine = Engine(
+            config, build_objective(config), distributed.world_from_environment(), device
+        )
         module = engine._engine.module
         compiled = module._compiled_call_impl is not None
         module._compiled_call_impl = None  # the step itself need not be compiled
