@@ -55,8 +55,6 @@ bench_app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(bench_app, name="bench")
-launch_app = typer.Typer(help="Hand a run to a cluster.", no_args_is_help=True)
-app.add_typer(launch_app, name="launch")
 
 On = Annotated[
     str, typer.Option(help="local: this process, or torchrun's ranks; ray: a Ray cluster")

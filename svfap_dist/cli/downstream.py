@@ -65,7 +65,7 @@ def _one_group(config: Any, on: str) -> Any:
     if on == "ray":
         from svfap_dist.cluster.connection import connected
 
-        with connected(config), catch_stop_signals():  # Ray sets handlers when it connects
+        with connected(config.cluster), catch_stop_signals():  # Ray sets handlers when it connects
             yield
         return
     from svfap_dist import distributed

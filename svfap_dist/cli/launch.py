@@ -1,179 +1,147 @@
-"""`svfap launch`: hand a recipe to Ray, Slurm or Kubernetes, look at it, stop it with notice; and
-`svfap files`."""
+"""`svfap launch`: submit a recipe to a scheduler, look at the job, stop it; and `svfap files`.
+
+The verbs `svfap launch NAME` follow from the rows of `cluster.schedulers.SCHEDULERS`: a scheduler's
+docstring is its help, its fields are its options.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import logging
 import sys
+import typing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from svfap_dist.cli.app import AsJson, Overrides, Recipe, app, launch_app, print_result
-from svfap_dist.progress import say
+from svfap_dist.cli.app import AsJson, Overrides, Recipe, app, print_result
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be submitted, no more.")]
-Address = Annotated[
-    str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="Ray's dashboard: http://head:8265")
+log = logging.getLogger(__name__)
+
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be submitted, and submit nothing.")
 ]
-JobName = Annotated[str, typer.Argument(metavar="JOB", help="As printed, e.g. slurm:4711")]
+Address = Annotated[
+    str,
+    typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="For Ray: its dashboard, http://head:8265."),
+]
+JobName = Annotated[
+    str, typer.Argument(metavar="JOB", help="As `svfap launch` printed it, e.g. slurm:4711.")
+]
 
 
-@launch_app.command("ray")
-def launch_ray(
-    name: Recipe,
-    overrides: Overrides = None,
-    address: Address = "http://127.0.0.1:8265",
-    env: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME[=VALUE]", help="Variable of driver and ranks; may be repeated."),
-    ] = None,
-    env_file: Annotated[str, typer.Option(help="Such variables, one to a line.")] = "",
-    ship_code: Annotated[
-        bool, typer.Option("--ship-code", help="Send this installation's code along.")
-    ] = False,
-    stop_seconds: Annotated[
-        int, typer.Option(min=1, help="Seconds a stopped job has to save a checkpoint.")
-    ] = 600,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Show its output until it ends.")
-    ] = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Submit a recipe as a job of a running Ray cluster (token: RAY_AUTH_TOKEN).
+class _Schedulers(TyperGroup):
+    """The group `launch`, with one verb for each scheduler."""
 
-    Example: svfap launch ray svfap_base_voxceleb2 --address http://head:8265
-    data.url=s3://bucket/shards run.url=s3://bucket/runs/a --env-file launch/ray/nccl.env --follow
-    """
-    from svfap_dist.cluster import ray_jobs
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the schedulers, then the verbs for jobs."""
+        from svfap_dist.cluster.schedulers import SCHEDULERS
 
-    variables = ray_jobs.environment(env or [], env_file)
-    wanted = ray_jobs.submission(
-        name, overrides or [], env=variables, ship_code=ship_code, stop_seconds=stop_seconds
-    )
-    if dry_run:
-        print("\n".join(wanted.lines()))
-        return
-    job = ray_jobs.submit(address, wanted)
-    print(job, flush=True)
-    if not follow:
-        return
+        return [*SCHEDULERS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a verb; that of a scheduler is made from its class."""
+        from svfap_dist.cluster.schedulers import SCHEDULERS
+
+        if cmd_name not in SCHEDULERS:
+            return super().get_command(ctx, cmd_name)
+        maker = typer.Typer(add_completion=False, rich_markup_mode=None)
+        maker.command(cmd_name)(_verb_of(cmd_name))
+        return typer.main.get_command(maker)
+
+
+launch_app = typer.Typer(
+    cls=_Schedulers, help="Submit a run to a cluster's scheduler.", no_args_is_help=True
+)
+app.add_typer(launch_app, name="launch")
+
+
+def _verb_of(scheduler: str) -> Any:
+    """Return the function of `svfap launch NAME`, with the scheduler's fields as options."""
+    from svfap_dist.cluster.schedulers import scheduler_class
+
+    made = scheduler_class(scheduler)
+
+    def launch(
+        name: str, overrides: list[str] | None = None, dry_run: bool = False, **options: Any
+    ) -> None:
+        chosen = made(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+        submission = chosen.prepare(name, overrides or [])
+        if dry_run:
+            print(submission.text)
+            return
+        job = chosen.submit(submission)
+        print(job, flush=True)
+        if options.get("follow"):
+            _follow(chosen, job)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter("name", keyword, annotation=Recipe),
+        inspect.Parameter("overrides", keyword, annotation=Overrides, default=None),
+    ]
+    types = typing.get_type_hints(made)
+    for field in dataclasses.fields(made):
+        repeated = typing.get_origin(types[field.name]) is tuple
+        of = list[str] if repeated else types[field.name]
+        flag = typer.Option(f"--{field.name.replace('_', '-')}", **field.metadata)
+        default = [] if repeated else field.default
+        parameters.append(
+            inspect.Parameter(field.name, keyword, annotation=Annotated[of, flag], default=default)
+        )
+    parameters.append(inspect.Parameter("dry_run", keyword, annotation=DryRun, default=False))
+    launch.__doc__ = made.__doc__
+    launch.__annotations__ = {each.name: each.annotation for each in parameters}
+    launch.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return launch
+
+
+def _follow(scheduler: Any, job: Any) -> None:
+    """Show a job's output, then exit with its code."""
     try:
-        result = ray_jobs.follow(address, job, lambda text: print(text, end="", flush=True))
+        code = scheduler.follow_job(job, lambda text: print(text, end="", flush=True))
     except KeyboardInterrupt:
-        say(f"{job} goes on. `svfap launch stop {job} --address {address}` has it save and end.")
-        sys.exit(130)
-    say(*result.lines())
-    sys.exit(ray_jobs.exit_code(result))
+        log.info("%s keeps running. `svfap launch stop %s` makes it save and end.", job, job)
+        code = 130
+    sys.exit(code)
 
 
-@launch_app.command("slurm")
-def launch_slurm(
-    name: Recipe,
-    overrides: Overrides = None,
-    nodes: Annotated[int, typer.Option(min=1)] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=0, help="One rank for each.")] = 0,
-    ranks_per_node: Annotated[
-        int, typer.Option(min=0, help="If other than GPUs: for runs on CPUs.")
-    ] = 0,
-    time: Annotated[str, typer.Option(help="Of one attempt, e.g. 24:00:00; it is requeued.")] = "",
-    notice_seconds: Annotated[
-        int, typer.Option(min=1, help="Before that time is over, the ranks are told to save.")
-    ] = 300,
-    on: Annotated[str, typer.Option(help="srun: a task per rank; ray: a Ray cluster")] = "srun",
-    script: Annotated[str, typer.Option(help="An sbatch file instead of the bundled one.")] = "",
-    option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="--NAME=VALUE", help="For sbatch, e.g. --option=--partition=gpu"),
-    ] = None,
-    dry_run: DryRun = False,
-) -> None:
-    """Submit a recipe to Slurm.
+def _scheduler_of(text: str, **options: Any) -> tuple[Any, Any]:
+    """Return a job and its scheduler, with those of the options that it has."""
+    from svfap_dist.cluster.schedulers import parse_job, scheduler_class
 
-    Example: svfap launch slurm svfap_base_voxceleb2 --nodes 2 --gpus-per-node 8 --time 24:00:00
-    data.url=/shared/shards run.url=/shared/runs/a
-    """
-    from svfap_dist.cluster import slurm
-
-    allocation = slurm.Allocation(
-        nodes=nodes,
-        gpus_per_node=gpus_per_node,
-        ranks_per_node=ranks_per_node,
-        time=time,
-        notice_seconds=notice_seconds,
-        on=on,
-        script=script,
-        options=tuple(option or ()),
-    )
-    words = slurm.command(name, overrides or [], allocation)
-    print(slurm.shown(words) if dry_run else slurm.submit(words))
-
-
-@launch_app.command("kubernetes")
-def launch_kubernetes(
-    name: Recipe,
-    overrides: Overrides = None,
-    image: Annotated[str, typer.Option(help="With svfap_dist; see launch/kubernetes")] = "svfap",
-    nodes: Annotated[int, typer.Option(min=1, help="Worker pods.")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="Ranks of a pod.")] = 1,
-    memory: Annotated[str, typer.Option(help="Of a worker pod.")] = "64Gi",
-    shared_memory: Annotated[str, typer.Option(help="For NCCL, in a worker pod.")] = "16Gi",
-    variables_from: Annotated[
-        str, typer.Option(help="Secret whose entries (AWS_...) become variables.")
-    ] = "svfap-store",
-    dry_run: DryRun = False,
-) -> None:
-    """Submit a recipe as a KubeRay RayJob, by kubectl.
-
-    Example: svfap launch kubernetes svfap_base_voxceleb2 --image registry/svfap:0.1.0 --nodes 2
-    --gpus-per-node 8 data.url=s3://bucket/shards run.url=s3://bucket/runs/a --dry-run
-    """
-    from svfap_dist.cluster import kubernetes
-
-    pods = kubernetes.Pods(image, nodes, gpus_per_node, memory, shared_memory, variables_from)
-    job, text = kubernetes.manifest(name, overrides or [], pods)
-    if dry_run:
-        print(text, end="")
-        return
-    kubernetes.submit(text)
-    print(job)
+    job = parse_job(text)
+    made = scheduler_class(job.scheduler)
+    known = {field.name for field in dataclasses.fields(made)}
+    return job, made(**{name: value for name, value in options.items() if name in known})
 
 
 @launch_app.command("status")
 def launch_status(
     name: JobName, address: Address = "http://127.0.0.1:8265", as_json: AsJson = False
 ) -> None:
-    """What the scheduler says of a job.
+    """Print a job's state, as its scheduler reports it.
 
     Example: svfap launch status slurm:4711
     """
-    from svfap_dist.cluster import kubernetes, ray_jobs, schedulers, slurm
-
-    job = schedulers.parse(name)
-    if job.door == "ray":
-        result = ray_jobs.status(address, job)
-    else:
-        result = slurm.status(job) if job.door == "slurm" else kubernetes.status(job)
-    print_result(result, as_json)
+    job, scheduler = _scheduler_of(name, address=address)
+    print_result(scheduler.status(job), as_json)
 
 
 @launch_app.command("stop")
 def launch_stop(
     name: JobName, address: Address = "http://127.0.0.1:8265", as_json: AsJson = False
 ) -> None:
-    """Have a job save a checkpoint and end, and wait until it has.
+    """Make a job save a checkpoint and end, and wait until it has.
 
     Example: svfap launch stop ray:base-1a2b3c4d --address http://head:8265
     """
-    from svfap_dist.cluster import kubernetes, ray_jobs, schedulers, slurm
-
-    job = schedulers.parse(name)
-    say(f"Waiting for {job} to save a checkpoint and end ...")
-    if job.door == "ray":
-        result = ray_jobs.stop(address, job)
-    else:
-        result = slurm.stop(job) if job.door == "slurm" else kubernetes.stop(job)
-    print_result(result, as_json)
+    job, scheduler = _scheduler_of(name, address=address)
+    log.info("Waiting for %s to save a checkpoint and end ...", job)
+    print_result(scheduler.stop(job), as_json)
 
 
 @app.command()

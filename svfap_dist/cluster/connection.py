@@ -1,4 +1,4 @@
-"""A Ray cluster to train on: joined or started, and asked whether it is large enough."""
+"""A Ray cluster to train on: connected to or started, and checked for its size."""
 
 from __future__ import annotations
 
@@ -7,50 +7,57 @@ import os
 import time
 from collections.abc import Iterator
 
-from svfap_dist.config import ClusterConfig, Config
+from svfap_dist.config import ClusterConfig
 from svfap_dist.errors import ClusterError
 from svfap_dist.parallel.ray_connection import connected_to_ray
 
-_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_BETWEEN_POLLS = 0.5
 
 
 @contextlib.contextmanager
-def connected(config: Config) -> Iterator[None]:
+def connected(cluster: ClusterConfig) -> Iterator[None]:
     """Connect to the Ray cluster in RAY_ADDRESS, else to one of our own on loopback.
 
     Args:
-        config: its section `cluster` says how many CPUs a cluster of our own needs.
+        cluster: section of the recipe, for the CPUs of a cluster of our own.
 
     Raises:
         ClusterError: There is no cluster at that address, or it refuses.
     """
-    cluster = config.cluster
     cpus = max(os.cpu_count() or 1, cluster.num_workers * cluster.cpus_per_worker)
     fix = "check RAY_ADDRESS and the cluster's token, or use --on local"
     with connected_to_ray(os.environ.get("RAY_ADDRESS") or None, num_cpus=cpus, fix=fix):
         yield
 
 
-def check_resources(config: Config) -> None:
-    """Refuse what the cluster can never place, instead of waiting for ever.
+def check_resources(cluster: ClusterConfig) -> None:
+    """Check that the connected cluster can hold the worker group, instead of waiting for ever.
 
-    Nodes that are on their way have `cluster.wait_seconds` to join.
+    Args:
+        cluster: section of the recipe; nodes have its `wait_seconds` to join.
+
+    Raises:
+        ClusterError: the cluster is still too small.
     """
-    deadline = time.monotonic() + config.cluster.wait_seconds
-    while lacking := shortage(config.cluster):
+    deadline = time.monotonic() + cluster.wait_seconds
+    while lacking := shortage(cluster):
         if time.monotonic() >= deadline:
             raise ClusterError(
                 "Cluster is too small for the recipe",
-                where=f"cluster.num_workers = {config.cluster.num_workers}",
+                where=f"cluster.num_workers = {cluster.num_workers}",
                 found=lacking,
                 do="add nodes, lower cluster.num_workers or cluster.cpus_per_worker, or raise "
                 "cluster.wait_seconds if nodes are on their way",
             )
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(_SECONDS_BETWEEN_POLLS)
 
 
 def shortage(cluster: ClusterConfig) -> str:
-    """What the cluster lacks for the worker group, "" if nothing."""
+    """Return which resources the connected cluster lacks for the worker group, "" if none.
+
+    Args:
+        cluster: section of the recipe.
+    """
     import ray
 
     total = ray.cluster_resources()

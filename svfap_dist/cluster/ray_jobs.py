@@ -1,14 +1,13 @@
-"""Ray's door: a recipe as a job of a running Ray cluster, through Ray's job agent.
+"""Ray Jobs: a recipe as a job of a running Ray cluster, through Ray's job agent.
 
-In: a recipe and the address of the cluster's dashboard (http://head:8265). The job's working
-folder holds the resolved recipe and, if asked for, the code of this installation; else the nodes
-have svfap_dist installed. The job's command is `svfap pretrain
-recipe.toml --on ray` (or `finetune`): its driver
-runs on the cluster, and survives the connection from here.
+In: a recipe and the address of the cluster's dashboard (http://head:8265). The job's working folder
+holds the resolved recipe and, with --ship-code, the code of this installation; otherwise the nodes
+have svfap_dist installed. The job runs `svfap pretrain recipe.toml --on ray` (or `finetune`): the
+driver is on the cluster and survives a lost connection from here.
 
-Stopping: Ray's job agent sends the driver SIGTERM and kills it a while later, by default after 3
-seconds. The job asks for `stop_seconds` instead, in which the ranks save a checkpoint. A cluster
-that asks for a token (Ray's default) gets that of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
+Stopping: Ray's job agent sends the driver SIGTERM and kills it 3 seconds later by default. The job
+requests `--stop-seconds` instead, in which the ranks save a checkpoint. A cluster with token
+authentication (Ray's default) gets the token of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
 ~/.ray/auth_token.
 """
 
@@ -25,126 +24,191 @@ import signal
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from svfap_dist import bundled
-from svfap_dist.cluster.schedulers import Job, JobStatus, checked, verb
+from svfap_dist.cluster.schedulers import (
+    Job,
+    JobStatus,
+    Submission,
+    cli_option,
+    load_recipe,
+    verb,
+)
 from svfap_dist.config import recipe
 from svfap_dist.errors import ClusterError, ConfigError
 
-ENTRYPOINT = "exec python -m svfap_dist {verb} recipe.toml --on ray"
+log = logging.getLogger(__name__)
+
 STOP_SECONDS = 600
+
+_ENTRYPOINT = "exec python -m svfap_dist {verb} recipe.toml --on ray"
 _CODE = ("svfap_dist", "data_sharding")
-_SECONDS_BETWEEN_LOOKS = 1.0
-_SECONDS_OF_SILENCE = 60.0  # a run says something every ten
+_SECONDS_BETWEEN_POLLS = 1.0
+_SECONDS_OF_SILENCE = 60.0  # a run writes a line every ten
 
 
 @dataclasses.dataclass(frozen=True)
-class Submission:
-    """What Ray's job agent is told; `recipe` is the text of recipe.toml in the working folder."""
+class RayJobs:
+    """Submit a recipe as a job of a running Ray cluster (token: RAY_AUTH_TOKEN).
 
-    job_id: str
-    entrypoint: str
-    env: dict[str, str]
-    metadata: dict[str, str]
-    recipe: str
-    ship_code: bool
-
-    def lines(self) -> list[str]:
-        """For people: everything but the code."""
-        return [
-            f"# job {self.job_id}{', with the code of this installation' * self.ship_code}",
-            f"# {self.entrypoint}",
-            *(f"# env {name}={value}" for name, value in self.env.items()),
-            self.recipe,
-        ]
-
-
-def submission(
-    name: str,
-    overrides: Sequence[str],
-    *,
-    env: Mapping[str, str] | None = None,
-    ship_code: bool = False,
-    stop_seconds: int = STOP_SECONDS,
-) -> Submission:
-    """A job that runs recipe `name`, with `env` for driver and ranks. Raises: ConfigError."""
-    config = checked(name, overrides)
-    word = re.sub(r"[^A-Za-z0-9_-]+", "-", config.run.name)
-    return Submission(
-        job_id=f"{word}-{uuid.uuid4().hex[:8]}",
-        entrypoint=ENTRYPOINT.format(verb=verb(config)),
-        env={"RAY_JOB_STOP_WAIT_TIME_S": str(stop_seconds), **(env or {})},
-        metadata={"run_url": config.run.url},
-        recipe=recipe.dumps(config),
-        ship_code=ship_code,
-    )
-
-
-def environment(settings: Sequence[str], file: str = "") -> dict[str, str]:
-    """Variables from a file of NAME=VALUE lines, then `NAME=VALUE` or `NAME` (this process's own).
-
-    Raises: ConfigError.
+    Example: svfap launch ray svfap_base_voxceleb2 --address http://head:8265
+    data.url=s3://bucket/shards run.url=s3://bucket/runs/a --env-file launch/ray/nccl.env --follow
     """
-    found: dict[str, str] = {}
-    lines = []
-    if file:
-        try:
-            lines = Path(file).read_text().splitlines()
-        except OSError as error:
-            raise ConfigError(
-                "Cannot read the environment file",
-                where=file,
-                found=str(error),
-                do="check --env-file",
-            ) from error
-    words = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
-    for setting in [*words, *settings]:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            if name not in os.environ:
+
+    address: str = cli_option(
+        "http://127.0.0.1:8265",
+        "Address of Ray's dashboard, http://head:8265.",
+        envvar="RAY_API_SERVER_ADDRESS",
+    )
+    env: tuple[str, ...] = cli_option(
+        (),
+        "Environment variable of driver and ranks; without a value, as it is here. Repeatable.",
+        metavar="NAME[=VALUE]",
+    )
+    env_file: str = cli_option("", "File of such variables, one NAME=VALUE per line.")
+    ship_code: bool = cli_option(False, "Send this installation's code with the job.")
+    stop_seconds: int = cli_option(
+        STOP_SECONDS, "Seconds that a stopped job has to save a checkpoint.", min=1
+    )
+    follow: bool = cli_option(False, "Show the job's output until it ends.")
+
+    def prepare(self, name: str, overrides: Sequence[str]) -> Submission:
+        """See `Scheduler.prepare`; the content is the arguments of Ray's `submit_job`, and the text
+        of recipe.toml."""
+        config = load_recipe(name, overrides)
+        word = re.sub(r"[^A-Za-z0-9_-]+", "-", config.run.name)
+        env = {"RAY_JOB_STOP_WAIT_TIME_S": str(self.stop_seconds), **self._variables()}
+        arguments = {
+            "entrypoint": _ENTRYPOINT.format(verb=verb(config)),
+            "submission_id": f"{word}-{uuid.uuid4().hex[:8]}",
+            "runtime_env": {"env_vars": env},
+            "metadata": {"run_url": config.run.url},
+        }
+        code = ", with the code of this installation" * self.ship_code
+        lines = [
+            f"# job {arguments['submission_id']}{code}",
+            f"# {arguments['entrypoint']}",
+            *(f"# env {name}={value}" for name, value in env.items()),
+            recipe.dumps(config),
+        ]
+        return Submission("\n".join(lines), (arguments, recipe.dumps(config)))
+
+    def submit(self, submission: Submission) -> Job:
+        """See `Scheduler.submit`."""
+        arguments, recipe_text = submission.content
+        with self._client() as client, tempfile.TemporaryDirectory() as folder:
+            Path(folder, "recipe.toml").write_text(recipe_text)
+            if self.ship_code:
+                _copy_code(folder)
+            environment = {**arguments["runtime_env"], "working_dir": folder}
+            client.submit_job(**{**arguments, "runtime_env": environment})
+        return Job("ray", arguments["submission_id"])
+
+    def status(self, job: Job) -> JobStatus:
+        """See `Scheduler.status`."""
+        with self._client() as client:
+            return _status(client, job)
+
+    def stop(self, job: Job) -> JobStatus:
+        """See `Scheduler.stop`."""
+        with self._client() as client:
+            client.stop_job(job.name)
+            while not (now := _status(client, job)).ended:
+                time.sleep(_SECONDS_BETWEEN_POLLS)
+        return now
+
+    def follow_job(self, job: Job, write: Callable[[str], object]) -> int:
+        """Pass on a job's output from its beginning until it ends; reconnect where needed.
+
+        Args:
+            job: of `submit`.
+            write: takes pieces of the output.
+
+        Returns:
+            The job's exit code where Ray knows it, 143 for a stopped job.
+
+        Raises:
+            ClusterError: the cluster is gone.
+        """
+        import aiohttp
+
+        written = 0
+        with self._client() as client:
+
+            async def copy() -> None:
+                nonlocal written
+                skip = written  # a new connection sends everything from the beginning
+                texts = aiter(client.tail_job_logs(job.name))
+                while text := await asyncio.wait_for(anext(texts, ""), _SECONDS_OF_SILENCE):
+                    written += len(text[skip:])
+                    write(text[skip:])
+                    skip = max(0, skip - len(text))
+
+            while not (now := _status(client, job)).ended:
+                # A broken or silent connection; `_status` finds out whether the cluster is there.
+                with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
+                    asyncio.run(copy())
+                time.sleep(_SECONDS_BETWEEN_POLLS)
+            write(client.get_job_logs(job.name)[written:])
+        log.info("%s", "\n".join(now.lines()))
+        return _exit_code(now)
+
+    def _variables(self) -> dict[str, str]:
+        """Return the variables of --env-file, then those of --env."""
+        lines: list[str] = []
+        if self.env_file:
+            try:
+                lines = Path(self.env_file).read_text().splitlines()
+            except OSError as error:
                 raise ConfigError(
-                    "No such variable here",
-                    where=f"--env {name}",
-                    found="it is not set",
-                    do=f"set it, or give --env {name}=VALUE",
-                )
-            value = os.environ[name]
-        found[name] = value
-    return found
+                    "Cannot read the environment file",
+                    self.env_file,
+                    str(error),
+                    "check --env-file",
+                ) from error
+        words = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
+        found: dict[str, str] = {}
+        for setting in [*words, *self.env]:
+            name, equals, value = setting.partition("=")
+            if not equals and name not in os.environ:
+                advice = f"set it, or give --env {name}=VALUE"
+                raise ConfigError("No such variable here", f"--env {name}", "it is not set", advice)
+            found[name] = value if equals else os.environ[name]
+        return found
 
+    @contextlib.contextmanager
+    def _client(self) -> Iterator[Any]:
+        """Yield Ray's client, whose errors become ours."""
+        names, file = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}, Path.home() / ".ray" / "auth_token"
+        if names & os.environ.keys() or file.exists():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
+        from ray.exceptions import RayError
+        from ray.job_submission import JobSubmissionClient
 
-def submit(address: str, wanted: Submission) -> Job:
-    """Hand a job to the cluster. Raises: ClusterError if it cannot be reached or refuses."""
-    with _client(address) as client, tempfile.TemporaryDirectory() as folder:
-        Path(folder, "recipe.toml").write_text(wanted.recipe)
-        if wanted.ship_code:
-            _copy_code(folder)
-        client.submit_job(
-            entrypoint=wanted.entrypoint,
-            submission_id=wanted.job_id,
-            runtime_env={"working_dir": folder, "env_vars": wanted.env},
-            metadata=wanted.metadata,
-        )
-    return Job("ray", wanted.job_id)
+        for chatty in ("ray", "ray.dashboard.modules.dashboard_sdk"):  # a line per upload otherwise
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        try:
+            yield JobSubmissionClient(self.address)
+        except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+            raise ClusterError(
+                "Ray cluster cannot be reached or refuses",
+                where=self.address,
+                found=str(error).strip().splitlines()[0],
+                do="check --address (the dashboard, e.g. http://head:8265) and RAY_AUTH_TOKEN",
+            ) from error
 
 
 def _copy_code(folder: str) -> None:
-    """The packages and the files they carry, laid out as in a checkout."""
+    """Copy the packages and the files they carry, laid out as in a checkout."""
     package = Path(__file__).resolve().parent.parent
     ignored = shutil.ignore_patterns("__pycache__", "_bundled")
     sources = [package.parent / name for name in _CODE]
     sources += [bundled.folder(name) for name in bundled.FOLDERS]
     for source in sources:
         shutil.copytree(source, Path(folder, source.name), ignore=ignored)
-
-
-def status(address: str, job: Job) -> JobStatus:
-    """What the cluster says of a job. Raises: ClusterError."""
-    with _client(address) as client:
-        return _status(client, job)
 
 
 def _status(client: Any, job: Job) -> JobStatus:
@@ -156,72 +220,9 @@ def _status(client: Any, job: Job) -> JobStatus:
     return JobStatus(str(job), str(info.status.value), ended, ", ".join(filter(None, words)))
 
 
-def follow(address: str, job: Job, write: Callable[[str], object]) -> JobStatus:
-    """Write a job's output as it comes, from its beginning, until it has ended.
-
-    A connection that breaks is made again. Raises: ClusterError if the cluster is gone.
-    """
-    import aiohttp
-
-    written = 0
-    with _client(address) as client:
-
-        async def copy() -> None:
-            nonlocal written
-            skip = written  # a new connection tells everything from the beginning
-            texts = aiter(client.tail_job_logs(job.name))
-            while text := await asyncio.wait_for(anext(texts, ""), _SECONDS_OF_SILENCE):
-                written += len(text[skip:])
-                write(text[skip:])
-                skip = max(0, skip - len(text))
-
-        while not (now := _status(client, job)).ended:
-            # The connection broke or is silent; whether the cluster is there, `_status` finds out.
-            with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
-                asyncio.run(copy())
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-        rest = client.get_job_logs(job.name)
-        write(rest[written:])
-    return now
-
-
-def exit_code(result: JobStatus) -> int:
-    """Of a command that followed a job: the job's own where Ray knows it.
-
-    A job that was stopped has none: it was told to by SIGTERM.
-    """
+def _exit_code(result: JobStatus) -> int:
+    """Return the exit code for a command that followed a job."""
     if result.state == "STOPPED":
-        return 128 + signal.SIGTERM
+        return 128 + signal.SIGTERM  # Ray knows none
     found = re.match(r"exit code (\d+)", result.detail)
     return int(found[1]) if found else ClusterError.exit_code
-
-
-def stop(address: str, job: Job) -> JobStatus:
-    """Tell a job to save a checkpoint and end, and wait until it has. Raises: ClusterError."""
-    with _client(address) as client:
-        client.stop_job(job.name)
-        while not (now := _status(client, job)).ended:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-    return now
-
-
-@contextlib.contextmanager
-def _client(address: str) -> Iterator[Any]:
-    """Ray's client, its errors told as ours."""
-    names, file = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}, Path.home() / ".ray" / "auth_token"
-    if names & os.environ.keys() or file.exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # to be there before Ray is imported
-    from ray.exceptions import RayError
-    from ray.job_submission import JobSubmissionClient
-
-    for chatty in ("ray", "ray.dashboard.modules.dashboard_sdk"):  # each has a level of its own
-        logging.getLogger(chatty).setLevel(logging.WARNING)  # else they tell of every upload
-    try:
-        yield JobSubmissionClient(address)
-    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            "Ray cluster refuses or cannot be reached",
-            where=address,
-            found=str(error).strip().splitlines()[0],
-            do="check --address (the dashboard, e.g. http://head:8265) and RAY_AUTH_TOKEN",
-        ) from error

@@ -104,14 +104,14 @@ def train(
     context = context or loop.preflight(config)
     # Ray has its own idea of SIGTERM, which it puts in place when it connects: ours comes after.
     with (
-        connected(config),
+        connected(config.cluster),
         catch_stop_signals() as heard,
         Discovery(config.metrics, config.run.name) as discovery,
     ):
         log_discovery_url(discovery)
         import ray
 
-        check_resources(config)
+        check_resources(config.cluster)
         board: Any = ray.remote(num_cpus=0)(Board).remote(context)
         outcome = _Fit(config, board)
         rows: collections.deque[dict[str, Any]] = collections.deque()  # not yet shown

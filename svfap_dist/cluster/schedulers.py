@@ -1,64 +1,164 @@
-"""Jobs: what the doors to a cluster (Ray, Slurm, Kubernetes) have in common.
+"""Schedulers that run a recipe as a job: their table, and what they have in common.
 
-A job is named `door:name`, e.g. `slurm:4711`; `svfap launch status` and `stop` take that name.
-Whatever the door, the same run started again resumes, so a job carries nothing but a recipe.
+In: a recipe, overrides and the scheduler's options. Out: a `Job`, written `scheduler:name` (e.g.
+`slurm:4711`), which `svfap launch status` and `stop` take. A run that is started again resumes, so
+a job carries a recipe and no state. To add a scheduler, write a class as `Scheduler` describes it
+and add a row to `SCHEDULERS`; `svfap launch NAME` and its options follow from the class.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from svfap_dist.config import Config, recipe, require_urls
 from svfap_dist.errors import ClusterError, ConfigError
 
-DOORS = ("ray", "slurm", "kubernetes")
+# Place of each scheduler's class, by name; imported when it is used.
+SCHEDULERS = {
+    "ray": "svfap_dist.cluster.ray_jobs:RayJobs",
+    "slurm": "svfap_dist.cluster.slurm:Slurm",
+    "kubernetes": "svfap_dist.cluster.kubernetes:Kubernetes",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A job behind one of the doors."""
+    """A job of a scheduler. name: the scheduler's own name for it."""
 
-    door: str
-    name: str  # what the scheduler calls it
+    scheduler: str
+    name: str
 
     def __str__(self) -> str:
-        return f"{self.door}:{self.name}"
+        return f"{self.scheduler}:{self.name}"
 
 
 @dataclasses.dataclass(frozen=True)
 class JobStatus:
-    """What the scheduler says of a job. ended: it will not run any more."""
+    """State of a job. state: in the scheduler's words. ended: whether it will not run any more."""
 
     job: str
-    state: str  # in the scheduler's word
+    state: str
     ended: bool
     detail: str = ""
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the status as text."""
         return [f"{self.job} is {self.state}{': ' if self.detail else ''}{self.detail}"]
 
 
-def parse(text: str) -> Job:
-    """The job that `text` names. Raises: ConfigError."""
-    door, _, name = text.partition(":")
-    if door not in DOORS or not name:
-        raise ConfigError(
-            "No such job",
-            where=text,
-            found=f"not one of {', '.join(f'{door}:NAME' for door in DOORS)}",
-            do="give the name that `svfap launch` printed, e.g. slurm:4711",
-        )
-    return Job(door, name)
+@dataclasses.dataclass(frozen=True)
+class Submission:
+    """A checked job. text: for people, e.g. a dry run. content: what the scheduler submits."""
+
+    text: str
+    content: Any
 
 
-def checked(name: str, overrides: Sequence[str]) -> Config:
-    """The resolved recipe, as far as it can be checked without the cluster.
+class Scheduler(Protocol):
+    """A frozen dataclass whose fields, made by `cli_option`, are options of `svfap launch NAME`.
 
-    Raises: ConfigError.
+    Its docstring is the verb's help. With a field `follow` it also has `follow_job(job, write)`,
+    which passes on the job's output until it ends and returns an exit code.
+    """
+
+    def prepare(self, name: str, overrides: Sequence[str]) -> Submission:
+        """Return the job of a recipe, checked as far as possible without the cluster.
+
+        Args:
+            name: the recipe, a path or a bundled name.
+            overrides: its overrides, `section.key=value`.
+
+        Raises:
+            ConfigError: the recipe or the options are wrong, or do not fit each other.
+        """
+        ...
+
+    def submit(self, submission: Submission) -> Job:
+        """Submit a job.
+
+        Args:
+            submission: of `prepare`.
+
+        Raises:
+            ClusterError: the scheduler cannot be reached or refuses.
+        """
+        ...
+
+    def status(self, job: Job) -> JobStatus:
+        """Return a job's state.
+
+        Args:
+            job: of `submit`.
+
+        Raises:
+            ClusterError: the scheduler cannot be reached or does not know the job.
+        """
+        ...
+
+    def stop(self, job: Job) -> JobStatus:
+        """Make a job save a checkpoint and end, and wait until it has.
+
+        Args:
+            job: of `submit`.
+
+        Raises:
+            ClusterError: the scheduler cannot be reached or does not know the job.
+        """
+        ...
+
+
+def cli_option(default: Any, help: str, **more: Any) -> Any:
+    """Return a dataclass field that is an option of the command line.
+
+    Args:
+        default: its default; () for an option that may be repeated.
+        help: what it is, with its unit.
+        **more: further arguments of `typer.Option`: min, metavar, envvar.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, **more})
+
+
+def scheduler_class(name: str) -> Any:
+    """Return the class of a scheduler.
+
+    Args:
+        name: a key of `SCHEDULERS`.
+    """
+    module, _, attribute = SCHEDULERS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def parse_job(text: str) -> Job:
+    """Return the job that a text names.
+
+    Args:
+        text: "scheduler:name", as `svfap launch` prints it.
+
+    Raises:
+        ConfigError: it has another form or an unknown scheduler.
+    """
+    scheduler, _, name = text.partition(":")
+    if scheduler not in SCHEDULERS or not name:
+        forms = ", ".join(f"{scheduler}:NAME" for scheduler in SCHEDULERS)
+        advice = "give the name that `svfap launch` printed, e.g. slurm:4711"
+        raise ConfigError("No such job", text, f"not one of {forms}", advice)
+    return Job(scheduler, name)
+
+
+def load_recipe(name: str, overrides: Sequence[str]) -> Config:
+    """Return a resolved recipe that says where to read and write.
+
+    Args:
+        name: a path or a bundled name.
+        overrides: `section.key=value`.
+
+    Raises:
+        ConfigError: the recipe is wrong or lacks a URL.
     """
     config = recipe.load(name, overrides)
     require_urls(config, hint="an s3:// prefix, or a folder that all nodes share")
@@ -66,17 +166,29 @@ def checked(name: str, overrides: Sequence[str]) -> Config:
 
 
 def verb(config: Config) -> str:
-    """The verb of the command line that runs a recipe."""
+    """Return the verb of the command line that runs a recipe.
+
+    Args:
+        config: the recipe.
+    """
     return "pretrain" if config.task is None else "finetune"
 
 
-def told(command: Sequence[str], env: Mapping[str, str] | None = None, stdin: str = "") -> str:
-    """Standard output of a scheduler's command; `env` comes on top of this process's.
+def run_scheduler_command(
+    command: Sequence[str], env: Mapping[str, str] | None = None, stdin: str = ""
+) -> str:
+    """Run a command of a scheduler and return its standard output.
 
-    Raises: ClusterError if there is no such command or it fails.
+    Args:
+        command: the program and its arguments.
+        env: variables on top of this process's.
+        stdin: text for its standard input.
+
+    Raises:
+        ClusterError: there is no such program, it fails, or it takes more than 120 s.
     """
     try:
-        done = subprocess.run(  # noqa: S603 - words of ours, no shell
+        done = subprocess.run(  # noqa: S603 - our own words, no shell
             command,
             env=os.environ | dict(env or {}),
             input=stdin,
@@ -86,17 +198,10 @@ def told(command: Sequence[str], env: Mapping[str, str] | None = None, stdin: st
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ClusterError(
-            "Scheduler cannot be asked",
-            where=command[0],
-            found=str(error),
-            do=f"run this where {command[0]} is installed and works",
-        ) from error
+        advice = f"run this where {command[0]} is installed and works"
+        raise ClusterError("Cannot run the scheduler", command[0], str(error), advice) from error
     if done.returncode:
-        raise ClusterError(
-            "Scheduler refuses",
-            where=" ".join(command[:6]),
-            found=done.stderr.strip() or f"exit code {done.returncode}",
-            do="see its words; --dry-run shows the whole command",
-        )
+        found = done.stderr.strip() or f"exit code {done.returncode}"
+        advice = "see the scheduler's output above; --dry-run shows the whole command"
+        raise ClusterError(f"`{command[0]}` failed", " ".join(command[:6]), found, advice)
     return done.stdout

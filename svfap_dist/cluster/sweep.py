@@ -197,8 +197,8 @@ def _run_all(
     from ray.exceptions import RayError
 
     some = next(iter(configs.values()))
-    with connected(some):
-        check_resources(some)
+    with connected(some.cluster):
+        check_resources(some.cluster)
         pending: dict[Any, int] = {}
         for index, config in configs.items():
             task = ray.remote(

@@ -20,7 +20,7 @@ def examine(config: Config | None) -> list[Finding]:
 
 
 def _reached(address: str, config: Config) -> Finding:
-    with connection.connected(config):
+    with connection.connected(config.cluster):
         lacking = connection.shortage(config.cluster)
     if lacking:
         return warn(

@@ -11,7 +11,7 @@ import ray
 import yaml
 
 from svfap_dist.cluster import kubernetes
-from svfap_dist.cluster.kubernetes import Pods, manifest
+from svfap_dist.cluster.kubernetes import Kubernetes
 from svfap_dist.cluster.schedulers import Job
 from svfap_dist.config import recipe
 from svfap_dist.errors import ConfigError
@@ -20,10 +20,10 @@ PLACES = ["data.url=s3://b/shards", "run.url=s3://b/run"]
 KUBERNETES = "1.34"
 
 
-def rendered(name: str, overrides: list[str], pods: Pods) -> tuple[Job, Any, Any]:
-    job, text = manifest(name, overrides, pods)
-    config_map, ray_job = yaml.safe_load_all(text)
-    return job, config_map, ray_job
+def rendered(name: str, overrides: list[str], pods: Kubernetes) -> tuple[Job, Any, Any]:
+    submission = pods.prepare(name, overrides)
+    config_map, ray_job = yaml.safe_load_all(submission.text)
+    return submission.content, config_map, ray_job
 
 
 def templates(ray_job: Any) -> list[Any]:
@@ -33,7 +33,7 @@ def templates(ray_job: Any) -> list[Any]:
 
 
 def test_the_recipe_and_the_sizes_arrive(tmp_path):
-    pods = Pods("registry/svfap:1", nodes=4, ranks_per_node=8, memory="100Gi")
+    pods = Kubernetes("registry/svfap:1", nodes=4, gpus_per_node=8, memory="100Gi")
     name = 'run.name="He said: \\"go\\" #1"'
     job, config_map, ray_job = rendered("svfap_base_voxceleb2", [*PLACES, name], pods)
     (tmp_path / "recipe.toml").write_text(config_map["data"]["recipe.toml"])
@@ -57,13 +57,13 @@ def test_the_recipe_and_the_sizes_arrive(tmp_path):
 
 
 def test_a_recipe_with_a_task_is_fine_tuned():
-    _, _, ray_job = rendered("finetune_dfew", PLACES, Pods("svfap", ranks_per_node=4))
+    _, _, ray_job = rendered("finetune_dfew", PLACES, Kubernetes("svfap", gpus_per_node=4))
     assert "svfap_dist finetune /etc/svfap/recipe.toml" in ray_job["spec"]["entrypoint"]
 
 
 @pytest.mark.parametrize("name", ["tiny_cpu", "svfap_base_voxceleb2"])
 def test_every_pod_and_the_config_map_are_what_kubernetes_knows(name):
-    _, config_map, ray_job = rendered(name, PLACES, Pods("svfap", nodes=2, ranks_per_node=2))
+    _, config_map, ray_job = rendered(name, PLACES, Kubernetes("svfap", nodes=2, gpus_per_node=2))
     kubernetes_validate.validate(config_map, KUBERNETES, strict=True)
     found = templates(ray_job)
     assert len(found) == 2
@@ -73,13 +73,15 @@ def test_every_pod_and_the_config_map_are_what_kubernetes_knows(name):
 
 
 def test_a_run_on_cpus_asks_for_no_gpu():
-    _, _, ray_job = rendered("tiny_cpu", PLACES, Pods("svfap"))
+    _, _, ray_job = rendered("tiny_cpu", PLACES, Kubernetes("svfap"))
     assert "nvidia" not in yaml.dump(ray_job)
 
 
 def test_names_are_kubernetes_names_and_new_each_time():
     names = {
-        manifest("tiny_cpu", [*PLACES, "run.name=Base_Run (2)!" + "x" * 80], Pods("svfap"))[0].name
+        Kubernetes()
+        .prepare("tiny_cpu", [*PLACES, "run.name=Base_Run (2)!" + "x" * 80])
+        .content.name
         for _ in range(3)
     }
     assert len(names) == 3
@@ -90,7 +92,7 @@ def test_names_are_kubernetes_names_and_new_each_time():
 
 def test_ranks_that_cannot_share_the_lanes_are_told():
     with pytest.raises(ConfigError, match="3 ranks"):
-        manifest("tiny_cpu", PLACES, Pods("svfap", nodes=3))
+        Kubernetes(nodes=3).prepare("tiny_cpu", PLACES)
 
 
 @pytest.mark.parametrize(

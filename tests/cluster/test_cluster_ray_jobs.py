@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from svfap_dist.cluster import ray_jobs
+from svfap_dist.cluster.ray_jobs import RayJobs
 from svfap_dist.cluster.schedulers import Job, JobStatus
 from svfap_dist.config import recipe
 from svfap_dist.errors import ClusterError, ConfigError
@@ -18,29 +19,31 @@ PLACES = ["data.url=s3://b/shards", "run.url=s3://b/run"]
 
 def test_the_job_carries_the_resolved_recipe_and_time_to_save(tmp_path):
     overrides = [*PLACES, "train.max_steps=7", "run.name=my run"]
-    wanted = ray_jobs.submission("tiny_cpu", overrides, env={"A": "1"}, stop_seconds=42)
-    (tmp_path / "recipe.toml").write_text(wanted.recipe)
+    wanted = RayJobs(env=("A=1",), stop_seconds=42).prepare("tiny_cpu", overrides)
+    arguments, text = wanted.content
+    (tmp_path / "recipe.toml").write_text(text)
+    assert text in wanted.text
     assert recipe.load(str(tmp_path / "recipe.toml")) == recipe.load("tiny_cpu", overrides)
-    assert wanted.env == {"RAY_JOB_STOP_WAIT_TIME_S": "42", "A": "1"}
-    assert wanted.metadata == {"run_url": "s3://b/run"}
-    assert wanted.job_id.startswith("my-run-")
-    again = ray_jobs.submission("tiny_cpu", overrides)
-    assert again.job_id != wanted.job_id
-    assert "svfap_dist pretrain recipe.toml --on ray" in again.entrypoint
-    labelled = ray_jobs.submission("finetune_dfew", PLACES)
-    assert "svfap_dist finetune recipe.toml --on ray" in labelled.entrypoint
+    assert arguments["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "42", "A": "1"}
+    assert arguments["metadata"] == {"run_url": "s3://b/run"}
+    assert arguments["submission_id"].startswith("my-run-")
+    again, _ = RayJobs().prepare("tiny_cpu", overrides).content
+    assert again["submission_id"] != arguments["submission_id"]
+    assert "svfap_dist pretrain recipe.toml --on ray" in again["entrypoint"]
+    labelled, _ = RayJobs().prepare("finetune_dfew", PLACES).content
+    assert "svfap_dist finetune recipe.toml --on ray" in labelled["entrypoint"]
 
 
 def test_variables_come_from_a_file_from_here_and_from_the_command_line(tmp_path, monkeypatch):
     monkeypatch.setenv("HERE", "x=y")
     file = tmp_path / "some.env"
     file.write_text("# why\nA=1\n\nB=2\n")
-    found = ray_jobs.environment(["B=3", "HERE", "EMPTY="], str(file))
+    found = RayJobs(env=("B=3", "HERE", "EMPTY="), env_file=str(file))._variables()
     assert found == {"A": "1", "B": "3", "HERE": "x=y", "EMPTY": ""}
     with pytest.raises(ConfigError, match="--env NOWHERE"):
-        ray_jobs.environment(["NOWHERE"])
+        RayJobs(env=("NOWHERE",)).prepare("tiny_cpu", PLACES)
     with pytest.raises(ConfigError, match="no-such"):
-        ray_jobs.environment([], str(tmp_path / "no-such"))
+        RayJobs(env_file=str(tmp_path / "no-such")).prepare("tiny_cpu", PLACES)
 
 
 def test_shipped_code_runs_from_its_folder_alone(tmp_path):
@@ -70,9 +73,9 @@ def test_shipped_code_runs_from_its_folder_alone(tmp_path):
     ],
 )
 def test_a_followed_job_ends_the_command_with_its_own_code(state, detail, code):
-    assert ray_jobs.exit_code(JobStatus("ray:a", state, True, detail)) == code
+    assert ray_jobs._exit_code(JobStatus("ray:a", state, True, detail)) == code
 
 
 def test_no_cluster_there_is_told():
     with pytest.raises(ClusterError, match="--address"):
-        ray_jobs.status("http://127.0.0.1:9", Job("ray", "a"))
+        RayJobs(address="http://127.0.0.1:9").status(Job("ray", "a"))

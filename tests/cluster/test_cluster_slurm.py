@@ -12,18 +12,23 @@ import pytest
 
 from svfap_dist import bundled
 from svfap_dist.cluster import slurm
-from svfap_dist.cluster.schedulers import Job, parse
-from svfap_dist.cluster.slurm import Allocation, command
+from svfap_dist.cluster.schedulers import Job, parse_job
+from svfap_dist.cluster.slurm import Slurm
 from svfap_dist.config import recipe
 from svfap_dist.errors import ClusterError, ConfigError
 from svfap_dist.train.signals import STOP_SIGNALS, TIME_IS_UP, exit_code
+
+
+def command(name: str, overrides: list[str], scheduler: Slurm) -> list[str]:
+    return scheduler.prepare(name, overrides).content
+
 
 PLACES = ["data.url=/shards", "run.url=/run"]
 
 
 def test_a_rank_for_each_gpu_and_the_recipe_that_the_ranks_will_load():
     words = command(
-        "svfap_base_voxceleb2", PLACES, Allocation(nodes=2, gpus_per_node=8, time="24:00:00")
+        "svfap_base_voxceleb2", PLACES, Slurm(nodes=2, gpus_per_node=8, time="24:00:00")
     )
     script = next(i for i, word in enumerate(words) if word.endswith("pretrain.sbatch"))
     options = dict(word.partition("=")[::2] for word in words[1:script])
@@ -37,8 +42,8 @@ def test_a_rank_for_each_gpu_and_the_recipe_that_the_ranks_will_load():
 
 
 def test_ray_gets_one_task_per_node_with_the_cpus_of_all_its_ranks():
-    allocation = Allocation(nodes=2, ranks_per_node=2, on="ray", options=("--partition=cpu",))
-    words = command("tiny_cpu", [*PLACES, "cluster.cpus_per_worker=3"], allocation)
+    scheduler = Slurm(nodes=2, ranks_per_node=2, on="ray", option=("--partition=cpu",))
+    words = command("tiny_cpu", [*PLACES, "cluster.cpus_per_worker=3"], scheduler)
     assert {"--ntasks-per-node=1", "--cpus-per-task=6", "--partition=cpu"} <= set(words)
     assert any(word.endswith("ray_cluster.sbatch") for word in words)
     assert "cluster.wait_seconds=300" in words
@@ -47,17 +52,17 @@ def test_ray_gets_one_task_per_node_with_the_cpus_of_all_its_ranks():
 
 @pytest.mark.parametrize("on", ["srun", "ray"])
 def test_a_recipe_with_a_task_is_fine_tuned(on):
-    words = command("finetune_dfew", PLACES, Allocation(gpus_per_node=4, on=on))
+    words = command("finetune_dfew", PLACES, Slurm(gpus_per_node=4, on=on))
     assert "--export=ALL,SVFAP_PYTHON,SVFAP_VERB=finetune" in words
     script = next(word for word in words if word.endswith(".sbatch"))
     assert '-m svfap_dist "${SVFAP_VERB:-pretrain}" "$@"' in Path(script).read_text()
-    assert not any("SVFAP_VERB" in word for word in command("tiny_cpu", PLACES, Allocation()))
+    assert not any("SVFAP_VERB" in word for word in command("tiny_cpu", PLACES, Slurm()))
 
 
 def test_a_recipe_of_ones_own_is_found_from_wherever_the_job_runs(tmp_path, monkeypatch):
     (tmp_path / "own.toml").write_text("[model]\nsize = 'tiny'\n")
     monkeypatch.chdir(tmp_path)
-    assert str(tmp_path / "own.toml") in command("own.toml", PLACES, Allocation())
+    assert str(tmp_path / "own.toml") in command("own.toml", PLACES, Slurm())
 
 
 @pytest.mark.parametrize(
@@ -68,30 +73,30 @@ def test_a_recipe_of_ones_own_is_found_from_wherever_the_job_runs(tmp_path, monk
     ],
 )
 def test_what_a_user_exports_does_not_hide_the_scripts_own_variables(theirs, whole):
-    words = command("tiny_cpu", PLACES, Allocation(options=(f"--export={theirs}", "--qos=a")))
+    words = command("tiny_cpu", PLACES, Slurm(option=(f"--export={theirs}", "--qos=a")))
     *_, last = (word for word in words if word.startswith("--export="))
     assert last == f"--export={whole}"
 
 
 def test_the_shown_line_is_the_command_in_a_shells_words():
-    words = command("tiny_cpu", [*PLACES, "run.name=two words"], Allocation())
-    setting, *rest = shlex.split(slurm.shown(words))
+    submission = Slurm().prepare("tiny_cpu", [*PLACES, "run.name=two words"])
+    setting, *rest = shlex.split(submission.text)
     assert setting == f"SVFAP_PYTHON={sys.executable}"
-    assert rest == words
+    assert rest == submission.content
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides", "allocation", "found"),
+    ("name", "overrides", "scheduler", "found"),
     [
-        ("tiny_cpu", [], Allocation(), "data.url"),
-        ("tiny_cpu", PLACES, Allocation(nodes=3), "3 ranks for data.num_lanes = 4"),
-        ("tiny_cpu", PLACES, Allocation(on="mpi"), "use srun or ray"),
-        ("svfap_base_voxceleb2", PLACES, Allocation(ranks_per_node=8), "--gpus-per-node 8"),
+        ("tiny_cpu", [], Slurm(), "data.url"),
+        ("tiny_cpu", PLACES, Slurm(nodes=3), "3 ranks for data.num_lanes = 4"),
+        ("tiny_cpu", PLACES, Slurm(on="mpi"), "use srun or ray"),
+        ("svfap_base_voxceleb2", PLACES, Slurm(ranks_per_node=8), "--gpus-per-node 8"),
     ],
 )
-def test_what_cannot_run_is_told_before_it_queues(name, overrides, allocation, found):
+def test_what_cannot_run_is_told_before_it_queues(name, overrides, scheduler, found):
     with pytest.raises(ConfigError, match=re.escape(found)):
-        command(name, overrides, allocation)
+        command(name, overrides, scheduler)
 
 
 @pytest.mark.parametrize("script", slurm.SCRIPTS.values())
@@ -125,14 +130,14 @@ def test_what_slurm_says_of_a_job(line, ended, words):
 
 
 def test_names_of_jobs():
-    assert parse("slurm:4711") == Job("slurm", "4711")
-    assert str(parse("ray:a-1b")) == "ray:a-1b"
+    assert parse_job("slurm:4711") == Job("slurm", "4711")
+    assert str(parse_job("ray:a-1b")) == "ray:a-1b"
     for text in ("4711", "pbs:1", "slurm:"):
         with pytest.raises(ConfigError, match="slurm:NAME"):
-            parse(text)
+            parse_job(text)
 
 
 def test_a_machine_without_slurm_is_told(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterError, match="where scontrol is installed"):
-        slurm.status(Job("slurm", "7"))
+        Slurm().status(Job("slurm", "7"))
