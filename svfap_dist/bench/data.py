@@ -1,37 +1,72 @@
-"""`svfap bench data`: clips per second from a store to ready batches, beside other ways.
+"""`svfap bench data`: clips per second from a store to ready batches, beside other pipelines.
 
-Ours must come near what the cores can decode when nothing else is asked of them (`decode_only`),
-and is compared with plain webdataset and with a DataLoader over files, both as public pipelines are
-written. All run by turns in this call, on the same clips, several rounds, since machines get faster
-and slower meanwhile. Rates per CPU-second count all processes of a pipeline; on a machine that
-others use, they are the ones to compare.
+Ours is the loader of a rank. `decode_only` crops clips out of samples in memory with our decoder,
+as fast as the cores can: the upper bound. The public pipelines, webdataset and a DataLoader over
+files, are as they are mostly written: a container is opened per clip and decoded from its start to
+the end of a random window, RGB by PyAV's `to_ndarray`, one random crop, resized by torch, batched
+by torch's DataLoader. All make clips of the same shape, each in a new process, and take turns for
+several rounds. Rates per CPU-second count all processes of a pipeline; compare those on a shared
+machine.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import io
+import itertools
 import os
+import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
-from svfap_dist.bench import pipelines
-from svfap_dist.bench.pipelines import Rate, Spec
+import numpy as np
+
+from svfap_dist import storage
+from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.config import Config, recipe
-from svfap_dist.progress import Progress
+from svfap_dist.profiling.loader import LoaderRun, time_loader
+from svfap_dist.profiling.timing import (
+    Rate,
+    call_in_new_process,
+    combine,
+    take_turns,
+    time_batches,
+)
 from svfap_dist.shards import format as shard_format
+from svfap_dist.shards.reader import Sample, SampleReader
+from svfap_dist.text_table import format_table
 
 _RECIPE = "svfap_base_voxceleb2"
 _HERE = ("cluster.use_gpu=false", "cluster.num_workers=1", "data.num_lanes=8")
 _SYNTHETIC = "clips=64,frames=200,size=224"
+_MAX_SAMPLES_IN_MEMORY = 256  # that decode_only cycles through
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineRun(LoaderRun):
+    """Batches of a pipeline that are to be timed.
+
+    Args:
+        cores: processes that decode.
+        files: folder of videos, for the DataLoader over files.
+    """
+
+    cores: int = 1
+    files: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class DataBench:
-    """What came out. Rates are clips per second of wall time, or of CPU time (`*_per_cpu_second`).
+    """Clips per second of wall time, or of CPU time (`*_per_cpu_second`).
 
-    share: of decode_only; ratio: to plain_webdataset; both by CPU time. rss_slope_bytes: growth of
-    our pipeline's memory per batch after the warm-up, median of the rounds.
+    Args:
+        share: of decode_only, by CPU time.
+        ratio: to plain_webdataset, by CPU time.
+        rss_slope_bytes: growth of our pipeline's memory per batch, median of the rounds.
     """
 
     url: str
@@ -54,7 +89,7 @@ class DataBench:
     rss_slope_bytes: float
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the text for people."""
         rows = [
             ("Ours", self.clips_per_second, self.clips_per_cpu_second),
             ("Decoding only", self.decode_only, self.decode_only_per_cpu_second),
@@ -65,9 +100,12 @@ class DataBench:
             f"{self.url} (profile {self.profile}) against {self.source_url}",
             f"{self.cores} decoding processes; {self.batches} batches of {self.batch_size} clips "
             f"in {self.rounds} rounds",
-            *(
-                f"{name:14} {wall:8.1f} clips/s  {cpu:8.1f} per CPU-second"
-                for name, wall, cpu in rows
+            *format_table(
+                (
+                    (name, f"{wall:.1f} clips/s", f"{cpu:.1f} per CPU-second")
+                    for name, wall, cpu in rows
+                ),
+                right=(1, 2),
             ),
             f"By CPU time: {self.share:.0%} of decoding only, {self.ratio:.1f} times webdataset.",
             f"Memory grows by {self.rss_slope_bytes:.0f} bytes per batch.",
@@ -81,25 +119,29 @@ def run(
     batches: int = 60,
     rounds: int = 3,
 ) -> DataBench:
-    """Measure `batches` batches of each way, of public pipelines about a quarter of that.
+    """Measure batches of each pipeline.
 
     Args:
         url: shards; empty: rendered ones, made for this.
         source_url: shards of the same clips for the public pipelines; empty: those at `url`.
+        overrides: `key=value` of the recipe.
+        batches: in all rounds together; of public pipelines about a quarter of that.
+        rounds: in which the pipelines take turns.
 
-    Raises: ConfigError, ShardError, StorageError.
+    Raises:
+        ConfigError, ShardError, StorageError: from recipe and shards.
     """
     cores = len(os.sched_getaffinity(0))
     workers = [f"data.decode_workers={cores}", f"data.decode_threads={2 * cores}"]
     config = recipe.load(_RECIPE, ["train.global_batch_size=32", *_HERE, *workers, *overrides])
     with tempfile.TemporaryDirectory(prefix="svfap-bench-") as folder:
         if not url:
-            url, source_url = _rendered(folder)
-        return _measured(config, url, source_url or url, -(-batches // rounds), rounds, folder)
+            url, source_url = _render_shards(folder)
+        return _measure(config, url, source_url or url, -(-batches // rounds), rounds, folder)
 
 
-def _rendered(folder: str) -> tuple[str, str]:
-    """Shards of rendered faces, for training and as they come."""
+def _render_shards(folder: str) -> tuple[str, str]:
+    """Shards of rendered faces, of the profiles `train` and `source`."""
     from data_sharding import pipeline as sharding
 
     urls = []
@@ -109,35 +151,38 @@ def _rendered(folder: str) -> tuple[str, str]:
     return urls[0], urls[1]
 
 
-def _measured(
+def _measure(
     config: Config, url: str, source_url: str, batches: int, rounds: int, folder: str
 ) -> DataBench:
-    """Measure so many batches in each round."""
+    """Measure that many batches in each round."""
     manifest = shard_format.load_manifest(url)
     files = os.path.join(folder, "files")
-    pipelines.write_files(source_url, files)
+    _write_files(source_url, files)
     batch_size, cores = config.train.global_batch_size, max(config.data.decode_workers, 1)
-    ahead = 2 + max(batches // 10, 2)  # what starting up has made is used up
-    spec = Spec(config, url, batches, ahead, cores)
-    # A DataLoader delivers in waves, a batch of each worker, and has two of each made ahead.
+    warm_up = 2 + max(batches // 10, 2)  # uses up what start-up has prepared
+    ours = PipelineRun(config, url, batches, warm_up, cores)
+    # A DataLoader delivers in waves, a batch of each worker, and has two of each prepared.
     public = dataclasses.replace(
-        spec,
+        ours,
         url=source_url,
         files=files,
         batches=max(-(-batches // (4 * cores)), 2) * cores,
         warm_up=2 * cores,
     )
-    ways = (pipelines.ours, pipelines.decode_only)
-    others = (pipelines.plain_webdataset, pipelines.dataloader_files)
-    turns = [way for _ in range(rounds) for way in (*ways, *others)]
-    measured = collections.defaultdict[str, list[Rate]](list)
-    with Progress("Measuring", len(turns)) as progress:
-        for number, way in enumerate(turns, 1):
-            rate = pipelines.measure(way, spec if way in ways else public)
-            measured[way.__name__].append(rate)
-            progress.update(number, note=way.__name__)
-    rates = {name: pipelines.joined(of_rounds) for name, of_rounds in measured.items()}
-    rate = rates["ours"]
+    results = take_turns(
+        {
+            "ours": lambda _: call_in_new_process(time_loader, ours),
+            "decode_only": lambda _: call_in_new_process(_time_decoding, ours),
+            "plain_webdataset": lambda _: call_in_new_process(_time_webdataset, public),
+            "dataloader_files": lambda _: call_in_new_process(_time_files, public),
+        },
+        rounds,
+        title="Measuring",
+    )
+    rates = {name: combine(of_rounds) for name, of_rounds in results.items()}
+    rate = rates.pop("ours")
+    walls = {name: other.per_second for name, other in rates.items()}
+    cpus = {f"{name}_per_cpu_second": other.per_cpu_second for name, other in rates.items()}
     return DataBench(
         url=url,
         source_url=source_url,
@@ -148,13 +193,148 @@ def _measured(
         rounds=rounds,
         clips_per_second=rate.per_second,
         clips_per_cpu_second=rate.per_cpu_second,
-        decode_only=rates["decode_only"].per_second,
-        decode_only_per_cpu_second=rates["decode_only"].per_cpu_second,
-        plain_webdataset=rates["plain_webdataset"].per_second,
-        plain_webdataset_per_cpu_second=rates["plain_webdataset"].per_cpu_second,
-        dataloader_files=rates["dataloader_files"].per_second,
-        dataloader_files_per_cpu_second=rates["dataloader_files"].per_cpu_second,
+        **walls,
+        **cpus,
         share=rate.per_cpu_second / rates["decode_only"].per_cpu_second,
         ratio=rate.per_cpu_second / rates["plain_webdataset"].per_cpu_second,
         rss_slope_bytes=rate.rss_slope_bytes,
     )
+
+
+def _write_files(url: str, folder: str) -> None:
+    """Write the videos of a data set as files, as public data sets have them."""
+    manifest = shard_format.load_manifest(url)
+    reader = SampleReader(url, manifest)
+    os.makedirs(folder)
+    for index in range(manifest.num_samples):
+        sample = reader.read(index)
+        if isinstance(sample, Sample):
+            Path(folder, f"{index:06d}.mp4").write_bytes(sample.video)
+
+
+def _time_webdataset(run: PipelineRun) -> Rate:
+    """webdataset from the same store, PyAV, torch's DataLoader."""
+    import torch.utils.data
+    from webdataset.compat import WebDataset
+
+    manifest = shard_format.load_manifest(run.url)
+    urls = [storage.join(run.url, shard.name) for shard in manifest.shards]
+    urls = urls if storage.is_remote(run.url) else [f"file:{url}" for url in urls]
+    data = WebDataset(urls, resampled=True, shardshuffle=False, empty_check=False)
+    clips: Any = data.shuffle(100).map(_PublicDecoder(run.config))
+    batch_size = run.config.train.global_batch_size
+    loader = torch.utils.data.DataLoader(
+        clips, batch_size=batch_size, num_workers=run.cores, worker_init_fn=_register_s3
+    )
+    return time_batches(loader, run.batches, batch_size, run.warm_up)
+
+
+def _time_files(run: PipelineRun) -> Rate:
+    """torch's DataLoader over a folder of video files on the local disk, PyAV."""
+    import torch.utils.data
+
+    paths = sorted(str(path) for path in Path(run.files).iterdir())
+    batch_size = run.config.train.global_batch_size
+    data: Any = _Files(paths, _PublicDecoder(run.config))
+    sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=1 << 40)
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=batch_size, sampler=sampler, num_workers=run.cores
+    )
+    return time_batches(loader, run.batches, batch_size, run.warm_up)
+
+
+def _time_decoding(run: PipelineRun) -> Rate:
+    """As many processes as cores, each cropping clips out of samples in its memory."""
+    share = dataclasses.replace(run, batches=-(-run.batches // run.cores))
+    with ProcessPoolExecutor(run.cores, mp_context=get_context("spawn")) as pool:
+        rates = list(pool.map(_decode_from_memory, [share] * run.cores))
+    clips, seconds = sum(rate.clips for rate in rates), max(rate.seconds for rate in rates)
+    return Rate(clips, seconds, sum(rate.cpu_seconds for rate in rates))
+
+
+def _decode_from_memory(run: PipelineRun) -> Rate:
+    import torch
+
+    from svfap_dist.data.clips import random_cut
+    from svfap_dist.rng import Stream
+    from svfap_dist.video.color import to_rgb
+
+    torch.set_num_threads(1)  # there is a process for each core
+    keep_freed_memory()  # as decode workers do
+    manifest = shard_format.load_manifest(run.url)
+    reader = SampleReader(run.url, manifest)
+    count = min(manifest.num_samples, _MAX_SAMPLES_IN_MEMORY)
+    samples = [sample for i in range(count) if isinstance(sample := reader.read(i), Sample)]
+    batch_size = run.config.train.global_batch_size
+    repeats, colors = run.config.data.repeated_sampling, run.config.data.colors
+
+    def batches() -> Iterator[int]:
+        rounds = itertools.cycle(samples)
+        for number in itertools.count():
+            for row in range(batch_size // repeats):
+                sample, window = next(rounds), Stream(number, row)
+                crops = [Stream(number, row, repeat) for repeat in range(repeats)]
+                frames, cuts = random_cut(sample.video, sample.info, run.config, window, crops)
+                if colors != "device":
+                    for cut in cuts:
+                        to_rgb(frames, cut, run.config.data.frame_size)
+            yield number
+
+    return time_batches(batches(), run.batches, batch_size, run.warm_up)
+
+
+class _PublicDecoder:
+    """Decodes a clip as public pipelines do; picklable for a DataLoader's workers."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def __call__(self, sample: dict[str, Any]) -> Any:
+        """uint8 [F, S, S, 3] of a sample's `mp4`."""
+        import av
+        import torch
+
+        data = self._config.data
+        frames: list[np.ndarray] = []
+        with av.open(io.BytesIO(sample["mp4"]), "r") as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            start = random.randrange(max(stream.frames - self._config.window + 1, 1))  # noqa: S311
+            for number, frame in enumerate(container.decode(stream)):
+                if number >= start and (number - start) % data.sampling_rate == 0:
+                    frames.append(frame.to_ndarray(format="rgb24"))
+                    if len(frames) == data.num_frames:
+                        break
+        clip = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+        side = int(min(clip.shape[2:]) * random.choice(data.crop_scales))  # noqa: S311
+        top = random.randrange(clip.shape[2] - side + 1)  # noqa: S311
+        left = random.randrange(clip.shape[3] - side + 1)  # noqa: S311
+        clip = clip[:, :, top : top + side, left : left + side]
+        size = (data.frame_size, data.frame_size)
+        clip = torch.nn.functional.interpolate(clip, size=size, mode="bilinear", antialias=True)
+        return clip.permute(0, 2, 3, 1).contiguous()
+
+
+class _Files:
+    """Decoded files by number."""
+
+    def __init__(self, paths: list[str], decode: _PublicDecoder) -> None:
+        self._paths, self._decode = paths, decode
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._decode({"mp4": Path(self._paths[index]).read_bytes()})
+
+
+def _register_s3(_: int) -> None:
+    """Let webdataset open s3:// URLs, which it does not support."""
+    from webdataset.gopen import gopen_schemes
+
+    gopen_schemes["s3"] = _open_remote
+
+
+def _open_remote(url: str, mode: str = "rb", bufsize: int = 8192, **_: object) -> Any:
+    fs, path = storage.filesystem(url)
+    return fs.open(path, mode)

@@ -1,40 +1,49 @@
-"""`svfap bench model`: how fast a training step is on this device, and what it could be.
+"""`svfap bench model`: the speed of a training step on this device, and its upper bounds.
 
-Ours, the straightforward baseline and a large matrix product take turns, so that whatever else the
-machine does meets all three alike; the median of the rounds counts. Two counts of a step's
-operations are told. The nominal one is that of the paper's figures: what a network written without
-thought of unneeded work does. It measures progress per clip, and is the same for ours and the
-baseline. The exact one is what our step really does; MFU, which is about the device, uses it.
+Ours, the straightforward baseline and a large matrix product take turns, so that other load on the
+machine affects all three alike; medians of the rounds count. Operations of a step are counted in
+two ways. The nominal count is that of the paper's figures, of a network that also computes what the
+loss never uses; it is the same for ours and the baseline, and measures progress per clip. The exact
+count is what our step computes; MFU uses it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from svfap_dist.bench.steps import MATMUL_SIZE, Spec, Worker, means, token_splits, workers
+from svfap_dist.bench.steps import MATMUL_SIZE, StepProcess, StepSpec, describe_variant
 from svfap_dist.errors import ConfigError
 from svfap_dist.model import flops
 from svfap_dist.model.sizes import resolve
-from svfap_dist.progress import Progress, say
+from svfap_dist.profiling.step import noise_batch
+from svfap_dist.profiling.timing import take_turns
+from svfap_dist.progress import say
+from svfap_dist.text_table import format_table
 
 _WARM_UP = 2  # steps
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelBench:
-    """What came out. Rates are per second; operations are of a training step of one clip; peaks are
-    bytes that weights, optimizer and steps needed at most.
+    """Figures of a training step; rates are per second, operations of one clip.
 
-    gflops, *_share: by the nominal count; exact_*, tflops, mfu: by the exact one.
-    matmul_*: of `torch.matmul`; linear_*: of the same product by our linear layers, which on some
-    CPUs take a faster way, so that the share of `torch.matmul` may pass 1.
-    mfu: share of what the device is known to do at best; None where that is not known.
-    vit_*: the plain ViT of the same name, None unless asked for.
+    Args:
+        gflops, *_share: by the nominal count; exact_*, tflops, mfu: by the exact one.
+        matmul_*: of `torch.matmul`.
+        linear_*: of the same product by our linear layers, which are faster on some CPUs, so that
+            the share of `torch.matmul` may exceed 1.
+        mfu: share of the device's peak rate; None where that is unknown.
+        *peak_bytes: bytes that weights, optimizer and steps needed at most.
+        means, baseline_means: linear layers, allocator and optimizer of both sides.
+        parts: operations of the forward pass, in units of 1e9.
+        vit_*: of the plain ViT of the same name; None unless it is compared.
     """
 
     size: str
@@ -62,38 +71,46 @@ class ModelBench:
     baseline_peak_bytes: int
     loss: float
     baseline_loss: float
-    means: str  # linear layers, memory and optimizer of ours, and then of the baseline
+    means: str
     baseline_means: str
-    parts: dict[str, float]  # operations of the forward pass, in units of 1e9
+    parts: dict[str, float]
     vit_clips_per_second: float | None = None
     vit_gflops: float | None = None
     vit_ratio: float | None = None
     vit_peak_bytes: int | None = None
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the text for people."""
         place = f"{self.device}, {self.threads} threads, torch {self.torch}"
+        rows = [
+            ("Ours", self.clips_per_second, self.peak_bytes, ""),
+            (
+                *("Baseline", self.baseline_clips_per_second, self.baseline_peak_bytes),
+                f"ours is {self.ratio:.2f} times as fast",
+            ),
+        ]
+        notes = []
+        if self.vit_clips_per_second is not None:
+            text = f"ours is {self.vit_ratio:.2f} times as fast, and by the nominal counts does "
+            text += f"{self.gflops:.1f} GFLOP per clip to its {self.vit_gflops:.1f}"
+            rows.append(("ViT", self.vit_clips_per_second, self.vit_peak_bytes or 0, text))
+            notes.append(
+                "The paper's claim is fewer operations: 43.5 G multiply-adds per clip to ViT-B's "
+                "80.7, fine-tuned."
+            )
         parts = "  ".join(f"{name} {value:.2f}" for name, value in self.parts.items())
         product = f"{self.matmul_size} x {self.matmul_size}"
-        text = [
+        return [
             f"Autoencoder {self.size}, batch {self.batch_size}, {self.dtype}"
             f"{', compiled' if self.compile else ''}: {place}.",
-            f"Ours      {self.clips_per_second:8.2f} clips/s  {_gb(self.peak_bytes)}",
-            f"Baseline  {self.baseline_clips_per_second:8.2f} clips/s  "
-            f"{_gb(self.baseline_peak_bytes)}   ours is {self.ratio:.2f} times as fast",
-        ]
-        if self.vit_clips_per_second is not None:
-            text.append(
-                f"ViT       {self.vit_clips_per_second:8.2f} clips/s  {_gb(self.vit_peak_bytes)}   "
-                f"ours is {self.vit_ratio:.2f} times as fast, and by the nominal counts does "
-                f"{self.gflops:.1f} GFLOP per clip to its {self.vit_gflops:.1f}"
-            )
-            text.append(
-                "          The paper's claim is fewer operations: 43.5 G multiply-adds per clip to "
-                "ViT-B's 80.7, fine-tuned"
-            )
-        return [
-            *text,
+            *format_table(
+                [
+                    (name, f"{rate:.2f} clips/s", f"{num_bytes / 2**30:.2f} GiB", text)
+                    for name, rate, num_bytes, text in rows
+                ],
+                right=(1, 2),
+            ),
+            *notes,
             f"Ours has {self.means}; the baseline has {self.baseline_means}.",
             f"Work of a clip: {self.gflops:.1f} GFLOP nominal, {self.exact_gflops:.1f} exact; "
             f"{self.tflops:.3f} TFLOP/s exact.",
@@ -106,22 +123,6 @@ class ModelBench:
         ]
 
 
-def _gb(num_bytes: int | None) -> str:
-    return f"{(num_bytes or 0) / 2**30:6.2f} GiB"
-
-
-@dataclasses.dataclass
-class _Measured:
-    """What a variant's process told."""
-
-    seconds: list[float] = dataclasses.field(default_factory=list)
-    loss: float = 0.0  # of the first step
-    peak_bytes: int = 0
-
-    def clips_per_second(self, batch_size: int) -> float:
-        return batch_size / statistics.median(self.seconds)
-
-
 def run(
     size: str,
     batch_size: int,
@@ -132,32 +133,106 @@ def run(
     compare_vit: bool = False,
     steps: int = 7,
 ) -> ModelBench:
-    """Time `steps` steps of each variant, after warming up.
+    """Time training steps of each variant, after warming up.
 
-    Raises: ConfigError for a size, type or device that there is not; ClusterError if a step fails,
-    for lack of memory, say.
+    Args:
+        size: of the model.
+        batch_size: clips of a step.
+        dtype: "float32" or "bfloat16".
+        device: "cpu", "cuda", or "auto": the GPU if there is one.
+        compile: whether torch compiles our model.
+        compare_vit: whether the plain ViT is timed, too.
+        steps: that are timed.
+
+    Raises:
+        ConfigError: for an unknown size or type, or a missing device.
+        ClusterError: if a step fails, for lack of memory, say.
     """
-    device = _checked_device(device, dtype)
-    ours = Spec(size, "tpsbt", batch_size, dtype, device, compile)
+    device = _check_device(device, dtype)
+    ours = StepSpec(size, "tpsbt", batch_size, dtype, device, compile)
     baseline = dataclasses.replace(ours, compile=False, straightforward=True)
     variants = {"ours": ours, "baseline": baseline}
     if compare_vit:
         variants["vit"] = dataclasses.replace(ours, encoder="vit")
     counts = {spec.encoder: _count(spec) for spec in variants.values()}
-    with workers(variants) as started:
-        measured, products = _rounds(started, batch_size, steps)
-    return _result(ours, steps, counts, measured, products)
+    with contextlib.ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(StepProcess(name, spec)) for name, spec in variants.items()
+        }
+        losses: dict[str, float] = {}
+        for name, process in processes.items():
+            say(f"Warming up {name} ...")
+            losses[name] = process.step()[1]
+            for _ in range(_WARM_UP - 1):
+                process.step()
+        turns: dict[str, Callable[[int], tuple[float, float]]] = {
+            name: lambda _, process=process: process.step() for name, process in processes.items()
+        }
+        turns["matmul"] = lambda _: processes["ours"].matmul_rates()
+
+        def note(name: str, result: tuple[float, float]) -> str:
+            return "" if name == "matmul" else f"{name} {batch_size / result[0]:.2f} clips/s"
+
+        results = take_turns(turns, steps, note=note)
+        peaks = {name: process.peak_bytes() for name, process in processes.items()}
+    rates = {
+        name: batch_size / statistics.median(seconds for seconds, _ in results[name])
+        for name in processes
+    }
+    matmul, linear = map(statistics.median, zip(*results["matmul"], strict=True))
+    count, rate = counts[ours.encoder], rates["ours"]
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.machine() + " CPU"
+    peak = flops.peak_rate(name, dtype)
+    vit: dict[str, Any] = {}
+    if compare_vit:
+        vit = {
+            "vit_clips_per_second": rates["vit"],
+            "vit_gflops": counts["vit"].nominal / 1e9,
+            "vit_ratio": rate / rates["vit"],
+            "vit_peak_bytes": peaks["vit"],
+        }
+    return ModelBench(
+        size=size,
+        batch_size=batch_size,
+        dtype=dtype,
+        compile=compile,
+        device=name,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        steps=steps,
+        clips_per_second=rate,
+        gflops=count.nominal / 1e9,
+        exact_gflops=count.exact / 1e9,
+        tflops=rate * count.exact / 1e12,
+        matmul_size=MATMUL_SIZE[device],
+        matmul_gflops=matmul / 1e9,
+        matmul_share=rate * count.nominal / matmul,
+        exact_matmul_share=rate * count.exact / matmul,
+        linear_gflops=linear / 1e9,
+        linear_share=rate * count.nominal / linear,
+        mfu=rate * count.exact / peak if peak else None,
+        peak_bytes=peaks["ours"],
+        baseline_clips_per_second=rates["baseline"],
+        ratio=rate / rates["baseline"],
+        baseline_peak_bytes=peaks["baseline"],
+        loss=losses["ours"],
+        baseline_loss=losses["baseline"],
+        means=describe_variant(ours),
+        baseline_means=describe_variant(baseline),
+        parts={name: value / 1e9 for name, value in count.parts.items()},
+        **vit,
+    )
 
 
-def _checked_device(device: str, dtype: str) -> str:
+def _check_device(device: str, dtype: str) -> str:
     if dtype not in ("float32", "bfloat16"):
-        raise ConfigError("No such type", where="--dtype", found=dtype, do="float32 or bfloat16")
-    there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+        raise ConfigError("Unsupported type", "--dtype", dtype, "use float32 or bfloat16")
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     if device == "auto":
-        return there[-1]
-    if device not in there:
+        return devices[-1]
+    if device not in devices:
         raise ConfigError(
-            "No such device", where="--device", found=device, do=f"use auto or {' or '.join(there)}"
+            "No such device", "--device", device, f"use auto or {' or '.join(devices)}"
         )
     return device
 
@@ -171,87 +246,9 @@ class _Count:
     parts: dict[str, int]
 
 
-def _count(spec: Spec) -> _Count:
-    size = resolve(spec.size, {"encoder": spec.encoder})
-    visible, masked = (split.shape[1] for split in token_splits(size, 1))
+def _count(spec: StepSpec) -> _Count:
+    size, batch = resolve(spec.size, {"encoder": spec.encoder}), noise_batch(spec.config, 1)
+    visible, masked = batch.visible.shape[1], batch.masked.shape[1]
     parts = flops.autoencoder(size, visible, masked)
     dense = flops.dense_autoencoder(size, visible, masked)
     return _Count(3 * sum(dense.values()), flops.training_step(parts), parts)
-
-
-def _rounds(
-    started: dict[str, Worker], batch_size: int, steps: int
-) -> tuple[dict[str, _Measured], tuple[float, float]]:
-    """What each variant's process told, and the median rates of the matrix products."""
-    measured = {name: _Measured() for name in started}
-    rates: list[tuple[float, float]] = []
-    for name, worker in started.items():
-        say(f"Warming up {name} ...")
-        _, measured[name].loss = worker.ask("step")
-        for _ in range(_WARM_UP - 1):
-            worker.ask("step")
-    with Progress("Rounds", steps) as progress:
-        for number in range(steps):
-            rates.append(started["ours"].ask("products"))
-            for name, worker in started.items():
-                measured[name].seconds.append(worker.ask("step")[0])
-            notes = (f"{n} {m.clips_per_second(batch_size):.2f}" for n, m in measured.items())
-            progress.update(number + 1, note=f"clips/s: {', '.join(notes)}")
-    for name, worker in started.items():
-        measured[name].peak_bytes = worker.ask("memory")
-    matmul, linear = (statistics.median(column) for column in zip(*rates, strict=True))
-    return measured, (matmul, linear)
-
-
-def _result(
-    spec: Spec,
-    steps: int,
-    counts: dict[str, _Count],
-    measured: dict[str, _Measured],
-    products: tuple[float, float],
-) -> ModelBench:
-    count, ours, baseline = counts[spec.encoder], measured["ours"], measured["baseline"]
-    rate, (matmul, linear) = ours.clips_per_second(spec.batch_size), products
-    baseline_rate = baseline.clips_per_second(spec.batch_size)
-    name = torch.cuda.get_device_name() if spec.device == "cuda" else platform.machine() + " CPU"
-    peak = flops.peak_rate(name, spec.dtype)
-    vit: dict[str, Any] = {}
-    if "vit" in measured:
-        vit_rate = measured["vit"].clips_per_second(spec.batch_size)
-        vit = {
-            "vit_clips_per_second": vit_rate,
-            "vit_gflops": counts["vit"].nominal / 1e9,
-            "vit_ratio": rate / vit_rate,
-            "vit_peak_bytes": measured["vit"].peak_bytes,
-        }
-    return ModelBench(
-        size=spec.size,
-        batch_size=spec.batch_size,
-        dtype=spec.dtype,
-        compile=spec.compile,
-        device=name,
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        steps=steps,
-        clips_per_second=rate,
-        gflops=count.nominal / 1e9,
-        exact_gflops=count.exact / 1e9,
-        tflops=rate * count.exact / 1e12,
-        matmul_size=MATMUL_SIZE[spec.device],
-        matmul_gflops=matmul / 1e9,
-        matmul_share=rate * count.nominal / matmul,
-        exact_matmul_share=rate * count.exact / matmul,
-        linear_gflops=linear / 1e9,
-        linear_share=rate * count.nominal / linear,
-        mfu=rate * count.exact / peak if peak else None,
-        peak_bytes=ours.peak_bytes,
-        baseline_clips_per_second=baseline_rate,
-        ratio=rate / baseline_rate,
-        baseline_peak_bytes=baseline.peak_bytes,
-        loss=ours.loss,
-        baseline_loss=baseline.loss,
-        means=means(spec),
-        baseline_means=means(dataclasses.replace(spec, compile=False, straightforward=True)),
-        parts={name: value / 1e9 for name, value in count.parts.items()},
-        **vit,
-    )

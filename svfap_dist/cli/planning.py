@@ -48,11 +48,13 @@ def plan(
     --samples 1000000
     """
     from svfap_dist.config import recipe
-    from svfap_dist.plan import plan as planning
+    from svfap_dist.plan import planner
 
-    known = planning.Known(mfu, decode_rate, network_gbps, storage_rate, cores_per_node, samples)
+    known = planner.KnownRates(
+        mfu, decode_rate, network_gbps, storage_rate, cores_per_node, samples
+    )
     config = recipe.load(name, overrides or [])
-    print_result(planning.make(config, nodes, gpus_per_node, gpu, known), as_json)
+    print_result(planner.plan_run(config, nodes, gpus_per_node, gpu, known), as_json)
 
 
 @app.command()

@@ -6,15 +6,21 @@ import os
 import shutil
 import tempfile
 
+import torch
+
 from svfap_dist import storage
 from svfap_dist.config import Config
 from svfap_dist.doctor.finding import Finding, fail, failing, ok, warn
+from svfap_dist.model import autoencoder
 from svfap_dist.profiling import memory
+from svfap_dist.train.objective import build_arguments
 
 
 def examine(config: Config) -> list[Finding]:
     """Of the folder that checkpoints are written to first, of the cache, of a local run."""
-    size = memory.checkpoint_bytes(config)
+    with torch.device("meta"):
+        model = autoencoder.build(**build_arguments(config))
+    size = memory.checkpoint_bytes(model, config.train)
     staging = tempfile.gettempdir()
     found = [failing("disk for checkpoints", lambda: staged(_free(staging), size, staging))]
     if config.run.url and not storage.is_remote(config.run.url):

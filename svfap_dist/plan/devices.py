@@ -1,8 +1,8 @@
-"""What data sheets say of the devices that a plan may name, and what was measured elsewhere.
+"""Data sheets of the devices that can be planned, and default rates from measurements.
 
-Peak rates of products are in `metrics.flops`; here is what else bounds a run: memory of a device,
-its links to the others of its node, the node's network. Links and networks are told for one
-direction, in bytes per second, as if they were reached in full.
+Peak rates of matrix products are in `model.flops`; this table has the memory of a device, its links
+to the other GPUs of its node, and the node's network. Link and network rates are for one direction,
+in bytes per second, and assumed to be reached in full.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ _GB = 1e9
 class Device:
     """One kind of GPU.
 
-    cuda_name: as CUDA and `flops.peak_rate` call it. memory_bytes: of one. link_rate: to the other
-    GPUs of a node. network_rate: share of one GPU of its node's network.
+    Args:
+        cuda_name: as CUDA and `flops.peak_rate` call it.
+        memory_bytes: of one GPU.
+        link_rate: to the other GPUs of a node, bytes per second.
+        network_rate: share of one GPU in its node's network, bytes per second.
+        source: of these numbers.
     """
 
     cuda_name: str
@@ -35,7 +39,7 @@ _DGX = "NVIDIA's data sheets of the GPU and its DGX"
 _PCIE = f"{_SHEET}; network: assumed, 100 Gbit/s"
 _FAST, _SLOW, _PLAIN = 50 * _GB, 25 * _GB, 12.5 * _GB  # networks of 400, 200 and 100 Gbit/s
 
-# NVLink: half of what the sheets add up over both directions; PCIe x16 likewise. The NVL kinds
+# NVLink: half of the sheets' figure for both directions together; PCIe x16 likewise. The NVL kinds
 # have NVLink between pairs or fours only, so that a larger ring goes over PCIe.
 _DEVICES = {
     "b200": Device("NVIDIA B200", 180 * _GB, 900 * _GB, _FAST, _DGX),
@@ -53,27 +57,25 @@ _DEVICES = {
 }
 NAMES = (*_DEVICES, CPU)
 
-# Where nothing is said of the network between nodes of CPUs.
-CPU_NETWORK_RATE = 1.25 * _GB  # 10 Gbit/s
+CPU_NETWORK_RATE = 1.25 * _GB  # between nodes without GPUs: 10 Gbit/s
 
-# Share of the peak rate that training steps reach, unless told or measured: no GPU stood at hand.
+# Default MFU if neither given nor measured; not validated on a GPU.
 ASSUMED_MFU = 0.3
 
-# Clips per CPU-second from shards of the profile `train` to planes in ready batches, as
-# docs/benchmarks.md has it ("From shards to ready batches"); for plans without data.
+# Clips per CPU-second from shards of the profile `train` to planes in ready batches, from
+# docs/benchmarks.md ("From shards to ready batches"); for plans without data.
 MEASURED_DECODE_RATE = 736.0
 
 
-def device(name: str) -> Device:
-    """The GPU of a name.
+def find_device(name: str) -> Device:
+    """Return the GPU of a name.
 
-    Raises: ConfigError if there is none in the table.
+    Args:
+        name: of the table.
+
+    Raises:
+        ConfigError: if it is not in the table.
     """
     if name not in _DEVICES:
-        raise ConfigError(
-            "Nothing is known of this device",
-            where="--gpu",
-            found=name,
-            do=f"use one of {', '.join(NAMES)}",
-        )
+        raise ConfigError("Unknown device", "--gpu", name, f"use one of {', '.join(NAMES)}")
     return _DEVICES[name]

@@ -1,10 +1,10 @@
-"""How fast a run can go, from what a step costs and what there is: pure arithmetic.
+"""Throughput of a run, from what a step costs and what the machines have: pure arithmetic.
 
-In: `Costs`, told for one optimizer step of a rank or for one clip. Out: a `Verdict`, clips per
-second of the whole job and what bounds them. On GPUs the parts of the way are stages of a pipeline
-whose slowest sets the pace; only the network adds to the computation, since gradients are reduced
-while nothing else is computed (ZeRO as it is set here). On CPUs, computing and decoding live off
-the same cores: together they cannot take more CPU-seconds per second than there are cores.
+In: `Costs`, of one optimizer step of a rank or of one clip. Out: `Throughput`. On GPUs the parts
+are stages of a pipeline whose slowest one sets the pace; only the network adds to the computation,
+since gradients are reduced while nothing else is computed (with ZeRO as it is set here). On CPUs,
+training and decoding share the cores: together they cannot take more CPU seconds per second than
+there are cores.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ COMPUTE, NETWORK, DECODE, STORAGE = "compute", "network", "decode", "storage"
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What a step of `clips` clips, over all ranks of all nodes, takes and finds.
+    """Costs of a step and what the nodes have; None: unknown, and bounds nothing.
 
-    step_seconds: of computing on a rank, with nothing beside it. network_seconds: of sending
-    between ranks, where not in step_seconds. slowdown: how many times as long a step takes while
-    clips are decoded beside it on the same cores; None: to be calculated. compute_cpu_seconds: of
-    CPU that a clip's computing takes on the cores that decode, too. decode_cpu_seconds: of CPU that
-    fetching, decoding and cutting a clip take. decoders: processes and threads of a node that
-    decode at a time. cores: of a node. clip_bytes: fetched for a clip. storage_rate: bytes per
-    second that a node reads; None: unknown, and bounds nothing (so too for clip_bytes and
-    decode_cpu_seconds).
+    Args:
+        nodes: number of machines.
+        clips: of a step, over all ranks of all nodes.
+        step_seconds: computing time of a rank with nothing beside it.
+        network_seconds: time of sending between ranks, where not in `step_seconds`.
+        compute_cpu_seconds: CPU time of training on a clip, on the cores that decode, too.
+        decode_cpu_seconds: CPU time of fetching, decoding and cropping a clip.
+        decoders: processes and threads of a node that decode at a time.
+        cores: of a node.
+        slowdown: factor by which a step takes longer while the same cores decode; None: computed.
+        clip_bytes: fetched for a clip.
+        storage_rate: bytes per second that a node reads.
     """
 
     nodes: int
@@ -43,16 +47,20 @@ class Costs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
-    """clips_per_second of the job; alone: what each part could do if it alone bounded the run."""
+class Throughput:
+    """Clips per second of the job; `alone`: of each part if nothing else bounded the run."""
 
     clips_per_second: float
     bound_by: str
     alone: dict[str, float]
 
 
-def verdict(costs: Costs) -> Verdict:
-    """The rate of the job, and what bounds it."""
+def throughput(costs: Costs) -> Throughput:
+    """Return the rate of the job and what bounds it.
+
+    Args:
+        costs: measured, counted or assumed.
+    """
     alone = {COMPUTE: costs.clips / costs.step_seconds}
     if costs.network_seconds:
         alone[NETWORK] = costs.clips / costs.network_seconds
@@ -71,17 +79,17 @@ def verdict(costs: Costs) -> Verdict:
     rate = candidates[bound_by]
     shared = _shared_rate(costs)
     if shared is not None and shared < rate:
-        # What takes the larger part of the cores is what to lower.
+        # The part that takes more of the cores is the one to lower.
         if bound_by not in (STORAGE, NETWORK):
             decoding = costs.decode_cpu_seconds or 0.0
             bound_by = DECODE if decoding > costs.compute_cpu_seconds else COMPUTE
         rate = shared
-    return Verdict(rate, bound_by, alone)
+    return Throughput(rate, bound_by, alone)
 
 
 def _shared_rate(costs: Costs) -> float | None:
-    """Clips per second where computing and decoding share cores, as measured, or else if nothing
-    of the cores is lost; None if not known."""
+    """Clips per second where training and decoding share cores: as measured, or else as if no core
+    were ever idle; None if unknown."""
     if costs.slowdown is not None:
         return costs.clips / (costs.step_seconds * costs.slowdown + costs.network_seconds)
     if costs.decode_cpu_seconds is None:
@@ -90,15 +98,18 @@ def _shared_rate(costs: Costs) -> float | None:
     return costs.nodes * costs.cores / per_clip
 
 
-def bytes_sent(
-    parameters: int, number_bytes: int, world_size: int, stage: int, accumulation: int
-) -> float:
-    """Bytes that a rank sends for one optimizer step of a ZeRO stage.
+def bytes_sent(weight_bytes: int, world_size: int, stage: int, accumulation: int) -> float:
+    """Return the bytes that a rank sends for one optimizer step.
 
-    A ring of W ranks passes on (W - 1) / W of a tensor to scatter its sum, and as much to gather
-    it. Stages 0 and 1 reduce once a step, 2 and 3 with every micro batch; stage 3 gathers the
-    weights before each forward and backward pass, too.
+    A ring of W ranks sends (W - 1) / W of a tensor to reduce-scatter it, and as much to all-gather
+    it. Stages 0 and 1 reduce once per step, 2 and 3 with every micro batch; stage 3 also gathers
+    the weights before each forward and backward pass.
+
+    Args:
+        weight_bytes: of all weights, in the type in which they are sent.
+        world_size: number of ranks.
+        stage: of ZeRO.
+        accumulation: micro batches of a step.
     """
-    share = parameters * number_bytes * (world_size - 1) / world_size
     passes: Mapping[int, int] = {0: 2, 1: 2, 2: accumulation + 1, 3: 3 * accumulation}
-    return share * passes[stage]
+    return weight_bytes * (world_size - 1) / world_size * passes[stage]

@@ -392,3 +392,18 @@ class Engine:
     def close(self) -> None:
         """Remove DeepSpeed's hooks and buffers."""
         self._engine.destroy()
+
+
+@contextlib.contextmanager
+def open_engine(objective: Objective, config: Config, world: World) -> Iterator[Engine]:
+    """Open the engine of a rank together with its process group, for measurements.
+
+    Args:
+        objective: network and loss.
+        config: recipe.
+        world: this rank's place among all.
+    """
+    with process_group(config, world) as device:
+        engine = Engine(config, objective, world, device)
+        yield engine
+        engine.close()

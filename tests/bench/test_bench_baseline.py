@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from svfap_dist.bench import baseline
-from svfap_dist.bench.steps import token_splits
+from svfap_dist.bench.steps import bench_recipe
 from svfap_dist.model import autoencoder, loss, patches
+from svfap_dist.profiling.step import noise_batch
 
 
 @pytest.mark.parametrize("encoder", ["tpsbt", "vit"])
@@ -20,8 +21,8 @@ def test_equal_weights_give_an_equal_loss_and_gradient(encoder: str) -> None:
         if name.endswith("_bias"):  # zero at first, where a mistake could not be seen
             torch.nn.init.normal_(parameter)
     other = baseline.Straightforward(copy.deepcopy(model))
-    frames = torch.randint(0, 256, (2, 16, 160, 160, 3), dtype=torch.uint8)
-    visible, masked = token_splits(model.size, 2)
+    batch = noise_batch(bench_recipe("nano", 2), 2)
+    frames, visible, masked = batch.frames, batch.visible, batch.masked
     target = loss.targets(frames, masked)
     ours = loss.masked_patch_loss(model(frames, visible, masked), target)
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
-import time
-
 import pytest
 from clips import make_video
 
 from data_sharding import pipeline as sharding
-from svfap_dist.bench import data, pipelines
-from svfap_dist.bench.pipelines import Rate, Spec
-from svfap_dist.config import recipe
+from svfap_dist.bench import data
+from svfap_dist.profiling.timing import Rate
 
 
 @pytest.fixture
@@ -19,11 +15,6 @@ def shards(tmp_path) -> str:
     make_video(tmp_path / "in/a.mp4", 61, size=(64, 64))
     sharding.shard("folder", str(tmp_path / "in"), str(tmp_path / "shards"), workers=0)
     return str(tmp_path / "shards")
-
-
-def spec(batches: int, warm_up: int, cores: int = 1) -> Spec:
-    config = recipe.load("svfap_base_voxceleb2", ["train.global_batch_size=64"])
-    return Spec(config, "", batches, warm_up, cores)
 
 
 def test_shares_and_ratios_are_by_cpu_time_of_the_ways_they_name(shards, monkeypatch) -> None:
@@ -35,16 +26,19 @@ def test_shares_and_ratios_are_by_cpu_time_of_the_ways_they_name(shards, monkeyp
         "plain_webdataset": Rate(80, 16, 20),
         "dataloader_files": Rate(100, 10, 20),
     }
+    functions = ("time_loader", "_time_decoding", "_time_webdataset", "_time_files")
+    names = dict(zip(functions, rates, strict=True))
     specs, turns = {}, []
 
     def measured(way, asked):
-        specs[way.__name__] = asked
-        turns.append(way.__name__)
-        rate = rates[way.__name__]
-        slower = 2 / 3 if turns.count(way.__name__) == 1 else 4 / 3  # of seconds; 1 on the whole
+        name = names[way.__name__]
+        specs[name] = asked
+        turns.append(name)
+        rate = rates[name]
+        slower = 2 / 3 if turns.count(name) == 1 else 4 / 3  # of seconds; 1 on the whole
         return Rate(rate.clips, rate.seconds * slower, rate.cpu_seconds * slower, 7.0)
 
-    monkeypatch.setattr(pipelines, "measure", measured)
+    monkeypatch.setattr(data, "call_in_new_process", measured)
     found = data.run(shards, "", ["data.decode_workers=3"], batches=8, rounds=2)
     assert turns == [*rates, *rates]
     assert {specs[name].batches for name in ("ours", "decode_only")} == {4}
@@ -60,43 +54,3 @@ def test_shares_and_ratios_are_by_cpu_time_of_the_ways_they_name(shards, monkeyp
     assert "80% of decoding only, 5.0 times webdataset" in "\n".join(found.lines())
     assert {asked.cores for asked in specs.values()} == {3}  # the same cores for all
     assert specs["plain_webdataset"].files  # of the same clips
-
-
-def test_only_batches_after_the_warm_up_are_timed() -> None:
-    def endless():
-        for number in range(100):
-            if number < 3:  # starting up, which takes long
-                time.sleep(0.1)
-            time.sleep(0.002)
-            yield number
-
-    rate = pipelines._timed(endless(), spec(batches=5, warm_up=3))
-    assert rate.clips == 5 * 64
-    assert 0.01 <= rate.seconds < 0.3
-    assert rate.cpu_seconds < 0.2
-
-
-def test_memory_that_grows_is_seen() -> None:
-    def leaking():
-        kept = []
-        while True:
-            kept.append(mmap.mmap(-1, 2**20))  # new pages, whatever the heap has to spare
-            kept[-1].write(b"x" * 2**20)
-            yield len(kept)
-
-    rate = pipelines._timed(leaking(), spec(batches=40, warm_up=2))
-    assert 0.7 * 2**20 < rate.rss_slope_bytes < 1.4 * 2**20
-
-
-def test_cpu_time_of_processes_below_counts() -> None:
-    began = pipelines._cpu_seconds()
-    burnt = pipelines.measure(_burn, spec(1, 0)).cpu_seconds
-    assert burnt >= 0.2
-    assert pipelines._cpu_seconds() - began >= burnt
-
-
-def _burn(asked: Spec) -> Rate:
-    began = time.process_time()
-    while time.process_time() - began < 0.25:
-        pass
-    return Rate(1, 1, pipelines._cpu_seconds())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import multiprocessing
 import time
-from multiprocessing.connection import Connection
 
 import pytest
 import torch
@@ -14,11 +13,11 @@ from typer.testing import CliRunner
 
 from svfap_dist import cli
 from svfap_dist.bench import model, steps
-from svfap_dist.bench.steps import Spec, TrainingStep, Worker
+from svfap_dist.bench.steps import StepProcess, StepSpec, TrainingStep, describe_variant
 from svfap_dist.errors import ClusterError, ConfigError
 from svfap_dist.model import flops, layers, sizes
 
-NANO = Spec("nano", "tpsbt", 2, "float32", "cpu")
+NANO = StepSpec("nano", "tpsbt", 2, "float32", "cpu")
 
 
 @pytest.mark.slow
@@ -69,37 +68,25 @@ def test_the_baseline_is_the_other_implementation() -> None:
     assert "aten::conv3d" not in ours  # a softmax it has: that of the bottleneck
 
 
-def test_each_side_has_what_it_is_said_to_have() -> None:
+def test_each_side_has_what_it_is_said_to_have(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = dataclasses.replace(NANO, straightforward=True)
-    kept, convolutions = [], []
-    for spec in (NANO, plain):
-        mine, theirs = multiprocessing.Pipe()
-        process = multiprocessing.get_context("fork").Process(
-            target=_what_serve_sets, args=(spec, theirs)
-        )
-        process.start()
-        told = mine.recv()
-        process.join()
-        kept.append(told[0])
-        convolutions.append(told[1])
-    assert kept == [True, False]
-    assert convolutions == [layers._prefers_convolutions(), False]
-    assert ("oneDNN" in steps.means(NANO)) is layers._prefers_convolutions()
-    assert steps.means(NANO).endswith("freed memory kept, AdamW fused")
-    assert steps.means(plain) == (
-        "linear layers by torch's linear, freed memory handed back, AdamW not fused"
+    kept: list[bool] = []
+    monkeypatch.setattr(steps, "keep_freed_memory", lambda: kept.append(True) or True)
+    convolutions = layers._prefers_convolutions()
+    try:
+        for spec, expected in ((NANO, ([True], convolutions)), (plain, ([], False))):
+            kept.clear()
+            steps._state.__wrapped__(spec)
+            assert (kept, layers.uses_convolutions()) == expected
+    finally:
+        layers.use_convolutions(convolutions)
+    assert ("oneDNN" in describe_variant(NANO)) is convolutions
+    assert describe_variant(NANO).endswith("freed memory kept, AdamW fused")
+    assert describe_variant(plain) == (
+        "linear layers by torch's linear, freed memory returned to the system, AdamW not fused"
     )
     fused = [TrainingStep(spec)._optimizer.defaults["fused"] for spec in (NANO, plain)]
     assert fused == [True, None]
-
-
-def _what_serve_sets(spec: Spec, answers: Connection) -> None:
-    kept: list[bool] = []
-    steps.keep_freed_memory = lambda: kept.append(True) or True
-    ours, theirs = multiprocessing.Pipe()
-    ours.close()  # nothing will be asked
-    steps._serve(spec, theirs)
-    answers.send((bool(kept), layers.uses_convolutions()))
 
 
 def test_compile_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,13 +96,16 @@ def test_compile_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert compiled is not None
     assert plain is None
-    variants: dict[str, Spec] = {}
+    variants: dict[str, StepSpec] = {}
 
-    def workers(specs: dict[str, Spec]) -> None:
-        variants.update(specs)
-        raise ConfigError("No run", where="test", found="", do="")
+    def no_process(name: str, spec: StepSpec) -> None:
+        variants[name] = spec
+        if len(variants) == 2:
+            raise ConfigError("No run")
 
-    monkeypatch.setattr(model, "workers", workers)
+    monkeypatch.setattr(
+        model, "StepProcess", lambda name, spec: no_process(name, spec) or contextlib.nullcontext()
+    )
     words = ["bench", "model", "--size", "nano", "--compile", "--device", "cpu"]
     CliRunner().invoke(cli.app, words)
     assert [variants[name].compile for name in ("ours", "baseline")] == [True, False]
@@ -153,8 +143,8 @@ def test_the_clock_runs_from_forward_to_optimizer() -> None:
 
 def test_lines_are_for_people() -> None:
     values = {field.name: 1.5 for field in dataclasses.fields(model.ModelBench)}
-    told = {**values, "size": "base", "device": "some CPU", "torch": "2.13.0", "matmul_size": 2048}
-    result = model.ModelBench(**{**told, "parts": {"head": 0.85}, "mfu": None})  # type: ignore[arg-type]
+    given = {**values, "size": "base", "device": "some CPU", "torch": "2.13.0", "matmul_size": 2048}
+    result = model.ModelBench(**{**given, "parts": {"head": 0.85}, "mfu": None})  # type: ignore[arg-type]
     text = "\n".join(result.lines())
     for word in (
         "base",
@@ -180,13 +170,10 @@ def test_both_implementations_train_alike(dtype: str) -> None:
     assert [baseline.run()[1] for _ in range(10)] == pytest.approx(losses, abs=exact)
 
 
-def test_a_failing_step_is_told() -> None:
-    worker = Worker("ours", dataclasses.replace(NANO, device="meta:9"))
-    try:
-        with pytest.raises(ClusterError, match=r"ours.*--batch-size"):
-            worker.ask("step")
-    finally:
-        worker.close()
+def test_a_failing_step_is_an_error() -> None:
+    process = StepProcess("ours", dataclasses.replace(NANO, device="meta:9"))
+    with process, pytest.raises(ClusterError, match=r"ours.*--batch-size"):
+        process.step()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from svfap_dist.plan.limits import Costs, bytes_sent, verdict
+from svfap_dist.plan.limits import Costs, bytes_sent, throughput
 
 # Two nodes of 4 GPUs: steps of 64 clips in 0.4 s, 160 clips/s. 2 x 4 decoders at 100 per second
 # each do 800; 2 x 100 MB/s of 0.2 MB each, 1000.
@@ -49,7 +49,7 @@ _CPU = Costs(
     ],
 )
 def test_the_slowest_part_of_a_pipeline_sets_the_pace(change, bound_by, rate) -> None:
-    found = verdict(dataclasses.replace(_GPUS, **change))
+    found = throughput(dataclasses.replace(_GPUS, **change))
     assert found.bound_by == bound_by
     assert found.clips_per_second == pytest.approx(rate)
 
@@ -67,18 +67,18 @@ def test_the_slowest_part_of_a_pipeline_sets_the_pace(change, bound_by, rate) ->
     ],
 )
 def test_computing_and_decoding_share_cores(change, bound_by, rate) -> None:
-    found = verdict(dataclasses.replace(_CPU, **change))
+    found = throughput(dataclasses.replace(_CPU, **change))
     assert found.bound_by == bound_by
     assert found.clips_per_second == pytest.approx(rate)
 
 
 def test_two_nodes_of_cpus_do_twice_as_much() -> None:
     both = dataclasses.replace(_CPU, nodes=2, clips=16, decode_cpu_seconds=0.02)
-    assert verdict(both).clips_per_second == pytest.approx(2 * 2 / 0.0325)
+    assert throughput(both).clips_per_second == pytest.approx(2 * 2 / 0.0325)
 
 
 def test_what_is_sent() -> None:
     """Of 1000 bf16 weights between 4 ranks, three quarters go round in each pass."""
-    sent = [bytes_sent(1000, 2, 4, stage, accumulation=3) for stage in (0, 1, 2, 3)]
+    sent = [bytes_sent(2000, 4, stage, accumulation=3) for stage in (0, 1, 2, 3)]
     assert sent == [3000, 3000, 1500 * 4, 1500 * 9]
-    assert bytes_sent(1000, 2, 1, 2, 1) == 0
+    assert bytes_sent(2000, 1, 2, 1) == 0

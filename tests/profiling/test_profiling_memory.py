@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+import functools
 
-from svfap_dist.config import recipe
+import pytest
+import torch
+
+from svfap_dist.config import Config, recipe
 from svfap_dist.data.ring import Ring
-from svfap_dist.profiling import memory, step
+from svfap_dist.plan.memory import rank_bytes_by_stage
+from svfap_dist.profiling import memory
+from svfap_dist.profiling.memory import ModelBytes
+from svfap_dist.profiling.step import measure_steps, noise_batch
+from svfap_dist.train.engine import StepContext, open_engine
+from svfap_dist.train.objective import build_objective
 
 _SMALL = (
     "model.size=nano",
@@ -18,13 +26,23 @@ _SMALL = (
 )
 
 
+def _count(config: Config) -> ModelBytes:
+    learned, clip = build_objective(config), noise_batch(config, 1)
+    context = StepContext(torch.device("cpu"), 0)
+    return memory.count_model(
+        learned.build, lambda model: learned.loss(model, clip, slice(0, 1), context), config.train
+    )
+
+
 def _standing(ranks: int, *overrides: str) -> tuple[float, float]:
     """Bytes of a rank between two steps: predicted, measured."""
     config = recipe.load("tiny_cpu", [*_SMALL, *overrides])
-    found = memory.by_stage(memory.count(config), config, ranks, clips=4, prefetch=0)
+    found = rank_bytes_by_stage(_count(config), ranks, clips=4, prefetch=0, on_gpu=False)
     rank = found[config.train.zero_stage]
     kept = rank.gradients if config.train.zero_stage == 3 and ranks > 1 else 0
-    measured = step.measure(config, ranks, ranks).standing_bytes
+    measured = measure_steps(
+        config, ranks, ranks, functools.partial(open_engine, build_objective(config))
+    ).standing_bytes
     return rank.weights + rank.optimizer + kept, measured
 
 
@@ -53,7 +71,7 @@ def test_so_at_every_stage(ranks: int, stage: int, dtype: str) -> None:
 
 def test_what_the_backward_pass_keeps() -> None:
     def kept(*overrides: str) -> int:
-        return memory.count(recipe.load("tiny_cpu", [*_SMALL, *overrides])).kept_per_clip
+        return _count(recipe.load("tiny_cpu", [*_SMALL, *overrides])).kept_per_clip
 
     whole = kept()
     # Half the bytes in bf16, but for the loss, which is float32, and masks and indices.

@@ -8,16 +8,15 @@ import pytest
 
 from svfap_dist.config import recipe
 from svfap_dist.errors import ConfigError
-from svfap_dist.plan import plan
-from svfap_dist.plan.plan import Known
-from svfap_dist.plan.plan_report import Input, Plan
+from svfap_dist.plan.plan import Input, Plan
+from svfap_dist.plan.planner import KnownRates, plan_run
 
 _SMALL = ("model.size=tiny", "train.micro_batch_size=8", "cluster.use_gpu=true")
 
 
 def _plan(*overrides: str, nodes: int = 2, gpu: str = "h100", **known) -> Plan:
     config = recipe.load("svfap_base_voxceleb2", [*_SMALL, *overrides])
-    return plan.make(config, nodes, 4, gpu, Known(**known))
+    return plan_run(config, nodes, 4, gpu, KnownRates(**known))
 
 
 def _input(found: Plan, name: str) -> Input:
@@ -62,7 +61,7 @@ def test_decoding_and_networks_can_bound() -> None:
     assert _plan(**slow, nodes=1).bound_by == "compute"
 
 
-def test_a_run_that_does_not_fit_is_told() -> None:
+def test_a_run_that_does_not_fit_is_noted() -> None:
     assert not _plan().notes
     large = ("model.size=base", "train.micro_batch_size=512", "train.global_batch_size=4096")
     (note,) = _plan(*large, gpu="l4").notes
@@ -73,7 +72,7 @@ def test_a_run_that_does_not_fit_is_told() -> None:
     ("overrides", "gpu", "words"),
     [
         ((), "abacus", "h100"),
-        (("train.dtype='float32'", "train.global_batch_size=192"), "b200", "Peak rate"),
+        (("train.dtype='float32'", "train.global_batch_size=192"), "b200", "peak rate"),
         (("data.num_lanes=2", "cluster.num_workers=2"), "h100", "Lanes cannot be shared"),
     ],
 )

@@ -1,0 +1,324 @@
+"""Predict what a recipe will do on some machines.
+
+In: a recipe, a number of nodes and devices, and what the user knows better. Out: `Plan`: clips per
+second and what bounds them, hours, bytes per rank, and every number behind them with its source.
+CPU ranks are assumed to be like this machine and are measured here: steps by the engine, decoding
+by the loader. GPUs are planned from data sheets and an assumed share of their peak rate (MFU).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+
+import torch
+
+from svfap_dist.config import Config, check_world_size
+from svfap_dist.errors import ConfigError
+from svfap_dist.model import flops
+from svfap_dist.plan import devices, limits
+from svfap_dist.plan.limits import Costs
+from svfap_dist.plan.memory import RankBytes, rank_bytes_by_stage
+from svfap_dist.plan.plan import Input, Plan
+from svfap_dist.profiling import memory
+from svfap_dist.profiling.loader import DataCost, measure_data
+from svfap_dist.profiling.memory import ModelBytes
+from svfap_dist.profiling.step import StepCost, measure_steps, noise_batch
+from svfap_dist.train import schedule
+from svfap_dist.train.engine import StepContext, open_engine
+from svfap_dist.train.objective import build_objective
+
+log = logging.getLogger(__name__)
+
+_HERE = "measured on this machine"
+_GIVEN = "given"
+_RECOMPUTED = 4 / 3  # work of a step with two forward passes, relative to one
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownRates:
+    """What the user knows better than data sheets and measurements; None: not known.
+
+    Args:
+        mfu: share of a GPU's peak rate.
+        decode_rate: clips per CPU-second.
+        network_gbps: of a node, in Gbit/s.
+        storage_rate: of a node, in MB/s.
+        cores: of a node.
+        samples: of the data set.
+    """
+
+    mfu: float | None = None
+    decode_rate: float | None = None
+    network_gbps: float | None = None
+    storage_rate: float | None = None
+    cores: int | None = None
+    samples: int | None = None
+
+
+def plan_run(config: Config, nodes: int, gpus_per_node: int, gpu: str, known: KnownRates) -> Plan:
+    """Plan a pre-training.
+
+    Args:
+        config: its recipe.
+        nodes: number of machines.
+        gpus_per_node: ranks on each of them.
+        gpu: a name of `devices.NAMES`.
+        known: replaces assumptions and measurements.
+
+    Raises:
+        ConfigError: if the recipe cannot be planned.
+        ShardError, StorageError: from reading data.url.
+        ClusterError: if steps cannot be measured.
+    """
+    if config.task is not None:
+        raise ConfigError(
+            "Only pre-training can be planned",
+            "the recipe",
+            "it has a section [task]",
+            "give a recipe of pre-training",
+        )
+    world_size = nodes * gpus_per_node
+    check_world_size(config, world_size, key="--nodes x --gpus-per-node")
+    use_gpu = {"use_gpu": gpu != devices.CPU, "num_workers": world_size}
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update=use_gpu)})
+    return _Planner(config, nodes, gpus_per_node, gpu, known).plan()
+
+
+class _Planner:
+    """Collects the numbers of a plan one by one, and lists them."""
+
+    def __init__(
+        self, config: Config, nodes: int, gpus_per_node: int, gpu: str, known: KnownRates
+    ) -> None:
+        self._config, self._known, self._gpu = config, known, gpu
+        self._nodes, self._ranks, self._world_size = nodes, gpus_per_node, nodes * gpus_per_node
+        self._on_gpu = gpu != devices.CPU
+        self._device = devices.find_device(gpu) if self._on_gpu else None
+        self._accumulation = check_world_size(config, self._world_size)
+        self._objective = build_objective(config)
+        self._inputs: list[Input] = []
+        self._notes: list[str] = []
+
+    def _add_input(self, name: str, value: float | None, unit: str, source: str) -> None:
+        self._inputs.append(Input(name, value, unit, source))
+
+    def plan(self) -> Plan:
+        """Return the plan."""
+        config, batch = self._config, self._config.train.global_batch_size
+        self._add_input("global batch", batch, "clips", "recipe: train.global_batch_size")
+        found = None
+        if config.data.url:
+            log.info("Measuring how fast %s is read and decoded ...", config.data.url)
+            found = measure_data(config, self._on_gpu)
+        clip, context = noise_batch(config, 1), StepContext(torch.device("cpu"), 0)
+        model = memory.count_model(
+            self._objective.build,
+            lambda model: self._objective.loss(model, clip, slice(0, 1), context),
+            config.train,
+        )
+        step = None if self._on_gpu else self._measure_steps()
+        throughput = limits.throughput(self._costs(model, step, found))
+        total = self._total_steps(found)
+        micro = batch // self._world_size // self._accumulation
+        ring = memory.prefetch_bytes(config, self._world_size)
+        by_stage = rank_bytes_by_stage(model, self._world_size, micro, ring, self._on_gpu)
+        rate = throughput.clips_per_second
+        return Plan(
+            gpu=self._gpu,
+            nodes=self._nodes,
+            gpus_per_node=self._ranks,
+            world_size=self._world_size,
+            clips_per_second=rate,
+            bound_by=throughput.bound_by,
+            step_seconds=batch / rate,
+            total_steps=total,
+            hours=None if total is None else total * batch / rate / 3600,
+            alone=throughput.alone,
+            zero_stage=config.train.zero_stage,
+            bytes_per_rank=by_stage,
+            standing_bytes=step.standing_bytes if step else None,
+            device_bytes=self._device_bytes(by_stage[config.train.zero_stage]),
+            inputs=self._inputs,
+            notes=self._notes,
+        )
+
+    # ---- data ----
+
+    def _total_steps(self, found: DataCost | None) -> int | None:
+        samples, source = self._known.samples, _GIVEN
+        if samples is None and found:
+            samples, source = found.samples, "manifest of data.url"
+        source = source if samples else "neither data.url nor --samples"
+        self._add_input("samples", samples, "", source)
+        train = self._config.train
+        if samples is None:
+            return train.max_steps or None
+        self._add_input("epochs", train.epochs, "", "recipe: train.epochs")
+        if train.max_steps:
+            self._add_input("most steps", train.max_steps, "", "recipe: train.max_steps")
+        return schedule.total_steps(train, samples // self._config.samples_per_step)
+
+    def _decode_cpu_seconds(self, found: DataCost | None) -> float | None:
+        """CPU seconds of a clip; None if it is decoded on the GPU, or unknown."""
+        rate: float | None = None
+        if self._known.decode_rate is not None:
+            rate, source = self._known.decode_rate, _GIVEN
+        elif self._config.decode.backend == "dali" and self._on_gpu:
+            source = "decode.backend = dali: the GPU's decoding units"
+            self._notes.append("The rate of the GPU's decoding units was not measured: no bound.")
+        elif found is not None:
+            source = f"{_HERE}, from data.url (profile {found.profile}) to ready batches"
+            rate = 1 / found.cpu_seconds
+        elif not self._on_gpu:
+            source = "no data.url"
+            self._notes.append("No data.url: decode cost unknown, the rate is an upper bound.")
+        else:
+            rate = devices.MEASURED_DECODE_RATE
+            source = "docs/benchmarks.md, one CPU; shards assumed to have the profile train"
+        self._add_input("clips decoded", rate, "per CPU-second", source)
+        return None if rate is None else 1 / rate
+
+    def _storage(self, found: DataCost | None) -> tuple[float | None, float | None]:
+        """Bytes of a clip; bytes per second that a node reads."""
+        clip = found.clip_bytes if found else None
+        rate, source = self._known.storage_rate, _GIVEN
+        if rate is None and found is not None:
+            rate, source = found.storage_rate / 1e6, f"{_HERE}; assumed for every node"
+        self._add_input("bytes of a clip", clip, "", "manifest" if found else "no data.url")
+        source = source if rate else "unknown: no bound"
+        self._add_input("storage, of a node", rate, "MB/s", source)
+        return clip, rate * 1e6 if rate else None
+
+    # ---- computation ----
+
+    def _measure_steps(self) -> StepCost:
+        log.info("Measuring training steps on %d ranks of this machine ...", self._ranks)
+        engine = functools.partial(open_engine, self._objective)
+        cost = measure_steps(self._config, self._ranks, self._world_size, engine)
+        source = f"{_HERE}, {self._ranks} ranks at once, {cost.threads} threads each"
+        micro = f"micro batch of {cost.clips}, forward and back"
+        self._add_input(micro, cost.micro_seconds, "s", source)
+        self._add_input("micro batches of a step", self._accumulation, "", "recipe and ranks")
+        self._add_input("update of the weights", cost.update_seconds, "s", source)
+        self._add_input("cores busy, of a rank", cost.cpu_seconds, "", source)
+        if cost.slowdown is not None:
+            self._add_input("a step beside the loader", cost.slowdown, "times as long", source)
+        return cost
+
+    def _costs(self, model: ModelBytes, step: StepCost | None, found: DataCost | None) -> Costs:
+        config, batch = self._config, self._config.train.global_batch_size
+        per_rank = batch // self._world_size
+        slowdown: float | None = None
+        if step is not None:
+            step_seconds = step.step_seconds(self._accumulation)
+            cpu_seconds = step_seconds * step.cpu_seconds / per_rank
+            if self._known.decode_rate is None and self._known.cores is None:  # as measured
+                slowdown = step.slowdown
+        else:
+            step_seconds, cpu_seconds = self._gpu_step_seconds(per_rank), 0.0
+        cores = self._cores()
+        decoders = config.data.decode_workers or config.data.decode_threads
+        key = "data.decode_workers" if config.data.decode_workers else "data.decode_threads"
+        self._add_input("decoding at a time, of a rank", decoders, "", f"recipe: {key}")
+        clip_bytes, storage_rate = self._storage(found)
+        return Costs(
+            nodes=self._nodes,
+            clips=batch,
+            step_seconds=step_seconds,
+            network_seconds=self._network_seconds(model),
+            compute_cpu_seconds=cpu_seconds,
+            decode_cpu_seconds=self._decode_cpu_seconds(found),
+            decoders=decoders * self._ranks,
+            # A GPU's rank keeps a core busy with launching kernels.
+            cores=max(1, cores - self._ranks) if self._on_gpu else cores,
+            slowdown=slowdown,
+            clip_bytes=clip_bytes,
+            storage_rate=storage_rate,
+        )
+
+    def _gpu_step_seconds(self, clips: int) -> float:
+        """Seconds of a step of that many clips on a rank."""
+        assert self._device is not None
+        dtype = self._config.train.dtype
+        peak = flops.peak_rate(self._device.cuda_name, dtype)
+        if peak is None:
+            raise ConfigError(
+                "Unknown peak rate",
+                "--gpu",
+                f"{self._gpu} in train.dtype = {dtype}",
+                "plan another device or type",
+            )
+        work = float(self._objective.flops_per_clip)
+        if self._config.train.activation_checkpointing:
+            work *= _RECOMPUTED
+        mfu, source = self._known.mfu, _GIVEN
+        if mfu is None:
+            mfu, source = devices.ASSUMED_MFU, "assumed, measured nowhere: give --mfu"
+        self._add_input("work of a clip", work / 1e9, "GFLOP", "counted from the recipe's model")
+        self._add_input(f"peak rate in {dtype}", peak / 1e12, "TFLOP/s", "NVIDIA's data sheet")
+        self._add_input("share of it that is reached (MFU)", mfu, "", source)
+        return clips * work / (mfu * peak)
+
+    def _cores(self) -> int:
+        """Cores of a node."""
+        cores, source = self._known.cores, _GIVEN
+        if cores is None and self._on_gpu:
+            cores = self._config.cluster.cpus_per_worker * self._ranks
+            source = "recipe: cluster.cpus_per_worker x --gpus-per-node"
+        elif cores is None:
+            cores, source = len(os.sched_getaffinity(0)), "this machine"
+        self._add_input("cores, of a node", cores, "", source)
+        return cores
+
+    # ---- network and memory ----
+
+    def _network_seconds(self, model: ModelBytes) -> float:
+        """Seconds of a step on the slowest link; 0 where the measured step includes them."""
+        if self._world_size == 1 or (self._nodes == 1 and not self._on_gpu):
+            return 0.0
+        sent = limits.bytes_sent(
+            model.parameters * model.number_bytes,
+            self._world_size,
+            self._config.train.zero_stage,
+            self._accumulation,
+        )
+        self._add_input(
+            "sent by a rank in a step", sent / 1e6, "MB", "counted; a ring of all ranks"
+        )
+        seconds = 0.0
+        if self._device and self._ranks > 1:
+            link = self._device.link_rate
+            source = self._device.source
+            self._add_input("link between GPUs of a node", link / 1e9, "GB/s", source)
+            seconds = sent / link
+        if self._nodes > 1:
+            # A ring enters and leaves each node once; several rings use all its network cards.
+            seconds = max(seconds, sent / self._node_network())
+        return seconds
+
+    def _node_network(self) -> float:
+        """Bytes per second out of a node."""
+        if self._known.network_gbps is not None:
+            rate, source = self._known.network_gbps * 1e9 / 8, _GIVEN
+        elif self._device:
+            rate, source = self._device.network_rate * self._ranks, self._device.source
+        else:
+            rate, source = devices.CPU_NETWORK_RATE, "assumed: 10 Gbit/s"
+        self._add_input("network, of a node", rate / 1e9, "GB/s", source)
+        return rate
+
+    def _device_bytes(self, needed: RankBytes) -> float | None:
+        """Memory of a rank's GPU, with a note if the run does not fit."""
+        if self._device is None:
+            return None
+        room = self._device.memory_bytes
+        self._add_input("memory of the device", room / 2**30, "GiB", self._device.source)
+        if needed.total > room:
+            self._notes.append(
+                "This does not fit into the device: lower train.micro_batch_size, or set "
+                "train.activation_checkpointing=true."
+            )
+        return room

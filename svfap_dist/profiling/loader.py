@@ -1,0 +1,130 @@
+"""What a clip costs on its way from the store to a ready batch.
+
+In: a recipe with data.url. Out: rates of the loader that trains, in a process of its own with
+nothing else to do, and of raw reads. CPU seconds count, because the trainer shares the cores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from svfap_dist import storage
+from svfap_dist.config import Config
+from svfap_dist.data.loader import ClipLoader
+from svfap_dist.distributed import World
+from svfap_dist.profiling.timing import Rate, call_in_new_process, seconds_of, time_batches
+from svfap_dist.shards import format as shard_format
+from svfap_dist.shards.format import Manifest
+from svfap_dist.shards.reader import open_data
+
+_MIN_CLIPS, _MIN_BATCHES, _WARM_UP = 192, 4, 2
+_READ_BYTES, _READS, _READERS = 8 << 20, 16, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderRun:
+    """Batches of one rank's loader that are to be timed.
+
+    Args:
+        config: recipe, with a batch for one rank.
+        url: shards.
+        batches: that are timed.
+        warm_up: batches before them.
+    """
+
+    config: Config
+    url: str
+    batches: int
+    warm_up: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DataCost:
+    """Costs of the recipe's data.
+
+    Args:
+        samples: of the data set.
+        profile: of its shards.
+        cpu_seconds: per clip.
+        clip_bytes: of the shards, per clip.
+        storage_rate: bytes per second that this machine read from the store.
+    """
+
+    samples: int
+    profile: str
+    cpu_seconds: float
+    clip_bytes: float
+    storage_rate: float
+
+
+def time_loader(run: LoaderRun) -> Rate:
+    """Return the rate of one rank's loader, from the store to batches.
+
+    Args:
+        run: what is timed.
+    """
+    manifest = shard_format.load_manifest(run.url)
+    loader = ClipLoader(run.config, run.url, manifest, World(0, 0, 1, 1))
+    batch_size = run.config.train.global_batch_size
+    return time_batches(loader.batches(0, 1 << 40), run.batches, batch_size, run.warm_up)
+
+
+def measure_data(config: Config, on_gpu: bool) -> DataCost:
+    """Read and decode some of the recipe's clips on this machine's CPUs.
+
+    Args:
+        config: recipe with data.url.
+        on_gpu: whether the run converts colors on a GPU, if the recipe leaves that open.
+
+    Raises:
+        ConfigError, ShardError, StorageError: as training would.
+    """
+    manifest = open_data(config, config.data.url)
+    rate = call_in_new_process(time_loader, _one_rank(config, on_gpu))
+    total = sum(shard.num_bytes for shard in manifest.shards)
+    return DataCost(
+        samples=manifest.num_samples,
+        profile=manifest.profile,
+        cpu_seconds=rate.cpu_seconds / rate.clips,
+        clip_bytes=total / manifest.num_samples / config.data.repeated_sampling,
+        storage_rate=_storage_rate(config.data.url, manifest),
+    )
+
+
+def _one_rank(config: Config, on_gpu: bool) -> LoaderRun:
+    """The recipe on one rank of this machine: the smallest batch that its lanes allow."""
+    cores = len(os.sched_getaffinity(0))
+    batch = config.data.num_lanes * config.data.repeated_sampling
+    wish = config.data.colors
+    data = {
+        "decode_workers": min(config.data.decode_workers, cores),
+        "decode_threads": min(config.data.decode_threads, 2 * cores),
+        "colors": "device" if wish == "auto" and on_gpu else wish,
+    }
+    small = config.model_copy(
+        update={
+            "data": config.data.model_copy(update=data),
+            "decode": config.decode.model_copy(update={"backend": "pyav"}),
+            "train": config.train.model_copy(update={"global_batch_size": batch}),
+            "cluster": config.cluster.model_copy(update={"use_gpu": False}),
+        }
+    )
+    return LoaderRun(small, config.data.url, max(_MIN_BATCHES, -(-_MIN_CLIPS // batch)), _WARM_UP)
+
+
+def _storage_rate(url: str, manifest: Manifest) -> float:
+    """Bytes per second of a few concurrent reads at places all over the shards."""
+    shards = manifest.shards
+
+    def read(number: int) -> int:
+        shard = shards[number * len(shards) // _READS]
+        start = number * _READ_BYTES % max(shard.num_bytes - _READ_BYTES, 1)
+        return len(storage.read_range(storage.join(url, shard.name), start, start + _READ_BYTES))
+
+    sizes: list[int] = []
+    read(0)  # the first one opens the connection
+    with ThreadPoolExecutor(_READERS) as pool:
+        seconds = seconds_of(lambda: sizes.extend(pool.map(read, range(_READS))))
+    return sum(sizes) / seconds
