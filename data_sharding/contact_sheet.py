@@ -1,7 +1,7 @@
-"""A picture of a data set: first and middle frame of random samples, each with its key.
+"""Draw a picture of a data set: first and middle frame of random samples, each with its key.
 
-What a sheet shows at a glance: faces cut off, videos upside down, one video a hundred times, the
-wrong region. Samples are drawn evenly over all; each is one ranged read.
+It shows at a glance faces that are cut off, videos upside down, one video a hundred times, the
+wrong region. Samples are drawn uniformly from all shards; each is one ranged read.
 """
 
 from __future__ import annotations
@@ -13,43 +13,45 @@ from collections.abc import Iterator
 
 import av
 from av.error import FFmpegError
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from svfap_dist import storage
 from svfap_dist.errors import DecodeError
 from svfap_dist.shards import format as shard_format
+from svfap_dist.video import image_grid
 from svfap_dist.video.info import VideoInfo, load_info, stored_position
 
-_SIDE, _CAPTION, _COLUMNS = 160, 14, 4  # pixels; samples in a row
-_GREY = (96, 96, 96)
+_SIDE, _COLUMNS, _BACKGROUND = 160, 4, "dimgray"  # pixels; samples in a row
 
 
 def draw_contact_sheet(url: str, png: str, *, num_samples: int = 24, seed: int = 0) -> None:
-    """Write a PNG of so many samples (or all, if they are fewer) to the path or URL `png`.
+    """Write a PNG of random samples.
 
-    Raises: ShardError if the data set is incomplete or damaged; DecodeError; StorageError.
+    Args:
+        url: folder or prefix of the data set.
+        png: path or URL to write to.
+        num_samples: how many; all, if there are fewer.
+        seed: of the choice.
+
+    Raises:
+        ShardError: The data set is incomplete or damaged.
+        DecodeError: A sample cannot be decoded.
+        StorageError: The store failed.
     """
-    samples = list(_random_samples(url, num_samples, seed))
-    columns = min(_COLUMNS, len(samples))
-    rows = -(-len(samples) // columns)
-    width, height = 2 * _SIDE, _SIDE + _CAPTION
-    sheet = Image.new("RGB", (columns * width, rows * height), _GREY)
-    draw = ImageDraw.Draw(sheet)
-    for number, (key, info, video) in enumerate(samples):
-        row, column = divmod(number, columns)
-        left, top = column * width, row * height
-        for place, frame in enumerate((0, info.num_frames // 2)):
-            picture = _frame(key, video, info, frame)
-            picture.thumbnail((_SIDE, _SIDE))
-            sheet.paste(picture, (left + place * _SIDE, top + _CAPTION))
-        # The end of a key tells more than its start.
-        draw.text((left + 2, top + 1), key[-50:], fill="white")
-    file = io.BytesIO()
-    sheet.save(file, "PNG")
-    storage.write_bytes(png, file.getvalue())
+    cells = [
+        image_grid.add_caption(
+            [_frame(key, video, info, number) for number in (0, info.num_frames // 2)],
+            key,
+            _BACKGROUND,
+        )
+        for key, info, video in _random_samples(url, num_samples, seed)
+    ]
+    rows = [("", cells[i : i + _COLUMNS]) for i in range(0, len(cells), _COLUMNS)]
+    storage.write_bytes(png, image_grid.png_of(image_grid.draw_grid(rows, _BACKGROUND)))
 
 
 def _random_samples(url: str, count: int, seed: int) -> Iterator[tuple[str, VideoInfo, bytes]]:
+    """Yield key, JSON and video of each chosen sample."""
     manifest = shard_format.load_manifest(url)
     count = min(count, manifest.num_samples)
     chosen = sorted(random.Random(seed).sample(range(manifest.num_samples), count))  # noqa: S311
@@ -68,13 +70,14 @@ def _random_samples(url: str, count: int, seed: int) -> Iterator[tuple[str, Vide
 
 
 def _frame(key: str, video: bytes, info: VideoInfo, number: int) -> Image.Image:
-    """Frame `number` of a video, counted as it is shown."""
+    """Return a frame, by its number in display order, scaled down to fit a cell."""
     place = stored_position(number, info.num_frames, info.layout.phases) if info.layout else number
     try:
         with av.open(io.BytesIO(video), "r") as container:
-            frame = next(itertools.islice(container.decode(video=0), place, None))
-            return frame.to_image()
+            picture = next(itertools.islice(container.decode(video=0), place, None)).to_image()
     except (FFmpegError, StopIteration) as error:
         raise DecodeError(
             "Cannot decode a sample", where=key, found=repr(error), do="run `svfap shards verify`"
         ) from error
+    picture.thumbnail((_SIDE, _SIDE))
+    return picture

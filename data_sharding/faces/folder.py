@@ -31,6 +31,7 @@ from data_sharding.sources.listing import list_videos
 from data_sharding.video_pool import VideoPool
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError
+from svfap_dist.video import image_grid
 from svfap_dist.video.probe import Limits
 
 FACES_NAME, NO_FACE_NAME, SHEET_NAME = "faces.jsonl", "no_face.jsonl", "faces.png"
@@ -189,7 +190,7 @@ class _Lists:
             storage.upload_file(path, storage.join(self._url, name))
         picture = storage.join(self._url, SHEET_NAME) if self._num_cropped else ""
         if picture:
-            sheet.make(self._some_records(), self._url, picture)
+            sheet.draw(self._some_records(), self._url, picture)
         return FacesSummary(
             url=self._url,
             num_videos=self.num_videos,
@@ -204,7 +205,7 @@ class _Lists:
 
     def _some_records(self) -> list[str]:
         """Records of some of the videos with crops, evenly picked."""
-        wanted = sheet.evenly(self._num_cropped, sheet.VIDEOS)
+        wanted = image_grid.evenly_spaced(self._num_cropped, sheet.NUM_VIDEOS)
         with open(self._faces[1]) as lines:
             keys = (json.loads(line)["key"] for line in lines)
             each = enumerate(key for key, _ in itertools.groupby(keys))

@@ -107,7 +107,8 @@ def test_the_sheet_shows_the_crops(undisturbed: dict[str, bytes], tmp_path: Path
     crop = Image.fromarray(decoded(undisturbed["a.mp4"])[0]).resize((144, 144))
     # The first video's second row begins with its first crop.
     height = sheet.shape[0] // 3
-    shown = sheet[height - 148 : height - 4, :144]
+    left = sheet.shape[1] - 6 * 146  # width of the labels
+    shown = sheet[height - 146 : height - 2, left : left + 144]
     assert np.abs(shown - np.asarray(crop)).mean() < 12
     assert np.abs(shown[::-1] - np.asarray(crop)).mean() > 20
 
