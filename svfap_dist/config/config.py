@@ -26,6 +26,7 @@ from svfap_dist.config.sections import (
     Section,
     TaskConfig,
     TrainConfig,
+    table,
 )
 from svfap_dist.errors import ConfigError
 
@@ -83,16 +84,16 @@ class Config(Section):
 
     def _check_mask(self) -> None:
         mask, tubelets = self.mask, self.num_tubelets
-        patches = (self.data.frame_size // self.model.patch_size) ** 2
-        total = tubelets if mask.kind == "frame" else patches
+        kind = table("svfap_dist.data.masking:MASKS")[mask.kind]
+        total = tubelets if kind.whole_frames else self.num_patches
         if not 0 < round(total * mask.ratio) < total:
-            units = "tubelet frames" if mask.kind == "frame" else "patches"
+            units = "tubelet frames" if kind.whole_frames else "patches"
             raise _impossible(
                 "mask.ratio", mask.ratio, f"of {total} {units} it must mask some and leave some"
             )
         # Over 4 tubelet frames the running cell visits each of its places once, so every masked
         # tube, and with it every clip, has equally many predicted tokens. Only tubes ensure that.
-        if mask.decoder_ratio < 1 and (mask.kind != "tube" or tubelets % 4):
+        if mask.decoder_ratio < 1 and (not kind.same_in_all_frames or tubelets % 4):
             raise _impossible(
                 "mask.decoder_ratio",
                 mask.decoder_ratio,
@@ -120,8 +121,8 @@ class Config(Section):
 
     @property
     def window(self) -> int:
-        """Source frames that a clip spans (16 frames at stride 4: 61)."""
-        return (self.data.num_frames - 1) * self.data.sampling_rate + 1
+        """Source frames that a clip spans."""
+        return self.data.window
 
     @property
     def samples_per_step(self) -> int:
@@ -134,10 +135,15 @@ class Config(Section):
         return self.data.num_frames // self.model.tubelet_size
 
     @property
+    def num_patches(self) -> int:
+        """Patches of a tubelet frame."""
+        return (self.data.frame_size // self.model.patch_size) ** 2
+
+    @property
     def num_visible_tubelets(self) -> int:
         """Tubelet frames of a clip that have visible tokens."""
-        masked = round(self.num_tubelets * self.mask.ratio) if self.mask.kind == "frame" else 0
-        return self.num_tubelets - masked
+        kind = table("svfap_dist.data.masking:MASKS")[self.mask.kind]
+        return self.num_tubelets - round(self.num_tubelets * self.mask.ratio * kind.whole_frames)
 
     @property
     def fingerprint(self) -> str:

@@ -8,7 +8,6 @@ learned, which samples train and which test, what is reported, and what others p
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -37,8 +36,8 @@ def _tokens_per_stage(value: Any) -> int | tuple[int, ...]:
     return numbers if isinstance(value, (list, tuple)) else numbers[0]
 
 
-def table(place: str) -> Collection[str]:
-    """Return the names in a table of another room.
+def table(place: str) -> Any:
+    """Return a table of another room.
 
     Tables are named as text and imported only when a recipe is checked: their rooms are built on
     top of this one, and some are slow to import.
@@ -114,6 +113,11 @@ class DataConfig(Section):
     prefetch_bytes: Positive = 512 << 20  # decoded frames a rank buffers: 2 step batches at least
     cache_dir: str = ""  # folder for a node's copies of shards, shared by its ranks; empty: none
     cache_bytes: Positive = 100 << 30  # limit of these copies on a node
+
+    @property
+    def window(self) -> int:
+        """Source frames that a clip spans (16 frames at stride 4: 61)."""
+        return (self.num_frames - 1) * self.sampling_rate + 1
 
 
 class DecodeConfig(Section):

@@ -142,13 +142,20 @@ class ClipLoader:
         slots = order.slots(step_in_epoch, self._world.rank, self._world.world_size)
         repeats = self._config.data.repeated_sampling
         keys = [key for slot in slots for key in self._keys("mask", epoch, slot)]
-        visible, masked = masking.batch([Stream(*key) for key in keys], self._config)
+        visible, masked = self._masks([Stream(*key) for key in keys])
         places = [_Place(slot, place, row * repeats) for row, slot in enumerate(slots)]
         tasks = [
             ring.pool.submit(self._fill, ring, places[i : i + ring.slots_at_a_time], order, epoch)
             for i in range(0, len(places), ring.slots_at_a_time)
         ]
         return _Unfinished(place, slots, visible, masked, tasks)
+
+    def _masks(self, streams: Sequence[Stream]) -> tuple[torch.Tensor, torch.Tensor]:
+        config = self._config
+        if config.task is not None:  # masks nothing
+            none = torch.empty((len(streams), 0), dtype=torch.int64)
+            return none, none
+        return masking.batch_masks(streams, config.mask, config.num_tubelets, config.num_patches)
 
     def _keys(self, purpose: str, epoch: int, slot: Slot) -> tuple[Key, ...]:
         """A random stream for each clip of a slot; the first is the same however many there are."""

@@ -1,22 +1,25 @@
-"""Which tokens the encoder sees, and which the decoder predicts: sorted index lists per clip.
+"""Masks: which tokens the encoder sees and which the decoder predicts, as sorted index lists.
 
-Token t * S + s is patch s of tubelet frame t. Masks are index lists and never boolean arrays, so
-there is no polarity to remember and the encoder can gather what it needs. All kinds give every clip
-the same number of visible tokens, and every tubelet frame that has any the same number of them.
+In: a clip's random stream, the recipe's [mask] and the token grid. Out: a `TokenSplit`. Token
+t * S + s is patch s of tubelet frame t. Masks are index lists and never boolean arrays, so there is
+no polarity to remember and the encoder can gather what it needs. Every kind gives all clips the
+same number of visible tokens, and all tubelet frames that have any the same number of them.
 
-Legend: T tubelet frames of the clip, S patches of a tubelet frame, V visible and M masked tokens.
+To add a kind, write a function and add a row to `MASKS`.
+
+Legend: T tubelet frames of a clip, S patches of a tubelet frame, V visible and M masked tokens.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from svfap_dist.config import Config
+from svfap_dist.config import MaskConfig
 from svfap_dist.rng import Stream
 
 if TYPE_CHECKING:
@@ -33,14 +36,30 @@ class TokenSplit:
     masked: np.ndarray  # [M]
 
 
-def tube(stream: Stream, num_tubelets: int, num_patches: int, ratio: float) -> TokenSplit:
+@dataclasses.dataclass(frozen=True)
+class Masking:
+    """A kind of mask: a row of `MASKS`.
+
+    Attributes:
+        split: (stream, num_tubelets, num_patches, ratio) -> `TokenSplit`.
+        whole_frames: Masks tubelet frames as a whole; else patches.
+        same_in_all_frames: Masks tubes, from which running cells (mask.decoder_ratio < 1) choose
+            equally many tokens in every clip.
+    """
+
+    split: Callable[[Stream, int, int, float], TokenSplit]
+    whole_frames: bool = False
+    same_in_all_frames: bool = False
+
+
+def tube_mask(stream: Stream, num_tubelets: int, num_patches: int, ratio: float) -> TokenSplit:
     """Mask the same round(S * ratio) patches in every tubelet frame (paper, section III-B).
 
     Args:
-        stream: the clip's random numbers.
+        stream: The clip's random numbers.
         num_tubelets: T, tubelet frames of the clip.
         num_patches: S, patches of a tubelet frame.
-        ratio: share of patches to mask.
+        ratio: Fraction of patches to mask.
     """
     patches = stream.permutation(num_patches)
     num_masked = round(num_patches * ratio)
@@ -51,8 +70,15 @@ def tube(stream: Stream, num_tubelets: int, num_patches: int, ratio: float) -> T
     )
 
 
-def random(stream: Stream, num_tubelets: int, num_patches: int, ratio: float) -> TokenSplit:
-    """Mask round(S * ratio) patches in every tubelet frame, other ones in each. As `tube`."""
+def random_mask(stream: Stream, num_tubelets: int, num_patches: int, ratio: float) -> TokenSplit:
+    """Mask round(S * ratio) patches in every tubelet frame, drawn again for each.
+
+    Args:
+        stream: The clip's random numbers.
+        num_tubelets: T, tubelet frames of the clip.
+        num_patches: S, patches of a tubelet frame.
+        ratio: Fraction of patches to mask.
+    """
     num_masked = round(num_patches * ratio)
     frames = [stream.permutation(num_patches) + t * num_patches for t in range(num_tubelets)]
     return TokenSplit(
@@ -61,8 +87,15 @@ def random(stream: Stream, num_tubelets: int, num_patches: int, ratio: float) ->
     )
 
 
-def frame(stream: Stream, num_tubelets: int, num_patches: int, ratio: float) -> TokenSplit:
-    """Mask round(T * ratio) tubelet frames, all patches of each. As `tube`."""
+def frame_mask(stream: Stream, num_tubelets: int, num_patches: int, ratio: float) -> TokenSplit:
+    """Mask all patches of round(T * ratio) tubelet frames.
+
+    Args:
+        stream: The clip's random numbers.
+        num_tubelets: T, tubelet frames of the clip.
+        num_patches: S, patches of a tubelet frame.
+        ratio: Fraction of tubelet frames to mask.
+    """
     frames = stream.permutation(num_tubelets)
     num_masked = round(num_tubelets * ratio)
     patches = np.arange(num_patches)
@@ -72,15 +105,28 @@ def frame(stream: Stream, num_tubelets: int, num_patches: int, ratio: float) -> 
     )
 
 
+MASKS: dict[str, Masking] = {
+    "tube": Masking(tube_mask, same_in_all_frames=True),
+    "random": Masking(random_mask),
+    "frame": Masking(frame_mask, whole_frames=True),
+}
+
+
 def running_cell(
     stream: Stream, masked: np.ndarray, num_patches: int, decoder_ratio: float
 ) -> np.ndarray:
-    """Those of the masked tokens [M] that the decoder is to predict, sorted.
+    """Return those of the masked tokens that the decoder predicts, sorted.
 
-    The frame is tiled by cells of 2 x 2 patches. `decoder_ratio` of a cell's places, counted row by
-    row from a random one on, are predicted, and with each tubelet frame the count starts one place
-    further, so that within 4 of them each patch is predicted equally often. Source: VideoMAE V2's
-    running cell masking (arXiv 2303.16727, section 3.2).
+    The frame is tiled by cells of 2 x 2 patches. A fraction of a cell's places, counted row by row
+    from a random one, is predicted; the count starts one place later in each tubelet frame, so that
+    within 4 of them each patch is predicted equally often. Source: VideoMAE V2's running cell
+    masking (arXiv 2303.16727, section 3.2).
+
+    Args:
+        stream: The clip's random numbers.
+        masked: [M], sorted.
+        num_patches: S, a square number.
+        decoder_ratio: The fraction, a multiple of 1/4.
     """
     side = math.isqrt(num_patches)
     tubelet, patch = np.divmod(masked, num_patches)
@@ -90,34 +136,52 @@ def running_cell(
     return masked[turn < round(_CELL * decoder_ratio)]
 
 
-MASKS = {"tube": tube, "random": random, "frame": frame}
+def split_tokens(
+    stream: Stream, mask: MaskConfig, num_tubelets: int, num_patches: int
+) -> TokenSplit:
+    """Return the visible and the masked tokens of a clip, all of its T * S.
+
+    Args:
+        stream: The clip's random numbers.
+        mask: Kind and ratio.
+        num_tubelets: T, tubelet frames of the clip.
+        num_patches: S, patches of a tubelet frame.
+    """
+    return MASKS[mask.kind].split(stream, num_tubelets, num_patches, mask.ratio)
 
 
-def split(stream: Stream, config: Config) -> TokenSplit:
-    """The visible and the masked tokens of a clip, all of its N, by the recipe's [mask]."""
-    patches = (config.data.frame_size // config.model.patch_size) ** 2
-    return MASKS[config.mask.kind](stream, config.num_tubelets, patches, config.mask.ratio)
+def split_predicted_tokens(
+    stream: Stream, mask: MaskConfig, num_tubelets: int, num_patches: int
+) -> TokenSplit:
+    """Return the visible tokens of a clip, and those of the masked that the decoder predicts.
 
-
-def predicted_split(stream: Stream, config: Config) -> TokenSplit:
-    """As `split`, less the masked tokens that mask.decoder_ratio spares the decoder."""
-    whole = split(stream, config)
-    if config.mask.decoder_ratio == 1:
+    Args:
+        stream: The clip's random numbers.
+        mask: Kind, ratio and decoder ratio.
+        num_tubelets: T, tubelet frames of the clip.
+        num_patches: S, patches of a tubelet frame.
+    """
+    whole = split_tokens(stream, mask, num_tubelets, num_patches)
+    if mask.decoder_ratio == 1:
         return whole
-    patches = (config.data.frame_size // config.model.patch_size) ** 2
-    predicted = running_cell(stream, whole.masked, patches, config.mask.decoder_ratio)
+    predicted = running_cell(stream, whole.masked, num_patches, mask.decoder_ratio)
     return dataclasses.replace(whole, masked=predicted)
 
 
-def batch(streams: Sequence[Stream], config: Config) -> tuple[torch.Tensor, torch.Tensor]:
-    """`predicted_split` of the clips with these streams: int64 visible [B, V], masked [B, M]; of a
-    task, which masks nothing, [B, 0] each."""
+def batch_masks(
+    streams: Sequence[Stream], mask: MaskConfig, num_tubelets: int, num_patches: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the visible and the predicted tokens of a batch: int64 [B, V] and [B, M].
+
+    Args:
+        streams: Random numbers of each clip.
+        mask: Kind, ratio and decoder ratio.
+        num_tubelets: T, tubelet frames of a clip.
+        num_patches: S, patches of a tubelet frame.
+    """
     import torch
 
-    if config.task is not None:
-        none = torch.empty((len(streams), 0), dtype=torch.int64)
-        return none, none
-    splits = [predicted_split(stream, config) for stream in streams]
+    splits = [split_predicted_tokens(s, mask, num_tubelets, num_patches) for s in streams]
     return (
         torch.stack([torch.from_numpy(split.visible) for split in splits]),
         torch.stack([torch.from_numpy(split.masked) for split in splits]),

@@ -154,7 +154,9 @@ def _held_out_batch(
     rows = [row for row, each in enumerate(tries) if each.bad is None]
     good = [tries[row] for row in rows]
     streams = [Stream(config.run.seed, "held-out", each.index) for each in good]
-    visible, masked = masking.batch(streams, config)
+    visible, masked = masking.batch_masks(
+        streams, config.mask, config.num_tubelets, config.num_patches
+    )
     return ClipBatch(
         frames=frames[rows],  # a copy
         visible=visible,

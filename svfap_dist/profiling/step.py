@@ -92,7 +92,10 @@ def noise_batch(config: Config, clips: int) -> ClipBatch:
         clips: of the batch.
     """
     shape = clips, config.data.num_frames, config.data.frame_size, config.data.frame_size, 3
-    visible, masked = masking.batch([Stream("noise", i) for i in range(clips)], config)
+    streams = [Stream("noise", i) for i in range(clips)]
+    visible, masked = masking.batch_masks(
+        streams, config.mask, config.num_tubelets, config.num_patches
+    )
     return ClipBatch(
         frames=torch.randint(0, 256, shape, dtype=torch.uint8),
         visible=visible,

@@ -63,7 +63,9 @@ class MaskedReconstruction:
         self.build_arguments = build_arguments(config)
         arguments = dict(self.build_arguments)
         self._size = sizes.resolve(arguments.pop("size"), arguments)
-        split = masking.predicted_split(Stream("work"), config)
+        split = masking.split_predicted_tokens(
+            Stream("work"), config.mask, config.num_tubelets, config.num_patches
+        )
         self._visible, self._masked = len(split.visible), len(split.masked)
         self.tokens_per_clip = self._visible + self._masked
 

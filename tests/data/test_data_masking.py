@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svfap_dist.config import Config, DataConfig, MaskConfig
-from svfap_dist.data.masking import frame, predicted_split, random, running_cell, split, tube
+from svfap_dist.data.masking import (
+    MASKS,
+    Masking,
+    TokenSplit,
+    frame_mask,
+    random_mask,
+    running_cell,
+    split_predicted_tokens,
+    split_tokens,
+    tube_mask,
+)
+from svfap_dist.errors import ConfigError
 from svfap_dist.rng import Stream
 
 GRID = (st.integers(0, 10**6), st.integers(1, 8), st.integers(2, 120), st.floats(0.05, 0.95))
@@ -29,7 +40,7 @@ def by_frame(tokens, tubelets, patches):
 
 @given(*GRID)
 def test_a_tube_is_equal_patches_in_every_frame(seed, tubelets, patches, ratio):
-    parts = tube(Stream(seed), tubelets, patches, ratio)
+    parts = tube_mask(Stream(seed), tubelets, patches, ratio)
     check_partition(parts, tubelets, patches)
     assert len(parts.masked) == tubelets * round(patches * ratio)
     frames = by_frame(parts.visible, tubelets, patches)
@@ -38,7 +49,7 @@ def test_a_tube_is_equal_patches_in_every_frame(seed, tubelets, patches, ratio):
 
 @given(*GRID)
 def test_random_is_equally_many_patches_in_every_frame(seed, tubelets, patches, ratio):
-    parts = random(Stream(seed), tubelets, patches, ratio)
+    parts = random_mask(Stream(seed), tubelets, patches, ratio)
     check_partition(parts, tubelets, patches)
     for patches_masked in by_frame(parts.masked, tubelets, patches):
         assert len(patches_masked) == round(patches * ratio)
@@ -46,7 +57,7 @@ def test_random_is_equally_many_patches_in_every_frame(seed, tubelets, patches, 
 
 @given(*GRID)
 def test_frame_is_all_patches_of_some_frames(seed, tubelets, patches, ratio):
-    parts = frame(Stream(seed), tubelets, patches, ratio)
+    parts = frame_mask(Stream(seed), tubelets, patches, ratio)
     check_partition(parts, tubelets, patches)
     frames = by_frame(parts.masked, tubelets, patches)
     assert sorted(map(len, frames)) == sorted(
@@ -55,17 +66,22 @@ def test_frame_is_all_patches_of_some_frames(seed, tubelets, patches, ratio):
 
 
 def test_random_differs_between_frames():
-    parts = random(Stream("differs"), 8, 100, 0.9)
+    parts = random_mask(Stream("differs"), 8, 100, 0.9)
     assert len({frozenset(seen) for seen in by_frame(parts.visible, 8, 100)}) == 8
 
 
 def test_the_paper_masks_90_of_100_patches():
-    parts = tube(Stream("paper"), num_tubelets=8, num_patches=100, ratio=0.9)
+    parts = tube_mask(Stream("paper"), num_tubelets=8, num_patches=100, ratio=0.9)
     assert (parts.visible.shape, parts.masked.shape) == ((80,), (720,))
-    assert split(Stream("paper"), Config()).visible.tolist() == parts.visible.tolist()
+    assert (
+        split_tokens(Stream("paper"), MaskConfig(), 8, 100).visible.tolist()
+        == parts.visible.tolist()
+    )
 
 
-@pytest.mark.parametrize(("kind", "ratio"), [(tube, 0.9), (random, 0.9), (frame, 0.5)])
+@pytest.mark.parametrize(
+    ("kind", "ratio"), [(tube_mask, 0.9), (random_mask, 0.9), (frame_mask, 0.5)]
+)
 def test_masks_are_random_and_repeatable(kind, ratio):
     def visible(key):
         return tuple(kind(Stream(key), 6, 36, ratio).visible.tolist())
@@ -75,7 +91,8 @@ def test_masks_are_random_and_repeatable(kind, ratio):
 
 
 @pytest.mark.parametrize(
-    ("kind", "tubelets", "patches"), [(tube, 1, 10), (random, 1, 10), (frame, 10, 1)]
+    ("kind", "tubelets", "patches"),
+    [(tube_mask, 1, 10), (random_mask, 1, 10), (frame_mask, 10, 1)],
 )
 def test_every_patch_is_masked_equally_often(kind, tubelets, patches):
     counts = np.zeros(10)
@@ -92,8 +109,12 @@ def config_of(**mask):
 @pytest.mark.parametrize("kind", ["tube", "random", "frame"])
 def test_the_recipe_names_the_kind(kind):
     config = config_of(kind=kind, ratio=0.5)
-    made = {"tube": tube, "random": random, "frame": frame}[kind](Stream(1), 8, 49, 0.5)
-    for parts in (split(Stream(1), config), predicted_split(Stream(1), config)):
+    made = {"tube": tube_mask, "random": random_mask, "frame": frame_mask}[kind](
+        Stream(1), 8, 49, 0.5
+    )
+    grid = config.num_tubelets, config.num_patches
+    for split in (split_tokens, split_predicted_tokens):
+        parts = split(Stream(1), config.mask, *grid)
         assert parts.visible.tolist() == made.visible.tolist()
         assert parts.masked.tolist() == made.masked.tolist()
     assert config.num_visible_tubelets == (4 if kind == "frame" else 8)
@@ -128,8 +149,9 @@ def test_the_decoder_predicts_a_running_cell(ratio, kept, side):
 @pytest.mark.parametrize("seed", range(5))
 def test_dual_masking_spares_the_decoder_and_leaves_the_encoder_as_it_was(seed, ratio):
     config = config_of(decoder_ratio=ratio)
-    whole = split(Stream(seed), config)
-    part = predicted_split(Stream(seed), config)
+    grid = config.num_tubelets, config.num_patches
+    whole = split_tokens(Stream(seed), config.mask, *grid)
+    part = split_predicted_tokens(Stream(seed), config.mask, *grid)
     assert part.visible.tolist() == whole.visible.tolist()
     assert set(part.masked.tolist()) < set(whole.masked.tolist())
     assert (np.diff(part.masked) > 0).all()
@@ -137,3 +159,20 @@ def test_dual_masking_spares_the_decoder_and_leaves_the_encoder_as_it_was(seed, 
     patches, counts = np.unique(part.masked % 49, return_counts=True)
     assert len(patches) * 8 == len(whole.masked)
     assert (counts == 8 * ratio).all()
+
+
+def test_a_kind_of_masks_is_one_row(monkeypatch):
+    """A toy: the last tubelet frames are masked. The recipe's rules ask the row, not the name."""
+
+    def last_frames(stream, num_tubelets, num_patches, ratio):
+        visible = (num_tubelets - round(num_tubelets * ratio)) * num_patches
+        tokens = np.arange(num_tubelets * num_patches)
+        return TokenSplit(tokens[:visible], tokens[visible:])
+
+    monkeypatch.setitem(MASKS, "last", Masking(last_frames, whole_frames=True))
+    config = config_of(kind="last", ratio=0.25)
+    parts = split_predicted_tokens(Stream(1), config.mask, config.num_tubelets, config.num_patches)
+    assert parts.masked.tolist() == list(range(6 * 49, 8 * 49))
+    assert config.num_visible_tubelets == 6
+    with pytest.raises(ConfigError, match="of 8 tubelet frames"):
+        config_of(kind="last", ratio=0.01)

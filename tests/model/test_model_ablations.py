@@ -68,7 +68,12 @@ def _model_and_batch(config: Config) -> tuple[MaskedAutoencoder, Batch]:
     model = autoencoder.build(**build_arguments(config))
     side = config.data.frame_size
     clips = torch.randn(2, 3, config.data.num_frames, side, side)
-    splits = [masking.predicted_split(Stream("mask", clip), config) for clip in range(2)]
+    splits = [
+        masking.split_predicted_tokens(
+            Stream("mask", clip), config.mask, config.num_tubelets, config.num_patches
+        )
+        for clip in range(2)
+    ]
     return model, (
         clips,
         torch.stack([torch.from_numpy(split.visible) for split in splits]),

@@ -158,17 +158,18 @@ def random_batch(config: Config, step: int) -> ClipBatch:
     import torch
 
     from svfap_dist.data.clips import ClipBatch
-    from svfap_dist.data.masking import predicted_split
+    from svfap_dist.data.masking import batch_masks
     from svfap_dist.rng import Stream
 
     count, data = config.train.global_batch_size, config.data
     chance = torch.Generator().manual_seed(step)
     shape = (count, data.num_frames, data.frame_size, data.frame_size, 3)
-    splits = [predicted_split(Stream("mask", step, row), config) for row in range(count)]
+    streams = [Stream("mask", step, row) for row in range(count)]
+    visible, masked = batch_masks(streams, config.mask, config.num_tubelets, config.num_patches)
     return ClipBatch(
         frames=torch.randint(0, 256, shape, generator=chance, dtype=torch.uint8),
-        visible=torch.stack([torch.from_numpy(split.visible) for split in splits]),
-        masked=torch.stack([torch.from_numpy(split.masked) for split in splits]),
+        visible=visible,
+        masked=masked,
         keys=[""] * count,
         samples=[0] * count,
         lanes=[0] * count,
