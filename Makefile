@@ -44,7 +44,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (about two minutes the first time) ..."
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install --upgrade -c constraints.txt pip
-	$(PIP) install -c constraints.txt torch==2.13.0 -e '.[gpu,faces,export,dev]'
+	$(PIP) install -c constraints.txt torch==2.13.0 -e '.[all,dev]'
 	touch $(STAMP)
 
 clean:

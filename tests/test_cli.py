@@ -58,3 +58,22 @@ def test_mistakes_are_told_in_one_paragraph(arguments, code, words, tmp_path):
         assert word in error
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "arguments"),
+    [
+        ("prometheus_client", "train", ["pretrain", "tiny_cpu"]),
+        ("ray", "ray", ["launch", "status", "ray:a"]),
+        ("jinja2", "report", ["report", "run"]),
+    ],
+)
+def test_a_missing_extra_is_named(module, extra, arguments, tmp_path):
+    code = (
+        "import sys; sys.modules[sys.argv.pop(1)] = None\nfrom svfap_dist.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, module, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"pip install 'svfap-dist[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -24,6 +24,7 @@ from svfap_dist.cli import (  # noqa: F401 - their verbs
     use,
 )
 from svfap_dist.cli.app import app
+from svfap_dist.cli.extras import missing_extra
 from svfap_dist.errors import SvfapError
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,11 @@ def main() -> None:
     """Run the command line and exit with the code of its error, if any."""
     try:
         app()
+    except ModuleNotFoundError as error:
+        if (missing := missing_extra(error)) is None:
+            raise
+        log.error("%s", missing)
+        sys.exit(missing.exit_code)
     except SvfapError as error:
         log.error("%s", error)
         sys.exit(error.exit_code)

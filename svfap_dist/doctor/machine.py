@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import mmap
 import os
+import re
 import resource
 import shutil
 import socket
@@ -55,13 +56,18 @@ def versions(requirements: Iterable[str]) -> list[Finding]:
         if requirement.name not in _WATCHED:
             continue
         name, wanted = f"version of {requirement.name}", str(requirement.specifier)
-        is_extra = requirement.marker is not None and "extra" in str(requirement.marker)
+        extra = re.search(r"extra == ['\"](\w+)", str(requirement.marker or ""))
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
             advice = f"pip install -c constraints.txt '{requirement.name}{wanted}'"
-            missing = ok(name, "not installed; wanted on GPUs only") if is_extra else None
-            found.append(missing or fail(name, "not installed", advice))
+            if extra is None:
+                found.append(fail(name, "not installed", advice))
+            elif extra[1] == "gpu":
+                found.append(ok(name, "not installed; needed on GPUs only"))
+            else:
+                advice = f"pip install '{_PROJECT}[{extra[1]}]' for the verbs that need it"
+                found.append(warn(name, "not installed", advice))
             continue
         if requirement.specifier.contains(version, prereleases=True):
             found.append(ok(name, version))

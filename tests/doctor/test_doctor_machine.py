@@ -51,6 +51,9 @@ def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_WATCHED", ("no-such-package",))
     assert _only(machine.versions(["no-such-package>=1"])).status == "fail"
     assert _only(machine.versions(["no-such-package>=1; extra == 'gpu'"])).status == "ok"
+    missing = _only(machine.versions(["no-such-package>=1; extra == 'train'"]))
+    assert missing.status == "warn"
+    assert "[train]" in missing.do
 
 
 def test_open_files() -> None:

@@ -1,0 +1,34 @@
+"""Map a missing module to the extra of the package that installs it."""
+
+from __future__ import annotations
+
+from svfap_dist.errors import ConfigError
+
+_EXTRAS = {
+    "train": ("deepspeed", "prometheus_client"),
+    "ray": ("ray", "aiohttp", "pyarrow"),
+    "shard": ("webdataset",),
+    "gpu": ("nvidia", "pynvml"),
+    "faces": ("cv2",),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "report": ("jinja2", "matplotlib"),
+    "dev": ("yaml", "grafana_foundation_sdk"),
+}
+
+
+def missing_extra(error: ModuleNotFoundError) -> ConfigError | None:
+    """Return the error that names the extra to install, None for a module of no extra.
+
+    Args:
+        error: of an import.
+    """
+    module = (error.name or "").partition(".")[0]
+    for extra, modules in _EXTRAS.items():
+        if module in modules:
+            return ConfigError(
+                "Missing optional dependency",
+                where=module,
+                found="it is not installed",
+                do=f"pip install 'svfap-dist[{extra}]'",
+            )
+    return None
