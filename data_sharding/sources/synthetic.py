@@ -1,13 +1,12 @@
-"""Source `synthetic`: rendered clips of talking faces, for trying the whole flow without data.
+"""Render clips of talking faces, to try the whole flow without data.
 
 In: a text such as "64" or "clips=64,seed=1,identities=16". Out: one `SourceVideo` per clip, whose
-`read` renders it and returns an H.264 mp4 as VoxCeleb2 has them: 224×224, 25 frames per second,
+`read` renders it and returns an H.264 mp4 like those of VoxCeleb2: 224×224, 25 frames per second,
 about three seconds, a face in the middle. Nothing is stored; a clip is a pure function of the
 text, and rendering it twice on one machine gives the same bytes.
 
-Who, how they move and what that looks like is in `synthetic_face`; the list of clips and their
-encoding is here. It is a stand-in: what a model learns on it says that the machinery works, and
-nothing about people.
+`synthetic_face` draws the persons and their motion; the list of clips and their encoding are here.
+It is a stand-in: what a model learns from it shows that the code works, and nothing about people.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from data_sharding.sources.synthetic_face.render import render_frames
 from svfap_dist.errors import ConfigError
 
 FOLDS = 5  # person p is tested in fold p % FOLDS + 1 and trained on in the others
-_RENDERER = 1  # raise it when the same clip comes out with other bytes
+_RENDERER = 1  # increment when the same clip comes out as other bytes
 _BOUNDS = {
     "clips": (1, 100_000),
     "seed": (0, 2**31),
@@ -42,19 +41,19 @@ _BOUNDS = {
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticSet:
-    """A set of clips: what the text after the source's name says."""
+    """A set of clips, as INPUT describes it."""
 
     clips: int = 64
     seed: int = 0  # of the population and of everything that happens in the clips
     frames: int = 72  # of each clip
     size: int = 224  # pixels, height and width; a multiple of 4
-    identities: int = 16  # persons that take turns
-    first_identity: int = 0  # number of the first; sets whose ranges do not overlap share nobody
+    identities: int = 16  # persons, in turn
+    first_identity: int = 0  # number of the first; disjoint ranges share no person
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticClip:
-    """Everything that one clip is made from."""
+    """All parameters of one clip."""
 
     seed: int
     identity: int
@@ -71,24 +70,30 @@ class SyntheticClip:
         return round(0.75 + 0.25 * float(self.rng("intensity").random()), 3)
 
     def rng(self, purpose: str) -> np.random.Generator:
-        """Random numbers of this clip for one purpose."""
+        """Return this clip's random generator for one purpose.
+
+        Args:
+            purpose: name of the stream.
+        """
         return np.random.default_rng([self.seed, self.identity, self.number, *purpose.encode()])
 
 
 def samples(text: str) -> Iterator[SourceVideo]:
-    """The clips that `text` asks for, in order; persons and expressions take turns.
+    """See `Source.samples`; persons and expressions take turns.
 
-    text: a number of clips, or `key=value` pairs, separated by commas, of the fields of
-    `SyntheticSet`.
-    Raises: ConfigError if the text cannot be obeyed.
+    INPUT is a number of clips, or `key=value` pairs, separated by commas, of `SyntheticSet`.
     """
     return _clips(parse(text))
 
 
 def parse(text: str) -> SyntheticSet:
-    """The set that `text` describes.
+    """Return the set that INPUT describes.
 
-    Raises: ConfigError naming the key that is unknown, not a number or out of its bounds.
+    Args:
+        text: INPUT.
+
+    Raises:
+        ConfigError: A key is unknown, not a number or out of its bounds.
     """
     values: dict[str, int] = {}
     for part in text.split(","):
@@ -115,7 +120,7 @@ def parse(text: str) -> SyntheticSet:
 def _refused(text: str, found: str, do: str) -> ConfigError:
     example = 'for example "64" or "clips=64,seed=1,identities=16"'
     return ConfigError(
-        "Synthetic set cannot be made",
+        "Invalid synthetic set",
         where=f"synthetic:{text}",
         found=found,
         do=f"{do}, {example}",
@@ -172,7 +177,11 @@ def _labels(clip: SyntheticClip) -> dict[str, Any]:
 
 
 def render_clip(clip: SyntheticClip) -> bytes:
-    """Render and encode a clip: the bytes of an mp4."""
+    """Return the mp4 of a clip.
+
+    Args:
+        clip: what to render.
+    """
     who = draw_identity(clip.seed, clip.identity)
     faces = expression_faces(clip.rng("motion"), clip.expression, clip.intensity, clip.frames)
     return _encoded(render_frames(who, faces, clip.size), clip.size)
@@ -181,8 +190,8 @@ def render_clip(clip: SyntheticClip) -> bytes:
 def _encoded(frames: Iterable[np.ndarray], size: int) -> bytes:
     """H.264 in mp4, the same bytes for the same frames.
 
-    One thread, for x264's bytes depend on how many share the work. No macroblock tree: with it,
-    x264 165 gives now and then other bytes for the same 224-pixel frames, by what the heap held.
+    One thread, since x264's bytes depend on the number of threads. No macroblock tree: with it,
+    x264 165 sometimes gives other bytes for the same 224-pixel frames, depending on the heap.
     """
     options = {"preset": "veryfast", "crf": "23", "g": "250", "threads": "1"}
     options["x264-params"] = "mbtree=0"

@@ -5,8 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data_sharding.sources.synthetic_face.brushes import UNITS
-from data_sharding.sources.synthetic_face.identity import CENTRE_X, draw_identity
+from data_sharding.sources.synthetic_face.identity import CENTER_X, UNITS, draw_identity
 from data_sharding.sources.synthetic_face.motion import EXPRESSIONS, Face, expression_faces
 from data_sharding.sources.synthetic_face.render import _finer, _undo_pose, render_frames
 
@@ -73,7 +72,7 @@ def test_the_neutral_pose_leaves_every_point_where_it_is():
 
 def test_a_turning_head_moves_the_nose_more_than_the_ear():
     who = draw_identity(0, 0)
-    at = np.array([CENTRE_X, CENTRE_X + who.half_width], np.float32)[None, :]
+    at = np.array([CENTER_X, CENTER_X + who.half_width], np.float32)[None, :]
     x, _ = _undo_pose(who, Face(yaw=0.1), at, np.full((1, 1), who.nose_y, np.float32))
     nose, ear = (at - x)[0]
     assert nose > ear + 2 > 2

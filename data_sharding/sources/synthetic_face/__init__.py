@@ -1,6 +1,5 @@
-"""The procedural face behind the source `synthetic`.
+"""The procedural talking face of the source `synthetic`.
 
-In the order of the flow: `identity` (who it is), `skin`, `paint` (still pictures of the head and
-what is behind it, made with `brushes`), `motion` (what the face does in each frame), `features`,
-`render` (frames).
+Start with `render`, which makes the frames. It uses `identity` (how a person looks), `motion` (what
+the face does in each frame) and `paint` (still pictures of the person).
 """

@@ -1,10 +1,10 @@
-"""Who a synthetic face is: the first step of the synthetic source.
+"""Draw how a synthetic person looks.
 
-In: a seed and an identity's number. Out: an `Identity`, the numbers and colours that tell one
-person from another. Lengths are in units of 1/224 of the frame, x to the right and y down, with the
+In: a seed and an identity's number. Out: an `Identity`, the numbers and colors that distinguish
+persons. Lengths are in units of 1/224 of the frame, x to the right and y down, with the
 neutral head where VoxCeleb2's face tracks have it: eyes near row 78, mouth near row 116, chin near
 row 141, all about column 112. Features vary around that layout by a few units only, so that the
-small set this source makes can be learnt.
+small set this source makes can be learned.
 """
 
 from __future__ import annotations
@@ -13,63 +13,33 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CENTRE_X, CENTRE_Y = 112.0, 82.0  # middle of the face
+UNITS = 224  # side of the frame
+CENTER_X, CENTER_Y = 112.0, 82.0  # middle of the face
 
-Colour = tuple[float, float, float]  # red, green, blue, 0 .. 255
+Color = tuple[float, float, float]  # red, green, blue, 0 .. 255
 
-_SKINS: tuple[Colour, ...] = (
-    (244, 208, 184),
-    (236, 192, 160),
-    (224, 172, 136),
-    (202, 146, 108),
-    (166, 112, 80),
-    (126, 82, 58),
-    (98, 64, 48),
-)
-_HAIRS: tuple[Colour, ...] = (
-    (38, 30, 28),
-    (66, 44, 32),
-    (104, 68, 42),
-    (150, 106, 62),
-    (196, 156, 98),
-    (138, 62, 34),
-    (150, 146, 142),
-)
-_EYES: tuple[Colour, ...] = (
-    (84, 54, 34),
-    (112, 82, 44),
-    (92, 112, 74),
-    (84, 122, 156),
-    (108, 128, 138),
-)
-_CLOTHES: tuple[Colour, ...] = (
-    (58, 74, 112),
-    (128, 54, 58),
-    (64, 96, 80),
-    (92, 88, 94),
-    (176, 164, 144),
-    (142, 108, 140),
-)
-_BACKDROPS: tuple[Colour, ...] = (
-    (150, 172, 194),
-    (190, 170, 148),
-    (150, 184, 162),
-    (178, 160, 186),
-    (200, 188, 160),
-    (160, 170, 176),
-)
+
+def _palette(colors: str) -> list[Color]:
+    return [(code[0], code[1], code[2]) for code in map(bytes.fromhex, colors.split())]
+
+
+_SKINS = _palette("f4d0b8 ecc0a0 e0ac88 ca926c a67050 7e523a 624030")
+_HAIRS = _palette("261e1c 422c20 68442a 966a3e c49c62 8a3e22 96928e")
+_EYES = _palette("543622 70522c 5c704a 547a9c 6c808a")
+_CLOTHES = _palette("3a4a70 80363a 406050 5c585e b0a490 8e6c8c")
+_BACKDROPS = _palette("96acc2 beaa94 96b8a2 b2a0ba c8bca0 a0aab0")
 
 
 @dataclass(frozen=True)
 class Identity:
     """One person in one setting. Lengths in 1/224 of the frame."""
 
-    skin: Colour
-    hair: Colour
-    iris: Colour
-    lips: Colour
-    cloth: Colour
-    backdrop: Colour
+    skin: Color
+    hair: Color
+    iris: Color
+    lips: Color
+    cloth: Color
+    backdrop: Color
     light: tuple[float, float, float]  # unit vector towards the light; z to the viewer
     half_width: float  # of the face at the cheek bones
     half_height: float  # of the face, crown to chin
@@ -98,7 +68,12 @@ class Identity:
 
 
 def draw_identity(seed: int, index: int) -> Identity:
-    """The person with number `index` of the population `seed`."""
+    """Return a person of a population.
+
+    Args:
+        seed: of the population.
+        index: number of the person.
+    """
     rng = np.random.default_rng([seed, index])
     tone = rng.integers(len(_SKINS))
     skin = _varied(rng, _SKINS[tone], 0.05)
@@ -145,15 +120,21 @@ def draw_identity(seed: int, index: int) -> Identity:
     )
 
 
-def _varied(rng: np.random.Generator, colour: Colour, spread: float) -> Colour:
+def _varied(rng: np.random.Generator, color: Color, spread: float) -> Color:
     factors = (1 + rng.uniform(-spread, spread)) * (1 + rng.uniform(-spread, spread, 3) / 3)
-    red, green, blue = np.clip(np.array(colour) * factors, 0, 255).tolist()
+    red, green, blue = np.clip(np.array(color) * factors, 0, 255).tolist()
     return red, green, blue
 
 
 def face_radius(who: Identity, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Squared distance from the face's middle, 1 on its outline, at points (x, y) in units."""
-    down = (y - CENTRE_Y) / who.half_height
+    """Return the squared distance from the face's middle, 1 on its outline.
+
+    Args:
+        who: whose face.
+        x: columns of the points, in units.
+        y: rows of the points, in units.
+    """
+    down = (y - CENTER_Y) / who.half_height
     taper = 1 - who.taper * np.clip(down, 0, 1.2) ** 2
-    across = (x - CENTRE_X) / (who.half_width * taper)
+    across = (x - CENTER_X) / (who.half_width * taper)
     return across * across + down * down

@@ -1,12 +1,12 @@
-"""How a synthetic face moves: the second step of the synthetic source.
+"""Move a synthetic face.
 
-In: an expression, its intensity and a random generator. Out: one `Face` per frame, plain numbers
-that say where the head points and what each group of facial muscles does. `render` draws them.
+In: an expression, its intensity and a random generator. Out: one `Face` per frame: numbers for the
+pose of the head and for each group of facial muscles, which `render` draws.
 
 The channels follow the action units of the Facial Action Coding System (Ekman and Friesen, 1978),
 merged where a 224-pixel frame could not show the difference. A clip is talking, blinking and slow
-head motion all along; the expression is added to that with an onset, an apex and an offset, and is
-absent from frame 0.
+head motion throughout; the expression is added with an onset, an apex and an offset, and is absent
+from frame 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FPS = 25
 
 
 class Face(NamedTuple):
-    """State of a face in one frame; 0 everywhere is a neutral face that looks into the camera."""
+    """State of a face in one frame; all zeros is a neutral face that looks into the camera."""
 
     yaw: float = 0.0  # radians, to the viewer's right
     pitch: float = 0.0  # radians, down
@@ -49,7 +49,7 @@ class Face(NamedTuple):
 
 @dataclass(frozen=True)
 class Expression:
-    """The apex of an expression, and where it lies on Russell's circumplex (both -1 .. 1)."""
+    """The apex of an expression, and its place on Russell's circumplex (both -1 .. 1)."""
 
     valence: float
     arousal: float
@@ -101,10 +101,13 @@ EXPRESSIONS: dict[str, Expression] = {
 def expression_faces(
     rng: np.random.Generator, expression: str, intensity: float, num_frames: int
 ) -> list[Face]:
-    """The faces of a talking clip in which an expression comes and goes.
+    """Return the faces of a talking clip in which an expression comes and goes.
 
-    expression: a name of `EXPRESSIONS`; intensity: height of the apex, 1 is full. The same `rng`
-    state gives the same talking, blinking and head motion under every expression.
+    Args:
+        rng: the same state gives the same talking, blinking and head motion for every expression.
+        expression: a key of `EXPRESSIONS`.
+        intensity: height of the apex, 1 is full.
+        num_frames: length of the clip.
     """
     channels = {name: np.zeros(num_frames) for name in Face._fields}
     channels |= _head_motion(rng, num_frames)

@@ -1,15 +1,17 @@
-"""Frames of a synthetic clip: the third step of the synthetic source.
+"""Render the frames of a synthetic clip.
 
 In: an `Identity` and a `Face` per frame. Out: RGB frames. For each frame
 
-1. where does each point of the frame lie on the face? The pose is undone on a coarse grid, with the
-   depth of the head, so that the nose moves more than the ears;
-2. the painted head is looked up there, after the skin's own shifts (jaw, cheeks, brows), lit anew
-   for the pose, creased, and laid over the backdrop;
-3. eyes, brows and mouth are drawn from curves, in two small windows.
+1. the pose is undone on a coarse grid, with the depth of the head, so that the nose moves more than
+   the ears: each point of the frame is mapped to a point of the face at rest;
+2. the painted head is sampled there, after the skin's own shifts (jaw, cheeks, brows), relit for
+   the pose, creased, and composited over the backdrop;
+3. eyes, brows and mouth are drawn from curves, in two small windows. A shape is where some curve
+   leaves a positive distance, with an edge of about a pixel. Both eyes are drawn at once, folded
+   onto each other about the middle line.
 
-Only the look-up and the blending touch every pixel: a 224×224 frame takes about three milliseconds.
-No step goes through a BLAS, whose threads could change the last bit and with it the video's bytes.
+Only sampling and blending touch every pixel: a 224×224 frame takes about three milliseconds. No
+step goes through a BLAS, whose threads could change the last bit and with it the video's bytes.
 """
 
 from __future__ import annotations
@@ -19,12 +21,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from data_sharding.sources.synthetic_face.brushes import DENSITY, UNITS
-from data_sharding.sources.synthetic_face.features import draw_eyes, draw_mouth
-from data_sharding.sources.synthetic_face.identity import CENTRE_X, CENTRE_Y, Identity
+from data_sharding.sources.synthetic_face.identity import CENTER_X, CENTER_Y, UNITS, Identity
 from data_sharding.sources.synthetic_face.motion import Face
-from data_sharding.sources.synthetic_face.paint import MARGIN, Pictures, paint
-from data_sharding.sources.synthetic_face.skin import CREASES
+from data_sharding.sources.synthetic_face.paint import CREASES, DENSITY, MARGIN, Pictures, paint
 
 _CELL = 4  # pixels between the points of the coarse grid
 _PIVOT_Y = 150.0  # row about which the head turns: the neck
@@ -35,7 +34,13 @@ _painted = lru_cache(maxsize=32)(paint)
 
 
 def render_frames(who: Identity, faces: Iterable[Face], size: int) -> Iterator[np.ndarray]:
-    """Frames of `who` making `faces`, uint8 RGB [size, size, 3]; size: a multiple of 4."""
+    """Yield frames of a person, uint8 RGB [size, size, 3].
+
+    Args:
+        who: the person.
+        faces: what the face does in each frame.
+        size: pixels of a side, a multiple of 4.
+    """
     pictures = _painted(who)
     for face in faces:
         yield _render(who, pictures, face, size)
@@ -50,7 +55,7 @@ def _render(who: Identity, pictures: Pictures, face: Face, size: int) -> np.ndar
     x, y, skin_x, skin_y, light = _finer(np.stack([x, y, skin_x, skin_y, light]))
 
     frame = _backdrop(pictures, face, size)
-    # Half a texel off: at rest the pixel centres lie on the edges between texels, where the last
+    # Half a texel off: at rest the pixel centers lie on the edges between texels, where the last
     # bit would decide.
     row = (skin_y * DENSITY - 0.5).astype(np.int32)
     column = (skin_x * DENSITY - 0.5).astype(np.int32)
@@ -61,11 +66,11 @@ def _render(who: Identity, pictures: Pictures, face: Face, size: int) -> np.ndar
     light += _crease_light(pictures, face, row // DENSITY * UNITS + column // DENSITY)
     frame += planes[:3] * light
 
-    for draw, centre_y, reach in (
-        (draw_eyes, 0.5 * (who.eye_y + who.brow_y), (42, 25)),
-        (draw_mouth, who.mouth_y + 5, (29, 25)),
+    for draw, center_y, reach in (
+        (_draw_eyes, 0.5 * (who.eye_y + who.brow_y), (42, 25)),
+        (_draw_mouth, who.mouth_y + 5, (29, 25)),
     ):
-        window = _window(face, centre_y, reach, size)
+        window = _window(face, center_y, reach, size)
         draw(frame[:, *window], who, face, x[window], y[window], light[window])
     pixels = np.clip(frame + 0.5, 0, 255, out=frame).astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(1, 2, 0))
@@ -77,7 +82,7 @@ def _coarse_units(size: int) -> np.ndarray:
 
 
 def _finer(grids: np.ndarray) -> np.ndarray:
-    """Coarse grids [k, n + 1, n + 1] to pixels [k, 4 n, 4 n], bilinear at the pixel centres."""
+    """Coarse grids [k, n + 1, n + 1] to pixels [k, 4 n, 4 n], bilinear at the pixel centers."""
     pixels = np.arange(_CELL * (grids.shape[1] - 1))
     cell, weight = pixels // _CELL, ((pixels % _CELL + 0.5) / _CELL).astype(np.float32)
     grids = grids.take(cell, axis=2) + weight * np.diff(grids, axis=2).take(cell, axis=2)
@@ -92,22 +97,22 @@ def _undo_pose(
     """Points of the frame to points of the face at rest; shoulders take no part in the pose."""
     turn = np.clip((178 - y) / 44, 0, 1)
     turn = turn * turn * (3 - 2 * turn)
-    x = x - CENTRE_X - face.shift_x * (0.4 + 0.6 * turn)
+    x = x - CENTER_X - face.shift_x * (0.4 + 0.6 * turn)
     y = y - _PIVOT_Y - face.shift_y * (0.4 + 0.6 * turn)
     roll, grow = face.roll * turn, 1 + face.zoom
     x, y = (x + roll * y) / grow, (y - roll * x) / grow  # small angles
     yaw, pitch = np.sin(face.yaw) * turn, np.sin(face.pitch) * turn
     rest_x, rest_y = x, y
     for _ in range(2):  # the depth is known where the point was at rest: a fixed point
-        depth = _depth(who, rest_x, rest_y + _PIVOT_Y - CENTRE_Y)
+        depth = _depth(who, rest_x, rest_y + _PIVOT_Y - CENTER_Y)
         rest_x, rest_y = x - depth * yaw, y - (depth - 0.35 * _DEPTH) * pitch
-    return rest_x + CENTRE_X, rest_y + _PIVOT_Y
+    return rest_x + CENTER_X, rest_y + _PIVOT_Y
 
 
 def _depth(who: Identity, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Units before the plane of the ears; x, y: from the middle of the face."""
     r2 = (x / (1.25 * who.half_width)) ** 2 + (y / (1.2 * who.half_height)) ** 2
-    nose_y = who.nose_y - CENTRE_Y
+    nose_y = who.nose_y - CENTER_Y
     nose = np.exp(-((x / 7) ** 2) - ((y - nose_y) / np.where(y < nose_y, 15, 6)) ** 2)
     return _DEPTH * np.clip(1 - r2, 0, 1) ** 1.2 + 9 * nose
 
@@ -116,7 +121,7 @@ def _undo_muscles(
     who: Identity, face: Face, x: np.ndarray, y: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Points of the moving skin to points of the skin at rest."""
-    dx = x - CENTRE_X
+    dx = x - CENTER_X
     side = np.abs(dx)
 
     def hill(across: float, row: float, width: float, height: float) -> np.ndarray:
@@ -135,8 +140,8 @@ def _undo_muscles(
 
 def _relit(who: Identity, face: Face, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Brightness, 1 at rest: the parts of the head that turn to the light grow brighter."""
-    across = np.clip((x - CENTRE_X) / who.half_width, -1, 1)
-    down = np.clip((y - CENTRE_Y) / who.half_height, -1, 1)
+    across = np.clip((x - CENTER_X) / who.half_width, -1, 1)
+    down = np.clip((y - CENTER_Y) / who.half_height, -1, 1)
     near = np.clip((160 - y) / 20, 0, 1)
     yaw = face.yaw * (who.light[0] * (1 - across**2) - who.light[2] * across)
     pitch = face.pitch * (who.light[1] * (1 - down**2) - who.light[2] * down)
@@ -171,14 +176,177 @@ def _backdrop(pictures: Pictures, face: Face, size: int) -> np.ndarray:
     return pictures.backdrop.take(rows, axis=1).take(columns, axis=2).astype(np.float32)
 
 
-def _window(face: Face, centre_y: float, reach: Sequence[float], size: int) -> tuple[slice, slice]:
+def _window(face: Face, center_y: float, reach: Sequence[float], size: int) -> tuple[slice, slice]:
     """Rows and columns of the frame about a point of the middle line, where the pose takes it."""
-    up = centre_y - _PIVOT_Y
-    x = CENTRE_X + face.shift_x - face.roll * up + 0.9 * _DEPTH * np.sin(face.yaw)
+    up = center_y - _PIVOT_Y
+    x = CENTER_X + face.shift_x - face.roll * up + 0.9 * _DEPTH * np.sin(face.yaw)
     y = _PIVOT_Y + face.shift_y + up + 0.6 * _DEPTH * np.sin(face.pitch)
     scale = size / UNITS
     sides = []
-    for centre, half in ((y, reach[1] + 4), (x, reach[0] + 4)):
-        start, stop = int((centre - half) * scale), int((centre + half) * scale)
+    for center, half in ((y, reach[1] + 4), (x, reach[0] + 4)):
+        start, stop = int((center - half) * scale), int((center + half) * scale)
         sides.append(slice(max(0, start), min(size, stop)))
     return sides[0], sides[1]
+
+
+def _edge(distance: np.ndarray, width: float = 1.2) -> np.ndarray:
+    """0 outside, 1 inside; distance: units inside the edge."""
+    return np.clip(distance / width + 0.5, 0, 1)
+
+
+def _over(
+    image: np.ndarray, mask: np.ndarray, color: Sequence[float] | np.ndarray, light: np.ndarray
+) -> None:
+    """Lay `color`, lit, over the image [3, h, w] where `mask` [h, w] is 1."""
+    image += mask * (np.asarray(color, np.float32)[:, None, None] * light - image)
+
+
+def _darken(image: np.ndarray, amount: np.ndarray) -> None:
+    image *= 1 - amount
+
+
+def _draw_eyes(
+    image: np.ndarray, who: Identity, face: Face, x: np.ndarray, y: np.ndarray, light: np.ndarray
+) -> None:
+    """Draw eyes and brows into `image`, float32 [3, h, w]; x, y, light: [h, w]."""
+    mirror = np.sign(x - CENTER_X)
+    out, y = np.abs(x - CENTER_X) - who.eye_x, y - who.eye_y  # outwards and down from the eye
+    _eye(image, who, face, out, y, mirror, light)
+    _brow(image, who, face, out, y + who.eye_y - who.brow_y, light)
+
+
+def _eye(
+    image: np.ndarray,
+    who: Identity,
+    face: Face,
+    x: np.ndarray,
+    y: np.ndarray,
+    mirror: np.ndarray,
+    light: np.ndarray,
+) -> None:
+    t = np.clip(x / who.eye_width, -1.3, 1.3)
+    y = y + who.eye_tilt * t
+    arch = 1 - t * t
+    open_by = 1 + 0.42 * face.upper_lid - 0.12 * face.gaze_y
+    lowest = 0.5 * who.eye_open * (1 - 0.6 * max(0.0, face.lower_lid) + 0.1 * face.upper_lid)
+    shut = min(1.0, max(0.0, face.blink))
+    upper = -(open_by * (1 - shut) * who.eye_open - shut * lowest) * arch
+    lower = lowest * arch
+    # The lid that covers the eye is skin in the light; its fold stays above.
+    fold = -(who.eye_open * open_by + 3.0) * arch + 0.8
+    _darken(image, 0.35 * np.exp(-(((y - fold) / 1.1) ** 2)) * _edge(1.1 - np.abs(t), 0.3))
+    gap = np.minimum(y - upper, lower - y)
+    eye = _edge(gap) * _edge(1.02 - np.abs(t), 0.1)
+    depth = np.clip((y - upper) / 4, 0, 1)
+    white = (0.62 + 0.38 * depth) * (1 - 0.25 * t * t)
+    _over(image, eye, (236, 230, 224), white * (0.45 + 0.55 * light))
+
+    iris_x = x - 3.2 * face.gaze_x * mirror
+    iris_y = y + 0.6 - 2.2 * face.gaze_y
+    radius = np.sqrt(iris_x**2 + iris_y**2)
+    size = 0.47 * who.eye_width
+    rings = 0.62 + 0.6 * np.clip(radius / size, 0, 1) - 0.75 * _edge(radius - size + 0.9, 1.4)
+    _over(image, eye * _edge(size - radius), who.iris, rings * (0.55 + 0.45 * depth))
+    _over(image, eye * _edge(0.44 * size - radius), (16, 13, 13), light)
+    glint = np.exp(-((iris_x * mirror - 1.5 * np.sign(who.light[0])) ** 2 + (iris_y + 1.6) ** 2))
+    image += 170 * (eye * glint)
+
+    ends = _edge(1.12 - np.abs(t), 0.25)
+    lash = np.exp(-(((y - upper + 0.3) / (0.9 + 0.25 * t)) ** 2)) * ends
+    _darken(image, 0.85 * lash)
+    _darken(image, 0.3 * np.exp(-(((y - lower - 0.4) / 0.8) ** 2)) * ends)
+    pouch = y - lower - 2.6 + 0.8 * max(0.0, face.lower_lid)
+    tight = 0.08 + 0.2 * max(0.0, face.lower_lid)
+    _darken(image, tight * np.exp(-((pouch / 1.2) ** 2)) * _edge(1 - np.abs(t), 0.4))
+
+
+def _brow(
+    image: np.ndarray, who: Identity, face: Face, x: np.ndarray, y: np.ndarray, light: np.ndarray
+) -> None:
+    t = (x + 2.6 * face.frown - 0.6) / (1.38 * who.eye_width)  # -1 inner end, 1 outer end
+    inner, outer = 5.0 * face.brow_inner, 5.0 * face.brow_outer
+    if face.brow_inner < 0:  # the frown pulls the inner end down less far than it can rise
+        inner *= 0.9
+    bend = np.clip(t, -1.3, 1.3)
+    raised = 0.5 * (inner + outer) + 0.5 * (outer - inner) * bend
+    arch = who.brow_arch + 1.1 * max(0.0, face.brow_outer) - 0.8 * max(0.0, face.frown)
+    middle = -raised - arch * (1 - (bend - 0.25) ** 2) + 1.0
+    thick = who.brow_thick * (1.1 - 0.3 * bend - 0.45 * bend**4)
+    hairs = 0.9 + 0.1 * np.sin(1.5 * x + 1.1 * y)
+    mask = _edge(thick - np.abs(y - middle), 2.2) * _edge(1.02 - np.abs(t), 0.45)
+    color = 0.68 * np.asarray(who.hair) + 0.08 * np.asarray(who.skin)
+    _over(image, 0.88 * mask, color, hairs * light)
+
+
+def _draw_mouth(
+    image: np.ndarray, who: Identity, face: Face, x: np.ndarray, y: np.ndarray, light: np.ndarray
+) -> None:
+    """Draw the mouth into `image`, float32 [3, h, w]; x, y, light: [h, w]."""
+    half = who.mouth_width * (1 + 0.26 * face.wide + 0.1 * max(0.0, face.corner))
+    t = np.clip((x - CENTER_X) / half, -1.4, 1.4)
+    y = y - who.mouth_y
+    bow = np.clip(1 - t * t, 0, 1)
+    thin = 1 - 0.55 * face.press
+    # The line where the lips meet, then what opens above and below it.
+    line = -6.0 * face.corner * (t * t - 0.35)
+    jaw = max(0.0, face.jaw) * (1 - 0.9 * max(0.0, face.press))
+    rise = 1.2 * jaw + 3.2 * max(0.0, face.upper_lip)
+    drop = 11.5 * jaw + 3.4 * max(0.0, face.lower_lip) + 1.2 * max(0.0, face.upper_lip)
+    shape = bow**0.7
+    inner_top, inner_low = line - rise * shape, line + drop * shape
+    cupid = 1 - 0.28 * np.exp(-((t / 0.13) ** 2))
+    top = inner_top - who.lip_upper * thin * cupid * bow**0.75
+    low = inner_low + who.lip_lower * thin * bow**0.6
+    ends = _edge(1.02 - np.abs(t), 0.08)
+
+    corners = np.exp(-(((np.abs(t) - 1.04) * half / 2.2) ** 2) - ((y - line) / 2.2) ** 2)
+    _darken(image, 0.3 * corners)
+    _darken(image, 0.2 * np.exp(-(((y - low - 1.6) / 1.5) ** 2)) * bow)
+    _over_lips(image, who, y, (top, inner_top, inner_low, low), ends, light)
+
+    gap = np.minimum(y - inner_top, inner_low - y)
+    inside = _edge(gap) * ends * _edge(inner_low - inner_top - 0.6, 0.8)
+    deep = np.clip((y - inner_top) / 12, 0, 1)
+    _over(image, inside, (92, 34, 34), 0.45 + 0.7 * deep)
+    _teeth(image, face, x, y, (inner_top, inner_low, gap, t), inside)
+    seam = np.exp(-(((y - line) / 0.8) ** 2)) * ends * (1 - inside)
+    between = _edge(1.5 - (inner_low - inner_top), 1.5)
+    _darken(image, 0.55 * seam * between)
+
+
+def _over_lips(
+    image: np.ndarray,
+    who: Identity,
+    y: np.ndarray,
+    curves: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    ends: np.ndarray,
+    light: np.ndarray,
+) -> None:
+    top, inner_top, inner_low, low = curves
+    upper = _edge(np.minimum(y - top, inner_top - y + 0.7), 1.6) * ends
+    _over(image, 0.85 * upper, who.lips, light * (0.86 - 0.02 * (y - top)))
+    lower = _edge(np.minimum(y - inner_low + 0.7, low - y), 1.6) * ends
+    full = (y - inner_low) / np.maximum(low - inner_low, 0.5)
+    shine = 0.9 + 0.26 * np.exp(-(((full - 0.45) / 0.3) ** 2)) - 0.16 * np.clip(full, 0, 1)
+    _over(image, 0.85 * lower, who.lips, light * shine)
+
+
+def _teeth(
+    image: np.ndarray,
+    face: Face,
+    x: np.ndarray,
+    y: np.ndarray,
+    curves: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    inside: np.ndarray,
+) -> None:
+    top, low, gap, t = curves
+    shade = (1 - 0.45 * t * t) * (0.72 + 0.28 * np.clip(gap / 1.6, 0, 1))
+    slits = 1 - 0.1 * np.exp(-((np.sin(0.72 * (x - CENTER_X)) / 0.28) ** 2))
+    shown = 2.2 + 2.6 * max(0.0, face.upper_lip, 0.8 * face.corner)
+    _over(image, inside * _edge(top + shown - y), (238, 232, 220), shade * slits)
+    if face.lower_lip > 0:
+        bottom = inside * _edge(y - low + 3.4 * face.lower_lip)
+        _over(image, bottom, (226, 218, 204), 0.94 * shade * slits)
+    tongue = inside * _edge(y - low + 4.5, 3) * _edge(low - top - 7, 2) * (1 - t * t).clip(0)
+    if face.lower_lip <= 0:
+        _over(image, 0.8 * tongue, (188, 92, 88), 0.8 + 0.2 * shade)

@@ -11,13 +11,13 @@ import numpy as np
 from av.video.stream import VideoStream
 from PIL import Image
 
-from data_sharding.sources.synthetic_face.identity import CENTRE_X, CENTRE_Y, draw_identity
+from data_sharding.sources.synthetic_face.identity import CENTER_X, CENTER_Y, draw_identity
 from data_sharding.sources.synthetic_face.motion import Face
 from data_sharding.sources.synthetic_face.render import render_frames
 
 WIDTH, HEIGHT = 320, 240
 PORTRAIT = 120  # pixels of the side of the pasted portrait
-MIDDLE = np.array([CENTRE_X, CENTRE_Y]) / 224 * PORTRAIT  # of the face within the portrait
+MIDDLE = np.array([CENTER_X, CENTER_Y]) / 224 * PORTRAIT  # of the face within the portrait
 
 
 def backdrop(seed: int = 0, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
