@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svfap_dist.model.autoencoder import MaskedAutoencoder
-from svfap_dist.model.encoder import TemporalDownsample
+from svfap_dist.model.encoder import Encoder, TemporalDownsample
 from svfap_dist.model.layers import Attention, Block, CrossAttention, CrossBlock
 from svfap_dist.model.patches import denormalize
 
@@ -58,7 +58,7 @@ def targets(clips: Tensor, mask: Tensor, tubelet_size: int, patch_size: int) -> 
 
 def _encode(model: MaskedAutoencoder, clips: Tensor, mask: Tensor) -> list[Tensor]:
     """Tokens of each stage, [B, t*s, D], finest first."""
-    encoder = model.encoder
+    encoder = cast(Encoder, model.encoder)
     embed = encoder.patch_embed
     dense = F.conv3d(
         clips.to(embed.proj.weight.dtype),

@@ -64,7 +64,7 @@ def from_tables(tables: dict[str, Any], where: str) -> Config:
         text = json.dumps(_with_new_names(tables, where), default=str)
         return Config.model_validate_json(text)
     except ValidationError as error:
-        raise _explain(error, where) from error
+        raise explain(error, where) from error
 
 
 def dumps(config: Config) -> str:
@@ -198,16 +198,25 @@ def _warn_renamed(old: str, new: str) -> None:
     log.warning("%s is now called %s; the old name still works", old, new, extra={"once": True})
 
 
-def _explain(error: ValidationError, where: str) -> ConfigError:
-    """Return one error for the first thing pydantic complains about."""
+def explain(
+    error: ValidationError, where: str, model: type[BaseModel] = Config, prefix: str = ""
+) -> ConfigError:
+    """Return one error for the first thing pydantic complains about.
+
+    Args:
+        error: pydantic's.
+        where: what was read.
+        model: what it was read as.
+        prefix: of keys, such as "model.".
+    """
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = prefix + ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return ConfigError(
             "Unknown key",
             where=f"{key} in {where}",
             found=f"{key} = {first['input']!r}",
-            do=nearest(str(first["loc"][-1]), _fields_beside(first["loc"])),
+            do=nearest(str(first["loc"][-1]), _fields_beside(model, first["loc"])),
         )
     # For a rule over several keys the input is the whole section, and its message names the keys.
     found = "values that do not fit each other" if isinstance(first["input"], dict) else None
@@ -219,8 +228,7 @@ def _explain(error: ValidationError, where: str) -> ConfigError:
     )
 
 
-def _fields_beside(location: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Config
+def _fields_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     for part in location[:-1]:
         annotation = model.model_fields[str(part)].annotation
         models = [annotation, *get_args(annotation)]  # a section may be `X | None`

@@ -7,7 +7,7 @@ learned, which samples train and which test, what is reported, and what others p
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -16,6 +16,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -45,8 +47,7 @@ def table(place: str) -> Any:
     Args:
         place: "module:attribute", a dict by name or a sequence of names.
     """
-    module, _, attribute = place.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return pkgutil.resolve_name(place)
 
 
 def _one_of(place: str, *more: str) -> AfterValidator:
@@ -62,7 +63,7 @@ def _one_of(place: str, *more: str) -> AfterValidator:
 
 # Names of things that other rooms own: a new row of their table is a new value here.
 Backend = Annotated[str, _one_of("svfap_dist.video.backends:BACKENDS", "auto")]
-Encoder = Literal["tpsbt", "vit"]
+Encoder = Annotated[str, _one_of("svfap_dist.model.sizes:ENCODERS")]
 MaskKind = Annotated[str, _one_of("svfap_dist.data.masking:MASKS")]
 Region = Annotated[str, _one_of("svfap_dist.video.region:REGIONS")]
 
@@ -141,30 +142,45 @@ class MaskConfig(Section):
     decoder_ratio: Annotated[float, Field(gt=0.0, le=1.0, multiple_of=0.25)] = 1.0
 
 
-class ModelConfig(Section):
-    """Size of the autoencoder; omitted fields take the value of the named size (model/sizes).
+class ModelOptions(Section):
+    """What a recipe's [model] and the dimensions of a network (`model.sizes.Size`) have in common.
 
-    Each of the paper's ablations is one field here, in [mask] or in [data].
+    Each of the paper's ablations is one field here, in `ModelConfig`, in [mask] or in [data].
     """
 
     encoder: Encoder = "tpsbt"  # paper; vit: the baseline
-    size: Literal["nano", "tiny", "small", "base", "large"] = "base"  # of that encoder
     tubelet_size: Positive = 2  # frames of a tubelet (paper: 2)
-    patch_size: Positive = 16  # pixels of a patch (paper: 16)
+    patch_size: Positive = 16  # pixels of a patch, height and width (paper: 16)
+    # How tubelet frames are merged between two stages: by a strided convolution (paper), or by
+    # pooling without parameters.
+    temporal_downsampling: Literal["conv", "average", "max"] = "conv"
+    pyramid: bool = True  # false: no merging, every stage has all tubelet frames
+    bottleneck: bool = True  # false: later stages have standard blocks over all their tokens
+    fusion: bool = True  # false: the decoder gets only the last stage, repeated in time
+
+
+class ModelConfig(ModelOptions):
+    """Size of the autoencoder; omitted fields take the value of the named size (model/sizes)."""
+
+    size: str = "base"  # of that encoder
     embed_dim: Positive | None = None
     num_heads: Positive | None = None
     stage_depths: tuple[Positive, ...] | None = None
     temporal_kernel_size: Positive | None = None  # tubelet frames merged between stages (paper: 2)
-    # How they are merged: strided convolution (paper), or pooling without parameters.
-    temporal_downsampling: Literal["conv", "average", "max"] = "conv"
     # Per tubelet frame (paper: 8); a list has one number for each stage but the first.
     num_bottleneck_tokens: BottleneckTokens | None = None
-    pyramid: bool = True  # false: no merging, every stage has all tubelet frames
-    bottleneck: bool = True  # false: later stages have standard blocks over all their tokens
-    fusion: bool = True  # false: the decoder gets only the last stage, repeated in time
     decoder_embed_dim: Positive | None = None
     decoder_num_heads: Positive | None = None
     decoder_depth: Positive | None = None
+
+    @field_validator("size")
+    @classmethod
+    def _check_size(cls, size: str, info: ValidationInfo) -> str:
+        encoder = info.data.get("encoder")  # absent if it is wrong, which is then the error
+        encoders = pkgutil.resolve_name("svfap_dist.model.sizes:ENCODERS")
+        if encoder in encoders and size not in encoders[encoder].sizes:
+            raise ValueError(nearest(size, encoders[encoder].sizes))
+        return size
 
     def overrides(self) -> dict[str, object]:
         """Return the fields that are set, and so replace those of the named size."""

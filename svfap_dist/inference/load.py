@@ -27,7 +27,6 @@ from svfap_dist.inference.model_info import Card
 from svfap_dist.model import weights
 from svfap_dist.model.autoencoder import MaskedAutoencoder
 from svfap_dist.model.classifier import ACTIVATIONS, Classifier
-from svfap_dist.model.encoder import Encoder
 from svfap_dist.model.layers import layer_norm
 
 Model = MaskedAutoencoder | Classifier
@@ -43,7 +42,7 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self, card: Card, encoder: Encoder, fc_norm: nn.Module, head: nn.Module | None
+        self, card: Card, encoder: nn.Module, fc_norm: nn.Module, head: nn.Module | None
     ) -> None:
         super().__init__()
         self.card = card

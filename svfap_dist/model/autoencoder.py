@@ -15,10 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from svfap_dist.model.encoder import Encoder, StageFusion
+from svfap_dist.model.encoder import StageFusion
 from svfap_dist.model.layers import Block, Linear, init_linear, layer_norm
 from svfap_dist.model.patches import sine_cosine_table
-from svfap_dist.model.sizes import Size, resolve
+from svfap_dist.model.sizes import ENCODERS, Size, resolve
 
 
 class Decoder(nn.Module):
@@ -59,7 +59,7 @@ class MaskedAutoencoder(nn.Module):
     def __init__(self, size: Size) -> None:
         super().__init__()
         self.size = size
-        self.encoder = Encoder(size)
+        self.encoder = ENCODERS[size.encoder].build(size)
         seen = size.num_visible_tubelets or size.num_tubelets
         self.fusion = StageFusion(size.embed_dim, seen, last_only=not size.fusion)
         self.decoder = Decoder(size)

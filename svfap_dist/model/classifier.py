@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from svfap_dist.errors import CheckpointError
-from svfap_dist.model.encoder import Encoder
 from svfap_dist.model.layers import init_linear, layer_norm
-from svfap_dist.model.sizes import Size, resolve
+from svfap_dist.model.sizes import ENCODERS, Size, resolve
 
 HEAD_INIT_SCALE = 0.001  # of the released fine-tuning recipe: the first scores are nearly equal
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {  # of the outputs of a regression
@@ -36,7 +35,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.size = size
-        self.encoder = Encoder(size, drop_path)
+        self.encoder = ENCODERS[size.encoder].build(size, drop_path)
         self.fc_norm = layer_norm(size.embed_dim)
         self.head = nn.Linear(size.embed_dim, num_outputs)
         init_linear(self.head)

@@ -17,11 +17,22 @@ per tubelet frame, k temporal kernel, D width.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from svfap_dist.model.layers import Block, CrossBlock, Mlp, init_linear, layer_norm, linear
+from svfap_dist.model.layers import (
+    Attention,
+    Block,
+    CrossBlock,
+    Mlp,
+    init_linear,
+    layer_norm,
+    linear,
+)
 from svfap_dist.model.patches import PatchEmbed
 from svfap_dist.model.sizes import Size
 
@@ -177,3 +188,55 @@ class StageFusion(nn.Module):
         # Nearest neighbour in time: each coarse frame stands for the T/t frames it came from.
         repeats = self.num_tubelets // x.shape[1]
         return x.unsqueeze(2).expand(-1, -1, repeats, -1, -1).flatten(1, 2)
+
+
+class AttentionMap(NamedTuple):
+    """Where some tokens of a stage get their content from, for pictures.
+
+    label: of the picture. shares: [n, s], for each of n tokens or tubelet frames the shares of the
+    s positions, which sum to 1. frames: for each of them, a frame of the clip to show it on.
+    """
+
+    label: str
+    shares: Tensor
+    frames: list[int]
+
+
+@torch.no_grad()
+def attention_maps(encoder: Encoder, clips: Tensor) -> list[AttentionMap]:
+    """Return a map per stage: how its last attention, or its bottleneck, weights the positions.
+
+    Args:
+        encoder: the encoder.
+        clips: one clip, normalized floats [1, 3, F, H, W].
+    """
+    inputs: dict[nn.Module, Tensor] = {}
+
+    def remember(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        inputs[module] = arguments[0]
+
+    ends = itertools.accumulate(encoder.stage_depths)
+    first, *others = [encoder.get_submodule(f"blocks.{end - 1}.attn") for end in ends]
+    watched = [first, *(encoder.spatial_downsamples or others)]
+    hooks = [module.register_forward_pre_hook(remember) for module in watched]
+    try:
+        stages = encoder(clips)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    positions = stages[0].shape[1] // encoder.num_tubelets
+    found = []
+    for number, (module, stage) in enumerate(zip(watched, stages, strict=True), start=1):
+        frames = stage.shape[1] // positions  # of the stage, t
+        middles = [clips.shape[2] * (2 * t + 1) // (2 * frames) for t in range(frames)]
+        if isinstance(module, SpatialBottleneck):
+            shares = module.weights(inputs[module])[0, frames // 2].T  # [z, s]
+            found.append(
+                AttentionMap(f"tokens {number}", shares, [middles[frames // 2]] * len(shares))
+            )
+        else:
+            assert isinstance(module, Attention)
+            shares = module.received(inputs[module])[0].unflatten(0, (frames, -1))
+            shares = shares / shares.sum(dim=1, keepdim=True)  # [t, s], of each frame's attention
+            found.append(AttentionMap(f"attention {number}", shares, middles))
+    return found

@@ -1,6 +1,6 @@
 """How many floating-point operations a clip costs, counted on paper, and how many a device can do.
 
-In: the dimensions of a model (`model.sizes.Size` has these attributes) and how many tokens a clip
+In: the dimensions of a model and how many tokens a clip
 shows and asks for. Out: operations per clip, part by part. A multiply-add counts as two; only
 matrix products are counted, which is what the known peak rates of devices are about: norms, GELU,
 softmax and sums are not. A training step is three forward passes' worth, since each product has two
@@ -12,43 +12,16 @@ visible tokens and M tokens to predict, N = V + M, D encoder width, E decoder wi
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping
-from typing import Protocol
+
+from svfap_dist.model.sizes import ENCODERS, Size
 
 EMBEDDING = "patch embedding"
 _MLP_RATIO = 4
 
 
-class Dimensions(Protocol):
-    """What has to be known of a model."""
-
-    @property
-    def embed_dim(self) -> int: ...
-    @property
-    def stage_depths(self) -> tuple[int, ...]: ...
-    @property
-    def merge_factors(self) -> tuple[int, ...]: ...
-    @property
-    def temporal_downsampling(self) -> str: ...
-    @property
-    def bottleneck(self) -> bool: ...
-    @property
-    def bottleneck_tokens(self) -> tuple[int, ...]: ...
-    @property
-    def decoder_embed_dim(self) -> int: ...
-    @property
-    def decoder_depth(self) -> int: ...
-    @property
-    def num_tubelets(self) -> int: ...
-    @property
-    def num_visible_tubelets(self) -> int | None: ...
-    @property
-    def num_tokens(self) -> int: ...
-    @property
-    def patch_dim(self) -> int: ...
-
-
-def autoencoder(size: Dimensions, visible: int, masked: int) -> dict[str, int]:
+def autoencoder(size: Size, visible: int, masked: int) -> dict[str, int]:
     """Operations of the autoencoder's forward pass over one clip, by part.
 
     `visible` tokens are seen, `masked` ones predicted.
@@ -64,7 +37,7 @@ def autoencoder(size: Dimensions, visible: int, masked: int) -> dict[str, int]:
     }
 
 
-def dense_autoencoder(size: Dimensions, visible: int, masked: int) -> dict[str, int]:
+def dense_autoencoder(size: Size, visible: int, masked: int) -> dict[str, int]:
     """The same for an autoencoder written without thought of work that nobody asks for, as the
     paper's figures count it: all patches are embedded, all tokens go through the whole decoder."""
     width, tokens = size.decoder_embed_dim, visible + masked
@@ -76,7 +49,7 @@ def dense_autoencoder(size: Dimensions, visible: int, masked: int) -> dict[str, 
     }
 
 
-def classifier(size: Dimensions, num_outputs: int) -> dict[str, int]:
+def classifier(size: Size, num_outputs: int) -> dict[str, int]:
     """Operations of the classifier's forward pass over one clip, by part."""
     return {
         **_encoder(size, size.num_tokens, size.num_tubelets),
@@ -89,7 +62,18 @@ def training_step(forward: Mapping[str, int]) -> int:
     return 3 * sum(forward.values()) - forward[EMBEDDING]
 
 
-def _encoder(size: Dimensions, visible: int, tubelets: int) -> dict[str, int]:
+def _encoder(size: Size, visible: int, tubelets: int) -> dict[str, int]:
+    return pkgutil.resolve_name(ENCODERS[size.encoder].flops)(size, visible, tubelets)
+
+
+def tpsbt(size: Size, visible: int, tubelets: int) -> dict[str, int]:
+    """Return operations of a forward pass of TPSBT or ViT over one clip, by part.
+
+    Args:
+        size: dimensions.
+        visible: tokens that it sees.
+        tubelets: tubelet frames that these are in.
+    """
     dim, positions = size.embed_dim, visible // tubelets
     parts = {
         EMBEDDING: _linear(visible, size.patch_dim, dim),

@@ -160,6 +160,19 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x, bias).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         return self.proj(_attend(q[:, first:], k, v))
 
+    def received(self, x: Tensor) -> Tensor:
+        """Return the attention that each token receives, mean over queries and heads: [B, N].
+
+        Args:
+            x: tokens [B, N, D].
+        """
+        query, key, _ = self.qkv.weight.chunk(3)
+        heads = (self.num_heads, -1)
+        q = F.linear(x, query, self.q_bias).unflatten(-1, heads)  # [B, N, h, D/h]
+        k = F.linear(x, key).unflatten(-1, heads)
+        scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
+        return scores.softmax(dim=-1).mean(dim=(1, 2))
+
 
 class CrossAttention(nn.Module):
     """Attention of tokens [B, N, D] to a context [B, K, D]."""

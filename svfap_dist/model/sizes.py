@@ -1,53 +1,135 @@
-"""Named model sizes: the one table of widths and depths, and the geometry of a clip.
+"""Encoders, their named sizes, and the dimensions of a network.
 
-First step of the model room: a name such as "base" and a few overrides become a frozen `Size`, from
-which every layer takes its dimensions. What cannot fit together is refused here, in the user's
-words, so that no layer has to check. "base" is the paper's model; the other sizes are this
-project's own and follow its proportions: each stage half as deep as the one before it, a decoder
-three quarters as wide as the encoder or less.
+`ENCODERS` is the one table of encoders: everything outside their own files (networks, FLOP counts,
+recipes, layer decay, token maps, imports) looks here for what an encoder is and can do. A name such
+as "base" and a few overrides become a frozen `Size`, from which every layer takes its dimensions.
+Values that cannot fit together are refused here, by the names of the recipe, so that no layer has
+to check. Importing this module does not import torch. docs/extending.md shows how to add a row.
 
-A vanilla ViT is a TPSBT of a single stage, so it has a table here and no class of its own: with
-`encoder = "vit"` the same names mean the sizes of VideoMAE.
+A vanilla ViT is a TPSBT of a single stage, so it has a row and no class of its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import json
 import math
+import pkgutil
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
-from svfap_dist.errors import ConfigError
+from pydantic import Field, ValidationError, model_validator
+
+from svfap_dist.config.recipe import explain
+from svfap_dist.config.sections import BottleneckTokens, ModelOptions, Positive
+from svfap_dist.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class EncoderSpec:
+    """What the program knows of an encoder: a row of `ENCODERS`.
+
+    `network`, `flops` and `attention_maps` are "module:function" and imported when they are called:
+
+    network: (size, drop_path) -> module. The module maps clips [B, 3, F, H, W] (or frames uint8
+        [B, F, H, W, 3]) and the sorted indices of the visible tokens [B, V] (None: all) to the
+        tokens of each stage, [B, t*s, D], finest in time first. It must not read masked pixels.
+    flops: (size, visible, tubelets) -> operations of its forward pass over one clip, by part.
+    sizes: fields of `Size`, by the name of the size.
+    options: fields of `Size`, besides its dimensions, that decide which weights there are.
+    max_stages: stages that it can have at most; None: any number.
+    embedding, block: patterns of its parameters' names, for layer decay. The first group of `block`
+        is the number of the block.
+    attention_maps: (encoder, clips) -> list of `encoder.AttentionMap`, for pictures of where it
+        looks; "": there are none.
+    """
+
+    network: str
+    flops: str
+    sizes: Mapping[str, Mapping[str, Any]]
+    options: tuple[str, ...] = ()
+    max_stages: int | None = None
+    embedding: str = r"patch_embed\."
+    block: str = r"blocks\.(\d+)\."
+    attention_maps: str = ""
+
+    def build(self, size: Size, drop_path: float = 0.0) -> nn.Module:
+        """Return a freshly initialized encoder.
+
+        Args:
+            size: dimensions.
+            drop_path: rate at which the last block's branches are dropped in training.
+        """
+        return pkgutil.resolve_name(self.network)(size, drop_path)
+
+
+def _dimensions(
+    embed_dim: int, num_heads: int, stage_depths: tuple[int, ...], *decoder: int
+) -> dict[str, Any]:
+    names = ("decoder_embed_dim", "decoder_num_heads", "decoder_depth")
+    encoder = {"embed_dim": embed_dim, "num_heads": num_heads, "stage_depths": stage_depths}
+    return encoder | dict(zip(names, decoder, strict=True))
+
+
+_TPSBT = EncoderSpec(
+    network="svfap_dist.model.encoder:Encoder",
+    flops="svfap_dist.model.flops:tpsbt",
+    # "base" is the paper's (arXiv 2401.00416). The others are this project's and follow its
+    # proportions: each stage half as deep as the one before, a decoder at most 3/4 as wide.
+    sizes={
+        "nano": _dimensions(32, 2, (2, 2, 2), 16, 2, 1),  # for tests
+        "tiny": _dimensions(128, 2, (4, 2, 2), 128, 2, 2),  # the demo: seconds on a CPU
+        "small": _dimensions(384, 6, (8, 4, 2), 256, 4, 4),
+        "base": _dimensions(512, 8, (12, 6, 3), 384, 6, 4),
+        "large": _dimensions(768, 12, (16, 8, 4), 512, 8, 6),
+    },
+    options=(
+        *("temporal_kernel_size", "temporal_downsampling", "num_bottleneck_tokens"),
+        *("pyramid", "bottleneck"),
+    ),
+    attention_maps="svfap_dist.model.encoder:attention_maps",
+)
+
+ENCODERS: dict[str, EncoderSpec] = {
+    "tpsbt": _TPSBT,
+    "vit": dataclasses.replace(
+        _TPSBT,
+        # As in VideoMAE (arXiv 2203.12602, and its released code for "small"); nano and tiny are
+        # this project's.
+        sizes={
+            "nano": _dimensions(32, 2, (4,), 16, 2, 1),
+            "tiny": _dimensions(192, 3, (8,), 128, 2, 2),
+            "small": _dimensions(384, 6, (12,), 192, 3, 4),
+            "base": _dimensions(768, 12, (12,), 384, 6, 4),
+            "large": _dimensions(1024, 16, (24,), 512, 8, 4),
+        },
+        options=(),
+        max_stages=1,
+    ),
+}
+
+
+class Size(ModelOptions):
     """Dimensions of a model and of the clips it takes. Frames and patches are square."""
 
-    embed_dim: int  # encoder width D
-    num_heads: int
-    stage_depths: tuple[int, ...]  # blocks of each encoder stage; the last of stage >= 2 reverses
-    decoder_embed_dim: int
-    decoder_num_heads: int
-    decoder_depth: int
-    encoder: str = "tpsbt"  # or "vit": a single stage; says which table a name is looked up in
-    temporal_kernel_size: int = 2  # tubelet frames merged between two stages
-    temporal_downsampling: str = "conv"  # how they are merged; "average" and "max" learn nothing
+    embed_dim: Positive  # encoder width D
+    num_heads: Positive
+    # Blocks of each encoder stage; the last block of a stage >= 2 of TPSBT is the reverse one.
+    stage_depths: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    decoder_embed_dim: Positive
+    decoder_num_heads: Positive
+    decoder_depth: Positive
+    temporal_kernel_size: Positive = 2  # tubelet frames merged between two stages
     # Per tubelet frame: the same in every stage >= 2, or one number for each of them.
-    num_bottleneck_tokens: int | tuple[int, ...] = 8
-    # Ablations. Without the pyramid nothing is merged: every stage has all T tubelet frames.
-    # Without the bottleneck the blocks of stages >= 2 are standard ones over all their tokens.
-    # Without fusion the decoder gets the last stage alone, repeated in time to T tubelet frames.
-    pyramid: bool = True
-    bottleneck: bool = True
-    fusion: bool = True
-    num_frames: int = 16  # F
-    frame_size: int = 160  # pixels, H = W
-    tubelet_size: int = 2  # frames
-    patch_size: int = 16  # pixels
+    num_bottleneck_tokens: BottleneckTokens = 8
+    num_frames: Positive = 16  # F
+    frame_size: Positive = 160  # pixels, H = W
     # Tubelet frames in which a masked clip has visible tokens; None: all T, as tube and random
     # masks leave them. Only masks that hide whole frames make it fewer.
-    num_visible_tubelets: int | None = None
+    num_visible_tubelets: Positive | None = None
 
     @property
     def num_tubelets(self) -> int:
@@ -77,144 +159,90 @@ class Size:
 
     @property
     def patch_dim(self) -> int:
-        """P, numbers in the pixels of a patch."""
+        """P, values per patch."""
         return self.tubelet_size * self.patch_size**2 * 3
 
+    @property
+    def encoder_fields(self) -> tuple[str, ...]:
+        """Names of the fields in which two sizes with the same encoder weights agree."""
+        dimensions = ("embed_dim", "num_heads", "stage_depths", "tubelet_size", "patch_size")
+        return ("encoder", *dimensions, *ENCODERS[self.encoder].options)
 
-SIZES: Mapping[str, Size] = {
-    "nano": Size(32, 2, (2, 2, 2), 16, 2, 1),  # for tests
-    "tiny": Size(128, 2, (4, 2, 2), 128, 2, 2),  # the demo: seconds on a CPU
-    "small": Size(384, 6, (8, 4, 2), 256, 4, 4),
-    "base": Size(512, 8, (12, 6, 3), 384, 6, 4),  # the paper's (arXiv 2401.00416)
-    "large": Size(768, 12, (16, 8, 4), 512, 8, 6),
-}
+    @model_validator(mode="after")
+    def _check(self) -> Size:
+        for field, divisor in (
+            ("embed_dim", "num_heads"),
+            ("decoder_embed_dim", "decoder_num_heads"),
+            ("num_frames", "tubelet_size"),
+            ("frame_size", "patch_size"),
+        ):
+            if getattr(self, field) % getattr(self, divisor):
+                raise self._misfit(field, f"not a multiple of {divisor} = {getattr(self, divisor)}")
+        # The bottleneck's MLP takes a quarter of the width, the position table sines and cosines.
+        for field in ("embed_dim", "decoder_embed_dim"):
+            if getattr(self, field) % 4:
+                raise self._misfit(field, "not a multiple of 4")
+        self._check_stages()
+        return self
 
-# Encoders as in VideoMAE (arXiv 2203.12602, and its released code for "small"); nano and tiny are
-# this project's own. All stages' fields but `stage_depths` mean nothing here.
-VIT_SIZES: Mapping[str, Size] = {
-    "nano": Size(32, 2, (4,), 16, 2, 1, encoder="vit"),
-    "tiny": Size(192, 3, (8,), 128, 2, 2, encoder="vit"),
-    "small": Size(384, 6, (12,), 192, 3, 4, encoder="vit"),
-    "base": Size(768, 12, (12,), 384, 6, 4, encoder="vit"),
-    "large": Size(1024, 16, (24,), 512, 8, 4, encoder="vit"),
-}
+    def _check_stages(self) -> None:
+        """Check that there are tubelet frames to merge and tokens for each stage."""
+        stages, shrinkage = len(self.stage_depths), math.prod(self.merge_factors)
+        most = ENCODERS[self.encoder].max_stages
+        if most is not None and stages > most:
+            raise self._misfit(
+                "stage_depths", f"model.encoder = {self.encoder} has at most {most} stage"
+            )
+        if self.num_tubelets % shrinkage:
+            raise self._misfit(
+                "temporal_kernel_size",
+                f"{self.num_tubelets} tubelet frames cannot be merged by "
+                f"{self.temporal_kernel_size} between each of {stages} stages",
+            )
+        if len(self.bottleneck_tokens) != stages - 1:
+            raise self._misfit(
+                "num_bottleneck_tokens",
+                f"needs one number for each stage but the first, {stages - 1}, or one for all",
+            )
+        visible = self.num_visible_tubelets
+        if visible is not None and (visible > self.num_tubelets or visible % shrinkage):
+            raise ConfigError(
+                "Impossible combination of mask and model",
+                where="mask.ratio (with mask.kind = frame)",
+                found=f"{visible} of {self.num_tubelets} tubelet frames visible, but the stages "
+                f"merge {shrinkage} into one",
+                do=f"choose a ratio that leaves a multiple of {shrinkage} visible, another "
+                "mask.kind, or model.pyramid = false",
+            )
 
-_FIELDS = {field.name: field for field in dataclasses.fields(Size)}
-_CHOICES: Mapping[str, tuple[object, ...]] = {
-    "encoder": ("tpsbt", "vit"),
-    "temporal_downsampling": ("conv", "average", "max"),
-    "pyramid": (True, False),
-    "bottleneck": (True, False),
-    "fusion": (True, False),
-}
-_LISTS = {"stage_depths"}  # fields that are lists
-_NUMBERS_OR_LISTS = {"num_bottleneck_tokens"}
+    def _misfit(self, field: str, why: str) -> ConfigError:
+        return ConfigError(
+            "Impossible combination in the model",
+            where=f"model.{field}",
+            found=f"{getattr(self, field)!r}: {why}",
+            do=f"change model.{field} or what it must fit",
+        )
 
 
 def resolve(name: str, overrides: Mapping[str, object]) -> Size:
-    """The named size with `overrides` of its fields (where they are tuples, lists will do).
+    """Return a named size with some fields replaced.
 
-    Raises: ConfigError for an unknown name or field, a wrong type, or dimensions that do not fit.
+    Args:
+        name: size of `overrides["encoder"]`, or of the default encoder.
+        overrides: fields of `Size`. Lists are accepted for tuples.
+
+    Raises:
+        ConfigError: an unknown name or field, a wrong type, or dimensions that do not fit.
     """
-    for field in overrides:
-        if field not in _FIELDS:
-            raise ConfigError(
-                "Unknown model field",
-                where=f"model.{field}",
-                found=repr(overrides[field]),
-                do=_nearest(field, _FIELDS),
-            )
-    values = {field: _checked(field, value) for field, value in overrides.items()}
-    table = VIT_SIZES if values.get("encoder") == "vit" else SIZES
-    if name not in table:
-        raise ConfigError(
-            "Unknown model size", where="model.size", found=repr(name), do=_nearest(name, table)
-        )
-    size = dataclasses.replace(table[name], **values)  # type: ignore[arg-type]
-    _check_fit(size)
-    _check_stages(size)
-    return size
-
-
-def _nearest(word: str, known: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"use one of {', '.join(known)}"
-
-
-def _checked(field: str, value: object) -> object:
-    """`value` if the field can have it; lists as tuples."""
-    if field in _CHOICES:
-        if value in _CHOICES[field] and type(value) is type(_CHOICES[field][0]):
-            return value
-        wanted = " or ".join(str(choice) for choice in _CHOICES[field])
-        raise _wrong(field, value, f"use {wanted}")
-    is_list = isinstance(value, (list, tuple))
-    numbers = value if isinstance(value, (list, tuple)) else (value,)
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers)
-    right_kind = field in _NUMBERS_OR_LISTS or is_list == (field in _LISTS)
-    if not numbers or not whole or not right_kind:
-        wanted = "a list of whole numbers" if field in _LISTS else "a whole number"
-        wanted += " or a list of them" if field in _NUMBERS_OR_LISTS else ""
-        raise _wrong(field, value, f"give {wanted} greater than zero")
-    return tuple(numbers) if is_list else value
-
-
-def _wrong(field: str, value: object, advice: str) -> ConfigError:
-    return ConfigError("Wrong value", where=f"model.{field}", found=repr(value), do=advice)
-
-
-def _check_fit(size: Size) -> None:
-    rules = (
-        ("embed_dim", size.embed_dim, "num_heads", size.num_heads),
-        ("decoder_embed_dim", size.decoder_embed_dim, "decoder_num_heads", size.decoder_num_heads),
-        ("num_frames", size.num_frames, "tubelet_size", size.tubelet_size),
-        ("frame_size", size.frame_size, "patch_size", size.patch_size),
-    )
-    for field, value, divisor_field, divisor in rules:
-        if value % divisor:
-            raise _misfit(field, value, f"not a multiple of {divisor_field} = {divisor}")
-    for field, width in (
-        ("embed_dim", size.embed_dim),
-        ("decoder_embed_dim", size.decoder_embed_dim),
-    ):
-        if width % 4:  # the bottleneck's MLP takes a quarter, the position table sines and cosines
-            raise _misfit(field, width, "not a multiple of 4")
-
-
-def _check_stages(size: Size) -> None:
-    """What the stages need: tubelet frames that can be merged, tokens for each of them."""
-    stages, shrinkage = len(size.stage_depths), math.prod(size.merge_factors)
-    if size.encoder == "vit" and stages > 1:
-        raise _misfit("stage_depths", size.stage_depths, "a ViT (model.encoder) has one stage")
-    if size.num_tubelets % shrinkage:
-        raise _misfit(
-            "temporal_kernel_size",
-            size.temporal_kernel_size,
-            f"{size.num_tubelets} tubelet frames cannot be merged by {size.temporal_kernel_size} "
-            f"between each of {stages} stages",
-        )
-    if len(size.bottleneck_tokens) != stages - 1:
-        raise _misfit(
-            "num_bottleneck_tokens",
-            size.num_bottleneck_tokens,
-            f"one number for each stage but the first, {stages - 1}, is wanted, or one for all",
-        )
-    seen = size.num_visible_tubelets
-    if seen is not None and (seen > size.num_tubelets or seen % shrinkage):
-        raise ConfigError(
-            "Impossible combination of mask and model",
-            where="mask.ratio (with mask.kind = frame)",
-            found=f"{seen} of {size.num_tubelets} tubelet frames visible, but the stages merge "
-            f"{shrinkage} into one",
-            do=f"choose a ratio that leaves a multiple of {shrinkage} visible, another mask.kind, "
-            "or model.pyramid = false",
-        )
-
-
-def _misfit(field: str, value: object, why: str) -> ConfigError:
-    return ConfigError(
-        "Impossible combination in the model",
-        where=f"model.{field}",
-        found=f"{value!r}: {why}",
-        do=f"change model.{field} or what it must fit",
-    )
+    encoder = overrides.get("encoder", ModelOptions.model_fields["encoder"].default)
+    values = {"encoder": encoder, **overrides}
+    if isinstance(encoder, str) and encoder in ENCODERS:
+        sizes = ENCODERS[encoder].sizes
+        if name not in sizes:
+            raise ConfigError("Unknown model size", "model.size", repr(name), nearest(name, sizes))
+        values = {**sizes[name], **values}
+    try:
+        # Through JSON: strict mode then takes arrays for tuples, still no number for a string.
+        return Size.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise explain(error, f"the model of size {name}", Size, "model.") from error

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from svfap_dist import storage
 from svfap_dist.errors import CheckpointError, ConfigError
-from svfap_dist.model import autoencoder, classifier, official
-from svfap_dist.model.official import import_official
+from svfap_dist.model import autoencoder, classifier
+from svfap_dist.model.convert import import_official, read_pth
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -186,7 +186,7 @@ def import_file(path: str, folder: str, overrides: Mapping[str, Any]) -> Importe
 
     Raises: CheckpointError, ConfigError as `import_official`; StorageError.
     """
-    build, state = import_official(official.read(path), **overrides)
+    build, state = import_official(read_pth(path), **overrides)
     url = storage.join(folder, WEIGHTS)
     save(url, state, build)
     storage.write_bytes(storage.join(folder, BUILD), json.dumps(build, indent=2).encode())

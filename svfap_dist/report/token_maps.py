@@ -12,22 +12,21 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import itertools
 import os
+import pkgutil
 from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from svfap_dist import storage
 from svfap_dist.checkpoint import load
+from svfap_dist.errors import ConfigError
 from svfap_dist.model import patches, weights
-from svfap_dist.model.encoder import Encoder, SpatialBottleneck
-from svfap_dist.model.layers import Attention
+from svfap_dist.model.sizes import ENCODERS
 from svfap_dist.report.reconstruction import clip_of
 
 _COLUMNS = 8  # pictures in a row, at most
@@ -55,60 +54,45 @@ def make(checkpoint_url: str, videos: Sequence[str], output: str) -> None:
     Raises: CheckpointError, DecodeError, StorageError.
     """
     weights_url, config = load.locate_weights(checkpoint_url)
-    encoder = weights.load_autoencoder(weights_url).encoder
+    model = weights.load_autoencoder(weights_url)
     sheets = []
     for url in videos:
         clips = clip_of(config, url)
         pixels = (patches.denormalize(clips)[0].clamp(0, 1) * 255).round().to(torch.uint8)
         name = os.path.splitext(os.path.basename(url))[0]
-        sheets.append(draw(pixels.permute(1, 2, 3, 0).numpy(), rows(encoder, clips), name))
+        sheets.append(
+            draw(
+                pixels.permute(1, 2, 3, 0).numpy(),
+                rows(model.encoder, model.size.encoder, clips),
+                name,
+            )
+        )
     png = io.BytesIO()
     _stacked(sheets).save(png, "PNG")
     storage.write_bytes(output, png.getvalue())
 
 
-@torch.no_grad()
-def rows(encoder: Encoder, clips: Tensor) -> list[Row]:
-    """The rows of maps for one clip [1, 3, F, H, W]."""
-    inputs: dict[nn.Module, Tensor] = {}
+def rows(encoder: nn.Module, encoder_name: str, clips: Tensor) -> list[Row]:
+    """Return the rows of maps for one clip.
 
-    def remember(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        inputs[module] = arguments[0]
+    Args:
+        encoder: a pre-trained or fine-tuned encoder.
+        encoder_name: its row in `ENCODERS`.
+        clips: normalized floats [1, 3, F, H, W].
 
-    ends = itertools.accumulate(encoder.stage_depths)
-    first, *others = [encoder.get_submodule(f"blocks.{end - 1}.attn") for end in ends]
-    watched = [first, *(encoder.spatial_downsamples or others)]
-    hooks = [module.register_forward_pre_hook(remember) for module in watched]
-    try:
-        stages = encoder(clips)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    positions = stages[0].shape[1] // encoder.num_tubelets
-    found = []
-    for number, (module, stage) in enumerate(zip(watched, stages, strict=True), start=1):
-        frames = stage.shape[1] // positions  # of the stage, t
-        spans = np.linspace(0, clips.shape[2], frames + 1)
-        middles = ((spans[1:] + spans[:-1]) / 2).astype(int).tolist()  # a frame for each of them
-        if isinstance(module, SpatialBottleneck):
-            shares = module.weights(inputs[module])[0, frames // 2].T  # [z, s]
-            found.append(_row(f"tokens {number}", shares, [middles[frames // 2]] * len(shares)))
-        else:
-            assert isinstance(module, Attention)
-            shares = attention_received(module, inputs[module])[0].unflatten(0, (frames, -1))
-            shares = shares / shares.sum(dim=1, keepdim=True)  # [t, s], of each frame's attention
-            found.append(_row(f"attention {number}", shares, middles))
-    return found
-
-
-def attention_received(attention: Attention, x: Tensor) -> Tensor:
-    """Attention that each of the tokens x [B, N, D] gets, mean over queries and heads: [B, N]."""
-    query, key, _ = attention.qkv.weight.chunk(3)
-    heads = (attention.num_heads, -1)
-    q = F.linear(x, query, attention.q_bias).unflatten(-1, heads)  # [B, N, h, D/h]
-    k = F.linear(x, key).unflatten(-1, heads)
-    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
-    return scores.softmax(dim=-1).mean(dim=(1, 2))
+    Raises:
+        ConfigError: the encoder has no token maps.
+    """
+    place = ENCODERS[encoder_name].attention_maps
+    if not place:
+        able = [name for name, spec in ENCODERS.items() if spec.attention_maps]
+        raise ConfigError(
+            "Encoder has no token maps",
+            where="model.encoder",
+            found=encoder_name,
+            do=f"give a checkpoint of {' or '.join(able)}",
+        )
+    return [_row(*found) for found in pkgutil.resolve_name(place)(encoder, clips)]
 
 
 def _row(label: str, shares: Tensor, frames: list[int]) -> Row:

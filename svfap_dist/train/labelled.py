@@ -23,12 +23,6 @@ from svfap_dist.rng import Stream
 from svfap_dist.train.engine import StepContext
 from svfap_dist.train.mixing import mix, soft_targets
 
-_OF_THE_ENCODER = (  # fields of a size that decide which weights there are, and what they mean
-    *("encoder", "embed_dim", "num_heads", "stage_depths", "tubelet_size", "patch_size"),
-    *("temporal_kernel_size", "temporal_downsampling", "num_bottleneck_tokens"),
-    *("pyramid", "bottleneck"),
-)
-
 
 def _size(build: dict[str, Any]) -> sizes.Size:
     """The dimensions that arguments of a network's `build` mean."""
@@ -86,7 +80,7 @@ class Labelled:
     def _check_same_encoder(self, build: dict[str, Any]) -> None:
         """Refuse, by the recipe's own words, weights of another encoder."""
         found = _size(build)
-        for name in _OF_THE_ENCODER:
+        for name in self._size.encoder_fields:
             mine, other = getattr(self._size, name), getattr(found, name)
             if mine != other:
                 raise ConfigError(

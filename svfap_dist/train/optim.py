@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from svfap_dist.config import OptimConfig
-
-_BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
+from svfap_dist.model.sizes import ENCODERS, EncoderSpec, Size
 
 Named = tuple[str, nn.Parameter]
 
@@ -41,7 +40,8 @@ def parameter_groups(
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if layer_decay == 1:
         return _by_weight_decay(trained, weight_decay)
-    ids = layer_ids(name for name, _ in model.named_parameters())
+    encoder = ENCODERS[cast(Size, model.size).encoder]
+    ids = layer_ids((name for name, _ in model.named_parameters()), encoder)
     last = max(ids.values())
     return [
         {**group, "lr_scale": layer_decay ** (last - layer)}
@@ -62,14 +62,20 @@ def _by_weight_decay(named: Iterable[Named], weight_decay: float) -> list[dict[s
     ]
 
 
-def layer_ids(names: Iterable[str]) -> dict[str, int]:
-    """The layer of each parameter of a classifier, by name: 0..L + 1 for L blocks."""
-    blocks = {name: _BLOCK.match(name) for name in names}
-    numbers = {name: int(found[1]) + 1 for name, found in blocks.items() if found}
+def layer_ids(names: Iterable[str], encoder: EncoderSpec) -> dict[str, int]:
+    """Return the layer of each parameter of a classifier: 0..L + 1 for L blocks.
+
+    Args:
+        names: of all its parameters.
+        encoder: row of its encoder, which says how the parameters of blocks are called.
+    """
+    within = {name: name.removeprefix("encoder.") for name in names}
+    blocks = {name: re.match(encoder.block, inner) for name, inner in within.items()}
+    numbers = {name: int(match[1]) + 1 for name, match in blocks.items() if match}
     last = max(numbers.values()) + 1
     return {
-        name: 0 if name.startswith("encoder.patch_embed.") else numbers.get(name, last)
-        for name in blocks
+        name: 0 if re.match(encoder.embedding, inner) else numbers.get(name, last)
+        for name, inner in within.items()
     }
 
 

@@ -44,7 +44,7 @@ def test_what_it_prints_adds_up() -> None:
 
 
 def test_the_nominal_count_is_that_of_the_papers_figures() -> None:
-    count, size = model._count(NANO), sizes.SIZES["nano"]
+    count, size = model._count(NANO), sizes.resolve("nano", {})
     dense = flops.dense_autoencoder(size, 80, 720)
     assert count.nominal == 3 * sum(dense.values())
     assert count.exact == flops.training_step(flops.autoencoder(size, 80, 720))

@@ -133,7 +133,7 @@ def test_a_classifier_sees_all_frames_after_pre_training_on_some() -> None:
     [
         ("mask.kind=frame", r"mask.ratio.*2 of 8 tubelet frames visible.*merge 4"),
         ("mask.kind=frame mask.ratio=0.95", r"of 8 tubelet frames it must mask some"),
-        ("model.encoder=vit model.stage_depths=[2,2]", "a ViT .model.encoder. has one stage"),
+        ("model.encoder=vit model.stage_depths=[2,2]", "vit has at most 1 stage"),
         ("model.num_bottleneck_tokens=[4,2,1]", "one number for each stage but the first, 2"),
         ("model.num_bottleneck_tokens=[]", "model.num_bottleneck_tokens.*per stage"),
         ("model.num_bottleneck_tokens=0", "model.num_bottleneck_tokens in.*greater than 0"),

@@ -50,14 +50,14 @@ def test_pre_training() -> None:
 
 
 def test_geometry_of_the_paper() -> None:
-    base = sizes.SIZES["base"]
+    base = sizes.resolve("base", {})
     assert (base.num_tubelets, base.patches_per_frame) == (8, 100)
     assert (base.num_tokens, base.patch_dim) == (800, 1536)
 
 
 def test_sizes_grow() -> None:
     with torch.device("meta"):
-        counts = [_parameters(autoencoder.build(name)) for name in sizes.SIZES]
+        counts = [_parameters(autoencoder.build(name)) for name in sizes.ENCODERS["tpsbt"].sizes]
     assert counts == sorted(counts)
     encoder = _parameters(autoencoder.build("tiny", frame_size=96).encoder)
     assert 2e6 < encoder < 3e6

@@ -21,7 +21,7 @@ from transformers import (
 
 from svfap_dist.errors import CheckpointError
 from svfap_dist.model import autoencoder, classifier, loss
-from svfap_dist.model.official import import_official
+from svfap_dist.model.convert import import_official
 
 Tubes = Callable[..., tuple[Tensor, Tensor]]
 

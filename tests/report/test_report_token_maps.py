@@ -30,8 +30,9 @@ def clips() -> torch.Tensor:
     ],
 )
 def test_a_row_for_each_stage(overrides, expected, clips):
-    encoder = autoencoder.build("nano", frame_size=64, **overrides).encoder
-    rows = token_maps.rows(encoder, clips)
+    model = autoencoder.build("nano", frame_size=64, **overrides)
+    encoder = model.encoder
+    rows = token_maps.rows(encoder, model.size.encoder, clips)
     assert [(row.label, len(row.maps)) for row in rows] == expected
     for row in rows:
         assert row.maps.shape[1:] == (4, 4)
@@ -57,7 +58,7 @@ def test_maps_are_brightest_where_the_tokens_come_from(clips):
         condense.mlp.fc2.weight.fill_(1)
     clips.zero_()
     clips[..., 16:32, 48:64] = 1  # row 1, column 3
-    tokens = token_maps.rows(encoder, clips)[1]
+    tokens = token_maps.rows(encoder, "tpsbt", clips)[1]
     assert tokens.label == "tokens 2"
     for heat in tokens.maps:
         assert np.unravel_index(heat.argmax(), heat.shape) == (1, 3)
@@ -70,7 +71,7 @@ def test_attention_received_is_the_softmax_that_the_layer_uses():
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter)
     x = torch.randn(3, 5, 8)
-    received = token_maps.attention_received(attention, x)
+    received = attention.received(x)
     q, k, _ = (x @ attention.qkv.weight.T).chunk(3, dim=-1)
     q = q + attention.q_bias
     expected = torch.zeros(3, 5)

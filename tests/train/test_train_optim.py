@@ -5,6 +5,7 @@ import torch
 from svfap_dist.config import OptimConfig
 from svfap_dist.model import autoencoder, classifier
 from svfap_dist.model.classifier import Classifier
+from svfap_dist.model.sizes import ENCODERS
 from svfap_dist.train import optim
 
 
@@ -31,7 +32,7 @@ def _classifier() -> Classifier:
 
 
 def test_layers_are_numbered_from_the_patch_embedding_to_the_head() -> None:
-    ids = optim.layer_ids(name for name, _ in _classifier().named_parameters())
+    ids = optim.layer_ids(dict(_classifier().named_parameters()), ENCODERS["tpsbt"])
     expected = {
         "encoder.patch_embed.proj.weight": 0,
         "encoder.blocks.0.attn.q_bias": 1,
@@ -51,7 +52,7 @@ def test_with_layer_decay_each_parameter_is_in_the_group_of_its_layer() -> None:
     groups = optim.parameter_groups(model, 0.05, layer_decay=0.5)
     of = {id(p): group for group in groups for p in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(of)
-    ids = optim.layer_ids(name for name, _ in model.named_parameters())
+    ids = optim.layer_ids(dict(model.named_parameters()), ENCODERS["tpsbt"])
     assert set(of) == {id(p) for p in model.parameters()}
     for name, parameter in model.named_parameters():
         assert of[id(parameter)]["lr_scale"] == 0.5 ** (7 - ids[name]), name

@@ -12,11 +12,11 @@ import torch
 from released import SMALL, SMALL_CLIP, State, released, released_forward
 
 from svfap_dist.errors import CheckpointError, ConfigError
-from svfap_dist.model import autoencoder, classifier, official, weights
+from svfap_dist.model import autoencoder, classifier, convert, weights
 
 
 def _imported(state: State, **overrides: object) -> classifier.Classifier:
-    build, ours = official.import_official(state, **overrides)
+    build, ours = convert.import_official(state, **overrides)
     model = classifier.build(**build)
     model.load_state_dict(ours)
     return model.eval()
@@ -49,7 +49,7 @@ def test_the_imported_network_computes_what_the_released_one_does(
 def test_the_same_at_the_released_size() -> None:
     depths = (12, 6, 3)
     state = released(width=512, depths=depths, tokens=(8, 8), kernel=2, outputs=7)
-    build, _ = official.import_official(state)
+    build, _ = convert.import_official(state)
     assert build == {
         "size": "base",
         "embed_dim": 512,
@@ -84,15 +84,15 @@ def test_the_oracle_sees_a_mistake_in_any_weight() -> None:
 
 def test_depths_are_those_of_a_named_size_or_told() -> None:
     state = released(**SMALL | {"depths": (8, 4, 2), "width": 384, "tokens": (8, 8)})
-    build, _ = official.import_official(state)
+    build, _ = convert.import_official(state)
     assert (build["stage_depths"], build["num_heads"]) == ((8, 4, 2), 6)
     unknown = released(**SMALL)
     with pytest.raises(CheckpointError, match=r"2 blocks in stage 1 and 5 in 2.*--stage-depths"):
-        official.import_official(unknown, num_heads=4)
+        convert.import_official(unknown, num_heads=4)
     with pytest.raises(CheckpointError, match=r"width 32.*--num-heads"):
-        official.import_official(unknown, stage_depths=(2, 3, 2))
+        convert.import_official(unknown, stage_depths=(2, 3, 2))
     with pytest.raises(ConfigError, match="not a multiple of num_heads = 5"):
-        official.import_official(unknown, **SMALL_CLIP | {"num_heads": 5})
+        convert.import_official(unknown, **SMALL_CLIP | {"num_heads": 5})
 
 
 def test_the_verb_writes_a_file_that_builds_the_classifier(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_the_verb_writes_a_file_that_builds_the_classifier(tmp_path: Path) -> No
     clips = torch.randn(1, 3, 16, 48, 48)
     with torch.no_grad():
         torch.testing.assert_close(model(clips), _imported(state, **SMALL_CLIP)(clips))
-    with pytest.raises(CheckpointError, match="Unknown model field"):
+    with pytest.raises(CheckpointError, match="Unknown key"):
         weights.load_autoencoder(str(tmp_path / printed["weights_url"]))
 
 

@@ -1,12 +1,12 @@
-"""Released weights into ours: the fine-tuned SVFAP network, and VideoMAE's plain ViT.
+"""Convert released weights to ours: the fine-tuned SVFAP network, and VideoMAE's plain ViT.
 
 In: a state dict as the authors published it. Out: the arguments that build the same network here,
-and its weights under our names. Four layouts are known: a fine-tuned network (its head is there) or
-a pre-trained one (its keys begin with "encoder."), each of them TPSBT or plain ViT; what tells
-TPSBT is its `temporal_downsamples` and `cross_*` layers. Widths are read from the shapes. What no
-shape tells is taken from tables: heads are 64 wide in all released networks, and depths are those
-of our named size of that width. Blocks are not counted instead, for then half a file would make
-half a network. Every key must find its place, and every place its key.
+and its weights under our names. Four layouts are known: a fine-tuned network (it has a head) or a
+pre-trained one (its keys begin with "encoder."), each of them TPSBT or plain ViT; TPSBT is
+recognized by its `temporal_downsamples` and `cross_*` layers. Widths are read from the shapes.
+What no shape shows comes from tables: heads are 64 wide in all released networks, and depths are
+those of our named size of that width. Depths are not counted, because a truncated file would then
+be accepted as a smaller network. Every key must have a place, and every place a key.
 
 Source of the layouts: the released code of SVFAP (arXiv 2401.00416) and of VideoMAE
 (arXiv 2203.12602).
@@ -25,39 +25,42 @@ from torch import Tensor, nn
 from svfap_dist import storage
 from svfap_dist.errors import CheckpointError
 from svfap_dist.model import autoencoder, classifier
-from svfap_dist.model.sizes import SIZES, VIT_SIZES, Size
+from svfap_dist.model.sizes import ENCODERS, resolve
 
 _NUM_HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16}  # by width
 _WRAPPERS = ("model", "module", "state_dict")  # keys below which training scripts put the weights
-# Our names of a pre-trained network's weights that have others there.
+# Weights of a pre-trained network that have other names there.
 _PRETRAINED_NAMES = {
     "fusion.norm.weight": "encoder.norm.weight",
     "fusion.norm.bias": "encoder.norm.bias",
     "decoder.embed.weight": "encoder_to_decoder.weight",
     "decoder.mask_token": "mask_token",
 }
+_TPSBT, _VIT = "tpsbt", "vit"  # rows of `ENCODERS` that have released weights
 _WHERE = "released weights"
 
 
-def read(path: str) -> dict[str, Tensor]:
-    """The state dict in a `.pth` file (a path or a URL), out of the usual wrappers.
+def read_pth(path: str) -> dict[str, Tensor]:
+    """Return the state dict in a `.pth` file, without the usual wrappers; execute nothing in it.
 
-    Nothing in the file is executed. Raises: CheckpointError if it has no state dict; StorageError.
+    Args:
+        path: path or URL.
+
+    Raises:
+        CheckpointError: the file has no state dict.
+        StorageError: it cannot be read.
     """
     try:
         content = storage.read_bytes(path)
     except storage.StorageMissingError as error:
-        raise CheckpointError(
-            "No weights", where=path, found="no such file", do="check the path"
-        ) from error
+        raise CheckpointError("No weights", path, "no such file", "check the path") from error
     try:
         found = torch.load(io.BytesIO(content), "cpu", weights_only=True)
-    # What the reader stumbles over in bytes that are no checkpoint may be of any kind.
-    except Exception as error:
+    except Exception as error:  # bytes that are no checkpoint raise errors of any class
         raise CheckpointError(
             "Weights cannot be read",
             where=path,
-            found=_kind(content, error),
+            found=_describe(content, error),
             do="give a whole .pth file, as torch.save writes it, of tensors and plain values only",
         ) from error
     while isinstance(found, dict):
@@ -70,38 +73,44 @@ def read(path: str) -> dict[str, Tensor]:
             "No state dict in the file",
             where=path,
             found=f"a {type(found).__name__} without tensors",
-            do=f"save the weights themselves, or below one of the keys {', '.join(_WRAPPERS)}",
+            do=f"save the weights themselves, or under one of the keys {', '.join(_WRAPPERS)}",
         )
     return found
 
 
-def _kind(content: bytes, error: Exception) -> str:
-    """What a file is that torch does not read."""
-    # The one helpful word of torch's, amid advice to execute what is in the file.
+def _describe(content: bytes, error: Exception) -> str:
+    """Return what a file is that torch cannot read."""
+    # The one useful word of torch's message, which otherwise advises to execute the file's code.
     forbidden = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
     if forbidden:
-        return f"a {forbidden[1]}, which only code in the file could make"
+        return f"a {forbidden[1]}, which only code in the file could create"
     if not content:
         return "an empty file"
     if content[8:10] == b'{"':
         return "a .safetensors file, as ours are"
     if content.startswith(b"PK"):
-        return "an archive that is damaged or no checkpoint"
-    return f"no checkpoint: it begins with {content[:16]!r}"
+        return "an archive that is damaged or not a checkpoint"
+    return f"not a checkpoint: it begins with {content[:16]!r}"
 
 
 def import_official(
     state_dict: Mapping[str, Tensor], **overrides: Any
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Arguments of `classifier.build` (or, for a pre-trained network, of `autoencoder.build`) and
-    our state of the same network.
+    """Return the build arguments and our state dict of a released network.
 
-    `overrides` are build arguments that win over what is inferred: those of the clips
-    (num_frames, frame_size), which leave no trace in the weights, and num_heads, stage_depths or
-    decoder_num_heads for networks that the tables do not know.
+    Args:
+        state_dict: released weights, with or without the prefixes of training scripts.
+        **overrides: build arguments that replace inferred ones: those of the clips (num_frames,
+            frame_size), which no weight shows, and num_heads, stage_depths or decoder_num_heads of
+            networks that the tables do not have.
 
-    Raises: CheckpointError that lists missing, extra and misshaped keys; ConfigError for overrides
-    that do not fit.
+    Returns:
+        Arguments of `classifier.build`, or for a pre-trained network of `autoencoder.build`, and
+        its weights.
+
+    Raises:
+        CheckpointError: lists missing, extra and misshaped keys.
+        ConfigError: the overrides do not fit.
     """
     _check_kinds(state_dict)
     theirs = {name.removeprefix("module."): value for name, value in state_dict.items()}
@@ -119,7 +128,7 @@ def import_official(
 
 
 def _check_kinds(state_dict: Mapping[Any, Any]) -> None:
-    """All keys are names, all values tensors."""
+    """Check that keys are names and values tensors."""
     wrong = [
         f"{name!r}: {type(value).__name__}"
         for name, value in state_dict.items()
@@ -130,7 +139,7 @@ def _check_kinds(state_dict: Mapping[Any, Any]) -> None:
             "Not a state dict",
             where=_WHERE,
             found="; ".join(wrong),
-            do="give a dict of names and tensors, and nothing else in it",
+            do="give a dict of names and tensors only",
         )
 
 
@@ -141,7 +150,7 @@ def _their_name(ours: str, pretrained: bool) -> str:
 def _infer(
     theirs: Mapping[str, Tensor], pretrained: bool, overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Build arguments by the shapes of the weights."""
+    """Return build arguments by the shapes of the weights."""
     encoder = "encoder." if pretrained else ""
     kernel = _shape(theirs, f"{encoder}patch_embed.proj.weight", 5)  # [D, 3, pt, p, p]
     width = kernel[0]
@@ -154,35 +163,37 @@ def _infer(
         **_stages(theirs, encoder, width, overrides.get("stage_depths")),
     }
     if not pretrained:
-        outputs = _told(theirs, "head.weight", 2, 0) or _told(theirs, "head.bias", 1, 0) or 1
+        outputs = _dim(theirs, "head.weight", 2, 0) or _dim(theirs, "head.bias", 1, 0) or 1
         return build | {"num_outputs": outputs}
     decoder = _shape(theirs, "encoder_to_decoder.weight", 2)[0]
+    heads = overrides.get("decoder_num_heads") or _heads(decoder, "decoder_num_heads")
+    depth = overrides.get("decoder_depth") or _decoder_depth(theirs, width, decoder)
     return build | {
         "decoder_embed_dim": decoder,
-        "decoder_num_heads": overrides.get("decoder_num_heads")
-        or _heads(decoder, "decoder_num_heads"),
-        "decoder_depth": overrides.get("decoder_depth") or _decoder_depth(theirs, width, decoder),
+        "decoder_num_heads": heads,
+        "decoder_depth": depth,
     }
 
 
 def _stages(
     theirs: Mapping[str, Tensor], encoder: str, width: int, known: tuple[int, ...] | None
 ) -> dict[str, Any]:
-    """Build arguments of the encoder's stages; `known` are their depths if the user told them."""
+    """Return build arguments of the encoder's stages; `known` are their depths where given."""
     prefix = re.escape(encoder)
     depth = len(_numbers(theirs, rf"{prefix}blocks\.(\d+)\."))
     crossing = len(_numbers(theirs, rf"{prefix}blocks\.(\d+)\.cross_"))
-    later = _later_stages(theirs, prefix)
-    if not later and not crossing and _may_be_vit(width, known):
-        # As the ViT of VideoMAE trains on 16 frames of 224 pixels and SVFAP on 160.
-        depths = known or _named(VIT_SIZES, width, f"{depth} blocks").stage_depths
-        return {"encoder": "vit", "stage_depths": depths, "frame_size": 224}
+    between = _numbers(theirs, rf"{prefix}(?:temporal|spatial)_downsamples\.(\d+)\.")
+    if not between and not crossing and _may_be_vit(width, known):
+        # VideoMAE's ViT trains on 16 frames of 224 pixels, SVFAP on 160.
+        depths = known or _depths(_VIT, width, f"{depth} blocks")
+        return {"encoder": _VIT, "stage_depths": depths, "frame_size": 224}
+    later = max(between, default=-1) + 1
     found = f"{depth - crossing} blocks in stage 1 and {crossing} in {later} later stages"
-    depths = known or _named(SIZES, width, found).stage_depths
-    usual = SIZES["base"]  # where the weight that tells is missing, which will be said
-    kernel = _told(theirs, f"{encoder}temporal_downsamples.0.weight", 3, 2)
+    depths = known or _depths(_TPSBT, width, found)
+    usual = resolve("base", {"encoder": _TPSBT})  # for missing weights, which are reported later
+    kernel = _dim(theirs, f"{encoder}temporal_downsamples.0.weight", 3, 2)
     tokens = tuple(
-        _told(theirs, f"{encoder}spatial_downsamples.{stage}.mlp.fc2.weight", 2, 0)
+        _dim(theirs, f"{encoder}spatial_downsamples.{stage}.mlp.fc2.weight", 2, 0)
         or usual.bottleneck_tokens[0]
         for stage in range(len(depths) - 1)
     )
@@ -193,28 +204,27 @@ def _stages(
     }
 
 
+def _sizes(encoder: str, **fields: int) -> list[Mapping[str, Any]]:
+    """Return our sizes of an encoder that have these fields."""
+    sizes = ENCODERS[encoder].sizes.values()
+    return [size for size in sizes if all(size[name] == n for name, n in fields.items())]
+
+
 def _may_be_vit(width: int, known: tuple[int, ...] | None) -> bool:
-    """Whether weights without a trace of later stages may be whole: not at a width that only
-    TPSBT has."""
+    """Return whether weights without later stages may be whole: not at a width of TPSBT only."""
     if known:
         return len(known) == 1
-    tpsbt, vit = ({size.embed_dim for size in table.values()} for table in (SIZES, VIT_SIZES))
-    return width not in _NUM_HEADS or width not in tpsbt - vit
+    only_tpsbt = _sizes(_TPSBT, embed_dim=width) and not _sizes(_VIT, embed_dim=width)
+    return width not in _NUM_HEADS or not only_tpsbt
 
 
-def _later_stages(theirs: Mapping[str, Tensor], prefix: str) -> int:
-    """Stages after the first, by whichever of their layers are there."""
-    found = _numbers(theirs, rf"{prefix}(?:temporal|spatial)_downsamples\.(\d+)\.")
-    return max(found, default=-1) + 1
-
-
-def _named(table: Mapping[str, Size], width: int, found: str) -> Size:
-    """Our size of that width, if networks of that width were released."""
-    for size in table.values():
-        if size.embed_dim == width and width in _NUM_HEADS:
-            return size
+def _depths(encoder: str, width: int, found: str) -> tuple[int, ...]:
+    """Return the stage depths of our size of that width, if such networks were released."""
+    sizes = _sizes(encoder, embed_dim=width)
+    if sizes and width in _NUM_HEADS:
+        return sizes[0]["stage_depths"]
     raise CheckpointError(
-        "Depths of the stages cannot be told from the weights",
+        "Unknown stage depths of released weights",
         where=_WHERE,
         found=f"{found}, width {width}: no named size",
         do="give the depths: --stage-depths 12,6,3",
@@ -222,10 +232,10 @@ def _named(table: Mapping[str, Size], width: int, found: str) -> Size:
 
 
 def _decoder_depth(theirs: Mapping[str, Tensor], width: int, decoder: int) -> int:
-    """Blocks of the decoder: as in the named size of its widths, else as many as there are."""
-    for size in (*SIZES.values(), *VIT_SIZES.values()):
-        if (size.embed_dim, size.decoder_embed_dim) == (width, decoder):
-            return size.decoder_depth
+    """Return the blocks of the decoder: as in the named size of its widths, else counted."""
+    widths = {"embed_dim": width, "decoder_embed_dim": decoder}
+    for size in (*_sizes(_TPSBT, **widths), *_sizes(_VIT, **widths)):
+        return size["decoder_depth"]
     return max(_numbers(theirs, r"decoder\.blocks\.(\d+)\."), default=-1) + 1
 
 
@@ -233,7 +243,7 @@ def _heads(width: int, field: str) -> int:
     if width in _NUM_HEADS:
         return _NUM_HEADS[width]
     raise CheckpointError(
-        "Number of attention heads cannot be told from the weights",
+        "Unknown number of attention heads of released weights",
         where=_WHERE,
         found=f"width {width}; known are {', '.join(map(str, _NUM_HEADS))}",
         do=f"give it: --{field.replace('_', '-')} N",
@@ -241,7 +251,7 @@ def _heads(width: int, field: str) -> int:
 
 
 def _shape(theirs: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
-    """Shape of a weight that sizes are read from."""
+    """Return the shape of a weight that sizes are read from."""
     shape = tuple(theirs[name].shape) if name in theirs else ()
     if len(shape) == dimensions:
         return shape
@@ -253,19 +263,19 @@ def _shape(theirs: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[in
     )
 
 
-def _told(theirs: Mapping[str, Tensor], name: str, dimensions: int, axis: int) -> int | None:
-    """A dimension of a weight, if the weight is there and has so many of them."""
+def _dim(theirs: Mapping[str, Tensor], name: str, dimensions: int, axis: int) -> int | None:
+    """Return the length of an axis of a weight; None if it is missing or of another rank."""
     shape = theirs[name].shape if name in theirs else ()
     return shape[axis] if len(shape) == dimensions else None
 
 
 def _numbers(theirs: Mapping[str, Tensor], pattern: str) -> set[int]:
-    """The numbers in keys that match."""
+    """Return the numbers in the keys that match."""
     return {int(match[1]) for name in theirs if (match := re.match(pattern, name))}
 
 
 def _check_keys(model: nn.Module, theirs: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-    """Every weight of the model is there in its shape, and nothing else; `names` are by ours."""
+    """Check that each weight of the model is there in its shape, and no other; keys are ours."""
     shapes = {names[ours]: list(value.shape) for ours, value in model.state_dict().items()}
     wrong = [f"missing {name}" for name in shapes if name not in theirs]
     wrong += [f"extra {name}" for name in theirs if name not in shapes]
@@ -279,8 +289,7 @@ def _check_keys(model: nn.Module, theirs: Mapping[str, Tensor], names: Mapping[s
             "Released weights do not fit",
             where=_WHERE,
             found="; ".join(wrong),
-            do="give the whole state dict of one network; where it is whole but deeper or less "
-            "deep than our size of that width, give --stage-depths; one that was fine-tuned "
-            "without mean pooling (norm instead of fc_norm) or with learned positions has no "
-            "counterpart here",
+            do="give the whole state dict of one network, and --stage-depths if its depths are not "
+            "those of our size of that width; networks with learned positions or fine-tuned "
+            "without mean pooling (norm instead of fc_norm) are not supported",
         )
