@@ -177,7 +177,7 @@ class ModelConfig(ModelOptions):
     @classmethod
     def _check_size(cls, size: str, info: ValidationInfo) -> str:
         encoder = info.data.get("encoder")  # absent if it is wrong, which is then the error
-        encoders = pkgutil.resolve_name("svfap_dist.model.sizes:ENCODERS")
+        encoders = table("svfap_dist.model.sizes:ENCODERS")
         if encoder in encoders and size not in encoders[encoder].sizes:
             raise ValueError(nearest(size, encoders[encoder].sizes))
         return size
