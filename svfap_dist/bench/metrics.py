@@ -24,7 +24,7 @@ from svfap_dist.config import Config
 from svfap_dist.distributed import World
 from svfap_dist.profiling.step import noise_batch
 from svfap_dist.profiling.timing import seconds_of, take_turns
-from svfap_dist.telemetry.phases import Phases
+from svfap_dist.telemetry.meter import Phases
 from svfap_dist.telemetry.recorder import Recorder
 
 _SCRAPE_INTERVAL = 5.0  # seconds, as in monitoring/prometheus/prometheus.yml
@@ -118,8 +118,8 @@ class _Recording:
             (10**9, 10**3),
             1e12,
         )
-        self.recorder.begin(0, 10**9, "bench", versions={})
-        self.recorder.ready()
+        self.recorder.record_start(0, 10**9, "bench", versions={})
+        self.recorder.record_ready()
         batch = noise_batch(config, config.train.global_batch_size)
         batch = dataclasses.replace(batch, fetch_seconds=0.1, decode_seconds=0.1, batches_ready=2)
         self._batches = self.recorder.meter.waiting(itertools.repeat(batch))
@@ -132,10 +132,10 @@ class _Recording:
                 with self._phases.measured(phase):
                     pass
             self._step += 1
-            self.recorder.count(self._step, 0, batch)
+            self.recorder.count_step(self._step, 0, batch)
         numbers = {"step": self._step, "total_steps": 10**9, "epoch": 0}
         losses = {"loss": 0.5, "lr": 1e-3, "grad_norm": 1.0}
-        self.recorder.log({**numbers, **losses}, self._phases.taken())
+        self.recorder.log_step({**numbers, **losses}, self._phases.take_seconds())
 
     def scrape(self) -> None:
         """Request /metrics as Prometheus does; the request itself counts, too."""

@@ -99,13 +99,12 @@ def launch_training(config: Any, context: Any, on: str, progress: Progress) -> A
         from svfap_dist.cluster import ray_train
 
         return ray_train.train(config, on_log=show, on_wait=progress.tick, context=context)
-    from svfap_dist.telemetry.discovery import Discovery, log_discovery_url
+    from svfap_dist.telemetry.discovery import Discovery
     from svfap_dist.train import loop
 
     if not speaks():
         return loop.run(config, on_log=show, context=context)
     with Discovery(config.metrics, config.run.name) as discovery:
-        log_discovery_url(discovery)
         return loop.run(config, on_log=show, on_begin=discovery.show, context=context)
 
 

@@ -223,7 +223,7 @@ def _run_all(
 
 def _trial(tables: dict[str, Any], trial: Trial) -> Trial:
     """What a task runs: a whole pre-training as the only rank."""
-    from svfap_dist.telemetry.journal import METRICS
+    from svfap_dist.telemetry.journal import METRICS_FILE
     from svfap_dist.train import loop
 
     logs.set_up()
@@ -233,7 +233,7 @@ def _trial(tables: dict[str, Any], trial: Trial) -> Trial:
         result = loop.run(config)
     except SvfapError as error:
         return dataclasses.replace(trial, error=str(error))
-    metrics = storage.read_bytes(storage.join(config.run.url, METRICS)).splitlines()
+    metrics = storage.read_bytes(storage.join(config.run.url, METRICS_FILE)).splitlines()
     rates = [json.loads(line)["clips_per_second"] for line in metrics]
     return dataclasses.replace(
         trial,

@@ -66,7 +66,7 @@ def on_main(metric: Metric) -> str:
 
 def newest(metric: Metric, by: str) -> str:
     """A counter's rate or a gauge's value; one series, whatever restarts there were."""
-    return rate(metric, by) if metric.kind == "counter" else f"max by ({by}) ({of(metric)})"
+    return rate(metric, by) if metric.is_counter else f"max by ({by}) ({of(metric)})"
 
 
 def rate(metric: Metric, by: str) -> str:

@@ -1,23 +1,25 @@
-"""Where Prometheus finds the live ranks: its HTTP service discovery, served by the driver.
+"""Prometheus HTTP service discovery of the live ranks, served by the driver.
 
 Ranks come and go with every restart and change of world size, and with `metrics.port = 0` they
-listen where there was room. So one address that stays, `http://HOST:PORT/sd`, lists those that are
-alive: https://prometheus.io/docs/prometheus/latest/http_sd/
+listen on any free port. So one constant address, `http://HOST:PORT/sd`, lists the live ones:
+https://prometheus.io/docs/prometheus/latest/http_sd/
 """
 
 from __future__ import annotations
 
 import http.server
 import json
+import logging
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 from svfap_dist.config import MetricsConfig
 from svfap_dist.errors import ClusterError
-from svfap_dist.progress import say
 
 PATH = "/sd"
+
+log = logging.getLogger(__name__)
 
 
 class Discovery:
@@ -25,7 +27,12 @@ class Discovery:
 
     `address` is "host:port", or "" where `metrics.enabled` is off.
 
-    Raises: ClusterError if the port is in use or the host is not ours.
+    Args:
+        metrics: The recipe's section.
+        run: Name of the run.
+
+    Raises:
+        ClusterError: If the port is in use or the host is not this one.
     """
 
     def __init__(self, metrics: MetricsConfig, run: str) -> None:
@@ -37,7 +44,11 @@ class Discovery:
             self._serve(metrics.host, metrics.discovery_port)
 
     def show(self, addresses: Sequence[str]) -> None:
-        """From now on these ("host:port") are the ranks that live."""
+        """Replace the list of live ranks.
+
+        Args:
+            addresses: Their "host:port".
+        """
         groups = [{"targets": list(addresses), "labels": {"run": self._run}}] if addresses else []
         self._answer = json.dumps(groups).encode()
 
@@ -53,6 +64,7 @@ class Discovery:
             ) from error
         self.address = f"{host}:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        log.info("Prometheus finds the ranks at http://%s%s", self.address, PATH)
 
     def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
         discovery = self
@@ -68,7 +80,7 @@ class Discovery:
                 self.wfile.write(answer)
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Nothing: standard error belongs to the run."""
+                """Log nothing."""
 
         return Handler
 
@@ -84,9 +96,3 @@ class Discovery:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
-
-
-def log_discovery_url(discovery: Discovery) -> None:
-    """Say where the list is, if anywhere."""
-    if discovery.address:
-        say(f"Prometheus finds the ranks at http://{discovery.address}{PATH}")

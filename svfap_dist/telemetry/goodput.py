@@ -3,16 +3,16 @@
 In: the events of a run (lines of events.jsonl) in the order in which they happened. Out: seconds
 by class; they add up to the time from the first event to now, each second in one class only:
 
-    productive   steps of which the weights know, computing
+    productive   steps that the weights include, computing
     data_wait    the same steps, waiting for a batch
-    checkpoint   training stood still for a checkpoint
+    checkpoint   training blocked by a checkpoint
     restart      starting up, and the time from the last window of an attempt that died or failed to
                  the next attempt
-    redone       whatever an attempt did after the step from which a later one had to go on
-    idle         evaluations and tests, the end of an attempt, and the time when nobody ran the run
+    redone       steps of an attempt after the step from which a later one had to continue
+    idle         evaluations and tests, the end of an attempt, and the time when no attempt ran
 
-An attempt is told by start or resume, ready (the first batch is asked for), window (the time since
-ready or the window before it, ending at a completed step) and stop, which is missing where an
+The events of an attempt are start or resume, ready (the first batch is requested), window (the time
+since ready or the window before it, ending at a completed step) and stop, which is missing where an
 attempt was killed, and has a message where it failed. Source of the idea: Google's ML productivity
 goodput.
 """
@@ -35,38 +35,46 @@ class _Window:
 
 
 class Goodput:
-    """The account of one run, kept up to date by `add`."""
+    """Wall time of one run by class, updated by `add`.
+
+    Args:
+        events: Lines of events.jsonl so far.
+    """
 
     def __init__(self, events: Iterable[Mapping[str, Any]] = ()) -> None:
         self._began: float | None = None
-        self._latest = 0.0  # up to here every second is booked
-        self._stopped = False  # the latest attempt came to its end in good order
+        self._latest = 0.0  # every second up to here is counted
+        self._stopped = False  # the latest attempt ended without an error
         self._windows: list[_Window] = []
-        self._booked: dict[str, float] = dict.fromkeys(CLASSES, 0.0)
+        self._seconds: dict[str, float] = dict.fromkeys(CLASSES, 0.0)
         for event in events:
             self.add(event)
 
     def add(self, event: Mapping[str, Any]) -> None:
-        """Book an event; those of other kinds change nothing."""
+        """Count an event; those of other kinds change nothing.
+
+        Args:
+            event: Line of events.jsonl.
+        """
         kind, time = event["event"], float(event["time"])
         if kind in _BEGINNINGS:
             if self._began is None:
                 self._began = self._latest = time
-            self._book("idle" if self._stopped else "restart", time)
+            self._count("idle" if self._stopped else "restart", time)
             self._redo(event["step"])
             self._stopped = False
         elif self._began is None:
             return
         elif kind == "ready":
-            self._book("restart", time)
+            self._count("restart", time)
         elif kind == WINDOW:
             self._add_window(event, time)
         elif kind == "stop":
             self._stopped = not event.get("message")
-            self._book("idle" if self._stopped else "restart", time)
+            self._count("idle" if self._stopped else "restart", time)
 
-    def _book(self, name: str, until: float) -> None:
-        self._booked[name] += max(until - self._latest, 0.0)
+    def _count(self, name: str, until: float) -> None:
+        self._seconds[name] += max(until - self._latest, 0.0)
         self._latest = max(until, self._latest)
 
     def _add_window(self, event: Mapping[str, Any], time: float) -> None:
@@ -78,23 +86,23 @@ class Goodput:
         seconds["productive"] = max(time - self._latest - sum(seconds.values()), 0.0)
         self._windows.append(_Window(event["step"], seconds))
         for name, amount in seconds.items():
-            self._booked[name] += amount
+            self._seconds[name] += amount
         self._latest = max(time, self._latest)
 
     def _redo(self, step: int) -> None:
-        """What was done after `step` has to be done again."""
+        """Move windows after `step`, which have to be repeated, to class redone."""
         for window in self._windows:
             if window.step > step:
                 for name, amount in window.seconds.items():
-                    self._booked[name] -= amount
-                    self._booked["redone"] += amount
+                    self._seconds[name] -= amount
+                    self._seconds["redone"] += amount
         self._windows = [window for window in self._windows if window.step <= step]
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by class, up to the latest event."""
-        return dict(self._booked)
+        """Return the seconds by class, up to the latest event."""
+        return dict(self._seconds)
 
     def ratio(self) -> float:
-        """Share of productive seconds in all, 0 before there are any."""
-        total = sum(self._booked.values())
-        return self._booked["productive"] / total if total else 0.0
+        """Return the share of productive seconds in all, 0 before there are any."""
+        total = sum(self._seconds.values())
+        return self._seconds["productive"] / total if total else 0.0

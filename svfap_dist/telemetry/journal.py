@@ -1,19 +1,19 @@
-"""The files of a run: what happened, written so that a kill at any instant loses only last lines.
+"""The files of a run, written so that a kill at any instant loses only the last lines.
 
 Under `run.url`: config.toml (resolved recipe) · metrics.jsonl (a line per log step) · events.jsonl
-(start, resume, ready, window, checkpoint, checkpoint_failed, eval, stop; see `telemetry/goodput`) ·
+(start, resume, ready, window, checkpoint, checkpoint_failed, eval, stop; see `goodput`) ·
 quarantine.jsonl (samples that could not be used) · ledger/attempt-0001/rank-0000.jsonl (a line per
-sample used, if asked for).
+sample used, if run.ledger is set).
 
 Rank 0 writes the first four, every rank its own ledger. A local file grows by appended lines. An
-object store cannot append, so there a local copy grows and is put again whole: every half minute,
-at each checkpoint before its COMMIT, and at the end.
+object store cannot append, so there a local copy grows and is uploaded whole: every half minute, at
+each checkpoint before its COMMIT, and at the end.
 
-What a resume at step s does to lines of steps > s that a killed attempt left behind: in metrics and
-quarantine they are dropped, with a torn last line. Ledgers are never touched: every attempt (start
-or resume) has its own folder, its event says from which `step` it went on, and a ledger line counts
-only if its step is at most that of every later attempt. So the count stays exact when the number of
-ranks changes from one attempt to the next.
+A resume at step s handles lines of steps > s that a killed attempt left as follows: in metrics and
+quarantine they are dropped, with a torn last line. Ledgers are never changed: every attempt (start
+or resume) has its own folder, its event names the `step` it continued from, and a ledger line
+counts only if its step is at most that of every later attempt. So the count stays exact when the
+number of ranks changes from one attempt to the next.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from svfap_dist import storage
 from svfap_dist.config import Config, recipe
 from svfap_dist.errors import ConfigError, StorageError
 
-RECIPE = "config.toml"
-METRICS, EVENTS, QUARANTINE = "metrics.jsonl", "events.jsonl", "quarantine.jsonl"
+RECIPE_FILE, METRICS_FILE = "config.toml", "metrics.jsonl"
+EVENTS_FILE, QUARANTINE_FILE = "events.jsonl", "quarantine.jsonl"
 UPLOAD_EVERY_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
@@ -42,22 +42,30 @@ Line = dict[str, Any]
 
 
 def next_attempt(run_url: str) -> int:
-    """Number of the attempt that starts now, from 1: one more than any that left a trace."""
-    events = _complete_lines(_read(storage.join(run_url, EVENTS)))
-    told = [line["attempt"] for line in events if "attempt" in line]
+    """Return the number of the next attempt, from 1: one more than any that left a trace.
+
+    Args:
+        run_url: URL of the run.
+    """
+    events = _complete_lines(_read(storage.join(run_url, EVENTS_FILE)))
+    recorded = [line["attempt"] for line in events if "attempt" in line]
     folders = [
         re.match(r"attempt-(\d+)/", name)
         for name in storage.list_files(storage.join(run_url, "ledger"))
     ]
-    return 1 + max([0, *told, *(int(match[1]) for match in folders if match)])
+    return 1 + max([0, *recorded, *(int(match[1]) for match in folders if match)])
 
 
 def read_recipe(run_url: str) -> Config:
-    """The recipe of a run's latest attempt.
+    """Return the recipe of a run's latest attempt.
 
-    Raises: ConfigError if there is no run; StorageError.
+    Args:
+        run_url: URL of the run.
+
+    Raises:
+        ConfigError: If there is no run.
     """
-    where = storage.join(run_url, RECIPE)
+    where = storage.join(run_url, RECIPE_FILE)
     try:
         text = storage.read_bytes(where).decode()
     except storage.StorageMissingError as error:
@@ -68,11 +76,14 @@ def read_recipe(run_url: str) -> Config:
 
 
 class Journal:
-    """This rank's part in the files of a run; a context manager.
+    """Writes this rank's share of the files of a run; a context manager.
 
     Args:
-        attempt: from `next_attempt`, agreed by all ranks.
-        step: completed steps at which the attempt goes on; later lines of earlier attempts go.
+        config: The run's recipe.
+        rank: Number of this rank.
+        attempt: From `next_attempt`, agreed by all ranks.
+        step: Completed steps that the attempt continues from; later lines are dropped.
+        clock: Seconds since the epoch, for tests.
     """
 
     def __init__(
@@ -87,10 +98,10 @@ class Journal:
         url = config.run.url
         self._files: dict[str, _LineFile] = {}
         if rank == 0:
-            storage.write_bytes(storage.join(url, RECIPE), recipe.dumps(config).encode())
-            for name in (METRICS, QUARANTINE):
+            storage.write_bytes(storage.join(url, RECIPE_FILE), recipe.dumps(config).encode())
+            for name in (METRICS_FILE, QUARANTINE_FILE):
                 self._files[name] = _LineFile(storage.join(url, name), until_step=step)
-            self._files[EVENTS] = _LineFile(storage.join(url, EVENTS))
+            self._files[EVENTS_FILE] = _LineFile(storage.join(url, EVENTS_FILE))
         self._ledger: _LineFile | None = None
         if config.run.ledger:
             name = f"ledger/attempt-{attempt:04d}/rank-{rank:04d}.jsonl"
@@ -98,45 +109,63 @@ class Journal:
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         if storage.is_remote(url):
-            self._thread = threading.Thread(target=self._upload_now_and_then, daemon=True)
+            self._thread = threading.Thread(target=self._upload_periodically, daemon=True)
             self._thread.start()
 
-    def event(self, event: str, **fields: Any) -> Line:
-        """Write an event with its time (rank 0; others write nothing), and return its line."""
+    def write_event(self, event: str, **fields: Any) -> Line:
+        """Write an event with its time (rank 0; others write nothing), and return its line.
+
+        Args:
+            event: Its kind.
+            **fields: Of its line.
+        """
         line = {"event": event, "time": self._clock(), **fields}
-        self._append(EVENTS, line)
+        self._append(EVENTS_FILE, line)
         return line
 
-    def metrics(self, line: Line) -> None:
-        """Write a line of metrics (rank 0; others do nothing)."""
-        self._append(METRICS, line)
+    def write_metrics(self, line: Line) -> None:
+        """Write a line of metrics (rank 0; others do nothing).
 
-    def quarantine(self, line: Line) -> None:
-        """Write a sample that could not be used (rank 0; others do nothing)."""
-        self._append(QUARANTINE, line)
+        Args:
+            line: Its fields.
+        """
+        self._append(METRICS_FILE, line)
+
+    def write_quarantine(self, line: Line) -> None:
+        """Write a sample that could not be used (rank 0; others do nothing).
+
+        Args:
+            line: Its fields.
+        """
+        self._append(QUARANTINE_FILE, line)
 
     def _append(self, name: str, line: Line) -> None:
         if name in self._files:
             self._files[name].append([line])
 
-    def ledger(self, lines: Iterable[Line]) -> None:
-        """Write the samples this rank used in a step, if the recipe asks for a ledger."""
+    def write_ledger(self, lines: Iterable[Line]) -> None:
+        """Write the samples this rank used in a step, if run.ledger is set.
+
+        Args:
+            lines: One for each sample.
+        """
         if self._ledger is not None:
             self._ledger.append(lines)
 
-    def lines(self, name: str) -> list[Line]:
-        """All lines of one of rank 0's files, over all attempts."""
+    def read_lines(self, name: str) -> list[Line]:
+        """Return all lines of one of rank 0's files, over all attempts.
+
+        Args:
+            name: Of the file.
+        """
         return self._files[name].lines()
 
     def sync(self) -> None:
-        """Bring everything written so far to where a kill of this process cannot reach it.
-
-        Raises: StorageError.
-        """
+        """Store everything written so far, so that a kill of this process cannot lose it."""
         for file in self._files.values():
             file.sync()
 
-    def _upload_now_and_then(self) -> None:
+    def _upload_periodically(self) -> None:
         while not self._closing.wait(UPLOAD_EVERY_SECONDS):
             try:
                 self.sync()
@@ -159,12 +188,12 @@ class Journal:
 
 
 class _LineFile:
-    """A file of JSON lines that grows locally and, for an object store, is put again whole."""
+    """A file of JSON lines that grows locally and is uploaded whole to an object store."""
 
     def __init__(self, url: str, until_step: int | None = None) -> None:
         self._url = url
         self._lock = threading.Lock()  # of the local file
-        self._uploading = threading.Lock()  # so that an older copy never lands on a newer one
+        self._uploading = threading.Lock()  # so that an older copy never replaces a newer one
         self._folder = tempfile.TemporaryDirectory() if storage.is_remote(url) else None
         self._path = (
             os.path.join(self._folder.name, "lines") if self._folder else storage.local_path(url)
@@ -223,7 +252,7 @@ def _encoded(lines: Iterable[Line]) -> bytes:
 
 
 def _complete_lines(data: bytes) -> list[Line]:
-    """The lines that were written to their end; a torn last one is left out."""
+    """Parse the complete lines; a torn last one is left out."""
     lines = []
     for text in data.split(b"\n")[:-1]:
         try:

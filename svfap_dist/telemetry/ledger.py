@@ -1,4 +1,4 @@
-"""What the attempts at a run have left, read back in pieces: their beginnings and their ledgers.
+"""Read the files of a run back in pieces: what its attempts did, and what each rank used.
 
 In: events.jsonl and ledger/ of a run, as `journal` wrote them. Out: `PastAttempt`s, and each rank's
 lines step by step. A file may be larger than memory, and a kill may have torn a line, which is
@@ -14,11 +14,11 @@ from typing import Any
 
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError
-from svfap_dist.telemetry.journal import EVENTS
+from svfap_dist.telemetry.journal import EVENTS_FILE
 
 _PIECE_BYTES = 1 << 20  # read at a time of a file
-_PIECES_BYTES = 64 << 20  # and of all ledgers of an attempt together
-_SMALLEST_PIECE = 1 << 16
+_TOTAL_BYTES = 64 << 20  # read at a time of all ledgers of an attempt together
+_MIN_PIECE_BYTES = 1 << 16
 Line = dict[str, Any]
 
 
@@ -26,7 +26,7 @@ Line = dict[str, Any]
 class PastAttempt:
     """One attempt.
 
-    step: steps completed when it began. saved: the newest checkpoint it told of; `step` if none.
+    step: steps completed when it began. saved: step of its newest checkpoint; `step` if none.
     """
 
     number: int
@@ -36,9 +36,13 @@ class PastAttempt:
 
 
 def attempts(run_url: str) -> list[PastAttempt]:
-    """The attempts that told of their beginning, in order; one that did not has saved nothing.
+    """Return the attempts that recorded their start, in order; others have saved nothing.
 
-    Raises: ConfigError if there is none; StorageError.
+    Args:
+        run_url: URL of the run.
+
+    Raises:
+        ConfigError: If there is none.
     """
     found: list[PastAttempt] = []
     for event in events(run_url):
@@ -49,39 +53,51 @@ def attempts(run_url: str) -> list[PastAttempt]:
         elif kind == "checkpoint" and found:
             found[-1] = dataclasses.replace(found[-1], saved=event["step"])
     if not found:
+        where = storage.join(run_url, EVENTS_FILE)
         raise ConfigError(
-            "Run has not begun",
-            where=storage.join(run_url, EVENTS),
-            found="no start or resume",
-            do="let it train first",
+            "Run has not begun", where=where, found="no start or resume", do="train it first"
         )
     return found
 
 
 def events(run_url: str) -> Iterator[Line]:
-    """What the run told of itself, in order; nothing if there is no such file."""
-    size = storage.list_files(run_url).get(EVENTS, 0)
-    return iter(_Lines(storage.join(run_url, EVENTS), size, _PIECE_BYTES))
+    """Return the events of a run, in order; none if there is no such file.
+
+    Args:
+        run_url: URL of the run.
+    """
+    size = storage.list_files(run_url).get(EVENTS_FILE, 0)
+    return iter(_Lines(storage.join(run_url, EVENTS_FILE), size, _PIECE_BYTES))
 
 
 def ledgers(run_url: str, attempt: int, sizes: Mapping[str, int]) -> list[Ledger]:
-    """What the ranks of an attempt have left, of the files `sizes` below ledger/."""
+    """Return the ledgers of an attempt's ranks.
+
+    Args:
+        run_url: URL of the run.
+        attempt: Number of the attempt.
+        sizes: Bytes of the files below ledger/, by name.
+    """
     folder = f"attempt-{attempt:04d}/"
     names = [name for name in sizes if name.startswith(folder)]
-    piece = min(_PIECE_BYTES, max(_PIECES_BYTES // max(len(names), 1), _SMALLEST_PIECE))
+    piece = min(_PIECE_BYTES, max(_TOTAL_BYTES // max(len(names), 1), _MIN_PIECE_BYTES))
     return [
         Ledger(_Lines(storage.join(run_url, "ledger", name), sizes[name], piece)) for name in names
     ]
 
 
 class Ledger:
-    """The lines of one rank of an attempt, handed out step by step."""
+    """The lines of one rank of an attempt, read step by step.
+
+    Args:
+        lines: Of its file.
+    """
 
     def __init__(self, lines: _Lines) -> None:
         self._lines, self._left = lines, iter(lines)
-        self._next = self._following()
+        self._next = self._read_next()
 
-    def _following(self) -> Line | None:
+    def _read_next(self) -> Line | None:
         for line in self._left:
             if _is_whole(line):
                 return line
@@ -90,23 +106,27 @@ class Ledger:
 
     @property
     def torn(self) -> int:
-        """Lines so far that could not be read."""
+        """Return the number of lines so far that could not be read."""
         return self._lines.torn
 
     def take(self, step: int) -> list[Line]:
-        """Lines of steps up to this one that were not taken before."""
+        """Return lines of steps up to this one that were not taken before.
+
+        Args:
+            step: Number of the step, from 1.
+        """
         taken = []
         while self._next is not None and self._next["step"] <= step:
             taken.append(self._next)
-            self._next = self._following()
+            self._next = self._read_next()
         return taken
 
     def last_step(self) -> int:
-        """The highest step of the lines that are left, 0 without any; they are gone then."""
+        """Read to the end and return the highest step found, 0 without any."""
         highest = 0
         while self._next is not None:
             highest = max(highest, self._next["step"])
-            self._next = self._following()
+            self._next = self._read_next()
         return highest
 
 
@@ -116,7 +136,7 @@ def _is_whole(line: Line) -> bool:
 
 
 class _Lines:
-    """The JSON objects of a file of lines, read in pieces; what cannot be read is counted."""
+    """The JSON objects of a file of lines, read in pieces; unreadable ones are counted."""
 
     def __init__(self, url: str, size: int, piece_bytes: int) -> None:
         self._url, self._size, self._piece = url, size, piece_bytes

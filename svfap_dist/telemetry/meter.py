@@ -1,85 +1,143 @@
-"""Throughput and waits between two log steps: plain sums over host clocks, no device is asked."""
+"""What one rank measures: windows of steps by host clocks, phases by the device's clock, its GPU.
+
+A window is the time between two log steps or checkpoints. Reading it costs plain sums; no step
+waits for the device.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
+
+import torch
+
+from svfap_dist.telemetry import metrics
+from svfap_dist.telemetry.metrics import DATA_WAIT_SECONDS, STEP_SECONDS, Metric
 
 Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Sums of one rank over the steps since the last log step.
+    """Values of windowed metrics over the steps of one rank, by name of the metric.
 
-    seconds: wall time. fetch_seconds, decode_seconds: time of the loader's threads and workers,
-    which run beside the steps and may exceed the wall time.
+    Times of the loader's threads and workers run beside the steps and may exceed the wall time.
     """
 
     steps: int
-    clips: int
-    seconds: float
-    data_wait_seconds: float
-    fetch_seconds: float
-    decode_seconds: float
-    bytes_fetched: int
-    batches_ready: float  # mean over the steps of what lay ready when a batch was asked for
+    values: dict[str, float]
 
 
 class Meter:
-    """Adds up steps; `window` hands the sums over and begins anew."""
+    """Adds up windowed metrics; `window` returns the sums and resets them.
+
+    Args:
+        clock: Seconds, for tests.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._waited = 0.0
         self._reset()
 
     def _reset(self) -> None:
-        self._began = self._clock()
-        self._steps = self._clips = 0
-        self._waited = self._fetched = self._decoded = 0.0
-        self._bytes = self._ready = 0
+        self._began, self._steps = self._clock(), 0
+        self._sums: dict[str, float] = {metric.name: 0 for metric in metrics.windowed_metrics()}
 
     def waiting(self, batches: Iterator[Item]) -> Iterator[Item]:
-        """`batches`, with the time that each `next` takes counted as waiting for data."""
+        """Yield batches, counting the time that each `next` takes as waiting for data.
+
+        Args:
+            batches: Of the loader.
+        """
         while True:
             began = self._clock()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
-            self._waited += self._clock() - began
+            self._sums[DATA_WAIT_SECONDS.name] += self._clock() - began
             yield batch
 
-    def step(
-        self,
-        clips: int,
-        fetch_seconds: float,
-        decode_seconds: float,
-        bytes_fetched: int = 0,
-        batches_ready: int = 0,
-    ) -> None:
-        """Count one step of this rank."""
+    def count_step(self, values: Mapping[Metric, float]) -> None:
+        """Count one step.
+
+        Args:
+            values: What windowed metrics gain by it.
+        """
         self._steps += 1
-        self._clips += clips
-        self._fetched += fetch_seconds
-        self._decoded += decode_seconds
-        self._bytes += bytes_fetched
-        self._ready += batches_ready
+        for metric, value in values.items():
+            self._sums[metric.name] += value
 
     def window(self) -> Window:
-        """The sums since the last call."""
-        window = Window(
-            steps=self._steps,
-            clips=self._clips,
-            seconds=self._clock() - self._began,
-            data_wait_seconds=self._waited,
-            fetch_seconds=self._fetched,
-            decode_seconds=self._decoded,
-            bytes_fetched=self._bytes,
-            batches_ready=self._ready / max(self._steps, 1),
-        )
+        """Return the sums (of gauges: the means) since the last call."""
+        self._sums[STEP_SECONDS.name] = self._clock() - self._began
+        for metric in metrics.windowed_metrics():
+            if not metric.is_counter:
+                self._sums[metric.name] /= max(self._steps, 1)
+        window = Window(self._steps, self._sums)
         self._reset()
         return window
+
+
+class Phases:
+    """Adds up the time spent in named phases of a step; phases do not nest.
+
+    A GPU executes after the call that launched its work has returned, so there CUDA events are
+    recorded in its stream and read at a log step: no step waits for them. On CPUs the wall clock
+    is enough.
+
+    Args:
+        device: That computes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._seconds: dict[str, float] = {}
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextlib.contextmanager
+    def measured(self, name: str) -> Iterator[None]:
+        """Count the time of the block.
+
+        Args:
+            name: Of the phase.
+        """
+        if not self._on_gpu:
+            began = time.perf_counter()
+            yield
+            self._add(name, time.perf_counter() - began)
+            return
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        yield
+        end.record()
+        self._events.append((name, begin, end))
+
+    def _add(self, name: str, seconds: float) -> None:
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+
+    def take_seconds(self) -> dict[str, float]:
+        """Return seconds by phase since the last call; unfinished GPU work counts next time."""
+        pending = []
+        for name, begin, end in self._events:
+            if end.query():
+                self._add(name, begin.elapsed_time(end) / 1000)
+            else:
+                pending.append((name, begin, end))
+        self._events = pending
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+
+def gpu_readings() -> dict[Metric, float]:
+    """Return this rank's GPU memory in bytes and, by NVML, utilization from 0 to 1; CPU: {}."""
+    if not torch.cuda.is_available():
+        return {}
+    found: dict[Metric, float] = {metrics.GPU_MEMORY: torch.cuda.memory_reserved()}
+    # Without nvidia-ml-py, or where NVML fails, only the memory is known.
+    with contextlib.suppress(ModuleNotFoundError, RuntimeError):
+        found[metrics.GPU_UTILIZATION] = torch.cuda.utilization() / 100
+    return found

@@ -1,7 +1,9 @@
-"""Every metric, declared once: what the exporter serves, and what dashboards and alerts may name.
+"""The table of Prometheus metrics: what the exporter serves and what boards and alerts may name.
 
-Base units; counters end in `_total`. Every series has the labels `run` and `rank`; further labels
-are listed with the metric.
+To add a metric, add a row here and set it in `recorder`. A windowed metric (`over_ranks`) is
+observed by `Recorder.count_step` at every step; exporter, metrics.jsonl and windows follow from its
+row. Base units; the names of counters end in `_total`. Every series has the labels `run` and
+`rank`, and those of its row.
 """
 
 from __future__ import annotations
@@ -14,209 +16,173 @@ COMMON_LABELS = ("run", "rank")
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One metric: its Prometheus name and type, unit, and a sentence of help."""
+    """One row.
+
+    column: the field of a metrics.jsonl row that has its value. over_ranks: how its values in a
+    window (the steps between two log steps or checkpoints) are combined over the ranks; "": it is
+    not windowed. A counter's window has the sum over the steps, a gauge's the mean.
+    """
 
     name: str
-    kind: Literal["gauge", "counter"]
-    unit: str  # "" for plain numbers
     help: str
     labels: tuple[str, ...] = ()
+    column: str = ""
+    over_ranks: Literal["", "sum", "max", "min"] = ""
+
+    @property
+    def is_counter(self) -> bool:
+        """Return whether it is a counter; else it is a gauge."""
+        return self.name.endswith("_total")
 
 
-STEP = Metric("svfap_step", "gauge", "", "Optimizer steps completed.")
-EPOCH = Metric("svfap_epoch", "gauge", "", "Epoch of the last step, from 0.")
-LOSS = Metric("svfap_loss", "gauge", "", "Mean loss of the last logged step, over all ranks.")
-HELD_OUT_LOSS = Metric(
-    "svfap_held_out_loss", "gauge", "", "Mean loss on the held-out clips, over all ranks."
+PROMETHEUS_METRICS: dict[str, Metric] = {}
+
+
+def declare(
+    name: str,
+    help: str,
+    *labels: str,
+    column: str = "",
+    over_ranks: Literal["", "sum", "max", "min"] = "",
+) -> Metric:
+    """Add a row to PROMETHEUS_METRICS and return it.
+
+    Args:
+        name: Of the series; `..._total` makes it a counter, all others are gauges.
+        help: One sentence.
+        *labels: Besides COMMON_LABELS.
+        column: See `Metric`.
+        over_ranks: See `Metric`.
+    """
+    PROMETHEUS_METRICS[name] = Metric(name, help, labels, column, over_ranks)
+    return PROMETHEUS_METRICS[name]
+
+
+def windowed_metrics() -> list[Metric]:
+    """Return the rows that are observed at every step."""
+    return [metric for metric in PROMETHEUS_METRICS.values() if metric.over_ranks]
+
+
+STEP = declare("svfap_step", "Optimizer steps completed.", column="step")
+EPOCH = declare("svfap_epoch", "Epoch of the last step, from 0.", column="epoch")
+LOSS = declare("svfap_loss", "Mean loss of the last logged step, over all ranks.", column="loss")
+HELD_OUT_LOSS = declare("svfap_held_out_loss", "Mean loss on the held-out clips, over all ranks.")
+LEARNING_RATE = declare("svfap_learning_rate", "Learning rate of the last step.", column="lr")
+GRAD_NORM = declare(
+    "svfap_grad_norm", "Norm of the last step's gradient before clipping.", column="grad_norm"
 )
-LEARNING_RATE = Metric("svfap_learning_rate", "gauge", "", "Learning rate of the last step.")
-GRAD_NORM = Metric(
-    "svfap_grad_norm", "gauge", "", "Norm of the last step's gradient before clipping."
-)
-LAST_STEP_TIME = Metric(
+LAST_STEP_TIME = declare(
     "svfap_last_step_timestamp_seconds",
-    "gauge",
-    "seconds",
     "Unix time of the last logged step; alert when it stands still.",
+    column="time",
 )
-CLIPS = Metric("svfap_clips_total", "counter", "", "Clips this rank trained on.")
-STEP_SECONDS = Metric(
-    "svfap_step_seconds_total",
-    "counter",
-    "seconds",
-    "Wall time of this rank's steps, waits included.",
+CLIPS = declare("svfap_clips_total", "Clips this rank trained on.", over_ranks="sum")
+STEP_SECONDS = declare(
+    "svfap_step_seconds_total", "Wall time of this rank's steps, waits included.", over_ranks="max"
 )
-DATA_WAIT_SECONDS = Metric(
+DATA_WAIT_SECONDS = declare(
     "svfap_data_wait_seconds_total",
-    "counter",
-    "seconds",
     "Time this rank's steps waited for a batch.",
+    column="data_wait_seconds",
+    over_ranks="max",
 )
-FETCH_SECONDS = Metric(
-    "svfap_fetch_seconds_total", "counter", "seconds", "Thread time this rank spent reading shards."
+FETCH_SECONDS = declare(
+    "svfap_fetch_seconds_total",
+    "Thread time this rank spent reading shards.",
+    column="fetch_seconds",
+    over_ranks="sum",
 )
-DECODE_SECONDS = Metric(
+DECODE_SECONDS = declare(
     "svfap_decode_seconds_total",
-    "counter",
-    "seconds",
     "Time this rank's threads or workers spent decoding videos.",
+    column="decode_seconds",
+    over_ranks="sum",
 )
-FETCHED_BYTES = Metric(
+FETCHED_BYTES = declare(
     "svfap_fetched_bytes_total",
-    "counter",
-    "bytes",
     "Bytes of shards this rank read from the store.",
+    column="bytes_fetched",
+    over_ranks="sum",
 )
-BATCHES_READY = Metric(
+BATCHES_READY = declare(
     "svfap_batches_ready",
-    "gauge",
-    "",
     "Batches that lay ready when one was asked for, mean since the last logged step; 0: starved.",
+    column="batches_ready",
+    over_ranks="min",
 )
-BAD_SAMPLES = Metric(
+BAD_SAMPLES = declare(
     "svfap_bad_samples_total",
-    "counter",
-    "",
     "Samples of this rank that could not be used: damaged, undecodable, hung, crashed, ...",
-    ("reason",),
+    "reason",
 )
-CHECKPOINT_STEP = Metric(
-    "svfap_checkpoint_step", "gauge", "", "Step of the newest committed checkpoint."
+CHECKPOINT_STEP = declare("svfap_checkpoint_step", "Step of the newest committed checkpoint.")
+CHECKPOINT_SECONDS = declare(
+    "svfap_checkpoint_seconds_total", "Time that training stood still for checkpoints."
 )
-CHECKPOINT_SECONDS = Metric(
-    "svfap_checkpoint_seconds_total",
-    "counter",
-    "seconds",
-    "Time that training stood still for checkpoints.",
+CHECKPOINT_FAILURES = declare(
+    "svfap_checkpoint_failures_total", "Checkpoints that could not be uploaded."
 )
-CHECKPOINT_FAILURES = Metric(
-    "svfap_checkpoint_failures_total", "counter", "", "Checkpoints that could not be uploaded."
-)
-CHECKPOINT_COMMIT_SECONDS = Metric(
+CHECKPOINT_COMMIT_SECONDS = declare(
     "svfap_checkpoint_commit_seconds",
-    "gauge",
-    "seconds",
     "From the start of saving the newest checkpoint to its COMMIT, training beside it.",
 )
-CHECKPOINT_BYTES = Metric(
-    "svfap_checkpoint_bytes", "gauge", "bytes", "Size of the newest checkpoint, all ranks' files."
+CHECKPOINT_BYTES = declare(
+    "svfap_checkpoint_bytes", "Size of the newest checkpoint, all ranks' files."
 )
-STORAGE_REQUESTS = Metric(
+STORAGE_REQUESTS = declare(
     "svfap_storage_requests_total",
-    "counter",
-    "",
     "Requests of this rank to stores, local disks included, by what was asked and how it ended.",
-    ("operation", "outcome"),
+    "operation",
+    "outcome",
 )
-STORAGE_BYTES = Metric(
+STORAGE_BYTES = declare(
     "svfap_storage_bytes_total",
-    "counter",
-    "bytes",
     "Bytes of files that this rank read from and wrote to stores.",
-    ("operation",),
+    "operation",
 )
-STORAGE_RETRIES = Metric(
+STORAGE_RETRIES = declare(
     "svfap_storage_retries_total",
-    "counter",
-    "",
     "Requests that the S3 client of this rank sent again: the store was busy or gave no answer.",
-    ("operation",),
+    "operation",
 )
-RUN_SECONDS = Metric(
+RUN_SECONDS = declare(
     "svfap_run_seconds",
-    "gauge",
-    "seconds",
     "Wall time of the run so far, over all attempts, by what it was spent on.",
-    ("class",),
+    "class",
 )
-GOODPUT = Metric(
+GOODPUT = declare(
     "svfap_goodput_ratio",
-    "gauge",
-    "",
     "Share of the run's wall time, over all attempts, in which kept steps were computed.",
 )
-CHECKPOINT_TIME = Metric(
-    "svfap_checkpoint_timestamp_seconds",
-    "gauge",
-    "seconds",
-    "Unix time at which the newest checkpoint was committed.",
+CHECKPOINT_TIME = declare(
+    "svfap_checkpoint_timestamp_seconds", "Unix time at which the newest checkpoint was committed."
 )
-PHASE_SECONDS = Metric(
+PHASE_SECONDS = declare(
     "svfap_phase_seconds_total",
-    "counter",
-    "seconds",
     "Time of this rank's steps by phase: forward, backward, optimizer; by the device's clock.",
-    ("phase",),
+    "phase",
 )
-TOKENS = Metric(
-    "svfap_tokens_total", "counter", "", "Tokens this rank trained on, seen and predicted."
-)
-FLOPS = Metric(
+TOKENS = declare("svfap_tokens_total", "Tokens this rank trained on, seen and predicted.")
+FLOPS = declare(
     "svfap_flops_total",
-    "counter",
-    "",
     "Floating-point operations of this rank's training steps, counted on paper.",
 )
-MFU = Metric(
+MFU = declare(
     "svfap_mfu_ratio",
-    "gauge",
-    "",
     "Model FLOPs utilization: operations per second over the device's peak; absent if unknown.",
 )
-NON_FINITE = Metric(
+NON_FINITE = declare(
     "svfap_non_finite_total",
-    "counter",
-    "",
     "Steps whose loss or gradient was not finite; the first one ends the run.",
 )
-GPU_MEMORY = Metric(
-    "svfap_gpu_memory_bytes", "gauge", "bytes", "Memory of this rank's GPU that torch holds."
-)
-GPU_UTILIZATION = Metric(
+GPU_MEMORY = declare("svfap_gpu_memory_bytes", "Memory of this rank's GPU that torch holds.")
+GPU_UTILIZATION = declare(
     "svfap_gpu_utilization_ratio",
-    "gauge",
-    "",
     "Share of time in which this rank's GPU ran kernels, as NVML tells.",
 )
-CLIPS_PER_SECOND = Metric(
-    "svfap_clips_per_second", "gauge", "", "Clips of all ranks per second since the last log step."
+CLIPS_PER_SECOND = declare(
+    "svfap_clips_per_second",
+    "Clips of all ranks per second since the last log step.",
+    column="clips_per_second",
 )
-RESTARTS = Metric("svfap_restarts", "gauge", "", "Attempts at the run before this one.")
-
-METRICS = (
-    STEP,
-    EPOCH,
-    LOSS,
-    HELD_OUT_LOSS,
-    LEARNING_RATE,
-    GRAD_NORM,
-    LAST_STEP_TIME,
-    CLIPS,
-    STEP_SECONDS,
-    DATA_WAIT_SECONDS,
-    FETCH_SECONDS,
-    DECODE_SECONDS,
-    FETCHED_BYTES,
-    BATCHES_READY,
-    BAD_SAMPLES,
-    CHECKPOINT_STEP,
-    CHECKPOINT_SECONDS,
-    CHECKPOINT_FAILURES,
-    CHECKPOINT_TIME,
-    CHECKPOINT_COMMIT_SECONDS,
-    CHECKPOINT_BYTES,
-    STORAGE_REQUESTS,
-    STORAGE_BYTES,
-    STORAGE_RETRIES,
-    RESTARTS,
-    RUN_SECONDS,
-    GOODPUT,
-    PHASE_SECONDS,
-    TOKENS,
-    FLOPS,
-    MFU,
-    NON_FINITE,
-    GPU_MEMORY,
-    GPU_UTILIZATION,
-    CLIPS_PER_SECOND,
-)
+RESTARTS = declare("svfap_restarts", "Attempts at the run before this one.")

@@ -1,9 +1,9 @@
-"""What is told of a run while it goes: a rank's meter, journal and metrics endpoint, fed together.
+"""Everything recorded of a run while it trains: meter, journal and metrics endpoint of one rank.
 
-In: batches, losses, outcomes, as they come. Out: lines in the files of the run (rank 0, and each
-rank its ledger), numbers at each rank's /metrics, and rows for whoever watches. A window is the
-time between two log steps or checkpoints; its event says what the time went into, so that the
-run's goodput can be told from the events alone.
+In: batches, losses, outcomes, as they occur. Out: lines in the files of the run (rank 0, and each
+rank its ledger), numbers at each rank's /metrics, and rows for callbacks. A window is the time
+between two log steps or checkpoints; its event says how its time was spent, so that the run's
+goodput can be computed from the events alone.
 """
 
 from __future__ import annotations
@@ -20,36 +20,33 @@ from svfap_dist import distributed
 from svfap_dist.config import Config
 from svfap_dist.data.clips import ClipBatch
 from svfap_dist.distributed import World
-from svfap_dist.telemetry import gpu
-from svfap_dist.telemetry import metrics as names
+from svfap_dist.telemetry import metrics
 from svfap_dist.telemetry.exporter import Exporter
 from svfap_dist.telemetry.goodput import CLASSES, WINDOW, Goodput
-from svfap_dist.telemetry.journal import EVENTS, METRICS, Journal
-from svfap_dist.telemetry.meter import Meter, Window
+from svfap_dist.telemetry.journal import EVENTS_FILE, METRICS_FILE, Journal
+from svfap_dist.telemetry.meter import Meter, Window, gpu_readings
 
 Row = dict[str, Any]
-_ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 - listened on, maybe, but no address to ask
-_SHOWN = {  # gauges and the fields of a row that they show
-    "step": names.STEP,
-    "epoch": names.EPOCH,
-    "loss": names.LOSS,
-    "lr": names.LEARNING_RATE,
-    "grad_norm": names.GRAD_NORM,
-    "time": names.LAST_STEP_TIME,
-    "clips_per_second": names.CLIPS_PER_SECOND,
-}
+_ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 - may be listened on, but is no address to connect to
+_COMBINE: dict[str, Callable[[list[float]], float]] = {"sum": sum, "max": max, "min": min}
 
 
 class Recorder:
     """Records of one rank's attempt; made and closed by all ranks together.
 
     Args:
-        attempt, step: number of the attempt and completed steps at which it goes on.
-        work: operations and tokens of a clip in a training step. peak_rate: operations that a
-            device can do in a second at best; None if unknown.
-        on_log: gets each row of metrics, on rank 0. on_begin: gets all ranks' metrics addresses.
+        config: The run's recipe.
+        world: This rank's place among all ranks.
+        attempt: Number of the attempt, from 1.
+        step: Completed optimizer steps at which it starts.
+        on_log: Called with each row of metrics, on rank 0.
+        on_begin: Called with all ranks' metrics addresses, on rank 0.
+        costs: Floating-point operations and tokens of a clip in a training step.
+        peak_rate: Operations per second of a device at best; None if unknown.
 
-    Raises: ClusterError, StorageError: on every rank, if port or files are refused on any.
+    Raises:
+        ClusterError: On every rank, if a port is refused on any.
+        StorageError: On every rank, if files cannot be written on any.
     """
 
     def __init__(
@@ -60,15 +57,15 @@ class Recorder:
         step: int,
         on_log: Callable[[Row], None],
         on_begin: Callable[[list[str]], None],
-        work: tuple[int, int],
+        costs: tuple[int, int],
         peak_rate: float | None,
     ) -> None:
         self._config, self._world, self._attempt = config, world, attempt
         self._on_log, self._on_begin = on_log, on_begin
-        self._flops_per_clip, self._tokens_per_clip = work
+        self._flops_per_clip, self._tokens_per_clip = costs
         self._peak_rate = peak_rate
         self._windows: list[Window] = []  # of all ranks, since the last log step
-        self._saving = self._evaluating = 0.0  # seconds since the last window
+        self._checkpoint_seconds = self._idle_seconds = 0.0  # since the last window
         self._bad: list[Row] = []  # bad samples that are not yet in the quarantine list
         self.meter = Meter()
         with contextlib.ExitStack() as stack:
@@ -80,7 +77,7 @@ class Recorder:
                 lambda: Journal(config, world.rank, attempt, step)
             )
             self._journal = stack.enter_context(journal)
-            self._goodput = Goodput(journal.lines(EVENTS) if world.is_main else [])
+            self._goodput = Goodput(journal.read_lines(EVENTS_FILE) if world.is_main else [])
             self._closing = stack.pop_all()
 
     def __enter__(self) -> Recorder:
@@ -93,19 +90,26 @@ class Recorder:
         """Bring the files of the run to the store; may be called from any thread."""
         self._journal.sync()
 
-    def begin(
+    def record_start(
         self, step: int, total_steps: int, manifest_fingerprint: str, versions: dict[str, str]
     ) -> None:
-        """Tell that the attempt starts or resumes; all ranks call it together."""
-        self._exporter.set(names.STEP, step)
-        self._exporter.set(names.CHECKPOINT_STEP, step)
-        self._exporter.set(names.RESTARTS, self._attempt - 1)
+        """Record that the attempt starts or resumes; a collective.
+
+        Args:
+            step: Completed optimizer steps.
+            total_steps: Of the whole run.
+            manifest_fingerprint: Of the data.
+            versions: Of the packages that decide the numbers.
+        """
+        self._exporter.set(metrics.STEP, step)
+        self._exporter.set(metrics.CHECKPOINT_STEP, step)
+        self._exporter.set(metrics.RESTARTS, self._attempt - 1)
         ranks = distributed.all_gather_object(
             {"host": socket.gethostname(), "pid": os.getpid(), "metrics": self._address()}
         )
         if self._world.is_main:
             self._on_begin([rank["metrics"] for rank in ranks if rank["metrics"]])
-        self._book(
+        self._write_event(
             "resume" if step else "start",
             attempt=self._attempt,
             step=step,
@@ -118,34 +122,43 @@ class Recorder:
         )
 
     def _address(self) -> str:
-        """Where others find this rank's metrics, "" if nowhere."""
+        """Address of this rank's metrics for other hosts, "" if they are not served."""
         host, _, port = self._exporter.address.rpartition(":")
         return f"{socket.gethostname()}:{port}" if host in _ANY_HOST else self._exporter.address
 
-    def ready(self) -> None:
-        """Tell that all is set up: from now on time belongs to steps."""
-        self._book("ready")
+    def record_ready(self) -> None:
+        """Record that the set-up is done: from now on time belongs to steps."""
+        self._write_event("ready")
         self.meter.window()
 
-    def _book(self, event: str, **fields: Any) -> None:
-        """Write an event of which the goodput is made."""
-        self._goodput.add(self._journal.event(event, **fields))
+    def _write_event(self, event: str, **fields: Any) -> None:
+        """Write an event that takes part in the goodput."""
+        self._goodput.add(self._journal.write_event(event, **fields))
 
-    def count(self, step: int, epoch: int, batch: ClipBatch) -> None:
-        """Book this rank's batch of a step."""
-        self.meter.step(
-            len(batch.frames),
-            batch.fetch_seconds,
-            batch.decode_seconds,
-            batch.bytes_fetched,
-            batch.batches_ready,
+    def count_step(self, step: int, epoch: int, batch: ClipBatch) -> None:
+        """Count this rank's batch of a step and write its ledger.
+
+        Args:
+            step: Number of the step, from 1.
+            epoch: From 0.
+            batch: This rank's clips.
+        """
+        clips = len(batch.frames)
+        self.meter.count_step(
+            {
+                metrics.CLIPS: clips,
+                metrics.FETCH_SECONDS: batch.fetch_seconds,
+                metrics.DECODE_SECONDS: batch.decode_seconds,
+                metrics.FETCHED_BYTES: batch.bytes_fetched,
+                metrics.BATCHES_READY: batch.batches_ready,
+            }
         )
-        self._exporter.add(names.TOKENS, len(batch.frames) * self._tokens_per_clip)
-        self._exporter.add(names.FLOPS, len(batch.frames) * self._flops_per_clip)
+        self._exporter.add(metrics.TOKENS, clips * self._tokens_per_clip)
+        self._exporter.add(metrics.FLOPS, clips * self._flops_per_clip)
         for bad in batch.bad:
             self._bad.append({"step": step, **dataclasses.asdict(bad)})
-            self._exporter.add(names.BAD_SAMPLES, 1, reason=bad.reason)
-        self._journal.ledger(
+            self._exporter.add(metrics.BAD_SAMPLES, 1, reason=bad.reason)
+        self._journal.write_ledger(
             {"epoch": epoch, "step": step, "lane": lane, "key": key, "substituted": substituted}
             for lane, key, substituted in zip(
                 batch.lanes, batch.keys, batch.substituted, strict=True
@@ -153,131 +166,157 @@ class Recorder:
         )
 
     def close_window(self, step: int) -> None:
-        """Book the time up to this completed step; all ranks call it together.
+        """Record the time up to a completed step; a collective.
 
-        Waits and batches ready are the slowest rank's, since all wait for it; clips, bytes and
-        times of threads are summed over the ranks.
+        Args:
+            step: Completed optimizer steps.
         """
         window = self.meter.window()
-        self._exporter.add(names.CLIPS, window.clips)
-        self._exporter.add(names.STEP_SECONDS, window.seconds)
-        self._exporter.add(names.DATA_WAIT_SECONDS, window.data_wait_seconds)
-        self._exporter.add(names.FETCH_SECONDS, window.fetch_seconds)
-        self._exporter.add(names.DECODE_SECONDS, window.decode_seconds)
-        self._exporter.add(names.FETCHED_BYTES, window.bytes_fetched)
-        if window.steps:
-            self._exporter.set(names.BATCHES_READY, window.batches_ready)
+        for metric in metrics.windowed_metrics():
+            if metric.is_counter:
+                self._exporter.add(metric, window.values[metric.name])
+            elif window.steps:
+                self._exporter.set(metric, window.values[metric.name])
         ranks = distributed.all_gather_object(window)
-        whole = Window(
-            steps=window.steps,
-            clips=sum(each.clips for each in ranks),
-            seconds=max(each.seconds for each in ranks),
-            data_wait_seconds=max(each.data_wait_seconds for each in ranks),
-            fetch_seconds=sum(each.fetch_seconds for each in ranks),
-            decode_seconds=sum(each.decode_seconds for each in ranks),
-            bytes_fetched=sum(each.bytes_fetched for each in ranks),
-            batches_ready=min(each.batches_ready for each in ranks),
-        )
-        self._windows.append(whole)
-        self._book(
+        values = {
+            metric.name: _COMBINE[metric.over_ranks]([each.values[metric.name] for each in ranks])
+            for metric in metrics.windowed_metrics()
+        }
+        self._windows.append(Window(window.steps, values))
+        self._write_event(
             WINDOW,
             step=step,
-            data_wait_seconds=whole.data_wait_seconds,
-            checkpoint_seconds=self._saving,
-            evaluation_seconds=self._evaluating,
+            data_wait_seconds=values[metrics.DATA_WAIT_SECONDS.name],
+            checkpoint_seconds=self._checkpoint_seconds,
+            evaluation_seconds=self._idle_seconds,
         )
-        self._saving = self._evaluating = 0.0
+        self._checkpoint_seconds = self._idle_seconds = 0.0
 
-    def log(self, numbers: Row, phase_seconds: dict[str, float]) -> None:
-        """Write and show the numbers of a log step, with the throughput since the last one.
+    def log_step(self, numbers: Row, phase_seconds: dict[str, float]) -> None:
+        """Write and show the metrics of a log step, with the throughput since the last one.
 
-        phase_seconds: of this rank. All ranks call it together.
+        A collective.
+
+        Args:
+            numbers: step, total_steps, epoch, loss, lr and grad_norm.
+            phase_seconds: Of this rank, by phase.
         """
         self.close_window(numbers["step"])
         windows, self._windows = self._windows, []
-        seconds = sum(each.seconds for each in windows)
-        waited = sum(each.data_wait_seconds for each in windows)
+        totals = {
+            metric.name: sum(each.values[metric.name] for each in windows)
+            if metric.is_counter
+            else _COMBINE[metric.over_ranks]([w.values[metric.name] for w in windows if w.steps])
+            for metric in metrics.windowed_metrics()
+        }
+        seconds = totals[metrics.STEP_SECONDS.name]
+        waited = totals[metrics.DATA_WAIT_SECONDS.name]
         row = {
             **numbers,
-            "clips_per_second": sum(each.clips for each in windows) / seconds,
+            "clips_per_second": totals[metrics.CLIPS.name] / seconds,
             "data_wait_seconds": waited,
             "data_wait_share": waited / seconds,
-            "fetch_seconds": sum(each.fetch_seconds for each in windows),
-            "decode_seconds": sum(each.decode_seconds for each in windows),
-            "bytes_fetched": sum(each.bytes_fetched for each in windows),
-            "batches_ready": min(each.batches_ready for each in windows if each.steps),
+            **{m.column: totals[m.name] for m in metrics.windowed_metrics() if m.column},
             "bad_samples": self.write_quarantine(),
             "time": time.time(),
         }
         self._show(row, phase_seconds)
-        self._journal.metrics(row)
+        self._journal.write_metrics(row)
         if self._world.is_main:
             self._on_log(row)
 
     def _show(self, row: Row, phase_seconds: dict[str, float]) -> None:
-        for field, metric in _SHOWN.items():
-            self._exporter.set(metric, row[field])
+        for metric in metrics.PROMETHEUS_METRICS.values():
+            if metric.column and not metric.over_ranks:
+                self._exporter.set(metric, row[metric.column])
         for phase, seconds in phase_seconds.items():
-            self._exporter.add(names.PHASE_SECONDS, seconds, phase=phase)
-        for metric, value in gpu.readings().items():
+            self._exporter.add(metrics.PHASE_SECONDS, seconds, phase=phase)
+        for metric, value in gpu_readings().items():
             self._exporter.set(metric, value)
         if self._peak_rate is not None:
             rate = row["clips_per_second"] * self._flops_per_clip / self._world.world_size
-            self._exporter.set(names.MFU, rate / self._peak_rate)
-        if self._world.is_main:  # the others do not see the run's events
-            self._exporter.set(names.GOODPUT, self._goodput.ratio())
+            self._exporter.set(metrics.MFU, rate / self._peak_rate)
+        if self._world.is_main:  # only rank 0 has the run's events
+            self._exporter.set(metrics.GOODPUT, self._goodput.ratio())
             seconds_of = self._goodput.seconds()
             for name in CLASSES:
-                self._exporter.set(names.RUN_SECONDS, seconds_of[name], **{"class": name})
+                self._exporter.set(metrics.RUN_SECONDS, seconds_of[name], **{"class": name})
 
     def write_quarantine(self) -> int:
-        """Write all ranks' new bad samples and return their number; all ranks call it together."""
+        """Write all ranks' new bad samples and return their number; a collective."""
         rows = [row for found in distributed.all_gather_object(self._bad) for row in found]
         for row in rows:
-            self._journal.quarantine(row)
+            self._journal.write_quarantine(row)
         self._bad = []
         return len(rows)
 
-    def evaluated(self, step: int, held_out_loss: float, seconds: float) -> None:
-        """Tell a held-out loss, and how long it took to compute."""
-        self._evaluating += seconds
-        self._journal.event("eval", step=step, held_out_loss=held_out_loss)
-        self._exporter.set(names.HELD_OUT_LOSS, held_out_loss)
+    def record_evaluation(self, step: int, held_out_loss: float, seconds: float) -> None:
+        """Record a held-out loss.
 
-    def tested(self, seconds: float) -> None:
-        """Count time that testing took."""
-        self._evaluating += seconds
+        Args:
+            step: Completed optimizer steps.
+            held_out_loss: Mean over all ranks.
+            seconds: Time that it took.
+        """
+        self._idle_seconds += seconds
+        self._journal.write_event("eval", step=step, held_out_loss=held_out_loss)
+        self._exporter.set(metrics.HELD_OUT_LOSS, held_out_loss)
 
-    def stood_still(self, seconds: float) -> None:
-        """Count time that training stood still for checkpoints."""
-        self._saving += seconds
-        self._exporter.add(names.CHECKPOINT_SECONDS, seconds)
+    def add_test_seconds(self, seconds: float) -> None:
+        """Count time spent on testing, which is idle time of the training.
 
-    def checkpointed(self, step: int, num_bytes: int, seconds: float, error: str) -> None:
-        """Tell how the upload of a checkpoint ended."""
+        Args:
+            seconds: Wall time.
+        """
+        self._idle_seconds += seconds
+
+    def add_checkpoint_seconds(self, seconds: float) -> None:
+        """Count time in which training was blocked by a checkpoint.
+
+        Args:
+            seconds: Wall time.
+        """
+        self._checkpoint_seconds += seconds
+        self._exporter.add(metrics.CHECKPOINT_SECONDS, seconds)
+
+    def record_checkpoint(self, step: int, num_bytes: int, seconds: float, error: str) -> None:
+        """Record how the upload of a checkpoint ended.
+
+        Args:
+            step: Of the checkpoint.
+            num_bytes: Of its files.
+            seconds: From the start of saving to its commit.
+            error: "" if it is committed.
+        """
         if error:
-            self._journal.event("checkpoint_failed", step=step, error=error)
-            self._exporter.add(names.CHECKPOINT_FAILURES, 1)
+            self._journal.write_event("checkpoint_failed", step=step, error=error)
+            self._exporter.add(metrics.CHECKPOINT_FAILURES, 1)
             return
-        self._journal.event("checkpoint", step=step, seconds=seconds, bytes=num_bytes)
-        self._exporter.set(names.CHECKPOINT_STEP, step)
-        self._exporter.set(names.CHECKPOINT_TIME, time.time())
-        self._exporter.set(names.CHECKPOINT_COMMIT_SECONDS, seconds)
-        self._exporter.set(names.CHECKPOINT_BYTES, num_bytes)
+        self._journal.write_event("checkpoint", step=step, seconds=seconds, bytes=num_bytes)
+        self._exporter.set(metrics.CHECKPOINT_STEP, step)
+        self._exporter.set(metrics.CHECKPOINT_TIME, time.time())
+        self._exporter.set(metrics.CHECKPOINT_COMMIT_SECONDS, seconds)
+        self._exporter.set(metrics.CHECKPOINT_BYTES, num_bytes)
 
-    def ended(self, step: int, reason: str, message: str = "") -> None:
-        """Tell why the attempt ends: "finished", a signal's name or an error's."""
-        self._book("stop", step=step, reason=reason, message=message)
+    def record_stop(self, step: int, reason: str, message: str = "") -> None:
+        """Record why the attempt ends.
 
-    def not_finite(self) -> None:
-        """Tell of a loss or gradient that ends the run, for as long as a scrape may take."""
-        self._exporter.add(names.NON_FINITE, 1)
+        Args:
+            step: Completed optimizer steps.
+            reason: "finished", a signal's name or an error's.
+            message: Of an error.
+        """
+        self._write_event("stop", step=step, reason=reason, message=message)
+
+    def expose_non_finite(self) -> None:
+        """Count a non-finite loss or gradient, and wait until Prometheus may have scraped it."""
+        self._exporter.add(metrics.NON_FINITE, 1)
         time.sleep(self._config.metrics.linger_seconds)
 
     def losses(self) -> tuple[list[float], list[float]]:
-        """Training and held-out losses of the whole run so far, in order (rank 0)."""
-        events = self._journal.lines(EVENTS)
+        """Return training and held-out losses of the whole run so far, in order (rank 0)."""
+        events = self._journal.read_lines(EVENTS_FILE)
         return (
-            [row["loss"] for row in self._journal.lines(METRICS)],
+            [row["loss"] for row in self._journal.read_lines(METRICS_FILE)],
             [event["held_out_loss"] for event in events if event["event"] == "eval"],
         )

@@ -161,7 +161,7 @@ class Attempt:
         self._checkpointer = stack.enter_context(Checkpointer(config, world, recorder.sync))
         stack.enter_context(self._errors_recorded())
         fingerprint = self._manifest.fingerprint
-        recorder.begin(self.step, self.total_steps, fingerprint, store.package_versions())
+        recorder.record_start(self.step, self.total_steps, fingerprint, store.package_versions())
 
         reshard = state is not None and load.needs_resharding(state, config, world)
         self.engine = Engine(config, objective, world, device, universal=reshard)
@@ -170,16 +170,16 @@ class Attempt:
             load.restore_engine(config.run.url, state, self.engine, reshard)
         self._health = health.Health(device, config.data.max_bad_fraction)
         self._held_out = HeldOut(config, world) if config.data.eval_url else None
-        recorder.ready()
+        recorder.record_ready()
 
     @contextlib.contextmanager
     def _errors_recorded(self) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            self._recorder.ended(self.step, type(error).__name__, str(error) or repr(error))
+            self._recorder.record_stop(self.step, type(error).__name__, str(error) or repr(error))
             if isinstance(error, health.NotFiniteError):
-                self._recorder.not_finite()
+                self._recorder.expose_non_finite()
             raise
 
     def batches(self, stack: contextlib.ExitStack) -> Iterator[ClipBatch]:
@@ -217,7 +217,7 @@ class Attempt:
             notice: This rank's notices to stop or save.
         """
         next_step, epoch = self.step + 1, self.step // self._loader.steps_per_epoch
-        self._recorder.count(next_step, epoch, batch)
+        self._recorder.count_step(next_step, epoch, batch)
         vote = health.StepVote(
             stop=bool(notice.stop_reason()),
             finish_upload=self._checkpointer.upload_ended,
@@ -240,14 +240,14 @@ class Attempt:
         epoch = (self.step - 1) // self._loader.steps_per_epoch
         row = {"step": self.step, "total_steps": self.total_steps, "epoch": epoch}
         numbers = {**row, "loss": loss, "lr": lr, "grad_norm": grad_norm}
-        self._recorder.log(numbers, self.engine.phases.taken())
+        self._recorder.log_step(numbers, self.engine.phases.take_seconds())
 
     def evaluate(self) -> None:
         """Compute and record the loss on the held-out clips, if there are any."""
         if self._held_out is not None:
             began = time.perf_counter()
             loss = self._held_out.loss(self.engine)
-            self._recorder.evaluated(self.step, loss, time.perf_counter() - began)
+            self._recorder.record_evaluation(self.step, loss, time.perf_counter() - began)
 
     def _test(self, notice: Notice) -> bool:
         """Write predictions.jsonl of the task's test samples unless there is no task or the file
@@ -274,7 +274,7 @@ class Attempt:
         except testing.StoppedError:
             return False
         finally:
-            self._recorder.tested(time.perf_counter() - began)
+            self._recorder.add_test_seconds(time.perf_counter() - began)
         distributed.run_on_all_ranks(lambda: tested.write(run_url) if is_main else None)
         return True
 
@@ -292,7 +292,7 @@ class Attempt:
             self._world.world_size,
         )
         self._checkpointer.save(self.engine, state)
-        self._recorder.stood_still(time.perf_counter() - began)
+        self._recorder.add_checkpoint_seconds(time.perf_counter() - began)
 
     def finish_upload(self) -> bool:
         """Wait for the upload in progress, if any, and record it; return False if it failed."""
@@ -300,8 +300,8 @@ class Attempt:
         outcome = self._checkpointer.finish_upload()
         if outcome is None:
             return True
-        self._recorder.stood_still(time.perf_counter() - began)
-        self._recorder.checkpointed(**dataclasses.asdict(outcome))
+        self._recorder.add_checkpoint_seconds(time.perf_counter() - began)
+        self._recorder.record_checkpoint(**dataclasses.asdict(outcome))
         return not outcome.error
 
     def finish(self, notice: Notice) -> RunResult:
@@ -317,7 +317,7 @@ class Attempt:
         self._recorder.close_window(self.step)
         reasons = [r for r in distributed.all_gather_object(notice.stop_reason()) if r]
         reason = FINISHED if is_done else (reasons or ["stop requested"])[0]
-        self._recorder.ended(self.step, reason)
+        self._recorder.record_stop(self.step, reason)
         return distributed.broadcast_object(self._result(reason) if self._world.is_main else None)
 
     def _result(self, reason: str) -> RunResult:

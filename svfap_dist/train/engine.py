@@ -31,7 +31,7 @@ from svfap_dist.data.clips import ClipBatch
 from svfap_dist.distributed import World, barrier
 from svfap_dist.errors import ClusterError
 from svfap_dist.model import layers
-from svfap_dist.telemetry.phases import Phases
+from svfap_dist.telemetry.meter import Phases
 from svfap_dist.train import optim
 
 REDUCE_BUCKET = 50_000_000  # elements per ZeRO reduction; its default takes 2 GB of buffers

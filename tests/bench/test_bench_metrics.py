@@ -17,7 +17,7 @@ def test_the_recorders_time_is_what_is_measured(monkeypatch: pytest.MonkeyPatch)
     assert usual.share == pytest.approx(per_step + usual.scrape_seconds / 5)
     assert 0 < per_step < usual.share
     assert usual.recorder_seconds < BUSY_SECONDS
-    count = Recorder.count
+    count = Recorder.count_step
 
     def busy_count(recorder: Recorder, *arguments: Any) -> None:
         until = time.process_time() + BUSY_SECONDS
@@ -25,7 +25,7 @@ def test_the_recorders_time_is_what_is_measured(monkeypatch: pytest.MonkeyPatch)
             pass
         count(recorder, *arguments)
 
-    monkeypatch.setattr(Recorder, "count", busy_count)
+    monkeypatch.setattr(Recorder, "count_step", busy_count)
     slowed = metrics.run(("nano",), batch_size=2, rounds=1)
     assert slowed.costs[0].recorder_seconds > BUSY_SECONDS
     assert "nano" in slowed.lines()[0]

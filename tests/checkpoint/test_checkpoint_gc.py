@@ -25,8 +25,8 @@ def a_run(url: str, committed: tuple[int, ...], leftovers: tuple[int, ...] = ())
     """Checkpoints of one small file; the run has stopped in good order."""
     tables = {"run": {"url": url}, "train": {"keep_last": 2}}
     with Journal(recipe.from_tables(tables, where="test"), 0, 1, step=0) as journal:
-        journal.event("start", step=0)
-        journal.event("stop", step=99, reason="finished")
+        journal.write_event("start", step=0)
+        journal.write_event("stop", step=99, reason="finished")
     for step in (*committed, *leftovers):
         folder = checkpoint_url(url, step)
         data = b"shard of %d" % step

@@ -13,7 +13,7 @@ from svfap_dist.dashboards.boards import BOARDS
 from svfap_dist.telemetry import metrics
 from svfap_dist.telemetry.goodput import CLASSES
 
-KNOWN = {metric.name for metric in metrics.METRICS}
+KNOWN = set(metrics.PROMETHEUS_METRICS)
 RECORDED = {recording.record for recording in alerts.RECORDINGS}
 QUERIES = [query for board in BOARDS for panel in board.panels for query, _ in panel.queries]
 RULES = [alert.expr for alert in alerts.ALERTS] + [r.expr for r in alerts.RECORDINGS]

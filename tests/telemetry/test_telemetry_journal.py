@@ -8,7 +8,13 @@ import pytest
 
 from svfap_dist import storage
 from svfap_dist.config import Config, recipe
-from svfap_dist.telemetry.journal import EVENTS, METRICS, QUARANTINE, Journal, next_attempt
+from svfap_dist.telemetry.journal import (
+    EVENTS_FILE,
+    METRICS_FILE,
+    QUARANTINE_FILE,
+    Journal,
+    next_attempt,
+)
 
 
 def a_config(url: str | Path) -> Config:
@@ -21,18 +27,20 @@ def lines(url: str | Path, name: str) -> list[dict[str, Any]]:
 
 def write_attempt(config: Config, attempt: int, first: int, last: int, rank: int = 0) -> None:
     with Journal(config, rank, attempt, step=first, clock=lambda: 5.0) as journal:
-        journal.event("resume" if first else "start", attempt=attempt, step=first)
+        journal.write_event("resume" if first else "start", attempt=attempt, step=first)
         for step in range(first + 1, last + 1):
-            journal.ledger([{"step": step, "key": f"k{step}"}])
-            journal.metrics({"step": step, "loss": 1 / step})
-            journal.quarantine({"step": step, "key": "bad"})
+            journal.write_ledger([{"step": step, "key": f"k{step}"}])
+            journal.write_metrics({"step": step, "loss": 1 / step})
+            journal.write_quarantine({"step": step, "key": "bad"})
 
 
 def test_lines_and_recipe_of_a_run(tmp_path: Path) -> None:
     config = a_config(tmp_path)
     write_attempt(config, attempt=1, first=0, last=3)
-    assert [row["step"] for row in lines(tmp_path, METRICS)] == [1, 2, 3]
-    assert lines(tmp_path, EVENTS) == [{"event": "start", "time": 5.0, "attempt": 1, "step": 0}]
+    assert [row["step"] for row in lines(tmp_path, METRICS_FILE)] == [1, 2, 3]
+    assert lines(tmp_path, EVENTS_FILE) == [
+        {"event": "start", "time": 5.0, "attempt": 1, "step": 0}
+    ]
     assert recipe.load(str(tmp_path / "config.toml")) == config
 
 
@@ -44,13 +52,13 @@ def test_ranks_other_than_0_write_only_their_ledger(tmp_path: Path) -> None:
 def test_a_resume_drops_what_the_killed_attempt_did_after_the_checkpoint(tmp_path: Path) -> None:
     config = a_config(tmp_path)
     write_attempt(config, attempt=1, first=0, last=5)
-    with open(tmp_path / METRICS, "ab") as file:
+    with open(tmp_path / METRICS_FILE, "ab") as file:
         file.write(b'{"step": 6, "lo')  # the kill came in the middle of a line
     assert next_attempt(str(tmp_path)) == 2
     write_attempt(config, attempt=2, first=3, last=4)
-    for name in (METRICS, QUARANTINE):
+    for name in (METRICS_FILE, QUARANTINE_FILE):
         assert [row["step"] for row in lines(tmp_path, name)] == [1, 2, 3, 4]
-    assert [event["event"] for event in lines(tmp_path, EVENTS)] == ["start", "resume"]
+    assert [event["event"] for event in lines(tmp_path, EVENTS_FILE)] == ["start", "resume"]
 
 
 def test_ledgers_count_each_step_once_whatever_was_killed(tmp_path: Path) -> None:
@@ -58,7 +66,7 @@ def test_ledgers_count_each_step_once_whatever_was_killed(tmp_path: Path) -> Non
     for attempt, first, last in ((1, 0, 5), (2, 3, 4), (3, 3, 7)):
         assert next_attempt(str(tmp_path)) == attempt
         write_attempt(config, attempt, first, last)
-    starts = {event["attempt"]: event["step"] for event in lines(tmp_path, EVENTS)}
+    starts = {event["attempt"]: event["step"] for event in lines(tmp_path, EVENTS_FILE)}
     counted = [
         line["step"]
         for attempt in starts
@@ -70,7 +78,7 @@ def test_ledgers_count_each_step_once_whatever_was_killed(tmp_path: Path) -> Non
 
 def test_an_attempt_whose_events_were_lost_still_has_its_number(tmp_path: Path) -> None:
     write_attempt(a_config(tmp_path), attempt=1, first=0, last=1)
-    (tmp_path / EVENTS).unlink()
+    (tmp_path / EVENTS_FILE).unlink()
     assert next_attempt(str(tmp_path)) == 2
     assert next_attempt(str(tmp_path / "nothing")) == 1
 
@@ -79,14 +87,14 @@ def test_an_object_store_gets_whole_files_at_each_sync(s3_bucket: str) -> None:
     url = f"{s3_bucket}/run"
     config = a_config(url)
     with Journal(config, rank=0, attempt=1, step=0) as journal:
-        journal.metrics({"step": 1})
+        journal.write_metrics({"step": 1})
         journal.sync()
-        assert lines(url, METRICS) == [{"step": 1}]
-        journal.metrics({"step": 2})
-        assert lines(url, METRICS) == [{"step": 1}]
-    assert lines(url, METRICS) == [{"step": 1}, {"step": 2}]
+        assert lines(url, METRICS_FILE) == [{"step": 1}]
+        journal.write_metrics({"step": 2})
+        assert lines(url, METRICS_FILE) == [{"step": 1}]
+    assert lines(url, METRICS_FILE) == [{"step": 1}, {"step": 2}]
     write_attempt(config, attempt=2, first=1, last=3)
-    assert [row["step"] for row in lines(url, METRICS)] == [1, 2, 3]
+    assert [row["step"] for row in lines(url, METRICS_FILE)] == [1, 2, 3]
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_advice(tmp_path: Path) -> None:

@@ -1,8 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from svfap_dist.telemetry.meter import Meter
+import pytest
+
+from svfap_dist.config import recipe
+from svfap_dist.distributed import World
+from svfap_dist.telemetry import metrics
+from svfap_dist.telemetry.meter import Meter, Window
+from svfap_dist.telemetry.recorder import Recorder
 
 
 class Clock:
@@ -23,12 +30,49 @@ def test_a_window_holds_the_steps_since_the_last_one() -> None:
 
     for number, _ in enumerate(meter.waiting(slow_source())):
         clock.now += 1.0  # the step itself
-        meter.step(4, 0.25, 0.75, bytes_fetched=100, batches_ready=3 + number)
+        meter.count_step(
+            {
+                metrics.CLIPS: 4,
+                metrics.FETCH_SECONDS: 0.25,
+                metrics.DECODE_SECONDS: 0.75,
+                metrics.FETCHED_BYTES: 100,
+                metrics.BATCHES_READY: 3 + number,
+            }
+        )
         if number == 1:
             window = meter.window()
-            assert (window.steps, window.clips) == (2, 8)
-            assert (window.seconds, window.data_wait_seconds) == (5.0, 3.0)
-            assert (window.fetch_seconds, window.decode_seconds) == (0.5, 1.5)
-            assert (window.bytes_fetched, window.batches_ready) == (200, 3.5)
+            assert window == Window(
+                2,
+                {
+                    "svfap_clips_total": 8,
+                    "svfap_step_seconds_total": 5.0,
+                    "svfap_data_wait_seconds_total": 3.0,
+                    "svfap_fetch_seconds_total": 0.5,
+                    "svfap_decode_seconds_total": 1.5,
+                    "svfap_fetched_bytes_total": 200,
+                    "svfap_batches_ready": 3.5,
+                },
+            )
     last = meter.window()
-    assert (last.steps, last.seconds, last.data_wait_seconds) == (1, 1.5, 0.5)
+    assert last.steps == 1
+    assert last.values["svfap_step_seconds_total"] == 1.5
+    assert last.values["svfap_data_wait_seconds_total"] == 0.5
+
+
+def test_a_windowed_metric_needs_one_row(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "PROMETHEUS_METRICS", dict(metrics.PROMETHEUS_METRICS))
+    toy = metrics.declare("svfap_toys_total", "Toys seen.", column="toys", over_ranks="sum")
+    level = metrics.declare("svfap_toy_level", "Level.", column="toy_level", over_ranks="min")
+    config = recipe.from_tables({"run": {"url": str(tmp_path)}}, where="test")
+    rows: list[dict[str, Any]] = []
+    world = World(0, 0, 1, 1)
+    with Recorder(config, world, 1, 0, rows.append, lambda found: None, (1, 1), None) as recorder:
+        for first in (1, 3):
+            for value in (first, first + 1):
+                recorder.meter.count_step({toy: value, level: value})
+            recorder.close_window(first + 1)
+        numbers = {"step": 4, "total_steps": 4, "epoch": 0, "loss": 1, "lr": 1, "grad_norm": 1}
+        recorder.log_step(numbers, {})
+        served = recorder._exporter._series[toy.name].labels(run=config.run.name, rank="0")
+        assert served._value.get() == 10
+    assert (rows[0]["toys"], rows[0]["toy_level"]) == (10, 1.5)

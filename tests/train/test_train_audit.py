@@ -62,11 +62,13 @@ class Run:
             with Journal(self.config, rank, number, step=first) as journal:
                 kind = "resume" if first else "start"
                 fingerprint = self.manifest.fingerprint
-                journal.event(kind, attempt=number, step=first, manifest_fingerprint=fingerprint)
+                journal.write_event(
+                    kind, attempt=number, step=first, manifest_fingerprint=fingerprint
+                )
                 for step in range(first + 1, last + 1):
-                    journal.ledger(self.lines(step, rank, ranks))
+                    journal.write_ledger(self.lines(step, rank, ranks))
                 for step in saved:
-                    journal.event("checkpoint", step=step, seconds=1.0, bytes=1)
+                    journal.write_event("checkpoint", step=step, seconds=1.0, bytes=1)
 
     def lines(self, step: int, rank: int, ranks: int) -> list[dict[str, Any]]:
         epoch, step_in_epoch = divmod(step - 1, STEPS_PER_EPOCH)
