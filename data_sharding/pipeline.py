@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -35,7 +36,9 @@ from svfap_dist import storage
 from svfap_dist.errors import ConfigError, ShardError
 from svfap_dist.shards.format import REJECTED_NAME, Manifest
 from svfap_dist.video.probe import MIN_FRAMES, Limits
-from svfap_dist.video.region import REGIONS, region_name
+from svfap_dist.video.views import REGIONS, region_name
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "Limits",
@@ -101,7 +104,7 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
     if train:  # 22 and 22.0 are one quality, but two texts
         train = dataclasses.replace(train, crf=float(train.crf))
     options = manifests.options_of(
-        source=source, profile=profile, **numbers, limits=limits, train=train
+        source=source, profile=profile, **numbers, limits=limits, train=train and train.stored()
     )
     with Plan(shuffle_seed, max_samples_per_shard, max_shard_bytes) as plan:
         total = plan.read(sources.load(source).samples(text))
@@ -132,8 +135,10 @@ def train_profile(*, region: str | None, size: int | None, crf: float | None) ->
 
     Raises: ConfigError if they cannot be obeyed.
     """
-    region = TrainProfile().region if region is None else region
-    if region_name(region) not in REGIONS:
+    if region == "centre":
+        log.warning("--region centre is now called center; the old name still works.")
+    region = region_name(region or TrainProfile().region)
+    if region not in REGIONS:
         advice = f"use one of: {', '.join(REGIONS)}"
         raise ConfigError("Unknown region", found=region, do=advice)
     if size is not None and (size < 16 or size % 2):
@@ -143,9 +148,7 @@ def train_profile(*, region: str | None, size: int | None, crf: float | None) ->
     crf = TrainProfile().crf if crf is None else crf
     if not 0 <= crf <= 51:
         raise ConfigError("Option out of range", found=f"crf={crf}", do="use 0 to 51")
-    # Data sets keep their first name of the region, so that adding to an old one goes on matching.
-    stored = "centre" if region == "center" else region
-    return TrainProfile(region=stored, size=size, crf=crf)
+    return TrainProfile(region=region, size=size, crf=crf)
 
 
 def _take_stock(

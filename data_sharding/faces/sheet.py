@@ -13,9 +13,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from data_sharding.faces.frames import read_frames
 from svfap_dist import storage
 from svfap_dist.video import image_grid
+from svfap_dist.video.upright import read_upright_frames
 
 NUM_VIDEOS = 6
 _MOMENTS = 6  # at most
@@ -72,7 +72,7 @@ def _rows(
 def _decode(video: bytes, numbers: Sequence[int]) -> dict[int, Image.Image]:
     """Return frames by number, which ascend."""
     found: dict[int, Image.Image] = {}
-    for number, frame in enumerate(read_frames(video)):
+    for number, frame in enumerate(read_upright_frames(video)):
         if number in numbers:
             found[number] = Image.fromarray(frame.rgb())
         if number == numbers[-1]:

@@ -13,11 +13,11 @@ import numpy as np
 from data_sharding.faces import crop
 from data_sharding.faces.cuts import PIXELS, Cuts
 from data_sharding.faces.detect import Detections, Detector
-from data_sharding.faces.frames import read_frames
 from data_sharding.faces.track import Track, find_tracks
 from svfap_dist.errors import DecodeError
 from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.probe import Limits, Rejected, probe
+from svfap_dist.video.upright import read_upright_frames
 
 TRACKS = ("best", "all")
 _LOOKS_PER_SECOND = 6
@@ -101,7 +101,7 @@ def _look(
     looks: list[Detections] = []
     cuts = Cuts()
     count, width, height = 0, info.width, info.height
-    for count, frame in enumerate(read_frames(data), start=1):
+    for count, frame in enumerate(read_upright_frames(data), start=1):
         width, height = frame.width, frame.height
         cuts.add(frame.rgb(PIXELS))
         if (count - 1) % every == 0:
@@ -119,7 +119,7 @@ def _cut_out(
     squares = [crop.squares(track, options.margin, info.width, info.height) for track in tracks]
     writers = [crop.Mp4(options.size, info.fps) for _ in tracks]
     starts: list[float | None] = [None] * len(tracks)
-    for number, frame in enumerate(read_frames(data)):
+    for number, frame in enumerate(read_upright_frames(data)):
         here = [i for i, t in enumerate(tracks) if 0 <= number - t.first < len(t.boxes)]
         rgb = frame.rgb() if here else None
         for i in here:

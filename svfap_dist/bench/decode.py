@@ -17,6 +17,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import av
 import numpy as np
@@ -28,11 +29,12 @@ from svfap_dist.data.clips import random_crop
 from svfap_dist.errors import ConfigError
 from svfap_dist.progress import Progress, say
 from svfap_dist.rng import Stream
-from svfap_dist.video import packets, pyav
+from svfap_dist.video.backends import decode
 from svfap_dist.video.color import YuvClips, whole_frames
+from svfap_dist.video.frames import YuvFrames
 from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo
 from svfap_dist.video.probe import Rejected, probe
-from svfap_dist.video.region import Crop
+from svfap_dist.video.views import Crop
 
 FRAMES, STRIDE, SIZE = 16, 4, 160  # of a clip; paper
 WINDOW = (FRAMES - 1) * STRIDE + 1
@@ -194,12 +196,12 @@ def by_to_ndarray(video: Video, start: int) -> np.ndarray:
 
 def ours_rgb(video: Video, start: int) -> np.ndarray:
     numbers = range(start, start + WINDOW, STRIDE)
-    return whole_frames(pyav.decode(*video, numbers))
+    return whole_frames(decode(*video, numbers))
 
 
 def planes(video: Video, start: int) -> object:
     """A clip of a transcoded video, as planes."""
-    return packets.decode(*video, range(start, start + WINDOW, STRIDE))
+    return decode(*video, range(start, start + WINDOW, STRIDE))
 
 
 def _converted(videos: Sequence[Video], starts: Starts) -> int:
@@ -207,12 +209,12 @@ def _converted(videos: Sequence[Video], starts: Starts) -> int:
     for first in range(0, len(videos), _BATCH):
         batch = videos[first : first + _BATCH]
         clips = [
-            packets.decode(*video, range(start, start + WINDOW, STRIDE))
+            decode(*video, range(start, start + WINDOW, STRIDE))
             for video, start in zip(batch, starts[first:], strict=False)
         ]
         frames = [Crop(0, 0, info.height, info.width) for _, info in batch]
         crops = [random_crop(stream, frame, SCALES) for frame in frames]
-        YuvClips.stack(clips, crops, SIZE).to_rgb("cpu")
+        YuvClips.stack(cast(list[YuvFrames], clips), crops, SIZE).to_rgb("cpu")
     return len(videos)
 
 
@@ -229,8 +231,8 @@ def psnr(sources: Sequence[Video], made: Sequence[Video]) -> float:
         order = stored.layout
         assert order is not None, "of the profile train"
         assert (order.height, order.width) == (stored.height, stored.width)
-        got = whole_frames(packets.decode(video, stored, range(info.num_frames)))
-        wanted = whole_frames(pyav.decode(data, info, range(info.num_frames)))
+        got = whole_frames(decode(video, stored, range(info.num_frames)))
+        wanted = whole_frames(decode(data, info, range(info.num_frames)))
         rows = slice(order.top, order.top + order.height)
         cut = wanted[:, rows, order.left : order.left + order.width]
         error = np.mean((got.astype(np.int16) - cut).astype(np.float32) ** 2)

@@ -17,9 +17,10 @@ from svfap_dist.config import DataConfig
 from svfap_dist.errors import ConfigError
 from svfap_dist.progress import Progress
 from svfap_dist.rng import Stream
-from svfap_dist.video.dali import DaliDecoder, VideoRequest
+from svfap_dist.video.dali import DaliDecoder
+from svfap_dist.video.frames import VideoRequest
 from svfap_dist.video.info import VideoInfo
-from svfap_dist.video.region import region
+from svfap_dist.video.views import region_crop
 
 PIPELINES = (1, 2, 4, 8)
 _SECONDS = 3.0  # that each row is measured, at least
@@ -120,7 +121,7 @@ def _requests(
         numbers = range(start, start + window, data.sampling_rate)
         # Shards made for training have had the region cut out already.
         name = data.region if info.layout is None else "full"
-        crop = region(name, info.height, info.width)
+        crop = region_crop(name, info.height, info.width)
         requests.append(VideoRequest(video, info, numbers, [crop]))
     return requests
 

@@ -23,15 +23,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from svfap_dist.config import Config
-from svfap_dist.errors import ConfigError
+from svfap_dist.data.decoding import decoder_of
 from svfap_dist.rng import Stream
 from svfap_dist.shards.reader import BadSample
-from svfap_dist.video import backends, views
+from svfap_dist.video import views
 from svfap_dist.video.color import to_rgb
-from svfap_dist.video.frames import Frames
+from svfap_dist.video.frames import Frames, TooShortError
 from svfap_dist.video.info import VideoInfo
-from svfap_dist.video.pyav import TooShortError
-from svfap_dist.video.region import Crop, region, region_name
+from svfap_dist.video.views import Crop, stored_region
 
 if TYPE_CHECKING:
     import torch
@@ -119,29 +118,6 @@ def random_crop(stream: Stream, within: Crop, scales: tuple[float, ...]) -> Crop
     )
 
 
-def clip_region(info: VideoInfo, config: Config) -> Crop:
-    """The part of a video's stored frames that clips are cut from: all of them where shards were
-    made with the region cut out.
-
-    Raises: ConfigError if another region was.
-    """
-    return region_of(info, config.data.region)
-
-
-def region_of(info: VideoInfo, name: str) -> Crop:
-    """`clip_region` for the region of that name."""
-    if info.layout is None:
-        return region(name, info.height, info.width)
-    if region_name(info.layout.region) != region_name(name):
-        raise ConfigError(
-            "Shards were cut to another region",
-            where="data.region",
-            found=f"{name}, where the shards have {info.layout.region}",
-            do=f"set data.region={info.layout.region}, or shard again with --region {name}",
-        )
-    return Crop(0, 0, info.height, info.width)
-
-
 def plan_random(
     info: VideoInfo, config: Config, window: Stream, crops: Sequence[Stream]
 ) -> tuple[Sequence[int], list[Crop]]:
@@ -151,7 +127,7 @@ def plan_random(
     another region than data.region.
     """
     start = window_start(window, _length(info, config), config.window)
-    within = clip_region(info, config)
+    within = stored_region(info, config.data.region)
     cuts = [random_crop(crop, within, config.data.crop_scales) for crop in crops]
     return _numbers(start, info, config), cuts
 
@@ -164,7 +140,7 @@ def plan_fixed(info: VideoInfo, config: Config) -> tuple[Sequence[int], list[Cro
     length = _length(info, config)
     _check_length(length, config.window)
     start = (length - config.window) // 2
-    return _numbers(start, info, config), [clip_region(info, config)]
+    return _numbers(start, info, config), [stored_region(info, config.data.region)]
 
 
 def plan_multi_clip(info: VideoInfo, config: Config) -> tuple[Counter[int], Counter[Crop]]:
@@ -175,7 +151,7 @@ def plan_multi_clip(info: VideoInfo, config: Config) -> tuple[Counter[int], Coun
     """
     tested = config.finetune
     starts = views.segments(info.num_frames, config.window, tested.test_segments)
-    crops = views.squares(clip_region(info, config), tested.test_crops)
+    crops = views.squares(stored_region(info, config.data.region), tested.test_crops)
     return Counter(starts), Counter(crops)
 
 
@@ -201,13 +177,13 @@ def random_cut(
     were cut to another region than data.region.
     """
     numbers, cuts = plan_random(info, config, window, crops)
-    return backends.backend(config)(video, info, numbers), cuts
+    return decoder_of(config)(video, info, numbers), cuts
 
 
 def fixed_cut(video: bytes, info: VideoInfo, config: Config) -> tuple[Frames, list[Crop]]:
     """The same for the clip of pictures and evaluation: middle window, the whole region."""
     numbers, cuts = plan_fixed(info, config)
-    return backends.backend(config)(video, info, numbers), cuts
+    return decoder_of(config)(video, info, numbers), cuts
 
 
 def multi_clip_cut(
@@ -217,7 +193,7 @@ def multi_clip_cut(
     video's scores; the shares add up to 1."""
     starts, crops = plan_multi_clip(info, config)
     for start, times in starts.items():
-        frames = backends.backend(config)(video, info, _numbers(start, info, config))
+        frames = decoder_of(config)(video, info, _numbers(start, info, config))
         for crop, of_crop in crops.items():
             yield frames, crop, times * of_crop / (starts.total() * crops.total())
 

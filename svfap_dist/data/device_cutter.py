@@ -1,4 +1,4 @@
-"""Clips cut on the device, by DALI, many samples at a time: `workers` for `decode.backend = dali`.
+"""Clips decoded on the device, many samples at a time: `workers` for batched backends.
 
 In: the same tasks that decode workers do, from as many threads. Out: uint8 frames, written straight
 into batches that lie on the device; only compressed bytes have gone there. Threads hand their task
@@ -27,12 +27,13 @@ import torch
 
 from svfap_dist.config import Config
 from svfap_dist.data.clips import plan_fixed, plan_random
+from svfap_dist.data.decoding import batch_decoder_of
 from svfap_dist.data.workers import Cut, Outcome, Task, undecodable
 from svfap_dist.errors import DecodeError, HealthError
 from svfap_dist.rng import Stream
 from svfap_dist.shards.reader import BadSample, Sample, unpack
-from svfap_dist.video import backends
-from svfap_dist.video.dali import VideoRequest
+from svfap_dist.video.backends import DEFAULT
+from svfap_dist.video.frames import VideoRequest
 
 _LOT_SECONDS = 4.0  # longest for what is decoded at a time, in data.decode_seconds
 
@@ -55,14 +56,14 @@ class DeviceCutter:
     """
 
     def __init__(self, config: Config, frames: torch.Tensor) -> None:
-        self._config, self._decoder = config, backends.dali(config)
+        self._config, self._decoder = config, batch_decoder_of(config)
         self._frames, self._most = frames, frames.shape[1]  # clips decoded at a time
         self._handed_in: queue.SimpleQueue[_Wanted | None] = queue.SimpleQueue()
         self._lock, self._is_closing = threading.Lock(), False
         self._seconds = _LOT_SECONDS * config.data.decode_seconds
         self._under_way: list[_Wanted] = []  # another list for each lot
         self._is_hung = False
-        self._thread = threading.Thread(target=self._serve, name="dali", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="batched-decode", daemon=True)
         self._thread.start()
 
     def interrupt(self) -> None:
@@ -125,11 +126,11 @@ class DeviceCutter:
 
     def _hung(self, lot: Sequence[_Wanted]) -> HealthError:
         return HealthError(
-            "DALI's decoder gives no answer",
-            where="decode.backend = dali",
+            "Decoder does not respond",
+            where=f"decode.backend = {self._config.decode.backend}",
             found=f"nothing for {self._seconds:g} s, decoding {', '.join(w.key for w in lot)}",
-            do="go on with decode.backend=pyav and data.decode_workers of 1 or more, where a video "
-            "that hangs costs itself alone; or raise data.decode_seconds",
+            do=f"continue with decode.backend={DEFAULT} and data.decode_workers >= 1, where a "
+            "hanging video costs only itself; or raise data.decode_seconds",
         )
 
     def _serve(self) -> None:

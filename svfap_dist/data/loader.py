@@ -39,6 +39,7 @@ from svfap_dist.errors import HealthError
 from svfap_dist.rng import Stream
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import Sample, SampleReader, ShardCache, read_ahead
+from svfap_dist.video.backends import capabilities
 
 _SUBSTITUTES_TRIED = 256  # so many bad samples in a row are no accident
 _LOOKED_AT = 8  # samples, to know the size of planes
@@ -246,7 +247,7 @@ def _planes(config: Config, manifest: Manifest, reader: SampleReader) -> tuple[i
         config.task is not None
         or manifest.profile != "train"
         or wish == "workers"
-        or config.decode.backend == "dali"
+        or not capabilities(config.decode.backend).gives_planes
     ):
         return None
     if wish == "auto" and not config.cluster.use_gpu:

@@ -19,6 +19,7 @@ from svfap_dist.data.device_cutter import DeviceCutter
 from svfap_dist.data.shared_arrays import SharedArrays, shapes
 from svfap_dist.data.workers import Workers
 from svfap_dist.errors import ConfigError
+from svfap_dist.video.backends import DEFAULT, capabilities
 from svfap_dist.video.color import YuvClips
 
 _MOST_SLOTS_AT_A_TIME = 16
@@ -34,7 +35,7 @@ def ring_length(config: Config, clips: int, planes: tuple[int, int] | None = Non
 
 
 class Ring:
-    """Batches in shared memory (on the device, where DALI decodes), and the threads and workers
+    """Batches in shared memory (on the device, for a batched backend), and the threads and workers
     that fill them; a context manager.
 
     Args:
@@ -50,7 +51,7 @@ class Ring:
         self.length = length = length or ring_length(config, clips, planes)
         threads = config.data.decode_threads
         self._shared: SharedArrays | None = None
-        if config.decode.backend == "dali":
+        if capabilities(config.decode.backend).batched:
             device = "cuda" if config.cluster.use_gpu else "cpu"
             ((_, shape),) = shapes(config, length, clips, None).values()
             self._tensors = {"rgb": torch.empty(shape, dtype=torch.uint8, device=device)}
@@ -108,11 +109,12 @@ def check_made_by_workers(config: Config) -> None:
     """
     if config.task is None:
         return
-    for key, value, other in (
-        ("decode.backend", config.decode.backend, "pyav"),
-        ("data.colors", config.data.colors, "workers"),
+    backend, colors = config.decode.backend, config.data.colors
+    for key, value, other, is_on_device in (
+        ("decode.backend", backend, DEFAULT, capabilities(backend).batched),
+        ("data.colors", colors, "workers", colors == "device"),
     ):
-        if value in ("dali", "device"):
+        if is_on_device:
             raise ConfigError(
                 "Clips of a task are augmented before they come to the device",
                 where=key,

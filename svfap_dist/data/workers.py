@@ -27,9 +27,8 @@ from svfap_dist.parallel.child import ChildProcess, CrashedError, HungError
 from svfap_dist.rng import Stream
 from svfap_dist.shards.reader import BadSample, PackedSample, Sample, unpack
 from svfap_dist.video.color import kind_of, to_rgb
-from svfap_dist.video.frames import Frames, YuvFrames
-from svfap_dist.video.pyav import TooShortError, WrongSizeError
-from svfap_dist.video.region import Crop
+from svfap_dist.video.frames import Frames, TooShortError, WrongSizeError, YuvFrames
+from svfap_dist.video.views import Crop
 
 Key = tuple[int | str, ...]  # of a random stream
 _REASONS = {TooShortError: "too_short", WrongSizeError: "wrong_size"}

@@ -1,19 +1,19 @@
-"""What there is of GPUs: CUDA as torch sees it, the video decoding units, DALI."""
+"""Checks of GPUs: CUDA as torch sees it, the video decoding units, decode backends."""
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 
 from svfap_dist.config import Config
 from svfap_dist.doctor.finding import Finding, fail, ok, warn
+from svfap_dist.video.backends import BACKENDS, DEFAULT, capabilities
 
 _NVDEC = "libnvcuvid.so.1"
 
 
 def examine(config: Config | None) -> list[Finding]:
-    """CUDA, NVDEC and DALI, and whether the recipe needs them."""
+    """Return findings on CUDA, NVDEC and optional decode backends, needed by the recipe or not."""
     import torch
 
     devices = []
@@ -21,12 +21,14 @@ def examine(config: Config | None) -> list[Finding]:
         devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     built = torch.version.cuda or ""
     is_needed = config is not None and config.cluster.use_gpu
-    wants_dali = is_needed and config is not None and config.decode.backend == "dali"
+    backend = config.decode.backend if config else "auto"
+    wants_units = is_needed and capabilities(backend).decodes_on == "device"
     found = [cuda(devices, built, is_needed, "RAY_ADDRESS" in os.environ)]
-    dali = importlib.util.find_spec("nvidia") is not None and bool(
-        importlib.util.find_spec("nvidia.dali")
-    )
-    return [*found, nvdec(_loads(_NVDEC), bool(devices), wants_dali), dali_found(dali, wants_dali)]
+    found.append(nvdec(_loads(_NVDEC), bool(devices), wants_units))
+    for name, row in BACKENDS.items():
+        if row.module:  # the others need nothing besides the project's dependencies
+            found.append(decode_backend(name, row.is_installed, is_needed and name == backend))
+    return found
 
 
 def cuda(devices: list[str], built: str, is_needed: bool, is_elsewhere: bool) -> Finding:
@@ -58,14 +60,22 @@ def nvdec(is_there: bool, has_gpu: bool, is_needed: bool) -> Finding:
     return ok(name, "none; not needed")
 
 
-def dali_found(is_there: bool, is_needed: bool) -> Finding:
-    """The package that decodes on GPUs."""
-    name = "DALI"
-    if is_there:
-        return ok(name, "installed")
+def decode_backend(name: str, is_installed: bool, is_needed: bool) -> Finding:
+    """Check an optional decode backend.
+
+    Args:
+        name: its row in `BACKENDS`.
+        is_installed: whether it is.
+        is_needed: whether the recipe names it.
+    """
+    title = f"decoder {name}"
+    if is_installed:
+        return ok(title, "installed")
     if is_needed:
-        return fail(name, "not installed", "pip install -e '.[gpu]', or set decode.backend=pyav")
-    return ok(name, "not installed; not needed")
+        return fail(
+            title, "not installed", f"{BACKENDS[name].install}, or set decode.backend={DEFAULT}"
+        )
+    return ok(title, "not installed; not needed")
 
 
 def _loads(library: str) -> bool:

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 
 from svfap_dist.config import Config
 from svfap_dist.doctor.finding import Finding, fail, ok, warn
+from svfap_dist.video.backends import DEFAULT, capabilities
 
 _PROJECT = "svfap-dist"
 _WATCHED = ("torch", "deepspeed", "ray", "webdataset", "nvidia-dali-cuda130", "s3fs", "av")
@@ -122,11 +123,12 @@ def cores(config: Config, usable: float) -> Finding:
 def decoders(config: Config) -> Finding:
     """Whether a video that hangs or crashes its decoder costs more than itself."""
     name, workers = "decoding", config.data.decode_workers
-    if config.decode.backend == "dali":
+    backend = config.decode.backend
+    if capabilities(backend).decodes_on == "device":
         return warn(
             name,
-            "on the GPU, in the rank: a video that hangs or crashes DALI ends the run",
-            "if that happens, set decode.backend=pyav",
+            f"on the GPU, in the rank: a video that hangs or crashes {backend} ends the run",
+            f"if that happens, set decode.backend={DEFAULT}",
         )
     if not workers:
         return warn(

@@ -214,7 +214,7 @@ def _cut(part: _Part | _Bad, card: Card) -> _Clips | _Bad:
     )
     numbers, places = np.unique(wanted, return_inverse=True)  # windows may share frames
     try:
-        frames = backends.pyav(part.video, info, numbers.tolist())
+        frames = backends.decode(part.video, info, numbers.tolist())
     except DecodeError as error:
         return _Bad(part.of.number, BadVideo(part.of.key, "undecodable", str(error)))
     where = torch.from_numpy(places.reshape(wanted.shape))

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from svfap_dist import storage
-from svfap_dist.data.clips import region_of
 from svfap_dist.errors import ConfigError
 from svfap_dist.inference.batched import Looked, look_at_all
 from svfap_dist.inference.load import Network
@@ -30,7 +29,7 @@ from svfap_dist.inference.model_info import Card
 from svfap_dist.inference.videos import Video, read
 from svfap_dist.video import views as windows
 from svfap_dist.video.info import VideoInfo
-from svfap_dist.video.views import Views
+from svfap_dist.video.views import Views, stored_region
 
 BATCH_SIZE = 8  # clips that go through the network at a time
 
@@ -74,7 +73,7 @@ def views(card: Card, step: int) -> Callable[[VideoInfo], Views]:
 
     def choose(info: VideoInfo) -> Views:
         starts = windows.covering(info.num_frames, card.window, stride)
-        return Views.of(starts, windows.squares(region_of(info, card.region), 1))
+        return Views.of(starts, windows.squares(stored_region(info, card.region), 1))
 
     return choose
 

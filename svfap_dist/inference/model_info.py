@@ -18,7 +18,7 @@ from svfap_dist.config import Config
 from svfap_dist.errors import CheckpointError, ConfigError
 from svfap_dist.model.patches import IMAGENET_MEAN, IMAGENET_STD
 from svfap_dist.model.sizes import Size
-from svfap_dist.video.region import REGIONS, Region, region_name
+from svfap_dist.video.views import REGIONS, Region, region_name
 
 FORMAT = "svfap-export-1"
 Kind = Literal["features", "classification", "regression"]

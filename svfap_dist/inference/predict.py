@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svfap_dist.data.clips import region_of
 from svfap_dist.inference.batched import look_at_all
 from svfap_dist.inference.extract import BATCH_SIZE
 from svfap_dist.inference.load import Network
@@ -23,7 +22,7 @@ from svfap_dist.inference.model_info import Card
 from svfap_dist.inference.videos import Video
 from svfap_dist.video import views as windows
 from svfap_dist.video.info import VideoInfo
-from svfap_dist.video.views import Views
+from svfap_dist.video.views import Views, stored_region
 
 _SHOWN = 3  # classes that a line names
 
@@ -99,7 +98,7 @@ def views(card: Card) -> Callable[[VideoInfo], Views]:
     def choose(info: VideoInfo) -> Views:
         return Views.of(
             windows.segments(info.num_frames, card.window, card.test_segments),
-            windows.squares(region_of(info, card.region), card.test_crops),
+            windows.squares(stored_region(info, card.region), card.test_crops),
         )
 
     return choose

@@ -29,6 +29,7 @@ from svfap_dist.profiling.step import StepCost, measure_steps, noise_batch
 from svfap_dist.train import schedule
 from svfap_dist.train.engine import StepContext, open_engine
 from svfap_dist.train.objective import build_objective
+from svfap_dist.video.backends import capabilities
 
 log = logging.getLogger(__name__)
 
@@ -163,11 +164,11 @@ class _Planner:
 
     def _decode_cpu_seconds(self, found: DataCost | None) -> float | None:
         """CPU seconds of a clip; None if it is decoded on the GPU, or unknown."""
-        rate: float | None = None
+        rate, backend = None, self._config.decode.backend
         if self._known.decode_rate is not None:
             rate, source = self._known.decode_rate, _GIVEN
-        elif self._config.decode.backend == "dali" and self._on_gpu:
-            source = "decode.backend = dali: the GPU's decoding units"
+        elif capabilities(backend).decodes_on == "device" and self._on_gpu:
+            source = f"decode.backend = {backend}: the GPU's decoding units"
             self._notes.append("The rate of the GPU's decoding units was not measured: no bound.")
         elif found is not None:
             source = f"{_HERE}, from data.url (profile {found.profile}) to ready batches"

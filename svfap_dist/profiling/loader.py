@@ -18,6 +18,7 @@ from svfap_dist.profiling.timing import Rate, call_in_new_process, seconds_of, t
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import open_data
+from svfap_dist.video.backends import host_backend
 
 _MIN_CLIPS, _MIN_BATCHES, _WARM_UP = 192, 4, 2
 _READ_BYTES, _READS, _READERS = 8 << 20, 16, 8
@@ -106,7 +107,9 @@ def _one_rank(config: Config, on_gpu: bool) -> LoaderRun:
     small = config.model_copy(
         update={
             "data": config.data.model_copy(update=data),
-            "decode": config.decode.model_copy(update={"backend": "pyav"}),
+            "decode": config.decode.model_copy(
+                update={"backend": host_backend(config.decode.backend)}
+            ),
             "train": config.train.model_copy(update={"global_batch_size": batch}),
             "cluster": config.cluster.model_copy(update={"use_gpu": False}),
         }

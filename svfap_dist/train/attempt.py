@@ -18,6 +18,7 @@ from svfap_dist.checkpoint import load, store
 from svfap_dist.checkpoint.saver import Checkpointer, RunOwnership
 from svfap_dist.checkpoint.store import TrainState
 from svfap_dist.config import Config
+from svfap_dist.data import decoding
 from svfap_dist.data.clips import ClipBatch
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.distributed import World
@@ -34,7 +35,6 @@ from svfap_dist.train.signals import FINISHED, Notice
 from svfap_dist.train.split import Sides
 from svfap_dist.train.testing import PREDICTIONS
 from svfap_dist.train.validation import HeldOut
-from svfap_dist.video import backends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def load_run_context(config: Config, known: RunContext | None = None) -> RunCont
     """
     if known is None:
         manifest = open_data(config, config.data.url)
-        backends.check(config, config.data.url, manifest)
+        decoding.check_backend(config, config.data.url, manifest)
         if config.data.eval_url:
             open_data(config, config.data.eval_url)
         sides = split.sides(config, manifest) if config.task else None
@@ -355,10 +355,12 @@ def _with_backend(
     Raises: ConfigError if a rank cannot use it.
     """
     if state is not None:
-        config = backends.as_before(config, state.config)
+        config = decoding.pin_backend(config, state.config)
     name = distributed.run_on_all_ranks(
-        lambda: backends.choose(config, config.data.url, manifest) if world.is_main else None
+        lambda: (
+            decoding.choose_backend(config, config.data.url, manifest) if world.is_main else None
+        )
     )
-    config = backends.named(config, distributed.broadcast_object(name))
-    distributed.run_on_all_ranks(lambda: backends.backend(config))
+    config = decoding.with_backend(config, distributed.broadcast_object(name))
+    distributed.run_on_all_ranks(lambda: decoding.decoder_of(config))
     return config

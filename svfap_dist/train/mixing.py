@@ -22,7 +22,7 @@ from torch import Tensor
 
 from svfap_dist.config import FinetuneConfig
 from svfap_dist.rng import Stream
-from svfap_dist.video.region import Crop
+from svfap_dist.video.views import Crop
 
 
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:

@@ -1,197 +1,160 @@
-"""Which backend turns videos into frames.
+"""The table of decode backends, and what each can do.
 
 `pyav` decodes on the CPU whatever FFmpeg decodes. `dali` decodes on the GPU, whose decoding units
-leave the cores alone; on a CPU it knows a few codecs only and is there for tests. Both keep the
-contract of `frames.Decoder` and give the same frames, but not the same bits, since they round
-colours differently. So a run keeps one backend all its life:
+leave the cores free; on a CPU it has a few codecs only, for tests. Backends keep the contract of
+`frames.Decoder` and return the same frames, but not the same bits, since they round colors
+differently: a run keeps one for life (`data.decoding`).
 
-- Naming one in `decode.backend` always wins.
-- `auto` is settled by rank 0 when a run begins (`choose`). If only one backend can decode the data
-  set's codec on this machine, as on a CPU with H.264, it is that one. Otherwise each decodes a few
-  samples, and the faster is taken.
-- The name then stands in the resolved recipe of every checkpoint. A run that is resumed takes it
-  from there and measures nothing, so its bits do not depend on how a measurement came out today,
-  nor on the machine; if that backend is not to be had there, it says so instead of taking another.
-
-Outside of runs `auto` is `pyav`: right everywhere, and nothing needs to be measured first.
+To add a backend, write one file with a factory and add one row here. The rest of the code asks the
+row what the backend can do, and never compares names.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import itertools
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+import importlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
-from svfap_dist.config import Config
-from svfap_dist.errors import ConfigError, DecodeError
-from svfap_dist.progress import say
-from svfap_dist.shards.format import Manifest
-from svfap_dist.shards.reader import Sample, SampleReader
-from svfap_dist.video import dali as decode_dali
-from svfap_dist.video import packets
-from svfap_dist.video import pyav as decode_cpu
-from svfap_dist.video.dali import DaliDecoder, VideoRequest
-from svfap_dist.video.frames import Decoder, Frames
-from svfap_dist.video.info import VideoInfo
-from svfap_dist.video.region import Crop
+from svfap_dist.errors import ConfigError
 
-Backend = str
-BACKENDS: tuple[Backend, ...] = ("pyav", "dali")
+if TYPE_CHECKING:
+    from svfap_dist.video.frames import Decoder, Frames
+    from svfap_dist.video.info import VideoInfo
 
-_SAMPLES = 8  # that are looked at
-_SECONDS = 1.0  # that each backend is measured, at least
+DEFAULT = "pyav"  # right everywhere, without a measurement
 
 
-def backend(config: Config) -> Decoder:
-    """The decoder that `decode.backend` names.
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """What a decode backend can do: a row of `BACKENDS`.
 
-    Raises: ConfigError if it is DALI, and DALI is not installed.
+    Attributes:
+        factory: "module:attribute" of a function (device, *, threads, pipelines) -> `Decoder`.
+        decodes_on: "host": by threads or worker processes; "device": in the rank, on the device
+            that trains.
+        codecs: FFmpeg's names of the codecs it decodes, by device of the rank ("cpu", "cuda");
+            None: all that FFmpeg decodes.
+        batched: the decoder is a `BatchDecoder`, which makes RGB clips on the device.
+        gives_planes: returns YUV planes, so that the device can convert colors.
+        module: name of a module that it needs besides the project's dependencies; "": none.
+        install: how to install that.
     """
-    return dali(config) if config.decode.backend == "dali" else pyav
+
+    factory: str
+    decodes_on: Literal["host", "device"]
+    codecs: Mapping[str, frozenset[str] | None]
+    batched: bool = False
+    gives_planes: bool = False
+    module: str = ""
+    install: str = ""
+
+    @property
+    def is_installed(self) -> bool:
+        """Return whether its module can be imported, without importing it."""
+        try:
+            return not self.module or importlib.util.find_spec(self.module) is not None
+        except ModuleNotFoundError:  # the package that would contain it
+            return False
+
+    def decodes(self, codec: str, device: str) -> bool:
+        """Return whether it decodes a codec, installed or not.
+
+        Args:
+            codec: FFmpeg's name.
+            device: device of the rank, "cpu" or "cuda".
+        """
+        names = self.codecs.get(device, frozenset())
+        return names is None or codec in names
 
 
-def pyav(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Frames:
-    """The `Decoder` on the CPU: by the packets' places where the shard states them, otherwise
-    through the container."""
-    source = decode_cpu if info.layout is None else packets
-    return source.decode(video, info, numbers)
+_DALI_CPU = frozenset({"vp8", "vp9", "mjpeg"})  # DALI 2.4, documentation of fn.decoders.video
+
+BACKENDS: dict[str, Backend] = {
+    "pyav": Backend(
+        "svfap_dist.video.pyav:open_decoder",
+        decodes_on="host",
+        codecs={"cpu": None, "cuda": None},
+        gives_planes=True,
+    ),
+    "dali": Backend(
+        "svfap_dist.video.dali:DaliDecoder",
+        decodes_on="device",
+        codecs={"cpu": _DALI_CPU, "cuda": _DALI_CPU | {"av1", "mpeg4", "h264", "hevc"}},
+        batched=True,
+        module="nvidia.dali",
+        install="pip install svfap-dist[gpu]",
+    ),
+}
 
 
-def dali(config: Config) -> DaliDecoder:
-    """This process's DALI decoder for its device; also decodes whole batches.
+def capabilities(name: str) -> Backend:
+    """Return the row of a backend.
 
-    Raises: ConfigError if DALI is not installed.
+    Args:
+        name: as in `decode.backend`; "auto" is the default backend until a run has chosen.
     """
-    threads = -(-config.data.decode_threads // config.decode.pipelines)
-    return _dali(_device(config), config.decode.pipelines, threads)
+    return BACKENDS[DEFAULT if name == "auto" else name]
+
+
+def host_backend(name: str) -> str:
+    """Return a backend that decodes on the host: this one if it does, else the default.
+
+    Args:
+        name: as in `decode.backend`.
+    """
+    return name if capabilities(name).decodes_on == "host" else DEFAULT
+
+
+def available(codec: str, device: str) -> list[str]:
+    """Return the installed backends that decode a codec.
+
+    Args:
+        codec: FFmpeg's name.
+        device: device of the rank, "cpu" or "cuda".
+    """
+    return [
+        name for name, row in BACKENDS.items() if row.is_installed and row.decodes(codec, device)
+    ]
 
 
 @functools.cache
-def _dali(device: str, pipelines: int, threads: int) -> DaliDecoder:
-    return DaliDecoder(device, pipelines=pipelines, threads=threads)
+def open_decoder(name: str, device: str = "cpu", threads: int = 1, pipelines: int = 1) -> Decoder:
+    """Return this process's decoder of a backend.
 
+    Args:
+        name: as in `decode.backend`.
+        device: device of the rank, "cpu" or "cuda".
+        threads: CPU threads of each pipeline.
+        pipelines: pipelines that share a batch.
 
-def available(codec: str, device: str) -> list[Backend]:
-    """Backends of this machine that decode a codec (FFmpeg's name), for frames that are wanted on
-    `device`: "cpu" or "cuda"."""
-    with_dali = decode_dali.is_installed() and decode_dali.decodes(codec, device)
-    return ["pyav", "dali"] if with_dali else ["pyav"]
-
-
-def named(config: Config, name: Backend) -> Config:
-    """The recipe with this backend in the place of `auto`."""
-    return config.model_copy(update={"decode": config.decode.model_copy(update={"backend": name})})
-
-
-def as_before(config: Config, tables: dict[str, Any]) -> Config:
-    """The recipe of a run that goes on, with the backend of the run's own resolved recipe in the
-    place of `auto`. (`auto` there is from before there was a choice: it was pyav.)"""
-    before = tables["decode"]["backend"]
-    if config.decode.backend != "auto":
-        return config
-    return named(config, "pyav" if before == "auto" else before)
-
-
-def check(config: Config, url: str, manifest: Manifest) -> None:
-    """Check that a backend which the recipe names decodes this data set; whether it is installed is
-    seen on the machines that train.
-
-    Raises: ConfigError.
+    Raises:
+        ConfigError: it is not installed.
     """
-    if config.decode.backend != "dali":
-        return
-    for codec in sorted({sample.info.codec for sample in _samples(url, manifest)}):
-        if not decode_dali.decodes(codec, _device(config)):
-            raise ConfigError(
-                f"DALI does not decode {codec} on this device",
-                where="decode.backend = dali",
-                found=f"{url} has {codec} videos, and cluster.use_gpu = {config.cluster.use_gpu}",
-                do="set decode.backend=pyav, or cluster.use_gpu=true on machines with a GPU",
-            )
-
-
-def choose(config: Config, url: str, manifest: Manifest) -> Backend:
-    """The backend for a run that begins: the one that is named; for `auto`, the fastest here, but
-    pyav for a task.
-
-    Raises: ConfigError if the one that is named does not decode the data set; ShardError and
-    StorageError from reading.
-    """
-    if config.decode.backend != "auto":
-        check(config, url, manifest)
-        return config.decode.backend
-    if config.task is not None:  # whose clips are augmented on the host
-        return "pyav"
-    samples, device = _samples(url, manifest), _device(config)
-    usable = [available(sample.info.codec, device) for sample in samples]
-    if not usable or any("dali" not in names for names in usable):
-        return "pyav"
-    rates = measure(config, samples)
-    chosen = max(rates, key=lambda name: rates[name])
-    figures = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
-    say(f"Decoding with {chosen}: clips/s on {device} with {figures}.")
-    return chosen
-
-
-def measure(config: Config, samples: Sequence[Sample]) -> dict[Backend, float]:
-    """Clips per second of each backend for one rank; both must be able to decode the samples.
-
-    pyav: what its decode threads could give, from CPU seconds, so that what else a machine does
-    does not count; planes, since the device converts colours. dali: batches, by the clock.
-    """
-    requests = _requests(config, samples)
-
-    def with_pyav() -> None:
-        for request in requests:
-            pyav(request.video, request.info, request.numbers)
-
-    def with_dali() -> None:
-        batch = dali(config).decode_batch(requests, config.data.frame_size)
-        batch.clips[0, 0, 0, 0, 0].item()  # waits for the device
-        for error in batch.bad.values():
-            raise error
-
-    pyav_rate = _rate(with_pyav, time.process_time) * config.data.decode_threads
-    return {
-        "pyav": len(requests) * pyav_rate,
-        "dali": len(requests) * _rate(with_dali, time.perf_counter),
-    }
-
-
-def _rate(work: Callable[[], None], clock: Callable[[], float]) -> float:
-    """Calls per second; 0 if it fails. The first call, which sets things up, does not count."""
-    try:
-        work()
-        began, calls = clock(), 0
-        while clock() - began < _SECONDS:
-            work()
-            calls += 1
-    except (DecodeError, RuntimeError):
-        return 0.0
-    return calls / (clock() - began)
-
-
-def _requests(config: Config, samples: Sequence[Sample]) -> list[VideoRequest]:
-    """Windows all over the samples, as many as keep all pipelines busy."""
-    requests = []
-    for turn, sample in itertools.product(range(config.decode.pipelines), samples):
-        info = sample.info
-        start = (info.num_frames - config.window) * turn // config.decode.pipelines
-        numbers = range(start, start + config.window, config.data.sampling_rate)
-        requests.append(
-            VideoRequest(sample.video, info, numbers, [Crop(0, 0, info.height, info.width)])
+    row = capabilities(name)
+    if not row.is_installed:
+        raise ConfigError(
+            "Decode backend is not installed",
+            where=f"decode.backend = {name}",
+            found=f"no module {row.module}",
+            do=f"install it with `{row.install}`, or set decode.backend={DEFAULT}",
         )
-    return requests
+    module, _, attribute = row.factory.partition(":")
+    factory = getattr(importlib.import_module(module), attribute)
+    return factory(device, threads=threads, pipelines=pipelines)
 
 
-def _samples(url: str, manifest: Manifest) -> list[Sample]:
-    """The first readable samples of a data set."""
-    reader = SampleReader(url, manifest, range_bytes=1)
-    found = [reader.read(index) for index in range(min(_SAMPLES, manifest.num_samples))]
-    return [sample for sample in found if isinstance(sample, Sample)]
+def decode(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Frames:
+    """Decode frames with the default backend.
 
+    Args:
+        video: bytes of the whole file.
+        info: what is known about it.
+        numbers: frame numbers from 0; at least one, in any order, repeats allowed.
 
-def _device(config: Config) -> str:
-    return "cuda" if config.cluster.use_gpu else "cpu"
+    Raises:
+        DecodeError: a frame cannot be decoded.
+    """
+    return open_decoder(DEFAULT)(video, info, numbers)

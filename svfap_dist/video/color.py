@@ -1,46 +1,54 @@
-"""From decoded frames to the model's: colours, crop and size.
+"""Color conversion, crop and resize: from decoded frames to the model's input.
 
-In: the frames of a clip as a decode backend hands them over, and which rectangle of them is wanted.
-Out: uint8 RGB of size x size pixels. Cropping and resizing are bilinear with antialiasing, as
-Pillow's. There are two ways to the same picture. On the CPU, clip by clip: FFmpeg's converter and
-torch's resizing of bytes have instructions of their own, which nothing in a batch can match. On
-another device the batch as one: resizing is linear, so it is two products with matrices of weights
-that the crop decides; and so are colours.
+In: the frames of a clip as a backend returns them, and a crop. Out: uint8 RGB of size x size
+pixels, cropped and resized bilinearly with antialiasing, as Pillow does. There are two ways to the
+same picture. On the CPU, clip by clip: FFmpeg's converter and torch's resize of bytes are
+vectorized as no batched expression is. On another device, the batch at once: resizing is linear, so
+it is two products with matrices of weights that the crop decides, and color conversion is a third.
 
-Chroma samples are taken to lie in the middle of their four pixels, as FFmpeg's fast converter does.
-torch is loaded only for resizing and for batches: worker processes do without it.
+Chroma samples are taken to be in the middle of their four pixels, as FFmpeg's fast converter does.
+torch is imported only for resizing and for batches: data sharding and worker processes do without.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
-from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-from svfap_dist.video.frames import Frames, Matrix, YuvFrames
-from svfap_dist.video.region import Crop
+from svfap_dist.video.frames import (
+    MATRICES,
+    Colors,
+    Frames,
+    YuvFrames,
+    is_full_range,
+    is_planar_420,
+    plane_view,
+    stated_colors,
+)
+from svfap_dist.video.views import Crop
 
 if TYPE_CHECKING:
     import torch
 
-_FFMPEG_MATRIX = {"bt601": Colorspace.ITU601, "bt709": Colorspace.ITU709}
-_RED_BLUE_WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}  # ITU-R BT.601, BT.709
-_MATRICES: tuple[Matrix, ...] = ("bt601", "bt709")
-_KINDS: list[tuple[Matrix, bool]] = [
-    (matrix, full_range) for matrix in _MATRICES for full_range in (False, True)
-]
+_KINDS = [Colors(matrix, full_range) for matrix in MATRICES for full_range in (False, True)]
 _TENSORS = ("y", "u", "v", "crops", "kinds")
 
 
 def to_rgb(frames: Frames, crop: Crop, size: int) -> np.ndarray:
-    """A clip's crop as uint8 RGB [F, size, size, 3], on the CPU."""
+    """Return a clip's crop as uint8 RGB [F, size, size, 3], computed on the CPU.
+
+    Args:
+        frames: decoded frames of the clip.
+        crop: rectangle of the frames.
+        size: pixels of each side of the result.
+    """
     if isinstance(frames, YuvFrames):
-        pixels, crop = _pixels(frames, crop)
+        pixels, crop = _convert(frames, crop)
     else:
         pixels = frames.pixels
     if (crop.height, crop.width) == (size, size):
@@ -57,59 +65,107 @@ def to_rgb(frames: Frames, crop: Crop, size: int) -> np.ndarray:
 
 
 def whole_frames(frames: Frames) -> np.ndarray:
-    """All pixels as uint8 RGB [F, H, W, 3], at their own size."""
+    """Return all pixels as uint8 RGB [F, H, W, 3], at their own size.
+
+    Args:
+        frames: decoded frames.
+    """
     if not isinstance(frames, YuvFrames):
         return frames.pixels
     crop = Crop(0, 0, *frames.y.shape[1:])
-    return _cut(_pixels(frames, crop)[0], crop)
+    return _cut(_convert(frames, crop)[0], crop)
 
 
 def _cut(pixels: np.ndarray, crop: Crop) -> np.ndarray:
     return pixels[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
 
 
-def _pixels(frames: YuvFrames, crop: Crop) -> tuple[np.ndarray, Crop]:
-    """uint8 RGB of the pixels of a crop, and of the few more that share chroma samples with it, and
-    where in there the crop is."""
+def _convert(frames: YuvFrames, crop: Crop) -> tuple[np.ndarray, Crop]:
+    """Return uint8 RGB of the pixels of a crop and of the few more that share chroma samples with
+    it, and where the crop is in them."""
     top, left = crop.top & ~1, crop.left & ~1
     height = (crop.top + crop.height - top + 1) & ~1
     width = (crop.left + crop.width - left + 1) & ~1
     pixels = np.empty((len(frames.y), height, width, 3), np.uint8)
-    source = av.VideoFrame(width, height, "yuv420p")  # one for all, for making one costs time
-    luma, *chroma = (_array(plane)[:, : plane.width] for plane in source.planes)
+    source = av.VideoFrame(width, height, "yuv420p")  # reused: allocating one per frame is slow
+    luma, *chroma = (plane_view(plane) for plane in source.planes)
     y = frames.y[:, top : top + height, left : left + width]
     rows = slice(top // 2, (top + height) // 2)
     columns = slice(left // 2, (left + width) // 2)
-    converter = VideoReformatter()
+    converter, colors = VideoReformatter(), frames.colors
     for k in range(len(pixels)):
-        # Odd frames lack the last row or column: whatever is there then is not looked at.
+        # Odd frames lack the last row or column: what remains there is never read.
         luma[: y.shape[1], : y.shape[2]] = y[k]
         for out, plane in zip(chroma, (frames.u, frames.v), strict=True):
             out[:] = plane[k, rows, columns]
         converted = converter.reformat(
             source,
             format="rgb24",
-            src_colorspace=_FFMPEG_MATRIX[frames.matrix],
-            src_color_range=ColorRange.JPEG if frames.full_range else ColorRange.MPEG,
+            src_colorspace=MATRICES[colors.matrix].converter,
+            src_color_range=ColorRange.JPEG if colors.full_range else ColorRange.MPEG,
             threads=1,
         )
-        pixels[k].reshape(height, -1)[:] = _array(converted.planes[0])[:, : width * 3]
+        pixels[k].reshape(height, -1)[:] = plane_view(converted.planes[0], channels=3)
     return pixels, dataclasses.replace(crop, top=crop.top - top, left=crop.left - left)
 
 
-def _array(plane: VideoPlane) -> np.ndarray:
-    """The bytes of a plane, writable, [rows, bytes of a row and its padding]."""
-    return np.frombuffer(cast(Any, plane), np.uint8).reshape(-1, plane.line_size)
+def to_planar_420(
+    frame: av.VideoFrame, converter: VideoReformatter
+) -> tuple[av.VideoFrame, Colors]:
+    """Return a frame as 8-bit 4:2:0 planes, unchanged if it has them, and what their values mean.
+
+    Args:
+        frame: as it was decoded.
+        converter: kept from frame to frame.
+    """
+    if frame.format.is_rgb:
+        converted = converter.reformat(
+            frame,
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU601,
+            dst_color_range=ColorRange.MPEG,
+            threads=1,
+        )
+        return converted, Colors()
+    colors = stated_colors(frame)
+    if colors is None:
+        converted = converter.reformat(
+            frame, format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=1
+        )
+        return converted, Colors("bt709", is_full_range(frame))
+    if not is_planar_420(frame):
+        name = "yuvj420p" if colors.full_range else "yuv420p"
+        frame = converter.reformat(frame, format=name, threads=1)
+    return frame, colors
 
 
-def rgb_from_yuv(matrix: str, full_range: bool) -> np.ndarray:
-    """float64 [3, 4]: RGB from 0 to 255 is this times (y, u, v, 1) of 8 bits.
+def crop_planar_420(frame: av.VideoFrame, crop: Crop) -> av.VideoFrame:
+    """Return a crop of a frame of 8-bit 4:2:0 planes.
+
+    Args:
+        frame: the whole frame.
+        crop: a rectangle at even offsets with even sides.
+    """
+    planes = []
+    for plane, step in zip(frame.planes, (1, 2, 2), strict=True):
+        rows = slice(crop.top // step, (crop.top + crop.height) // step)
+        columns = slice(crop.left // step, (crop.left + crop.width) // step)
+        planes.append(plane_view(plane)[rows, columns].ravel())
+    packed = np.concatenate(planes).reshape(crop.height * 3 // 2, crop.width)
+    return av.VideoFrame.from_ndarray(packed, format="yuv420p")
+
+
+def rgb_from_yuv(colors: Colors) -> np.ndarray:
+    """Return float64 [3, 4]: RGB from 0 to 255 is this times (y, u, v, 1) of 8 bits.
 
     ITU-R BT.601-7 section 2.5, BT.709-6 section 3: y = kr r + kg g + kb b, and u and v are b - y
     and r - y, scaled to the range.
+
+    Args:
+        colors: matrix and range of y, u and v.
     """
-    kr, kb = _RED_BLUE_WEIGHTS[matrix]
-    luma, chroma, black = (1.0, 1.0, 0) if full_range else (255 / 219, 255 / 224, 16)
+    kr, kb = MATRICES[colors.matrix].red, MATRICES[colors.matrix].blue
+    luma, chroma, black = (1.0, 1.0, 0) if colors.full_range else (255 / 219, 255 / 224, 16)
     blue, red = 2 * (1 - kb) * chroma, 2 * (1 - kr) * chroma
     linear = np.array(
         [
@@ -122,22 +178,34 @@ def rgb_from_yuv(matrix: str, full_range: bool) -> np.ndarray:
 
 
 def kind_of(frames: YuvFrames) -> int:
-    """Number of the matrix and range that planes have, for `YuvClips`."""
-    return _KINDS.index((frames.matrix, frames.full_range))
+    """Return the number of the matrix and range of planes, for `YuvClips.kinds`.
+
+    Args:
+        frames: decoded planes.
+    """
+    return _KINDS.index(frames.colors)
 
 
 @dataclasses.dataclass(frozen=True)
 class YuvClips:
-    """A batch of clips on its way to the model: planes, and what is to be made of them.
+    """A batch of clips whose planes the training device converts.
 
-    Frames of clips that are smaller than others are padded at the bottom and on the right.
+    Clips of smaller frames than others are padded at the bottom and on the right.
+
+    Attributes:
+        y: luma, uint8 [B, F, H, W].
+        u: chroma, uint8 [B, F, ceil(H/2), ceil(W/2)].
+        v: chroma, the same.
+        crops: int64 [B, 4]: top, left, height, width.
+        kinds: matrix and range, int64 [B]; see `kind_of`.
+        size: pixels of each side of the converted clips.
     """
 
-    y: torch.Tensor  # uint8 [B, F, H, W]
-    u: torch.Tensor  # uint8 [B, F, ceil(H/2), ceil(W/2)]
-    v: torch.Tensor  # the same
-    crops: torch.Tensor  # int64 [B, 4]: top, left, height, width
-    kinds: torch.Tensor  # int64 [B]: which matrix and range, an entry of _KINDS
+    y: torch.Tensor
+    u: torch.Tensor
+    v: torch.Tensor
+    crops: torch.Tensor
+    kinds: torch.Tensor
     size: int
 
     def __len__(self) -> int:
@@ -148,7 +216,13 @@ class YuvClips:
 
     @classmethod
     def stack(cls, clips: Sequence[YuvFrames], crops: Sequence[Crop], size: int) -> YuvClips:
-        """The batch of these clips of equally many frames, each with its crop."""
+        """Return the batch of some clips.
+
+        Args:
+            clips: planes of equally many frames each.
+            crops: one per clip.
+            size: pixels of each side of the converted clips.
+        """
         import torch
 
         y = torch.from_numpy(_padded([clip.y for clip in clips]))
@@ -159,7 +233,11 @@ class YuvClips:
         return cls(y, u, v, torch.tensor(boxes), torch.tensor(kinds), size)
 
     def to_rgb(self, device: torch.device | str) -> torch.Tensor:
-        """uint8 RGB [B, F, size, size, 3] on the device."""
+        """Return uint8 RGB [B, F, size, size, 3] on a device.
+
+        Args:
+            device: where the clips are converted; on the CPU, one by one.
+        """
         import torch
 
         if torch.device(device).type == "cpu":
@@ -173,11 +251,11 @@ class YuvClips:
     def _clip(self, k: int) -> np.ndarray:
         y, u, v = (plane[k].numpy() for plane in (self.y, self.u, self.v))
         crop = Crop(*self.crops[k].tolist())
-        return to_rgb(YuvFrames(y, u, v, *_KINDS[int(self.kinds[k])]), crop, self.size)
+        return to_rgb(YuvFrames(y, u, v, _KINDS[int(self.kinds[k])]), crop, self.size)
 
 
 def _padded(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """[F, H, W] each -> [B, F, the greatest H, the greatest W]."""
+    """Pad arrays [F, H, W] to [B, F, max H, max W]."""
     batch = np.zeros((len(arrays), *np.max([array.shape for array in arrays], axis=0)), np.uint8)
     for k, array in enumerate(arrays):
         batch[k, :, : array.shape[1], : array.shape[2]] = array
@@ -185,14 +263,16 @@ def _padded(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def convert_batch(clips: YuvClips, dtype: torch.dtype) -> torch.Tensor:
-    """uint8 RGB [B, F, size, size, 3] of a batch, where its planes are; the host waits for nothing.
+    """Return uint8 RGB [B, F, size, size, 3] of a batch on its device, without synchronizing.
 
-    dtype: of the products. float16 holds a value of 8 bits to within an eighth.
+    Args:
+        clips: planes on the device.
+        dtype: of the products; float16 holds 8-bit values to within an eighth.
     """
     import torch
 
-    table = torch.tensor(np.stack([rgb_from_yuv(*kind) for kind in _KINDS]), dtype=torch.float32)
-    colours = table.to(clips.y.device, non_blocking=True)[clips.kinds]  # [B, 3, 4]
+    table = torch.tensor(np.stack([rgb_from_yuv(kind) for kind in _KINDS]), dtype=torch.float32)
+    colors = table.to(clips.y.device, non_blocking=True)[clips.kinds]  # [B, 3, 4]
     boxes = clips.crops.float()
     planes = []
     for plane, scale in ((clips.y, 1), (clips.u, 2), (clips.v, 2)):
@@ -204,15 +284,15 @@ def convert_batch(clips: YuvClips, dtype: torch.dtype) -> torch.Tensor:
         planes.append((down[:, None] @ rows).float())  # [B, F, S, S]
     rgb = torch.empty(*planes[0].shape, 3, dtype=torch.uint8, device=clips.y.device)
     for channel in range(3):
-        a, b, c, d = colours[:, channel, :, None, None, None].unbind(1)  # [B, 1, 1, 1] each
+        a, b, c, d = colors[:, channel, :, None, None, None].unbind(1)  # [B, 1, 1, 1] each
         mixed = d.addcmul(a, planes[0]).addcmul(b, planes[1]).addcmul(c, planes[2])
         rgb[..., channel] = mixed.round_().clamp_(0, 255)
     return rgb
 
 
 def _weights(start: torch.Tensor, length: torch.Tensor, size: int, out: int) -> torch.Tensor:
-    """What each of `size` samples gives to each of `out` that are made from start .. start + length
-    of them: [B] -> [B, out, size]. Pillow's bilinear filter, a triangle as wide as what it merges.
+    """Return the weights [B, out, size] of `size` samples in each of `out` that are resampled from
+    start .. start + length, [B] each, by Pillow's bilinear filter: a triangle as wide as a step.
     """
     import torch
 
@@ -222,6 +302,6 @@ def _weights(start: torch.Tensor, length: torch.Tensor, size: int, out: int) -> 
     given = torch.arange(size, device=start.device)[None] + 0.5
     distance = (given - (start + (wanted + 0.5) * step)).abs()  # [B, out, size]
     weights = (1 - distance / step.clamp(min=1)).clamp(min=0)
-    # Nothing from outside; half a sample is inside where a crop of odd numbers meets chroma.
+    # Nothing from outside the crop; odd crops include half a chroma sample.
     weights = weights * ((given > start - 0.5) & (given < start + length + 0.5))
     return weights / weights.sum(dim=2, keepdim=True)

@@ -1,54 +1,237 @@
-"""Decoded frames, as a decode backend hands them over.
+"""The contract of decode backends, and the frames that they return.
 
-All backends keep one contract: video bytes, what the shard says about the video, and the numbers of
-the wanted frames go in; those frames come out, in the order asked for. Their type says whether
-colours have been converted yet. YUV planes are what codecs store: half the bytes of RGB, and the
-conversion is then done for the whole batch on the device that trains.
+In: the bytes of a video, its `VideoInfo`, and frame numbers. Out: those frames, in the order of the
+numbers. Their type says whether colors have been converted yet: YUV planes are what codecs store,
+half the bytes of RGB, and converting them can wait until a whole batch is on the training device.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 
+import av
 import numpy as np
+from av.video.plane import VideoPlane
+from av.video.reformatter import ColorRange, Colorspace
 
+from svfap_dist.errors import DecodeError
 from svfap_dist.video.info import VideoInfo
+from svfap_dist.video.views import Crop
+
+if TYPE_CHECKING:
+    import torch
+
+LEAVE_OUT = "leave this video out when sharding"
 
 Matrix = Literal["bt601", "bt709"]
 
 
+class MatrixRow(NamedTuple):
+    """How a color matrix is defined and named.
+
+    Attributes:
+        red: weight of red in luma (ITU-R BT.601-7, BT.709-6).
+        blue: weight of blue in luma.
+        codes: numbers in streams (ITU-T H.273 table 4), the one that encoders write first.
+        converter: FFmpeg's number for its converter.
+    """
+
+    red: float
+    blue: float
+    codes: tuple[int, ...]
+    converter: Colorspace
+
+
+MATRICES: dict[Matrix, MatrixRow] = {
+    # Code 2 is "unspecified", which FFmpeg's converters also take for BT.601.
+    "bt601": MatrixRow(0.299, 0.114, (6, 5, 2), Colorspace.ITU601),
+    "bt709": MatrixRow(0.2126, 0.0722, (1,), Colorspace.ITU709),
+}
+
+
+class Colors(NamedTuple):
+    """What the values of YUV planes mean.
+
+    Attributes:
+        matrix: weights of red, green and blue.
+        full_range: values run from 0 to 255; else luma from 16 to 235, chroma from 16 to 240.
+    """
+
+    matrix: Matrix = "bt601"
+    full_range: bool = False
+
+
+class TooShortError(DecodeError):
+    """The video ends before a wanted frame."""
+
+
+class WrongSizeError(DecodeError):
+    """The frames do not have the size that the shard states."""
+
+
 @dataclasses.dataclass(frozen=True)
 class RgbFrames:
-    """pixels: uint8 [F, H, W, 3]."""
+    """RGB frames: pixels uint8 [F, H, W, 3]."""
 
     pixels: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class YuvFrames:
-    """Planes of 4:2:0 video: luma uint8 [F, H, W], chroma uint8 [F, ceil(H/2), ceil(W/2)] each.
-
-    full_range: values run from 0 to 255; else luma from 16 to 235, chroma from 16 to 240.
-    """
+    """Planes of 4:2:0 video: luma uint8 [F, H, W], chroma uint8 [F, ceil(H/2), ceil(W/2)] each."""
 
     y: np.ndarray
     u: np.ndarray
     v: np.ndarray
-    matrix: Matrix = "bt601"
-    full_range: bool = False
+    colors: Colors
 
 
 Frames = RgbFrames | YuvFrames
 
 
 class Decoder(Protocol):
-    """What a decode backend is."""
+    """Decodes frames of one video."""
 
     def __call__(self, video: bytes, info: VideoInfo, numbers: Sequence[int], /) -> Frames:
-        """The frames with these numbers (from 0, in presentation order), in the order given.
+        """Return the frames with these numbers, in the order given.
 
-        Raises: DecodeError, or its kinds, if one cannot be had.
+        Args:
+            video: bytes of the whole file.
+            info: what the shard says about it.
+            numbers: frame numbers from 0 in presentation order; at least one, repeats allowed.
+
+        Raises:
+            DecodeError: a frame cannot be decoded; TooShortError, WrongSizeError are its kinds.
         """
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoRequest:
+    """What a batched backend decodes of one video.
+
+    Attributes:
+        video: bytes of the whole file.
+        info: what the shard says about it.
+        numbers: frame numbers of the clip.
+        crops: rectangles of the frames; each makes a clip.
+        flip: whether to flip all clips left to right.
+    """
+
+    video: bytes
+    info: VideoInfo
+    numbers: Sequence[int]
+    crops: Sequence[Crop]
+    flip: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodedBatch:
+    """Clips of many videos.
+
+    Attributes:
+        clips: uint8 [B * crops, F, size, size, 3] on the device, the crops of a video in a row;
+            black where `bad` has an entry.
+        bad: errors, by position of the request in the batch.
+    """
+
+    clips: torch.Tensor
+    bad: dict[int, DecodeError]
+
+
+class BatchDecoder(Decoder, Protocol):
+    """A `Decoder` that also decodes many videos at once on the training device."""
+
+    def decode_batch(self, requests: Sequence[VideoRequest], size: int, /) -> DecodedBatch:
+        """Return clips of many videos; one that cannot be decoded costs only its own clips.
+
+        Args:
+            requests: each of equally many frames and crops.
+            size: pixels of each side of the clips.
+        """
+        ...
+
+
+def stated_colors(frame: av.VideoFrame) -> Colors | None:
+    """Return what a frame says about its YUV values; None for a matrix that is not supported.
+
+    Args:
+        frame: as it was decoded.
+    """
+    matrix = matrix_of(int(frame.colorspace))
+    return Colors(matrix, is_full_range(frame)) if matrix else None
+
+
+def matrix_of(code: int) -> Matrix | None:
+    """Return the color matrix of a number in a stream; None: not supported.
+
+    Args:
+        code: ITU-T H.273 table 4.
+    """
+    return next((name for name, row in MATRICES.items() if code in row.codes), None)
+
+
+def is_full_range(frame: av.VideoFrame) -> bool:
+    """Return whether the YUV values of a frame run from 0 to 255.
+
+    Args:
+        frame: as it was decoded.
+    """
+    return frame.format.name.startswith("yuvj") or frame.color_range == ColorRange.JPEG
+
+
+def is_planar_420(frame: av.VideoFrame) -> bool:
+    """Return whether a frame consists of 8-bit 4:2:0 planes.
+
+    Args:
+        frame: as it was decoded.
+    """
+    return frame.format.name in ("yuv420p", "yuvj420p")
+
+
+def plane_view(plane: VideoPlane, channels: int = 1) -> np.ndarray:
+    """Return a writable view uint8 [h, w * channels] of a plane without the padding of its rows.
+
+    Args:
+        plane: of 8-bit values.
+        channels: values per pixel.
+    """
+    rows = np.frombuffer(cast(Any, plane), np.uint8)  # its type lacks the buffer protocol
+    return rows.reshape(plane.height, plane.line_size)[:, : plane.width * channels]
+
+
+def check_frame(frame: av.VideoFrame, info: VideoInfo, where: str) -> None:
+    """Check that a decoded frame is intact and of the stated size.
+
+    Args:
+        frame: as it was decoded.
+        info: what the shard says about the video.
+        where: name of the frame for error messages.
+
+    Raises:
+        DecodeError: it is damaged.
+        WrongSizeError: it has another size.
+    """
+    if frame.is_corrupt:
+        raise DecodeError("Frame is damaged", where=where, do=LEAVE_OUT)
+    check_size(frame.width, frame.height, info, where)
+
+
+def check_size(width: int, height: int, info: VideoInfo, where: str = "") -> None:
+    """Check a size against the one that the shard states.
+
+    Args:
+        width: pixels of a row.
+        height: rows.
+        info: what the shard says about the video.
+        where: name of the frame for error messages.
+
+    Raises:
+        WrongSizeError: they differ.
+    """
+    if (width, height) != (info.width, info.height):
+        found = f"{width}x{height} for {info.width}x{info.height}"
+        what = "Frame has another size than the shard states"
+        raise WrongSizeError(what, where=where, found=found, do=LEAVE_OUT)

@@ -10,6 +10,8 @@ import dataclasses
 import json
 from typing import Any
 
+STORED_REGIONS = {"center": "centre"}  # names of regions that shard format 1 spells otherwise
+
 # Containers that a sample's video may have; the suffix of its member in the tar is one of these.
 VIDEO_SUFFIXES = ("mp4", "mkv", "webm", "avi", "mov", "flv", "m4v")
 
@@ -102,7 +104,10 @@ def load_info(raw: bytes) -> VideoInfo:
     fields = json.loads(raw)
     layout = fields.pop("order", None)
     if layout is not None:
-        layout = PhaseLayout(**{**layout, "packet_sizes": tuple(layout["packet_sizes"])})
+        names = {stored: name for name, stored in STORED_REGIONS.items()}
+        layout["region"] = names.get(layout["region"], layout["region"])
+        layout["packet_sizes"] = tuple(layout["packet_sizes"])
+        layout = PhaseLayout(**layout)
     return VideoInfo(**fields, layout=layout)
 
 
@@ -113,5 +118,7 @@ def dump_info(info: VideoInfo) -> bytes:
         info: what to record.
     """
     fields = dataclasses.asdict(info)
-    fields["order"] = fields.pop("layout")
+    fields["order"] = layout = fields.pop("layout")
+    if layout is not None:
+        layout["region"] = STORED_REGIONS.get(layout["region"], layout["region"])
     return json.dumps(fields, sort_keys=True).encode()

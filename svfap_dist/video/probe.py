@@ -1,30 +1,32 @@
-"""The bytes of a file -> what its video is, or why it cannot be used.
+"""Probing: what the video in a file is, or why it cannot be used.
 
 A broken video found here costs one line of a list; found in training it costs a decoder that
 crashes or hangs on a GPU node. So every video is opened, all its packets are read, and its first
 frame is decoded before it goes into a shard. Frames are counted by packets, which is a hundred
 times cheaper than decoding and exact for the codecs of the table below; others are decoded whole.
 
-What counts as truncated: the file's outermost structure reaches beyond its end (`containers`), the
-last packet is incomplete, or the packets end well before the declared duration.
+In: the bytes of a file. Out: `VideoInfo` or `Rejected`. A file is truncated if its outermost
+structure reaches beyond its end, its last packet is incomplete, or its packets end well before the
+declared duration. FFmpeg is no judge of the first: it plays what is there and reports nothing. An
+mp4 is a row of boxes with their sizes (ISO/IEC 14496-12, 4.2), a Matroska or WebM file is one
+segment with its size (RFC 8794, 4 and 6; RFC 9559, 4.5). AVI and FLV have no such structure.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 from fractions import Fraction
-from typing import Literal, cast
+from typing import Literal
 
 import av
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
-from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from svfap_dist.video.containers import missing_bytes
+from svfap_dist.errors import DecodeError
 from svfap_dist.video.info import VideoInfo
+from svfap_dist.video.timeline import frame_rate, open_video, packet_times, video_stream
 
 Reason = Literal[
     "misplaced",  # not where the layout of the source has its videos
@@ -50,11 +52,15 @@ MIN_FRAMES = 61  # the method's window: 16 frames, 4 apart: 15 * 4 + 1
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a video may cost before it is left out. A few bytes can ask for hours of huge frames.
+    """What a video may cost before it is left out; a few bytes can declare hours of huge frames.
 
-    pixels: of a frame (8K). duration: seconds of video. file_bytes: size of the file.
-    seconds, seconds_per_mib: of work on one video, a start and more by its size. memory_bytes:
-    address space of the process that does it.
+    Attributes:
+        pixels: of a frame (8K).
+        duration: seconds of video.
+        file_bytes: size of the file.
+        seconds: of work on one video, plus `seconds_per_mib` by its size.
+        seconds_per_mib: see above.
+        memory_bytes: address space of the process that does the work.
     """
 
     pixels: int = 8192 * 4320
@@ -66,22 +72,23 @@ class Limits:
 
     @property
     def frames(self) -> int:
+        """Return the most frames that a video may have."""
         return self.duration * _HIGHEST_RATE
 
 
 _LOWEST_RATE, _HIGHEST_RATE = 1, 240  # frames per second; what cameras of faces deliver
 
-# Only these of FFmpeg's demuxers: a playlist in disguise must not make it open other files or URLs.
-_DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv"
 # Codecs whose every packet holds exactly one frame that is shown. (VP8 has packets with none.)
 _ONE_FRAME_PER_PACKET = {"h264", "hevc", "vp9", "av1", "mjpeg"}
 # Containers round the duration, and sound may end a little after the picture.
 _DURATION_SLACK_SECONDS = 0.5
+_EBML_HEADER = bytes.fromhex("1a45dfa3")
+_MATROSKA_SEGMENT = bytes.fromhex("18538067")
 
 
 @dataclasses.dataclass(frozen=True)
 class Rejected:
-    """Why a video was left out: a reason of the fixed list, and what exactly was seen."""
+    """Why a video is left out: a reason of the fixed list, and details."""
 
     reason: Reason
     detail: str
@@ -89,10 +96,7 @@ class Rejected:
 
 @dataclasses.dataclass(frozen=True)
 class _Packets:
-    """What reading all packets of a video stream showed.
-
-    times: when frames are shown, ascending, in units of the stream's time base.
-    """
+    """What all packets of a video stream show; times: of its frames, ascending, in ticks."""
 
     count: int
     times: list[int]
@@ -104,9 +108,14 @@ class _Packets:
 def probe(
     data: bytes, min_frames: int = MIN_FRAMES, limits: Limits | None = None
 ) -> VideoInfo | Rejected:
-    """What the video in `data` is, or why it is left out; never raises for what the bytes hold.
+    """Return what the video in a file is, or why it is left out; never raise for its content.
 
-    It may take longer than anybody has, or more memory: `examine` sees to that.
+    It may hang, or need too much memory: run it in a process with `Limits`.
+
+    Args:
+        data: bytes of the file.
+        min_frames: shorter videos are left out.
+        limits: what a video may cost; None: the defaults.
     """
     limits = limits or Limits()
     if not data:
@@ -117,34 +126,16 @@ def probe(
         return Rejected("truncated", missing)
     try:
         with open_video(data) as container:
-            video = video_stream(container)
-            if video is None:
-                kinds = sorted({stream.type for stream in container.streams})
-                return Rejected("no_video_stream", f"streams: {', '.join(kinds) or 'none'}")
+            try:
+                video = video_stream(container)
+            except DecodeError as error:
+                return Rejected("no_video_stream", error.found)
             return _probe_stream(data, container, video, min_frames, limits)
     except (FFmpegError, ValueError, OverflowError) as error:
-        return Rejected("unreadable", _in_words(error))
+        return Rejected("unreadable", _describe(error))
 
 
-def open_video(data: bytes) -> InputContainer:
-    """The container in `data`, opened by no more demuxers than the project needs.
-
-    Raises: av.error.FFmpegError, ValueError, OverflowError for bytes that are no such container.
-    """
-    options = {"format_whitelist": _DEMUXERS}
-    container = av.open(io.BytesIO(data), options=options, metadata_errors="replace")
-    return cast(InputContainer, container)
-
-
-def video_stream(container: InputContainer) -> VideoStream | None:
-    """The first stream of moving pictures, if there is one."""
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:  # a cover picture is no video
-            return stream
-    return None
-
-
-def _in_words(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
 
 
@@ -179,7 +170,7 @@ def _probe_stream(
 
 
 def _misfit(info: VideoInfo, min_frames: int, limits: Limits) -> Rejected | None:
-    """Why a video that can be decoded is left out all the same."""
+    """Return why a video that can be decoded is left out."""
     if info.num_frames < min_frames:
         return Rejected("too_short", f"{info.num_frames} frames, fewer than {min_frames}")
     if not _LOWEST_RATE <= info.fps <= _HIGHEST_RATE:
@@ -194,7 +185,7 @@ def _misfit(info: VideoInfo, min_frames: int, limits: Limits) -> Rejected | None
 def _read_packets(
     container: InputContainer, video: VideoStream, max_frames: int
 ) -> _Packets | None:
-    """All packets; None if there are more than `max_frames`."""
+    """Read all packets; None if there are more than `max_frames`."""
     shown: list[Packet] = []
     end_seconds, corrupt = 0.0, False
     for packet in container.demux():
@@ -210,9 +201,7 @@ def _read_packets(
                 shown.append(packet)
                 if len(shown) > max_frames:
                     return None
-    # AVI keeps no presentation times; in decoding order the times are the same set.
-    with_pts = all(packet.pts is not None for packet in shown)
-    times = sorted((p.pts if with_pts else p.dts) or 0 for p in shown)
+    times = sorted(packet_times(shown, container))
     keyframe = bool(shown) and shown[0].is_keyframe
     return _Packets(len(shown), times, keyframe, corrupt, end_seconds)
 
@@ -233,14 +222,11 @@ def _cut_short(container: InputContainer, video: VideoStream, packets: _Packets)
 
 
 def _decode(data: bytes, limits: Limits, stop_after: int | None) -> list[int] | Rejected:
-    """Times of the frames that can be decoded, ascending, at most `stop_after`."""
+    """Return the times of the frames that can be decoded, ascending, at most `stop_after`."""
     times: list[int] = []
     try:
         with open_video(data) as container:
-            video = video_stream(container)
-            assert video is not None, "the same bytes had a video stream a moment ago"
-            video.codec_context.thread_count = 1
-            for frame in container.decode(video):
+            for frame in container.decode(video_stream(container)):
                 # A container may announce a small picture and hold a huge one.
                 if frame.width * frame.height > limits.pixels:
                     return Rejected("too_large", f"{frame.width}x{frame.height} pixels")
@@ -250,26 +236,58 @@ def _decode(data: bytes, limits: Limits, stop_after: int | None) -> list[int] | 
                 if len(times) == stop_after:
                     break
     except FFmpegError as error:
-        return Rejected("undecodable", f"after {len(times)} frames: {_in_words(error)}")
+        return Rejected("undecodable", f"after {len(times)} frames: {_describe(error)}")
     return sorted(times) or Rejected("undecodable", "no frame came out of the decoder")
 
 
-def frame_rate(
-    times: list[int], time_base: Fraction, declared: list[Fraction | None]
-) -> tuple[float, bool]:
-    """Frames per second, and whether frame i is shown at i / fps to within one tick.
+def missing_bytes(data: bytes) -> str | None:
+    """Describe what reaches beyond the end of a file; None: nothing, or the format cannot tell.
 
     Args:
-        times: when frames are shown, ascending, in ticks; empty if unknown.
-        time_base: seconds per tick.
-        declared: rates that the container names, best first; tried before the measured one.
+        data: bytes of the file.
     """
-    rates = [rate for rate in declared if rate]
-    if len(times) < 2 or times[-1] == times[0]:
-        return (float(rates[0]), True) if rates else (0.0, False)
-    measured = Fraction(len(times) - 1) / ((times[-1] - times[0]) * time_base)
-    for rate in [*rates, measured]:
-        ticks_per_frame = 1 / (rate * time_base)
-        if all(abs(t - times[0] - i * ticks_per_frame) <= 1 for i, t in enumerate(times)):
-            return float(rate), True
-    return float(measured), False
+    if data[4:8] == b"ftyp":
+        return _mp4_box_cut(data)
+    if data[:4] == _EBML_HEADER:
+        return _matroska_segment_cut(data)
+    return None
+
+
+def _mp4_box_cut(data: bytes) -> str | None:
+    start = 0
+    while start + 8 <= len(data):
+        size = int.from_bytes(data[start : start + 4], "big")
+        name = data[start + 4 : start + 8].decode("latin-1")
+        if size == 1:  # the real size follows, 64 bits wide
+            size = int.from_bytes(data[start + 8 : start + 16], "big")
+        if size < 8:  # 0: the rest of the file, however long; else no box: FFmpeg will say
+            return None
+        if start + size > len(data):
+            return f"box {name!r} ends at byte {start + size} of {len(data)}"
+        start += size
+    return None
+
+
+def _matroska_segment_cut(data: bytes) -> str | None:
+    header = _ebml_size(data, 4)
+    if header is None:
+        return "the EBML header is incomplete"
+    start = header[0] + header[1]
+    segment = _ebml_size(data, start + 4)
+    if segment is None:
+        return "the segment's header is incomplete"
+    body, size = segment
+    unknown = (1 << 7 * (body - start - 4)) - 1  # all bits set: a stream written without an end
+    if data[start : start + 4] != _MATROSKA_SEGMENT or size == unknown:
+        return None
+    return f"segment ends at byte {body + size} of {len(data)}" if body + size > len(data) else None
+
+
+def _ebml_size(data: bytes, at: int) -> tuple[int, int] | None:
+    """Return (first byte after the size field at `at`, size); None: it is cut or invalid."""
+    if at >= len(data) or data[at] == 0:
+        return None
+    length = 9 - data[at].bit_length()  # as many bytes as the first has leading zero bits, plus one
+    if at + length > len(data):
+        return None
+    return at + length, int.from_bytes(data[at : at + length], "big") - (1 << 7 * length)

@@ -1,9 +1,9 @@
-"""Which clips of a whole video a network looks at: windows in time, crops in space.
+"""Which part of a video is used: a region of its frames, windows in time, crops in space.
 
-Pure functions of a video's length and size, for tests of a task, predictions and features. Training
-takes one random window; here the whole video is covered, or as many places of it as the method's
-test takes. A video that is shorter than a window is one window whose missing frames are its last
-frame again, as VideoMAE's released test code has it (arXiv 2203.12602).
+Pure functions of a video's length and size. Pre-training takes one random window of the region.
+Testing a task, prediction and feature extraction take K windows times N crops ("views"), or cover
+the whole video. A video that is shorter than a window is one window that repeats the last frame, as
+VideoMAE's released test code has it (arXiv 2203.12602).
 """
 
 from __future__ import annotations
@@ -11,10 +11,81 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
+from typing import Literal, cast, get_args
 
 import numpy as np
 
-from svfap_dist.video.region import Crop
+from svfap_dist.errors import ConfigError
+from svfap_dist.video.info import VideoInfo
+
+Region = Literal["voxceleb2", "center", "full"]
+REGIONS: tuple[Region, ...] = get_args(Region)
+
+_VOXCELEB2_SIDE, _VOXCELEB2_LEFT, _VOXCELEB2_CUT = 224, 32, 160  # pixels; released code
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """A rectangle of a frame, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def region_name(name: str) -> Region:
+    """Return today's name of a region.
+
+    Args:
+        name: a name, "centre" included, which old recipes, shards and exports have for "center".
+    """
+    return "center" if name == "centre" else cast(Region, name)
+
+
+def region_crop(name: str, height: int, width: int) -> Crop:
+    """Return the part of each frame that is used, before any random crop.
+
+    Args:
+        name: voxceleb2: rows 0-160 and columns 32-192 of 224 x 224 (released code), in proportion
+            for other sizes. center: the largest centered square. full: the whole frame.
+        height: rows of a frame.
+        width: pixels of a row.
+    """
+    if name == "voxceleb2":
+        rows, columns = height / _VOXCELEB2_SIDE, width / _VOXCELEB2_SIDE
+        left = round(_VOXCELEB2_LEFT * columns)
+        size = max(round(_VOXCELEB2_CUT * rows), 1), max(round(_VOXCELEB2_CUT * columns), 1)
+        return Crop(0, left, *size)
+    if region_name(name) == "center":
+        side = min(height, width)
+        return Crop((height - side) // 2, (width - side) // 2, side, side)
+    assert name == "full", f"unknown region {name}"
+    return Crop(0, 0, height, width)
+
+
+def stored_region(info: VideoInfo, name: str) -> Crop:
+    """Return where a region is in the stored frames of a video: all of them if it was cut out when
+    the shards were made.
+
+    Args:
+        info: what the shard says about the video.
+        name: of the region.
+
+    Raises:
+        ConfigError: another region was cut out.
+    """
+    if info.layout is None:
+        return region_crop(name, info.height, info.width)
+    cut = info.layout.region
+    if region_name(cut) != region_name(name):
+        raise ConfigError(
+            "Shards were cut to another region",
+            where="data.region",
+            found=f"{name}, where the shards have {cut}",
+            do=f"set data.region={cut}, or shard again with --region {name}",
+        )
+    return Crop(0, 0, info.height, info.width)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@ from golden import GOLDEN
 from svfap_dist.bench import decode_gpu
 from svfap_dist.config import DataConfig
 from svfap_dist.errors import ConfigError, DecodeError
-from svfap_dist.video import dali
+from svfap_dist.video.backends import BACKENDS
 
-pytestmark = pytest.mark.skipif(not dali.is_installed(), reason="DALI is not installed")
+pytestmark = pytest.mark.skipif(not BACKENDS["dali"].is_installed, reason="DALI is not installed")
 
 SMALL = DataConfig(num_frames=4, frame_size=32)
 

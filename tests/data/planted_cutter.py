@@ -16,7 +16,7 @@ import numpy as np
 
 from svfap_dist.data.workers import Cut, Cutter, Outcome, Task
 from svfap_dist.video.frames import Frames
-from svfap_dist.video.region import Crop
+from svfap_dist.video.views import Crop
 
 HANGS, DIES = b"hangs the decoder", b"kills the decoder"
 

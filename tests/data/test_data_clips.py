@@ -17,10 +17,9 @@ from svfap_dist.data.clips import fixed_clip, random_clips, random_crop, window_
 from svfap_dist.errors import ConfigError
 from svfap_dist.rng import Stream
 from svfap_dist.video.color import to_rgb
-from svfap_dist.video.frames import RgbFrames
+from svfap_dist.video.frames import RgbFrames, TooShortError
 from svfap_dist.video.info import VideoInfo
-from svfap_dist.video.pyav import TooShortError
-from svfap_dist.video.region import Crop, region
+from svfap_dist.video.views import Crop, region_crop
 
 SCALES = (1.0, 0.875, 0.75, 0.66)
 
@@ -61,7 +60,7 @@ def test_a_window_longer_than_the_video_is_an_error():
     ],
 )
 def test_regions(name, height, width, expected):
-    assert region(name, height, width) == expected
+    assert region_crop(name, height, width) == expected
 
 
 @given(
@@ -73,8 +72,8 @@ def test_regions(name, height, width, expected):
 def test_crops_lie_in_the_region_and_regions_in_the_frame(name, height, width, key):
     outer = Crop(0, 0, height, width)
     for inner in (
-        region(name, height, width),
-        random_crop(Stream(key), region(name, height, width), SCALES),
+        region_crop(name, height, width),
+        random_crop(Stream(key), region_crop(name, height, width), SCALES),
     ):
         assert inner.height > 0
         assert inner.width > 0

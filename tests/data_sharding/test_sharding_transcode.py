@@ -100,7 +100,7 @@ def test_a_variable_rate_becomes_constant():
 
 
 @pytest.mark.parametrize(
-    ("size", "region"), [((322, 242), "voxceleb2"), ((66, 48), "centre"), ((64, 48), "full")]
+    ("size", "region"), [((322, 242), "voxceleb2"), ((66, 48), "center"), ((64, 48), "full")]
 )
 def test_regions_lie_on_whole_chroma_samples(size, region):
     source = make_video(None, 3, size=size, encoder_options={"crf": "5"})
@@ -133,7 +133,7 @@ def test_odd_sizes_lose_a_row_and_a_column():
 
 def test_frames_are_resized_where_asked():
     source = make_video(None, 5, size=(128, 96))
-    video, info = transcode(source, info_of(source), TrainProfile("centre", size=64))
+    video, info = transcode(source, info_of(source), TrainProfile("center", size=64))
     assert (info.width, info.height) == (64, 64)
     assert shown(video)[0].shape == (64, 64, 3)
     with pytest.raises(ConfigError, match="63"):

@@ -132,8 +132,8 @@ def test_gpus() -> None:
     assert gpu.cuda([], "", True, True).status == "warn"
     statuses = [gpu.nvdec(False, *rest).status for rest in ((False, False), (True, False))]
     assert [*statuses, gpu.nvdec(False, True, True).status] == ["ok", "warn", "fail"]
-    assert gpu.dali_found(False, True).status == "fail"
-    assert gpu.dali_found(False, False).status == "ok"
+    assert gpu.decode_backend("dali", False, True).status == "fail"
+    assert gpu.decode_backend("dali", False, False).status == "ok"
 
 
 def test_disks(tmp_path: Path) -> None:

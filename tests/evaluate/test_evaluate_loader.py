@@ -13,7 +13,7 @@ from numbered_shards import FRAMES, sample_and_frame
 from svfap_dist.config import FinetuneConfig
 from svfap_dist.data.clips import plan_multi_clip
 from svfap_dist.evaluate import loader
-from svfap_dist.video.region import Crop
+from svfap_dist.video.views import Crop
 
 TESTED = list(range(0, 51, 5))  # 11 samples
 

@@ -13,8 +13,7 @@ from svfap_dist.inference.batched import Seen, look, look_at_all
 from svfap_dist.inference.model_info import Card
 from svfap_dist.inference.videos import BadVideo, Video, read
 from svfap_dist.video import views as windows
-from svfap_dist.video.region import Crop
-from svfap_dist.video.views import Views
+from svfap_dist.video.views import Crop, Views
 
 CARD = Card({"size": "nano"}, num_frames=4, frame_size=64, sampling_rate=2)
 
@@ -95,7 +94,7 @@ def test_a_video_that_breaks_in_its_later_part_costs_only_itself(monkeypatch):
     monkeypatch.setattr(batched, "_PART_BYTES", 1)
     good = make_video(None, 33, size=(64, 64))
     calls = []
-    decode = batched.backends.pyav
+    decode = batched.backends.decode
 
     def breaks(video, info, numbers):
         if video is videos["b"] and min(numbers) >= 20:
@@ -104,7 +103,7 @@ def test_a_video_that_breaks_in_its_later_part_costs_only_itself(monkeypatch):
         return decode(video, info, numbers)
 
     videos = {"a": good, "b": bytes(bytearray(good)), "c": make_video(None, 8, size=(64, 64))}
-    monkeypatch.setattr(batched.backends, "pyav", breaks)
+    monkeypatch.setattr(batched.backends, "decode", breaks)
     looked = look_at_all(
         videos_of(videos),
         CARD,

@@ -40,7 +40,7 @@ def run(tmp_path_factory):
 def clip_at(path, start: int, network) -> torch.Tensor:
     """The clip of every second frame from `start` on, the middle of it, the straightforward way."""
     video, info = read(str(path))
-    frames = whole_frames(backends.pyav(video, info, range(info.num_frames)))
+    frames = whole_frames(backends.decode(video, info, range(info.num_frames)))
     left = (frames.shape[2] - 64) // 2
     frames = frames[:, :, left : left + 64]
     numbers = [min(start + 2 * k, len(frames) - 1) for k in range(4)]

@@ -1,133 +1,84 @@
-"""Which backend a run gets: the one that is named, its own of old, or the fastest that can."""
+"""The table of decode backends, and a backend that a test adds to it."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from clips import make_video
-from numbered_shards import write_data_set
+import torch
+from test_data_loader import SIZES, config_of, loader_of
 
-from svfap_dist.config import ClusterConfig, Config, DataConfig, DecodeConfig, ModelConfig
-from svfap_dist.errors import ConfigError
-from svfap_dist.train import loop
-from svfap_dist.video import backends, dali
+from svfap_dist.config import Config
+from svfap_dist.video import backends
+from svfap_dist.video.backends import BACKENDS, Backend, available, capabilities, open_decoder
 from svfap_dist.video.dali import DaliDecoder
-from svfap_dist.video.info import VideoInfo
+from svfap_dist.video.frames import DecodedBatch, RgbFrames
 
-needs_dali = pytest.mark.skipif(not dali.is_installed(), reason="DALI is not installed")
-
-
-def config_of(backend: str = "auto", use_gpu: bool = False, **data) -> Config:
-    return Config.model_validate(
-        {
-            "data": DataConfig(
-                num_frames=16, sampling_rate=1, frame_size=32, num_lanes=1, region="full", **data
-            ),
-            "decode": DecodeConfig.model_validate({"backend": backend, "pipelines": 2}),
-            "cluster": ClusterConfig(use_gpu=use_gpu),
-            "model": ModelConfig(size="nano"),
-            "mask": {"ratio": 0.5},
-        }
-    )
+needs_dali = pytest.mark.skipif(not BACKENDS["dali"].is_installed, reason="DALI is not installed")
 
 
-@pytest.fixture(scope="module")
-def data_sets(tmp_path_factory):
-    folder, sets = tmp_path_factory.mktemp("backends"), {}
-    for codec, name, container in (("libx264", "h264", "mp4"), ("libvpx-vp9", "vp9", "mp4")):
-        video = make_video(None, 20, size=(48, 48), codec=codec, container=container)
-        sample = video, VideoInfo(20, 25.0, 48, 48, name)
-        sets[name] = write_data_set(
-            str(folder / name), [3], [video] * 3, dict.fromkeys(range(3), sample)
-        )
-    return sets
+class GrayDecoder:
+    """A toy backend: each frame is as bright as its number."""
+
+    def __init__(self, device: str, *, threads: int, pipelines: int) -> None:
+        self._device = device
+
+    def __call__(self, video, info, numbers) -> RgbFrames:
+        levels = np.array(numbers, np.uint8)[:, None, None, None]
+        return RgbFrames(levels.repeat(info.height, 1).repeat(info.width, 2).repeat(3, 3))
+
+    def decode_batch(self, requests, size) -> DecodedBatch:
+        clips = [
+            torch.from_numpy(self(r.video, r.info, r.numbers).pixels[:, :size, :size].copy())
+            for r in requests
+            for _ in r.crops
+        ]
+        return DecodedBatch(torch.stack(clips).to(self._device), {})
 
 
-def choose(config: Config, data_set) -> str:
-    return backends.choose(config, data_set.url, data_set.manifest)
+FACTORY = f"{__name__}:GrayDecoder"
+TOYS = {
+    "on the host": Backend(FACTORY, decodes_on="host", codecs={"cpu": None}),
+    "batched": Backend(FACTORY, decodes_on="device", codecs={"cpu": None}, batched=True),
+}
 
 
-def no_measuring(monkeypatch) -> None:
-    def measure(*_: object) -> dict[str, float]:
-        raise AssertionError("nothing is to be measured here")
-
-    monkeypatch.setattr(backends, "measure", measure)
-
-
-def test_on_a_cpu_h264_is_for_pyav_and_nothing_is_measured(data_sets, monkeypatch):
-    no_measuring(monkeypatch)
-    assert choose(config_of(), data_sets["h264"]) == "pyav"
-
-
-@needs_dali
-def test_where_both_can_the_faster_is_taken_and_the_figures_are_said(
-    data_sets, monkeypatch, capsys
-):
-    monkeypatch.setattr(backends, "_SECONDS", 0.05)
-    rates = backends.measure(
-        config_of(), backends._samples(data_sets["vp9"].url, data_sets["vp9"].manifest)
-    )
-    assert all(rate > 0 for rate in rates.values())
-    for faster, slower in (("pyav", "dali"), ("dali", "pyav")):
-        monkeypatch.setattr(backends, "measure", lambda *_: {slower: 90.0, faster: 400.0})  # noqa: B023
-        assert choose(config_of(), data_sets["vp9"]) == faster
-        said = capsys.readouterr().err
-        assert f"Decoding with {faster}" in said
-        assert f"{faster} 400" in said
-        assert f"{slower} 90" in said
+@pytest.mark.parametrize("toy", TOYS)
+def test_a_new_row_is_all_that_the_loader_needs(make_data_set, monkeypatch, toy):
+    monkeypatch.setitem(BACKENDS, "gray", TOYS[toy])
+    tables = config_of().model_dump()
+    config = Config.model_validate({**tables, "decode": {"backend": "gray"}})
+    loader = loader_of(make_data_set(SIZES), config)
+    clip = next(loader.batches(0, 1)).frames[0]  # [F, S, S, 3]
+    levels = clip[:, 0, 0, 0].tolist()
+    stride = config.data.sampling_rate
+    assert levels == list(range(levels[0], levels[0] + config.data.num_frames * stride, stride))
+    assert (clip == clip[:, :1, :1, :1]).all()
 
 
-def test_naming_one_always_wins(data_sets, monkeypatch):
-    no_measuring(monkeypatch)
-    assert choose(config_of("pyav"), data_sets["vp9"]) == "pyav"
-    assert choose(config_of("dali"), data_sets["vp9"]) == "dali"
-    assert choose(config_of("dali", use_gpu=True), data_sets["h264"]) == "dali"
-
-
-def test_without_dali_it_is_not_a_candidate_and_naming_it_is_an_error(data_sets, monkeypatch):
-    no_measuring(monkeypatch)
-    monkeypatch.setattr(dali, "is_installed", lambda: False)
-    assert backends.available("vp9", "cpu") == ["pyav"]
-    assert choose(config_of(), data_sets["vp9"]) == "pyav"
-    backends._dali.cache_clear()
-    with pytest.raises(ConfigError, match=r"svfap-dist\[gpu\]"):
-        backends.backend(config_of("dali"))
-
-
-def test_dali_for_h264_on_a_cpu_is_refused_before_anything_starts(data_sets, tmp_path):
-    tables = config_of("dali", url=data_sets["h264"].url).model_dump()
-    config = Config.model_validate({**tables, "run": {"url": str(tmp_path / "run")}})
-    with pytest.raises(ConfigError, match="does not decode h264") as caught:
-        loop.preflight(config)
-    assert "decode.backend=pyav" in caught.value.do
-
-
-@pytest.mark.parametrize(
-    ("asked", "before", "expected"),
-    [
-        ("auto", "dali", "dali"),
-        ("auto", "pyav", "pyav"),
-        ("auto", "auto", "pyav"),
-        ("pyav", "dali", "pyav"),
-    ],
-)
-def test_a_run_that_goes_on_keeps_its_backend(asked, before, expected):
-    tables = config_of(before).model_dump(mode="json")
-    assert backends.as_before(config_of(asked), tables).decode.backend == expected
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match="auto, pyav, dali"):
+        Config.model_validate({"decode": {"backend": "gray"}})
 
 
 @needs_dali
 def test_one_decoder_per_process():
-    first = backends.backend(config_of("dali"))
+    first = open_decoder("dali", "cpu", 1, 2)
     assert isinstance(first, DaliDecoder)
-    assert backends.backend(config_of("dali")) is first
-    assert (
-        backends.backend(config_of("auto")) is backends.backend(config_of("pyav")) is backends.pyav
-    )
+    assert open_decoder("dali", "cpu", 1, 2) is first
+    assert open_decoder("auto") is open_decoder("pyav")
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_available(device):
-    with_dali = ["pyav", "dali"] if dali.is_installed() else ["pyav"]
-    assert backends.available("vp9", device) == with_dali
-    assert backends.available("h264", device) == (with_dali if device == "cuda" else ["pyav"])
-    assert backends.available("theora", device) == ["pyav"]
+    with_dali = ["pyav", "dali"] if BACKENDS["dali"].is_installed else ["pyav"]
+    assert available("vp9", device) == with_dali
+    assert available("h264", device) == (with_dali if device == "cuda" else ["pyav"])
+    assert available("theora", device) == ["pyav"]
+
+
+def test_the_default_needs_nothing_and_decodes_everything():
+    row = capabilities("auto")
+    assert row is BACKENDS[backends.DEFAULT]
+    assert row.is_installed
+    assert not row.batched
+    assert all(row.decodes("any", device) for device in ("cpu", "cuda"))

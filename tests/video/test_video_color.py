@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from svfap_dist.video.color import YuvClips, convert_batch, rgb_from_yuv, to_rgb
-from svfap_dist.video.frames import RgbFrames, YuvFrames
-from svfap_dist.video.region import Crop
+from svfap_dist.video.frames import Colors, RgbFrames, YuvFrames
+from svfap_dist.video.views import Crop
 
 KINDS = [("bt601", False), ("bt601", True), ("bt709", False), ("bt709", True)]
 
@@ -27,7 +27,7 @@ def smooth_frames(height: int, width: int, kind=("bt601", False), seed: int = 0)
 
     half = (height + 1) // 2, (width + 1) // 2
     return YuvFrames(
-        plane(height, width, 60, 190), plane(*half, 100, 156), plane(*half, 100, 156), *kind
+        plane(height, width, 60, 190), plane(*half, 100, 156), plane(*half, 100, 156), Colors(*kind)
     )
 
 
@@ -35,11 +35,11 @@ def oracle(frames: YuvFrames) -> np.ndarray:
     """RGB [F, H, W, 3] in float64 by the formulas of BT.601 and BT.709, chroma samples repeated."""
     y, u, v = (np.asarray(plane, np.float64) for plane in (frames.y, frames.u, frames.v))
     u, v = (c.repeat(2, 1).repeat(2, 2)[:, : y.shape[1], : y.shape[2]] for c in (u, v))
-    if frames.full_range:
+    if frames.colors.full_range:
         y, cb, cr = y / 255, (u - 128) / 255, (v - 128) / 255
     else:
         y, cb, cr = (y - 16) / 219, (u - 128) / 224, (v - 128) / 224
-    if frames.matrix == "bt601":
+    if frames.colors.matrix == "bt601":
         rgb = y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb
     else:
         rgb = y + 1.5748 * cr, y - 0.187324 * cb - 0.468124 * cr, y + 1.8556 * cb
@@ -62,10 +62,10 @@ def test_colours_are_those_of_the_standards(kind, size):
 def test_the_matrix_is_that_of_the_standards(kind):
     rng = np.random.default_rng(0)
     y, u, v = (rng.integers(16, 236, (1, 2, 2), dtype=np.uint8) for _ in range(3))
-    frames = YuvFrames(y, u[:, :1, :1], v[:, :1, :1], *kind)
+    frames = YuvFrames(y, u[:, :1, :1], v[:, :1, :1], Colors(*kind))
     ones = np.ones(())
     got = [
-        rgb_from_yuv(*kind) @ [value, float(u[0, 0, 0]), float(v[0, 0, 0]), ones]
+        rgb_from_yuv(Colors(*kind)) @ [value, float(u[0, 0, 0]), float(v[0, 0, 0]), ones]
         for value in y.ravel()
     ]
     assert np.allclose(np.clip(got, 0, 255), oracle(frames).reshape(-1, 3), atol=0.01)

@@ -13,14 +13,15 @@ from clips import make_video, read_frame_number
 from golden import GOLDEN
 
 from svfap_dist.errors import DecodeError
-from svfap_dist.video import backends, dali
-from svfap_dist.video.dali import DaliDecoder, VideoRequest
-from svfap_dist.video.frames import RgbFrames
+from svfap_dist.video import backends
+from svfap_dist.video.backends import BACKENDS
+from svfap_dist.video.dali import DaliDecoder
+from svfap_dist.video.frames import RgbFrames, TooShortError, VideoRequest, WrongSizeError
 from svfap_dist.video.info import VideoInfo
-from svfap_dist.video.pyav import TooShortError, WrongSizeError
-from svfap_dist.video.region import Crop
+from svfap_dist.video.timeline import locate_frames
+from svfap_dist.video.views import Crop
 
-pytestmark = pytest.mark.skipif(not dali.is_installed(), reason="DALI is not installed")
+pytestmark = pytest.mark.skipif(not BACKENDS["dali"].is_installed, reason="DALI is not installed")
 
 SIZE = 32
 KINDS = ("vp9-webm", "mjpeg-avi", "vp9-odd-size", "vp9-variable-rate", "vp9-phase-ordered")
@@ -112,7 +113,7 @@ def test_colours_are_those_of_the_cpus_path(decoder, matrix, range_):
     got = decoder(target.getvalue(), info, [0]).pixels.astype(int)
     assert np.abs(got - expected).max() <= 2
     other = {"bt601": "bt709", "bt709": "bt601"}[matrix]
-    assert dali.locate(target.getvalue(), info, [0]).matrix == matrix != other
+    assert locate_frames(target.getvalue(), info, [0]).matrix == matrix != other
 
 
 def test_a_bad_video_costs_its_own_clips(decoder):
@@ -140,7 +141,7 @@ def test_a_bad_video_costs_its_own_clips(decoder):
 def test_all_backends_show_the_same_picture(decoder):
     """Codecs are exact, so only the rounding of colours and the filter of chroma may differ."""
     golden = GOLDEN["vp9-webm"]()
-    luma = backends.pyav(golden.video, golden.info, [7, 8]).y.astype(float)
+    luma = backends.decode(golden.video, golden.info, [7, 8]).y.astype(float)
     rgb = decoder(golden.video, golden.info, [7, 8])
     assert isinstance(rgb, RgbFrames)
     grey = rgb.pixels @ np.array([0.299, 0.587, 0.114])

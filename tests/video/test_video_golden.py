@@ -15,11 +15,11 @@ from golden import GOLDEN, Golden
 
 from svfap_dist.errors import DecodeError
 from svfap_dist.video import backends
-from svfap_dist.video import dali as decode_dali
-from svfap_dist.video.frames import Decoder, Frames, RgbFrames
-from svfap_dist.video.pyav import TooShortError
+from svfap_dist.video.backends import BACKENDS
+from svfap_dist.video.dali import DaliDecoder
+from svfap_dist.video.frames import Decoder, Frames, RgbFrames, TooShortError
 
-needs_dali = pytest.mark.skipif(not decode_dali.is_installed(), reason="DALI is not installed")
+needs_dali = pytest.mark.skipif(not BACKENDS["dali"].is_installed, reason="DALI is not installed")
 
 
 @functools.cache
@@ -29,7 +29,7 @@ def made(name: str) -> Golden:
 
 @functools.cache
 def dali(device: str) -> Decoder:
-    return decode_dali.DaliDecoder(device)
+    return DaliDecoder(device)
 
 
 def cases() -> list:
@@ -38,7 +38,7 @@ def cases() -> list:
         rows += [
             pytest.param(device, name, id=f"dali-{device}-{name}", marks=mark)
             for name in GOLDEN
-            if decode_dali.decodes(name.split("-")[0], device)
+            if BACKENDS["dali"].decodes(name.split("-")[0], device)
         ]
     return rows
 
@@ -52,7 +52,7 @@ def numbers_in(frames: Frames) -> list[int]:
 @pytest.mark.parametrize(("backend", "name"), cases())
 def test_exactly_the_frames_asked_for(backend, name):
     golden = made(name)
-    decoder: Decoder = backends.pyav if backend == "pyav" else dali(backend)
+    decoder: Decoder = backends.decode if backend == "pyav" else dali(backend)
     count = golden.info.num_frames
     shuffled = np.random.default_rng(0).integers(0, count, 9).tolist()
     lists = [
@@ -72,7 +72,7 @@ def test_exactly_the_frames_asked_for(backend, name):
 @pytest.mark.parametrize("backend", ["pyav", pytest.param("cpu", marks=needs_dali)])
 def test_what_is_cut_short_or_no_video_is_an_error(backend, name):
     golden = made(name)
-    decoder: Decoder = backends.pyav if backend == "pyav" else dali(backend)
+    decoder: Decoder = backends.decode if backend == "pyav" else dali(backend)
     last = [golden.info.num_frames - 1]
     for video in (b"", b"no video" * 99, golden.video[: len(golden.video) // 3]):
         with pytest.raises(DecodeError):
@@ -82,7 +82,7 @@ def test_what_is_cut_short_or_no_video_is_an_error(backend, name):
 @pytest.mark.parametrize("backend", ["pyav", pytest.param("cpu", marks=needs_dali)])
 def test_a_codec_that_nobody_knows_is_an_error(backend):
     golden = made("vp9-webm")
-    decoder: Decoder = backends.pyav if backend == "pyav" else dali(backend)
+    decoder: Decoder = backends.decode if backend == "pyav" else dali(backend)
     with pytest.raises(DecodeError, match="No video stream"):
         decoder(golden.video.replace(b"V_VP9", b"V_VPX"), golden.info, [0])
 
@@ -91,5 +91,5 @@ def test_planes_are_handed_over_where_the_video_is_8_bit_420():
     as_rgb = {"h264-10-bit", "h264-odd-size"}  # the latter is 4:4:4
     for name in ("h264", "hevc", "vp9-odd-size", "mjpeg-mov", "h264-phase-ordered", *as_rgb):
         golden = made(name)
-        frames = backends.pyav(golden.video, golden.info, [0, 3])
+        frames = backends.decode(golden.video, golden.info, [0, 3])
         assert isinstance(frames, RgbFrames) == (name in as_rgb)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from data_sharding.transcode import TrainProfile, transcode
 from svfap_dist.errors import DecodeError
-from svfap_dist.video import packets
+from svfap_dist.video import pyav
+from svfap_dist.video.frames import TooShortError, WrongSizeError, YuvFrames
 from svfap_dist.video.info import VideoInfo, stored_position
 from svfap_dist.video.probe import probe
-from svfap_dist.video.pyav import TooShortError, WrongSizeError
 
 
 def transcoded(frames: int, **options) -> tuple[bytes, VideoInfo]:
@@ -32,7 +32,7 @@ def long_video() -> tuple[bytes, VideoInfo]:
     return transcoded(131, group=6)
 
 
-def painted(frames: packets.YuvFrames) -> list[int]:
+def painted(frames: YuvFrames) -> list[int]:
     return [read_frame_number(y[:, :, None]) for y in frames.y]
 
 
@@ -40,30 +40,30 @@ def test_every_window_of_every_stride(long_video):
     for stride in (1, 2, 3, 4, 5, 8):
         for start in range(0, 131 - 7 * stride, 3):
             numbers = range(start, start + 8 * stride, stride)[:8]
-            assert painted(packets.decode(*long_video, numbers)) == list(numbers)
+            assert painted(pyav.decode(*long_video, numbers)) == list(numbers)
 
 
 @settings(max_examples=60, deadline=None)
 @given(numbers=st.lists(st.integers(0, 130), min_size=1, max_size=20))
 def test_any_list_of_frames(long_video, numbers):
-    assert painted(packets.decode(*long_video, numbers)) == numbers
+    assert painted(pyav.decode(*long_video, numbers)) == numbers
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 5])
 def test_videos_shorter_than_the_phases(frames):
     video, info = transcoded(frames)
-    assert painted(packets.decode(video, info, range(frames))) == list(range(frames))
+    assert painted(pyav.decode(video, info, range(frames))) == list(range(frames))
 
 
 def test_planes_are_those_that_a_container_gives(long_video):
     video, info = long_video
     with av.open(io.BytesIO(video)) as container:
         packed = [frame.to_ndarray() for frame in container.decode(video=0)]
-    got = packets.decode(video, info, range(info.num_frames))
+    got = pyav.decode(video, info, range(info.num_frames))
     for number in range(info.num_frames):
         planes = np.concatenate([p[number].ravel() for p in (got.y, got.u, got.v)])
         assert (planes == packed[stored_position(number, 131, 4)].ravel()).all()
-    assert (got.matrix, got.full_range) == ("bt601", False)
+    assert got.colors == ("bt601", False)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_what_the_planes_mean_is_handed_on(matrix, full_range):
     source = make_video(None, 3, encoder_options=options)
     info = probe(source, 1)
     assert isinstance(info, VideoInfo)
-    got = packets.decode(*transcode(source, info, TrainProfile("full")), range(3))
-    assert (got.matrix, got.full_range) == (matrix, full_range)
+    got = pyav.decode(*transcode(source, info, TrainProfile("full")), range(3))
+    assert got.colors == (matrix, full_range)
 
 
 def test_only_what_a_window_needs_is_decoded(long_video):
@@ -91,7 +91,7 @@ def test_only_what_a_window_needs_is_decoded(long_video):
     begin -= 24 // 4 % order.group
     blank = bytearray(len(video))
     blank[offsets[begin] : offsets[end + 1]] = video[offsets[begin] : offsets[end + 1]]
-    assert painted(packets.decode(bytes(blank), info, numbers)) == list(numbers)
+    assert painted(pyav.decode(bytes(blank), info, numbers)) == list(numbers)
 
 
 def test_damage_is_an_error_and_leaves_no_trace(long_video):
@@ -100,19 +100,19 @@ def test_damage_is_an_error_and_leaves_no_trace(long_video):
     assert order is not None
     begin = order.first_byte + order.packet_sizes[0]
     damaged = video[:begin] + bytes(order.packet_sizes[1]) + video[begin + order.packet_sizes[1] :]
-    whole = packets.decode(video, info, range(16))
+    whole = pyav.decode(video, info, range(16))
     with pytest.raises(DecodeError):
-        packets.decode(damaged, info, [4, 8])
+        pyav.decode(damaged, info, [4, 8])
     for plane in ("y", "u", "v"):
-        again = getattr(packets.decode(video, info, range(16)), plane)
+        again = getattr(pyav.decode(video, info, range(16)), plane)
         assert (again == getattr(whole, plane)).all()
 
 
 def test_what_is_not_there_is_an_error(long_video):
     video, info = long_video
     with pytest.raises(TooShortError):
-        packets.decode(video, info, [0, 131])
+        pyav.decode(video, info, [0, 131])
     with pytest.raises(TooShortError):
-        packets.decode(video[: len(video) // 2], info, range(131))
+        pyav.decode(video[: len(video) // 2], info, range(131))
     with pytest.raises(WrongSizeError):
-        packets.decode(video, dataclasses.replace(info, width=32), [0])
+        pyav.decode(video, dataclasses.replace(info, width=32), [0])

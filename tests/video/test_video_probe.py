@@ -12,9 +12,9 @@ from clips import make_video, read_frame_number
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svfap_dist.video.containers import missing_bytes
 from svfap_dist.video.info import VideoInfo
-from svfap_dist.video.probe import Limits, Rejected, frame_rate, probe
+from svfap_dist.video.probe import Limits, Rejected, missing_bytes, probe
+from svfap_dist.video.timeline import frame_rate
 
 CONTAINERS = [
     ("libx264", "mp4"),

@@ -16,10 +16,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from svfap_dist.errors import DecodeError
-from svfap_dist.video import pyav
-from svfap_dist.video.frames import Frames, RgbFrames, YuvFrames
+from svfap_dist.video import pyav, timeline
+from svfap_dist.video.frames import Frames, RgbFrames, TooShortError, WrongSizeError, YuvFrames
 from svfap_dist.video.info import VideoInfo
-from svfap_dist.video.pyav import TooShortError, WrongSizeError
 
 
 def encode(
@@ -206,22 +205,20 @@ def test_matrix_and_range_are_those_of_the_stream(flags, expected):
         assert isinstance(frames, RgbFrames)
     else:
         assert isinstance(frames, YuvFrames)
-        assert (frames.matrix, frames.full_range) == expected
+        assert frames.colors == expected
 
 
 def count_decoded(monkeypatch) -> list[int]:
     """Counts frames that leave the decoder, by watching the generator that decode reads from."""
-    from svfap_dist.video import pyav
-
     seen: list[int] = []
-    original = pyav._frames_from
+    original = timeline._timed
 
-    def counting(video, moment):
-        for time, frame in original(video, moment):
-            seen.append(int(time * 25))
-            yield time, frame
+    def counting(*arguments):
+        for time, duration, frame in original(*arguments):
+            seen.append(int(time * frame.time_base * 25))
+            yield time, duration, frame
 
-    monkeypatch.setattr(pyav, "_frames_from", counting)
+    monkeypatch.setattr(timeline, "_timed", counting)
     return seen
 
 

@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 
 from svfap_dist.errors import DecodeError
 from svfap_dist.video import pyav
-from svfap_dist.video.frames import YuvFrames
+from svfap_dist.video.frames import TooShortError, WrongSizeError, YuvFrames
 from svfap_dist.video.info import VideoInfo
-from svfap_dist.video.pyav import TooShortError, WrongSizeError
-from svfap_dist.video.timeline import Timeline, locate, read_timeline
+from svfap_dist.video.timeline import FrameClock, locate_frames
 
 
 def positions(video: bytes, info: VideoInfo, numbers: list[int]) -> list[int]:
-    return locate(video, info, numbers).positions
+    return locate_frames(video, info, numbers).positions
 
 
 GAPS = st.lists(st.integers(1, 6), min_size=24, max_size=24)
@@ -69,9 +68,8 @@ def test_the_end_is_that_of_the_decoder():
 
 def test_packets_before_the_beginning_are_not_counted():
     golden = GOLDEN["vp9-edit-list"]()
-    timeline = read_timeline(golden.video, golden.info)
-    assert len(timeline.times) == golden.info.num_frames
-    assert timeline.times[:2] == [0, Fraction(1, 25) / timeline.tick]
+    count = golden.info.num_frames
+    assert positions(golden.video, golden.info, list(range(count))) == list(range(count))
 
 
 def test_phase_order_needs_no_look_at_the_packets():
@@ -92,7 +90,8 @@ def test_another_size_than_stated():
 
 def test_the_first_of_two_equally_near_frames():
     info = VideoInfo(3, 25.0, 64, 48, "h264")
-    timeline = Timeline([0, 1, 3, 5], Fraction(1, 100), 1)
-    assert timeline.position(1, info) == 2  # at 4 of 3 and 5, which are both near enough
-    late = dataclasses.replace(info, fps=100.0)
-    assert [timeline.position(number, late) for number in range(6)] == [0, 1, 1, 2, 2, 3]
+    timed = [(time, 1, position) for position, time in enumerate([0, 1, 3, 5])]
+    clock = FrameClock(info, Fraction(1, 100))
+    assert list(clock.select(timed, [1])) == [2]  # at 4 of 3 and 5, which are both near enough
+    late = FrameClock(dataclasses.replace(info, fps=100.0), Fraction(1, 100))
+    assert list(late.select(timed, range(6))) == [0, 1, 1, 2, 2, 3]

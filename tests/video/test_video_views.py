@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svfap_dist.video import views as windows
-from svfap_dist.video.region import Crop
-from svfap_dist.video.views import Views
+from svfap_dist.video.views import Crop, Views
 
 NUMBERS = st.integers(1, 60)
 

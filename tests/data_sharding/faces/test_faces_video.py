@@ -20,10 +20,10 @@ from face_videos import (
 
 from data_sharding.faces import detect
 from data_sharding.faces.detect import Detections
-from data_sharding.faces.frames import read_frames
 from data_sharding.faces.video import Cropped, FaceOptions, LeftOut, crop_faces
 from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.probe import probe
+from svfap_dist.video.upright import read_upright_frames
 
 SQUARE = 40  # pixels of the painted square
 
@@ -106,7 +106,7 @@ def test_a_video_that_lies_on_its_side_is_set_upright(rotation: int) -> None:
     upright[:20] = 250  # a bright sky
     stored = np.rot90(upright, -rotation // 90)  # a player turns it by `rotation`
     data = encode([stored] * 30, rotation=rotation)
-    frame = next(read_frames(data))
+    frame = next(read_upright_frames(data))
     assert (frame.width, frame.height) == (WIDTH, HEIGHT)
     assert np.abs(frame.rgb().astype(int) - upright).mean() < 6
     found = cropped(data, FaceOptions(size=64))

@@ -1,0 +1,117 @@
+"""Which backend a run gets: the one that is named, its own of old, or the fastest that can."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from clips import make_video
+from numbered_shards import write_data_set
+
+from svfap_dist.config import ClusterConfig, Config, DataConfig, DecodeConfig, ModelConfig
+from svfap_dist.data import decoding
+from svfap_dist.errors import ConfigError
+from svfap_dist.train import loop
+from svfap_dist.video.backends import BACKENDS, open_decoder
+from svfap_dist.video.info import VideoInfo
+
+needs_dali = pytest.mark.skipif(not BACKENDS["dali"].is_installed, reason="DALI is not installed")
+
+
+def config_of(backend: str = "auto", use_gpu: bool = False, **data) -> Config:
+    return Config.model_validate(
+        {
+            "data": DataConfig(
+                num_frames=16, sampling_rate=1, frame_size=32, num_lanes=1, region="full", **data
+            ),
+            "decode": DecodeConfig.model_validate({"backend": backend, "pipelines": 2}),
+            "cluster": ClusterConfig(use_gpu=use_gpu),
+            "model": ModelConfig(size="nano"),
+            "mask": {"ratio": 0.5},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def data_sets(tmp_path_factory):
+    folder, sets = tmp_path_factory.mktemp("backends"), {}
+    for codec, name, container in (("libx264", "h264", "mp4"), ("libvpx-vp9", "vp9", "mp4")):
+        video = make_video(None, 20, size=(48, 48), codec=codec, container=container)
+        sample = video, VideoInfo(20, 25.0, 48, 48, name)
+        sets[name] = write_data_set(
+            str(folder / name), [3], [video] * 3, dict.fromkeys(range(3), sample)
+        )
+    return sets
+
+
+def choose(config: Config, data_set) -> str:
+    return decoding.choose_backend(config, data_set.url, data_set.manifest)
+
+
+def no_measuring(monkeypatch) -> None:
+    def measure(*_: object) -> dict[str, float]:
+        raise AssertionError("nothing is to be measured here")
+
+    monkeypatch.setattr(decoding, "measure_backends", measure)
+
+
+def test_on_a_cpu_h264_is_for_pyav_and_nothing_is_measured(data_sets, monkeypatch):
+    no_measuring(monkeypatch)
+    assert choose(config_of(), data_sets["h264"]) == "pyav"
+
+
+@needs_dali
+def test_where_both_can_the_faster_is_taken_and_the_figures_are_said(
+    data_sets, monkeypatch, caplog
+):
+    monkeypatch.setattr(decoding, "_SECONDS", 0.05)
+    caplog.set_level("INFO")
+    samples = decoding._samples(data_sets["vp9"].url, data_sets["vp9"].manifest)
+    rates = decoding.measure_backends(config_of(), samples, ["pyav", "dali"])
+    assert all(rate > 0 for rate in rates.values())
+    for faster, slower in (("pyav", "dali"), ("dali", "pyav")):
+        monkeypatch.setattr(decoding, "measure_backends", lambda *_: {slower: 90.0, faster: 400.0})  # noqa: B023
+        assert choose(config_of(), data_sets["vp9"]) == faster
+        said = caplog.messages[-1]
+        assert f"Decoding with {faster}" in said
+        assert f"{faster} 400" in said
+        assert f"{slower} 90" in said
+
+
+def test_naming_one_always_wins(data_sets, monkeypatch):
+    no_measuring(monkeypatch)
+    assert choose(config_of("pyav"), data_sets["vp9"]) == "pyav"
+    assert choose(config_of("dali"), data_sets["vp9"]) == "dali"
+    assert choose(config_of("dali", use_gpu=True), data_sets["h264"]) == "dali"
+
+
+def test_without_dali_it_is_not_a_candidate_and_naming_it_is_an_error(data_sets, monkeypatch):
+    no_measuring(monkeypatch)
+    missing = dataclasses.replace(BACKENDS["dali"], module="nvidia.no_such_module")
+    monkeypatch.setitem(BACKENDS, "dali", missing)
+    assert choose(config_of(), data_sets["vp9"]) == "pyav"
+    open_decoder.cache_clear()
+    with pytest.raises(ConfigError, match=r"svfap-dist\[gpu\]"):
+        decoding.decoder_of(config_of("dali"))
+
+
+def test_dali_for_h264_on_a_cpu_is_refused_before_anything_starts(data_sets, tmp_path):
+    tables = config_of("dali", url=data_sets["h264"].url).model_dump()
+    config = Config.model_validate({**tables, "run": {"url": str(tmp_path / "run")}})
+    with pytest.raises(ConfigError, match="does not decode h264") as caught:
+        loop.preflight(config)
+    assert "decode.backend=pyav" in caught.value.do
+
+
+@pytest.mark.parametrize(
+    ("asked", "before", "expected"),
+    [
+        ("auto", "dali", "dali"),
+        ("auto", "pyav", "pyav"),
+        ("auto", "auto", "pyav"),
+        ("pyav", "dali", "pyav"),
+    ],
+)
+def test_a_run_that_goes_on_keeps_its_backend(asked, before, expected):
+    tables = config_of(before).model_dump(mode="json")
+    assert decoding.pin_backend(config_of(asked), tables).decode.backend == expected
