@@ -1,4 +1,4 @@
-"""The Ray cluster of RAY_ADDRESS, as `svfap pretrain --on ray` will meet it."""
+"""Check of the Ray cluster at RAY_ADDRESS, which `svfap pretrain --on ray` would use."""
 
 from __future__ import annotations
 
@@ -6,26 +6,32 @@ import os
 
 from svfap_dist.cluster import connection
 from svfap_dist.config import Config
-from svfap_dist.doctor.finding import Finding, failing, ok, warn
+from svfap_dist.config.sections import ClusterConfig
+from svfap_dist.doctor.finding import Finding, catch_errors, ok, warn
 
 _NAME = "Ray cluster"
 
 
 def examine(config: Config | None) -> list[Finding]:
-    """Whether it can be reached and has room for the recipe's ranks."""
+    """Check that the cluster can be reached and has room for the recipe's ranks.
+
+    Args:
+        config: the recipe; None: defaults.
+    """
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         return [ok(_NAME, "no RAY_ADDRESS: --on ray starts one on this machine")]
-    return [failing(_NAME, lambda: _reached(address, config or Config()))]
+    cluster = (config or Config()).cluster
+    return [catch_errors(_NAME, lambda: _check_room(address, cluster))]
 
 
-def _reached(address: str, config: Config) -> Finding:
-    with connection.connected(config.cluster):
-        lacking = connection.shortage(config.cluster)
+def _check_room(address: str, cluster: ClusterConfig) -> Finding:
+    with connection.connected(cluster):
+        lacking = connection.shortage(cluster)
     if lacking:
         return warn(
             _NAME,
-            f"{address}: {lacking} by cluster.num_workers = {config.cluster.num_workers}",
+            f"{address}: {lacking} by cluster.num_workers = {cluster.num_workers}",
             "add nodes, lower cluster.num_workers or cluster.cpus_per_worker, or set "
             "cluster.wait_seconds if nodes are on their way",
         )

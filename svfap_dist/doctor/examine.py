@@ -1,8 +1,8 @@
-"""`svfap doctor`: will a run start here, and if not, what is to be done.
+"""Run all checks of `svfap doctor`.
 
-In: a recipe, or none. Out: an `Examination`, a `Finding` for everything looked at. Each group of
-checks runs in a process of its own with a limit of time, all at once: a store that never answers or
-a driver that hangs costs its own finding, not the others. Nothing is left behind.
+In: a recipe, or none. Out: an `Examination` with a `Finding` per check. Groups of checks run at the
+same time, each in a process of its own with a timeout: a store that never answers or a driver that
+hangs costs its own finding, not the others.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from svfap_dist.config import Config
 from svfap_dist.doctor import cluster, disk, gpu, machine, store
 from svfap_dist.doctor.finding import FAIL, OK, WARN, Finding, fail
 from svfap_dist.parallel.child import ChildProcess, CrashedError, HungError
+from svfap_dist.text_table import format_table
 
-EXIT_CODE = 9  # of `svfap doctor`, if something fails
-SECONDS = 90.0  # that a group of checks may take
+EXIT_CODE = 9  # of `svfap doctor`, if a check fails
+_TIMEOUT_SECONDS = 90.0  # of a group of checks
 
-Check = Callable[[], list[Finding]]
+_Check = Callable[[], list[Finding]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Examination:
-    """All findings, in the order of the checks."""
+    """All findings in the order of the checks, and how many there are of each status."""
 
     ok: int
     warn: int
@@ -34,72 +35,71 @@ class Examination:
     findings: list[Finding]
 
     def lines(self) -> list[str]:
-        """For people."""
-        width = max(len(finding.name) for finding in self.findings)
-        text = []
+        """Return the text for people."""
+        rows = []
         for finding in self.findings:
-            text.append(f"{finding.status:4}  {finding.name:{width}}  {finding.found}")
+            rows.append((finding.status, finding.name, finding.found))
             if finding.do:
-                text.append(f"{'':4}  {'':{width}}  Do: {finding.do}")
-        return [*text, f"{self.ok} ok, {self.warn} to look at, {self.fail} failed."]
+                rows.append(("", "", f"Do: {finding.do}"))
+        return [*format_table(rows), f"{self.ok} ok, {self.warn} warnings, {self.fail} failed."]
 
 
 def run(
     config: Config | None, on_group: Callable[[int, int], None] = lambda done, total: None
 ) -> Examination:
-    """Look at this machine, the recipe's stores and the cluster.
+    """Check this machine, the recipe's stores and the cluster.
 
     Args:
-        on_group: told how many groups of checks are done, of how many.
+        config: the recipe; None: this machine only.
+        on_group: called with the number of finished groups of checks and of all groups.
     """
-    groups: dict[str, Check] = {
+    groups: dict[str, _Check] = {
         "this machine": functools.partial(machine.examine, config),
         "GPU": functools.partial(gpu.examine, config),
         "Ray cluster": functools.partial(cluster.examine, config),
     }
     if config is not None:
         groups |= {
-            "run.url": functools.partial(store.examine_run, config),
+            "run.url": functools.partial(store.examine_run, config.run.url),
             "data.url": functools.partial(store.examine_data, config),
             "disk": functools.partial(disk.examine, config),
         }
-    return summed_up(look(groups, SECONDS, on_group))
+    return _summarize(_run_groups(groups, _TIMEOUT_SECONDS, on_group))
 
 
-def look(
-    groups: dict[str, Check],
+def _summarize(findings: list[Finding]) -> Examination:
+    count = [finding.status for finding in findings].count
+    return Examination(ok=count(OK), warn=count(WARN), fail=count(FAIL), findings=findings)
+
+
+def _run_groups(
+    groups: dict[str, _Check],
     seconds: float,
     on_group: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Finding]:
-    """The findings of all groups; one that gives no answer in so many seconds fails."""
+    """Findings of all groups; one that exceeds its timeout fails."""
     with ThreadPoolExecutor(len(groups)) as pool:
-        answers = [pool.submit(_isolated, name, groups[name], seconds) for name in groups]
+        answers = [pool.submit(_run_group, name, groups[name], seconds) for name in groups]
         on_group(0, len(groups))
         for done, _ in enumerate(as_completed(answers), 1):
             on_group(done, len(groups))
         return [finding for answer in answers for finding in answer.result()]
 
 
-def _isolated(name: str, check: Check, seconds: float) -> list[Finding]:
-    with ChildProcess(_call, seconds=seconds, may_have_children=True) as process:
+def _run_group(name: str, check: _Check, seconds: float) -> list[Finding]:
+    with ChildProcess(_call_check, seconds=seconds, may_have_children=True) as process:
         try:
             return process(check)
         except HungError:
             advice = "see what it waits for: a dead mount, a driver, a network that drops packets"
-            return [fail(name, f"no answer after {seconds:g} s", advice)]
+            return [fail(name, f"timeout after {seconds:g} s", advice)]
         except CrashedError as error:
             return [fail(name, f"the check died: {error}", "see what it wrote to standard error")]
-        except Exception as error:  # whatever a check did not expect is a finding, too
+        except Exception as error:  # an unexpected exception is a finding, too
             found = f"{type(error).__name__}: {error}"
             return [fail(name, found, "the check did not expect this: see its message")]
 
 
-def _call(check: Check) -> list[Finding]:
+def _call_check(check: _Check) -> list[Finding]:
     os.dup2(2, 1)  # libraries may print, but standard output belongs to the result
     return check()
-
-
-def summed_up(findings: list[Finding]) -> Examination:
-    """The findings, counted."""
-    count = [finding.status for finding in findings].count
-    return Examination(ok=count(OK), warn=count(WARN), fail=count(FAIL), findings=findings)

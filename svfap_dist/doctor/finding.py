@@ -1,4 +1,4 @@
-"""What a check found: a value, not an exception, so that one trouble does not hide the next."""
+"""The result of a check: a value, not an exception, so that one failure does not hide the next."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """status: ok, warn (training may go on) or fail. do: what helps; "" where nothing is amiss."""
+    """Result of one check.
+
+    Args:
+        name: of the check.
+        status: OK, WARN or FAIL.
+        found: what the check saw.
+        do: what helps; "" where nothing is wrong.
+    """
 
     name: str
     status: str
@@ -21,24 +28,29 @@ class Finding:
 
 
 def ok(name: str, found: str) -> Finding:
-    """Nothing is amiss."""
+    """See `Finding`; without a problem."""
     return Finding(name, OK, found)
 
 
 def warn(name: str, found: str, do: str) -> Finding:
-    """Training may go on, worse than it could or with a risk."""
+    """See `Finding`; training may start, with a risk."""
     return Finding(name, WARN, found, do)
 
 
 def fail(name: str, found: str, do: str) -> Finding:
-    """Training would not start, or end soon."""
+    """See `Finding`; training would not start, or end soon."""
     return Finding(name, FAIL, found, do)
 
 
-def failing(name: str, action: Callable[[], Finding]) -> Finding:
-    """What `action` finds; an error of ours becomes a failure with its own remedy."""
+def catch_errors(name: str, check: Callable[[], Finding]) -> Finding:
+    """Run a check and turn an error of this package into a failure with the error's own advice.
+
+    Args:
+        name: of the check.
+        check: may raise.
+    """
     try:
-        return action()
+        return check()
     except SvfapError as error:
         place = f" ({error.where})" if error.where else ""
         return fail(name, f"{error.what}{place}: {error.found}", error.do)

@@ -1,7 +1,7 @@
-"""What the store allows: put, get, list and delete where the run will live, and the shards read.
+"""Checks of the store: put, get, list and delete below run.url, and read from data.url.
 
-The clock is compared with the store's, too, in the same place: S3 refuses requests whose time is a
-quarter of an hour off, long before anybody looks at a clock.
+This machine's clock is compared with the store's in the same place, because S3 refuses requests
+whose time is 15 minutes off.
 """
 
 from __future__ import annotations
@@ -13,30 +13,36 @@ from email.utils import parsedate_to_datetime
 
 from svfap_dist import storage
 from svfap_dist.config import Config
-from svfap_dist.doctor.finding import Finding, fail, failing, ok, warn
+from svfap_dist.doctor.finding import OK, Finding, catch_errors, fail, ok, warn
 from svfap_dist.shards.reader import BadSample, SampleReader, open_data
 
 _BYTES = 1 << 16
-_SKEW_TOLD, _SKEW_REFUSED = 30.0, 900.0  # seconds
+_SKEW_WARNED, _SKEW_REFUSED = 30.0, 900.0  # seconds
 
 
-def examine_run(config: Config) -> list[Finding]:
-    """Put, get, list and delete below run.url, or below the nearest folder that is there."""
+def examine_run(url: str) -> list[Finding]:
+    """Check put, get, list and delete below a run's URL, or its nearest existing folder.
+
+    Args:
+        url: run.url.
+    """
     name = "run.url"
-    if not config.run.url:
+    if not url:
         return [warn(name, "not checked: it is empty", "give run.url=a folder or s3:// prefix")]
-    folder = storage.join(_existing(config.run.url), f"doctor-{uuid.uuid4().hex[:8]}")
+    folder = storage.join(_existing_folder(url), f"doctor-{uuid.uuid4().hex[:8]}")
     try:
-        found = failing(name, lambda: _put_get_list(config.run.url, folder))
-        clock = failing("clock", lambda: _clock(folder)) if found.status == "ok" else None
+        found = catch_errors(name, lambda: _put_get_list(url, folder))
+        clock = (
+            catch_errors("clock", lambda: _compare_clocks(folder)) if found.status == OK else None
+        )
     finally:
-        gone = failing("run.url, deleting", lambda: _deleted(folder))
-    found = gone if found.status == "ok" and gone.status != "ok" else found
+        deleted = catch_errors("run.url, deleting", lambda: _delete(folder))
+    found = deleted if found.status == OK and deleted.status != OK else found
     return [found, *([clock] if clock else [])]
 
 
-def _existing(url: str) -> str:
-    """`url`, or of a local path the nearest folder above that exists: the others would be left."""
+def _existing_folder(url: str) -> str:
+    """`url`, or the nearest existing folder above a local path, so that none is left behind."""
     if storage.is_remote(url):
         return url
     path = storage.local_path(url)
@@ -61,7 +67,7 @@ def _put_get_list(url: str, folder: str) -> Finding:
     return ok(name, f"{url}: put, get and list in {milliseconds:.0f} ms")
 
 
-def _deleted(folder: str) -> Finding:
+def _delete(folder: str) -> Finding:
     storage.delete(folder)
     name = "run.url"
     if storage.exists(storage.join(folder, "probe")):
@@ -69,7 +75,7 @@ def _deleted(folder: str) -> Finding:
     return ok(name, "deleted")
 
 
-def _clock(folder: str) -> Finding:
+def _compare_clocks(folder: str) -> Finding:
     """This machine's clock against the store's."""
     where = storage.join(folder, "probe")
     before = time.time()
@@ -79,36 +85,40 @@ def _clock(folder: str) -> Finding:
         answer = fs.call_s3("head_object", Bucket=bucket, Key=key)
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
         if not date:
-            return ok("clock", "the store tells no time")
-        theirs = parsedate_to_datetime(date).timestamp() + 0.5  # told in whole seconds
+            return ok("clock", "the store sends no time")
+        theirs = parsedate_to_datetime(date).timestamp() + 0.5  # it comes in whole seconds
     elif storage.is_remote(where):
-        return ok("clock", "not compared: only S3 and folders tell theirs")
+        return ok("clock", "not compared: only S3 and folders have one")
     else:
         storage.write_bytes(where, b"")
         theirs = os.stat(storage.local_path(where)).st_mtime
-    return clock((before + time.time()) / 2 - theirs)
+    return _check_clock((before + time.time()) / 2 - theirs)
 
 
-def clock(ahead: float) -> Finding:
-    """ahead: seconds that this machine's clock is before the store's."""
+def _check_clock(ahead: float) -> Finding:
+    """`ahead`: seconds by which this machine's clock is ahead of the store's."""
     name, advice = "clock", "set it by NTP: systemctl enable --now systemd-timesyncd (or chrony)"
     text = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the store's"
     if abs(ahead) >= _SKEW_REFUSED:
         return fail(name, f"{text}: S3 refuses requests", advice)
-    if abs(ahead) >= _SKEW_TOLD:
+    if abs(ahead) >= _SKEW_WARNED:
         return warn(name, text, advice)
     return ok(name, text)
 
 
 def examine_data(config: Config) -> list[Finding]:
-    """List the shards of data.url and read a sample."""
+    """Check that the shards of data.url can be listed and a sample be read.
+
+    Args:
+        config: the recipe.
+    """
     name, url = "data.url", config.data.url
     if not url:
         return [warn(name, "not checked: it is empty", "give data.url=a folder or s3:// prefix")]
-    return [failing(name, lambda: _sample_read(config))]
+    return [catch_errors(name, lambda: _read_sample(config))]
 
 
-def _sample_read(config: Config) -> Finding:
+def _read_sample(config: Config) -> Finding:
     name, url = "data.url", config.data.url
     manifest = open_data(config, url)
     text = f"{url}: {manifest.num_samples} samples in {len(manifest.shards)} shards, profile "

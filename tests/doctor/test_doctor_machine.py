@@ -137,10 +137,10 @@ def test_gpus() -> None:
 
 
 def test_disks(tmp_path: Path) -> None:
-    statuses = [disk.staged(free, 100, "/x").status for free in (99, 100, 200)]
+    statuses = [disk._check_staging(free, 100, "/x").status for free in (99, 100, 200)]
     assert statuses == ["fail", "warn", "ok"]
-    assert [disk.stored(free, 100, "/x").status for free in (99, 100)] == ["fail", "ok"]
-    assert [disk.cached(free, 100, "/x").status for free in (99, 100)] == ["warn", "ok"]
+    assert [disk._check_run(free, 100, "/x").status for free in (99, 100)] == ["fail", "ok"]
+    assert [disk._check_cache(free, 100, "/x").status for free in (99, 100)] == ["warn", "ok"]
     deep = f"run.url={tmp_path}/not/there/yet"
     findings = disk.examine(_config("model.size=nano", deep, f"data.cache_dir={tmp_path}/c"))
     assert [finding.name for finding in findings] == [

@@ -24,7 +24,7 @@ def _config(**urls: str):
 
 
 def test_a_folder_that_works_is_left_as_it_was(tmp_path: Path) -> None:
-    findings = store.examine_run(_config(run=f"{tmp_path}/runs/a"))
+    findings = store.examine_run(f"{tmp_path}/runs/a")
     assert [(finding.name, finding.status) for finding in findings] == [
         ("run.url", "ok"),
         ("clock", "ok"),
@@ -33,14 +33,14 @@ def test_a_folder_that_works_is_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_bucket_that_works_is_left_as_it_was(s3_bucket: str) -> None:
-    findings = store.examine_run(_config(run=f"{s3_bucket}/runs/a"))
+    findings = store.examine_run(f"{s3_bucket}/runs/a")
     assert {finding.status for finding in findings} == {"ok"}
     assert len(findings) == 2
     assert storage.list_files(s3_bucket) == {}
 
 
 def test_a_bucket_that_is_not_there(s3_environment: str) -> None:
-    finding = store.examine_run(_config(run="s3://nobody-made-this/x"))[0]
+    finding = store.examine_run("s3://nobody-made-this/x")[0]
     assert finding.status == "fail"
     assert "no such bucket" in finding.found
     assert finding.do
@@ -54,7 +54,7 @@ def test_credentials_that_are_refused(s3_bucket: str, s3_endpoint: str) -> None:
 
     after(0)
     try:
-        finding = store.examine_run(_config(run=f"{s3_bucket}/runs/a"))[0]
+        finding = store.examine_run(f"{s3_bucket}/runs/a")[0]
     finally:
         after(10**9)
     assert finding.status == "fail"
@@ -63,14 +63,14 @@ def test_credentials_that_are_refused(s3_bucket: str, s3_endpoint: str) -> None:
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
-    assert store.examine_run(_config(run=f"{tmp_path}/file/run"))[0].status == "fail"
+    assert store.examine_run(f"{tmp_path}/file/run")[0].status == "fail"
 
 
 @pytest.mark.parametrize(
     ("ahead", "status"), [(0.4, "ok"), (-20, "ok"), (40, "warn"), (-40, "warn"), (1000, "fail")]
 )
 def test_clocks(ahead: float, status: str) -> None:
-    finding = store.clock(ahead)
+    finding = store._check_clock(ahead)
     assert finding.status == status
     assert ("behind" in finding.found) == (ahead < 0)
 
@@ -84,14 +84,14 @@ def test_a_clock_that_is_off(
     storage.write_bytes(f"{url}/probe", b"x")
     ahead = types.SimpleNamespace(time=lambda: time.time() + 100)
     monkeypatch.setattr(store, "time", ahead)
-    finding = store._clock(url)
+    finding = store._compare_clocks(url)
     assert finding.status == "warn"
     assert "100." in finding.found or "99." in finding.found
     assert "ahead" in finding.found
 
 
 def test_urls_that_are_not_given() -> None:
-    for findings in (store.examine_run(_config()), store.examine_data(_config())):
+    for findings in (store.examine_run(""), store.examine_data(_config())):
         (finding,) = findings
         assert finding.status == "warn"
 
