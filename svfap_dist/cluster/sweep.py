@@ -20,6 +20,7 @@ from svfap_dist import logs, storage
 from svfap_dist.cluster.connection import check_resources, connected
 from svfap_dist.config import Config, recipe, require_urls
 from svfap_dist.errors import ConfigError, SvfapError
+from svfap_dist.text_table import format_table
 
 _OURS = ("run.url", "cluster.num_workers", "metrics.port")  # what a sweep decides itself
 _COLUMNS = ("combination", "parameters", "GFLOP/clip", "clips/s", "loss", "held-out loss")
@@ -62,15 +63,8 @@ class SweepResult:
 
     def lines(self) -> list[str]:
         """For people: a table."""
-        rows = [_COLUMNS, *(_row(trial) for trial in self.trials)]
-        widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-        text = [
-            "  ".join(
-                cell.rjust(width) if number else cell.ljust(width)
-                for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ]
+        rows = [_row(trial) for trial in self.trials]
+        text = format_table(rows, _COLUMNS, right=range(1, len(_COLUMNS)))
         return [*text, *(f"{t.name} failed: {t.error}" for t in self.trials if t.error)]
 
 
