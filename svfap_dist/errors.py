@@ -55,6 +55,7 @@ class DecodeError(SvfapError):
     """A video that cannot be decoded."""
 
     exit_code = 4
+    reason = "undecodable"  # one word of a short list, for counting
 
 
 class CheckpointError(SvfapError):

@@ -43,6 +43,7 @@ from svfap_dist.config import Config
 from svfap_dist.distributed import World
 from svfap_dist.errors import CheckpointError, ConfigError, HealthError, StorageError, SvfapError
 from svfap_dist.model import weights
+from svfap_dist.model.info import ModelInfo
 
 OWNER = "OWNER"
 _POLL_SECONDS = 0.5  # between listings for the other ranks' markers
@@ -256,7 +257,8 @@ class _Upload:
                 name: value.detach().to("cpu", copy=True) for name, value in state_dict.items()
             }
             build = engine.objective.build_arguments
-            self._write_rest = functools.partial(_write_rest, self._part, copied, build, state)
+            info = ModelInfo.of_run(build, self._config, state.provenance)
+            self._write_rest = functools.partial(_write_rest, self._part, copied, info, state)
 
     @property
     def _part(self) -> str:
@@ -354,11 +356,11 @@ class _Upload:
 
 
 def _write_rest(
-    part: str, state_dict: Mapping[str, Tensor], build: Mapping[str, Any], state: TrainState
+    part: str, state_dict: Mapping[str, Tensor], info: ModelInfo, state: TrainState
 ) -> None:
     """Write the full weights and the state beside rank 0's shards."""
     try:
-        weights.save(os.path.join(part, WEIGHTS), state_dict, build)
+        weights.save(os.path.join(part, WEIGHTS), state_dict, info.build, info)
         storage.write_bytes(os.path.join(part, STATE), state.to_json())
     except (OSError, StorageError) as error:
         raise _no_room(part, error) from error

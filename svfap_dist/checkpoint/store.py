@@ -85,6 +85,17 @@ class TrainState:
             versions=package_versions(),
         )
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a network's description says about its training."""
+        return {
+            "step": self.step,
+            "clips_seen": self.clips_seen,
+            "data_fingerprint": self.manifest_fingerprint,
+            "recipe_fingerprint": self.config_fingerprint,
+            "versions": self.versions,
+        }
+
     def to_json(self) -> bytes:
         """Return the JSON bytes of state.json."""
         return (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode()

@@ -1,4 +1,4 @@
-"""`svfap finetune`, `svfap evaluate`: labelled sets."""
+"""`svfap finetune`, `svfap evaluate`: labeled sets."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ def finetune(
     on: On = "local",
     as_json: AsJson = False,
 ) -> None:
-    """Train on a labelled set and test, all folds.
+    """Fine-tune on a labeled set and test, all folds.
 
-    A classifier or regressor, by the recipe's [task]; task.fold=2 runs one fold. The same command
-    again resumes; Ctrl-C saves a checkpoint first.
+    Trains a classifier or a regressor, as the recipe's [task] says; task.fold=2 runs one fold. The
+    same command again resumes; Ctrl-C saves a checkpoint first.
 
     Example: svfap finetune finetune_dfew data.url=s3://bucket/dfew run.url=s3://bucket/runs/dfew
     finetune.init=s3://bucket/runs/base --on ray
     """
     from svfap_dist.config import recipe
+    from svfap_dist.evaluate.protocol import require_task
     from svfap_dist.train import finetune as tuning
 
     config = recipe.load(name, overrides or [])
-    tuning.task_of(config)
+    require_task(config)
     check_place(on)
 
-    def told(fold: int, step: int) -> None:
+    def on_fold(fold: int, step: int) -> None:
         which = f"Fold {fold}" if fold else "Training"
         if speaks():
-            say(f"{which} goes on from step {step}." if step else f"{which} begins.")
+            say(f"{which} resumes from step {step}." if step else f"{which} starts.")
 
-    def tested(fold: int, results: Any) -> None:
+    def on_tested(fold: int, results: Any) -> None:
         if speaks() and fold:
             say(f"Fold {fold}: {results.line()}.")
 
@@ -49,7 +50,7 @@ def finetune(
             return launch_training(one, context, on, progress)
 
     with _one_group(config, on):
-        result = tuning.run(config, train, told, tested, writes=speaks())
+        result = tuning.run(config, train, on_fold, on_tested, writes=speaks())
     if speaks():
         _print(result, result.results, as_json)
     from svfap_dist.train.signals import exit_code
@@ -59,7 +60,7 @@ def finetune(
 
 @contextlib.contextmanager
 def _one_group(config: Any, on: str) -> Any:
-    """One Ray cluster, or one process group, for all folds, and one ear for signals."""
+    """Share one Ray cluster or process group, and the signal handlers, among all folds."""
     from svfap_dist.train.signals import catch_stop_signals
 
     if on == "ray":
@@ -80,6 +81,10 @@ def evaluate(
     name: Recipe,
     checkpoint: Annotated[str, typer.Argument(help="A run of svfap finetune, or a checkpoint")],
     overrides: Overrides = None,
+    predictions: Annotated[
+        str,
+        typer.Option(help="File for each sample's scores, as JSON lines (default: none)."),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Test a fine-tuned network again, by its recipe.
@@ -87,18 +92,16 @@ def evaluate(
     Example: svfap evaluate finetune_dfew runs/dfew data.url=shards/dfew finetune.test_segments=4
     """
     from svfap_dist.config import recipe
-    from svfap_dist.train import evaluate as evaluation
+    from svfap_dist.evaluate import command
 
     config = recipe.load(name, overrides or [])
     with Progress("Testing") as progress:
-        results = evaluation.run(
-            config, checkpoint, lambda done, total: progress.update(done, total, "")
-        )
+        results = command.evaluate(config, checkpoint, progress.update, predictions)
     _print(results, results, as_json)
 
 
 def _print(shown: Any, results: Any, as_json: bool) -> None:
-    """The table, or the content of results.json."""
+    """Print the table, or the content of results.json."""
     if as_json and results is not None:
         print(results.to_json(), end="")
     else:

@@ -1,4 +1,4 @@
-"""`svfap extract`, `svfap predict`, `svfap export`: what is done with trained networks."""
+"""`svfap extract`, `svfap predict`, `svfap export`: inference with trained networks."""
 
 from __future__ import annotations
 
@@ -15,44 +15,57 @@ Videos = Annotated[
     list[str], typer.Argument(metavar="VIDEO...", help="Files, folders or shards; URLs too")
 ]
 Region = Annotated[
-    str, typer.Option(help="voxceleb2, center or full; default: as in training, else center")
+    str,
+    typer.Option(
+        help="Part of each frame that is used: voxceleb2, center or full (default: as in training, "
+        "else center)."
+    ),
 ]
 SamplingRate = Annotated[
-    int, typer.Option(help="Frames from one to the next of a clip; default: as in training, else 4")
+    int,
+    typer.Option(
+        help="Source frames from one frame of a clip to the next (default: as in training, else 4)."
+    ),
 ]
-Names = Annotated[str, typer.Option(help="Of the outputs: happy,sad,...; default: the task's")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, ...; default: cuda where there is one")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Clips in the network at a time.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="That decode; default: by the CPUs.")]
+Names = Annotated[
+    str,
+    typer.Option(help="Names of the outputs, in order: happy,sad,... (default: the task's)."),
+]
+Device = Annotated[
+    str, typer.Option(help="Device of the network: cpu, cuda, ... (default: cuda if available).")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Number of decoder threads (default: usable CPUs).")
+]
 
 
 @app.command()
 def extract(
     checkpoint: Checkpoint,
     videos: Videos,
-    output: Annotated[str, typer.Option("-o", "--output", help="NPZ")],
+    output: Annotated[str, typer.Option("-o", "--output", help="NPZ file to write.")],
     step: Annotated[
-        int, typer.Option(min=0, help="Frames from clip to clip; 0: clips end to end.")
+        int, typer.Option(min=0, help="Frames from one clip to the next; 0: clips end to end.")
     ] = 0,
     region: Region = "",
     sampling_rate: SamplingRate = 0,
-    batch_size: BatchSize = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most clips of a forward pass.")] = 8,
     threads: Threads = None,
     device: Device = "",
     as_json: AsJson = False,
 ) -> None:
-    """Features of videos, as arrays in one NPZ.
+    """Write features of videos to one NPZ file.
 
-    keys, features, videos, starts, fps, ...: docs/use.md says which is what.
+    Its arrays (keys, features, videos, starts, fps, ...) are described in docs/use.md.
 
     Example: svfap extract runs/a faces/ -o features.npz
     """
     network = _load(checkpoint, device, region=region, sampling_rate=sampling_rate)
     from svfap_dist.inference.extract import extract_to
-    from svfap_dist.inference.videos import of_inputs
+    from svfap_dist.inference.videos import list_videos
     from svfap_dist.progress import Progress
 
-    found = of_inputs(videos)
+    found = list_videos(videos)
     with Progress("Extracting", len(found)) as progress:
         result = extract_to(
             network,
@@ -73,24 +86,30 @@ def predict(
     names: Names = "",
     region: Region = "",
     sampling_rate: SamplingRate = 0,
-    batch_size: BatchSize = 8,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Most clips of a forward pass; 0: all views of a video, as in `svfap evaluate`.",
+        ),
+    ] = 0,
     threads: Threads = None,
     device: Device = "",
     as_json: AsJson = False,
 ) -> None:
-    """Labels of videos, by a fine-tuned network.
+    """Predict labels of videos with a fine-tuned network.
 
-    With their scores, or the values of a regression.
+    Prints class scores, or the values of a regression, averaged over several views of each video.
 
     Example: svfap predict runs/dfew/fold-1 face.mp4
     """
     network = _load(checkpoint, device, names=names, region=region, sampling_rate=sampling_rate)
     from svfap_dist.inference import predict as prediction
-    from svfap_dist.inference.videos import of_inputs
+    from svfap_dist.inference.videos import list_videos
     from svfap_dist.progress import Progress
 
     network.check_head()
-    found = of_inputs(videos)
+    found = list_videos(videos)
     with Progress("Predicting", len(found)) as progress:
         result = prediction.predict(
             network,
@@ -105,29 +124,32 @@ def predict(
 @app.command()
 def export(
     checkpoint: Checkpoint,
-    output: Annotated[str, typer.Option("-o", "--output", help="Folder")],
+    output: Annotated[str, typer.Option("-o", "--output", help="Folder or URL to write to.")],
     format: Annotated[
-        str, typer.Option(help="safetensors: for this program; onnx: for others")
+        str, typer.Option(help="safetensors, for this program, or onnx, for others.")
     ] = "safetensors",
-    licence: Annotated[str, typer.Option(help="Under which the weights are given.")] = "",
+    license: Annotated[
+        str,
+        typer.Option("--license", "--licence", help="License of the weights (default: as stored)."),
+    ] = "",
     names: Names = "",
     region: Region = "",
     sampling_rate: SamplingRate = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Weights and a config.json, for other programs.
+    """Write weights and a config.json for other programs.
 
     Example: svfap export runs/a -o exported --format onnx
     """
     from svfap_dist.inference import export as exporting
 
     overrides = _given(names=names, region=region, sampling_rate=sampling_rate)
-    result = exporting.export(checkpoint, output, format, licence=licence, overrides=overrides)
+    result = exporting.export(checkpoint, output, format, license=license, overrides=overrides)
     print_result(result, as_json)
 
 
 def _load(checkpoint: str, device: str, **options: Any) -> Any:
-    """The network, on its device."""
+    """Return the network on its device."""
     import torch
 
     from svfap_dist.errors import ConfigError
@@ -139,12 +161,15 @@ def _load(checkpoint: str, device: str, **options: Any) -> Any:
         return network.to(wanted)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            "No such device", where="--device", found=f"{wanted}: {error}", do="use cpu or cuda"
+            "Device not available",
+            where="--device",
+            found=f"{wanted}: {error}",
+            do="use cpu or cuda",
         ) from error
 
 
 def _given(**options: Any) -> dict[str, Any]:
-    """Those that the user gave; names as a list."""
+    """Return the options that were given; names as a list."""
     given = {name: value for name, value in options.items() if value}
     if "names" in given:
         given["names"] = [name.strip() for name in given["names"].split(",")]
@@ -154,4 +179,4 @@ def _given(**options: Any) -> dict[str, Any]:
 def _cpus() -> int:
     import os
 
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,6 +8,7 @@ of a fold and makes the targets of a task). The data plane takes selections and 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -54,15 +55,22 @@ class Selection:
         return self.targets[rows]
 
 
-def labels_of(url: str, manifest: Manifest) -> list[dict[str, Any]]:
+def labels_of(url: str, manifest: Manifest) -> Sequence[dict[str, Any]]:
     """Labels of all samples (`data_sharding.sources.Labels`, as columns), in order.
+
+    Those of the last data set are kept: every fold of a fine-tuning needs them again.
 
     Raises: ShardError if the shards have none or an index is not the manifest's; StorageError from
     the store.
     """
+    return _labels_of_shards(url, manifest.shards)
+
+
+@functools.lru_cache(maxsize=1)  # by the digests of the indexes
+def _labels_of_shards(url: str, shards: tuple[ShardEntry, ...]) -> Sequence[dict[str, Any]]:
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="labels") as pool:
-        found = pool.map(lambda entry: _labels_of_shard(url, entry), manifest.shards)
-        return [labels for of_shard in found for labels in of_shard]
+        found = pool.map(lambda entry: _labels_of_shard(url, entry), shards)
+        return tuple(labels for of_shard in found for labels in of_shard)
 
 
 def _labels_of_shard(url: str, entry: ShardEntry) -> tuple[dict[str, Any], ...]:

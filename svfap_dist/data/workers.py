@@ -27,11 +27,10 @@ from svfap_dist.parallel.child import ChildProcess, CrashedError, HungError
 from svfap_dist.rng import Stream
 from svfap_dist.shards.reader import BadSample, PackedSample, Sample, unpack
 from svfap_dist.video.color import kind_of, to_rgb
-from svfap_dist.video.frames import Frames, TooShortError, WrongSizeError, YuvFrames
+from svfap_dist.video.frames import Frames, WrongSizeError, YuvFrames
 from svfap_dist.video.views import Crop
 
 Key = tuple[int | str, ...]  # of a random stream
-_REASONS = {TooShortError: "too_short", WrongSizeError: "wrong_size"}
 _WORKER_BYTES = 8 << 30  # address space of a worker beside the shared memory
 
 
@@ -147,8 +146,7 @@ class Cutter:
 
 def undecodable(sample: Sample, error: DecodeError) -> BadSample:
     """What an error in decoding makes of a sample."""
-    reason = _REASONS.get(type(error), "undecodable")
-    return BadSample(sample.index, sample.key, reason, str(error))
+    return BadSample(sample.index, sample.key, error.reason, str(error))
 
 
 class _Several:

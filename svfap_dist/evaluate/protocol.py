@@ -1,12 +1,13 @@
-"""Which samples a fold trains on and which it tests: a filter on the samples' labels.
+"""Evaluation protocol: which samples a fold trains on and which it tests, chosen by their labels.
 
 In: the recipe's [task] table, and the labels of all samples of a data set in the order of its
-shards. Out: two lists of positions in that order. No data set is known here: what a protocol needs
-is columns that the sharding wrote (`data_sharding.sources.Labels`) and the table that names them.
+shards. Out: the samples of both sides, with their targets. No data set is special here: a protocol
+needs columns that the sharding wrote (`data_sharding.sources.Labels`) and the table that names
+them.
 
-A slip here shows nowhere but in too good a result, so everything that can be checked is: that the
-shards are of the recipe's set, every sample has its columns, every class the name that the recipe
-gives it, both sides have samples, and nobody is on both.
+A mistake here shows only as too good a result, so everything that can be checked is checked: that
+the shards are of the recipe's set, every sample has its columns, every class has the name that the
+recipe gives it, both sides have samples, and no subject is on both.
 """
 
 from __future__ import annotations
@@ -17,56 +18,117 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from svfap_dist.config import TaskConfig
+from svfap_dist.config import Config, TaskConfig
+from svfap_dist.data.selection import Selection, labels_of
 from svfap_dist.errors import ConfigError, ShardError
 from svfap_dist.rng import Stream
+from svfap_dist.shards.format import Manifest
 
 Labels = Mapping[str, Any]  # of one sample, by column
 _EXAMPLES = 3
 
 
-class Selection(NamedTuple):
+class Positions(NamedTuple):
     """The two sides of a fold: positions of samples, ascending, int64."""
 
     train: np.ndarray
     test: np.ndarray
 
 
+class TaskSplit(NamedTuple):
+    """The two sides of a fold: samples and their targets."""
+
+    train: Selection
+    test: Selection
+
+
+def require_task(config: Config) -> TaskConfig:
+    """Return the recipe's task.
+
+    Args:
+        config: the recipe.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    if config.task is None:
+        raise ConfigError(
+            "Missing [task] table",
+            where="[task]",
+            found="a recipe of pre-training",
+            do="use `svfap pretrain`, or one of the finetune_... recipes",
+        )
+    return config.task
+
+
 def folds_of(task: TaskConfig) -> tuple[int, ...]:
-    """Numbers of the folds to run, one after the other; (0,) where the split is fixed."""
+    """Return the numbers of the folds to run, in order; (0,) where the split is fixed.
+
+    Args:
+        task: the recipe's [task].
+    """
     if not task.folds:
         return (0,)
     return (task.fold,) if task.fold else tuple(range(1, task.folds + 1))
 
 
-def select(task: TaskConfig, labels: Sequence[Labels], fold: int, seed: int = 0) -> Selection:
-    """The samples that `fold` trains on and tests.
+def split_samples(config: Config, manifest: Manifest, fold: int) -> TaskSplit:
+    """Return both sides of a fold, with targets, of the data set at data.url.
 
     Args:
+        config: the recipe; it has a [task].
+        manifest: of the data set.
+        fold: one of `folds_of(task)`.
+
+    Raises:
+        ConfigError: The table contradicts itself.
+        ShardError: The labels do not fit the table.
+        StorageError: The store fails.
+    """
+    task, labels = require_task(config), labels_of(config.data.url, manifest)
+    train, test = (
+        Selection(positions, targets(task, [labels[position] for position in positions]))
+        for positions in select(task, labels, fold, config.run.seed)
+    )
+    return TaskSplit(train, test)
+
+
+def select(task: TaskConfig, labels: Sequence[Labels], fold: int, seed: int = 0) -> Positions:
+    """Return the samples that a fold trains on and tests.
+
+    Args:
+        task: the recipe's [task].
         labels: of each sample of the data set.
         fold: one of `folds_of(task)`.
-        seed: of the choice among training samples where the task wants few per class.
+        seed: of the choice among training samples where the task takes few per class.
 
-    Raises: ConfigError or ShardError if the recipe and the labels do not fit each other.
+    Raises:
+        ConfigError: The table contradicts itself.
+        ShardError: The labels do not fit the table.
     """
     _check_set(task, labels)
     train, test = _by_fold(task, labels, fold) if task.folds else _by_split(task, labels)
     for side, chosen in (("train on", train), ("test", test)):
         if not chosen.any():
-            raise _misfit(f"Nothing to {side}", task, _what_is_there(task, labels))
+            raise _misfit(f"Nothing to {side}", task, _describe(task, labels))
     if task.subject_independent:
         _check_subjects(task, labels, train, test)
     _check_targets(task, labels, train | test)
     positions = np.flatnonzero(train)
     if task.labels_per_class:
         positions = _few(task, labels, positions, Stream(seed, "few labels", fold))
-    return Selection(positions, np.flatnonzero(test))
+    return Positions(positions, np.flatnonzero(test))
 
 
 def targets(task: TaskConfig, labels: Sequence[Labels]) -> np.ndarray:
-    """What the network is to say of each sample: class indices [N] int64, or values [N, K] float32.
+    """Return the target of each sample: class indices [N] int64, or values [N, K] float32.
 
-    Raises: ShardError naming the first sample whose labels are not as the task says.
+    Args:
+        task: the recipe's [task].
+        labels: of each sample.
+
+    Raises:
+        ShardError: The labels of a sample are not as the task says; names the first one.
     """
     if task.kind == "classification":
         return np.array([_class_of(task, row, n) for n, row in enumerate(labels)], np.int64)
@@ -77,15 +139,15 @@ def targets(task: TaskConfig, labels: Sequence[Labels]) -> np.ndarray:
 def _by_fold(task: TaskConfig, labels: Sequence[Labels], fold: int) -> tuple[np.ndarray, ...]:
     if not 1 <= fold <= task.folds:
         raise ConfigError(
-            "No such fold", where="task.fold", found=str(fold), do=f"use 1 to {task.folds}"
+            "Unknown fold", where="task.fold", found=str(fold), do=f"use 1 to {task.folds}"
         )
     numbers = np.array([_column(task, "fold", row, n) for n, row in enumerate(labels)])
     there, wanted = set(numbers.tolist()), set(range(1, task.folds + 1))
     if there != wanted:
         raise _misfit(
-            "Samples are in other folds than the recipe's",
+            "Folds of the samples differ from the recipe's",
             task,
-            f"task.folds = {task.folds}, but {_what_is_there(task, labels)}",
+            f"task.folds = {task.folds}, but {_describe(task, labels)}",
         )
     return numbers != fold, numbers == fold
 
@@ -93,7 +155,7 @@ def _by_fold(task: TaskConfig, labels: Sequence[Labels], fold: int) -> tuple[np.
 def _by_split(task: TaskConfig, labels: Sequence[Labels]) -> tuple[np.ndarray, ...]:
     if both := set(task.train_splits) & set(task.test_splits):
         raise ConfigError(
-            "One split is trained on and tested",
+            "A split is on both sides",
             where="task.train_splits and task.test_splits",
             found=", ".join(sorted(both)),
             do="name each split on one side only",
@@ -105,10 +167,10 @@ def _by_split(task: TaskConfig, labels: Sequence[Labels]) -> tuple[np.ndarray, .
 def _few(
     task: TaskConfig, labels: Sequence[Labels], positions: np.ndarray, stream: Stream
 ) -> np.ndarray:
-    """`labels_per_class` of the positions from each class; fewer are among those of more."""
+    """Return `labels_per_class` positions of each class; a smaller choice is part of a larger."""
     if task.kind != "classification":
         raise ConfigError(
-            "Few labels per class, but no classes",
+            "Few labels per class, but the task has no classes",
             where="task.labels_per_class",
             found=f"task.kind = {task.kind}",
             do="use 0, for all labels",
@@ -119,7 +181,7 @@ def _few(
         of_class = positions[classes == number]
         if len(of_class) < task.labels_per_class:
             raise _misfit(
-                "Too few labelled samples of a class",
+                "Too few labeled samples of a class",
                 task,
                 f"{len(of_class)} to train on of {name}, not {task.labels_per_class}",
                 "lower task.labels_per_class",
@@ -130,12 +192,12 @@ def _few(
 
 def _check_set(task: TaskConfig, labels: Sequence[Labels]) -> None:
     if not labels:
-        advice = "shard a labelled set, with a version of svfap that writes labels into the indexes"
+        advice = "shard a labeled set, with a version of svfap that writes labels into the indexes"
         raise _misfit("Shards have no labels", task, "no labels in the indexes", advice)
     others = sorted({str(row.get("set", "without a set")) for row in labels} - {task.set})
     if others:
         found = f"task.set = {task.set}, samples of {', '.join(others[:_EXAMPLES])}"
-        raise _misfit("Shards are of another data set", task, found)
+        raise _misfit("Shards belong to another data set", task, found)
 
 
 def _check_subjects(
@@ -147,7 +209,7 @@ def _check_subjects(
     ]
     if both := sorted(sides[0] & sides[1]):
         found = f"{len(both)} of the subjects, such as {', '.join(both[:_EXAMPLES])}"
-        raise _misfit("Subjects are trained on and tested", task, found)
+        raise _misfit("Subjects are on both sides", task, found)
 
 
 def _check_targets(task: TaskConfig, labels: Sequence[Labels], used: np.ndarray) -> None:
@@ -178,7 +240,7 @@ def _values_of(task: TaskConfig, row: Labels, number: int) -> list[float]:
 
 
 def _find(path: str, row: Labels) -> Any:
-    """The value at a dotted path, or None."""
+    """Return the value at a dotted path, or None."""
     found: Any = row
     for part in path.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
@@ -192,7 +254,7 @@ def _column(task: TaskConfig, path: str, row: Labels, number: int) -> Any:
     return value
 
 
-def _what_is_there(task: TaskConfig, labels: Sequence[Labels]) -> str:
+def _describe(task: TaskConfig, labels: Sequence[Labels]) -> str:
     column = "fold" if task.folds else "split"
     names, counts = np.unique([str(row.get(column)) for row in labels], return_counts=True)
     there = (f"{count} of {column} {name}" for name, count in zip(names, counts, strict=True))

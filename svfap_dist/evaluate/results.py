@@ -152,7 +152,7 @@ class Results:
         return [["published", "", *beside], ["difference", "", *apart]]
 
 
-def summarise(task: TaskConfig, folds: Mapping[int, Predictions]) -> Results:
+def summarize(task: TaskConfig, folds: Mapping[int, Predictions]) -> Results:
     """The result of a task from the predictions of its folds; {0: ...} for a fixed split.
 
     Raises: ConfigError or CheckpointError if folds or predictions are not those of the task.
@@ -190,7 +190,7 @@ def _check(task: TaskConfig, folds: Mapping[int, Predictions]) -> None:
     possible = set(range(1, task.folds + 1)) if task.folds else {0}
     if not folds or not set(folds) <= possible:
         raise ConfigError(
-            "Results cannot be summarised",
+            "Results cannot be summarized",
             where=f"set {task.set}",
             found=f"folds {sorted(folds)} where the task has {sorted(possible)}",
             do="give the predictions of the task's own folds",

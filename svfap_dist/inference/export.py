@@ -1,9 +1,8 @@
-"""Weights out of a run, for others: `svfap export`.
+"""Write a network for others to use: `svfap export`.
 
-In: whatever `load` takes. Out: a folder with config.json (see `card`) and the weights, either as
-model.safetensors, which `load` takes again and fine-tuning begins from, or as model.onnx, which
-needs nothing of this program to run. config.json is written last, since nobody looks at a folder
-without it.
+In: whatever `load` takes. Out: a folder with config.json (see `model.info`) and the weights, either
+as model.safetensors, which `load` and finetune.init read, or as model.onnx, which needs nothing of
+this program to run. config.json is the commit marker: it is written last.
 """
 
 from __future__ import annotations
@@ -14,15 +13,14 @@ from typing import Any
 
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError
-from svfap_dist.inference import model_info as cards
-from svfap_dist.inference.load import ONNX, of_model, open_model
+from svfap_dist.inference.load import ONNX, network_of, open_model
 from svfap_dist.model import weights
 
 FORMATS = ("safetensors", "onnx")
 
 
 @dataclasses.dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What was written. onnx_difference: the largest between torch's outputs and onnxruntime's."""
 
     weights_url: str
@@ -32,7 +30,7 @@ class Exported:
     onnx_difference: float | None = None
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return a summary to print."""
         lines = [
             f"{self.weights_url}: {self.kind}, {self.parameters:,} parameters",
             f"{self.config_url}: how to use them",
@@ -43,33 +41,41 @@ class Exported:
 
 
 def export(
-    url: str, folder: str, format: str, *, licence: str = "", overrides: Mapping[str, Any]
-) -> Exported:
-    """Write the network of `url` to a folder (path or URL); overrides as in `network.load`.
+    url: str, folder: str, format: str, *, license: str = "", overrides: Mapping[str, Any]
+) -> ExportResult:
+    """Write a network to a folder.
 
-    Raises: ConfigError for another format, or overrides that do not fit; CheckpointError if there
-    is no network, or its ONNX form computes something else; StorageError.
+    Args:
+        url: a run, checkpoint, imported or exported folder.
+        folder: path or URL to write to.
+        format: safetensors or onnx.
+        license: of the weights; empty: as stored.
+        overrides: as `load.load`.
+
+    Raises:
+        ConfigError: The format is unknown, or an override does not fit.
+        CheckpointError: There is no network, or its ONNX form computes something else.
+        StorageError: The store fails.
     """
     if format not in FORMATS:
         raise ConfigError(
-            "No such format", where="--format", found=format, do=f"use {' or '.join(FORMATS)}"
+            "Unknown format", where="--format", found=format, do=f"use {' or '.join(FORMATS)}"
         )
-    card, model = open_model(url, overrides)
-    card = dataclasses.replace(card, licence=licence or card.licence)
-    config_url = storage.join(folder, weights.BUILD)
+    info, model = open_model(url, overrides)
+    info = dataclasses.replace(info, license=license or info.license)
+    name = weights.WEIGHTS if format == "safetensors" else ONNX
+    config_url, weights_url = (storage.join(folder, part) for part in (weights.BUILD, name))
     storage.delete(config_url)
     difference = None
     if format == "safetensors":
-        weights_url = storage.join(folder, weights.WEIGHTS)
-        weights.save(weights_url, model.state_dict(), card.build)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
+        weights.save(weights_url, model.state_dict(), info.build, info)
+        exported = model
     else:
         from svfap_dist.inference import onnx
 
-        network = of_model(card, model)
-        weights_url = storage.join(folder, ONNX)
-        data, difference = onnx.to_onnx(network)
+        exported = network_of(info, model)
+        data, difference = onnx.to_onnx(exported)
         storage.write_bytes(weights_url, data)
-        parameters = sum(parameter.numel() for parameter in network.parameters())
-    storage.write_bytes(config_url, cards.to_json(card, weights=weights_url.rpartition("/")[2]))
-    return Exported(weights_url, config_url, card.kind, parameters, difference)
+    parameters = sum(parameter.numel() for parameter in exported.parameters())
+    storage.write_bytes(config_url, info.to_json(name))
+    return ExportResult(weights_url, config_url, info.kind, parameters, difference)

@@ -1,6 +1,6 @@
 """Features of whole videos: `svfap_dist.extract` for one, `svfap extract` for many.
 
-In: a network and videos. Out: float32 features of clips laid over each whole video, every `step`
+In: a network and videos. Out: float32 features of clips that cover each whole video, every `step`
 frames, and an .npz that numpy reads without pickle:
 
     keys, fps, num_frames, labels   [V] of each video; labels: JSON of what its shard says
@@ -22,65 +22,45 @@ import torch
 from torch import Tensor
 
 from svfap_dist import storage
-from svfap_dist.errors import ConfigError
-from svfap_dist.inference.batched import Looked, look_at_all
+from svfap_dist.evaluate.runner import Decoding, ViewedVideo, covering_views, view_all
 from svfap_dist.inference.load import Network
-from svfap_dist.inference.model_info import Card
-from svfap_dist.inference.videos import Video, read
-from svfap_dist.video import views as windows
-from svfap_dist.video.info import VideoInfo
-from svfap_dist.video.views import Views, stored_region
+from svfap_dist.inference.videos import Video, read_video
+from svfap_dist.shards.reader import BadSample
 
-BATCH_SIZE = 8  # clips that go through the network at a time
+BATCH_SIZE = 8  # clips of a forward pass
 
 
 def extract(
     network: Network, video: str | os.PathLike[str] | bytes, *, step: int = 0
 ) -> np.ndarray:
-    """Features of a video (path, URL or bytes), float32 [clips, D], on whatever device the network
-    is.
+    """Return the features of a video, float32 [clips, D], computed where the network is.
 
-    Clips span network.card.window frames and begin every `step` frames (0: end to end); one more
-    ends with the video. A video shorter than a clip is one clip that ends with its last frame, over
-    and over.
+    A clip spans network.info.window frames; one more clip ends with the video. A video shorter than
+    a clip is one clip, in which its last frame repeats.
 
-    Raises: DecodeError if the video cannot be used; ConfigError for a negative step; StorageError.
+    Args:
+        network: from `svfap_dist.load`.
+        video: a path, a URL, or the bytes of a file.
+        step: frames from one clip to the next; 0: end to end.
+
+    Raises:
+        DecodeError: The video cannot be used.
+        ConfigError: The step is negative.
+        StorageError: The store fails.
     """
     source = video if isinstance(video, bytes) else os.fspath(video)
-    key = f"{len(source)} bytes" if isinstance(source, bytes) else source
-    looked = look_at_all(
-        [Video(key, lambda: read(source))],
-        network.card,
-        views(network.card, step),
-        features_of(network),
+    (viewed,), _ = view_all(
+        [lambda: read_video(source)],
+        network.info,
+        covering_views(network.info, network.info.region, step),
+        _features(network),
         batch_size=BATCH_SIZE,
-        threads=1,
-        progress=lambda done: None,
+        decoding=Decoding(threads=1),
     )
-    return looked.seen[0].outputs
+    return viewed.outputs
 
 
-def views(card: Card, step: int) -> Callable[[VideoInfo], Views]:
-    """Windows over a whole video, every `step` frames, and of each the middle square of the region.
-
-    Raises: ConfigError for a negative step.
-    """
-    if step < 0:
-        raise ConfigError(
-            "Wrong step", where="step", found=str(step), do="give frames from clip to clip"
-        )
-    stride = step or card.num_frames * card.sampling_rate
-
-    def choose(info: VideoInfo) -> Views:
-        starts = windows.covering(info.num_frames, card.window, stride)
-        return Views.of(starts, windows.squares(stored_region(info, card.region), 1))
-
-    return choose
-
-
-def features_of(network: Network) -> Callable[[Tensor], Tensor]:
-    """The network's features [B, D] of clips, wherever these are."""
-
+def _features(network: Network) -> Callable[[Tensor], Tensor]:
     @torch.inference_mode()
     def features(clips: Tensor) -> Tensor:
         return network.features(clips.to(network.device))
@@ -89,8 +69,8 @@ def features_of(network: Network) -> Callable[[Tensor], Tensor]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Extracted:
-    """What came of many videos. rejected: pairs of key and reason."""
+class ExtractResult:
+    """Features of many videos. rejected: pairs of key and reason."""
 
     output: str
     videos: int
@@ -99,7 +79,7 @@ class Extracted:
     rejected: list[tuple[str, str]]
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return a summary to print."""
         return [
             *(f"left out {key}: {reason}" for key, reason in self.rejected),
             f"{self.output}: {self.clips} clips of {self.videos} videos, {self.dim} features each",
@@ -115,41 +95,61 @@ def extract_to(
     batch_size: int = BATCH_SIZE,
     threads: int = 2,
     progress: Callable[[int], None] = lambda done: None,
-) -> Extracted:
-    """Write the features of many videos to an .npz (path or URL), whole or not at all.
+) -> ExtractResult:
+    """Write the features of many videos to an .npz, atomically.
 
-    progress: called with the number of videos that are done.
+    Args:
+        network: from `svfap_dist.load`.
+        videos: from `list_videos`.
+        output: path or URL of the .npz.
+        step: frames from one clip to the next; 0: end to end.
+        batch_size: most clips of a forward pass.
+        threads: threads that read and decode.
+        progress: called with the number of videos done.
 
-    Raises: DecodeError if not one of them can be used; ConfigError, ShardError, StorageError.
+    Raises:
+        DecodeError: No video can be used.
+        ConfigError: The step is negative.
+        ShardError: Shards cannot be read.
+        StorageError: The store fails.
     """
-    looked = look_at_all(
-        videos,
-        network.card,
-        views(network.card, step),
-        features_of(network),
+    viewed, bad = view_all(
+        [video.read for video in videos],
+        network.info,
+        covering_views(network.info, network.info.region, step),
+        _features(network),
         batch_size=batch_size,
-        threads=threads,
+        decoding=Decoding(threads),
         progress=progress,
     )
-    storage.write_bytes(output, to_npz(looked))
-    clips, dim = sum(len(video.outputs) for video in looked.seen), looked.seen[0].outputs.shape[1]
-    return Extracted(output, len(looked.seen), clips, dim, looked.rejected)
+    rejected = rejections(bad)
+    storage.write_bytes(output, _to_npz(viewed, rejected))
+    clips, dim = sum(len(video.outputs) for video in viewed), viewed[0].outputs.shape[1]
+    return ExtractResult(output, len(viewed), clips, dim, rejected)
 
 
-def to_npz(looked: Looked) -> bytes:
-    """The .npz of the module's head."""
-    seen, rejected = looked.seen, looked.rejected
-    counts = [len(video.outputs) for video in seen]
+def rejections(bad: Sequence[BadSample]) -> list[tuple[str, str]]:
+    """Return key and reason of each video that could not be used.
+
+    Args:
+        bad: the videos.
+    """
+    return [(video.key, f"{video.reason}: {video.detail}") for video in bad]
+
+
+def _to_npz(viewed: Sequence[ViewedVideo], rejected: list[tuple[str, str]]) -> bytes:
+    """Return the .npz described at the top of the module."""
+    counts = [len(video.outputs) for video in viewed]
     file = io.BytesIO()
     np.savez(
         file,
-        keys=np.array([video.key for video in seen]),
-        fps=np.array([video.info.fps for video in seen]),
-        num_frames=np.array([video.info.num_frames for video in seen]),
-        labels=np.array([json.dumps(video.info.labels) for video in seen]),
-        features=np.concatenate([video.outputs for video in seen]),
-        starts=np.concatenate([np.array(list(video.views.starts)) for video in seen]),
-        videos=np.repeat(np.arange(len(seen)), counts),
+        keys=np.array([video.key for video in viewed]),
+        fps=np.array([video.info.fps for video in viewed]),
+        num_frames=np.array([video.info.num_frames for video in viewed]),
+        labels=np.array([json.dumps(video.info.labels) for video in viewed]),
+        features=np.concatenate([video.outputs for video in viewed]),
+        starts=np.concatenate([np.array(list(video.views.starts)) for video in viewed]),
+        videos=np.repeat(np.arange(len(viewed)), counts),
         rejected=np.array([key for key, _ in rejected], dtype=str),
         reasons=np.array([reason for _, reason in rejected], dtype=str),
     )

@@ -1,12 +1,12 @@
-"""A trained network to look at clips with, from wherever it lies: `svfap_dist.load(url)`.
+"""Load a trained network for inference: `svfap_dist.load(url)`.
 
-In: the URL of a run, of one checkpoint, of a folder made by `svfap import` or of one made by `svfap
-export`. Out: a `Network` in eval mode, on the CPU, in float32. Of a pre-trained autoencoder that is
-its encoder: the pixel decoder is of no use to anybody but pre-training. No DeepSpeed is imported.
+In: the URL of a run, of one checkpoint, or of a folder made by `svfap import` or `svfap export`.
+Out: a `Network` in eval mode, on the CPU, in float32. Of a pre-trained autoencoder that is its
+encoder: only pre-training needs the pixel decoder. DeepSpeed is not imported.
 
-Features are what the head sees: the mean over the tokens of the encoder's last stage, then a
-LayerNorm. A pre-trained network has not learnt that LayerNorm, so it has neither scale nor shift
-there: just what fine-tuning begins with.
+Features are the input of the head: the mean over the tokens of the encoder's last stage, then a
+LayerNorm. A pre-trained network has not learned that LayerNorm, so it has neither scale nor shift
+there, as fine-tuning begins.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from svfap_dist import storage
-from svfap_dist.checkpoint import load as trained
+from svfap_dist.checkpoint import load as checkpoints
 from svfap_dist.checkpoint import store
-from svfap_dist.checkpoint.store import TrainState
 from svfap_dist.errors import CheckpointError
-from svfap_dist.inference import model_info as cards
-from svfap_dist.inference.model_info import Card
 from svfap_dist.model import weights
 from svfap_dist.model.autoencoder import MaskedAutoencoder
 from svfap_dist.model.classifier import ACTIVATIONS, Classifier
+from svfap_dist.model.info import ModelInfo
 from svfap_dist.model.layers import layer_norm
 
 Model = MaskedAutoencoder | Classifier
@@ -35,89 +33,139 @@ ONNX = "model.onnx"
 
 
 class Network(nn.Module):
-    """Encoder, and head if there is one, with the card that says how to use them.
+    """Encoder, and head if there is one, with the description of how to use them.
 
-    Clips are uint8 RGB frames [B, F, H, W, 3], or floats [B, 3, F, H, W] normalised with ImageNet
-    statistics; F, H and W as the card says.
+    Clips are uint8 RGB frames [B, F, H, W, 3], or floats [B, 3, F, H, W] normalized with ImageNet
+    statistics; F, H and W as `info` says.
+
+    Args:
+        info: the description.
+        encoder: of tokens.
+        fc_norm: normalizes the mean token.
+        head: linear; None for a pre-trained network.
     """
 
     def __init__(
-        self, card: Card, encoder: nn.Module, fc_norm: nn.Module, head: nn.Module | None
+        self, info: ModelInfo, encoder: nn.Module, fc_norm: nn.Module, head: nn.Module | None
     ) -> None:
         super().__init__()
-        self.card = card
+        self.info = info
         self.encoder, self.fc_norm, self.head = encoder, fc_norm, head
-        self.activation = ACTIVATIONS[card.activation]()
+        self.activation = ACTIVATIONS[info.activation]()
+
+    @property
+    def card(self) -> ModelInfo:
+        """The earlier name of `info`."""
+        return self.info
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     def features(self, clips: Tensor) -> Tensor:
-        """What the network makes of clips, [B, D]."""
+        """Return features [B, D].
+
+        Args:
+            clips: see the class.
+        """
         return self.fc_norm(self.encoder(clips)[-1].mean(dim=1))
 
-    def forward(self, clips: Tensor) -> Tensor:
-        """Of a fine-tuned network scores [B, num_outputs]: a logit per class, or a value per
-        dimension. Of a pre-trained one features [B, D]."""
+    def outputs(self, clips: Tensor) -> Tensor:
+        """Return outputs [B, num_outputs] before the activation; features [B, D] without a head.
+
+        Args:
+            clips: see the class.
+        """
         features = self.features(clips)
-        return features if self.head is None else self.activation(self.head(features))
+        return features if self.head is None else self.head(features)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Return a logit per class or a value per dimension; features [B, D] without a head.
+
+        Args:
+            clips: see the class.
+        """
+        return self.activation(self.outputs(clips))
 
     def check_head(self) -> None:
-        """Raises: CheckpointError if the network has no head."""
+        """Check that the network is fine-tuned.
+
+        Raises:
+            CheckpointError: It has no head.
+        """
         if self.head is None:
             raise CheckpointError(
                 "Network has no head",
-                where=self.card.provenance.get("run_url", ""),
+                where=self.info.provenance.get("run_url", ""),
                 found="a pre-trained network, which gives features and no labels",
                 do="fine-tune it with `svfap finetune`, or take features with `svfap extract`",
             )
 
 
 def load(url: str, **overrides: Any) -> Network:
-    """The network of a run, checkpoint, imported or exported folder, ready to use.
+    """Return the network of a run, checkpoint, imported or exported folder, ready to use.
 
     Args:
         url: a path or URL.
-        overrides: fields of `card.Card` to take in the place of what is known: sampling_rate,
-            region, kind, names, activation, test_segments, test_crops.
+        **overrides: fields of `ModelInfo` that replace what is stored: sampling_rate, region, kind,
+            names, activation, test_segments, test_crops.
 
-    Raises: CheckpointError if there is none, or it is damaged; ConfigError for overrides that do
-    not fit; StorageError.
+    Raises:
+        CheckpointError: There is no network, or it is damaged.
+        ConfigError: An override does not fit.
+        StorageError: The store fails.
     """
-    return of_model(*open_model(url, overrides))
+    return network_of(*open_model(url, overrides))
 
 
-def open_model(url: str, overrides: Mapping[str, Any]) -> tuple[Card, Model]:
-    """The card and the whole model, decoder included, in eval mode; as `load` otherwise."""
-    where = storage.join(url, weights.BUILD)
-    if storage.exists(where):
+def open_model(url: str, overrides: Mapping[str, Any]) -> tuple[ModelInfo, Model]:
+    """Return the description and the whole model, decoder included, in eval mode.
+
+    Args:
+        url: as `load`.
+        overrides: as `load`.
+
+    Raises:
+        CheckpointError: As `load`.
+        ConfigError: As `load`.
+        StorageError: As `load`.
+    """
+    config_url = storage.join(url, weights.BUILD)
+    config = None
+    if storage.exists(config_url):
         weights_url = _exported_weights(url)
-        card = cards.from_json(storage.read_bytes(where), where)
-        build, model = weights.load_any(weights_url)
-        card = card or cards.of_import(build, model.size)
+        # What a user may have edited comes first.
+        info = ModelInfo.from_json(storage.read_bytes(config_url), config_url)
     else:
-        weights_url, config = trained.locate_weights(url)
+        weights_url, config = checkpoints.locate_weights(url)
+        info = weights.load_info(weights_url)
+    build, model = weights.load_any(weights_url)
+    if info is None and config is not None:  # a checkpoint of an earlier version
         where = storage.join(weights_url.rpartition("/")[0], store.STATE)
-        state = TrainState.from_json(storage.read_bytes(where), where)
-        build, model = weights.load_any(weights_url)
-        card = cards.of_checkpoint(build, config, state)
-    return card.with_overrides(overrides), model
+        state = store.TrainState.from_json(storage.read_bytes(where), where)
+        info = ModelInfo.of_run(build, config, state.provenance)
+    info = info or ModelInfo.of_build(build, model.size)  # an import of an earlier version
+    return info.with_overrides(overrides), model
 
 
-def of_model(card: Card, model: Model) -> Network:
-    """The part of a model that looks at clips."""
+def network_of(info: ModelInfo, model: Model) -> Network:
+    """Return the part of a model that inference needs.
+
+    Args:
+        info: the description.
+        model: as `open_model` returns it.
+    """
     if isinstance(model, Classifier):
-        return Network(card, model.encoder, model.fc_norm, model.head).eval()
-    return Network(card, model.encoder, layer_norm(model.size.embed_dim), None).eval()
+        return Network(info, model.encoder, model.fc_norm, model.head).eval()
+    return Network(info, model.encoder, layer_norm(model.size.embed_dim), None).eval()
 
 
 def _exported_weights(url: str) -> str:
     weights_url = storage.join(url, weights.WEIGHTS)
     if not storage.exists(weights_url) and storage.exists(storage.join(url, ONNX)):
         raise CheckpointError(
-            "Network was exported for other programs",
+            "Network was exported as ONNX",
             where=url,
             found=f"{ONNX} and no {weights.WEIGHTS}",
             do="open it with onnxruntime, or export it again with --format safetensors",

@@ -108,8 +108,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _clips(network: Network, count: int) -> Tensor:
-    card = network.card
-    size = (count, 3, card.num_frames, card.frame_size, card.frame_size)
+    info = network.info
+    size = (count, 3, info.num_frames, info.frame_size, info.frame_size)
     return torch.randn(size, generator=torch.Generator().manual_seed(count))
 
 

@@ -1,9 +1,9 @@
-"""What a fine-tuned network says about whole videos: `svfap predict`.
+"""Predictions of a fine-tuned network for whole videos: `svfap predict`.
 
-As the method's test has it: scores of a few windows from the beginning to the end of a video, and
-of a few crops of each, are averaged; of classes, their probabilities (VideoMAE's released test
-code, arXiv 2203.12602). Where crops or windows coincide, as crops of a square do, one is looked at
-and counts for all.
+Multi-view testing, by the code that computes the published figures (`evaluate.runner`): the scores
+of a few windows from the beginning to the end of a video, and of a few crops of each, are averaged;
+for classes, their probabilities (VideoMAE's released test code, arXiv 2203.12602). Views that
+coincide, as the crops of a square video do, are computed once and weighted.
 """
 
 from __future__ import annotations
@@ -15,48 +15,48 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svfap_dist.inference.batched import look_at_all
-from svfap_dist.inference.extract import BATCH_SIZE
+from svfap_dist.evaluate.runner import Decoding, segment_views, to_scores, view_all
+from svfap_dist.inference.extract import rejections
 from svfap_dist.inference.load import Network
-from svfap_dist.inference.model_info import Card
 from svfap_dist.inference.videos import Video
-from svfap_dist.video import views as windows
-from svfap_dist.video.info import VideoInfo
-from svfap_dist.video.views import Views, stored_region
+from svfap_dist.model.info import ModelInfo
 
 _SHOWN = 3  # classes that a line names
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Of one video. label: the likeliest class; None for a regression. scores: probabilities of the
-    classes, or the values of the dimensions, by name."""
+    """The prediction for one video.
+
+    label: the class with the highest score; None for a regression. scores: probabilities of the
+    classes, or the values of the dimensions, by name.
+    """
 
     key: str
     label: str | None
     scores: dict[str, float]
 
     def line(self) -> str:
-        """For people."""
+        """Return a line to print."""
         if self.label is None:
-            return f"{self.key}: {_listed(self.scores)}"
+            return f"{self.key}: {_format(self.scores)}"
         best = sorted(self.scores.items(), key=lambda item: -item[1])[:_SHOWN]
-        return f"{self.key}: {self.label}  ({_listed(dict(best))})"
+        return f"{self.key}: {self.label}  ({_format(dict(best))})"
 
 
-def _listed(scores: dict[str, float]) -> str:
+def _format(scores: dict[str, float]) -> str:
     return ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
 
 
 @dataclasses.dataclass(frozen=True)
-class Predicted:
-    """Of many videos. rejected: pairs of key and reason."""
+class PredictResult:
+    """Predictions for many videos. rejected: pairs of key and reason."""
 
     predictions: list[Prediction]
     rejected: list[tuple[str, str]]
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return a summary to print."""
         return [
             *(prediction.line() for prediction in self.predictions),
             *(f"left out {key}: {reason}" for key, reason in self.rejected),
@@ -67,56 +67,48 @@ def predict(
     network: Network,
     videos: Sequence[Video],
     *,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = 0,
     threads: int = 2,
     progress: Callable[[int], None] = lambda done: None,
-) -> Predicted:
-    """What a fine-tuned network says about videos; `progress` hears how many are done.
+) -> PredictResult:
+    """Return the predictions of a fine-tuned network for videos.
 
-    Raises: CheckpointError if the network has no head; DecodeError if not one video can be used;
-    ConfigError, ShardError, StorageError.
+    Args:
+        network: from `svfap_dist.load`, with a head.
+        videos: from `list_videos`.
+        batch_size: most clips of a forward pass; 0: all views of a video, as in the test.
+        threads: threads that read and decode.
+        progress: called with the number of videos done.
+
+    Raises:
+        CheckpointError: The network has no head.
+        DecodeError: No video can be used.
+        ConfigError: Shards were cut to another region.
+        ShardError: Shards cannot be read.
+        StorageError: The store fails.
     """
     network.check_head()
-    looked = look_at_all(
-        videos,
-        network.card,
-        views(network.card),
-        scores_of(network),
-        batch_size=batch_size,
-        threads=threads,
-        progress=progress,
-    )
-    predictions = [
-        named(network.card, video.key, video.views.shares @ video.outputs) for video in looked.seen
-    ]
-    return Predicted(predictions, looked.rejected)
-
-
-def views(card: Card) -> Callable[[VideoInfo], Views]:
-    """The windows and crops of the method's test."""
-
-    def choose(info: VideoInfo) -> Views:
-        return Views.of(
-            windows.segments(info.num_frames, card.window, card.test_segments),
-            windows.squares(stored_region(info, card.region), card.test_crops),
-        )
-
-    return choose
-
-
-def scores_of(network: Network) -> Callable[[Tensor], Tensor]:
-    """What is averaged over clips: probabilities [B, C] of classes, values [B, K] of dimensions."""
+    info = network.info
 
     @torch.inference_mode()
     def scores(clips: Tensor) -> Tensor:
-        found = network(clips.to(network.device))
-        return found.softmax(dim=1) if network.card.kind == "classification" else found
+        return to_scores(network.outputs(clips.to(network.device)), info.kind, info.activation)
 
-    return scores
+    viewed, bad = view_all(
+        [video.read for video in videos],
+        info,
+        segment_views(info, info.region, info.test_segments, info.test_crops),
+        scores,
+        batch_size=batch_size,
+        decoding=Decoding(threads),
+        progress=progress,
+    )
+    predictions = [_prediction(info, video.key, video.mean) for video in viewed]
+    return PredictResult(predictions, rejections(bad))
 
 
-def named(card: Card, key: str, scores: np.ndarray) -> Prediction:
-    """The prediction of scores [num_outputs]."""
-    by_name = {card.name_of(number): float(score) for number, score in enumerate(scores)}
-    label = card.name_of(int(scores.argmax())) if card.kind == "classification" else None
+def _prediction(info: ModelInfo, key: str, scores: np.ndarray) -> Prediction:
+    # float32's shortest digits, as in predictions.jsonl
+    by_name = {info.name_of(number): float(str(score)) for number, score in enumerate(scores)}
+    label = info.name_of(int(scores.argmax())) if info.kind == "classification" else None
     return Prediction(key, label, by_name)

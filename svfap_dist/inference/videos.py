@@ -1,81 +1,71 @@
-"""A video that nobody has looked at before: read it, see what it is, or say why it is of no use.
+"""Videos to run a network on: files, folders and sets of shards, probed when they are read.
 
-In: a path, a URL or the bytes themselves; a folder, a prefix or a set of shards stands for all of
-its videos. Out: bytes and what `svfap_dist.video.probe` finds, or, of shards, what these say.
-A video that is of no use is a value: of a thousand some always are. A store that refuses is an
-error.
+In: paths, URLs or bytes; a folder, a prefix or a set of shards means all of its videos. Out: for
+each video a name and a function that reads it. An unusable video is a value, not an error: among
+thousands there are always some. A store that fails is an error.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from typing import NamedTuple
 
-from data_sharding import sources
 from svfap_dist import storage
-from svfap_dist.errors import ConfigError, DecodeError
+from svfap_dist.errors import ConfigError, ShardError
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import MANIFEST_NAME
-from svfap_dist.shards.reader import BadSample, SampleReader
-from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo
+from svfap_dist.shards.reader import BadSample, Sample, SampleReader
+from svfap_dist.video.info import VIDEO_SUFFIXES
 from svfap_dist.video.probe import Rejected, probe
 
-Opened = tuple[bytes, VideoInfo]
 
-
-@dataclasses.dataclass(frozen=True)
-class BadVideo:
-    """A video that cannot be used, and why. reason: one word of a short list, for counting."""
+class Video(NamedTuple):
+    """A video by name; `read` fetches and probes it."""
 
     key: str
-    reason: str
-    detail: str
-
-    def error(self) -> DecodeError:
-        """For those who have no other video to go on with."""
-        return DecodeError(
-            "Video cannot be used",
-            where=self.key,
-            found=f"{self.reason}: {self.detail}",
-            do="give a whole video of a usual kind",
-        )
+    read: Callable[[], Sample | BadSample]
 
 
-@dataclasses.dataclass(frozen=True)
-class Video:
-    """A video by name; `open` reads it."""
+def read_video(video: str | bytes, min_frames: int = 1) -> Sample | BadSample:
+    """Return the bytes of a video and what they contain, or why it cannot be used.
 
-    key: str
-    open: Callable[[], Opened | BadVideo]
+    Args:
+        video: a path, a URL, or the bytes of a file.
+        min_frames: shorter videos are rejected.
 
-
-def read(video: str | bytes, min_frames: int = 1) -> Opened | BadVideo:
-    """The bytes of a video (path, URL or bytes) and what it is.
-
-    Raises: StorageError, but not for a file that is missing.
+    Raises:
+        StorageError: The store fails; a missing file is no error.
     """
     key = video if isinstance(video, str) else f"{len(video)} bytes"
     try:
         data = storage.read_bytes(video) if isinstance(video, str) else video
     except storage.StorageMissingError as error:
-        return BadVideo(key, "missing", error.found)
+        return BadSample(0, key, "missing", error.found)
     info = probe(data, min_frames)
-    return BadVideo(key, info.reason, info.detail) if isinstance(info, Rejected) else (data, info)
+    if isinstance(info, Rejected):
+        return BadSample(0, key, info.reason, info.detail)
+    return Sample(0, key, data, info)
 
 
-def of_inputs(inputs: Iterable[str]) -> list[Video]:
-    """The videos that inputs stand for: a file each, or all those of a folder or set of shards.
+def list_videos(inputs: Iterable[str]) -> list[Video]:
+    """Return the videos of all inputs.
 
-    Raises: ConfigError if one is given twice; ShardError if a folder has none; StorageError.
+    Args:
+        inputs: files, folders, prefixes or sets of shards.
+
+    Raises:
+        ConfigError: A name occurs twice.
+        ShardError: A folder has no videos, or shards are incomplete.
+        StorageError: The store fails.
     """
-    videos = [video for text in inputs for video in _of_input(text)]
+    videos = [video for text in inputs for video in _videos_of(text)]
     seen: set[str] = set()
     for video in videos:
         if video.key in seen:
             raise ConfigError(
-                "Two videos of the same name",
+                "Duplicate video name",
                 where=video.key,
                 found="it was given twice, or is in two sets of shards",
                 do="give each video once, and one set of shards at a time",
@@ -84,30 +74,41 @@ def of_inputs(inputs: Iterable[str]) -> list[Video]:
     return videos
 
 
-def _of_input(text: str) -> Iterator[Video]:
+def _videos_of(text: str) -> Iterator[Video]:
     is_file = text.rpartition(".")[2].lower() in VIDEO_SUFFIXES
     if not is_file and storage.exists(storage.join(text, MANIFEST_NAME)):
-        yield from _of_shards(text)
+        yield from _videos_of_shards(text)
     elif not is_file and (storage.is_remote(text) or os.path.isdir(storage.local_path(text))):
-        for found in sources.load("folder").samples(text):
-            yield Video(found.where, partial(read, found.where))
+        for path in _files_of_folder(text):
+            yield Video(path, functools.partial(read_video, path))
     else:
-        yield Video(text, partial(read, text))
+        yield Video(text, functools.partial(read_video, text))
 
 
-def _of_shards(url: str) -> Iterator[Video]:
+def _files_of_folder(folder: str) -> list[str]:
+    """Return the video files below a folder or prefix, without hidden ones, in order of path."""
+    names = sorted(
+        name
+        for name in storage.list_files(folder)
+        if name.rpartition(".")[2].lower() in VIDEO_SUFFIXES
+        and not os.path.basename(name).startswith(".")  # macOS leaves ._name.mp4
+    )
+    if not names:
+        raise ShardError(
+            "No videos found",
+            where=folder,
+            found="no video files",
+            do=f"check the path; video files end in {', '.join(VIDEO_SUFFIXES)}",
+        )
+    return [storage.join(folder, name) for name in names]
+
+
+def _videos_of_shards(url: str) -> Iterator[Video]:
     manifest = shard_format.load_manifest(url)
     shard_format.check_shards(url, manifest)
     reader = SampleReader(url, manifest)
     index = 0
     for entry in manifest.shards:
         for key in shard_format.load_index(url, entry).keys:
-            yield Video(key, partial(_read_sample, reader, index))
+            yield Video(key, functools.partial(reader.read, index))
             index += 1
-
-
-def _read_sample(reader: SampleReader, index: int) -> Opened | BadVideo:
-    found = reader.read(index)
-    if isinstance(found, BadSample):
-        return BadVideo(found.key, found.reason, found.detail)
-    return found.video, found.info

@@ -18,21 +18,34 @@ from torch import Tensor, nn
 
 from svfap_dist import storage
 from svfap_dist.errors import CheckpointError, ConfigError
-from svfap_dist.model import autoencoder, classifier
+from svfap_dist.model import autoencoder, classifier, sizes
 from svfap_dist.model.convert import import_official, read_pth
+from svfap_dist.model.info import ModelInfo
 
 Model = TypeVar("Model", bound=nn.Module)
 
 WEIGHTS, BUILD = "model.safetensors", "config.json"  # files of an imported network
-_BUILD_KEY = "svfap_dist.build"
+_BUILD_KEY, _INFO_KEY = "svfap_dist.build", "svfap_dist.info"
 _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header, little-endian
 _LONGEST_HEADER = 100 << 20  # that the format allows
 
 
-def save(path: str, state_dict: Mapping[str, Tensor], build_args: Mapping[str, Any]) -> None:
-    """Write weights with the arguments of `build` (`size` and its overrides).
+def save(
+    path: str,
+    state_dict: Mapping[str, Tensor],
+    build_args: Mapping[str, Any],
+    info: ModelInfo | None = None,
+) -> None:
+    """Write weights with the arguments of `build` and the description of the network.
 
-    Raises: CheckpointError if the arguments name no size or cannot be written as JSON.
+    Args:
+        path: path or URL of the file.
+        state_dict: the weights.
+        build_args: `size` and its overrides.
+        info: how to use the network; None: only `build_args` are known.
+
+    Raises:
+        CheckpointError: The arguments name no size or cannot be written as JSON.
     """
     try:
         build = json.dumps(dict(build_args), sort_keys=True)
@@ -48,7 +61,10 @@ def save(path: str, state_dict: Mapping[str, Tensor], build_args: Mapping[str, A
             "Build arguments lack the model's size", where=path, found=build, do="add size"
         )
     tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
-    storage.write_bytes(path, safetensors.torch.save(tensors, {_BUILD_KEY: build}))
+    metadata = {_BUILD_KEY: build}
+    if info is not None:
+        metadata[_INFO_KEY] = info.to_json(path.rpartition("/")[2]).decode()
+    storage.write_bytes(path, safetensors.torch.save(tensors, metadata))
 
 
 def load(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -70,7 +86,7 @@ def load(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             do="export them again",
         ) from error
     start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
-    return _build_of(data[_LENGTH_BYTES:start], path), state
+    return _build_of(_metadata(data[_LENGTH_BYTES:start], path), path), state
 
 
 def load_build(path: str) -> dict[str, Any]:
@@ -78,22 +94,42 @@ def load_build(path: str) -> dict[str, Any]:
 
     Raises: CheckpointError if they are not there.
     """
+    return _build_of(_read_metadata(path), path)
+
+
+def load_info(path: str) -> ModelInfo | None:
+    """Return the description of a network, without reading its weights.
+
+    Args:
+        path: a file that `save` wrote.
+
+    Returns:
+        None where an earlier version wrote the file, without a description.
+
+    Raises:
+        CheckpointError: There is no such file, or its description is damaged.
+    """
+    document = _read_metadata(path).get(_INFO_KEY)
+    return None if document is None else ModelInfo.from_json(document, path)
+
+
+def _read_metadata(path: str) -> dict[str, str]:
     try:
         length = storage.read_range(path, 0, _LENGTH_BYTES)
         end = _LENGTH_BYTES + min(int.from_bytes(length, "little"), _LONGEST_HEADER)
         header = storage.read_range(path, _LENGTH_BYTES, end)
     except storage.StorageMissingError as error:
         raise _no_weights(path) from error
-    return _build_of(header, path)
+    return _metadata(header, path)
 
 
 def _no_weights(path: str) -> CheckpointError:
     return CheckpointError("No weights", where=path, found="no such file", do="check the path")
 
 
-def _build_of(header: bytes, path: str) -> dict[str, Any]:
+def _metadata(header: bytes, path: str) -> dict[str, str]:
     try:
-        build = json.loads(header).get("__metadata__", {}).get(_BUILD_KEY)
+        return json.loads(header).get("__metadata__", {})
     except ValueError as error:
         raise CheckpointError(
             "Weights are damaged or not a safetensors file",
@@ -101,6 +137,10 @@ def _build_of(header: bytes, path: str) -> dict[str, Any]:
             found="its header is no JSON",
             do="export them again",
         ) from error
+
+
+def _build_of(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
+    build = metadata.get(_BUILD_KEY)
     if build is None:
         raise CheckpointError(
             "Weights do not say how to build their model",
@@ -188,6 +228,8 @@ def import_file(path: str, folder: str, overrides: Mapping[str, Any]) -> Importe
     """
     build, state = import_official(read_pth(path), **overrides)
     url = storage.join(folder, WEIGHTS)
-    save(url, state, build)
-    storage.write_bytes(storage.join(folder, BUILD), json.dumps(build, indent=2).encode())
+    size = {name: value for name, value in build.items() if name not in ("size", "num_outputs")}
+    info = ModelInfo.of_build(build, sizes.resolve(build["size"], size))
+    save(url, state, build, info)
+    storage.write_bytes(storage.join(folder, BUILD), info.to_json(WEIGHTS))
     return Imported(url, build, sum(value.numel() for value in state.values()))

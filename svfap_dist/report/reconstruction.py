@@ -19,11 +19,11 @@ from svfap_dist import storage
 from svfap_dist.checkpoint import load
 from svfap_dist.config import Config
 from svfap_dist.data import masking
-from svfap_dist.data.clips import fixed_clip
-from svfap_dist.inference import videos
-from svfap_dist.inference.videos import BadVideo
+from svfap_dist.evaluate.runner import middle_view, unusable, view_sample
+from svfap_dist.inference.videos import read_video
 from svfap_dist.model import loss, patches, weights
 from svfap_dist.rng import Stream
+from svfap_dist.shards.reader import BadSample
 
 ROWS = ("original", "masked", "reconstructed")
 _FRAMES_SHOWN = 6
@@ -51,10 +51,11 @@ def clip_of(config: Config, url: str) -> torch.Tensor:
 
     Raises: DecodeError, StorageError.
     """
-    found = videos.read(url, min_frames=config.window)
-    if isinstance(found, BadVideo):
-        raise found.error()
-    return patches.normalize(fixed_clip(*found, config).unsqueeze(0))
+    sample = read_video(url, min_frames=config.window)
+    if isinstance(sample, BadSample):
+        raise unusable([sample])
+    view = middle_view(config.data, config.data.region)
+    return patches.normalize(view_sample(sample, config.data, view))
 
 
 @torch.no_grad()

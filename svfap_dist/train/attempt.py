@@ -23,18 +23,18 @@ from svfap_dist.data.clips import ClipBatch
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.distributed import World
 from svfap_dist.errors import HealthError
+from svfap_dist.evaluate import protocol, runner
+from svfap_dist.evaluate.protocol import TaskSplit
 from svfap_dist.model import flops
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import open_data
 from svfap_dist.telemetry.journal import next_attempt
 from svfap_dist.telemetry.recorder import Recorder, Row
-from svfap_dist.train import health, schedule, split, testing
+from svfap_dist.train import health, schedule
 from svfap_dist.train.engine import Engine
 from svfap_dist.train.objective import build_objective
 from svfap_dist.train.signals import FINISHED, Notice
-from svfap_dist.train.split import Sides
-from svfap_dist.train.testing import PREDICTIONS
-from svfap_dist.train.validation import HeldOut
+from svfap_dist.train.validation import ValidationSet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class RunContext:
     """Facts about a run that are read once, before its ranks start; picklable."""
 
     manifest: Manifest
-    sides: Sides | None  # training and test samples of a task; None: pre-training
+    sides: TaskSplit | None  # training and test samples of a task; None: pre-training
     state: TrainState | None  # of the newest checkpoint; None: a new run
     attempt: int  # number of the attempt, from 1
 
@@ -100,7 +100,8 @@ def load_run_context(config: Config, known: RunContext | None = None) -> RunCont
         decoding.check_backend(config, config.data.url, manifest)
         if config.data.eval_url:
             open_data(config, config.data.eval_url)
-        sides = split.sides(config, manifest) if config.task else None
+        task = config.task
+        sides = protocol.split_samples(config, manifest, task.fold) if task else None
     else:
         manifest, sides = known.manifest, known.sides
     run_url, state = config.run.url, None
@@ -169,7 +170,7 @@ class Attempt:
         if state is not None:
             load.restore_engine(config.run.url, state, self.engine, reshard)
         self._health = health.Health(device, config.data.max_bad_fraction)
-        self._held_out = HeldOut(config, world) if config.data.eval_url else None
+        self._validation = ValidationSet(config, world) if config.data.eval_url else None
         recorder.record_ready()
 
     @contextlib.contextmanager
@@ -243,10 +244,10 @@ class Attempt:
         self._recorder.log_step(numbers, self.engine.phases.take_seconds())
 
     def evaluate(self) -> None:
-        """Compute and record the loss on the held-out clips, if there are any."""
-        if self._held_out is not None:
+        """Compute and record the validation loss, if there are validation clips."""
+        if self._validation is not None:
             began = time.perf_counter()
-            loss = self._held_out.loss(self.engine)
+            loss = self._validation.loss(self.engine)
             self._recorder.record_evaluation(self.step, loss, time.perf_counter() - began)
 
     def _test(self, notice: Notice) -> bool:
@@ -255,14 +256,14 @@ class Attempt:
         if self._test_on is None:
             return True
         is_main, run_url = self._world.is_main, self._config.run.url
-        where = storage.join(run_url, PREDICTIONS)
+        where = storage.join(run_url, runner.PREDICTIONS)
         exists = distributed.run_on_all_ranks(lambda: storage.exists(where) if is_main else None)
         if distributed.broadcast_object(exists):
             return True
         began = time.perf_counter()
         try:
             with self.engine.evaluating():
-                tested = testing.predict(
+                tested = runner.score_selection(
                     self._config,
                     self._manifest,
                     self._world,
@@ -271,7 +272,7 @@ class Attempt:
                     self.engine.device,
                     stops=lambda: bool(notice.external_stop_reason()),
                 )
-        except testing.StoppedError:
+        except runner.StoppedError:
             return False
         finally:
             self._recorder.add_test_seconds(time.perf_counter() - began)

@@ -25,13 +25,13 @@ from svfap_dist.checkpoint import store
 from svfap_dist.config import Config
 from svfap_dist.data.sample_order import EpochOrder
 from svfap_dist.errors import ConfigError
+from svfap_dist.evaluate import protocol
 from svfap_dist.progress import Progress
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import Manifest
 from svfap_dist.telemetry import ledger
 from svfap_dist.telemetry.journal import read_recipe
 from svfap_dist.telemetry.ledger import Line, PastAttempt
-from svfap_dist.train import split
 
 _ROWS_KEPT = 20
 
@@ -181,7 +181,10 @@ class _Plan:
 
     def __init__(self, config: Config, manifest: Manifest) -> None:
         self._config, self._manifest = config, manifest
-        self._selected = split.sides(config, manifest).train.indices if config.task else None
+        self._selected = None
+        if config.task:
+            split = protocol.split_samples(config, manifest, config.task.fold)
+            self._selected = split.train.indices
         self._sizes = [shard.num_samples for shard in manifest.shards]
         self._ends = np.cumsum(self._sizes)
         self._steps_per_epoch = self._order(0).steps

@@ -115,11 +115,3 @@ class Labelled:
         towards = soft_targets(targets, len(self._task.names), self._finetune.label_smoothing)
         clips, towards = mix(normalize(frames), towards, chance, self._finetune)
         return nn.functional.cross_entropy(network(clips).float(), towards)
-
-    def scores(self, network: Callable[..., Tensor], frames: Tensor) -> Tensor:
-        """What the network says of clips, uint8 frames [B, F, H, W, 3]: probabilities [B, C] of
-        the classes, or values [B, K]."""
-        output = network(frames).float()
-        if self._task.kind == "classification":
-            return output.softmax(dim=1)
-        return self._activation(output)

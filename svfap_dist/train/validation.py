@@ -1,45 +1,55 @@
-"""The loss on clips that are never trained on: a fixed set with fixed masks, shared by all ranks.
+"""The validation loss: on a fixed set of clips with fixed masks, shared by all ranks.
 
-The clips are decoded once and kept, since there are few. Under ZeRO-3 every forward pass is a
-collective, so all ranks make equally many: a rank with fewer batches repeats one and counts it as
-nothing.
+In: the first samples of data.eval_url. Out: their mean loss. The clips are decoded once and kept,
+since there are few. Under ZeRO-3 every forward pass is a collective, so all ranks make equally
+many: a rank with fewer batches repeats one with weight 0.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 import torch.distributed as dist
 
 from svfap_dist import distributed
 from svfap_dist.config import Config
+from svfap_dist.data import masking
 from svfap_dist.data.clips import ClipBatch
 from svfap_dist.distributed import World
 from svfap_dist.errors import ShardError
-from svfap_dist.evaluate.loader import held_out_batches
-from svfap_dist.shards.reader import open_data
+from svfap_dist.evaluate.runner import Decoding, ViewedVideo, middle_view, view_videos
+from svfap_dist.rng import Stream
+from svfap_dist.shards.format import Manifest
+from svfap_dist.shards.reader import BadSample, SampleReader, open_data
 from svfap_dist.train.engine import Engine
 
 MAX_CLIPS = 64
 
 
-class HeldOut:
-    """This rank's part of the held-out clips of `data.eval_url`.
+class ValidationSet:
+    """This rank's share of the clips of `data.eval_url`.
 
-    Raises: ShardError, StorageError: on every rank, if the clips cannot be read on any.
+    Args:
+        config: the recipe; it has a data.eval_url.
+        world: this rank and the number of ranks.
+
+    Raises:
+        ShardError: On every rank, if the clips cannot be read on any.
+        StorageError: Likewise, if the store fails.
     """
 
     def __init__(self, config: Config, world: World) -> None:
         url = config.data.eval_url
         manifest = distributed.run_on_all_ranks(lambda: open_data(config, url))
         mine = distributed.run_on_all_ranks(
-            lambda: list(held_out_batches(config, url, manifest, world, MAX_CLIPS))
+            lambda: validation_batches(config, url, manifest, world, MAX_CLIPS)
         )
         counts = distributed.all_gather_object(len(mine))
         if not any(counts):
             raise ShardError(
-                "No held-out clip can be used",
+                "No validation clip can be used",
                 where=url,
                 found=f"{manifest.num_samples} samples, none readable",
                 do="run `svfap shards verify` on data.eval_url",
@@ -54,7 +64,11 @@ class HeldOut:
             self._rounds += [(spare, 0)] * (max(counts) - len(mine))
 
     def loss(self, engine: Engine) -> float:
-        """Mean loss over the clips of all ranks; all ranks call it together and get the same."""
+        """Return the mean loss over the clips of all ranks, which call it together.
+
+        Args:
+            engine: the network in training.
+        """
         total = torch.zeros(2, dtype=torch.float64, device=engine.device)
         with engine.evaluating():
             for batch, weight in self._rounds:
@@ -62,6 +76,65 @@ class HeldOut:
                 total += torch.stack([loss * weight, torch.full_like(loss, weight)])
         dist.all_reduce(total)
         return (total[0] / total[1]).item()
+
+
+def validation_batches(
+    config: Config, url: str, manifest: Manifest, world: World, max_clips: int
+) -> list[ClipBatch]:
+    """Return this rank's clips with fixed masks: the middle window, the whole region.
+
+    They are the first samples of the data set; rank r takes every W-th of them. Bad samples are
+    left out and listed. Ranks may get different numbers of clips and batches.
+
+    Args:
+        config: the recipe.
+        url: the data set.
+        manifest: of the data set.
+        world: this rank and the number of ranks.
+        max_clips: number of samples, over all ranks.
+
+    Raises:
+        ShardError: The data set cannot be read.
+        StorageError: The store fails.
+    """
+    reader = SampleReader(url, manifest)
+    indices = range(world.rank, min(max_clips, manifest.num_samples), world.world_size)
+    found = list(
+        view_videos(
+            [functools.partial(reader.read, index) for index in indices],
+            config.data,
+            middle_view(config.data, config.data.region),
+            lambda clips: clips,
+            batch_size=1,
+            decoding=Decoding.of(config.data, config.decode.backend),
+        )
+    )
+    numbered, size = list(zip(indices, found, strict=True)), config.train.micro_batch_size
+    groups = [numbered[first : first + size] for first in range(0, len(numbered), size)]
+    return [batch for group in groups if (batch := _batch(config, group)) is not None]
+
+
+def _batch(config: Config, group: list[tuple[int, ViewedVideo | BadSample]]) -> ClipBatch | None:
+    good = [(index, video) for index, video in group if isinstance(video, ViewedVideo)]
+    if not good:
+        return None
+    streams = [Stream(config.run.seed, "held-out", index) for index, _ in good]
+    visible, masked = masking.batch_masks(
+        streams, config.mask, config.num_tubelets, config.num_patches
+    )
+    return ClipBatch(
+        frames=torch.cat([torch.from_numpy(video.outputs) for _, video in good]),
+        visible=visible,
+        masked=masked,
+        keys=[video.key for _, video in good],
+        samples=[index for index, _ in good],
+        lanes=[0] * len(good),  # validation has no lanes: one, in the order of the data set
+        positions=[index for index, _ in good],
+        substituted=[False] * len(good),
+        bad=[video for _, video in group if isinstance(video, BadSample)],
+        fetch_seconds=0.0,
+        decode_seconds=0.0,
+    )
 
 
 def _one_clip(batch: ClipBatch) -> ClipBatch:

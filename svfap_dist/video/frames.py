@@ -66,9 +66,13 @@ class Colors(NamedTuple):
 class TooShortError(DecodeError):
     """The video ends before a wanted frame."""
 
+    reason = "too_short"
+
 
 class WrongSizeError(DecodeError):
     """The frames do not have the size that the shard states."""
+
+    reason = "wrong_size"
 
 
 @dataclasses.dataclass(frozen=True)

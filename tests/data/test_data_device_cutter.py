@@ -14,7 +14,6 @@ from svfap_dist.config import Config
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.distributed import World
 from svfap_dist.errors import HealthError
-from svfap_dist.evaluate.loader import held_out_batches
 from svfap_dist.video.backends import BACKENDS
 from svfap_dist.video.dali import DaliDecoder
 from svfap_dist.video.info import VideoInfo
@@ -85,17 +84,6 @@ def test_who_comes_together_changes_no_bit(data_set):
     for batch, other in zip(ours, again, strict=True):
         assert torch.equal(batch[0], other[0])
         assert batch[1:] == other[1:]
-
-
-def test_held_out_clips(data_set):
-    config = config_of("dali")
-    held = list(held_out_batches(config, data_set.url, data_set.manifest, ALONE, SAMPLES))
-    frames = torch.cat([batch.frames for batch in held])
-    samples = [sample for batch in held for sample in batch.samples]
-    assert samples == [sample for sample in range(SAMPLES) if sample != 3]
-    middle = (FRAMES - 7) // 2
-    for sample, clip in zip(samples, painted(frames), strict=True):
-        assert clip == [sample * FRAMES + middle + 2 * k for k in range(4)]
 
 
 def test_an_iterator_that_is_left_early_ends_its_threads(data_set):

@@ -84,9 +84,7 @@ def test_few_labels_are_per_class_nested_and_decided_by_the_seed():
 def test_subject_independence_is_only_demanded_where_the_task_says_so():
     rows = [row(0, 1, "p1"), row(1, 2, "p1"), row(1, 3, "p2")]
     assert select(task(), rows, 1).train.tolist() == [1, 2]
-    with pytest.raises(
-        SvfapError, match=r"Subjects are trained on and tested.*1 of the subjects.*p1"
-    ):
+    with pytest.raises(SvfapError, match=r"Subjects are on both sides.*1 of the subjects.*p1"):
         select(task(subject_independent=True), rows, 1)
     select(task(subject_independent=True), rows, 3)
     with pytest.raises(SvfapError, match=r"no subject; sample 1 has"):
@@ -107,7 +105,7 @@ def without(column: str) -> list[dict[str, Any]]:
         ({}, without("class"), 1, "no class; sample 24 has"),
         ({"folds": 4}, ROWS, 1, r"task.folds = 4, but 24 samples, 12 of fold 1"),
         ({"folds": 2}, ROWS, 1, r"6 of fold 3"),
-        ({}, ROWS, 0, r"No such fold.*use 1 to 3"),
+        ({}, ROWS, 0, r"Unknown fold.*use 1 to 3"),
         ({"names": ("sad", "happy")}, ROWS, 1, r"class = 2 of 2 names"),
         ({"names": ("happy", "sad", "calm")}, ROWS, 1, r"class 0 is sad, not happy"),
         ({}, [*ROWS, {**ROWS[0], "class": "sad"}], 1, r"class = 'sad'"),
@@ -115,8 +113,8 @@ def without(column: str) -> list[dict[str, Any]]:
         ({"folds": 0}, ROWS, 0, r"no split; sample 0 has"),
         ({"folds": 0}, [{**r, "split": "test"} for r in ROWS], 0, r"Nothing to train on.*24 of"),
         ({"folds": 0}, [{**r, "split": "train"} for r in ROWS], 0, "Nothing to test"),
-        ({"folds": 0, "test_splits": ("train",)}, ROWS, 0, "One split is trained on and tested"),
-        ({"labels_per_class": 9}, ROWS, 1, r"Too few labelled.*4 to train on of sad, not 9"),
+        ({"folds": 0, "test_splits": ("train",)}, ROWS, 0, "A split is on both sides"),
+        ({"labels_per_class": 9}, ROWS, 1, r"Too few labeled.*4 to train on of sad, not 9"),
     ],
 )  # fmt: skip
 def test_misfits_are_refused_with_what_was_found(fields, rows, fold, message):

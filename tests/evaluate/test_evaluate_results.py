@@ -18,7 +18,7 @@ from svfap_dist.config import TaskConfig
 from svfap_dist.errors import CheckpointError, ConfigError, HealthError
 from svfap_dist.evaluate import confusion
 from svfap_dist.evaluate.predictions import Predictions
-from svfap_dist.evaluate.results import summarise
+from svfap_dist.evaluate.results import summarize
 
 NAMES = ("sad", "happy", "calm")
 SIZES = {1: 40, 2: 25, 3: 30}
@@ -61,7 +61,7 @@ def uar(*parts: Predictions) -> float:
 
 
 def test_classification_per_fold_pooled_and_beside_the_published_figure():
-    content = json.loads(summarise(task(), CLASSIFIED).to_json())
+    content = json.loads(summarize(task(), CLASSIFIED).to_json())
     per_fold = [uar(part) for part in CLASSIFIED.values()]
     assert [f["values"]["uar"] for f in content["per_fold"].values()] == pytest.approx(per_fold)
     found = content["metrics"]["uar"]
@@ -84,7 +84,7 @@ def test_classification_per_fold_pooled_and_beside_the_published_figure():
 
 
 def test_regression_per_dimension_and_their_mean():
-    content = json.loads(summarise(regression(), RATED).to_json())
+    content = json.loads(summarize(regression(), RATED).to_json())
     labels = np.concatenate([part.labels for part in RATED.values()]).astype(np.float64)
     scores = np.concatenate([part.scores for part in RATED.values()]).astype(np.float64)
     each = [stats.pearsonr(labels[:, k], scores[:, k]).statistic for k in (0, 1)]
@@ -95,14 +95,14 @@ def test_regression_per_dimension_and_their_mean():
     assert content["metrics"]["acc"]["pooled"] == pytest.approx(1 - np.abs(labels - scores).mean())
     assert "confusion" not in content
     with pytest.raises(ConfigError, match="No confusion matrix"):
-        summarise(regression(), RATED).picture()
+        summarize(regression(), RATED).picture()
 
 
 def test_table_of_folds():
     labels = np.array([0, 0, 1, 2])
     right = Predictions(("a", "b", "c", "d"), labels, np.eye(3)[labels])
     wrong = Predictions(("e", "f", "g", "h"), labels, np.eye(3)[[0, 1, 1, 2]])
-    assert summarise(task(folds=2), {2: wrong, 1: right}).lines() == [
+    assert summarize(task(folds=2), {2: wrong, 1: right}).lines() == [
         "toy, class: 2 folds",
         "                   samples   UAR %   WAR %",
         "fold 1                   4  100.00  100.00",
@@ -117,12 +117,12 @@ def test_table_of_folds():
 
 
 def test_table_of_a_fixed_split_and_of_some_folds():
-    fixed = summarise(regression(folds=0), {0: RATED[1]})
+    fixed = summarize(regression(folds=0), {0: RATED[1]})
     lines = fixed.lines()
     assert lines[0] == "toy, values: trained on train, tested on test"
     assert [line.split()[0] for line in lines[1:]] == ["samples", "test", "b", "a"]
     assert fixed.is_complete
-    some = summarise(task(fold=2), {2: CLASSIFIED[2]})
+    some = summarize(task(fold=2), {2: CLASSIFIED[2]})
     assert not some.is_complete
     assert "1 of 3 folds" in some.lines()[-1]
     assert json.loads(some.to_json())["metrics"]["uar"]["deviation"] is None
@@ -130,7 +130,7 @@ def test_table_of_a_fixed_split_and_of_some_folds():
 
 def test_undefined_measures_are_null_and_nan():
     constant = Predictions(RATED[1].keys, RATED[1].labels, np.ones_like(RATED[1].scores))
-    found = summarise(regression(), {1: constant, 2: RATED[2]})
+    found = summarize(regression(), {1: constant, 2: RATED[2]})
     content = json.loads(found.to_json())
     assert content["per_fold"]["1"]["values"]["pcc"] is None
     assert content["metrics"]["pcc"]["mean"] is content["metrics"]["pcc"]["deviation"] is None
@@ -194,14 +194,14 @@ def test_predictions_that_cannot_be():
 
 def test_results_of_another_task_are_refused():
     with pytest.raises(CheckpointError, match=r"40 samples twice"):
-        summarise(task(), {1: CLASSIFIED[1], 2: CLASSIFIED[1]})
+        summarize(task(), {1: CLASSIFIED[1], 2: CLASSIFIED[1]})
     with pytest.raises(ConfigError, match=r"folds \[4\]"):
-        summarise(task(), {4: CLASSIFIED[1]})
+        summarize(task(), {4: CLASSIFIED[1]})
     with pytest.raises(ConfigError, match=r"folds \[\]"):
-        summarise(task(), {})
+        summarize(task(), {})
     with pytest.raises(CheckpointError, match=r"fold 1.*scores \[40, 3\] for 2"):
-        summarise(task(names=("sad", "happy")), {1: CLASSIFIED[1]})
+        summarize(task(names=("sad", "happy")), {1: CLASSIFIED[1]})
     with pytest.raises(CheckpointError, match="not classes 0 to 1"):
-        summarise(task(names=("sad", "happy")), {1: RATED[1]})
+        summarize(task(names=("sad", "happy")), {1: RATED[1]})
     with pytest.raises(CheckpointError, match=r"labels \[40\] for 3"):
-        summarise(regression(names=NAMES), {1: CLASSIFIED[1]})
+        summarize(regression(names=NAMES), {1: CLASSIFIED[1]})

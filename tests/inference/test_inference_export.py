@@ -26,7 +26,7 @@ def test_an_export_loads_as_what_it_was(tmp_path, model, config):
     run = save_run(tmp_path / "run", model, config)
     export(run, str(tmp_path / "out"), "safetensors", overrides={"region": "full"})
     before, after = svfap_dist.load(run, region="full"), svfap_dist.load(str(tmp_path / "out"))
-    assert after.card == before.card
+    assert after.info == before.info
     clips = torch.randn(2, 3, 4, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(after(clips), before(clips), rtol=0, atol=1e-5)
@@ -45,7 +45,7 @@ def test_a_pretrained_export_keeps_the_decoder_for_whoever_trains_on(tmp_path):
 
 def test_the_description_is_enough_for_other_programs(tmp_path):
     run = save_run(tmp_path / "run", finetuned(3), emotions())
-    done = export(run, str(tmp_path), "safetensors", licence="CC-BY-4.0", overrides={})
+    done = export(run, str(tmp_path), "safetensors", license="CC-BY-4.0", overrides={})
     said = json.loads((tmp_path / "config.json").read_text())
     assert said["weights"] == "model.safetensors"
     assert said["build"] == {**BUILD, "num_outputs": 3}

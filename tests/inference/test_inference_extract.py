@@ -16,7 +16,7 @@ from data_sharding import pipeline as sharding
 from data_sharding.transcode import TrainProfile
 from svfap_dist.cli.app import app
 from svfap_dist.errors import CheckpointError, ConfigError, DecodeError
-from svfap_dist.inference.videos import read
+from svfap_dist.inference.videos import read_video
 from svfap_dist.video import backends
 from svfap_dist.video.color import whole_frames
 
@@ -39,8 +39,9 @@ def run(tmp_path_factory):
 
 def clip_at(path, start: int, network) -> torch.Tensor:
     """The clip of every second frame from `start` on, the middle of it, the straightforward way."""
-    video, info = read(str(path))
-    frames = whole_frames(backends.decode(video, info, range(info.num_frames)))
+    sample = read_video(str(path))
+    info = sample.info
+    frames = whole_frames(backends.decode(sample.video, info, range(info.num_frames)))
     left = (frames.shape[2] - 64) // 2
     frames = frames[:, :, left : left + 64]
     numbers = [min(start + 2 * k, len(frames) - 1) for k in range(4)]

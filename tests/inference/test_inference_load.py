@@ -26,10 +26,10 @@ def test_of_a_pretrained_run_the_features_of_its_encoder(tmp_path, clips):
     model = pretrained()
     network = svfap_dist.load(save_run(tmp_path / "run", model, recipe()))
     assert not network.training
-    assert network.card.kind == "features"
-    assert (network.card.sampling_rate, network.card.window) == (2, 7)
-    assert network.card.provenance["step"] == 7
-    assert network.card.provenance["data_fingerprint"] == "data-fingerprint"
+    assert network.info.kind == "features"
+    assert (network.info.sampling_rate, network.info.window) == (2, 7)
+    assert network.info.provenance["step"] == 7
+    assert network.info.provenance["data_fingerprint"] == "data-fingerprint"
     with torch.no_grad():
         tokens = model.encoder(clips)[-1]
         expected = F.layer_norm(tokens.mean(dim=1), (32,), eps=1e-6)
@@ -41,9 +41,9 @@ def test_of_a_fine_tuned_checkpoint_scores_and_what_the_head_sees(tmp_path, clip
     model = finetuned(3)
     run = save_run(tmp_path / "run", model, emotions())
     network = svfap_dist.load(f"{run}/checkpoints/step-000000007")
-    assert network.card.kind == "classification"
-    assert network.card.names == CLASSES
-    assert network.card.provenance["set"] == "dfew"
+    assert network.info.kind == "classification"
+    assert network.info.names == CLASSES
+    assert network.info.provenance["set"] == "dfew"
     with torch.no_grad():
         torch.testing.assert_close(network(clips), model(clips))
         torch.testing.assert_close(model.head(network.features(clips)), model(clips))
@@ -53,7 +53,7 @@ def test_of_a_fine_tuned_checkpoint_scores_and_what_the_head_sees(tmp_path, clip
 def test_values_of_a_regression_are_squashed_as_in_training(tmp_path, clips, output, squash):
     model = finetuned(2)
     network = svfap_dist.load(save_run(tmp_path / "run", model, traits(output)))
-    assert network.card.kind == "regression"
+    assert network.info.kind == "regression"
     with torch.no_grad():
         torch.testing.assert_close(network(clips), squash(model(clips)))
 
@@ -66,7 +66,7 @@ def test_how_clips_are_cut_and_averaged_is_the_recipes(tmp_path):
             "finetune": config.finetune.model_copy(update={"test_segments": 5, "test_crops": 1}),
         }
     )
-    card = svfap_dist.load(save_run(tmp_path / "run", finetuned(3), config)).card
+    card = svfap_dist.load(save_run(tmp_path / "run", finetuned(3), config)).info
     assert (card.region, card.sampling_rate, card.window) == ("full", 3, 10)
     assert (card.test_segments, card.test_crops) == (5, 1)
 
@@ -86,13 +86,13 @@ def test_of_an_imported_folder_what_the_user_says_counts(tmp_path, clips):
     weights.save(str(tmp_path / "model.safetensors"), model.state_dict(), build)
     (tmp_path / "config.json").write_text(json.dumps(build))
     network = svfap_dist.load(str(tmp_path))
-    card = network.card
+    card = network.info
     assert (card.num_frames, card.sampling_rate, card.frame_size) == (4, 4, 64)
     assert (card.kind, card.region, card.names) == ("classification", "center", ())
     told = svfap_dist.load(
         str(tmp_path), region="full", sampling_rate=1, kind="regression", names=["a", "b", "c"]
     )
-    assert (told.card.region, told.card.window, told.card.names) == ("full", 4, ("a", "b", "c"))
+    assert (told.info.region, told.info.window, told.info.names) == ("full", 4, ("a", "b", "c"))
     with torch.no_grad():
         torch.testing.assert_close(told(clips), model(clips))
 
@@ -104,7 +104,7 @@ def test_of_an_imported_folder_what_the_user_says_counts(tmp_path, clips):
         ({"region": "nose"}, "region = 'nose'.*voxceleb2, center, full"),
         ({"sampling_rate": 0}, "sampling_rate = 0"),
         ({"kind": "features"}, "kind = 'features'.*3 outputs"),
-        ({"licence": "mine"}, "licence.*known are activation"),
+        ({"license": "mine"}, "license.*known are activation"),
     ],
 )
 def test_overrides_that_do_not_fit_are_refused(tmp_path, overrides, words):

@@ -106,7 +106,7 @@ def test_the_verb_writes_a_file_that_builds_the_classifier(tmp_path: Path) -> No
     printed = json.loads(done.stdout)
     assert printed["build"]["num_outputs"] == 7
     assert printed["parameters"] == sum(value.numel() for value in state.values())
-    assert json.loads((tmp_path / "ours/config.json").read_text()) == printed["build"]
+    assert json.loads((tmp_path / "ours/config.json").read_text())["build"] == printed["build"]
     model = weights.load_classifier(str(tmp_path / printed["weights_url"]))
     clips = torch.randn(1, 3, 16, 48, 48)
     with torch.no_grad():

@@ -20,9 +20,10 @@ from svfap_dist.checkpoint import load as trained
 from svfap_dist.checkpoint import store
 from svfap_dist.config import Config, recipe
 from svfap_dist.errors import CheckpointError, ConfigError
+from svfap_dist.evaluate import command, runner
 from svfap_dist.evaluate.predictions import Predictions
 from svfap_dist.model import autoencoder, weights
-from svfap_dist.train import audit, evaluate, finetune, loop, testing
+from svfap_dist.train import audit, finetune, loop
 from svfap_dist.train.signals import TIME_IS_UP
 
 ACTORS = (1001, 1019, 1037, 1055, 1073)  # one of each of CREMA-D's folds
@@ -189,7 +190,7 @@ def test_testing_again_says_the_same(
 ) -> None:
     assert runs["calm"]["stop_reason"] == "finished"
     config = recipe.from_tables(tables(data, folder / "unused"), where="test")
-    results = evaluate.run(config, str(folder / "calm") + place)
+    results = command.evaluate(config, str(folder / "calm") + place)
     said = json.loads((folder / "calm/results.json").read_text())
     assert json.loads(results.to_json())["confusion"] == said["confusion"]
 
@@ -201,7 +202,7 @@ def test_testing_again_is_refused_where_other_values_would_be_wrong_or_not_heard
     wanted["data"] |= {"frame_size": 48}
     other = recipe.from_tables(wanted, where="test")
     with pytest.raises(CheckpointError, match=r"other clips.*data.frame_size = 32.*has 48"):
-        evaluate.run(other, str(folder / "calm"))
+        command.evaluate(other, str(folder / "calm"))
     changed = tables(data, folder / "straight", finetune={"test_segments": 5})
     with pytest.raises(ConfigError, match=r"5, but .*fold-2 was tested with 2.*svfap evaluate"):
         finetune.run(recipe.from_tables(changed, where="test"), pytest.fail)
@@ -215,14 +216,14 @@ def test_what_outputs_mean_is_the_networks_and_not_the_recipes(
     found = (path, theirs.model_copy(update={"finetune": output}))
     monkeypatch.setattr(trained, "locate_weights", lambda url: found)
     seen: list[str] = []
-    predict = testing.predict
+    score_selection = runner.score_selection
 
     def watched(config: Any, *arguments: Any) -> Any:
         seen.append(config.finetune.output)
-        return predict(config, *arguments)
+        return score_selection(config, *arguments)
 
-    monkeypatch.setattr(testing, "predict", watched)
-    evaluate.run(recipe.from_tables(tables(data, folder), where="test"), str(folder / "calm"))
+    monkeypatch.setattr(runner, "score_selection", watched)
+    command.evaluate(recipe.from_tables(tables(data, folder), where="test"), str(folder / "calm"))
     assert seen == ["tanh"]
 
 
@@ -252,14 +253,14 @@ def test_all_folds_share_one_time_limit_and_each_is_told(
         "1: UAR 100.00 %, WAR 100.00 %",
         *(f"{f}: UAR 0.00 %, WAR 0.00 %" for f in (2, 3)),
     ]
-    assert [one.run.name for one in finetune.runs_of(config).values()] == [
+    assert [one.run.name for one in finetune.configs_of_folds(config).values()] == [
         f"{config.run.name}-fold-{fold}" for fold in (1, 2, 3, 4, 5)
     ]
     assert (ended.stop_reason, ended.fold) == (TIME_IS_UP, 4)
 
 
 def test_samples_that_cannot_be_tested_are_told(
-    runs: dict[str, Any], data: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    runs: dict[str, Any], data: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     damaged = folder / "damaged"
     shutil.copytree(data, damaged)
@@ -269,11 +270,11 @@ def test_samples_that_cannot_be_tested_are_told(
         tar.seek(index["offsets"][row] + 1024)
         tar.write(b"\0" * 512)
     config = recipe.from_tables(tables(damaged, folder / "unused"), where="test")
-    results = evaluate.run(config, str(folder / "calm"))
+    results = command.evaluate(config, str(folder / "calm"))
     assert results.pooled.num_samples == 5
     assert (
         f"1 of 6 test samples cannot be used and do not count; the first: {index['keys'][row]}"
-        in (capsys.readouterr().err)
+        in caplog.text
     )
 
 

@@ -128,11 +128,3 @@ def test_values_are_squashed_alike_in_the_loss_and_in_the_scores(output: str, sq
     for step in (None, 2):
         found = learned.loss(says(OUTPUTS), batch, ALL, StepContext(CPU, 0, step))
         torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(learned.scores(says(OUTPUTS), batch.frames), squash(OUTPUTS))
-
-
-def test_scores_of_classes_are_probabilities_of_each_clip() -> None:
-    """So that it is they that are averaged over the clips of a video."""
-    config = a_recipe(CLASSES)
-    found = Labelled(config).scores(says(OUTPUTS), random_batch(config, 0).frames)
-    torch.testing.assert_close(found, OUTPUTS.exp() / OUTPUTS.exp().sum(1, keepdim=True))

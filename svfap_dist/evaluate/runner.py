@@ -1,0 +1,605 @@
+"""The one loop over the views of videos (segments x crops): decode, crop, run a network, average.
+
+In: sources of videos (files, or samples of shards), a rule that chooses the views of each, and a
+function of batches of clips. Out: for each source, in order, the function's outputs and their mean
+over the views, or the reason why the video cannot be used; a bad video costs only itself. The test
+of a fine-tuning, `svfap evaluate`, `svfap predict`, `svfap extract` and the validation loss are all
+this loop, so the published figure and a user's prediction cannot drift apart.
+
+Reading and decoding run ahead in a few threads, or in killable processes; a long video is decoded
+in parts, so memory grows neither with the number of videos nor with their length. Scores are
+computed with one call per video: the composition of a batch may change the last bits of a matrix
+product, so a video's scores would otherwise depend on its neighbors.
+
+Shapes: V views of a video, windows * crops, the crops of a window side by side; B clips of a batch;
+F frames; S pixels on a side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import logging
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from svfap_dist import distributed, storage
+from svfap_dist.allocator import keep_freed_memory
+from svfap_dist.config import Config, DataConfig, TaskConfig
+from svfap_dist.data.selection import Selection
+from svfap_dist.distributed import World
+from svfap_dist.errors import ClusterError, ConfigError, DecodeError, ShardError
+from svfap_dist.evaluate.predictions import Predictions
+from svfap_dist.model.classifier import ACTIVATIONS
+from svfap_dist.parallel.child import CrashedError, HungError, StartError
+from svfap_dist.parallel.ordered_map import ordered_map
+from svfap_dist.parallel.pool import ProcessPool
+from svfap_dist.shards.format import Manifest
+from svfap_dist.shards.reader import BadSample, Sample, SampleReader
+from svfap_dist.video import backends, views
+from svfap_dist.video.color import to_rgb
+from svfap_dist.video.frames import TooShortError
+from svfap_dist.video.info import VideoInfo
+from svfap_dist.video.views import Crop, Views
+
+PREDICTIONS, UNTESTED = "predictions.jsonl", "untested.jsonl"
+_PART_BYTES = 64 << 20  # decoded frames that a thread holds at a time, about
+_WORKER_BYTES = 8 << 30  # address space of a decode process
+
+_NO_VIEWS = Views.of((), ())
+
+log = logging.getLogger(__name__)
+
+Source = Callable[[], Sample | BadSample]  # reads one video
+ChooseViews = Callable[[VideoInfo], Views]
+
+
+class ClipShape(Protocol):
+    """What a network's clips are made of: `DataConfig` and `ModelInfo` have these fields."""
+
+    @property
+    def num_frames(self) -> int: ...
+    @property
+    def frame_size(self) -> int: ...
+    @property
+    def sampling_rate(self) -> int: ...
+
+
+class Decoding(NamedTuple):
+    """The resources for decoding: threads, and processes that they call (0: they decode)."""
+
+    threads: int = 2
+    workers: int = 0
+    seconds: float = 30.0  # deadline of a part of a video, with workers
+    backend: str = backends.DEFAULT  # that decodes on the host
+
+    @classmethod
+    def of(cls, data: DataConfig, backend: str) -> Decoding:
+        """Return the resources that a recipe grants.
+
+        Args:
+            data: the [data] table.
+            backend: decode.backend; the default where this one decodes on the device.
+        """
+        host = backends.host_backend(backend)
+        return cls(data.decode_threads, data.decode_workers, data.decode_seconds, host)
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewedVideo:
+    """A video, its views, and the function's output for each: [V, ...]."""
+
+    key: str
+    info: VideoInfo
+    views: Views
+    outputs: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The outputs averaged over all views, float32."""
+        return (self.views.shares @ self.outputs).astype(np.float32)
+
+
+def segment_views(shape: ClipShape, region: str, segments: int, crops: int) -> ChooseViews:
+    """Return the rule of multi-view testing: windows evenly in time, squares evenly in space.
+
+    Args:
+        shape: the network's clips.
+        region: part of the frames that is used, as `data.region`.
+        segments: windows per video.
+        crops: squares per window.
+    """
+
+    def choose(info: VideoInfo) -> Views:
+        starts = views.segments(info.num_frames, _window(shape), segments)
+        return Views.of(starts, views.squares(views.stored_region(info, region), crops))
+
+    return choose
+
+
+def covering_views(shape: ClipShape, region: str, step: int) -> ChooseViews:
+    """Return the rule of feature extraction: windows over the whole video, the middle square.
+
+    Args:
+        shape: the network's clips.
+        region: part of the frames that is used, as `data.region`.
+        step: frames from one window to the next; 0: end to end.
+
+    Raises:
+        ConfigError: The step is negative.
+    """
+    if step < 0:
+        raise ConfigError(
+            "Negative step", where="step", found=str(step), do="give frames from clip to clip"
+        )
+
+    def choose(info: VideoInfo) -> Views:
+        stride = step or shape.num_frames * shape.sampling_rate
+        starts = views.covering(info.num_frames, _window(shape), stride)
+        return Views.of(starts, views.squares(views.stored_region(info, region), 1))
+
+    return choose
+
+
+def middle_view(shape: ClipShape, region: str, *, allow_short: bool = False) -> ChooseViews:
+    """Return the rule of validation and pictures: the middle window, the whole region.
+
+    Args:
+        shape: the network's clips.
+        region: part of the frames that is used, as `data.region`.
+        allow_short: repeat the last frame of videos shorter than a window; otherwise the rule
+            raises `TooShortError`.
+    """
+
+    def choose(info: VideoInfo) -> Views:
+        window = _window(shape)
+        if info.num_frames < window and not allow_short:
+            raise TooShortError(
+                "Video is shorter than a clip's window",
+                found=f"{info.num_frames} frames for a window of {window}",
+                do=f"shard again with --min-frames {window}",
+            )
+        starts = views.segments(info.num_frames, window, 1)
+        return Views.of(starts, [views.stored_region(info, region)])
+
+    return choose
+
+
+def _window(shape: ClipShape) -> int:
+    return (shape.num_frames - 1) * shape.sampling_rate + 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Part:
+    """Some windows of the number-th video; without a sample, the reason why there is none."""
+
+    number: int
+    sample: Sample | BadSample
+    views: Views = _NO_VIEWS
+    starts: Sequence[int] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _CutRequest:
+    """Clips to cut: numbers [windows, F] of source frames, times crops, resized to S x S."""
+
+    video: bytes
+    info: VideoInfo
+    numbers: np.ndarray
+    crops: Sequence[Crop]
+    size: int
+
+
+class _ClipCutter:
+    """Decodes and crops; may be sent to a child process."""
+
+    def __init__(self, backend: str = backends.DEFAULT) -> None:
+        self._backend = backend
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        torch.set_num_threads(1)  # the other processes use the other cores
+        keep_freed_memory()  # clip after clip allocates the same large arrays
+
+    def __call__(self, request: _CutRequest) -> np.ndarray:
+        """Return uint8 clips [windows * crops, F, S, S, 3]."""
+        distinct, places = np.unique(request.numbers, return_inverse=True)  # windows overlap
+        decode = backends.open_decoder(self._backend)
+        frames = decode(request.video, request.info, distinct.tolist())
+        where = places.reshape(request.numbers.shape)
+        crops = [to_rgb(frames, crop, request.size)[where] for crop in request.crops]
+        return np.stack(crops, axis=1).reshape(-1, *crops[0].shape[1:])
+
+
+def view_videos(
+    sources: Iterable[Source],
+    shape: ClipShape,
+    choose: ChooseViews,
+    function: Callable[[Tensor], Tensor],
+    *,
+    batch_size: int,
+    decoding: Decoding,
+) -> Generator[ViewedVideo | BadSample]:
+    """Yield the outputs of each video's views, or why there are none, in the order of the sources.
+
+    Args:
+        sources: read one video each; called in threads.
+        shape: the network's clips.
+        choose: chooses the views of a video.
+        function: maps clips, uint8 [B, F, S, S, 3] on the CPU, to outputs [B, ...].
+        batch_size: most clips of a call, across videos; 0: one call per video with all its views.
+        decoding: threads and processes that decode.
+
+    Raises:
+        ClusterError: Decode workers cannot be started.
+        SvfapError: What the sources, `choose` and `function` raise, other than DecodeError.
+    """
+    bad: dict[int, BadSample] = {}
+    cutter, threads = _ClipCutter(decoding.backend), decoding.threads
+    with contextlib.ExitStack() as stack:
+        cut: Callable[[_CutRequest], np.ndarray] = cutter
+        stop: Callable[[], Any] = lambda: None  # noqa: E731
+        if decoding.workers:
+            pool = ProcessPool(
+                cutter, decoding.workers, seconds=decoding.seconds, memory_bytes=_WORKER_BYTES
+            )
+            stack.callback(pool.close)
+            cut, stop = pool, pool.kill
+        opened = ordered_map(
+            lambda job: _open(*job, shape, choose),
+            enumerate(sources),
+            threads=threads,
+            limit=threads + 1,
+        )
+        stack.enter_context(contextlib.closing(opened))
+        parts = ordered_map(
+            lambda part: _cut(part, shape, cut),
+            (part for _, parts in opened for part in parts),
+            threads=threads,
+            limit=threads + 1,
+            stop=stop,
+        )
+        stack.enter_context(contextlib.closing(parts))
+
+        def clips() -> Iterator[tuple[_Part, np.ndarray]]:
+            for part, found in parts:
+                if isinstance(found, BadSample):
+                    bad.setdefault(part.number, found)
+                else:
+                    yield from ((part, clip) for clip in found)
+
+        done = 0
+        rows = _outputs(_batches(clips(), batch_size), function)
+        for number, group in itertools.groupby(rows, key=lambda row: row[0].number):
+            viewed = list(group)
+            yield from (bad.pop(other) for other in range(done, number))
+            # A later part of the video may have failed after its first clips were good.
+            yield bad.pop(number, None) or _viewed(viewed)
+            done = number + 1
+        yield from (bad[number] for number in sorted(bad))
+
+
+def view_all(
+    sources: Sequence[Source],
+    shape: ClipShape,
+    choose: ChooseViews,
+    function: Callable[[Tensor], Tensor],
+    *,
+    batch_size: int,
+    decoding: Decoding,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[list[ViewedVideo], list[BadSample]]:
+    """Return what `view_videos` yields: the videos that could be used, one at least, and the rest.
+
+    Args:
+        sources: as `view_videos`.
+        shape: as `view_videos`.
+        choose: as `view_videos`.
+        function: as `view_videos`.
+        batch_size: as `view_videos`.
+        decoding: as `view_videos`.
+        progress: called with the number of videos done.
+
+    Raises:
+        DecodeError: No video can be used.
+    """
+    viewed: list[ViewedVideo] = []
+    bad: list[BadSample] = []
+    found = view_videos(sources, shape, choose, function, batch_size=batch_size, decoding=decoding)
+    for done, video in enumerate(found, start=1):
+        if isinstance(video, ViewedVideo):
+            viewed.append(video)
+        else:
+            bad.append(video)
+        progress(done)
+    if viewed:
+        return viewed, bad
+    raise unusable(bad)
+
+
+def unusable(bad: Sequence[BadSample]) -> DecodeError:
+    """Return the error for videos of which none can be used.
+
+    Args:
+        bad: the videos, at least one.
+    """
+    reasons = [f"{video.reason}: {video.detail}" for video in bad]
+    if len(bad) == 1:
+        found, where = reasons[0], bad[0].key
+    else:
+        found = "; ".join(f"{v.key}: {reason}" for v, reason in zip(bad[:5], reasons, strict=False))
+        where = f"{len(bad)} videos"
+    return DecodeError(
+        "Video cannot be used" if len(bad) == 1 else "No video can be used",
+        where=where,
+        found=found,
+        do="give complete videos of a common format",
+    )
+
+
+def view_sample(sample: Sample, shape: ClipShape, choose: ChooseViews) -> Tensor:
+    """Return the clips of one video's views, uint8 [V, F, S, S, 3].
+
+    Args:
+        sample: the video.
+        shape: the network's clips.
+        choose: chooses the views.
+
+    Raises:
+        DecodeError: The video cannot be decoded.
+    """
+    chosen = choose(sample.info)
+    starts = list(chosen.starts)
+    return torch.from_numpy(_ClipCutter()(_request(sample, starts, list(chosen.crops), shape)))
+
+
+def _open(number: int, source: Source, shape: ClipShape, choose: ChooseViews) -> list[_Part]:
+    """Return a video in parts: consecutive windows whose decoded frames take _PART_BYTES."""
+    sample = source()
+    if isinstance(sample, BadSample):
+        return [_Part(number, sample)]
+    try:
+        chosen = choose(sample.info)
+    except DecodeError as error:
+        return [_Part(number, _bad(sample, error.reason, str(error)))]
+    starts, info = list(chosen.starts), sample.info
+    most = max(_PART_BYTES // (info.width * info.height * 3 * shape.num_frames), 1)
+    return [
+        _Part(number, sample, chosen, starts[first : first + most])
+        for first in range(0, len(starts), most)
+    ]
+
+
+def _request(
+    sample: Sample, starts: Sequence[int], crops: Sequence[Crop], shape: ClipShape
+) -> _CutRequest:
+    info = sample.info
+    numbers = [
+        views.frame_numbers(start, shape.num_frames, shape.sampling_rate, info.num_frames)
+        for start in starts
+    ]
+    return _CutRequest(sample.video, info, np.array(numbers), crops, shape.frame_size)
+
+
+def _cut(
+    part: _Part, shape: ClipShape, cut: Callable[[_CutRequest], np.ndarray]
+) -> np.ndarray | BadSample:
+    """Return the clips of a part, or why there are none."""
+    sample = part.sample
+    if isinstance(sample, BadSample):
+        return sample
+    try:
+        return cut(_request(sample, part.starts, list(part.views.crops), shape))
+    except DecodeError as error:
+        return _bad(sample, error.reason, str(error))
+    except MemoryError:
+        return _bad(sample, "too_large", "not enough memory to decode it")
+    except HungError as error:
+        return _bad(sample, "hung", f"the decoder gave {error}")
+    except StartError as error:
+        raise ClusterError(
+            "Decode workers cannot be started",
+            where="data.decode_workers",
+            found=str(error),
+            do="see the worker's standard error; a script needs "
+            '`if __name__ == "__main__":` around its main part',
+        ) from error
+    except CrashedError as error:
+        return _bad(sample, "crashed", f"the decoder died: {error}")
+
+
+def _bad(sample: Sample, reason: str, detail: str) -> BadSample:
+    return BadSample(sample.index, sample.key, reason, detail)
+
+
+def _batches(
+    clips: Iterator[tuple[_Part, np.ndarray]], batch_size: int
+) -> Iterator[list[tuple[_Part, np.ndarray]]]:
+    """Group clips: `batch_size` at a time, or for 0 all those of a video."""
+    if not batch_size:
+        for _, group in itertools.groupby(clips, key=lambda clip: clip[0].number):
+            yield list(group)
+        return
+    while batch := list(itertools.islice(clips, batch_size)):
+        yield batch
+
+
+def _outputs(
+    batches: Iterable[list[tuple[_Part, np.ndarray]]], function: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[_Part, np.ndarray]]:
+    for batch in batches:
+        outputs = function(torch.from_numpy(np.stack([clip for _, clip in batch])))
+        yield from zip((part for part, _ in batch), outputs.cpu().numpy(), strict=True)
+
+
+def _viewed(rows: list[tuple[_Part, np.ndarray]]) -> ViewedVideo:
+    part = rows[0][0]
+    sample = cast(Sample, part.sample)
+    outputs = np.stack([output for _, output in rows])
+    return ViewedVideo(sample.key, sample.info, part.views, outputs)
+
+
+def to_scores(outputs: Tensor, kind: str, activation: str) -> Tensor:
+    """Return what is averaged over views: float32 class probabilities, or values.
+
+    Args:
+        outputs: of the classifier, [B, C] logits or [B, K] values.
+        kind: of the task: classification or regression.
+        activation: of a regression's outputs, a key of `classifier.ACTIVATIONS`.
+    """
+    outputs = outputs.float()
+    return (
+        outputs.softmax(dim=1) if kind == "classification" else ACTIVATIONS[activation]()(outputs)
+    )
+
+
+class StoppedError(Exception):
+    """A rank received notice to stop before the test was done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TestedSelection:
+    """All ranks' predictions, and the samples that could not be tested."""
+
+    __test__ = False  # not a test case, whatever pytest infers from the name
+
+    predictions: Predictions
+    bad: list[BadSample]
+
+    def write(self, run_url: str) -> None:
+        """Write predictions.jsonl, and untested.jsonl if there are bad samples.
+
+        Args:
+            run_url: folder or prefix of the run.
+        """
+        if self.bad:
+            rows = "".join(f"{json.dumps(dataclasses.asdict(bad))}\n" for bad in self.bad)
+            storage.write_bytes(storage.join(run_url, UNTESTED), rows.encode())
+        self.predictions.write(storage.join(run_url, PREDICTIONS))
+
+
+class _LockstepScores:
+    """Scores clips with all ranks in lockstep: under ZeRO-3 a forward pass is a collective.
+
+    A rank without further clips joins in with a black one until all ranks are done.
+    """
+
+    def __init__(
+        self, score: Callable[[Tensor], Tensor], shape: ClipShape, stops: Callable[[], bool]
+    ) -> None:
+        self._score, self._stops = score, stops
+        self._black = torch.zeros(
+            (1, shape.num_frames, shape.frame_size, shape.frame_size, 3), dtype=torch.uint8
+        )
+
+    def __call__(self, clips: Tensor) -> Tensor:
+        self._agree(has_clips=True)
+        return self._score(clips)
+
+    def finish(self) -> None:
+        """Join in the forward passes of the ranks that still have clips."""
+        while self._agree(has_clips=False):
+            self._score(self._black)
+
+    def _agree(self, has_clips: bool) -> bool:
+        ranks = distributed.all_gather_object((has_clips, self._stops()))
+        if not any(has_clips for has_clips, _ in ranks):
+            return False
+        if any(stops for _, stops in ranks):
+            raise StoppedError
+        return True
+
+
+def score_selection(
+    config: Config,
+    manifest: Manifest,
+    world: World,
+    selection: Selection,
+    network: Callable[..., Tensor],
+    device: torch.device,
+    on_sample: Callable[[int, int], None] = lambda done, total: None,
+    stops: Callable[[], bool] = lambda: False,
+) -> TestedSelection:
+    """Test the selected samples by multi-view testing; all ranks call it and get the same result.
+
+    Rank r scores every W-th sample. Call it without gradients, with the network in eval mode.
+
+    Args:
+        config: [task], [data] and [finetune] say how the samples are tested.
+        manifest: of the shards at data.url.
+        world: this rank and the number of ranks.
+        selection: samples to test, and their targets.
+        network: maps uint8 frames [B, F, S, S, 3] to outputs [B, C].
+        device: where the network is.
+        on_sample: called with the samples that this rank has done, and how many it has.
+        stops: returns whether this rank received notice to stop; asked before each forward pass.
+
+    Raises:
+        ShardError: No sample can be read.
+        StoppedError: On all ranks, once one is to stop.
+    """
+    task, data, finetune = cast(TaskConfig, config.task), config.data, config.finetune
+    reader = SampleReader(data.url, manifest)
+    mine = range(world.rank, len(selection), world.world_size)
+    scores = _LockstepScores(
+        lambda clips: to_scores(network(clips.to(device)), task.kind, finetune.output), data, stops
+    )
+    found: list[tuple[int, str, np.ndarray]] = []
+    bad: list[BadSample] = []
+    videos = view_videos(
+        [functools.partial(reader.read, int(selection.indices[row])) for row in mine],
+        data,
+        segment_views(data, data.region, finetune.test_segments, finetune.test_crops),
+        scores,
+        batch_size=0,
+        decoding=Decoding.of(data, config.decode.backend),
+    )
+    with contextlib.closing(videos):
+        for done, (row, video) in enumerate(zip(mine, videos, strict=True), start=1):
+            if isinstance(video, BadSample):
+                bad.append(video)
+            else:
+                found.append((row, video.key, video.mean))
+            on_sample(done, len(mine))
+    scores.finish()
+    return _joined(data.url, world, selection, found, bad)
+
+
+def _joined(
+    url: str,
+    world: World,
+    selection: Selection,
+    rows: list[tuple[int, str, np.ndarray]],
+    bad: list[BadSample],
+) -> TestedSelection:
+    ranks = distributed.all_gather_object((rows, bad))
+    found = sorted((row for part, _ in ranks for row in part), key=lambda row: row[0])
+    missing = [sample for _, part in ranks for sample in part]
+    if not found:
+        raise ShardError(
+            "No test sample can be read",
+            where=url,
+            found=f"{len(missing)} bad ones; the first: {missing[0] if missing else 'none'}",
+            do="run `svfap shards verify` on data.url",
+        )
+    if missing and world.is_main:
+        log.warning(
+            "%d of %d test samples cannot be used and do not count; the first: %s, %s.",
+            len(missing),
+            len(selection),
+            missing[0].key,
+            missing[0].reason,
+        )
+    predictions = Predictions(
+        keys=tuple(key for _, key, _ in found),
+        labels=selection.targets[[row for row, _, _ in found]],
+        scores=np.stack([scores for *_, scores in found]),
+    )
+    return TestedSelection(predictions, missing)
