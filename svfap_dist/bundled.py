@@ -1,7 +1,7 @@
-"""The files of launch/ and monitoring/, wherever the package runs from.
+"""The files of launch/ and monitoring/, from a wheel or a checkout.
 
-A wheel carries both folders as `svfap_dist/_bundled/`; in a checkout or an editable install they
-lie beside the package.
+A wheel has both folders in `svfap_dist/_bundled/`; in a checkout or an editable install they are
+beside the package.
 """
 
 from __future__ import annotations
@@ -16,13 +16,22 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def folder(name: str) -> Path:
-    """Path of a bundled folder such as "launch/recipes"."""
+    """Return the path of a bundled folder.
+
+    Args:
+        name: Relative path, such as "launch/recipes".
+    """
     inside = _PACKAGE / "_bundled" / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
 def copy(out: Path, folders: Iterable[str] = FOLDERS) -> list[Path]:
-    """Copy bundled folders to `out`/<folder>, leaving alone what is there; the files written."""
+    """Copy bundled folders to `out`/<folder>, without overwriting, and return the new files.
+
+    Args:
+        out: Target folder.
+        folders: Relative paths of bundled folders.
+    """
     written = []
     for name in folders:
         for source in sorted(folder(name).rglob("*")):

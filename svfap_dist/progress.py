@@ -1,6 +1,6 @@
-"""Signs of life for long work: a bar on a terminal, a plain line every few seconds otherwise.
+"""Progress of long tasks on standard error: a bar on a terminal, else a line every few seconds.
 
-All of it goes to standard error, so that `--json` keeps standard output to one object.
+Standard output stays free for results, which `--json` makes one object.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from types import TracebackType
 
 from svfap_dist import logs
 
@@ -16,32 +15,28 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Progress of one piece of work, as a context manager."""
+    """Progress of one task; a context manager.
+
+    Args:
+        title: What is done.
+        total: Units of work; None: unknown.
+        silent: Print nothing.
+    """
 
     def __init__(self, title: str, total: int | None = None, silent: bool = False) -> None:
         self._title, self._total, self._silent = title, total, silent
         self._done, self._note = 0, ""
         self._began = time.monotonic()
         self._next_line = self._began + _SECONDS_BETWEEN_LINES
-        self._first: tuple[float, int] | None = None  # when the first update came, and of what
+        self._first: tuple[float, int] | None = None  # time and count of the first update
         self._bar = self._task = None
         if logs.allow_bars() and not silent:
+            from rich import progress as bars
             from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-            from rich.progress import Progress as RichProgress
 
-            columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
-            self._bar = RichProgress(
-                *columns,
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True),
-            )
+            columns = ("{task.description}", bars.BarColumn(), bars.MofNCompleteColumn())
+            ends = (bars.TimeRemainingColumn(), bars.TextColumn("{task.fields[note]}"))
+            self._bar = bars.Progress(*columns, *ends, console=Console(stderr=True))
             self._task = self._bar.add_task(title, total=total, note="")
 
     def __enter__(self) -> Progress:
@@ -51,17 +46,18 @@ class Progress:
             say(f"{self._title} ...")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
 
     def update(self, done: int, total: int | None = None, note: str = "") -> None:
-        """Show that `done` of `total` are finished."""
+        """Show how much is finished.
+
+        Args:
+            done: Finished units.
+            total: Units of work, if known by now.
+            note: Text for the end of the line.
+        """
         self._total, self._done, self._note = total or self._total, done, note
         self._first = self._first or (time.monotonic(), done)
         if self._bar and self._task is not None:
@@ -70,7 +66,7 @@ class Progress:
             self.tick()
 
     def tick(self) -> None:
-        """A sign of life, if it is time for one, though nothing new is finished."""
+        """Print a line if one is due, though nothing new is finished."""
         if self._bar or self._silent or time.monotonic() < self._next_line:
             return
         self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
@@ -82,7 +78,7 @@ class Progress:
         say("  ".join(part for part in parts if part))
 
     def _time_left(self) -> str:
-        """What was done before the first update tells nothing of the speed."""
+        """Return the time left at the speed since the first update, or an empty string."""
         if self._first is None or not self._total:
             return ""
         since, done_then = self._first

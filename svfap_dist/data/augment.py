@@ -1,15 +1,14 @@
-"""What is done to a training clip of a labelled set beside window and crop: RandAugment, a flip,
-and a box of noise.
+"""Augmentation of a labeled set's training clips: RandAugment, horizontal flip, random erasing.
 
-In: a clip's uint8 frames, with a random stream of the clip's own. Out: frames of the same shape.
-Everything is drawn once for a clip and done alike to all of its frames: a face that jumps from
-frame to frame would be an expression nobody makes. It is the augmentation of VideoMAE's
-fine-tuning, which the released code took over, as whose `--aa rand-m7-n4-mstd0.5-inc1` the defaults
-read: of timm's 15 "increasing" operations four are drawn with replacement, each is skipped with
-probability 1/2, and its magnitude is normal around 7 (standard deviation 0.5), cut to 0..10. With m
-a tenth of the magnitude, and a sign drawn evenly where there is a ±, the operations are
+In: a clip's uint8 frames and its random stream. Out: frames of the same shape. Everything is drawn
+once per clip and applied equally to all of its frames: a face that moves from frame to frame would
+show an expression that does not exist. It is the augmentation of VideoMAE's fine-tuning, as in the
+released code, whose `--aa rand-m7-n4-mstd0.5-inc1` are our defaults: of timm's 15 "increasing"
+operations four are drawn with replacement, each is skipped with probability 1/2, and its magnitude
+is normal around 7 (standard deviation 0.5), clipped to 0..10. With m a tenth of the magnitude, and
+a sign drawn evenly where there is a ±, the operations are
 
-    auto_contrast, equalize, invert    as in ImageOps, whatever m is
+    auto_contrast, equalize, invert    as in ImageOps, for any m
     rotate                             ± 30 m degrees around the middle
     posterize                          keeps 4 - int(4 m) bits
     solarize                           inverts values from 256 - int(256 m) on
@@ -19,17 +18,18 @@ a tenth of the magnitude, and a sign drawn evenly where there is a ±, the opera
     shear_x, shear_y                   ± 0.3 m pixels per pixel, from the top left corner
     translate_x, translate_y           ± 0.45 m of the side
 
-The geometric ones interpolate bicubically and fill with the grey 128. Statistics (the histogram of
-auto_contrast and equalize, the mean of contrast) are each frame's own, as if it were an image.
+The geometric ones interpolate bicubically and fill with gray (128). Statistics (the histogram of
+auto_contrast and equalize, the mean of contrast) are computed per frame.
 
-Random erasing is timm's of mode "pixel" with one box: its area is uniform over 0.02..1/3 of the
-frame's, the logarithm of its aspect ratio over that of 0.3..1/0.3, its place is any that fits; it
-is the same box in all frames, filled with normal noise of its own in each. That noise is standard
-normal in normalised pixels; here frames still are bytes, so it is scaled back to them, where about
-one value in forty lies beyond 0..255 and is cut.
+Random erasing is timm's mode "pixel" with one box: its area is uniform over 0.02..1/3 of the
+frame's, the logarithm of its aspect ratio over that of 0.3..1/0.3, its position over those that
+fit. The box is the same in all frames, filled with normal noise drawn for each. That noise is
+standard normal in normalized pixels; here frames are still bytes, so it is scaled to them, where
+about one value in forty is outside 0..255 and is clipped.
 
-VideoMAE crops between RandAugment and flip; here the crop came first, while decoding. Pillow does
-the work, which is what makes the operations equal to timm's, and needs no torch in decode workers.
+VideoMAE crops between RandAugment and flip; here the crop comes first, while decoding. Pillow makes
+the operations equal to timm's, and needs no torch in decode workers. torchvision's transforms.v2
+has them too, but is not a dependency.
 
 Sources: timm data/auto_augment.py and data/random_erasing.py, which SlowFast's
 datasets/rand_augment.py and random_erasing.py carry over to clips (arXiv 1909.13719, 1708.04896);
@@ -50,32 +50,32 @@ from svfap_dist.config import AugmentConfig
 from svfap_dist.rng import Stream
 from svfap_dist.video.views import Crop
 
-_GREY = (128, 128, 128)
+_GRAY = (128, 128, 128)
 _MAX_MAGNITUDE = 10.0
 _ERASED_AREA = (0.02, 1 / 3)  # of the frame
 _ERASED_ASPECT = (0.3, 1 / 0.3)  # height to width
-_ERASING_ATTEMPTS = 100  # of which nearly the first one fits
-# ImageNet statistics of R, G, B: with these the model normalises what is made here.
+_ERASING_ATTEMPTS = 100  # nearly always the first one fits
+# ImageNet statistics of R, G, B, with which the model normalizes its input.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
-# A frame, a tenth of the magnitude, and 1 or -1: a frame of the same size.
+# (frame, tenth of the magnitude, 1 or -1) -> frame of the same size
 Operation = Callable[[Image.Image, float, int], Image.Image]
 
 
 def _affine(image: Image.Image, *coefficients: float) -> Image.Image:
-    """The image whose pixel (x, y) is (a x + b y + c, d x + e y + f) of the given one."""
+    """Return the image whose pixel (x, y) is (a x + b y + c, d x + e y + f) of the given one."""
     return image.transform(
         image.size,
         Image.Transform.AFFINE,
         coefficients,
         resample=Image.Resampling.BICUBIC,
-        fillcolor=_GREY,
+        fillcolor=_GRAY,
     )
 
 
 def _rotate(image: Image.Image, degrees: float) -> Image.Image:
-    return image.rotate(degrees, resample=Image.Resampling.BICUBIC, fillcolor=_GREY)
+    return image.rotate(degrees, resample=Image.Resampling.BICUBIC, fillcolor=_GRAY)
 
 
 def _solarize_add(image: Image.Image, added: int) -> Image.Image:
@@ -108,7 +108,13 @@ _NAMES = tuple(OPERATIONS)
 
 
 def augment(clip: np.ndarray, stream: Stream, config: AugmentConfig) -> np.ndarray:
-    """A clip uint8 [F, H, W, 3] augmented: a new array of that type and shape."""
+    """Return an augmented copy of a clip.
+
+    Args:
+        clip: uint8 [F, H, W, 3].
+        stream: The clip's random numbers.
+        config: Probabilities and magnitudes.
+    """
     frames = [Image.fromarray(frame) for frame in clip]
     for name, m, sign in draw_operations(stream, config):
         frames = [OPERATIONS[name](frame, m, sign) for frame in frames]
@@ -121,7 +127,12 @@ def augment(clip: np.ndarray, stream: Stream, config: AugmentConfig) -> np.ndarr
 
 
 def draw_operations(stream: Stream, config: AugmentConfig) -> Sequence[tuple[str, float, int]]:
-    """The operations that a clip gets, in order: name, tenth of the magnitude, sign."""
+    """Draw the operations for a clip, in order: name, tenth of the magnitude, sign.
+
+    Args:
+        stream: The clip's random numbers.
+        config: Number and magnitude of operations.
+    """
     drawn = [_NAMES[stream.integer(len(_NAMES))] for _ in range(config.rand_augment_ops)]
     operations = []
     for name in drawn:
@@ -134,7 +145,13 @@ def draw_operations(stream: Stream, config: AugmentConfig) -> Sequence[tuple[str
 
 
 def erased_box(stream: Stream, height: int, width: int) -> Crop | None:
-    """Where noise goes in frames of this size; None if no box fits, as in very narrow frames."""
+    """Draw the box to erase; None if none fits, as in very narrow frames.
+
+    Args:
+        stream: The clip's random numbers.
+        height: Of the frames, in pixels.
+        width: Of the frames, in pixels.
+    """
     for _ in range(_ERASING_ATTEMPTS):
         area = _between(stream, *_ERASED_AREA) * height * width
         aspect = math.exp(_between(stream, *(math.log(end) for end in _ERASED_ASPECT)))
@@ -161,10 +178,10 @@ def _erase(clip: np.ndarray, stream: Stream) -> None:
 
 @functools.cache
 def _noise_values() -> np.ndarray:
-    """uint8 [3, 65536]: each channel's byte for a uniform number of 16 bits.
+    """Return a table uint8 [3, 65536]: each channel's byte for a uniform number of 16 bits.
 
-    The quantiles of noise that is standard normal once it is normalised: normal noise at the price
-    of a table look-up.
+    They are the quantiles of noise that is standard normal once normalized, so drawing it costs a
+    table lookup.
     """
     quantiles = (np.arange(2**16) + 0.5) / 2**16
     bounds = np.arange(255) + 0.5  # between one byte and the next

@@ -1,18 +1,18 @@
-"""Which sample comes when: a pure function of (shard sizes, seed, epoch, step).
+"""The order of samples (the sampler): a pure function of (shard sizes, seed, epoch, step).
 
-First step of the flow. In: how many samples each shard of the manifest has. Out: the `Slot`s of a
-rank's part of a step. There is no state and no sequence to replay: the slots of any step of any
-epoch are worked out from the numbers alone, so a resume is arithmetic.
+In: the number of samples of each shard. Out: the `Slot`s of a rank's part of a step. There is no
+state and no sequence to replay: the slots of any step of any epoch follow from the numbers alone,
+so a resume is arithmetic.
 
-In each epoch the shards are laid end to end in a random order, the list is turned by a random
-amount, and its first `steps * global_batch_size` samples are cut into equal, contiguous lanes. What
-is left over is another part of the data in each epoch, however few shards there are. Inside a lane
-samples are shuffled within blocks, so that those of a block lie next to each other in the tars and
-can be fetched together. A step takes the next few samples of every lane, and a rank owns whole
-lanes: the samples of a step are the same set for every number of ranks that divides the lanes.
+In each epoch the shards are concatenated in a random order, the list is rotated by a random amount,
+and its first `steps * global_batch_size` samples are cut into equal, contiguous lanes. The
+remainder is another part of the data in each epoch, however few shards there are. Inside a lane,
+samples are shuffled within blocks, so that those of a block are neighbors in the tars and can be
+fetched together. A step takes the next few samples of every lane, and a rank owns whole lanes: the
+samples of a step are the same set for every number of ranks that divides the lanes.
 
-Where a run trains on some of the samples only, as a fold of a labelled set does, the others are
-left out before anything else: what is said above then holds for those that are selected.
+Where a run trains on a subset of the samples, as a fold of a labeled set does, the others are
+removed first, and all of this applies to the selected ones.
 """
 
 from __future__ import annotations
@@ -32,21 +32,26 @@ class Slot:
     """One place in a step's batch."""
 
     lane: int
-    position: int  # how many samples of the lane come before it in this epoch
-    sample: int  # index over the shards of the manifest laid end to end in manifest order
+    position: int  # number of samples before it in its lane, in this epoch
+    sample: int  # global index, over the shards in manifest order
 
 
 def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
-    """Full global batches in the `num_samples` samples that are trained on.
+    """Return the number of full global batches in an epoch.
 
-    Raises: ConfigError if there is not even one.
+    Args:
+        num_samples: Samples to train on.
+        global_batch_size: Samples per step.
+
+    Raises:
+        ConfigError: There is not even one.
     """
     if num_samples < global_batch_size:
         raise ConfigError(
             "Data set is smaller than one global batch",
-            where="train.global_batch_size",
-            found=f"{global_batch_size} samples per step, {num_samples} to train on",
-            do=f"lower train.global_batch_size to at most {num_samples}, or train on more videos",
+            "train.global_batch_size",
+            f"{global_batch_size} samples per step, {num_samples} to train on",
+            f"lower train.global_batch_size to at most {num_samples}, or train on more videos",
         )
     return num_samples // global_batch_size
 
@@ -55,12 +60,16 @@ class EpochOrder:
     """The order of samples in one epoch.
 
     Args:
-        shard_sizes: samples of each shard, in manifest order.
-        num_lanes: L; must divide `global_batch_size`.
-        shuffle_block: samples shuffled together inside a lane.
-        selected: global indices of the samples to be used, ascending; None: all.
+        shard_sizes: Samples of each shard, in manifest order.
+        seed: Of the run.
+        epoch: Counted from 0.
+        global_batch_size: Samples per step.
+        num_lanes: Must divide `global_batch_size`.
+        shuffle_block: Samples shuffled together inside a lane.
+        selected: Global indices of the samples to use, ascending; None: all.
 
-    Raises: ConfigError if there are fewer samples than a global batch has.
+    Raises:
+        ConfigError: There are fewer samples than a global batch has.
     """
 
     def __init__(
@@ -77,7 +86,7 @@ class EpochOrder:
         assert global_batch_size % num_lanes == 0, "config checks this"
         sizes = np.asarray(shard_sizes, dtype=np.int64)
         self._selected = selected
-        if selected is not None:  # from here on, shards have no others, and are counted by them
+        if selected is not None:  # from here on, each shard consists of its selected samples
             sizes = np.diff(np.searchsorted(selected, np.cumsum(sizes)), prepend=0)
         self._num_samples = int(sizes.sum())
         self.steps = steps_per_epoch(self._num_samples, global_batch_size)
@@ -87,8 +96,8 @@ class EpochOrder:
         self._key = (seed, "block", epoch)
         self._turn = Stream(seed, "turn", epoch).integer(self._num_samples)
         shards = Stream(seed, "shards", epoch).permutation(len(sizes))
-        self._ends = np.cumsum(sizes[shards])  # in the epoch's list, by place in it
-        # What to add to a place inside the k-th shard of the list to get the sample's global index.
+        self._ends = np.cumsum(sizes[shards])  # positions in the epoch's list
+        # Offset from a position inside the k-th shard of the list to the sample's global index.
         self._shifts = (np.cumsum(sizes) - sizes)[shards] - (self._ends - sizes[shards])
         self._blocks: dict[int, tuple[int, np.ndarray]] = {}  # the latest block of each lane
 
@@ -96,7 +105,14 @@ class EpochOrder:
     def of_run(
         cls, config: Config, shard_sizes: Sequence[int], epoch: int, selected: np.ndarray | None
     ) -> EpochOrder:
-        """As a run with this recipe has it: one place for training and for its audit."""
+        """Return the order of a run, for its training and its audit.
+
+        Args:
+            config: Recipe.
+            shard_sizes: Samples of each shard, in manifest order.
+            epoch: Counted from 0.
+            selected: Global indices of the samples to use, ascending; None: all.
+        """
         return cls(
             shard_sizes,
             seed=config.run.seed,
@@ -108,7 +124,12 @@ class EpochOrder:
         )
 
     def sample(self, lane: int, position: int) -> int:
-        """Global index of the sample at `position` of `lane`."""
+        """Return the global index of a sample.
+
+        Args:
+            lane: Its lane.
+            position: Number of samples before it in the lane.
+        """
         assert 0 <= lane < self._num_lanes
         assert 0 <= position < self.lane_length
         block, offset = divmod(position, self._block)
@@ -119,7 +140,13 @@ class EpochOrder:
         return int(samples[offset])
 
     def slots(self, step_in_epoch: int, rank: int, world_size: int) -> list[Slot]:
-        """A rank's part of a step: its lanes in ascending order, positions ascending in each."""
+        """Return a rank's part of a step, by lane and position, both ascending.
+
+        Args:
+            step_in_epoch: Step, counted from the start of the epoch.
+            rank: This rank.
+            world_size: Number of ranks.
+        """
         assert self._num_lanes % world_size == 0, "config checks this"
         lanes_per_rank = self._num_lanes // world_size
         first = step_in_epoch * self.per_lane
@@ -130,7 +157,7 @@ class EpochOrder:
         ]
 
     def _shuffled(self, lane: int, block: int) -> np.ndarray:
-        """Global indices of the samples of one block, in the order in which they are used."""
+        """Return the global indices of the samples of one block, in the order of their use."""
         start = block * self._block
         length = min(self._block, self.lane_length - start)
         shuffled = Stream(*self._key, lane, block).permutation(length)

@@ -1,8 +1,8 @@
-"""Which samples of a labelled set a run uses, and what it is to learn of each.
+"""The samples of a labeled set that a run uses, and their targets.
 
 In: the labels that sharding wrote into the shards' indexes, which are small: no tar is read. Out: a
-`Selection`, made of them by whoever knows the protocol (`downstream.protocol` chooses the samples
-of a fold and makes the targets of a task). The data plane takes selections and knows no protocol.
+`Selection`, which `evaluate.protocol` makes of them: it chooses the samples of a fold and converts
+labels to a task's targets. The loader takes selections and does not know protocols.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ _THREADS = 16  # that wait for the store
 class Selection:
     """Samples of a data set and their targets.
 
-    indices: int64 [N], over the shards of the manifest laid end to end, ascending. targets: of
-    each, int64 [N] (classes) or float32 [N, K] (values).
+    Args:
+        indices: int64 [N], global indices (over the shards in manifest order), ascending.
+        targets: int64 [N] (classes) or float32 [N, K] (values).
 
-    Raises: ValueError if they are not of these forms: a target would be that of another sample.
+    Raises:
+        ValueError: They have other forms, so targets could belong to other samples.
     """
 
     indices: np.ndarray
@@ -39,19 +41,23 @@ class Selection:
     def __post_init__(self) -> None:
         dimensions = {"int64": 1, "float32": 2}.get(self.targets.dtype.name)
         if self.indices.dtype != np.int64 or self.indices.ndim != 1:
-            raise ValueError("indices are int64 [N]")
+            raise ValueError("indices must be int64 [N]")
         if self.targets.ndim != dimensions or len(self.targets) != len(self.indices):
-            raise ValueError("targets are int64 [N] or float32 [N, K], one row for each index")
+            raise ValueError("targets must be int64 [N] or float32 [N, K], one row per index")
         if len(self) and (self.indices[0] < 0 or (np.diff(self.indices) <= 0).any()):
-            raise ValueError("indices ascend from 0 or more, none of them twice")
+            raise ValueError("indices must be at least 0, ascending and distinct")
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def targets_of(self, samples: Sequence[int]) -> np.ndarray:
-        """Targets of samples of the selection, by their indices: [B] or [B, K]."""
+        """Return targets [B] or [B, K].
+
+        Args:
+            samples: Global indices of B samples of the selection.
+        """
         rows = np.searchsorted(self.indices, samples)
-        assert (self.indices[rows] == samples).all(), "they are of the selection"
+        assert (self.indices[rows] == samples).all(), "samples outside the selection"
         return self.targets[rows]
 
 
