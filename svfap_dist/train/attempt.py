@@ -26,6 +26,7 @@ from svfap_dist.errors import HealthError
 from svfap_dist.evaluate import protocol, runner
 from svfap_dist.evaluate.protocol import TaskSplit
 from svfap_dist.model import flops
+from svfap_dist.profiling.decoder import choose_backend
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import open_data
 from svfap_dist.telemetry.journal import next_attempt
@@ -358,9 +359,7 @@ def _with_backend(
     if state is not None:
         config = decoding.pin_backend(config, state.config)
     name = distributed.run_on_all_ranks(
-        lambda: (
-            decoding.choose_backend(config, config.data.url, manifest) if world.is_main else None
-        )
+        lambda: choose_backend(config, config.data.url, manifest) if world.is_main else None
     )
     config = decoding.with_backend(config, distributed.broadcast_object(name))
     distributed.run_on_all_ranks(lambda: decoding.decoder_of(config))

@@ -11,6 +11,7 @@ from numbered_shards import write_data_set
 from svfap_dist.config import ClusterConfig, Config, DataConfig, DecodeConfig, ModelConfig
 from svfap_dist.data import decoding
 from svfap_dist.errors import ConfigError
+from svfap_dist.profiling import decoder
 from svfap_dist.train import loop
 from svfap_dist.video.backends import BACKENDS, open_decoder
 from svfap_dist.video.info import VideoInfo
@@ -45,14 +46,14 @@ def data_sets(tmp_path_factory):
 
 
 def choose(config: Config, data_set) -> str:
-    return decoding.choose_backend(config, data_set.url, data_set.manifest)
+    return decoder.choose_backend(config, data_set.url, data_set.manifest)
 
 
 def no_measuring(monkeypatch) -> None:
     def measure(*_: object) -> dict[str, float]:
         raise AssertionError("nothing is to be measured here")
 
-    monkeypatch.setattr(decoding, "measure_backends", measure)
+    monkeypatch.setattr(decoder, "_measure_backends", measure)
 
 
 def test_on_a_cpu_h264_is_for_pyav_and_nothing_is_measured(data_sets, monkeypatch):
@@ -64,13 +65,13 @@ def test_on_a_cpu_h264_is_for_pyav_and_nothing_is_measured(data_sets, monkeypatc
 def test_where_both_can_the_faster_is_taken_and_the_figures_are_said(
     data_sets, monkeypatch, caplog
 ):
-    monkeypatch.setattr(decoding, "_SECONDS", 0.05)
+    monkeypatch.setattr(decoder, "_SECONDS", 0.05)
     caplog.set_level("INFO")
-    samples = decoding._samples(data_sets["vp9"].url, data_sets["vp9"].manifest)
-    rates = decoding.measure_backends(config_of(), samples, ["pyav", "dali"])
+    samples = decoding.first_samples(data_sets["vp9"].url, data_sets["vp9"].manifest)
+    rates = decoder._measure_backends(config_of(), samples, ["pyav", "dali"])
     assert all(rate > 0 for rate in rates.values())
     for faster, slower in (("pyav", "dali"), ("dali", "pyav")):
-        monkeypatch.setattr(decoding, "measure_backends", lambda *_: {slower: 90.0, faster: 400.0})  # noqa: B023
+        monkeypatch.setattr(decoder, "_measure_backends", lambda *_: {slower: 90.0, faster: 400.0})  # noqa: B023
         assert choose(config_of(), data_sets["vp9"]) == faster
         said = caplog.messages[-1]
         assert f"Decoding with {faster}" in said

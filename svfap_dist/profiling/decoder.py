@@ -1,0 +1,151 @@
+"""How fast videos are decoded, and the choice of a run's decode backend by that.
+
+In: decoders and windows of videos. Out: `Rate`s. On the host the CPU time counts, because decoders
+share the cores; a batched decoder works on the device and is timed by the clock. Color conversion
+of YUV planes is not part of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Sequence
+
+from svfap_dist.config import Config
+from svfap_dist.data.decoding import (
+    batch_decoder_of,
+    check_backend,
+    decoder_of,
+    first_samples,
+    rank_device,
+    with_backend,
+)
+from svfap_dist.errors import DecodeError
+from svfap_dist.profiling.timing import Rate, repeat
+from svfap_dist.shards.format import Manifest
+from svfap_dist.shards.reader import Sample
+from svfap_dist.video.backends import BACKENDS, DEFAULT, available, capabilities
+from svfap_dist.video.frames import BatchDecoder, Decoder, VideoRequest
+from svfap_dist.video.views import Crop
+
+log = logging.getLogger(__name__)
+
+_SECONDS = 1.0  # that each backend is timed, at least
+
+
+def time_decoder(decoder: Decoder, requests: Sequence[VideoRequest], min_seconds: float) -> Rate:
+    """Return the rate of a decoder in this thread, after a warm-up.
+
+    Args:
+        decoder: on the host.
+        requests: windows of videos, decoded one after the other.
+        min_seconds: CPU seconds for which requests are repeated.
+
+    Raises:
+        DecodeError: if a video is bad.
+    """
+
+    def decode() -> int:
+        for request in requests:
+            decoder(request.video, request.info, request.numbers)
+        return len(requests)
+
+    decode()
+    return repeat(decode, min_seconds, time.process_time)
+
+
+def time_batch_decoder(
+    decoder: BatchDecoder,
+    batches: Sequence[Sequence[VideoRequest]],
+    size: int,
+    min_seconds: float,
+) -> Rate:
+    """Return the rate of a batched decoder, after a warm-up.
+
+    Args:
+        decoder: on the device.
+        batches: that are decoded in turn.
+        size: pixels of each side of a clip.
+        min_seconds: wall time for which batches are repeated.
+
+    Raises:
+        DecodeError: if a video is bad.
+    """
+    turns = itertools.cycle(batches)
+
+    def decode() -> int:
+        requests = next(turns)
+        batch = decoder.decode_batch(requests, size)
+        for error in batch.bad.values():
+            raise error
+        batch.clips[-1, -1, -1, -1, -1].item()  # waits for the device
+        return len(requests)
+
+    decode()
+    return repeat(decode, min_seconds)
+
+
+def choose_backend(config: Config, url: str, manifest: Manifest) -> str:
+    """Return the backend for a run that starts.
+
+    Args:
+        config: the recipe.
+        url: of the shards.
+        manifest: theirs.
+
+    Returns:
+        The one that the recipe names; for `auto`, the fastest here. A task's clips are augmented
+        on the host, so its `auto` is the default.
+
+    Raises:
+        ConfigError: the named one does not decode the data set.
+        ShardError, StorageError: the samples cannot be read.
+    """
+    if config.decode.backend != "auto":
+        check_backend(config, url, manifest)
+        return config.decode.backend
+    samples, device = first_samples(url, manifest), rank_device(config)
+    if config.task is not None or not samples:
+        return DEFAULT
+    able = [set(available(sample.info.codec, device)) for sample in samples]
+    names = [name for name in BACKENDS if all(name in names for names in able)]
+    if len(names) < 2:
+        return names[0] if names else DEFAULT
+    rates = _measure_backends(config, samples, names)
+    chosen = max(rates, key=lambda name: rates[name])
+    figures = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
+    log.info("Decoding with %s: clips/s on %s with %s.", chosen, device, figures)
+    return chosen
+
+
+def _measure_backends(
+    config: Config, samples: Sequence[Sample], names: Sequence[str]
+) -> dict[str, float]:
+    """Clips per second of backends for one rank with all its decode threads; 0 where one fails."""
+    requests = _spread_windows(config, samples)
+
+    def rate_of(name: str) -> float:
+        choice = with_backend(config, name)
+        try:
+            if capabilities(name).batched:
+                decoder, size = batch_decoder_of(choice), config.data.frame_size
+                return time_batch_decoder(decoder, [requests], size, _SECONDS).per_second
+            rate = time_decoder(decoder_of(choice), requests, _SECONDS)
+        except (DecodeError, RuntimeError):
+            return 0.0
+        return rate.per_cpu_second * config.data.decode_threads
+
+    return {name: rate_of(name) for name in names}
+
+
+def _spread_windows(config: Config, samples: Sequence[Sample]) -> list[VideoRequest]:
+    """Windows all over the samples, enough to keep all pipelines busy."""
+    requests = []
+    for turn, sample in itertools.product(range(config.decode.pipelines), samples):
+        info = sample.info
+        start = (info.num_frames - config.window) * turn // config.decode.pipelines
+        numbers = range(start, start + config.window, config.data.sampling_rate)
+        crop = Crop(0, 0, info.height, info.width)
+        requests.append(VideoRequest(sample.video, info, numbers, [crop]))
+    return requests
