@@ -1,5 +1,4 @@
-"""`svfap dashboards`, the files of monitoring/ that are made from the list of metrics, and `svfap
-audit`, the proof that a run used what it should."""
+"""`svfap dashboards` generates the files of monitoring/; `svfap audit` checks what a run used."""
 
 from __future__ import annotations
 
@@ -16,15 +15,13 @@ def dashboards(
         bool, typer.Option("--check", help="Write nothing; exit with 1 if a file is out of date.")
     ] = False,
 ) -> None:
-    """Write Grafana boards and Prometheus rules again.
-
-    From the list of metrics.
+    """Generate Grafana boards and Prometheus rules from the table of metrics.
 
     Example: svfap dashboards --check
     """
-    from svfap_dist.dashboards import render as boards
+    from svfap_dist.dashboards import render
 
-    found = boards.stale() if check else boards.write()
+    found = render.stale_files() if check else render.write_files()
     for path in found:
         print(f"{'out of date' if check else 'written'}: {path}")
     if not found:

@@ -1,7 +1,7 @@
-"""Alerts and recording rules, each alert with its cause and remedy for whoever is woken by it.
+"""Alerts and recording rules of Prometheus, each alert with its cause and remedy.
 
-In: the metrics of `names`. Out: `monitoring/prometheus/rules.yml`, written by `svfap dashboards`.
-Thresholds stand here, once, with the reason for each.
+In: the table of metrics. Out: `monitoring/prometheus/rules.yml`, written by `svfap dashboards`.
+Thresholds are defined here, with the reason for each; boards take them from here.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Any, Literal
 from svfap_dist.telemetry import metrics
 
 _BY_RUN = "by (run)"
-STANDSTILL_SECONDS = 600  # without a logged step; logging is every few steps, evaluations are short
-DATA_BOUND = 0.1  # share of the steps' time: more is paid for GPUs that wait
+STANDSTILL_SECONDS = 600  # without a logged step; steps are logged every few, evaluations are short
+DATA_BOUND = 0.1  # share of the steps' time: above, too much GPU time is wasted
 LOW_GOODPUT = 0.8
-OLD_CHECKPOINT_SECONDS = 7200  # work that a crash would cost
-MANY_BAD = 0.002  # share of the samples; a sound set has next to none
+OLD_CHECKPOINT_SECONDS = 7200  # the work that a crash would lose
+MANY_BAD = 0.002  # share of the samples; an intact data set has almost none
 
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """A query that is worked out ahead, under a name of its own."""
+    """A recording rule: a query that Prometheus evaluates ahead under a name of its own."""
 
     record: str
     expr: str
@@ -29,7 +29,7 @@ class Recording:
 
 @dataclasses.dataclass(frozen=True)
 class Alert:
-    """One alert. hold: how long the condition must hold before anybody is told."""
+    """One alert. hold: how long the condition must hold before the alert fires."""
 
     name: str
     expr: str
@@ -44,7 +44,7 @@ def _rate(metric: metrics.Metric, window: str = "5m") -> str:
     return f"sum {_BY_RUN} (rate({metric.name}[{window}]))"
 
 
-# Only of what is above zero: while nothing is done yet, 0 / 0 would be NaN, which no chart draws.
+# Only where the denominator is above zero: 0 / 0 = NaN before the first step would break charts.
 DATA_WAIT_SHARE = Recording(
     "svfap:data_wait:share5m",
     f"{_rate(metrics.DATA_WAIT_SECONDS)} / ({_rate(metrics.STEP_SECONDS)} > 0)",
@@ -168,7 +168,7 @@ ALERTS = (
 
 
 def rules() -> dict[str, Any]:
-    """Prometheus' rule file, as an object to be written as YAML."""
+    """Return the content of Prometheus' rule file."""
     return {
         "groups": [
             {"name": "svfap_recordings", "rules": [dataclasses.asdict(r) for r in RECORDINGS]},

@@ -1,4 +1,4 @@
-"""The files of monitoring/ that are made from tables: Grafana boards and Prometheus rules.
+"""Generate the files of monitoring/: Grafana boards and Prometheus rules.
 
 In: `boards` and `alerts`. Out: JSON that Grafana provisions, built by Grafana's own SDK, and the
 rule file. `svfap dashboards` writes them; they are checked in, and a test compares.
@@ -14,8 +14,7 @@ import yaml
 
 from svfap_dist import bundled
 from svfap_dist.dashboards import alerts
-from svfap_dist.dashboards.boards import BOARDS
-from svfap_dist.dashboards.panels import Board, Panel
+from svfap_dist.dashboards.boards import BOARDS, Board, Panel
 from svfap_dist.errors import ConfigError
 
 _DATASOURCE = "svfap-prometheus"  # uid, as provisioned
@@ -23,18 +22,23 @@ _NOTE = "# Written by `svfap dashboards` from svfap_dist/dashboards/alerts.py.\n
 _BIG, _SMALL = 8, 4  # heights, in Grafana's rows
 
 
-def files() -> dict[str, str]:
-    """Content of each made file, by its path below monitoring/.
+def render_files() -> dict[str, str]:
+    """Return the content of each generated file, by its path below monitoring/.
 
-    Raises: ConfigError if Grafana's SDK is not installed.
+    Raises:
+        ConfigError: If Grafana's SDK is not installed.
     """
     rules = yaml.safe_dump(alerts.rules(), sort_keys=False, width=120, allow_unicode=True)
     boards = {f"grafana/dashboards/{board.name}.json": _json(board) for board in BOARDS}
     return {"prometheus/rules.yml": _NOTE + rules, **boards}
 
 
-def write(folder: Path | None = None) -> list[Path]:
-    """Write all made files; those whose content changed are returned."""
+def write_files(folder: Path | None = None) -> list[Path]:
+    """Write all generated files and return those whose content changed.
+
+    Args:
+        folder: To write to; None: the bundled monitoring/.
+    """
     changed = []
     for path, text in _paths(folder).items():
         if not path.exists() or path.read_text() != text:
@@ -44,15 +48,19 @@ def write(folder: Path | None = None) -> list[Path]:
     return changed
 
 
-def stale(folder: Path | None = None) -> list[Path]:
-    """Files that are missing or are not what would be written now."""
+def stale_files(folder: Path | None = None) -> list[Path]:
+    """Return the files that are missing or differ from what would be written now.
+
+    Args:
+        folder: Where they are; None: the bundled monitoring/.
+    """
     found = _paths(folder).items()
     return [path for path, text in found if not path.exists() or path.read_text() != text]
 
 
 def _paths(folder: Path | None) -> dict[Path, str]:
     root = folder or bundled.folder("monitoring")
-    return {root / name: text for name, text in files().items()}
+    return {root / name: text for name, text in render_files().items()}
 
 
 def _sdk() -> Any:
@@ -62,7 +70,7 @@ def _sdk() -> Any:
         raise ConfigError(
             "Grafana's SDK is not installed",
             found=str(error),
-            do="pip install 'svfap_dist[dev]'; only those who change the boards need it",
+            do="pip install 'svfap-dist[dev]'; only changes of the boards need it",
         ) from error
 
 
@@ -110,8 +118,8 @@ def _panel(panel: Panel) -> Any:
         made = made.decimals(panel.decimals)
     if panel.limits:
         made = made.thresholds(_limits(panel))
-    for name, colour in panel.colours:
-        made = made.override_by_name(name, [_colour(colour)])
+    for name, color in panel.colors:
+        made = made.override_by_name(name, [_color(color)])
     for refers, (query, legend) in zip(string.ascii_uppercase, panel.queries, strict=False):
         target = prometheus.Dataquery().expr(query).legend_format(legend).ref_id(refers)
         made = made.with_target(target.range())
@@ -122,14 +130,14 @@ def _number(panel: Panel) -> Any:
     from grafana_foundation_sdk.builders import common, stat
     from grafana_foundation_sdk.models import common as models
 
-    coloured = models.BigValueColorMode.VALUE if panel.limits else models.BigValueColorMode.NONE
+    colored = models.BigValueColorMode.VALUE if panel.limits else models.BigValueColorMode.NONE
     newest = common.ReduceDataOptions().calcs(["lastNotNull"])
-    made = stat.Panel().height(_SMALL).color_mode(coloured).reduce_options(newest)
+    made = stat.Panel().height(_SMALL).color_mode(colored).reduce_options(newest)
     return made.graph_mode(models.BigValueGraphMode.AREA)
 
 
 def _chart(panel: Panel) -> Any:
-    """A chart whose legend tells the newest values."""
+    """Build a chart whose legend has the newest values."""
     from grafana_foundation_sdk.builders import common, timeseries
     from grafana_foundation_sdk.models import common as models
 
@@ -156,11 +164,11 @@ def _limits(panel: Panel) -> Any:
     from grafana_foundation_sdk.builders import dashboard as builders
     from grafana_foundation_sdk.models import dashboard as models
 
-    steps = [models.Threshold(value=value, color=colour) for value, colour in panel.limits]
+    steps = [models.Threshold(value=value, color=color) for value, color in panel.limits]
     return builders.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps)
 
 
-def _colour(colour: str) -> Any:
+def _color(color: str) -> Any:
     from grafana_foundation_sdk.models.dashboard import DynamicConfigValue
 
-    return DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": colour})
+    return DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": color})

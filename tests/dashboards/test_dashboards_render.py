@@ -20,12 +20,12 @@ RULES = [alert.expr for alert in alerts.ALERTS] + [r.expr for r in alerts.RECORD
 
 
 def test_checked_in_files_are_what_would_be_written_now(tmp_path) -> None:
-    assert render.stale() == []
-    written = render.write(tmp_path)
+    assert render.stale_files() == []
+    written = render.write_files(tmp_path)
     assert len(written) == 1 + len(BOARDS)
-    assert render.stale(tmp_path) == []
+    assert render.stale_files(tmp_path) == []
     written[0].write_text(written[0].read_text().replace("600", "601"))
-    assert render.stale(tmp_path) == [written[0]]
+    assert render.stale_files(tmp_path) == [written[0]]
 
 
 def test_queries_name_metrics_that_there_are_and_no_metric_is_forgotten() -> None:

@@ -14,8 +14,7 @@ from grafana_boards import dashboard, render
 from prometheus import Prometheus, wait_until
 from watched_runs import WatchedRun
 
-from svfap_dist.dashboards.boards import BOARDS
-from svfap_dist.dashboards.panels import GPU_ONLY
+from svfap_dist.dashboards.boards import BOARDS, GPU_ONLY
 from svfap_dist.telemetry.goodput import CLASSES
 
 pytestmark = pytest.mark.services
