@@ -1,10 +1,10 @@
-"""`shard-NNNNNN.done.json`: the word that a shard is finished, written after it.
+"""Commit markers: `shard-NNNNNN.done.json`, written after its shard, says that it is finished.
 
-A marker names the videos its shard was made of, each with the digest of what decided its bytes,
-what became of them, and the shard's row of the manifest. A restarted sharding passes over groups
-whose marker fits; the manifest and the list of rejected videos are put together from markers alone;
-and when new videos come, markers say which ones are old. Nothing in a marker depends on when, where
-or in how many attempts the shard was made.
+A marker lists the videos of its shard, each with the digest of what decided its bytes, the tally of
+usable and rejected ones, and the shard's row of the manifest. A resumed sharding skips groups whose
+marker matches; the manifest and the list of rejected videos are made from markers alone; and when
+videos are added, markers say which ones are old. Nothing in a marker depends on when, where or in
+how many attempts the shard was made.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import collections
 import dataclasses
 import json
 import re
-from typing import Any
+from typing import Any, Protocol
 
 from data_sharding.examine import Sample
 from data_sharding.plan import Group
@@ -25,16 +25,24 @@ from svfap_dist.video.probe import Rejected
 _NAME = re.compile(r"shard-(\d{6,})\.done\.json")
 
 
+class Progress(Protocol):
+    """Called as work gets done: units done (videos, or shards), of how many, how many were bad."""
+
+    def __call__(self, done: int, total: int | None, rejected: int, /) -> None: ...
+
+
+silent: Progress = lambda done, total, rejected, /: None  # noqa: E731 - reports nothing
+
+
 @dataclasses.dataclass
 class Tally:
-    """What became of videos. seconds: of video in shards; shortest: frames of the shortest there;
-    num_read: bytes of the source's files that went into shards."""
+    """How many videos became samples, and how many were rejected."""
 
     num_samples: int = 0
-    seconds: float = 0.0
-    shortest: int = 0
-    num_read: int = 0
-    reasons: dict[str, int] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0  # of the samples
+    shortest: int = 0  # frames of the shortest sample
+    num_read: int = 0  # bytes of the samples' files at the source
+    reasons: dict[str, int] = dataclasses.field(default_factory=dict)  # rejected videos by reason
 
     @property
     def num_rejected(self) -> int:
@@ -45,7 +53,11 @@ class Tally:
         return self.num_samples + self.num_rejected
 
     def count(self, result: Sample | Rejected) -> None:
-        """Take one more video in."""
+        """Add one more video.
+
+        Args:
+            result: what it became.
+        """
         if isinstance(result, Rejected):
             self.add(Tally(reasons={result.reason: 1}))
         else:
@@ -54,7 +66,11 @@ class Tally:
             self.add(Tally(1, seconds, info.num_frames, result.num_read))
 
     def add(self, other: Tally) -> None:
-        """Take another's videos in."""
+        """Add the videos of another tally.
+
+        Args:
+            other: is left as it is.
+        """
         self.num_samples += other.num_samples
         self.seconds += other.seconds
         self.shortest = min(filter(None, (self.shortest, other.shortest)), default=0)
@@ -65,44 +81,68 @@ class Tally:
 
 @dataclasses.dataclass(frozen=True)
 class Marker:
-    """A finished shard. entry: None if none of its videos could be used, and there is no shard.
-    rejected: rows of the list of rejected videos."""
+    """A finished shard."""
 
     group_digest: str
-    entry: ShardEntry | None
+    entry: ShardEntry | None  # None: no video was usable, so there is no shard
     tally: Tally
-    rejected: tuple[dict[str, str], ...]
+    rejected: tuple[dict[str, str], ...]  # rows of the list of rejected videos
     keys: tuple[str, ...]
     digests: tuple[str, ...]
 
 
 def group_digest(group: Group, options_digest: str) -> str:
-    """Digest of all that decides a shard's bytes: its videos, their order, and the options."""
+    """Return the digest of all that decides a shard's bytes.
+
+    Args:
+        group: its videos, in order.
+        options_digest: digest of the options.
+    """
     rows = [options_digest, group.number, group.keys, group.digests]
     return digest(json.dumps(rows).encode())
 
 
 def name(number: int) -> str:
-    """Name of the marker of the shard with this number."""
+    """Return the name of a marker.
+
+    Args:
+        number: of its shard.
+    """
     return f"shard-{number:06d}.done.json"
 
 
 def number(file: str) -> int | None:
-    """The number of the shard that a file of this name marks; None if it is no marker."""
+    """Return the number of the shard that a file marks, or None if it is not a marker.
+
+    Args:
+        file: its name.
+    """
     found = _NAME.fullmatch(file)
     return int(found[1]) if found else None
 
 
 def store(url: str, number: int, marker: Marker) -> None:
-    """Say that a shard is finished; everything of it must be in place."""
+    """Write the marker of a shard whose files are all in place.
+
+    Args:
+        url: of the data set.
+        number: of the shard.
+        marker: what to write.
+    """
     raw = (json.dumps(dataclasses.asdict(marker)) + "\n").encode()
     storage.write_bytes(storage.join(url, name(number)), raw)
 
 
 def load(url: str, number: int) -> Marker:
-    """The marker of a shard.
+    """Read the marker of a shard.
 
-    Raises: ShardError if it cannot be understood; StorageError from the store.
+    Args:
+        url: of the data set.
+        number: of the shard.
+
+    Raises:
+        ShardError: It is malformed.
+        StorageError: The store failed, or there is none.
     """
     where = storage.join(url, name(number))
     try:
@@ -111,6 +151,5 @@ def load(url: str, number: int) -> Marker:
         lists = {key: tuple(fields[key]) for key in ("rejected", "keys", "digests")}
         return Marker(**{**fields, **lists, "entry": entry, "tally": Tally(**fields["tally"])})
     except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(
-            "Unreadable marker of a shard", where=where, found=repr(error), do="delete the file"
-        ) from error
+        what = "Unreadable marker of a shard"
+        raise ShardError(what, where, repr(error), "delete the file") from error

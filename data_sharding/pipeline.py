@@ -1,35 +1,31 @@
-"""The steps of this room in their order: what `svfap shard` and `svfap shards` call.
+"""Run all steps of a sharding: what `svfap shard` and `svfap shards` call.
 
 source -> list of videos -> shuffled and cut into groups -> each group read, probed, transcoded,
 packed and marked as finished, anywhere and in any order -> rejected.jsonl -> manifest
 
-Whatever stops it half-way, the same command goes on: groups marked as finished are not made again.
-Which sample lies in which shard, and every byte of it, depends on the videos and options alone,
-never on the number of workers, nor on how often it was interrupted. Videos that came since a data
-set was completed go into shards of their own, after the others.
+An interrupted sharding is resumed by the same command: groups marked as finished are not made
+again. Which sample is in which shard, and every byte of it, depends on the videos and options
+alone, never on the number of workers or of interruptions. Videos that are new since a data set was
+completed go into shards of their own, after the others.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
-import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Mapping
 
-from data_sharding import claim, fan_out, fan_out_ray, markers, sources
+from data_sharding import make_shards, markers, sources, temporary
 from data_sharding import manifest as manifests
 from data_sharding.contact_sheet import draw_contact_sheet
 from data_sharding.examine import Making
-from data_sharding.make_shard import ShardJobSpec, ShardMaker
+from data_sharding.make_shards import ShardJobSpec
 from data_sharding.manifest import Stock
-from data_sharding.markers import Tally
-from data_sharding.plan import Group, Plan, options_digest
-from data_sharding.progress import Progress, silent
+from data_sharding.markers import Progress, Tally, silent
+from data_sharding.plan import Plan, options_digest
 from data_sharding.show import Statistics, show
-from data_sharding.summary import ShardSummary
 from data_sharding.transcode import TrainProfile
 from data_sharding.verify import Verified, verify
 from svfap_dist import storage
@@ -53,9 +49,48 @@ __all__ = [
     "verify",
 ]
 
-PROFILES = ("source", "train")
-MAX_SHARD_BYTES = 512 * 2**20  # one shard has to fit on local disk, and a rank reads parts of it
-_VIDEOS_PER_PROCESS = 8  # a process takes some tenths of a second to start
+_PROFILES = ("source", "train")
+_RANGE = "Option out of range"
+_MAX_SHARD_BYTES = 512 << 20  # a shard has to fit on local disk, and a rank reads parts of it
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardSummary:
+    """What a sharding did, or found done."""
+
+    url: str
+    num_samples: int
+    num_shards: int
+    num_bytes: int
+    seconds: float  # of video
+    rejected: dict[str, int]  # videos by reason
+    already_complete: bool
+    fingerprint: str
+    bytes_read: int = 0  # of the source's files that are in shards
+    wall_seconds: float = 0.0  # of this call
+    clips_per_second: float = 0.0  # new samples in that time
+    new_samples: int = 0
+    fingerprint_before: str = ""  # of the data set that was there
+
+    def lines(self) -> list[str]:
+        """Return the lines that the command prints."""
+        state = "already complete, nothing to do" if self.already_complete else "complete"
+        counts = f"{self.num_samples} samples in {self.num_shards} shards, {self.num_bytes} bytes"
+        counts += f" from {self.bytes_read}, {self.seconds / 3600:.3f} hours of video"
+        lines = [f"{self.url}: {state}", counts]
+        if not self.already_complete:
+            speed = f"{self.clips_per_second:.2f} clips/s"
+            lines.append(f"{self.new_samples} samples new, {self.wall_seconds:.1f} s, {speed}")
+        if self.rejected:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in self.rejected.items())
+            where = storage.join(self.url, REJECTED_NAME)
+            lines.append(f"{sum(self.rejected.values())} videos left out: {reasons} (see {where})")
+        if self.fingerprint_before not in ("", self.fingerprint):
+            lines.append(
+                f"The fingerprint was {self.fingerprint_before} and is {self.fingerprint}: a run "
+                "that was started before uses the former, so start a new one for the new samples"
+            )
+        return lines
 
 
 def shard(  # noqa: PLR0913 - each is an option of the command line
@@ -68,28 +103,37 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
     shuffle_seed: int = 0,
     min_frames: int = MIN_FRAMES,
     max_samples_per_shard: int = 1000,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
+    max_shard_bytes: int = _MAX_SHARD_BYTES,
     limits: Limits | None = None,
     workers: int | None = None,
     ray: str | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> ShardSummary:
-    """Make shards under `output_url` from the videos that `text` names to a source.
+    """Make shards of a source's videos.
 
     Args:
-        source: name of a layout, one of `sources.SOURCES`; text: its INPUT, mostly a folder or URL.
-        profile: source: video bytes as they are; train: as `train` says.
-        min_frames: shorter videos are left out.
-        max_samples_per_shard, max_shard_bytes: a group of videos ends before it would have more,
-            counting bytes as the source has them.
-        limits: what a video may cost.
+        source: a key of `sources.SOURCES`.
+        text: its INPUT, mostly a folder or URL.
+        output_url: folder or prefix to write to.
+        profile: "source": video bytes unchanged; "train": transcoded as `train` says.
+        train: options of the profile train.
+        shuffle_seed: seed of the order of samples.
+        min_frames: shorter videos are rejected.
+        max_samples_per_shard: videos of a group at most.
+        max_shard_bytes: bytes of the source's files of a group at most.
+        limits: of what a video may cost.
         workers: processes that examine videos; None: by the number of CPUs and videos.
         ray: address of a Ray cluster that makes the shards, or `local` to start one here;
-            `workers` is then how many it makes at a time.
+            `workers` is then how many shards it makes at a time.
         overwrite: replace a data set of other inputs or options.
+        progress: called as videos get done.
 
-    Raises: ConfigError, ShardError (no usable video), StorageError, ClusterError.
+    Raises:
+        ConfigError: An option is invalid, or something else is at the output.
+        ShardError: The input is not in the source's layout, or no video is usable.
+        StorageError: The store or the temporary disk failed.
+        ClusterError: Worker processes or tasks died again and again, or there is no cluster.
     """
     started = time.monotonic()
     numbers = {
@@ -109,52 +153,57 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
     with Plan(shuffle_seed, max_samples_per_shard, max_shard_bytes) as plan:
         total = plan.read(sources.load(source).samples(text))
         digest = plan.digest(options)
-        with claim.hold(output_url):
+        with temporary.output_lock(output_url):
             stock = _take_stock(output_url, options, digest, plan, overwrite)
             before = stock.manifest
             if before and before.inputs_digest == digest and stock.is_whole():
-                return _found_done(output_url, before)
+                tally = Tally()
+                for number in range(before.num_groups):
+                    tally.add(markers.load(output_url, number).tally)
+                return _summarize(output_url, before, tally, 0.0, before)
             if before is None:
                 manifests.begin(output_url)
-            job = ShardJobSpec(
-                output_url, Making(min_frames, limits, train), options_digest(options)
-            )
+            making = Making(min_frames, limits, train)
+            job = ShardJobSpec(output_url, making, options_digest(options))
             num_groups = _make_missing(plan, stock, job, total, workers, ray, progress)
             entries, tally = manifests.gather(output_url, stock.groups(plan), options)
             if not entries:
-                raise _nothing_usable(text, output_url, tally)
+                raise _no_usable_video(text, output_url, tally)
             least, rows = tally.shortest, tuple(entries)
             made = Manifest(source, profile, shuffle_seed, least, digest, rows, num_groups, options)
             manifests.complete(output_url, made)
-    took = time.monotonic() - started
-    return ShardSummary.of(output_url, made, tally, took=took, before=before)
+    return _summarize(output_url, made, tally, time.monotonic() - started, before)
 
 
 def train_profile(*, region: str | None, size: int | None, crf: float | None) -> TrainProfile:
-    """The profile of these options, of which None is the default.
+    """Return the train profile of these options, of which None is the default.
 
-    Raises: ConfigError if they cannot be obeyed.
+    Args:
+        region: part of the frame that is kept.
+        size: pixels of a side, even; None: as it is cut.
+        crf: x264's quality, 0 to 51, lower is better.
+
+    Raises:
+        ConfigError: An option is unknown or out of range.
     """
+    default = TrainProfile()
     if region == "centre":
         log.warning("--region centre is now called center; the old name still works.")
-    region = region_name(region or TrainProfile().region)
+    region = region_name(region or default.region)
     if region not in REGIONS:
-        advice = f"use one of: {', '.join(REGIONS)}"
-        raise ConfigError("Unknown region", found=region, do=advice)
+        raise ConfigError("Unknown region", "", region, f"use one of: {', '.join(REGIONS)}")
     if size is not None and (size < 16 or size % 2):
-        raise ConfigError(
-            "Option out of range", found=f"size={size}", do="use an even size from 16"
-        )
-    crf = TrainProfile().crf if crf is None else crf
+        raise ConfigError(_RANGE, "", f"size={size}", "use an even size from 16")
+    crf = default.crf if crf is None else crf
     if not 0 <= crf <= 51:
-        raise ConfigError("Option out of range", found=f"crf={crf}", do="use 0 to 51")
+        raise ConfigError(_RANGE, "", f"crf={crf}", "use 0 to 51")
     return TrainProfile(region=region, size=size, crf=crf)
 
 
 def _take_stock(
     url: str, options: dict[str, object], digest: str, plan: Plan, overwrite: bool
 ) -> Stock:
-    """What is there already, its videos kept in the plan; nothing if it is to be replaced."""
+    """Return what is there already, with its videos kept in the plan; nothing if it is replaced."""
     try:
         stock = manifests.take_stock(url, options)
         if stock.manifest and not (stock.manifest.inputs_digest == digest and stock.is_whole()):
@@ -176,7 +225,7 @@ def _make_missing(
     ray: str | None,
     progress: Progress,
 ) -> int:
-    """Make the shards of all groups that are not finished; how many groups there are."""
+    """Make the shards of all groups that are not finished; return the number of groups."""
     so_far, finished, num_groups = Tally(), set[int](), 0
     for group in stock.groups(plan):
         num_groups += 1
@@ -186,17 +235,15 @@ def _make_missing(
     progress(so_far.num_videos, total, so_far.num_rejected)
 
     def report(more: Tally) -> None:
-        now = Tally()
-        now.add(so_far)
-        now.add(more)
-        progress(now.num_videos, total, now.num_rejected)
+        videos, rejected = more.num_videos, more.num_rejected
+        progress(so_far.num_videos + videos, total, so_far.num_rejected + rejected)
 
     missing = (group for group in stock.groups(plan) if group.number not in finished)
-    todo = num_groups - len(finished), total - so_far.num_videos
     if ray is not None:
-        making = fan_out_ray.make_all(job, missing, ray, workers)
+        making = make_shards.make_by_ray(job, missing, ray, workers)
     else:
-        making = _make_here(job, missing, *todo, workers, report)
+        todo = num_groups - len(finished), total - so_far.num_videos
+        making = make_shards.make_here(job, missing, *todo, workers, report)
     with contextlib.closing(making) as tallies:
         for tally in tallies:
             so_far.add(tally)
@@ -204,58 +251,47 @@ def _make_missing(
     return num_groups
 
 
-def _make_here(
-    job: ShardJobSpec,
-    groups: Iterator[Group],
-    num_groups: int,
-    num_videos: int,
-    workers: int | None,
-    report: Callable[[Tally], None],
-) -> Generator[Tally]:
-    """Make shards on this machine: several at a time, or one by one with all processes at it."""
-    if workers is None:
-        workers = min(len(os.sched_getaffinity(0)), num_videos // _VIDEOS_PER_PROCESS)
-    at_a_time = max(min(workers, num_groups), 1)
-    processes = max(workers // at_a_time, 1)
-    if at_a_time == 1:
-        # In this process, which can then tell of each video.
-        with ShardMaker(job, processes) as maker:
-            for group in groups:
-                yield fan_out.with_retries(functools.partial(maker, on_video=report), group)
-    else:
-        yield from fan_out.make_all(job, groups, at_a_time, processes)
-
-
 def _check_options(
-    profile: str, train: TrainProfile | None, workers: int | None, numbers: dict[str, int]
+    profile: str, train: TrainProfile | None, workers: int | None, numbers: Mapping[str, int]
 ) -> None:
-    if profile not in PROFILES:
-        raise ConfigError(
-            "Unknown profile", found=profile, do=f"use one of: {', '.join(sorted(PROFILES))}"
-        )
+    if profile not in _PROFILES:
+        advice = f"use one of: {', '.join(_PROFILES)}"
+        raise ConfigError("Unknown profile", "", profile, advice)
     if train and profile != "train":
-        raise ConfigError(
-            "Options of the profile train", found=f"profile {profile}", do="use --profile train"
-        )
+        found = f"profile {profile}"
+        raise ConfigError("Options of the profile train", "", found, "use --profile train")
     for name, value in numbers.items():
         if value < (0 if name == "shuffle_seed" else 1):
-            raise ConfigError("Option out of range", found=f"{name}={value}", do="make it positive")
+            raise ConfigError(_RANGE, "", f"{name}={value}", "make it positive")
     if workers is not None and workers < 0:
-        raise ConfigError(
-            "Option out of range", found=f"workers={workers}", do="use 0 or 1 for no processes"
-        )
+        raise ConfigError(_RANGE, "", f"workers={workers}", "use 0 or 1 for no processes")
 
 
-def _found_done(url: str, manifest: Manifest) -> ShardSummary:
-    tally = Tally()
-    for number in range(manifest.num_groups):
-        tally.add(markers.load(url, number).tally)
-    return ShardSummary.of(url, manifest, tally, took=0.0, before=manifest)
+def _summarize(
+    url: str, manifest: Manifest, tally: Tally, wall_seconds: float, before: Manifest | None
+) -> ShardSummary:
+    """Return the summary of a complete data set; wall_seconds: 0 if it was complete before."""
+    new = manifest.num_samples - (before.num_samples if before else 0)
+    return ShardSummary(
+        url=url,
+        num_samples=manifest.num_samples,
+        num_shards=len(manifest.shards),
+        num_bytes=sum(entry.num_bytes for entry in manifest.shards),
+        seconds=tally.seconds,
+        rejected=tally.reasons,
+        already_complete=not wall_seconds,
+        fingerprint=manifest.fingerprint,
+        bytes_read=tally.num_read,
+        wall_seconds=wall_seconds,
+        clips_per_second=new / wall_seconds if wall_seconds else 0.0,
+        new_samples=new,
+        fingerprint_before=before.fingerprint if before else "",
+    )
 
 
-def _nothing_usable(text: str, url: str, tally: Tally) -> ShardError:
+def _no_usable_video(text: str, url: str, tally: Tally) -> ShardError:
     reasons = ", ".join(f"{reason} {count}" for reason, count in tally.reasons.items())
     advice = f"see {storage.join(url, REJECTED_NAME)}"
     if tally.reasons.get("too_short"):
         advice += ", or lower --min-frames"
-    return ShardError("No usable video", where=text, found=reasons, do=advice)
+    return ShardError("No usable video", text, reasons, advice)

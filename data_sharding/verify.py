@@ -23,7 +23,7 @@ import av
 from av.error import FFmpegError
 
 from data_sharding import markers
-from data_sharding.progress import Progress, silent
+from data_sharding.markers import Progress, silent
 from svfap_dist import storage
 from svfap_dist.errors import ShardError
 from svfap_dist.parallel.ordered_map import ordered_map

@@ -20,11 +20,11 @@ import os
 from collections.abc import Generator, Iterator
 from typing import IO, Any
 
-from data_sharding import claim, temporary
+from data_sharding import temporary
 from data_sharding.faces import detect, record, sheet
 from data_sharding.faces.record import Row
 from data_sharding.faces.video import TRACKS, FaceOptions
-from data_sharding.progress import Progress, silent
+from data_sharding.markers import Progress, silent
 from data_sharding.sources import SourceVideo
 from data_sharding.sources.folder import named_by_path
 from data_sharding.sources.listing import list_videos
@@ -99,7 +99,7 @@ def make_crops(
         workers = min(len(os.sched_getaffinity(0)), len(videos))
     asked = output_url, options, limits
     with (
-        claim.hold(output_url),
+        temporary.output_lock(output_url),
         temporary.file() as faces,
         temporary.file() as no_face,
         contextlib.closing(_do_all(named_by_path(folder, videos), asked, workers)) as done,

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from clips import make_video
 
-from data_sharding import fan_out, fan_out_ray, markers
+from data_sharding import make_shards, markers
 from data_sharding.examine import Making
-from data_sharding.make_shard import ShardJobSpec, ShardMaker
+from data_sharding.make_shards import ShardJobSpec, ShardMaker
 from data_sharding.plan import Group
 from data_sharding.sources import SourceVideo
 from svfap_dist import storage
@@ -60,7 +60,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_processes_make_what_one_process_makes(alone: dict[str, str], tmp_path: Path) -> None:
-    tallies = list(fan_out.make_all(order(tmp_path), two_groups(), workers=2, processes=2))
+    tallies = list(
+        make_shards.make_by_processes(order(tmp_path), two_groups(), workers=2, processes=2)
+    )
     assert sum(tally.num_samples for tally in tallies) == 4
     assert contents(tmp_path) == alone
 
@@ -81,7 +83,7 @@ def test_a_worker_that_dies_loses_only_its_group_which_is_made_again(
     videos = (good.videos[0], video(good.keys[1], deadly), good.videos[2])
     groups = [Group(0, videos, good.digests), other]
     out = tmp_path / "out"
-    assert len(list(fan_out.make_all(order(out), groups, workers=2))) == 2
+    assert len(list(make_shards.make_by_processes(order(out), groups, workers=2))) == 2
     assert (tmp_path / "state").exists()
     assert contents(out) == alone
 
@@ -94,18 +96,18 @@ def kill_the_worker() -> bytes:
 def test_a_worker_that_dies_again_and_again_is_told(tmp_path: Path) -> None:
     groups = [group(7, kill_the_worker)]
     with pytest.raises(ClusterError, match=r"died 3 times.*shard-000007, videos g7/v0"):
-        list(fan_out.make_all(order(tmp_path), groups, workers=2))
+        list(make_shards.make_by_processes(order(tmp_path), groups, workers=2))
     assert contents(tmp_path) == {}
 
 
 def test_a_failing_store_stops_and_a_file_that_vanished_does_not(tmp_path: Path) -> None:
     gone = functools.partial(storage.read_bytes, str(tmp_path / "a"))
     folder = functools.partial(storage.read_bytes, str(tmp_path))
-    (tally,) = fan_out.make_all(order(tmp_path / "out"), [group(0, gone)], workers=1)
+    (tally,) = make_shards.make_by_processes(order(tmp_path / "out"), [group(0, gone)], workers=1)
     assert tally.reasons == {"missing": 1}
     assert markers.load(str(tmp_path / "out"), 0).entry is None
     with pytest.raises(StorageError, match="a folder"):
-        list(fan_out.make_all(order(tmp_path / "out"), [group(1, folder)], workers=1))
+        list(make_shards.make_by_processes(order(tmp_path / "out"), [group(1, folder)], workers=1))
     assert markers.name(1) not in contents(tmp_path / "out")
 
 
@@ -118,7 +120,7 @@ def test_only_few_groups_are_in_flight(tmp_path: Path) -> None:
             asked += 1
             yield group(asked, bytes)
 
-    tallies = fan_out.make_all(order(tmp_path), endless(), workers=2)
+    tallies = make_shards.make_by_processes(order(tmp_path), endless(), workers=2)
     for done in range(1, 10):
         next(tallies)
         assert asked - done <= 2
@@ -145,6 +147,6 @@ def test_only_few_videos_are_in_flight() -> None:
 
 @pytest.mark.slow
 def test_ray_tasks_make_what_one_process_makes(alone: dict[str, str], tmp_path: Path) -> None:
-    made = fan_out_ray.make_all(order(tmp_path), two_groups(), "local", workers=2)
+    made = make_shards.make_by_ray(order(tmp_path), two_groups(), "local", workers=2)
     assert sum(tally.num_samples for tally in made) == 4
     assert contents(tmp_path) == alone

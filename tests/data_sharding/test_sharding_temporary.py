@@ -10,32 +10,32 @@ from pathlib import Path
 import pytest
 from clips import make_video
 
-from data_sharding import claim, pipeline
+from data_sharding import pipeline, temporary
 from svfap_dist.errors import ConfigError, ShardError, StorageError
 from svfap_dist.shards.format import MANIFEST_NAME
 
 
 def test_a_second_job_is_refused_and_told_who_is_there(tmp_path: Path) -> None:
     out = str(tmp_path / "new" / "out")
-    with claim.hold(out):
+    with temporary.output_lock(out):
         who = f"Another job is writing.*{out}.*process {os.getpid()}"
-        with pytest.raises(ConfigError, match=who), claim.hold(out):
+        with pytest.raises(ConfigError, match=who), temporary.output_lock(out):
             pass
-        with claim.hold(str(tmp_path / "new")):
+        with temporary.output_lock(str(tmp_path / "new")):
             pass
-    with claim.hold(out):
+    with temporary.output_lock(out):
         pass
 
 
 def test_a_killed_job_holds_nothing(tmp_path: Path) -> None:
     program = f"""if True:
         import os
-        from data_sharding import claim
-        with claim.hold({str(tmp_path)!r}):
+        from data_sharding import temporary
+        with temporary.output_lock({str(tmp_path)!r}):
             os.kill(os.getpid(), 9)
     """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
-    with claim.hold(str(tmp_path)):
+    with temporary.output_lock(str(tmp_path)):
         pass
 
 
@@ -45,7 +45,7 @@ def test_what_killed_jobs_left_unfinished_is_removed_and_nothing_else(tmp_path: 
     for path in (left, *others):
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    with claim.hold(str(tmp_path)):
+    with temporary.output_lock(str(tmp_path)):
         assert not left.exists()
         left.touch()  # by a worker that is ended
     assert not left.exists()
@@ -54,7 +54,10 @@ def test_what_killed_jobs_left_unfinished_is_removed_and_nothing_else(tmp_path: 
 
 def test_an_output_that_is_no_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"Cannot write.*file"), claim.hold(f"{tmp_path}/file"):
+    with (
+        pytest.raises(StorageError, match=r"Cannot write.*file"),
+        temporary.output_lock(f"{tmp_path}/file"),
+    ):
         pass
 
 

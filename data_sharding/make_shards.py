@@ -1,0 +1,240 @@
+"""Make shards: one group of videos each, in this process, by worker processes or by Ray tasks.
+
+In: a job and its groups. Out: a tally per group, in the order of completion. A group needs nothing
+but its videos and the job's options, and making it twice does no harm. Through pipes and through
+Ray go lists of videos and tallies; videos are read and shards written by the workers, with at most
+one group per worker in memory. A worker that dies loses its group, which is tried again a few
+times. Workers are spawned, not forked: a forked copy of an S3 client hangs.
+
+The machines of a Ray cluster need this package, the input and the output under the same names, and
+the store's credentials.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+from data_sharding import markers
+from data_sharding.examine import Making, Sample, examiners
+from data_sharding.markers import Marker, Tally
+from data_sharding.pack import pack
+from data_sharding.plan import Group
+from svfap_dist.errors import ClusterError, SvfapError
+from svfap_dist.parallel.child import CrashedError
+from svfap_dist.parallel.ordered_map import as_completed, ordered_map
+from svfap_dist.parallel.pool import ProcessPool
+from svfap_dist.parallel.ray_connection import connected_to_ray
+from svfap_dist.video.probe import Rejected
+
+_ATTEMPTS = 3  # to make a group
+_VIDEOS_PER_PROCESS = 8  # a process takes some tenths of a second to start
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardJobSpec:
+    """What all shards of a data set have in common: where they go and how they are made."""
+
+    url: str
+    making: Making
+    options_digest: str
+
+
+class ShardMaker:
+    """Makes one shard after the other; a context manager, picklable before its first use.
+
+    Args:
+        job: what all shards have in common.
+        processes: how many examine videos.
+    """
+
+    def __init__(self, job: ShardJobSpec, processes: int = 1) -> None:
+        self._job, self._examiners = job, examiners(job.making, processes)
+
+    def __enter__(self) -> ShardMaker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._examiners.close()
+
+    def __call__(
+        self, group: Group, on_video: Callable[[Tally], None] = lambda tally: None
+    ) -> Tally:
+        """Read, probe, transcode and pack the videos of a group; upload the shard, then its marker.
+
+        Args:
+            group: the videos.
+            on_video: called after each video with the tally so far.
+
+        Raises:
+            StorageError: The store or the temporary disk failed.
+        """
+        tally = Tally()
+        rejected: list[dict[str, str]] = []
+
+        def samples() -> Iterator[Sample]:
+            for video, result in examined:
+                tally.count(result)
+                on_video(tally)
+                if isinstance(result, Rejected):
+                    row = {"key": video.key, "where": video.where}
+                    rejected.append({**row, "reason": result.reason, "detail": result.detail})
+                else:
+                    yield result
+
+        job = self._job
+        with contextlib.closing(self._examiners.map(group.videos)) as examined:
+            entry = pack(samples(), job.url, group.name)
+        digest = markers.group_digest(group, job.options_digest)
+        marker = Marker(digest, entry, tally, tuple(rejected), group.keys, group.digests)
+        markers.store(job.url, group.number, marker)
+        return tally
+
+
+def make_here(
+    job: ShardJobSpec,
+    groups: Iterable[Group],
+    num_groups: int,
+    num_videos: int,
+    workers: int | None,
+    on_video: Callable[[Tally], None],
+) -> Generator[Tally]:
+    """Make shards on this machine: several at a time, or one by one with all processes.
+
+    Args:
+        job: what all shards have in common.
+        groups: taken as the workers get to them.
+        num_groups: how many there are.
+        num_videos: how many videos they have.
+        workers: processes in all; None: by the number of CPUs and videos.
+        on_video: called after each video, where shards are made one by one.
+
+    Raises:
+        StorageError: The store or the temporary disk failed.
+        ClusterError: A group's worker died again and again.
+    """
+    if workers is None:
+        workers = min(len(os.sched_getaffinity(0)), num_videos // _VIDEOS_PER_PROCESS)
+    at_a_time = max(min(workers, num_groups), 1)
+    processes = max(workers // at_a_time, 1)
+    if at_a_time > 1:
+        yield from make_by_processes(job, groups, at_a_time, processes)
+        return
+    with ShardMaker(job, processes) as maker:
+        for group in groups:
+            yield _with_retries(functools.partial(maker, on_video=on_video), group)
+
+
+def make_by_processes(
+    job: ShardJobSpec, groups: Iterable[Group], workers: int, processes: int = 1
+) -> Generator[Tally]:
+    """Make shards by worker processes.
+
+    Args:
+        job: what all shards have in common.
+        groups: taken as the workers get to them.
+        workers: processes that make a shard each at a time.
+        processes: processes of each worker that examine videos.
+
+    Raises:
+        StorageError: The store or the temporary disk failed.
+        ClusterError: A group's worker died again and again.
+    """
+    make = ShardMaker(job, processes).__call__
+    pool = ProcessPool(make, workers, seconds=None, may_have_children=True)
+    tallies = ordered_map(
+        functools.partial(_with_retries, pool),
+        groups,
+        threads=workers,
+        limit=workers,
+        in_order=False,
+        stop=pool.kill,
+    )
+    try:
+        for _, tally in tallies:
+            yield tally
+    finally:
+        tallies.close()
+        pool.close()
+
+
+def make_by_ray(
+    job: ShardJobSpec, groups: Iterable[Group], address: str, workers: int | None
+) -> Generator[Tally]:
+    """Make shards by Ray tasks, which Ray starts again elsewhere when their machine is lost.
+
+    Args:
+        job: what all shards have in common.
+        groups: taken as the cluster gets to them.
+        address: of the cluster; "local" starts one on this machine.
+        workers: shards made at a time; None: one per CPU of the cluster.
+
+    Raises:
+        StorageError: The store or a temporary disk failed.
+        ClusterError: There is no cluster, or a group's task was lost again and again.
+    """
+    cpus = workers or len(os.sched_getaffinity(0))
+    fix = "check --ray and the cluster's token, or use --workers"
+    with connected_to_ray(address, num_cpus=cpus, fix=fix):
+        import ray
+        from ray.exceptions import RayError
+
+        # Ray counts retries, not attempts: of tasks that died or raised one of its own errors.
+        task = ray.remote(num_cpus=1, max_retries=_ATTEMPTS - 1)(_make)
+        job_ref = ray.put(job)
+        tasks: dict[Future[Tally], Any] = {}
+
+        def start(group: Group) -> Future[Tally]:
+            ref = task.remote(job_ref, group)
+            tasks[future := ref.future()] = ref
+            return future
+
+        def limit() -> int:  # a cluster may grow and shrink
+            return workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
+
+        try:
+            for group, future in as_completed(start, groups, limit):
+                del tasks[future]
+                try:
+                    yield future.result()
+                except RayError as error:
+                    cause = getattr(error, "cause", None)
+                    if isinstance(cause, SvfapError):
+                        raise cause from error
+                    raise _worker_died(group, str(error).strip().splitlines()[-1]) from error
+        finally:
+            for ref in tasks.values():
+                ray.cancel(ref, force=True)
+
+
+def _make(job: ShardJobSpec, group: Group) -> Tally:
+    with ShardMaker(job) as maker:
+        return _with_retries(maker, group)
+
+
+def _with_retries(make: Callable[[Group], Tally], group: Group) -> Tally:
+    """Make a group, again if the worker died or the error is retryable."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return make(group)
+        except CrashedError as error:
+            if attempt == _ATTEMPTS:
+                raise _worker_died(group, str(error)) from error
+        except SvfapError as error:
+            if attempt == _ATTEMPTS or not error.retryable:
+                raise
+    raise AssertionError
+
+
+def _worker_died(group: Group, found: str) -> ClusterError:
+    return ClusterError(
+        f"A worker process died {_ATTEMPTS} times over the same shard",
+        f"{group.name}, videos {group.keys[0]} to {group.keys[-1]}",
+        found,
+        "see whether the machine is short of memory, then run the same command again",
+    )
