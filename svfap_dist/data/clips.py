@@ -150,8 +150,8 @@ def plan_multi_clip(info: VideoInfo, config: Config) -> tuple[Counter[int], Coun
     Raises: ConfigError if the shards were cut to another region than data.region.
     """
     tested = config.finetune
-    starts = views.segments(info.num_frames, config.window, tested.test_segments)
-    crops = views.squares(stored_region(info, config.data.region), tested.test_crops)
+    starts = views.segment_starts(info.num_frames, config.window, tested.test_segments)
+    crops = views.square_crops(stored_region(info, config.data.region), tested.test_crops)
     return Counter(starts), Counter(crops)
 
 

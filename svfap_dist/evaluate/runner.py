@@ -104,7 +104,7 @@ class ViewedVideo:
     @property
     def mean(self) -> np.ndarray:
         """The outputs averaged over all views, float32."""
-        return (self.views.shares @ self.outputs).astype(np.float32)
+        return (self.views.weights @ self.outputs).astype(np.float32)
 
 
 def segment_views(shape: ClipShape, region: str, segments: int, crops: int) -> ChooseViews:
@@ -118,8 +118,8 @@ def segment_views(shape: ClipShape, region: str, segments: int, crops: int) -> C
     """
 
     def choose(info: VideoInfo) -> Views:
-        starts = views.segments(info.num_frames, _window(shape), segments)
-        return Views.of(starts, views.squares(views.stored_region(info, region), crops))
+        starts = views.segment_starts(info.num_frames, _window(shape), segments)
+        return Views.of(starts, views.square_crops(views.stored_region(info, region), crops))
 
     return choose
 
@@ -142,8 +142,8 @@ def covering_views(shape: ClipShape, region: str, step: int) -> ChooseViews:
 
     def choose(info: VideoInfo) -> Views:
         stride = step or shape.num_frames * shape.sampling_rate
-        starts = views.covering(info.num_frames, _window(shape), stride)
-        return Views.of(starts, views.squares(views.stored_region(info, region), 1))
+        starts = views.covering_starts(info.num_frames, _window(shape), stride)
+        return Views.of(starts, views.square_crops(views.stored_region(info, region), 1))
 
     return choose
 
@@ -166,7 +166,7 @@ def middle_view(shape: ClipShape, region: str, *, allow_short: bool = False) -> 
                 found=f"{info.num_frames} frames for a window of {window}",
                 do=f"shard again with --min-frames {window}",
             )
-        starts = views.segments(info.num_frames, window, 1)
+        starts = views.segment_starts(info.num_frames, window, 1)
         return Views.of(starts, [views.stored_region(info, region)])
 
     return choose
@@ -382,7 +382,7 @@ def _request(
 ) -> _CutRequest:
     info = sample.info
     numbers = [
-        views.frame_numbers(start, shape.num_frames, shape.sampling_rate, info.num_frames)
+        views.clip_frames(start, shape.num_frames, shape.sampling_rate, info.num_frames)
         for start in starts
     ]
     return _CutRequest(sample.video, info, np.array(numbers), crops, shape.frame_size)

@@ -90,28 +90,37 @@ def stored_region(info: VideoInfo, name: str) -> Crop:
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """What is looked at: each of `crops` in each window, with how many it stands for where several
-    coincide. starts: first frames of the windows."""
+    """The clips of a video: each of `crops` in each window, with how many coincide in it."""
 
-    starts: Counter[int]
+    starts: Counter[int]  # first frames of the windows
     crops: Counter[Crop]
 
     @classmethod
     def of(cls, starts: Iterable[int], crops: Iterable[Crop]) -> Views:
-        """The views of windows and crops, alike ones made one."""
+        """Return the views of windows and crops, with equal ones merged.
+
+        Args:
+            starts: first frames of the windows.
+            crops: rectangles, the same in each window.
+        """
         return cls(Counter(starts), Counter(crops))
 
     @property
-    def shares(self) -> np.ndarray:
-        """What each crop of each window counts in an average, crops of a window side by side: they
-        sum to 1."""
+    def weights(self) -> np.ndarray:
+        """Return the weight of each crop of each window in an average, crops of a window adjacent;
+        they sum to 1."""
         counts = np.outer(list(self.starts.values()), list(self.crops.values())).ravel()
         return counts / counts.sum()
 
 
-def covering(num_frames: int, window: int, step: int) -> list[int]:
-    """Starts of windows every `step` frames, and of one more that ends with the video, so that its
-    end is not left out."""
+def covering_starts(num_frames: int, window: int, step: int) -> list[int]:
+    """Return starts of windows that cover a video, the last of which ends with it.
+
+    Args:
+        num_frames: frames of the video.
+        window: frames that a clip spans.
+        step: frames from one window to the next.
+    """
     last = num_frames - window
     if last <= 0:
         return [0]
@@ -119,27 +128,44 @@ def covering(num_frames: int, window: int, step: int) -> list[int]:
     return starts if starts[-1] == last else [*starts, last]
 
 
-def segments(num_frames: int, window: int, count: int) -> list[int]:
-    """Starts of `count` windows laid evenly from the beginning to the end of a video."""
-    return laid_evenly(count, max(num_frames - window, 0))
+def segment_starts(num_frames: int, window: int, count: int) -> list[int]:
+    """Return starts of windows spaced evenly from the beginning to the end of a video.
+
+    Args:
+        num_frames: frames of the video.
+        window: frames that a clip spans.
+        count: number of windows.
+    """
+    return _spread(count, max(num_frames - window, 0))
 
 
-def frame_numbers(start: int, clip_frames: int, rate: int, num_frames: int) -> list[int]:
-    """Source frames of the clip that starts at `start`; beyond the end the last one, again."""
-    return [min(start + number * rate, num_frames - 1) for number in range(clip_frames)]
+def clip_frames(start: int, length: int, rate: int, num_frames: int) -> list[int]:
+    """Return the frame numbers of a clip; the last frame repeats beyond the end of the video.
+
+    Args:
+        start: first frame.
+        length: frames of the clip.
+        rate: source frames from one to the next.
+        num_frames: frames of the video.
+    """
+    return [min(start + number * rate, num_frames - 1) for number in range(length)]
 
 
-def squares(within: Crop, count: int) -> list[Crop]:
-    """`count` squares of the shorter side, laid evenly along the longer one."""
+def square_crops(within: Crop, count: int) -> list[Crop]:
+    """Return squares of the shorter side, spaced evenly along the longer one.
+
+    Args:
+        within: the region that is covered.
+        count: number of squares.
+    """
     side = min(within.height, within.width)
-    down = laid_evenly(count, within.height - side)
-    right = laid_evenly(count, within.width - side)
+    down, right = _spread(count, within.height - side), _spread(count, within.width - side)
     return [
         Crop(within.top + rows, within.left + columns, side, side)
         for rows, columns in zip(down, right, strict=True)
     ]
 
 
-def laid_evenly(count: int, room: int) -> list[int]:
-    """Offsets from 0 to `room`, equally far apart; one alone is in the middle."""
+def _spread(count: int, room: int) -> list[int]:
+    """Return equally spaced offsets from 0 to `room`; a single one is in the middle."""
     return [room // 2] if count == 1 else [k * room // (count - 1) for k in range(count)]

@@ -41,7 +41,7 @@ def numbers_of(clips: torch.Tensor) -> torch.Tensor:
 
 def every_five(info) -> Views:
     whole = Crop(0, 0, info.height, info.width)
-    return Views.of(windows.covering(info.num_frames, 7, 5), [whole])
+    return Views.of(windows.covering_starts(info.num_frames, 7, 5), [whole])
 
 
 def sources_of(contents: dict[str, bytes]) -> list[Source]:
@@ -205,7 +205,7 @@ def test_windows_are_laid_evenly_and_equal_squares_made_once(make_data_set):
     assert [video.key for video in viewed] == [f"clip-{sample:03d}" for sample in TESTED]
     for sample, video in zip(TESTED, viewed, strict=True):
         assert video.outputs.tolist() == expected_frames(sample, [0, room // 2, room])
-        assert video.views.shares.tolist() == pytest.approx([1 / 3] * 3)
+        assert video.views.weights.tolist() == pytest.approx([1 / 3] * 3)
 
 
 def test_one_segment_is_the_middle_and_short_videos_are_one_window(make_data_set, videos):

@@ -17,7 +17,7 @@ NUMBERS = st.integers(1, 60)
 @settings(max_examples=60)
 @given(NUMBERS, NUMBERS, NUMBERS)
 def test_windows_cover_a_video(num_frames, window, step):
-    starts = windows.covering(num_frames, window, step)
+    starts = windows.covering_starts(num_frames, window, step)
     assert starts == sorted(set(starts))
     if num_frames <= window:
         assert starts == [0]
@@ -43,14 +43,14 @@ def test_windows_cover_a_video(num_frames, window, step):
     ],
 )
 def test_segments_are_spread_from_end_to_end(num_frames, count, starts):
-    assert windows.segments(num_frames, 61, count) == starts
+    assert windows.segment_starts(num_frames, 61, count) == starts
 
 
 def test_frames_beyond_the_end_are_the_last_one():
-    assert windows.frame_numbers(0, 4, 2, 9) == [0, 2, 4, 6]
-    assert windows.frame_numbers(3, 4, 2, 10) == [3, 5, 7, 9]
-    assert windows.frame_numbers(0, 4, 2, 4) == [0, 2, 3, 3]
-    assert windows.frame_numbers(0, 4, 2, 1) == [0, 0, 0, 0]
+    assert windows.clip_frames(0, 4, 2, 9) == [0, 2, 4, 6]
+    assert windows.clip_frames(3, 4, 2, 10) == [3, 5, 7, 9]
+    assert windows.clip_frames(0, 4, 2, 4) == [0, 2, 3, 3]
+    assert windows.clip_frames(0, 4, 2, 1) == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -68,12 +68,12 @@ def test_frames_beyond_the_end_are_the_last_one():
     ],
 )
 def test_squares_are_spread_along_the_longer_side(within, count, expected):
-    assert windows.squares(within, count) == expected
+    assert windows.square_crops(within, count) == expected
 
 
 def test_what_coincides_counts_for_as_many():
     """Of three windows in a video with room for two, and of two crops."""
     crops = [Crop(0, 0, 4, 4), Crop(0, 2, 4, 4)]
-    views = Views.of(windows.segments(62, 61, 3), crops)
+    views = Views.of(windows.segment_starts(62, 61, 3), crops)
     assert list(views.starts) == [0, 1]
-    assert views.shares.tolist() == pytest.approx([2 / 6, 2 / 6, 1 / 6, 1 / 6])
+    assert views.weights.tolist() == pytest.approx([2 / 6, 2 / 6, 1 / 6, 1 / 6])
