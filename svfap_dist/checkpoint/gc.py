@@ -21,8 +21,7 @@ from svfap_dist import storage
 from svfap_dist.checkpoint import saver, store
 from svfap_dist.config import TrainConfig
 from svfap_dist.errors import CheckpointError, ConfigError
-from svfap_dist.telemetry import ledger
-from svfap_dist.telemetry.journal import read_recipe
+from svfap_dist.telemetry.journal import read_events, read_recipe
 
 _SILENT_SECONDS = 3600.0  # a living run writes windows and checkpoints more often
 
@@ -117,7 +116,7 @@ def _retention(run_url: str) -> TrainConfig:
 
 def _require_idle(run_url: str) -> None:
     last = None
-    for event in ledger.events(run_url):
+    for event in read_events(run_url):
         last = event
     owner = saver.read_owner(run_url)
     if last is None or last["event"] == "stop" or saver.has_ended(owner):

@@ -99,7 +99,7 @@ def launch_training(config: Any, context: Any, on: str, progress: Progress) -> A
         from svfap_dist.cluster import ray_train
 
         return ray_train.train(config, on_log=show, on_wait=progress.tick, context=context)
-    from svfap_dist.telemetry.discovery import Discovery
+    from svfap_dist.telemetry.exporter import Discovery
     from svfap_dist.train import loop
 
     if not speaks():

@@ -26,7 +26,7 @@ from svfap_dist.allocator import ONE_ARENA
 from svfap_dist.cluster.connection import check_resources, connected
 from svfap_dist.config import Config, recipe
 from svfap_dist.errors import ClusterError, SvfapError
-from svfap_dist.telemetry.discovery import Discovery
+from svfap_dist.telemetry.exporter import Discovery
 from svfap_dist.train import loop
 from svfap_dist.train.attempt import RunContext, RunResult
 from svfap_dist.train.signals import catch_stop_signals

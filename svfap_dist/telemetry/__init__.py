@@ -1,6 +1,6 @@
 """Records of a run while it trains: files, metrics of each rank, and where the time went.
 
 Start at `recorder`, which feeds all others: `meter` (times and counts of a rank), `metrics` (the
-table of Prometheus series), `exporter` (/metrics of a rank), `journal` (the files of a run) and
-`goodput` (classes of wall time). `ledger` reads the files back; `discovery` lists live ranks.
+table of Prometheus series), `exporter` (/metrics of a rank, list of live ranks), `journal` (the
+files of a run, written and read back) and `goodput` (classes of wall time).
 """

@@ -29,9 +29,13 @@ from svfap_dist.evaluate import protocol
 from svfap_dist.progress import Progress
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import Manifest
-from svfap_dist.telemetry import ledger
-from svfap_dist.telemetry.journal import read_recipe
-from svfap_dist.telemetry.ledger import Line, PastAttempt
+from svfap_dist.telemetry.journal import (
+    Line,
+    PastAttempt,
+    read_attempts,
+    read_ledgers,
+    read_recipe,
+)
 
 _ROWS_KEPT = 20
 
@@ -108,7 +112,7 @@ def audit(run_url: str, data_url: str = "") -> Audit:
     counts yet; ShardError for shards that cannot be read; StorageError.
     """
     config = read_recipe(run_url)
-    attempts = ledger.attempts(run_url)
+    attempts = read_attempts(run_url)
     if data_url:
         data = config.data.model_copy(update={"url": data_url})
         config = config.model_copy(update={"data": data})
@@ -150,7 +154,7 @@ def _compare(
     redone = pending = 0
     with Progress("Auditing steps", newest - first) as progress:
         for number, attempt in enumerate(attempts):
-            ledgers = ledger.ledgers(run_url, attempt.number, sizes)
+            ledgers = read_ledgers(run_url, attempt.number, sizes)
             limit = min([newest, *(later.step for later in attempts[number + 1 :])])
             for step in range(attempt.step + 1, limit + 1):
                 found = [line for rank in ledgers for line in rank.take(step)]

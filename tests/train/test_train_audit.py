@@ -17,7 +17,7 @@ from svfap_dist.data.sample_order import EpochOrder
 from svfap_dist.errors import ConfigError
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import Manifest, ShardEntry, ShardIndex
-from svfap_dist.telemetry import ledger
+from svfap_dist.telemetry import journal
 from svfap_dist.telemetry.journal import Journal
 from svfap_dist.train.audit import Offence, audit
 
@@ -208,7 +208,7 @@ def test_substitutes_are_counted_and_no_offence(finished: Run) -> None:
 
 def test_small_pieces_give_the_same(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = audit(finished.url)
-    monkeypatch.setattr(ledger, "_PIECE_BYTES", 7)
+    monkeypatch.setattr(journal, "_PIECE_BYTES", 7)
     assert audit(finished.url) == whole
 
 
