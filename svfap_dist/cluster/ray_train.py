@@ -1,20 +1,20 @@
-"""Ranks by Ray Train: start the group, watch it, restart it after a failure, tell the person.
+"""Ranks by Ray Train: start the group, watch it, restart it after a failure, report progress.
 
-Ray Train places one process per worker, gives each the torch rendezvous variables, and restarts the
-whole group when one dies (`cluster.max_failures` times). Each rank calls `train.loop.run`, the
-same function that torchrun and srun start; resuming from the newest committed checkpoint is that
-function's own affair, so no state passes through Ray.
+Ray Train places one process per worker, sets the torch rendezvous variables, and restarts the whole
+group when one dies (`cluster.max_failures` times). Each rank calls `train.loop.run`, the function
+that torchrun and srun start too; it resumes from the newest committed checkpoint, so no state goes
+through Ray.
 
-Driver and ranks meet at a `Board`, a small actor: rank 0 posts what it logs, an error that no
-restart can mend is posted so that the next attempt gives up at once, and the driver posts what
-asked it to stop (Ctrl-C, a signal of Slurm or of Ray's job agent). When Ray will take a node away,
-the ranks learn of it from Ray Train, save a checkpoint and go on until the group is restarted.
+Driver and ranks share a `_Board`, a small actor. Rank 0 posts its log rows; a rank posts an error
+that no restart can fix, so that the next attempt gives up at once; the driver posts what asked it
+to stop (Ctrl-C, a signal of Slurm or of Ray's job agent). When a node will be preempted, the ranks
+learn it from Ray Train, save a checkpoint and continue until the group is restarted.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
+import functools
 import os
 import threading
 import uuid
@@ -31,59 +31,37 @@ from svfap_dist.train import loop
 from svfap_dist.train.attempt import RunContext, RunResult
 from svfap_dist.train.signals import catch_stop_signals
 
-_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_BETWEEN_POLLS = 0.5
 
 
-class Board:
-    """Mailbox between driver and ranks; runs in an actor of its own.
-
-    Args:
-        context: What the driver's preflight read.
-    """
+class _Board:
+    """Mailbox between driver and ranks, in an actor of its own: log rows and named values."""
 
     def __init__(self, context: RunContext) -> None:
-        self._context: RunContext | None = context
         self._rows: list[dict[str, Any]] = []
-        self._fatal: SvfapError | None = None
-        self._result: RunResult | None = None
-        self._stop_reason = ""
-        self._addresses: list[str] = []
-
-    def take_context(self) -> RunContext | None:
-        """Return the driver's context once; None after a restart, when it is out of date."""
-        context, self._context = self._context, None
-        return context
-
-    def begin(self, addresses: list[str]) -> None:
-        self._addresses = addresses
-
-    def addresses(self) -> list[str]:
-        return self._addresses
+        self._values: dict[str, Any] = {"context": context}
 
     def post(self, row: dict[str, Any]) -> None:
+        """Append a log row."""
         self._rows.append(row)
 
-    def take_rows(self) -> list[dict[str, Any]]:
+    def put(self, name: str, value: Any) -> None:
+        """Store a value, unless there is one: the first error, the last addresses count."""
+        if name == "addresses" or name not in self._values:
+            self._values[name] = value
+
+    def get(self, name: str) -> Any:
+        """Return a value, None where there is none."""
+        return self._values.get(name)
+
+    def take(self, name: str) -> Any:
+        """Return a value and remove it."""
+        return self._values.pop(name, None)
+
+    def read(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Return the new log rows, and all values but the context."""
         rows, self._rows = self._rows, []
-        return rows
-
-    def set_fatal(self, error: SvfapError) -> None:
-        self._fatal = self._fatal or error
-
-    def fatal(self) -> SvfapError | None:
-        return self._fatal
-
-    def set_result(self, result: RunResult) -> None:
-        self._result = result
-
-    def result(self) -> RunResult | None:
-        return self._result
-
-    def request_stop(self, reason: str) -> None:
-        self._stop_reason = reason
-
-    def stop_reason(self) -> str:
-        return self._stop_reason
+        return rows, {name: v for name, v in self._values.items() if name != "context"}
 
 
 def train(
@@ -94,15 +72,22 @@ def train(
 ) -> RunResult:
     """Train on `config.cluster.num_workers` ranks and wait for the end.
 
-    Uses the cluster of RAY_ADDRESS, or of the job this runs in, or else starts one on this machine.
-    `on_log` gets rank 0's log rows; `on_wait` is called twice a second. The first Ctrl-C, SIGTERM
-    or SIGUSR1 asks all ranks to save a checkpoint and stop, a second one leaves at once.
-    `context` is what `loop.preflight` returned; None: it is called here.
+    Uses the cluster of RAY_ADDRESS, or that of the job this runs in, or starts one on this machine.
+    The first Ctrl-C, SIGTERM or SIGUSR1 makes all ranks save a checkpoint and stop; a second one
+    ends the process at once.
 
-    Raises: the rank's own SvfapError; ClusterError if the group could not be kept alive.
+    Args:
+        config: the recipe.
+        on_log: gets rank 0's log rows.
+        on_wait: called twice a second.
+        context: result of `loop.preflight`; None: it is called here.
+
+    Raises:
+        SvfapError: the rank's own.
+        ClusterError: the group could not be kept alive.
     """
     context = context or loop.preflight(config)
-    # Ray has its own idea of SIGTERM, which it puts in place when it connects: ours comes after.
+    # Ray installs its own handler of SIGTERM when it connects: ours must come after.
     with (
         connected(config.cluster),
         catch_stop_signals() as heard,
@@ -111,37 +96,28 @@ def train(
         import ray
 
         check_resources(config.cluster)
-        board: Any = ray.remote(num_cpus=0)(Board).remote(context)
-        outcome = _Fit(config, board)
-        rows: collections.deque[dict[str, Any]] = collections.deque()  # not yet shown
-        is_told = False
-        while outcome.is_running():
-            outcome.wait(_SECONDS_BETWEEN_LOOKS)
+        board: Any = ray.remote(num_cpus=0)(_Board).remote(context)
+        fit = _Fit(config, board)
+        is_running, values = True, {}
+        while is_running and "fatal" not in values:  # no restart can fix a fatal error
+            is_running = fit.wait(_SECONDS_BETWEEN_POLLS)
             on_wait()
-            discovery.show(ray.get(board.addresses.remote()))
-            rows.extend(ray.get(board.take_rows.remote()))
-            while rows:
-                on_log(rows.popleft())
-            if ray.get(board.fatal.remote()) is not None:
-                break  # no restart can help: leave, and let the restarted group end itself
-            if heard() and not is_told:
-                ray.get(board.request_stop.remote(heard()))
-                is_told = True
-        for row in [*rows, *ray.get(board.take_rows.remote())]:
-            on_log(row)
-        fatal: SvfapError | None = ray.get(board.fatal.remote())
-        result: RunResult | None = ray.get(board.result.remote())
+            rows, values = ray.get(board.read.remote())
+            discovery.show(values.get("addresses", []))
+            for row in rows:
+                on_log(row)
+            if heard():
+                ray.get(board.put.remote("stop_reason", heard()))
     storage.delete(_ray_folder(config.run.url))
-    if fatal is not None:
-        raise fatal
-    if outcome.error is not None:
-        raise _explained(outcome.error, config)
-    assert result is not None, "all ranks returned but rank 0 posted no result"
-    return result
+    if "fatal" in values:
+        raise values["fatal"]
+    if fit.error is not None:
+        raise _explained(fit.error, config)
+    return values["result"]
 
 
 class _Fit:
-    """`TorchTrainer.fit` in a thread: in the main thread it would take Ctrl-C for itself."""
+    """`TorchTrainer.fit` in a thread: in the main thread it would handle Ctrl-C itself."""
 
     def __init__(self, config: Config, board: Any) -> None:
         self.error: BaseException | None = None
@@ -153,15 +129,13 @@ class _Fit:
         try:
             self.error = self._trainer.fit().error
         except (Exception, SystemExit) as error:
-            # Handed to the main thread, which explains it; Ray ends a fit whose cluster is shut
-            # down by SystemExit.
+            # For the main thread. Ray ends the fit of a cluster that shuts down by SystemExit.
             self.error = error
 
-    def is_running(self) -> bool:
-        return self._thread.is_alive()
-
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> bool:
+        """Wait for the end, and return whether it is still running."""
         self._thread.join(seconds)
+        return self._thread.is_alive()
 
 
 def _trainer(config: Config, board: Any) -> Any:
@@ -183,23 +157,23 @@ def _trainer(config: Config, board: Any) -> Any:
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
-            # A name used before would make Ray Train take up that run's state.
+            # A new name each time: with an old one Ray Train would restore that run's state.
             name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
-            # Ranks on other nodes need the driver's way to the store; all train in a thread.
-            worker_runtime_env={
-                "env_vars": {
-                    k: v for k, v in os.environ.items() if k.startswith(("AWS_", logs.VARIABLE))
-                }
-                | ONE_ARENA
-            },
+            worker_runtime_env={"env_vars": _inherited() | ONE_ARENA},
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             **_state_storage(config.run.url),
         ),
     )
 
 
+def _inherited() -> dict[str, str]:
+    """Return the driver's variables for ranks on other nodes: access to the store, logging."""
+    names = [name for name in os.environ if name.startswith(("AWS_", logs.VARIABLE))]
+    return {name: os.environ[name] for name in names}
+
+
 def _state_storage(run_url: str) -> dict[str, Any]:
-    """Where Ray Train keeps its own small state: below the run, which every node can reach."""
+    """Return where Ray Train keeps its own small state: below the run, which all nodes reach."""
     fs, path = storage.filesystem(_ray_folder(run_url))
     if not storage.is_remote(run_url):
         return {"storage_path": path}
@@ -214,14 +188,12 @@ def _ray_folder(run_url: str) -> str:
 
 
 def _rank(spec: dict[str, Any]) -> None:
-    """What each worker runs."""
+    """Run one rank, in a worker of Ray Train."""
     import ray
 
     logs.set_up()
-
     board = spec["board"]
-    fatal: SvfapError | None = ray.get(board.fatal.remote())
-    if fatal is not None:  # an earlier attempt found out that no attempt can succeed
+    if ray.get(board.get.remote("fatal")) is not None:  # an earlier attempt's: none can succeed
         return
     config = recipe.from_tables(spec["config"], where="the driver's recipe")
     is_main = os.environ["RANK"] == "0"
@@ -231,21 +203,22 @@ def _rank(spec: dict[str, Any]) -> None:
             result = loop.run(
                 config,
                 on_log=board.post.remote,
-                on_begin=board.begin.remote,
+                on_begin=functools.partial(board.put.remote, "addresses"),
                 stop_requested=stop_reason,
                 nodes_leaving=_nodes_leaving,
-                context=ray.get(board.take_context.remote()) if is_main else None,
+                # After a restart the context of the driver is out of date.
+                context=ray.get(board.take.remote("context")) if is_main else None,
             )
     except SvfapError as error:
         if not error.retryable:
-            ray.get(board.set_fatal.remote(error))
+            ray.get(board.put.remote("fatal", error))
         raise
     if is_main:
-        ray.get(board.set_result.remote(result))
+        ray.get(board.put.remote("result", result))
 
 
 def _nodes_leaving() -> Set[str]:
-    """Ids of the group's nodes that Ray will take away; a barrier of all ranks."""
+    """Return the ids of the group's nodes that will be preempted; a barrier of all ranks."""
     from ray.train import get_preemption_info
 
     info = get_preemption_info()
@@ -254,17 +227,18 @@ def _nodes_leaving() -> Set[str]:
 
 @contextlib.contextmanager
 def _stop_reason(board: Any) -> Iterator[Callable[[], str]]:
-    """What asked the driver to stop, "" so far: a thread looks, so that no step waits for the
-    answer."""
+    """Yield a function that returns what asked the driver to stop, "" if nothing did.
+
+    A thread polls the board, so that no step waits for it.
+    """
     import ray
 
     done = threading.Event()
     found: list[str] = []
 
     def look() -> None:
-        while not done.wait(_SECONDS_BETWEEN_LOOKS) and not found:
-            reason: str = ray.get(board.stop_reason.remote())
-            if reason:
+        while not done.wait(_SECONDS_BETWEEN_POLLS) and not found:
+            if reason := str(ray.get(board.get.remote("stop_reason")) or ""):
                 found.append(reason)
 
     thread = threading.Thread(target=look, name="watch-for-stop", daemon=True)
@@ -277,7 +251,7 @@ def _stop_reason(board: Any) -> Iterator[Callable[[], str]]:
 
 
 def _explained(error: BaseException, config: Config) -> SvfapError:
-    """The error of the rank that failed first, or one that says what Ray said."""
+    """Return the error of the rank that failed first, or else one with Ray's message."""
     failures = getattr(error, "worker_failures", {})
     for rank, failure in sorted(failures.items()):
         cause = getattr(failure, "cause", None) or failure

@@ -1,9 +1,9 @@
-"""Ablations: a recipe trained once for every combination of some values, and one table of results.
+"""Ablations: train a recipe once for every combination of values; one table of results.
 
 In: a recipe, overrides, and axes `key=v1,v2`. Out: a run per combination below `run.url`, each in a
-folder named after it, and a `Trial` per combination. Trials are Ray tasks, so Ray decides how many
-go on at a time and where; each is a rank of its own in a process of its own, and an ordinary run:
-the same sweep started again resumes what was cut short and leaves alone what is finished.
+folder named after it, and a `Trial` per combination. Trials are Ray tasks, so Ray schedules them;
+each is an ordinary run of one rank in its own process. A sweep that is started again resumes
+interrupted trials and skips finished ones.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from svfap_dist.config import Config, recipe, require_urls
 from svfap_dist.errors import ConfigError, SvfapError
 from svfap_dist.text_table import format_table
 
-_OURS = ("run.url", "cluster.num_workers", "metrics.port")  # what a sweep decides itself
-_COLUMNS = ("combination", "parameters", "GFLOP/clip", "clips/s", "loss", "held-out loss")
+_OWN_KEYS = ("run.url", "cluster.num_workers", "metrics.port")  # what a sweep sets itself
+_COLUMNS = ("combination", "parameters", "GFLOP/clip", "clips/s", "loss", "validation loss")
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A combination and what became of it; None where that was not found out.
+    """A combination of values and its results, None where unknown.
 
-    gflops: of a training step of one clip, counted on paper. error: why it failed, "" if it did
-    not.
+    gflops: GFLOP of a training step for one clip, counted, not measured. error: why it failed, or
+    "".
     """
 
     combination: dict[str, str]
@@ -46,8 +46,24 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """The combination in a word."""
+        """The combination as one word."""
         return ",".join(f"{key}={value}" for key, value in self.combination.items())
+
+    def row(self) -> tuple[str, ...]:
+        """Return the trial's cells of the table."""
+
+        def number(value: float | None, form: str) -> str:
+            return "-" if value is None else format(value, form)
+
+        losses = f"{number(self.first_loss, '.4f')} to {number(self.loss, '.4f')}"
+        return (
+            self.name,
+            number(self.parameters, ",d"),
+            number(self.gflops, ".2f"),
+            number(self.clips_per_second, ".2f"),
+            "failed" if self.error else losses,
+            number(self.held_out_loss, ".4f"),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,25 +78,10 @@ class SweepResult:
         return sum(bool(trial.error) for trial in self.trials)
 
     def lines(self) -> list[str]:
-        """For people: a table."""
-        rows = [_row(trial) for trial in self.trials]
-        text = format_table(rows, _COLUMNS, right=range(1, len(_COLUMNS)))
-        return [*text, *(f"{t.name} failed: {t.error}" for t in self.trials if t.error)]
-
-
-def _row(trial: Trial) -> tuple[str, ...]:
-    def number(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    losses = f"{number(trial.first_loss, '.4f')} to {number(trial.loss, '.4f')}"
-    return (
-        trial.name,
-        number(trial.parameters, ",d"),
-        number(trial.gflops, ".2f"),
-        number(trial.clips_per_second, ".2f"),
-        "failed" if trial.error else losses,
-        number(trial.held_out_loss, ".4f"),
-    )
+        """Return a table, and the reason of each failure."""
+        columns = range(1, len(_COLUMNS))
+        table = format_table([trial.row() for trial in self.trials], _COLUMNS, right=columns)
+        return [*table, *(f"{t.name} failed: {t.error}" for t in self.trials if t.error)]
 
 
 def run(
@@ -89,18 +90,24 @@ def run(
     overrides: Sequence[str],
     on_trial: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> SweepResult:
-    """Train recipe `name` with `overrides` once for every combination of the axes `key=v1,v2`.
+    """Train a recipe once for every combination of the axes' values.
 
-    A trial that fails is told in its row and stops no other. `on_trial` gets how many of how many
-    are done, and the name of the latest.
+    A trial that fails says so in its row and stops no other.
 
-    Raises: ConfigError if the axes cannot be read or no combination is possible; ClusterError if
-    Ray cannot be reached or is too small for one trial.
+    Args:
+        name: the recipe, a path or a bundled name.
+        axes: texts `key=v1,v2`.
+        overrides: texts `key=value`, for all trials.
+        on_trial: called with the number of finished trials, of all trials, and the latest's name.
+
+    Raises:
+        ConfigError: an axis cannot be read, or no combination is possible.
+        ClusterError: Ray cannot be reached or is too small for one trial.
     """
     combinations = _combinations([_axis(axis) for axis in axes])
     base = recipe.load(name, overrides)
     require_urls(base, "run.url", hint="a folder or s3:// prefix; trials get a folder below it")
-    # Beside other trials, a rank's fair share is not all of its node.
+    # Trials share a node, so a rank's default share of the CPU threads would be too large.
     threads = base.train.threads_per_rank or base.cluster.cpus_per_worker
     before = [*overrides, f"train.threads_per_rank={threads}"]
     trials: list[Trial] = []
@@ -108,38 +115,32 @@ def run(
     refused: ConfigError | None = None
     for index, combination in enumerate(combinations):
         url = storage.join(base.run.url, _folder(combination))
-        trials.append(Trial(combination, url))
         values = [f"{key}={value}" for key, value in combination.items()]
         own = [f"run.url={url}", "cluster.num_workers=1", "metrics.port=0"]
         try:
             configs[index] = recipe.load(name, [*before, *values, *own])
+            trials.append(Trial(combination, url))
         except ConfigError as error:
             refused = error
-            trials[index] = dataclasses.replace(trials[index], error=str(error))
+            trials.append(Trial(combination, url, error=str(error)))
     if not configs:
         assert refused is not None
         raise refused
-    _check_apart(configs, trials)
+    _check_distinct(configs, trials)
     _run_all(configs, trials, on_trial)
     return SweepResult(trials)
 
 
 def _axis(text: str) -> tuple[str, list[str]]:
-    """Key and values of `key=v1,v2`; commas inside brackets belong to a value."""
+    """Return key and values of `key=v1,v2`; commas inside brackets belong to a value."""
     key, equals, values = text.partition("=")
     # Commas that no closing bracket follows before an opening one.
     found = [value.strip() for value in re.split(r",(?![^\[]*\])", values)]
     if not equals or "." not in key or not all(found):
-        raise ConfigError(
-            "Unreadable axis",
-            where=text,
-            found="not of the form section.key=v1,v2",
-            do="write e.g. --axis mask.ratio=0.75,0.9",
-        )
-    if key in _OURS:
-        raise ConfigError(
-            "Not for an axis", where=key, found=text, do="leave it to the sweep, or override it"
-        )
+        advice = "write e.g. --axis mask.ratio=0.75,0.9"
+        raise ConfigError("Unreadable axis", text, "not of the form section.key=v1,v2", advice)
+    if key in _OWN_KEYS:
+        raise ConfigError("Not for an axis", key, text, "leave it to the sweep, or override it")
     return key, found
 
 
@@ -151,32 +152,26 @@ def _combinations(axes: Sequence[tuple[str, list[str]]]) -> list[dict[str, str]]
     ]
     folders = {_folder(combination) for combination in combinations}
     if not keys or len(set(keys)) < len(keys) or len(folders) < len(combinations):
-        raise ConfigError(
-            "Axes do not tell the trials apart",
-            where="--axis",
-            found=", ".join(f"{key}={','.join(values)}" for key, values in axes) or "none",
-            do="give each key once, and each of its values once",
-        )
+        found = ", ".join(f"{key}={','.join(values)}" for key, values in axes) or "none"
+        advice = "give each key once, and each of its values once"
+        raise ConfigError("Duplicate sweep key or value", "--axis", found, advice)
     return combinations
 
 
-def _check_apart(configs: dict[int, Config], trials: Sequence[Trial]) -> None:
-    """No two recipes are the same but for where they write: 0.9 is 0.90."""
+def _check_distinct(configs: dict[int, Config], trials: Sequence[Trial]) -> None:
+    """Check that no two recipes differ in their run.url only, as those of 0.9 and 0.90 do."""
     seen: dict[str, int] = {}
     for index, config in configs.items():
         recipe_text = config.model_dump_json(exclude={"run": {"url"}})
         twin = seen.setdefault(recipe_text, index)
         if twin != index:
-            raise ConfigError(
-                "Axes do not tell the trials apart",
-                where="--axis",
-                found=f"{trials[twin].name} and {trials[index].name} are one recipe",
-                do="give each value once, however it is written",
-            )
+            found = f"{trials[twin].name} and {trials[index].name} are one recipe"
+            advice = "give each value once, however it is written"
+            raise ConfigError("Duplicate sweep key or value", "--axis", found, advice)
 
 
 def _folder(combination: dict[str, str]) -> str:
-    """A combination as the name of a folder: `mask.ratio=0.75,model.stage_depths=12-6-3`."""
+    """Return a combination as a folder's name: `mask.ratio=0.75,model.stage_depths=12-6-3`."""
     return ",".join(
         f"{key}={re.sub(r'[^A-Za-z0-9._-]+', '-', value).strip('-')}"
         for key, value in combination.items()
@@ -186,7 +181,7 @@ def _folder(combination: dict[str, str]) -> str:
 def _run_all(
     configs: dict[int, Config], trials: list[Trial], on_trial: Callable[[int, int, str], None]
 ) -> None:
-    """Run the trials of `configs` (by their index) as Ray tasks, and put in what they give."""
+    """Run the trials of `configs` (by their index) as Ray tasks, and put in their results."""
     import ray
     from ray.exceptions import RayError
 
@@ -209,14 +204,14 @@ def _run_all(
             index = pending.pop(reference)
             try:
                 trials[index] = ray.get(reference)
-            except RayError as error:  # its process died, or an error that is no SvfapError
+            except RayError as error:  # its process died, or any other error than SvfapError
                 reason = str(error).strip().splitlines()[-1]
                 trials[index] = dataclasses.replace(trials[index], error=reason)
             on_trial(len(configs) - len(pending), len(configs), trials[index].name)
 
 
 def _trial(tables: dict[str, Any], trial: Trial) -> Trial:
-    """What a task runs: a whole pre-training as the only rank."""
+    """Run a whole pre-training as the only rank, in a Ray task."""
     from svfap_dist.telemetry.journal import METRICS_FILE
     from svfap_dist.train import loop
 
@@ -231,7 +226,7 @@ def _trial(tables: dict[str, Any], trial: Trial) -> Trial:
     rates = [json.loads(line)["clips_per_second"] for line in metrics]
     return dataclasses.replace(
         trial,
-        clips_per_second=statistics.median(rates[1:] or rates),  # the first has the start in it
+        clips_per_second=statistics.median(rates[1:] or rates),  # the first includes the start
         first_loss=result.first_loss,
         loss=result.loss,
         held_out_loss=result.held_out_loss,
@@ -239,7 +234,7 @@ def _trial(tables: dict[str, Any], trial: Trial) -> Trial:
 
 
 def _size(config: Config) -> dict[str, Any]:
-    """Parameters of the recipe's model, and its operations for a training step of one clip."""
+    """Return the number of parameters, and the operations of a training step for one clip."""
     import torch
 
     from svfap_dist.train.objective import build_objective

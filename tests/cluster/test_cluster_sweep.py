@@ -67,10 +67,10 @@ def test_an_impossible_combination_is_told_in_its_row(no_ray: list[Any]) -> None
 @pytest.mark.parametrize(
     ("axes", "overrides", "words"),
     [
-        ([], ["run.url=runs"], "tell the trials apart"),
-        (["mask.ratio=0.9,0.8,0.9"], ["run.url=runs"], "tell the trials apart"),
+        ([], ["run.url=runs"], "Duplicate sweep key or value"),
+        (["mask.ratio=0.9,0.8,0.9"], ["run.url=runs"], "Duplicate sweep key or value"),
         (["mask.ratio=0.9,0.90"], ["run.url=runs"], r"ratio=0\.9 and .*ratio=0\.90 are one"),
-        (["mask.ratio=0.9", "mask.ratio=0.8"], ["run.url=runs"], "tell the trials apart"),
+        (["mask.ratio=0.9", "mask.ratio=0.8"], ["run.url=runs"], "Duplicate sweep key or value"),
         (["mask.ratio"], ["run.url=runs"], "Unreadable axis"),
         (["mask.ratio=0.9,"], ["run.url=runs"], "Unreadable axis"),
         (["run.url=a,b"], ["run.url=runs"], "Not for an axis"),
