@@ -1,6 +1,7 @@
 """SVFAP (arXiv 2401.00416): pre-training, fine-tuning and use of facial-affect video models.
 
-`load` and `extract` are what most programs want; importing this package alone imports nothing.
+Most programs need `load` and `extract` only. Both are imported on first use, so that importing the
+package is fast. docs/architecture.md says what each room (folder) is for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m svfap_dist` is the command `svfap`: what torchrun and srun start."""
+"""Run the command `svfap` as `python -m svfap_dist`, which torchrun and srun start."""
 
 from svfap_dist.cli import main
 

@@ -1,6 +1,6 @@
-"""The whole job at small size on one machine: `svfap demo`.
+"""`svfap demo`: the whole pipeline at small size on one machine.
 
-Clips (rendered, or a folder of yours) -> shards -> two Ray Train workers with DeepSpeed ZeRO-2 ->
+Clips (rendered, or a folder of videos) -> shards -> two Ray Train workers with DeepSpeed ZeRO-2 ->
 checkpoint -> reconstruction picture of held-out faces -> report. Each step is the call behind the
 verb of the same name, so the demo is also the shortest example of how they fit together.
 """
@@ -23,15 +23,21 @@ from svfap_dist.progress import Progress, say
 
 _TRAIN_CLIPS = "clips=96,identities=24,first_identity=0,frames=72"
 _HELD_OUT_CLIPS = "clips=16,identities=8,first_identity=24,frames=72"
-_EVERY = 7  # of given videos, every seventh is held out
-_PICTURED = 3
+_EVERY = 7  # every seventh of the given videos is held out
+_PICTURED = 3  # videos in the picture
 _RUN_MARK = ".svfap-demo"
 
 
 def run(out: str, videos: str, overrides: Sequence[str]) -> None:
-    """Run the demo into the folder `out`; with `videos`, on that folder instead of rendered faces.
+    """Run the demo.
 
-    Raises: SvfapError of whichever step fails.
+    Args:
+        out: folder for all files it makes.
+        videos: folder of face videos to train on; empty: rendered faces.
+        overrides: of the recipe tiny_cpu, `section.key=value`.
+
+    Raises:
+        SvfapError: of the step that fails.
     """
     out = storage.local_path(out)
     run_url = _fresh_run_folder(os.path.join(out, "run"))
@@ -56,19 +62,16 @@ def run(out: str, videos: str, overrides: Sequence[str]) -> None:
     reconstruction.make(run_url, faces, picture)
     report = os.path.join(run_url, "report.html")
     page.make(run_url, report)
-    _say_what_is_where(run_url, result, picture, report, faces[0])
+    _print_summary(run_url, result, picture, report, faces[0])
 
 
 def _fresh_run_folder(folder: str) -> str:
-    """An empty run folder; removes an earlier demo's, and nothing else."""
+    """Return an empty run folder; replaces that of an earlier demo, and nothing else."""
     if os.path.isdir(folder) and os.listdir(folder):
         if not os.path.exists(os.path.join(folder, _RUN_MARK)):
-            raise ConfigError(
-                "Demo would overwrite files that are not its own",
-                where=folder,
-                found="a folder that no demo made",
-                do="choose another folder with --out",
-            )
+            found = "a folder without the mark of an earlier demo"
+            advice = "choose another folder with --out"
+            raise ConfigError("Folder has files of others", folder, found, advice)
         shutil.rmtree(folder)
     storage.write_bytes(os.path.join(folder, _RUN_MARK), b"made by svfap demo\n")
     return folder
@@ -77,17 +80,13 @@ def _fresh_run_folder(folder: str) -> str:
 def _split(videos: str, folder: str) -> tuple[str, tuple[str, str]]:
     """Link the videos into a training and a held-out folder: every seventh clip is held out.
 
-    A handful of people is too few to hold out whole persons, so a held-out clip shows a person of
-    the training set in another clip; rendered faces, of which there are enough, share nobody.
+    A few people are too few to hold out whole subjects, so a held-out clip may show a subject of
+    the training set; rendered faces are enough to hold out whole subjects.
     """
     paths = [video.where for video in sources.load("folder").samples(videos)]
     if len(paths) < _EVERY:
-        raise ConfigError(
-            "Too few videos to hold some out",
-            where=videos,
-            found=f"{len(paths)} videos",
-            do=f"give a folder of at least {_EVERY} videos",
-        )
+        advice = f"give a folder of at least {_EVERY} videos"
+        raise ConfigError("Too few videos to hold some out", videos, f"{len(paths)} videos", advice)
     shutil.rmtree(folder, ignore_errors=True)
     for number, path in enumerate(sorted(paths), start=1):
         part = "train" if number % _EVERY else "held-out"
@@ -129,7 +128,7 @@ def _pretrain(config: Any) -> Any:
 
 
 def _some_videos(source: str, text: str, folder: str) -> list[str]:
-    """A few of the held-out videos as files, for the picture and for playing with."""
+    """Write a few held-out videos as files, for the picture and for the user."""
     paths = []
     for video in itertools.islice(sources.load(source).samples(text), _PICTURED):
         path = os.path.join(folder, f"{video.key.replace('/', '-')}.{video.suffix}")
@@ -138,7 +137,7 @@ def _some_videos(source: str, text: str, folder: str) -> list[str]:
     return paths
 
 
-def _say_what_is_where(run_url: str, result: Any, picture: str, report: str, face: str) -> None:
+def _print_summary(run_url: str, result: Any, picture: str, report: str, face: str) -> None:
     say("")
     for line in result.lines():
         say(line)

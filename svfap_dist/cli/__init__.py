@@ -1,8 +1,8 @@
 """The command line: `svfap <verb>`.
 
-Verbs only translate words into calls and errors into exit codes; each module of this package has
-some of them. Nothing heavy is imported before a verb needs it, so that `svfap --help` answers at
-once.
+Verbs only translate arguments into calls and errors into exit codes; each module here has some of
+them, `app` what they share. Heavy modules are imported inside the verbs, which keeps `svfap --help`
+fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the verbs share: the applications they hang in, common options, how a result is printed."""
+"""What the verbs share: the application and its groups, common options, printing of results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from svfap_dist import logs
 
-# As a newcomer meets them; verbs of one step stand together.
+# In the order of --help: as a new user needs them.
 VERBS = (
     *("demo", "doctor", "faces", "shard", "shards"),
     *("plan", "pretrain", "sweep", "launch", "reconstruct", "report", "audit", "checkpoint"),
@@ -20,8 +20,10 @@ VERBS = (
 
 
 class _InOrder(TyperGroup):
+    """A group that lists its verbs in the order of VERBS."""
+
     def list_commands(self, ctx: Any) -> list[str]:
-        """The verbs in the order of VERBS."""
+        """Return the verbs in the order of VERBS."""
         return sorted(super().list_commands(ctx), key=VERBS.index)
 
 
@@ -41,40 +43,58 @@ app = typer.Typer(
 
 @app.callback()
 def _set_up_logs(
-    verbose: Annotated[bool, typer.Option("--verbose", help="Log at level debug.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Log warnings and errors only.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Log level debug (default: info).")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Log level warning: no progress lines.")
+    ] = False,
 ) -> None:
     if verbose and quiet:
         raise typer.BadParameter("--verbose and --quiet exclude each other")
     logs.set_up("debug" if verbose else "warning" if quiet else "")
 
 
-shards_app = typer.Typer(help="Look after shards.", no_args_is_help=True)
-checkpoint_app = typer.Typer(help="Look after checkpoints.", no_args_is_help=True)
-bench_app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
-app.add_typer(shards_app, name="shards")
-app.add_typer(checkpoint_app, name="checkpoint")
-app.add_typer(bench_app, name="bench")
+def _group(name: str, help: str) -> typer.Typer:
+    group = typer.Typer(help=help, no_args_is_help=True)
+    app.add_typer(group, name=name)
+    return group
+
+
+shards_app = _group("shards", "Verify or show existing shards (`svfap shard` makes them).")
+checkpoint_app = _group("checkpoint", "List, verify, delete or reshard checkpoints.")
+bench_app = _group("bench", "Measure models, decoders, loaders and checkpoints on this machine.")
 
 On = Annotated[
-    str, typer.Option(help="local: this process, or torchrun's ranks; ray: a Ray cluster")
+    str,
+    typer.Option(
+        help="Where ranks run. local: this process, or those of torchrun; ray: Ray Train."
+    ),
 ]
 Recipe = Annotated[
     str,
     typer.Argument(
         metavar="RECIPE",
-        help="A .toml file or a bundled name: tiny_cpu, svfap_base_voxceleb2; to fine-tune: "
-        "finetune_dfew, finetune_synthetic, ... (`svfap files launch` copies them all out)",
+        help="Path of a .toml file, or a bundled name: tiny_cpu, svfap_base_voxceleb2, "
+        "finetune_dfew, ... (`svfap files launch` copies all of them out).",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.max_steps=100")
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Recipe keys to override, e.g. train.max_steps=100."
+    ),
 ]
 
 
 def print_result(result: Any, as_json: bool) -> None:
-    """A result object on standard output: as JSON, or as the lines it has for people."""
+    """Print a result on standard output.
+
+    Args:
+        result: a dataclass with a method `lines`.
+        as_json: whether to print one JSON object instead of these lines.
+    """
     import dataclasses
 
     if as_json:

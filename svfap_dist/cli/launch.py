@@ -147,13 +147,14 @@ def launch_stop(
 @app.command()
 def files(
     folders: Annotated[
-        list[str] | None, typer.Argument(metavar="[launch] [monitoring]", help="Default: both.")
+        list[str] | None,
+        typer.Argument(metavar="[launch] [monitoring]", help="Folders to copy (default: both)."),
     ] = None,
-    out: Annotated[str, typer.Option("-o", "--out", help="Folder to copy them into.")] = ".",
+    out: Annotated[str, typer.Option("-o", "--out", help="Folder to copy into.")] = ".",
 ) -> None:
-    """Copy the bundled recipes and files out.
+    """Copy the bundled recipes, launch and monitoring files out.
 
-    Folders launch and monitoring; files that are there are left alone.
+    Existing files are not overwritten.
 
     Example: svfap files launch -o my-cluster
     """
@@ -162,8 +163,6 @@ def files(
 
     for folder in folders or ():
         if folder not in bundled.FOLDERS:
-            raise ConfigError(
-                "No such folder", where=folder, found="not bundled", do="use launch or monitoring"
-            )
+            raise ConfigError("No such folder", folder, "not bundled", "use launch or monitoring")
     written = bundled.copy(Path(out), folders or bundled.FOLDERS)
     print("\n".join(map(str, written)) or "Nothing new to copy.")
