@@ -57,16 +57,16 @@ def bench_decode(
 
     Example: svfap bench decode --videos /data/faces
     """
-    from svfap_dist.bench import decode, decode_gpu
-    from svfap_dist.bench import layouts as tables
+    from svfap_dist.bench import decode, decode_device
     from svfap_dist.errors import ConfigError
 
     if device not in ("cpu", "cuda"):
-        raise ConfigError("No such device", where="--device", found=device, do="use cpu or cuda")
+        raise ConfigError("No such device", "--device", device, "use cpu or cuda")
     if device == "cuda":
-        print_result(decode_gpu.run(decode.profiles(videos)), as_json)
-        return
-    print_result(tables.run(videos, rounds) if layouts else decode.run(videos, rounds), as_json)
+        result = decode_device.run(decode.videos_by_profile(videos))
+    else:
+        result = (decode.run_layouts if layouts else decode.run)(videos, rounds)
+    print_result(result, as_json)
 
 
 @bench_app.command("data")

@@ -26,7 +26,7 @@ def test_what_it_prints_adds_up(tmp_path) -> None:
     assert found["backends"]["pyav"] == found["train"]
     assert found["train_converted"] < found["train"]
     assert found["psnr_db"] > 30
-    videos = decode.profiles(str(tmp_path))
+    videos = decode.videos_by_profile(str(tmp_path))
     sizes = {name: sum(len(data) for data, _ in made) for name, made in videos.items()}
     assert found["bytes_ratio"] == pytest.approx(sizes["train"] / sizes["source"])
 
@@ -35,8 +35,8 @@ def test_the_baseline_reads_the_same_frames_as_we_do() -> None:
     data = make_video(None, 80, encoder_options={"bf": "2"})
     (video,) = [(data, info) for info in [decode.probe(data, 61)]]
     for start in (0, 7, 19):
-        ours = decode.ours_rgb(video, start)
-        assert (decode.by_to_ndarray(video, start) == ours).mean() > 0.99
+        ours = decode._decode_rgb(video, start)
+        assert (decode._decode_by_to_ndarray(video, start) == ours).mean() > 0.99
 
 
 def test_a_folder_without_videos_is_refused(tmp_path) -> None:

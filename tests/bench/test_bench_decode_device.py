@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from golden import GOLDEN
 
-from svfap_dist.bench import decode_gpu
+from svfap_dist.bench import decode_device
 from svfap_dist.config import DataConfig
 from svfap_dist.errors import ConfigError, DecodeError
 from svfap_dist.video.backends import BACKENDS
@@ -16,12 +16,12 @@ SMALL = DataConfig(num_frames=4, frame_size=32)
 
 
 def test_a_row_for_each_profile_and_number_of_pipelines(monkeypatch):
-    monkeypatch.setattr(decode_gpu, "_SECONDS", 0.05)
+    monkeypatch.setattr(decode_device, "_SECONDS", 0.05)
     profiles = {
         profile: [(GOLDEN[name]().video, GOLDEN[name]().info)]
         for profile, name in (("source", "vp9-webm"), ("train", "vp9-phase-ordered"))
     }
-    result = decode_gpu.run(
+    result = decode_device.run(
         profiles, device="cpu", pipelines=(1, 2), batch_size=4, threads=1, data=SMALL,
         model_clips_per_second=12.0,
     )  # fmt: skip
@@ -35,7 +35,7 @@ def test_a_row_for_each_profile_and_number_of_pipelines(monkeypatch):
 def test_a_bad_video_is_an_error_and_not_a_rate():
     golden = GOLDEN["h264"]()
     with pytest.raises(DecodeError):
-        decode_gpu.run({"source": [(golden.video, golden.info)]}, device="cpu", data=SMALL)
+        decode_device.run({"source": [(golden.video, golden.info)]}, device="cpu", data=SMALL)
 
 
 def test_without_a_gpu():
@@ -44,4 +44,4 @@ def test_without_a_gpu():
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(ConfigError, match="no GPU"):
-        decode_gpu.run({})
+        decode_device.run({})
