@@ -2,7 +2,7 @@
 
 In: normalized clips and two sorted index tensors, visible and masked. Out: predictions for the
 masked patches, to be compared with `loss.targets`. Everything in this file is discarded after
-pre-training; the encoder is the class that the classifier uses. The decoder's input is the visible
+pre-training; the encoder is the one that the classifier uses. The decoder's input is the visible
 tokens followed by one learned mask token per masked position, each with its fixed position, so
 nothing has to be un-shuffled: the last M tokens are the prediction.
 
@@ -22,7 +22,7 @@ from svfap_dist.model.sizes import ENCODERS, Size, resolve
 
 
 class Decoder(nn.Module):
-    """Predicts the standardised pixels of the masked patches."""
+    """Predicts the standardized pixels of the masked patches."""
 
     table: Tensor
 
@@ -41,15 +41,21 @@ class Decoder(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
-        """Encoder tokens [B, V, D], their indices [B, V] and those wanted [B, M] -> [B, M, P]."""
+        """Return predictions [B, M, P].
+
+        Args:
+            tokens: the encoder's, [B, V, D].
+            visible: their indices, [B, V].
+            masked: indices of the patches to predict, [B, M].
+        """
         seen = self.embed(tokens)
         positions = self.table.to(seen.dtype)  # DeepSpeed's bfloat16 leaves tables in float32
-        wanted = self.mask_token + positions[masked]
-        x = torch.cat((seen + positions[visible], wanted), dim=1)  # [B, V + M, E]
+        hidden = self.mask_token + positions[masked]
+        x = torch.cat((seen + positions[visible], hidden), dim=1)  # [B, V + M, E]
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x)
-        x = last(x, visible.shape[1])  # of this block only the masked tokens are asked for
+        x = last(x, visible.shape[1])  # the last block outputs the masked tokens only
         return self.head(self.norm(x))
 
 
@@ -60,23 +66,31 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         self.size = size
         self.encoder = ENCODERS[size.encoder].build(size)
-        seen = size.num_visible_tubelets or size.num_tubelets
-        self.fusion = StageFusion(size.embed_dim, seen, last_only=not size.fusion)
+        tubelets = size.num_visible_tubelets or size.num_tubelets
+        self.fusion = StageFusion(size.embed_dim, tubelets, last_only=not size.fusion)
         self.decoder = Decoder(size)
 
     def forward(self, clips: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
-        """Standardised pixels [B, M, P] of the masked patches.
+        """Return the standardized pixels [B, M, P] of the masked patches.
 
-        Clips are floats [B, 3, F, H, W]; `visible` [B, V] and `masked` [B, M] int64, sorted;
-        `masked` may leave out masked patches that need not be predicted.
+        Args:
+            clips: normalized floats [B, 3, F, H, W], or frames uint8 [B, F, H, W, 3].
+            visible: sorted indices of the visible tokens, int64 [B, V].
+            masked: sorted indices of the tokens to predict, int64 [B, M]; may leave out masked ones
+                that need not be predicted.
         """
         tokens = self.fusion(self.encoder(clips, visible))  # [B, V, D]
         return self.decoder(tokens, visible, masked)
 
 
 def build(size: str, **overrides: object) -> MaskedAutoencoder:
-    """A freshly initialised autoencoder of a named size; `overrides` are fields of `sizes.Size`.
+    """Return a freshly initialized autoencoder.
 
-    Raises: ConfigError for a size or override that does not exist or does not fit.
+    Args:
+        size: name of a size.
+        **overrides: fields of `sizes.Size`.
+
+    Raises:
+        ConfigError: a size or override that does not exist or does not fit.
     """
     return MaskedAutoencoder(resolve(size, overrides))

@@ -1,6 +1,6 @@
 """The network of fine-tuning: encoder over all tokens, mean, LayerNorm, one linear head.
 
-In: normalised clips. Out: one score per class, or one value per regressed dimension. It starts from
+In: normalized clips. Out: one score per class, or one value per regressed dimension. It starts from
 a pre-trained encoder (`load_encoder`) or from scratch.
 """
 
@@ -15,7 +15,7 @@ from svfap_dist.errors import CheckpointError
 from svfap_dist.model.layers import init_linear, layer_norm
 from svfap_dist.model.sizes import ENCODERS, Size, resolve
 
-HEAD_INIT_SCALE = 0.001  # of the released fine-tuning recipe: the first scores are nearly equal
+HEAD_INIT_SCALE = 0.001  # released fine-tuning recipe: the first scores are nearly equal
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {  # of the outputs of a regression
     "none": nn.Identity,
     "sigmoid": nn.Sigmoid,
@@ -24,7 +24,7 @@ ACTIVATIONS: Mapping[str, type[nn.Module]] = {  # of the outputs of a regression
 
 
 class Classifier(nn.Module):
-    """Scores of whole clips."""
+    """Scores whole clips."""
 
     def __init__(
         self,
@@ -43,14 +43,22 @@ class Classifier(nn.Module):
             self.head.weight.mul_(head_init_scale)
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Scores [B, num_outputs] of clips [B, 3, F, H, W]."""
-        tokens = self.encoder(clips)[-1]  # only the last, coarsest stage goes on: [B, t*S, D]
+        """Return scores [B, num_outputs].
+
+        Args:
+            clips: normalized floats [B, 3, F, H, W], or frames uint8 [B, F, H, W, 3].
+        """
+        tokens = self.encoder(clips)[-1]  # of the last, coarsest stage: [B, t*S, D]
         return self.head(self.fc_norm(tokens.mean(dim=1)))
 
     def load_encoder(self, pretrained: Mapping[str, Tensor]) -> None:
-        """Take the encoder's weights from the state of a `MaskedAutoencoder`.
+        """Load the encoder's weights from the state of a `MaskedAutoencoder`.
 
-        Raises: CheckpointError if an encoder weight is missing, left over or of another shape.
+        Args:
+            pretrained: its state dict.
+
+        Raises:
+            CheckpointError: an encoder weight is missing, unexpected or of another shape.
         """
         prefix = "encoder."
         weights = {
@@ -76,11 +84,16 @@ def build(
     head_init_scale: float = HEAD_INIT_SCALE,
     **overrides: object,
 ) -> Classifier:
-    """A freshly initialised classifier of a named size; `overrides` are fields of `sizes.Size`.
+    """Return a freshly initialized classifier.
 
-    drop_path: of the last block in training, see `Encoder`. head_init_scale: of the head's weights.
-    Neither is part of the weights.
+    Args:
+        size: name of a size.
+        num_outputs: classes or dimensions.
+        drop_path: rate of the last block in training, see `encoder.Encoder`.
+        head_init_scale: factor of the head's initial weights.
+        **overrides: fields of `sizes.Size`.
 
-    Raises: ConfigError for a size or override that does not exist or does not fit.
+    Raises:
+        ConfigError: a size or override that does not exist or does not fit.
     """
     return Classifier(resolve(size, overrides), num_outputs, drop_path, head_init_scale)

@@ -1,12 +1,12 @@
-"""The encoder: TPSBT (temporal pyramid and spatial bottleneck transformer), and within it the ViT.
+"""The encoder: TPSBT (temporal pyramid and spatial bottleneck transformer), of which ViT is a case.
 
 In: clips, and the indices of the visible tokens (all of them when fine-tuning). Out: the tokens of
 every stage. Stage 1 is a plain transformer, and alone it is the vanilla ViT of VideoMAE. Each later
 stage halves time (pyramid), condenses the positions of a tubelet frame into a few bottleneck
-tokens, works on those, and in its last, reverse block hands what they learnt back to the positions.
-Pre-training and fine-tuning share this one class, so their weights cannot drift apart. The context
-of the reverse block is the bottleneck tokens and nothing else: a wider context is how masked pixels
-once leaked into the encoder.
+tokens, processes those, and in its last, reverse block writes the result back to the positions.
+Pre-training and fine-tuning share this class, so their weights have the same names and shapes. The
+context of the reverse block is the bottleneck tokens only: in the released code it is the full
+patch embedding, which leaks masked pixels into the encoder.
 
 Source: arXiv 2401.00416, section on the TPSBT encoder.
 
@@ -40,14 +40,15 @@ from svfap_dist.model.sizes import Size
 class TemporalDownsample(nn.Conv1d):
     """Merges k tubelet frames into one at each position: [B, t, s, D] -> [B, t/k, s, D].
 
-    A convolution over time whose kernel equals its stride, computed as one linear layer over the k
-    tokens side by side; weights keep the convolution's shape [D, D, k].
+    A convolution over time whose kernel equals its stride, computed as one linear layer over k
+    concatenated tokens; weights keep the convolution's shape [D, D, k].
     """
 
     def __init__(self, dim: int, kernel_size: int) -> None:
         super().__init__(dim, dim, kernel_size, stride=kernel_size)
 
     def forward(self, input: Tensor) -> Tensor:
+        """See `TemporalDownsample`."""
         x = input.unflatten(1, (-1, self.kernel_size[0]))  # [B, t/k, k, s, D]
         x = x.transpose(2, 3).flatten(3)  # [B, t/k, s, k*D]
         return linear(x, self.weight.transpose(1, 2).flatten(1), self.bias)
@@ -61,12 +62,13 @@ class TemporalPool(nn.Module):
         self.kind, self.kernel_size = kind, kernel_size
 
     def forward(self, x: Tensor) -> Tensor:
+        """See `TemporalPool`."""
         groups = x.unflatten(1, (-1, self.kernel_size))  # [B, t/k, k, s, D]
         return groups.mean(2) if self.kind == "average" else groups.amax(2)
 
 
 def _temporal_downsample(size: Size) -> nn.Module:
-    """What a later stage begins with."""
+    """Return the layer that a later stage begins with."""
     if not size.pyramid:
         return nn.Identity()
     if size.temporal_downsampling == "conv":
@@ -86,18 +88,25 @@ class SpatialBottleneck(nn.Module):
         self.mlp = Mlp(dim, dim // 4, num_tokens)
 
     def weights(self, x: Tensor) -> Tensor:
-        """What each position adds to each token, [B, t, s, z], summing to 1 over s."""
+        """Return the weight of each position in each token, [B, t, s, z], summing to 1 over s.
+
+        Args:
+            x: positions [B, t, s, D].
+        """
         return self.mlp(self.norm(x)).softmax(dim=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """See `SpatialBottleneck`."""
         return self.weights(x).transpose(2, 3) @ x
 
 
 class Encoder(nn.Module):
     """TPSBT or ViT: clips -> tokens of every stage.
 
-    drop_path: rate at which the last block's branches are dropped in training; it grows evenly from
-    0 over the blocks.
+    Args:
+        size: dimensions and ablations.
+        drop_path: rate at which the last block's branches are dropped in training; it grows evenly
+            from 0 over the blocks.
     """
 
     def __init__(self, size: Size, drop_path: float = 0.0) -> None:
@@ -107,11 +116,9 @@ class Encoder(nn.Module):
         self.stage_depths = size.stage_depths
         self.has_bottleneck = size.bottleneck
         dim = size.embed_dim
-        self.patch_embed = PatchEmbed(
-            size.num_frames, size.frame_size, size.tubelet_size, size.patch_size, dim
-        )
+        self.patch_embed = PatchEmbed(size)
         later_block = CrossBlock if size.bottleneck else Block
-        # The blocks of all stages in one list, numbered through, as in the released weights.
+        # One list for the blocks of all stages, because the released weights number them so.
         kinds = [
             Block if stage == 0 else later_block
             for stage, depth in enumerate(size.stage_depths)
@@ -130,16 +137,17 @@ class Encoder(nn.Module):
         self.apply(init_linear)
 
     def forward(self, clips: Tensor, visible: Tensor | None = None) -> list[Tensor]:
-        """Tokens of each stage, [B, t*s, D], finest first.
+        """Return the tokens of each stage, [B, t*s, D], finest in time first.
 
-        Clips are normalised floats [B, 3, F, H, W]; `visible` [B, V] are the sorted indices of the
-        tokens to see, the same number, V/T, in every tubelet frame that has any. Where these are
-        other patches in each frame, the i-th visible ones of neighbouring frames are merged. None
-        means all.
+        Args:
+            clips: normalized floats [B, 3, F, H, W], or frames uint8 [B, F, H, W, 3].
+            visible: sorted indices of the visible tokens, [B, V]; None: all tokens. Every tubelet
+                frame that has any has the same number of them, V/T. If they differ between frames
+                (mask.kind = random), the i-th visible patches of adjacent frames are merged.
         """
         x = self.patch_embed(clips, visible)  # [B, T*s, D]
         frames = self.num_tubelets if visible is None else self.num_visible_tubelets
-        assert x.shape[1] % frames == 0, "as many visible tokens in each tubelet frame"
+        assert x.shape[1] % frames == 0, "unequal numbers of visible tokens in the tubelet frames"
         blocks = iter(self.blocks)
         for _ in range(self.stage_depths[0]):
             x = next(blocks)(x)
@@ -163,9 +171,12 @@ class Encoder(nn.Module):
 
 
 class StageFusion(nn.Module):
-    """Sums the stages at the finest time resolution, then normalises: list -> [B, T*s, D].
+    """Sums the stages at the finest time resolution, then normalizes: list -> [B, T*s, D].
 
-    With `last_only` it is the last stage alone that is brought to that resolution.
+    Args:
+        dim: width of the tokens.
+        num_tubelets: T, tubelet frames with visible tokens.
+        last_only: use the last stage alone, repeated in time (ablation).
     """
 
     def __init__(self, dim: int, num_tubelets: int, last_only: bool = False) -> None:
@@ -175,6 +186,11 @@ class StageFusion(nn.Module):
         self.norm = layer_norm(dim)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
+        """Return the fused tokens [B, T*s, D].
+
+        Args:
+            stages: tokens of each stage, [B, t*s, D], finest in time first.
+        """
         positions = stages[0].shape[1] // self.num_tubelets
         first, *others = stages[-1:] if self.last_only else stages
         fused = self._at_finest(first, positions)
@@ -183,9 +199,9 @@ class StageFusion(nn.Module):
         return self.norm(fused.flatten(1, 2))
 
     def _at_finest(self, stage: Tensor, positions: int) -> Tensor:
-        """A stage [B, t*s, D] repeated in time, [B, T, s, D]."""
+        """Return a stage [B, t*s, D] repeated in time, [B, T, s, D]."""
         x = stage.unflatten(1, (-1, positions))  # [B, t, s, D]
-        # Nearest neighbour in time: each coarse frame stands for the T/t frames it came from.
+        # Nearest neighbor in time: each coarse frame is repeated for the T/t frames it came from.
         repeats = self.num_tubelets // x.shape[1]
         return x.unsqueeze(2).expand(-1, -1, repeats, -1, -1).flatten(1, 2)
 
@@ -193,8 +209,11 @@ class StageFusion(nn.Module):
 class AttentionMap(NamedTuple):
     """Where some tokens of a stage get their content from, for pictures.
 
-    label: of the picture. shares: [n, s], for each of n tokens or tubelet frames the shares of the
-    s positions, which sum to 1. frames: for each of them, a frame of the clip to show it on.
+    Attributes:
+        label: title of the picture.
+        shares: [n, s], for each of n tokens or tubelet frames the shares of the s positions, which
+            sum to 1.
+        frames: for each of the n, the frame of the clip to show it on.
     """
 
     label: str

@@ -1,10 +1,10 @@
-"""How many floating-point operations a clip costs, counted on paper, and how many a device can do.
+"""Floating-point operations per clip, computed from the dimensions, and peak rates of devices.
 
-In: the dimensions of a model and how many tokens a clip
-shows and asks for. Out: operations per clip, part by part. A multiply-add counts as two; only
-matrix products are counted, which is what the known peak rates of devices are about: norms, GELU,
-softmax and sums are not. A training step is three forward passes' worth, since each product has two
-in the backward pass; only the embedding's has one, for pixels need no gradient.
+In: the dimensions of a model, and the numbers of visible and predicted tokens. Out: operations per
+clip, by part. A multiply-add counts as two. Only matrix products are counted, as in the published
+peak rates; norms, GELU, softmax and sums are not. A training step is three forward passes, because
+each product has two in the backward pass; the patch embedding has one, since pixels need no
+gradient.
 
 Legend: T tubelet frames, t of a stage, s positions and z bottleneck tokens of a tubelet frame, V
 visible tokens and M tokens to predict, N = V + M, D encoder width, E decoder width.
@@ -22,13 +22,16 @@ _MLP_RATIO = 4
 
 
 def autoencoder(size: Size, visible: int, masked: int) -> dict[str, int]:
-    """Operations of the autoencoder's forward pass over one clip, by part.
+    """Return operations of the autoencoder's forward pass over one clip, by part.
 
-    `visible` tokens are seen, `masked` ones predicted.
+    Args:
+        size: dimensions.
+        visible: tokens that the encoder sees.
+        masked: tokens that the decoder predicts.
     """
     tubelets = size.num_visible_tubelets or size.num_tubelets
     width, tokens = size.decoder_embed_dim, visible + masked
-    # Of the last block only the masked tokens are asked for.
+    # The last block outputs the masked tokens only.
     blocks = [_block(tokens, width)] * (size.decoder_depth - 1) + [_block(tokens, width, masked)]
     return {
         **_encoder(size, visible, tubelets),
@@ -38,8 +41,16 @@ def autoencoder(size: Size, visible: int, masked: int) -> dict[str, int]:
 
 
 def dense_autoencoder(size: Size, visible: int, masked: int) -> dict[str, int]:
-    """The same for an autoencoder written without thought of work that nobody asks for, as the
-    paper's figures count it: all patches are embedded, all tokens go through the whole decoder."""
+    """Return operations of an autoencoder that embeds all patches and decodes all tokens.
+
+    The paper's figures count it so: its code computes embeddings of masked patches and decoder
+    outputs of visible tokens, neither of which the loss uses.
+
+    Args:
+        size: dimensions.
+        visible: tokens that the encoder sees.
+        masked: tokens that the decoder predicts.
+    """
     width, tokens = size.decoder_embed_dim, visible + masked
     return {
         **autoencoder(size, visible, masked),
@@ -50,7 +61,12 @@ def dense_autoencoder(size: Size, visible: int, masked: int) -> dict[str, int]:
 
 
 def classifier(size: Size, num_outputs: int) -> dict[str, int]:
-    """Operations of the classifier's forward pass over one clip, by part."""
+    """Return operations of the classifier's forward pass over one clip, by part.
+
+    Args:
+        size: dimensions.
+        num_outputs: classes or dimensions.
+    """
     return {
         **_encoder(size, size.num_tokens, size.num_tubelets),
         "head": _linear(1, size.embed_dim, num_outputs),
@@ -58,7 +74,11 @@ def classifier(size: Size, num_outputs: int) -> dict[str, int]:
 
 
 def training_step(forward: Mapping[str, int]) -> int:
-    """Operations of a training step for one clip, by the parts of its forward pass."""
+    """Return operations of a training step for one clip.
+
+    Args:
+        forward: operations of the forward pass, by part.
+    """
     return 3 * sum(forward.values()) - forward[EMBEDDING]
 
 
@@ -67,12 +87,12 @@ def _encoder(size: Size, visible: int, tubelets: int) -> dict[str, int]:
 
 
 def tpsbt(size: Size, visible: int, tubelets: int) -> dict[str, int]:
-    """Return operations of a forward pass of TPSBT or ViT over one clip, by part.
+    """Return operations of a forward pass of the TPSBT or ViT encoder over one clip, by part.
 
     Args:
         size: dimensions.
-        visible: tokens that it sees.
-        tubelets: tubelet frames that these are in.
+        visible: visible tokens.
+        tubelets: tubelet frames that have visible tokens.
     """
     dim, positions = size.embed_dim, visible // tubelets
     parts = {
@@ -103,15 +123,15 @@ def _linear(tokens: int, inputs: int, outputs: int) -> int:
 
 
 def _attention(queries: int, keys: int, dim: int) -> int:
-    """Scores and weighted sum, over all heads."""
+    """Count scores and weighted sums, over all heads."""
     return 2 * 2 * queries * keys * dim
 
 
-def _block(tokens: int, dim: int, wanted: int | None = None) -> int:
-    """A standard block over `tokens`, of which the last `wanted` (None: all) leave it."""
-    wanted = tokens if wanted is None else wanted
-    after = _linear(wanted, dim, dim) + 2 * _linear(wanted, dim, _MLP_RATIO * dim)
-    return _linear(tokens, dim, 3 * dim) + _attention(wanted, tokens, dim) + after
+def _block(tokens: int, dim: int, outputs: int | None = None) -> int:
+    """Count a standard block that outputs the last `outputs` (None: all) of its tokens."""
+    outputs = tokens if outputs is None else outputs
+    after = _linear(outputs, dim, dim) + 2 * _linear(outputs, dim, _MLP_RATIO * dim)
+    return _linear(tokens, dim, 3 * dim) + _attention(outputs, tokens, dim) + after
 
 
 def _cross_block(queries: int, context: int, dim: int) -> int:
@@ -120,15 +140,14 @@ def _cross_block(queries: int, context: int, dim: int) -> int:
 
 
 def _bottleneck(positions: int, dim: int, tokens: int) -> int:
-    """Weights by an MLP over all positions, then the weighted sums."""
+    """Count the MLP over all positions that gives the weights, then the weighted sums."""
     hidden = dim // 4
     mlp = _linear(positions, dim, hidden) + _linear(positions, hidden, tokens)
     return mlp + _linear(positions, tokens, dim)
 
 
-# Dense peak rates in TFLOP/s, by the name that CUDA gives the device and the type of the factors
-# ("tfloat32": float32 factors, rounded). Source: NVIDIA's data sheets of the devices; where these
-# give the rate with sparsity, half of it.
+# Dense peak rates in TFLOP/s, by CUDA's name of the device and the type of the factors ("tfloat32":
+# rounded float32). Source: NVIDIA's data sheets; half of the rate where they give it with sparsity.
 _SXM_HOPPER = {"bfloat16": 989.4, "tfloat32": 494.7, "float32": 66.9}
 _NVL_HOPPER = {"bfloat16": 835.5, "tfloat32": 417.5, "float32": 60.0}
 _A100 = {"bfloat16": 312.0, "tfloat32": 156.0, "float32": 19.5}
@@ -150,7 +169,11 @@ _PEAK_TFLOPS: Mapping[str, Mapping[str, float]] = {
 
 
 def peak_rate(device_name: str, dtype: str) -> float | None:
-    """Floating-point operations per second that the device can do at best in products of `dtype`;
-    None where that is not known."""
+    """Return a device's peak rate of matrix products, operations per second; None if unknown.
+
+    Args:
+        device_name: as CUDA calls it.
+        dtype: type of the factors.
+    """
     rates = _PEAK_TFLOPS.get(device_name, {})
     return rates[dtype] * 1e12 if dtype in rates else None

@@ -28,41 +28,49 @@ MLP_RATIO = 4
 
 
 def _prefers_convolutions() -> bool:
-    """Whether this CPU has AVX-512, but not from Intel."""
+    """Return whether this CPU has AVX-512 and is not Intel's."""
     capability = torch.backends.cpu.get_cpu_capability()
     if not (capability.startswith("AVX512") and torch.backends.mkldnn.is_available()):
         return False
     try:
         return "GenuineIntel" not in Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux: nothing is known
+    except OSError:  # not Linux: the vendor is unknown
         return False
 
 
-# Decided once and by the make of the CPU, not by a measurement: a run that is resumed must compute
-# as it did before, bit by bit. What follows goes by the number of rows alone for the same reason.
+# Decided once, by the vendor of the CPU and not by a measurement: a resumed run must compute the
+# same bits as before. For the same reason the choice per call depends on the number of rows only.
 _CONVOLUTIONS = _prefers_convolutions()
-# Below so many rows a convolution's own preparations cost more than it saves.
-_FEWEST_ROWS = 256
-# In a process with a single thread torch sends convolutions over fewer images to MKL after all.
-_FEWEST_IMAGES = 16
+_MIN_ROWS = 256  # below it the overhead of a convolution exceeds what it saves
+_MIN_IMAGES = 16  # with a single thread, torch uses MKL for convolutions over fewer images
 
 
 def use_convolutions(wanted: bool) -> None:
-    """Let the linear layers of this process be convolutions where that pays, or never."""
+    """Choose whether this process may compute linear layers as convolutions, where that is faster.
+
+    Args:
+        wanted: False: never.
+    """
     global _CONVOLUTIONS  # noqa: PLW0603  # a process has one CPU
     _CONVOLUTIONS = wanted and _prefers_convolutions()
 
 
 def uses_convolutions() -> bool:
-    """Whether large float32 linear layers on the CPU are computed as convolutions."""
+    """Return whether large float32 linear layers on the CPU are computed as convolutions."""
     return _CONVOLUTIONS
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`: [..., D], [O, D] and [O] -> [..., O]."""
-    is_theirs = x.device.type == "cpu" and x.dtype is torch.float32
-    # Not when compiled: under torch 2.13's inductor a run of these ended in a non-finite loss.
-    if _CONVOLUTIONS and is_theirs and not torch.compiler.is_compiling():
+    """Return `torch.nn.functional.linear(x, weight, bias)`, [..., O].
+
+    Args:
+        x: [..., D].
+        weight: [O, D].
+        bias: [O], or None.
+    """
+    is_cpu_float32 = x.device.type == "cpu" and x.dtype is torch.float32
+    # Not when compiled: with torch 2.13's inductor a run of these ended in a non-finite loss.
+    if _CONVOLUTIONS and is_cpu_float32 and not torch.compiler.is_compiling():
         images = _num_images(x.shape[:-1].numel())
         if images:
             return _linear_by_convolution(x, weight, bias, images)
@@ -70,53 +78,61 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _num_images(rows: int) -> int:
-    """Images of equal size into which `rows` are laid for a convolution; 0 where none is faster."""
-    if rows < _FEWEST_ROWS:
+    """Return the number of equal images to split rows into for a convolution; 0: use none."""
+    if rows < _MIN_ROWS:
         return 0
-    for images in range(_FEWEST_IMAGES, 2 * _FEWEST_IMAGES):
+    for images in range(_MIN_IMAGES, 2 * _MIN_IMAGES):
         if rows % images == 0:
             return images
-    return 1  # which is faster with several threads only
+    return 1  # faster with several threads only
 
 
 def _linear_by_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, images: int) -> Tensor:
-    """The same as a convolution over so many images, which must divide the rows of x."""
+    """Compute the linear layer as a convolution; `images` must divide the rows of x."""
     rows = x.reshape(images, 1, -1, x.shape[-1])
     # [images, D, 1, rows of an image], channels last
     out = F.conv2d(rows.permute(0, 3, 1, 2), weight[:, :, None, None], bias)
-    return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))  # moves nothing
+    return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))  # a view
 
 
 class Linear(nn.Linear):
     """A linear layer: [..., D] -> [..., O]."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """See `Linear`."""
         return linear(input, self.weight, self.bias)
 
 
 class Projection(nn.Linear):
-    """A linear layer whose bias comes with the call: [..., D] -> [..., outputs].
+    """A linear layer whose bias is an argument of the call: [..., D] -> [..., outputs].
 
-    The layer itself runs, rather than its weight being borrowed, because ZeRO-3 gathers a module's
-    weights when that module runs.
+    It is a module, and not a bare weight, because ZeRO-3 gathers weights when their module runs.
     """
 
     def __init__(self, dim: int, outputs: int) -> None:
         super().__init__(dim, outputs, bias=False)
 
     def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See `Projection`."""
         return linear(input, self.weight, bias)
 
 
 def layer_norm(dim: int) -> nn.LayerNorm:
-    """The LayerNorm used everywhere in the model."""
+    """Return the LayerNorm that is used everywhere in the model.
+
+    Args:
+        dim: width of the tokens.
+    """
     return nn.LayerNorm(dim, eps=1e-6)
 
 
 def init_linear(module: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases for a linear layer; to be used with `Module.apply`.
+    """Initialize a linear layer with Xavier-uniform weights and zero biases.
 
     Source: VideoMAE's pre-training network. Its convolutions keep torch's default.
+
+    Args:
+        module: any module, as `Module.apply` passes them; others than linear layers are kept.
     """
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
@@ -133,11 +149,12 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        """See `Mlp`."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Multi-head attention over heads laid out as [B, N or K, h, D/h] -> [B, N, D]."""
+    """Return multi-head attention of q [B, N, h, D/h] to k and v [B, K, h, D/h]: [B, N, D]."""
     x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return x.transpose(1, 2).flatten(2)  # [B, h, N, D/h] -> [B, N, D]
 
@@ -154,7 +171,12 @@ class Attention(nn.Module):
         self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
-        """What the tokens from `first` on take from all tokens: [B, N, D] -> [B, N - first, D]."""
+        """Return the attention of the tokens from `first` to all tokens, [B, N - first, D].
+
+        Args:
+            x: tokens [B, N, D].
+            first: index of the first query; the tokens before it are keys and values only.
+        """
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         # [B, N, 3*D] -> three of [B, N, h, D/h]
         q, k, v = self.qkv(x, bias).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
@@ -187,6 +209,7 @@ class CrossAttention(nn.Module):
         self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """See `CrossAttention`."""
         kv_bias = torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
         q = self.q(x, self.q_bias).unflatten(-1, (self.num_heads, -1))  # [B, N, h, D/h]
         # [B, K, 2*D] -> two of [B, K, h, D/h]
@@ -195,11 +218,11 @@ class CrossAttention(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Leaves a residual branch [B, N, D] out, clip by clip, with probability `rate`, when training.
+    """Drops a residual branch [B, N, D] per clip with probability `rate` in training.
 
-    Kept branches are scaled by 1 / (1 - rate), so that what is expected stays the same. The choice
-    is torch's global generator's: who trains seeds it before each step. Source: stochastic depth,
-    arXiv 1603.09382.
+    Kept branches are scaled by 1 / (1 - rate), so that the expected value stays the same. Random
+    numbers come from torch's global generator, which training seeds before each step. Source:
+    stochastic depth, arXiv 1603.09382.
     """
 
     def __init__(self, rate: float) -> None:
@@ -207,38 +230,46 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
+        """See `DropPath`."""
         if not self.training or self.rate == 0:
             return branch
-        keeping = 1 - self.rate
-        return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(keeping).div_(keeping)
+        keep = 1 - self.rate
+        return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(keep).div_(keep)
 
 
 class CheckpointedBlock(nn.Module):
-    """A block that may forget what is inside it and compute it again in the backward pass.
+    """A block with optional activation checkpointing. Subclasses compute in `run`."""
 
-    Subclasses say in `run` what they compute.
-    """
-
-    recomputes = False
+    is_checkpointed = False
 
     def run(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute the block.
+
+        Args:
+            *args: those of `forward`.
+            **kwargs: those of `forward`.
+        """
         raise NotImplementedError
 
     def forward(self, *args: Any) -> Tensor:
-        if self.recomputes and torch.is_grad_enabled():
+        """See `run` of the subclass."""
+        if self.is_checkpointed and torch.is_grad_enabled():
             return checkpoint(self.run, *args, use_reentrant=False)
         return self.run(*args)
 
 
 def enable_activation_checkpointing(model: nn.Module) -> None:
-    """Activation checkpointing: from now on all blocks of `model` keep only what goes in.
+    """Make all blocks of a model keep only their inputs for the backward pass.
 
     Costs a second forward pass; memory then grows by one tensor per block instead of a dozen.
     Source: Chen et al., arXiv 1604.06174.
+
+    Args:
+        model: a network made of `CheckpointedBlock`s.
     """
     for module in model.modules():
         if isinstance(module, CheckpointedBlock):
-            module.recomputes = True
+            module.is_checkpointed = True
 
 
 class Block(CheckpointedBlock):
@@ -253,7 +284,12 @@ class Block(CheckpointedBlock):
         self.drop_path = DropPath(drop_path)
 
     def run(self, x: Tensor, first: int = 0) -> Tensor:
-        """The tokens from `first` on alone, [B, N - first, D]; the others are context."""
+        """Return the tokens from `first`, [B, N - first, D].
+
+        Args:
+            x: tokens [B, N, D].
+            first: index of the first output; the tokens before it are context only.
+        """
         x = x[:, first:] + self.drop_path(self.attn(self.norm1(x), first))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -261,8 +297,8 @@ class Block(CheckpointedBlock):
 class CrossBlock(CheckpointedBlock):
     """Cross-self block: attention to a context, then a standard block. [B, N, D] -> [B, N, D].
 
-    With the bottleneck tokens as queries and the positions as context it summarises; the other way
-    round ("reverse") it brings the spatial resolution back. Source: method section of the paper.
+    With bottleneck tokens as queries and positions as context it summarizes; with the roles swapped
+    (the "reverse" block) it restores the spatial resolution. Source: method section of the paper.
     """
 
     def __init__(self, dim: int, num_heads: int, drop_path: float = 0.0) -> None:
@@ -277,6 +313,12 @@ class CrossBlock(CheckpointedBlock):
         self.drop_path = DropPath(drop_path)
 
     def run(self, x: Tensor, context: Tensor) -> Tensor:
+        """Return the updated tokens, [B, N, D].
+
+        Args:
+            x: tokens, the queries of the cross-attention, [B, N, D].
+            context: its keys and values, [B, K, D].
+        """
         x = x + self.drop_path(self.cross_attn(self.cross_norm1(x), self.cross_norm2(context)))
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))

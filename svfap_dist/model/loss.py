@@ -1,10 +1,9 @@
-"""Targets, loss, and the way back from predictions to pictures.
+"""Targets and loss of pre-training, and pictures from predictions.
 
-The decoder predicts pixels that are standardised per patch and per channel, so that it must learn
-texture and shape instead of brightness. Targets come from the clips themselves: only the masked
-patches are gathered and standardised, in float32 whatever the model computes in; from uint8 frames
-there is nothing to undo. Source: method section of the paper; the constants are those of the
-released code.
+The decoder predicts pixels that are standardized per patch and per channel, so that it must learn
+texture and shape instead of brightness. Targets are computed from the clips: only the masked
+patches are gathered and standardized, always in float32. Source: method section of the paper; the
+constants are those of the released code.
 
 Legend: B clips, M masked tokens, P = pt*p*p*3 numbers of a patch, laid out (pt, p, p) then channel.
 """
@@ -29,7 +28,7 @@ _EPSILON = 1e-6
 
 
 def _rows(clips: Tensor, masked: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
-    """Pixels of the masked patches, 0 to 255, as float32 [B, M, pt*p, p*3]."""
+    """Return the pixels of the masked patches, 0 to 255, as float32 [B, M, pt*p, p*3]."""
     if clips.dtype == torch.uint8:
         return gather_rows(clips, masked, tubelet_size, patch_size).float()
     pixels = gather_patches(clips, masked, tubelet_size, patch_size)  # [B, M, 3, pt, p, p]
@@ -37,23 +36,26 @@ def _rows(clips: Tensor, masked: Tensor, tubelet_size: int, patch_size: int) -> 
 
 
 def _over_patch(x: Tensor) -> Tensor:
-    """Sums over the pixels of each channel: [B, M, pt*p, p*3] -> [B, M, 3].
+    """Sum over the pixels of each channel: [B, M, pt*p, p*3] -> [B, M, 3].
 
-    Rows are added up first, because that runs along the memory.
+    Rows are added first, because that reads memory in order.
     """
     return x.sum(2).unflatten(2, (-1, 3)).sum(2)
 
 
 def _to_rows(x: Tensor, patch_size: int) -> Tensor:
-    """A number per channel, for each number of a row: [B, M, 3] -> [B, M, 1, p*3]."""
+    """Repeat a value per channel for each value of a row: [B, M, 3] -> [B, M, 1, p*3]."""
     return x.repeat(1, 1, patch_size).unsqueeze(2)
 
 
 def _centered(
     clips: Tensor, masked: Tensor, tubelet_size: int, patch_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels of the masked patches less their mean [B, M, pt*p, p*3], that mean, and the deviation
-    to divide by, [B, M, 1, p*3] each; all in units of 1/255, in which sums of uint8 are exact."""
+    """Return centered pixels of the masked patches, their mean and their standard deviation.
+
+    Shapes: [B, M, pt*p, p*3], and twice [B, M, 1, p*3]. Units: 1/255, in which sums of uint8 are
+    exact.
+    """
     pixels = _rows(clips, masked, tubelet_size, patch_size)
     number = tubelet_size * patch_size**2
     mean = _to_rows(_over_patch(pixels) / number, patch_size)
@@ -65,14 +67,25 @@ def _centered(
 def targets(
     clips: Tensor, masked: Tensor, tubelet_size: int = TUBELET_SIZE, patch_size: int = PATCH_SIZE
 ) -> Tensor:
-    """What to predict, [B, M, P], for the patches `masked` [B, M] of clips [B, 3, F, H, W], or of
-    the frames uint8 [B, F, H, W, 3] that they were made of."""
+    """Return the standardized pixels to predict, [B, M, P].
+
+    Args:
+        clips: frames uint8 [B, F, H, W, 3], or normalized floats [B, 3, F, H, W].
+        masked: indices of the patches, [B, M].
+        tubelet_size: frames of a patch.
+        patch_size: height and width of a patch, pixels.
+    """
     centered, _, deviation = _centered(clips, masked, tubelet_size, patch_size)
     return centered.div_(deviation).flatten(2)
 
 
 def masked_patch_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over masked patches, [B, M, P] each, as a float32 scalar."""
+    """Return the mean squared error over masked patches, a float32 scalar.
+
+    Args:
+        prediction: [B, M, P].
+        target: [B, M, P].
+    """
     return F.mse_loss(prediction.float(), target.float())
 
 
@@ -83,10 +96,16 @@ def to_pixels(
     tubelet_size: int = TUBELET_SIZE,
     patch_size: int = PATCH_SIZE,
 ) -> Tensor:
-    """Predictions [B, M, P] as pixels in [0, 1], [B, M, P].
+    """Return predictions as pixels in [0, 1], [B, M, P]; for pictures only, never for a score.
 
-    Each patch is given the mean and deviation of its original, for a prediction says nothing
-    about them: pictures only, never a score.
+    Each patch gets the mean and deviation of its original, which the network does not predict.
+
+    Args:
+        prediction: [B, M, P].
+        clips: the originals, as in `targets`.
+        masked: indices of the predicted patches, [B, M].
+        tubelet_size: frames of a patch.
+        patch_size: height and width of a patch, pixels.
     """
     _, mean, deviation = _centered(clips, masked, tubelet_size, patch_size)
     rows = prediction.float().unflatten(2, (tubelet_size * patch_size, -1))  # [B, M, pt*p, p*3]
@@ -100,7 +119,15 @@ def paste(
     tubelet_size: int = TUBELET_SIZE,
     patch_size: int = PATCH_SIZE,
 ) -> Tensor:
-    """Whole clips [B, 3, F, H, W] in [0, 1]: `pixels` [B, M, P] where masked, else the original."""
+    """Return clips [B, 3, F, H, W] in [0, 1] whose masked patches are replaced.
+
+    Args:
+        pixels: what replaces them, [B, M, P], in [0, 1].
+        clips: the originals, normalized floats [B, 3, F, H, W].
+        masked: indices of the patches, [B, M].
+        tubelet_size: frames of a patch.
+        patch_size: height and width of a patch, pixels.
+    """
     patches = patchify(denormalize(clips), tubelet_size, patch_size)
     places = masked.unsqueeze(-1).expand_as(pixels)
     patches = patches.scatter(1, places, pixels.to(patches.dtype))

@@ -1,13 +1,13 @@
 """Clips to patches and tokens, and back: the first step of the model.
 
-In: uint8 frames from the loader (or clips, which are frames normalised), and the sorted indices of
-the tokens wanted. Out: pixels of those patches, or their embeddings. Token n = t*S + s is the patch
-s (row by row) of tubelet frame t. The pixels of the wanted patches are gathered first, then
-normalised, then embedded by one linear layer: with nine tenths masked that is a tenth of the work
-of a convolution over the clip, and a masked pixel cannot reach the encoder, since it is never read.
+In: uint8 frames from the loader (or clips, which are normalized frames), and sorted token indices.
+Out: pixels of these patches, or their embeddings. Token n = t*S + s is patch s (in row-major order)
+of tubelet frame t. Pixels of the selected patches are gathered first, then normalized, then
+embedded by one linear layer: with 90 % masked that is a tenth of the work of a convolution over
+the clip, and a masked pixel cannot reach the encoder, because it is never read.
 
 Legend: B clips, F frames, T tubelet frames, S patches per tubelet frame (Sy rows, Sx columns),
-N = T*S tokens, K tokens wanted, D width, pt frames and p pixels of a patch, P = pt*p*p*3.
+N = T*S tokens, K selected tokens, D width, pt frames and p pixels of a patch, P = pt*p*p*3.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from svfap_dist.errors import ConfigError
 from svfap_dist.model.layers import linear
+from svfap_dist.model.sizes import Size
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -25,12 +26,13 @@ PATCH_SIZE = 16  # pixels; the paper's
 
 
 def normalize(frames: Tensor, channel_dim: int = 1) -> Tensor:
-    """Frames uint8 [B, F, H, W, 3] as float32 clips [B, 3, F, H, W] with ImageNet statistics.
+    """Return frames as float32 clips [B, 3, F, H, W], normalized with ImageNet statistics.
 
-    The channels of the result are in `channel_dim`; those of the argument are last, whatever its
-    other dimensions are.
+    Args:
+        frames: uint8 [B, F, H, W, 3], or of any other dimensions before the channels.
+        channel_dim: dimension of the channels in the result.
     """
-    # The statistics enter as plain numbers: a tensor of them would be a copy to the device.
+    # Statistics as Python numbers: a tensor of them would be a copy to the device.
     return torch.stack(
         [
             (frames[..., channel].float() / 255 - mean) / std
@@ -41,7 +43,12 @@ def normalize(frames: Tensor, channel_dim: int = 1) -> Tensor:
 
 
 def denormalize(pixels: Tensor, channel_dim: int = 1) -> Tensor:
-    """Normalised pixels as float32 in [0, 1], channels in `channel_dim`; undoes `normalize`."""
+    """Return normalized pixels as float32 in [0, 1]; inverse of `normalize`.
+
+    Args:
+        pixels: normalized, of any dimensions.
+        channel_dim: dimension of the channels, also in the result.
+    """
     return torch.stack(
         [
             plane.float() * std + mean
@@ -54,7 +61,7 @@ def denormalize(pixels: Tensor, channel_dim: int = 1) -> Tensor:
 
 
 def _grid(clips: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
-    """A view of clips [B, 3, F, H, W] as their patches [B, T, Sy, Sx, 3, pt, p, p]."""
+    """Return a view of clips [B, 3, F, H, W] as patches [B, T, Sy, Sx, 3, pt, p, p]."""
     x = clips.unflatten(4, (-1, patch_size))
     x = x.unflatten(3, (-1, patch_size))
     x = x.unflatten(2, (-1, tubelet_size))  # [B, 3, T, pt, Sy, p, Sx, p]
@@ -67,11 +74,18 @@ def gather_patches(
     tubelet_size: int = TUBELET_SIZE,
     patch_size: int = PATCH_SIZE,
 ) -> Tensor:
-    """Pixels of the patches `tokens` [B, K] of clips [B, 3, F, H, W]: [B, K, 3, pt, p, p]."""
+    """Return the pixels of some patches of clips, [B, K, 3, pt, p, p].
+
+    Args:
+        clips: [B, 3, F, H, W].
+        tokens: indices of the patches, [B, K].
+        tubelet_size: frames of a patch.
+        patch_size: height and width of a patch, pixels.
+    """
     grid = _grid(clips, tubelet_size, patch_size)
     rows, columns = grid.shape[2:4]
     clip = torch.arange(len(clips), device=clips.device).unsqueeze(1)  # [B, 1]
-    row = tokens.div(columns, rounding_mode="floor")  # counted through all tubelet frames
+    row = tokens.div(columns, rounding_mode="floor")  # over all tubelet frames
     return grid[
         clip, row.div(rows, rounding_mode="floor"), row.remainder(rows), tokens.remainder(columns)
     ]
@@ -83,32 +97,42 @@ def gather_rows(
     tubelet_size: int = TUBELET_SIZE,
     patch_size: int = PATCH_SIZE,
 ) -> Tensor:
-    """Pixels of the patches `tokens` [B, K] of frames [B, F, H, W, 3], row by row of each patch:
-    [B, K, pt*p, p*3].
+    """Return the pixels of some patches of frames, as rows of each patch: [B, K, pt*p, p*3].
 
-    A row of a patch lies together in memory, so rows, not numbers, are what is looked up and
-    copied.
+    A row of a patch is contiguous in memory, so whole rows are indexed and copied.
+
+    Args:
+        frames: [B, F, H, W, 3].
+        tokens: indices of the patches, [B, K].
+        tubelet_size: frames of a patch.
+        patch_size: height and width of a patch, pixels.
     """
     clips, num_frames, height, width, _ = frames.shape
     columns = width // patch_size
     tubelet = tokens.div(columns * (height // patch_size), rounding_mode="floor")
     patch_row = tokens.div(columns, rounding_mode="floor").remainder(height // patch_size)
     clip = torch.arange(clips, device=frames.device).unsqueeze(1)  # [B, 1]
-    # Where the first row of each patch is among all rows of all patches, [B, K], and how far
-    # behind it the others are, [pt*p].
+    # Index of the first row of each patch among all rows of all patches, [B, K], and offsets of
+    # the others from it, [pt*p].
     pixel_row = (clip * num_frames + tubelet * tubelet_size) * height + patch_row * patch_size
     first = pixel_row * columns + tokens.remainder(columns)
     frame, row = (torch.arange(n, device=frames.device) for n in (tubelet_size, patch_size))
-    behind = ((frame.unsqueeze(1) * height + row) * columns).flatten()
+    offsets = ((frame.unsqueeze(1) * height + row) * columns).flatten()
     rows = frames.reshape(-1, patch_size * 3)  # [B*F*H*Sx, p*3], a view
-    index = (first.unsqueeze(-1) + behind).flatten()
-    return rows.index_select(0, index).view(*tokens.shape, len(behind), -1)
+    index = (first.unsqueeze(-1) + offsets).flatten()
+    return rows.index_select(0, index).view(*tokens.shape, len(offsets), -1)
 
 
 def patchify(
     clips: Tensor, tubelet_size: int = TUBELET_SIZE, patch_size: int = PATCH_SIZE
 ) -> Tensor:
-    """Clips [B, 3, F, H, W] as the patches [B, N, P] of all tokens, P laid out (pt, p, p, 3)."""
+    """Return clips as the patches [B, N, P] of all tokens, with P in the order (pt, p, p, 3).
+
+    Args:
+        clips: [B, 3, F, H, W].
+        tubelet_size: frames of a patch.
+        patch_size: height and width of a patch, pixels.
+    """
     grid = _grid(clips, tubelet_size, patch_size)
     return grid.flatten(1, 3).movedim(2, -1).flatten(2)
 
@@ -120,7 +144,15 @@ def unpatchify(
     tubelet_size: int = TUBELET_SIZE,
     patch_size: int = PATCH_SIZE,
 ) -> Tensor:
-    """Patches [B, N, P] as clips [B, 3, F, H, W]; inverse of `patchify`."""
+    """Return patches as clips [B, 3, F, H, W]; inverse of `patchify`.
+
+    Args:
+        patches: [B, N, P].
+        num_frames: F.
+        frame_size: H = W, pixels.
+        tubelet_size: frames of a patch.
+        patch_size: height and width of a patch, pixels.
+    """
     side = frame_size // patch_size
     shape = (num_frames // tubelet_size, side, side, tubelet_size, patch_size, patch_size, 3)
     x = patches.reshape(len(patches), *shape)  # [B, T, Sy, Sx, pt, p, p, 3]
@@ -129,9 +161,13 @@ def unpatchify(
 
 
 def sine_cosine_table(length: int, dim: int) -> Tensor:
-    """Fixed positions [length, dim]: sines in even columns, cosines in odd ones, base 10000.
+    """Return fixed positions [length, dim]: sines in even columns, cosines in odd, base 10000.
 
     Source: Vaswani et al. 2017, section 3.5; one dimension, over the token index.
+
+    Args:
+        length: number of tokens.
+        dim: width, even.
     """
     position = torch.arange(length, dtype=torch.float64).unsqueeze(1)
     frequency = 10000 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
@@ -140,42 +176,43 @@ def sine_cosine_table(length: int, dim: int) -> Tensor:
 
 
 class PatchProjection(nn.Conv3d):
-    """A linear layer over gathered pixels [B, K, 3, pt, p, p] -> [B, K, D]; their last dimensions
-    may be flattened.
+    """A linear layer over gathered pixels: [B, K, 3, pt, p, p] -> [B, K, D].
 
-    A convolution whose kernel equals its stride is this layer; weights keep the convolution's shape
-    [D, 3, pt, p, p], in which released weights come.
+    The last dimensions of the pixels may be flattened. A convolution whose kernel equals its stride
+    is this layer; weights keep the convolution's shape [D, 3, pt, p, p], as released weights do.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        # Under bfloat16 the weights, not the clips, say in which type the model computes.
+        """See `PatchProjection`."""
+        # The weights determine the type that the model computes in: clips are never bfloat16.
         pixels = input.flatten(2).to(self.weight.dtype)
         return linear(pixels, self.weight.flatten(1), self.bias)
 
 
 class PatchEmbed(nn.Module):
-    """Embeds the wanted patches of clips and adds their positions."""
+    """Embeds the selected patches of clips and adds their positions."""
 
     table: Tensor
 
-    def __init__(
-        self, num_frames: int, frame_size: int, tubelet_size: int, patch_size: int, dim: int
-    ) -> None:
+    def __init__(self, size: Size) -> None:
         super().__init__()
-        self.clip_shape = (3, num_frames, frame_size, frame_size)
-        self.patch = (tubelet_size, patch_size)
-        kernel = (tubelet_size, patch_size, patch_size)
-        self.proj = PatchProjection(3, dim, kernel_size=kernel, stride=kernel)
-        num_tokens = num_frames // tubelet_size * (frame_size // patch_size) ** 2
-        # Computed, so not a part of the state that is saved.
-        self.register_buffer("table", sine_cosine_table(num_tokens, dim), persistent=False)
+        self.clip_shape = (3, size.num_frames, size.frame_size, size.frame_size)
+        self.patch = (size.tubelet_size, size.patch_size)
+        kernel = (size.tubelet_size, size.patch_size, size.patch_size)
+        self.proj = PatchProjection(3, size.embed_dim, kernel_size=kernel, stride=kernel)
+        table = sine_cosine_table(size.num_tokens, size.embed_dim)
+        self.register_buffer("table", table, persistent=False)
 
     def forward(self, clips: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Tokens [B, K, D] of clips [B, 3, F, H, W] at indices `tokens` [B, K]; None means all N.
+        """Return embeddings [B, K, D].
 
-        In the clips' place may be frames uint8 [B, F, H, W, 3], which are normalised here.
+        Args:
+            clips: normalized floats [B, 3, F, H, W], or frames uint8 [B, F, H, W, 3], which are
+                normalized here.
+            tokens: sorted indices of the patches, [B, K]; None: all N.
 
-        Raises: ConfigError if the clips are not of the shape that the model was built for.
+        Raises:
+            ConfigError: the clips do not have the shape that the model was built for.
         """
         self._check(clips)
         if tokens is None:

@@ -1,8 +1,8 @@
-"""Weights as one safetensors file that says how to build the model they belong to.
+"""Weights as one safetensors file that also says how to build their model.
 
-The file's metadata carries the arguments of `autoencoder.build` as JSON, or those of
-`classifier.build` (they include num_outputs), so a file is enough to get a model back: no recipe,
-no DeepSpeed, no pickle. Files are read and written through `storage`, so a path may be a URL.
+The file's metadata has the arguments of `autoencoder.build` as JSON, or those of `classifier.build`
+(they include num_outputs), so one file is enough to restore a model: no recipe, no DeepSpeed, no
+pickle. It also has the network's `ModelInfo`, unless an earlier version wrote it. Paths may be URLs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Model = TypeVar("Model", bound=nn.Module)
 WEIGHTS, BUILD = "model.safetensors", "config.json"  # files of an imported network
 _BUILD_KEY, _INFO_KEY = "svfap_dist.build", "svfap_dist.info"
 _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header, little-endian
-_LONGEST_HEADER = 100 << 20  # that the format allows
+_MAX_HEADER_BYTES = 100 << 20  # the format's limit
 
 
 def save(
@@ -36,16 +36,16 @@ def save(
     build_args: Mapping[str, Any],
     info: ModelInfo | None = None,
 ) -> None:
-    """Write weights with the arguments of `build` and the description of the network.
+    """Write weights, the arguments of `build`, and the description of the network.
 
     Args:
-        path: path or URL of the file.
+        path: path or URL.
         state_dict: the weights.
-        build_args: `size` and its overrides.
+        build_args: arguments of `build`: `size` and its overrides.
         info: how to use the network; None: only `build_args` are known.
 
     Raises:
-        CheckpointError: The arguments name no size or cannot be written as JSON.
+        CheckpointError: the arguments have no size or cannot be written as JSON.
     """
     try:
         build = json.dumps(dict(build_args), sort_keys=True)
@@ -57,9 +57,7 @@ def save(
             do="give plain numbers, strings and lists",
         ) from error
     if "size" not in build_args:
-        raise CheckpointError(
-            "Build arguments lack the model's size", where=path, found=build, do="add size"
-        )
+        raise CheckpointError("Build arguments have no model size", path, build, "add size")
     tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
     metadata = {_BUILD_KEY: build}
     if info is not None:
@@ -68,33 +66,35 @@ def save(
 
 
 def load(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Arguments of `build` and state of a file that `save` wrote.
+    """Return the arguments of `build` and the weights of a file that `save` wrote.
 
-    Raises: CheckpointError if there is no such file or it is not one of ours.
+    Args:
+        path: path or URL.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or was not written by `save`.
     """
     try:
         data = storage.read_bytes(path)
-    except storage.StorageMissingError as error:
-        raise _no_weights(path) from error
-    try:
         state = safetensors.torch.load(data)
+    except storage.StorageMissingError as error:
+        raise _missing(path) from error
     except safetensors.SafetensorError as error:
-        raise CheckpointError(
-            "Weights are damaged or not a safetensors file",
-            where=path,
-            found=str(error),
-            do="export them again",
-        ) from error
-    start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
-    return _build_of(_metadata(data[_LENGTH_BYTES:start], path), path), state
+        raise _damaged(path, str(error)) from error
+    end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
+    return _parse_build(_parse_metadata(data[_LENGTH_BYTES:end], path), path), state
 
 
 def load_build(path: str) -> dict[str, Any]:
-    """Arguments of `build` of a file that `save` wrote, without reading its weights.
+    """Return the arguments of `build` of a file that `save` wrote, without reading its weights.
 
-    Raises: CheckpointError if they are not there.
+    Args:
+        path: path or URL.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or was not written by `save`.
     """
-    return _build_of(_read_metadata(path), path)
+    return _parse_build(_read_metadata(path), path)
 
 
 def load_info(path: str) -> ModelInfo | None:
@@ -107,7 +107,7 @@ def load_info(path: str) -> ModelInfo | None:
         None where an earlier version wrote the file, without a description.
 
     Raises:
-        CheckpointError: There is no such file, or its description is damaged.
+        CheckpointError: the file is missing, or its description is damaged.
     """
     document = _read_metadata(path).get(_INFO_KEY)
     return None if document is None else ModelInfo.from_json(document, path)
@@ -116,34 +116,35 @@ def load_info(path: str) -> ModelInfo | None:
 def _read_metadata(path: str) -> dict[str, str]:
     try:
         length = storage.read_range(path, 0, _LENGTH_BYTES)
-        end = _LENGTH_BYTES + min(int.from_bytes(length, "little"), _LONGEST_HEADER)
+        end = _LENGTH_BYTES + min(int.from_bytes(length, "little"), _MAX_HEADER_BYTES)
         header = storage.read_range(path, _LENGTH_BYTES, end)
     except storage.StorageMissingError as error:
-        raise _no_weights(path) from error
-    return _metadata(header, path)
+        raise _missing(path) from error
+    return _parse_metadata(header, path)
 
 
-def _no_weights(path: str) -> CheckpointError:
-    return CheckpointError("No weights", where=path, found="no such file", do="check the path")
+def _missing(path: str) -> CheckpointError:
+    return CheckpointError("No weights", path, "no such file", "check the path")
 
 
-def _metadata(header: bytes, path: str) -> dict[str, str]:
+def _damaged(path: str, found: str) -> CheckpointError:
+    return CheckpointError(
+        "Weights are damaged or not a safetensors file", path, found, "export them again"
+    )
+
+
+def _parse_metadata(header: bytes, path: str) -> dict[str, str]:
     try:
         return json.loads(header).get("__metadata__", {})
     except ValueError as error:
-        raise CheckpointError(
-            "Weights are damaged or not a safetensors file",
-            where=path,
-            found="its header is no JSON",
-            do="export them again",
-        ) from error
+        raise _damaged(path, "its header is not JSON") from error
 
 
-def _build_of(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
+def _parse_build(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
     build = metadata.get(_BUILD_KEY)
     if build is None:
         raise CheckpointError(
-            "Weights do not say how to build their model",
+            "Weights without a description of their model",
             where=path,
             found=f"no {_BUILD_KEY} in the file's metadata",
             do="use a file written by this program",
@@ -152,39 +153,50 @@ def _build_of(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
 
 
 def load_autoencoder(path: str) -> autoencoder.MaskedAutoencoder:
-    """The autoencoder of a file that `save` wrote, in eval mode, on the CPU.
+    """Return the autoencoder of a file that `save` wrote, in eval mode, on the CPU.
 
-    Raises: CheckpointError if the file is missing, damaged, or its weights fit no autoencoder.
+    Args:
+        path: path or URL.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or its weights fit no autoencoder.
     """
-    return _load_model(path, autoencoder.build)
+    return _build_model(path, autoencoder.build, *load(path))
 
 
 def load_classifier(path: str) -> classifier.Classifier:
-    """The classifier of a file that `save` wrote, in eval mode, on the CPU.
+    """Return the classifier of a file that `save` wrote, in eval mode, on the CPU.
 
-    Raises: CheckpointError if the file is missing, damaged, or its weights fit no classifier.
+    Args:
+        path: path or URL.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or its weights fit no classifier.
     """
-    return _load_model(path, classifier.build)
+    return _build_model(path, classifier.build, *load(path))
 
 
 def load_any(
     path: str,
 ) -> tuple[dict[str, Any], autoencoder.MaskedAutoencoder | classifier.Classifier]:
-    """The arguments of `build` and the network of a file that `save` wrote, whichever it is; in
-    eval mode, on the CPU.
+    """Return the arguments of `build` and the network of a file that `save` wrote.
 
-    Raises: CheckpointError if the file is missing, damaged, or its weights do not fit.
+    Args:
+        path: path or URL.
+
+    Returns:
+        The arguments, which have num_outputs if the network is a classifier; the network in eval
+        mode, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or its weights do not fit.
     """
     build_args, state = load(path)
     build = classifier.build if "num_outputs" in build_args else autoencoder.build
-    return build_args, _fitted(path, build, build_args, state)
+    return build_args, _build_model(path, build, build_args, state)
 
 
-def _load_model(path: str, build: Callable[..., Model]) -> Model:
-    return _fitted(path, build, *load(path))
-
-
-def _fitted(
+def _build_model(
     path: str,
     build: Callable[..., Model],
     build_args: Mapping[str, Any],
@@ -205,14 +217,14 @@ def _fitted(
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """Released weights in our format."""
+    """Released weights that were written in our format."""
 
     weights_url: str
     build: dict[str, Any]
     parameters: int
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the result as text."""
         kind = "classifier" if "num_outputs" in self.build else "autoencoder"
         return [
             f"{self.weights_url}: {kind}, {self.parameters:,} parameters",
@@ -221,10 +233,17 @@ class Imported:
 
 
 def import_file(path: str, folder: str, overrides: Mapping[str, Any]) -> Imported:
-    """Write a released `.pth` file as `folder`/model.safetensors, and its arguments of `build` as
-    config.json beside it; `overrides` as in `import_official`.
+    """Convert a released `.pth` file to model.safetensors and config.json, the same description.
 
-    Raises: CheckpointError, ConfigError as `import_official`; StorageError.
+    Args:
+        path: the file, a path or URL.
+        folder: where to write, a path or URL.
+        overrides: as in `import_official`.
+
+    Raises:
+        CheckpointError: the file does not have the weights of a known network.
+        ConfigError: the overrides do not fit.
+        StorageError: reading or writing fails.
     """
     build, state = import_official(read_pth(path), **overrides)
     url = storage.join(folder, WEIGHTS)

@@ -1,12 +1,12 @@
-"""AdamW: what it decays, and how fast each layer learns.
+"""AdamW: weight decay and learning rate scale per parameter group.
 
-torch's own AdamW is handed to DeepSpeed, since DeepSpeed's own needs a C++ compiler at run time.
+DeepSpeed gets torch's AdamW, because its own needs a C++ compiler at run time.
 
-Fine-tuning has layer decay: the further a layer is from the head, the smaller its rate, so that
-what was pre-trained changes least where it is most general. Layers are numbered as in the released
-fine-tuning code: 0 is the patch embedding, 1..L are the blocks of all stages in order, and L + 1 is
-all the rest: last norm and head, but also what lies between two stages (temporal and spatial
-down-sampling), which thus learns at the full rate.
+Fine-tuning has layer decay: the further a layer is from the head, the smaller its learning rate, so
+that general pre-trained features change least. Layers are numbered as in the released fine-tuning
+code: 0 is the patch embedding, 1..L are the blocks of all stages in order, and L + 1 is the rest:
+last norm and head, and also the temporal and spatial down-sampling between stages, which thus
+learns at the full rate.
 
 Source: `get_num_layer_for_vit` of VideoMAE's optim_factory.py (from BEiT, arXiv 2106.08254), which
 the released run_class_finetuning.py uses with L = all blocks of the encoder.
@@ -24,18 +24,20 @@ from torch import nn
 from svfap_dist.config import OptimConfig
 from svfap_dist.model.sizes import ENCODERS, EncoderSpec, Size
 
-Named = tuple[str, nn.Parameter]
-
 
 def parameter_groups(
     model: nn.Module, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Groups of what is trained: matrices and kernels, which are decayed, and the rest, which is
-    not.
+    """Return parameter groups for AdamW: trained parameters with weight decay, and those without.
 
-    Biases, norms and every other 1-D parameter go without decay, and so does the mask token, a
-    vector stored as [1, 1, D] (released code: `no_weight_decay`). With a layer decay, every layer
-    has these two groups, whose `lr_scale` is layer_decay to the power of the layers behind it.
+    Biases, norms and all other 1-D parameters have no weight decay, nor has the mask token, a
+    vector stored as [1, 1, D] (released code: `no_weight_decay`). With layer decay, every layer has
+    these two groups, with `lr_scale` = layer_decay to the power of the number of layers after it.
+
+    Args:
+        model: a network; with layer decay, a classifier.
+        weight_decay: of matrices and kernels.
+        layer_decay: factor of the learning rate from a layer to the one before it; 1: none.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if layer_decay == 1:
@@ -50,16 +52,17 @@ def parameter_groups(
     ]
 
 
-def _by_weight_decay(named: Iterable[Named], weight_decay: float) -> list[dict[str, Any]]:
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+def _by_weight_decay(
+    named: Iterable[tuple[str, nn.Parameter]], weight_decay: float
+) -> list[dict[str, Any]]:
+    groups: tuple[dict[str, Any], ...] = (
+        {"params": [], "weight_decay": weight_decay},
+        {"params": [], "weight_decay": 0.0},
+    )
     for name, parameter in named:
         is_vector = parameter.ndim <= 1 or name.endswith("mask_token")
-        (free if is_vector else decayed).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
+        groups[is_vector]["params"].append(parameter)
+    return list(groups)
 
 
 def layer_ids(names: Iterable[str], encoder: EncoderSpec) -> dict[str, int]:
@@ -67,7 +70,7 @@ def layer_ids(names: Iterable[str], encoder: EncoderSpec) -> dict[str, int]:
 
     Args:
         names: of all its parameters.
-        encoder: row of its encoder, which says how the parameters of blocks are called.
+        encoder: row of its encoder, for the names of the parameters of blocks.
     """
     within = {name: name.removeprefix("encoder.") for name in names}
     blocks = {name: re.match(encoder.block, inner) for name, inner in within.items()}
@@ -80,10 +83,16 @@ def layer_ids(names: Iterable[str], encoder: EncoderSpec) -> dict[str, int]:
 
 
 def adamw(model: nn.Module, optim: OptimConfig, layer_decay: float = 1.0) -> torch.optim.AdamW:
-    """The optimizer of a model that already lies on its device, as one fused kernel."""
+    """Return a fused AdamW for a model that is already on its device.
+
+    Args:
+        model: the network.
+        optim: [optim] of the recipe.
+        layer_decay: see `parameter_groups`.
+    """
     return torch.optim.AdamW(
         parameter_groups(model, optim.weight_decay, layer_decay),
-        lr=optim.lr,  # a place holder: the engine sets the rate of every step
+        lr=optim.lr,  # a placeholder: the engine sets the rate of every step
         betas=optim.betas,
         fused=True,
     )

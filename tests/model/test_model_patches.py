@@ -1,4 +1,4 @@
-"""Normalising, gathering and embedding patches, each against its slow restatement."""
+"""Normalizing, gathering and embedding patches, each against its slow restatement."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from torch import Tensor
 
 from svfap_dist.errors import ConfigError
 from svfap_dist.model import patches
+from svfap_dist.model.sizes import Size, resolve
+
+
+def _size(**overrides: int) -> Size:
+    return resolve("nano", {"stage_depths": (1,), **overrides})
 
 
 def test_normalize_is_imagenet_statistics_and_invertible() -> None:
@@ -80,7 +85,7 @@ def test_gathered_patches_are_the_slices_that_the_token_order_says(
 
 def test_gather_then_embed_equals_convolution_then_gather() -> None:
     torch.manual_seed(0)
-    embed = patches.PatchEmbed(8, 64, 2, 16, 24)
+    embed = patches.PatchEmbed(_size(num_frames=8, frame_size=64, embed_dim=24))
     clips = torch.randn(2, 3, 8, 64, 64)
     dense = F.conv3d(clips, embed.proj.weight, embed.proj.bias, stride=(2, 16, 16))
     dense = dense.flatten(2).transpose(1, 2) + patches.sine_cosine_table(64, 24)  # [B, N, D]
@@ -92,7 +97,7 @@ def test_gather_then_embed_equals_convolution_then_gather() -> None:
 
 def test_frames_give_the_tokens_of_the_clips_that_they_become() -> None:
     torch.manual_seed(0)
-    embed = patches.PatchEmbed(8, 64, 2, 16, 24)
+    embed = patches.PatchEmbed(_size(num_frames=8, frame_size=64, embed_dim=24))
     frames = torch.randint(0, 256, (2, 8, 64, 64, 3), dtype=torch.uint8)
     clips = patches.normalize(frames)
     tokens = torch.stack([torch.randperm(64)[:10].sort().values for _ in range(2)])
@@ -110,13 +115,13 @@ def test_position_table_is_the_formula() -> None:
 
 
 def test_position_table_is_no_part_of_the_state() -> None:
-    embed = patches.PatchEmbed(4, 32, 2, 16, 8)
+    embed = patches.PatchEmbed(_size(num_frames=4, frame_size=32, embed_dim=8))
     assert set(embed.state_dict()) == {"proj.weight", "proj.bias"}
     assert embed.proj.weight.shape == (8, 3, 2, 16, 16)
 
 
 def test_clips_of_another_shape_are_refused() -> None:
-    embed = patches.PatchEmbed(4, 32, 2, 16, 8)
+    embed = patches.PatchEmbed(_size(num_frames=4, frame_size=32, embed_dim=8))
     with pytest.raises(ConfigError, match=r"shape \(2, 3, 4, 48, 48\).*\[B, 3, 4, 32, 32\]"):
         embed(torch.randn(2, 3, 4, 48, 48))
     with pytest.raises(ConfigError, match=r"uint8 of shape \(2, 4, 48, 48, 3\).*4, 32, 32, 3\]"):
