@@ -2,7 +2,8 @@
 
 The file's metadata has the arguments of `autoencoder.build` as JSON, or those of `classifier.build`
 (they include num_outputs), so one file is enough to restore a model: no recipe, no DeepSpeed, no
-pickle. It also has the network's `ModelInfo`, unless an earlier version wrote it. Paths may be URLs.
+pickle. It also has the network's `ModelInfo`, unless an earlier version wrote it. Paths may be
+URLs.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def test_a_torn_file_is_refused(
 def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"weight": torch.zeros(2)}, path)
-    with pytest.raises(CheckpointError, match="do not say how to build"):
+    with pytest.raises(CheckpointError, match="without a description"):
         weights.load_autoencoder(str(path))
 
 
@@ -94,7 +94,7 @@ def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
         ({**BUILD, "embed_dim": 64}, "size mismatch"),
         ({**BUILD, "stage_depths": (2, 2)}, "Missing key"),
         ({**BUILD, "size": "gigantic"}, "Unknown model size"),
-        ({**BUILD, "wings": 2}, "Unknown model field"),
+        ({**BUILD, "wings": 2}, "Unknown key"),
     ],
 )
 def test_weights_that_do_not_fit_their_description_are_refused(
