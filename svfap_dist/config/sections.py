@@ -249,12 +249,6 @@ class MetricsConfig(Section):
     linger_seconds: Annotated[float, Field(ge=0.0)] = 0.0
 
 
-METRICS = {
-    "classification": ("uar", "war", "weighted_f1"),
-    "regression": ("pcc", "ccc", "acc"),
-}
-
-
 class TaskConfig(Section):
     """What is learned from a labelled data set, and how it is tested."""
 
@@ -274,7 +268,7 @@ class TaskConfig(Section):
     subject_independent: bool = False  # refuse subjects in both training and test
     # Training samples per class, drawn by run.seed, for few-label experiments; 0: all.
     labels_per_class: NonNegative = 0
-    metrics: Annotated[tuple[str, ...], Field(min_length=1)]  # rows of evaluate/metrics
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)]  # of evaluate/metrics
     # Published values of `metrics`, in that order and in the unit of publication (percent for
     # uar, war, weighted_f1); empty: none.
     published: tuple[float, ...] = ()
@@ -282,10 +276,12 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TaskConfig:
-        known = METRICS[self.kind]
-        unknown = [metric for metric in self.metrics if metric not in known]
-        if unknown:
-            raise ValueError(f"{unknown[0]} is no metric of a {self.kind}: use {', '.join(known)}")
+        scores = table("svfap_dist.evaluate.metrics:SCORE_FUNCTIONS")
+        known = [name for name, score in scores.items() if score.kind == self.kind]
+        for metric in self.metrics:
+            if metric not in known:
+                advice = nearest(metric, known)
+                raise ValueError(f"{metric} is not a metric of a {self.kind}: {advice}")
         if self.published and len(self.published) != len(self.metrics):
             raise ValueError("published must have one value for each of metrics, or none")
         if len(set(self.names)) < len(self.names):

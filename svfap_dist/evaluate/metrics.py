@@ -3,7 +3,7 @@
 In: what is true and what the network said, of N samples. Out: one number, computed in float64. They
 equal scikit-learn's and scipy's, which are for tests only. Where a measure is not defined, as a
 correlation with a constant is not, it is NaN, and stays visible in whatever is computed from it.
-`METRICS` has those that a recipe may name (`config.downstream`), and how papers print them.
+`SCORE_FUNCTIONS` is the table of those that a recipe may name.
 """
 
 from __future__ import annotations
@@ -63,23 +63,28 @@ def _centred(values: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Metric:
-    """A measure as tables show it.
+class ScoreFunction:
+    """A score as recipes and tables name it: a row of `SCORE_FUNCTIONS`.
 
-    compute: (labels [N], predicted classes [N]) -> number for classifications, (values [N], scores
-    [N]) -> number for one dimension of a regression. in_percent: whether papers print it so.
+    Attributes:
+        title: its name in tables.
+        kind: of the tasks it is for, "classification" or "regression".
+        compute: (labels [N], predicted classes [N]) -> number for a classification, (values [N],
+            scores [N]) -> number for one dimension of a regression. Higher is better.
+        in_percent: whether papers print it as a percentage.
     """
 
     title: str
+    kind: str
     compute: Callable[[np.ndarray, np.ndarray], float]
-    in_percent: bool
+    in_percent: bool = False
 
 
-METRICS = {
-    "uar": Metric("UAR", uar, in_percent=True),
-    "war": Metric("WAR", war, in_percent=True),
-    "weighted_f1": Metric("weighted F1", weighted_f1, in_percent=True),
-    "pcc": Metric("PCC", pcc, in_percent=False),
-    "ccc": Metric("CCC", ccc, in_percent=False),
-    "acc": Metric("ACC", acc, in_percent=False),
+SCORE_FUNCTIONS = {
+    "uar": ScoreFunction("UAR", "classification", uar, in_percent=True),
+    "war": ScoreFunction("WAR", "classification", war, in_percent=True),
+    "weighted_f1": ScoreFunction("weighted F1", "classification", weighted_f1, in_percent=True),
+    "pcc": ScoreFunction("PCC", "regression", pcc),
+    "ccc": ScoreFunction("CCC", "regression", ccc),
+    "acc": ScoreFunction("ACC", "regression", acc),
 }

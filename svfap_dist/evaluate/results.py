@@ -20,7 +20,7 @@ import numpy as np
 from svfap_dist.config import TaskConfig
 from svfap_dist.errors import ConfigError
 from svfap_dist.evaluate import confusion
-from svfap_dist.evaluate.metrics import METRICS, Metric
+from svfap_dist.evaluate.metrics import SCORE_FUNCTIONS, ScoreFunction
 from svfap_dist.evaluate.predictions import Predictions
 
 
@@ -68,14 +68,15 @@ class Results:
     def line(self) -> str:
         """The pooled measures in a line, e.g. "UAR 41.23 %, WAR 52.10 %"."""
         return ", ".join(
-            f"{METRICS[name].title} {_shown(name, value)}{' %' if METRICS[name].in_percent else ''}"
+            f"{score.title} {_shown(name, value)}{' %' if score.in_percent else ''}"
             for name, value in self.pooled.values.items()
+            for score in [SCORE_FUNCTIONS[name]]
         )
 
     def lines(self) -> list[str]:
         """A table for people."""
         task, metrics = self.task, self.task.metrics
-        rows = [["", "samples", *(_title(METRICS[name]) for name in metrics)]]
+        rows = [["", "samples", *(_title(SCORE_FUNCTIONS[name]) for name in metrics)]]
         if task.folds:
             rows += [_row(f"fold {fold}", score, metrics) for fold, score in self.folds.items()]
         rows.append(_row("pooled" if task.folds else "test", self.pooled, metrics))
@@ -133,7 +134,7 @@ class Results:
     def _of_metric(self, name: str) -> dict[str, Any]:
         pooled, published = self.pooled.values[name], self.published(name)
         return {
-            "unit": "%" if METRICS[name].in_percent else "",
+            "unit": "%" if SCORE_FUNCTIONS[name].in_percent else "",
             "pooled": pooled,
             "mean": self.mean(name),
             "deviation": self.deviation(name),
@@ -174,7 +175,7 @@ def _score(task: TaskConfig, predictions: Predictions) -> Score:
     values: dict[str, float] = {}
     parts: dict[str, dict[str, float]] = {}
     for name in task.metrics:
-        metric = METRICS[name]
+        metric = SCORE_FUNCTIONS[name]
         scale = 100.0 if metric.in_percent else 1.0
         if task.kind == "classification":
             values[name] = scale * metric.compute(predictions.labels, predictions.predicted())
@@ -205,7 +206,7 @@ def _protocol(task: TaskConfig) -> str:
     return f"trained on {', '.join(task.train_splits)}, tested on {', '.join(task.test_splits)}"
 
 
-def _title(metric: Metric) -> str:
+def _title(metric: ScoreFunction) -> str:
     return f"{metric.title} %" if metric.in_percent else metric.title
 
 
@@ -214,7 +215,7 @@ def _row(name: str, score: Score, metrics: tuple[str, ...]) -> list[str]:
 
 
 def _shown(metric: str, value: float, sign: str = "") -> str:
-    return f"{value:{sign}.2f}" if METRICS[metric].in_percent else f"{value:{sign}.4f}"
+    return f"{value:{sign}.2f}" if SCORE_FUNCTIONS[metric].in_percent else f"{value:{sign}.4f}"
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -269,7 +269,7 @@ def test_fingerprint_of_pre_training_is_without_what_only_fine_tuning_reads():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"metrics": ("pcc",)}, "pcc is no metric of a classification"),
+        ({"metrics": ("pcc",)}, "pcc is not a metric of a classification: use one of uar"),
         ({"published": (1.0, 2.0)}, "published"),
         ({"names": ("sad", "sad")}, "all be different"),
         ({"names": ("sad",)}, "at least two classes"),

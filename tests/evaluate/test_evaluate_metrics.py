@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from svfap_dist.config.sections import METRICS as NAMES
-from svfap_dist.evaluate.metrics import METRICS, acc, ccc, pcc, uar, war, weighted_f1
+from svfap_dist.evaluate.metrics import acc, ccc, pcc, uar, war, weighted_f1
 
 PAIRS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60)
 NUMBERS = st.floats(-1e3, 1e3, width=32)
@@ -84,7 +83,3 @@ def test_what_is_not_defined_is_nan():
     assert math.isnan(pcc(constant, values))
     assert ccc(values, constant) == 0
     assert math.isnan(ccc(constant, constant.copy()))
-
-
-def test_every_measure_a_recipe_may_name_is_here():
-    assert set(METRICS) == {name for names in NAMES.values() for name in names}

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from svfap_dist.config import TaskConfig
 from svfap_dist.errors import CheckpointError, ConfigError, HealthError
 from svfap_dist.evaluate import confusion
+from svfap_dist.evaluate.metrics import SCORE_FUNCTIONS, ScoreFunction
 from svfap_dist.evaluate.predictions import Predictions
 from svfap_dist.evaluate.results import summarize
 
@@ -205,3 +207,13 @@ def test_results_of_another_task_are_refused():
         summarize(task(names=("sad", "happy")), {1: RATED[1]})
     with pytest.raises(CheckpointError, match=r"labels \[40\] for 3"):
         summarize(regression(names=NAMES), {1: CLASSIFIED[1]})
+
+
+def test_a_new_row_is_a_score_of_recipes_and_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValidationError, match="worst is not a metric of a classification"):
+        task(metrics=("uar", "worst"))
+    row = ScoreFunction("Worst", "classification", lambda labels, predicted: 0.25)
+    monkeypatch.setitem(SCORE_FUNCTIONS, "worst", row)
+    results = summarize(task(folds=2, metrics=("uar", "worst")), {1: classified(1, 9)})
+    assert results.mean("worst") == 0.25
+    assert "Worst" in "\n".join(results.lines())
