@@ -1,4 +1,4 @@
-"""`svfap checkpoint`: look after checkpoints."""
+"""`svfap checkpoint`: list, verify, delete and reshard checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from svfap_dist.cli.app import AsJson, checkpoint_app, print_result
 
 @checkpoint_app.command("ls")
 def checkpoint_ls(run_url: str, as_json: AsJson = False) -> None:
-    """Committed checkpoints of a run, oldest first.
+    """List the committed checkpoints of a run, oldest first.
 
     Example: svfap checkpoint ls runs/a
     """
@@ -20,17 +20,19 @@ def checkpoint_ls(run_url: str, as_json: AsJson = False) -> None:
 
     steps = store.committed_steps(run_url)
     if not steps:
-        load.locate_weights(run_url)  # says that there is none, and where it looked
+        load.locate_weights(run_url)  # raises the error that says where it looked
     print(json.dumps({"steps": steps}) if as_json else "\n".join(f"step {step}" for step in steps))
 
 
 @checkpoint_app.command("verify")
 def checkpoint_verify(
     run_url: str,
-    step: Annotated[int | None, typer.Argument(help="Default: the newest.")] = None,
+    step: Annotated[
+        int | None, typer.Argument(help="Step of the checkpoint (default: the newest).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read a checkpoint again and check every file's digest.
+    """Read a checkpoint and check every file's SHA-256.
 
     Example: svfap checkpoint verify runs/a 1000
     """
@@ -39,11 +41,11 @@ def checkpoint_verify(
     if step is None:
         steps = store.committed_steps(run_url)
         if not steps:
-            load.locate_weights(run_url)  # says that there is none, and where it looked
+            load.locate_weights(run_url)  # raises the error that says where it looked
         step = steps[-1]
     store.verify(run_url, step)
     print(
-        json.dumps({"step": step, "ok": True}) if as_json else f"step {step}: every file is whole"
+        json.dumps({"step": step, "ok": True}) if as_json else f"step {step}: every file is intact"
     )
 
 
@@ -51,18 +53,29 @@ def checkpoint_verify(
 def checkpoint_gc(
     run_url: str,
     keep_last: Annotated[
-        int | None, typer.Option(min=1, help="Newest to keep; default: the recipe's.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of newest checkpoints to keep (default: the recipe's train.keep_last).",
+        ),
     ] = None,
     keep_every: Annotated[
-        int | None, typer.Option(min=0, help="Keep multiples of this, too; default: the recipe's.")
+        int | None,
+        typer.Option(
+            min=0, help="Also keep multiples of this step (default: the recipe's train.keep_every)."
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what would be deleted (default: off).")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Delete without confirmation (default: ask).")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete checkpoints that were never committed, and those that retention lets go.
+    """Delete checkpoints that were never committed or that retention does not keep.
 
-    The newest one stays in any case, and a run that may be alive is refused.
+    The newest one is always kept, and a run that may be alive is refused.
 
     Example: svfap checkpoint gc runs/a --keep-last 2 --keep-every 10000
     """
@@ -78,27 +91,31 @@ def checkpoint_gc(
         return
     if not yes:
         if not sys.stdin.isatty():
-            advice = "give --yes to delete, or --dry-run to look only"
-            raise ConfigError(
-                "Nobody to ask", where="standard input", found="no terminal", do=advice
-            )
+            advice = "give --yes to delete, or --dry-run to print only"
+            title = "Confirmation required (stdin is not a terminal)"
+            raise ConfigError(title, where="svfap checkpoint gc", do=advice)
         typer.confirm("Delete them?", abort=True, err=True)
     gc.run_gc(found, lambda step: say(f"deleted step {step}"))
 
 
 @checkpoint_app.command("reshape")
 def checkpoint_reshape(
-    url: Annotated[str, typer.Argument(help="A run (its newest checkpoint) or a checkpoint.")],
-    output: Annotated[str, typer.Option("-o", "--output", help="Folder of a new run.")],
+    url: Annotated[
+        str, typer.Argument(help="URL of a run (its newest checkpoint) or of a checkpoint.")
+    ],
+    output: Annotated[str, typer.Option("-o", "--output", help="URL of the new run to write to.")],
     world_size: Annotated[
-        int | None, typer.Option(min=1, help="Check that so many ranks can go on with it.")
+        int | None,
+        typer.Option(
+            min=1, help="Check that this number of ranks can resume (default: unchecked)."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring a checkpoint ahead of time into the form that any number of ranks loads.
+    """Convert a checkpoint into the form that any number of ranks loads (resharding).
 
-    A run does so by itself when it resumes with other ranks; on a large model that takes minutes,
-    in which all ranks wait. Resume with run.url=OUTPUT.
+    A run does this when it resumes with another number of ranks; on a large model all ranks then
+    wait for minutes. Resume with run.url=OUTPUT.
 
     Example: svfap checkpoint reshape runs/a --world-size 16 -o runs/a-on-16
     """

@@ -12,7 +12,10 @@ from svfap_dist.cli.app import AsJson, app, print_result
 @app.command()
 def dashboards(
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; exit with 1 if a file is out of date.")
+        bool,
+        typer.Option(
+            "--check", help="Only compare; exit with 1 if a file is out of date (default: write)."
+        ),
     ] = False,
 ) -> None:
     """Generate Grafana boards and Prometheus rules from the table of metrics.
@@ -34,14 +37,14 @@ def dashboards(
 def audit(
     run_url: str,
     data: Annotated[
-        str, typer.Option(help="Where the shards are now; empty: where the recipe says.")
+        str, typer.Option(help="URL of the shards (default: the recipe's data.url).")
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Prove that each sample was used once per epoch.
+    """Check that each sample was used exactly once per epoch.
 
-    From the ledger that a run with run.ledger=true keeps.
-    Exit code 1 if one was lost, duplicated or misplaced.
+    Compares the ledger that a run with run.ledger=true writes with the order of samples.
+    Exit code 1 if a sample was lost, duplicated or misplaced.
 
     Example: svfap audit s3://bucket/runs/a
     """

@@ -1,15 +1,14 @@
-"""Proof from a run's files that each sample was used exactly once: plan against ledger.
+"""Check from a run's files that each sample was used exactly once: plan against ledger.
 
-In: events.jsonl (which attempt went on from which step), ledger/ (what every rank of every attempt
-used), config.toml and the manifest. Out: an `Audit`, which counts where the ledger is not what the
-order of samples says. The plan is worked out again by `data.order`, for one rank that owns all
-lanes, so it makes no difference how many ranks there were, or how often that changed.
+In: events.jsonl (the step each attempt continued from), ledger/ (what every rank of every attempt
+used), config.toml and the manifest. Out: an `Audit`, which counts the differences between the
+ledger and the order of samples. `data.sample_order` computes the plan again, for one rank that owns
+all lanes, so the number of ranks, and its changes, make no difference.
 
-The steps that count are those that the weights know: up to the newest checkpoint, and of steps that
-were done again after a crash only the last time (`journal` says which lines that voids). What a
-killed attempt did beyond its last checkpoint is no loss, since it will be done again. Plan and
-ledgers are read side by side, a step at a time, so a long run needs no more memory than a short
-one.
+The steps that count are those that the weights include: up to the newest checkpoint, and of steps
+that were repeated after a crash only the last time (`journal` says which lines that voids). Steps
+of a killed attempt beyond its last checkpoint are not lost, since they will be repeated. Plan and
+ledgers are read side by side, a step at a time, so memory does not grow with the run.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ _ROWS_KEPT = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Offence:
-    """A place of the plan that no line fills ("lost"), or a line that fills none."""
+class Mismatch:
+    """A planned use without a line ("lost"), or a line without a planned use."""
 
     kind: str  # lost, duplicated or misplaced
     step: int
@@ -53,13 +52,13 @@ class Offence:
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """What came out.
+    """Result of an audit.
 
     steps: those that count, from first_step on. samples: planned for them. lost: planned for a step
     and lane, but in no line. duplicated: lines beyond the plan. misplaced: lines of a sample that
-    was planned for the same step, but another lane or epoch. substituted: lines whose clips are a
-    neighbour's, because the sample was bad. redone: steps of which an earlier attempt's lines do
-    not count. pending: steps after the newest checkpoint, not looked at. torn: unreadable lines.
+    was planned for the same step, but another lane or epoch. substituted: lines whose clips are of
+    a neighbor, because the sample was bad. redone: steps whose lines of an earlier attempt do not
+    count. pending: steps after the newest checkpoint, not checked. torn: unreadable lines.
     """
 
     run_url: str
@@ -75,14 +74,15 @@ class Audit:
     redone: int
     pending: int
     torn: int
-    rows: tuple[Offence, ...]  # the first of them
+    rows: tuple[Mismatch, ...]  # the first of the mismatches
 
     @property
     def is_exact(self) -> bool:
+        """Return whether every planned sample was used exactly once."""
         return not (self.lost or self.duplicated or self.misplaced)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the text for a terminal."""
         verdict = (
             "every planned sample was used exactly once"
             if self.is_exact
@@ -106,10 +106,13 @@ def audit(run_url: str, data_url: str = "") -> Audit:
     """Compare the ledgers of a run with the order of samples.
 
     Args:
-        data_url: where the shards are now; empty: where the run's recipe says.
+        run_url: URL of the run.
+        data_url: Of its shards; empty: as the run's recipe says.
 
-    Raises: ConfigError if there is no run or ledger, the shards are not the run's, or no step
-    counts yet; ShardError for shards that cannot be read; StorageError.
+    Raises:
+        ConfigError: If there is no run or ledger, the shards are not the run's, or no step counts
+            yet.
+        ShardError: If the shards cannot be read.
     """
     config = read_recipe(run_url)
     attempts = read_attempts(run_url)
@@ -122,10 +125,10 @@ def audit(run_url: str, data_url: str = "") -> Audit:
         if attempt.manifest_fingerprint != manifest.fingerprint:
             raise ConfigError(
                 "The run was trained on other data",
-                where=data_url,
-                found=f"manifest {manifest.fingerprint}, but attempt {attempt.number} had "
+                data_url,
+                f"manifest {manifest.fingerprint}, but attempt {attempt.number} had "
                 f"{attempt.manifest_fingerprint}",
-                do="name the shards of the run with --data",
+                "name the shards of the run with --data",
             )
     sizes = storage.list_files(storage.join(run_url, "ledger"))
     if not sizes:
@@ -181,7 +184,7 @@ def _compare(
 
 
 class _Plan:
-    """Which samples each step uses, worked out from the recipe and the manifest."""
+    """Which samples each step uses, computed from the recipe and the manifest."""
 
     def __init__(self, config: Config, manifest: Manifest) -> None:
         self._config, self._manifest = config, manifest
@@ -192,7 +195,7 @@ class _Plan:
         self._sizes = [shard.num_samples for shard in manifest.shards]
         self._ends = np.cumsum(self._sizes)
         self._steps_per_epoch = self._order(0).steps
-        # A block may lie on the border of two shards.
+        # A block may span two shards.
         self._keys = functools.lru_cache(2 * config.data.num_lanes + 2)(self._load_keys)
         self._order_of = functools.lru_cache(2)(self._order)
         self._epoch, self._used = -1, bytearray(manifest.num_samples)
@@ -223,18 +226,18 @@ class _Plan:
 
 
 class _Tally:
-    """Counts what steps have and lack."""
+    """Counts of matching and mismatching lines."""
 
     NAMES = ("samples", "lost", "duplicated", "misplaced", "substituted", "torn")
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = dict.fromkeys(self.NAMES, 0)
-        self.rows: list[Offence] = []
+        self.rows: list[Mismatch] = []
 
     def compare(
         self, step: int, epoch: int, places: list[tuple[int, str]], lines: list[Line]
     ) -> None:
-        """Book a step's plan and the lines that were found for it."""
+        """Count a step's planned uses and the lines found for it."""
         planned = collections.Counter((step, epoch, lane, key) for lane, key in places)
         found = collections.Counter(
             (line["step"], line["epoch"], line["lane"], line["key"]) for line in lines
@@ -244,14 +247,14 @@ class _Tally:
         if found == planned:
             return
         for place in sorted((planned - found).elements()):
-            self._offend("lost", place)
+            self._count_mismatch("lost", place)
         missing = collections.Counter(key for *_, key in (planned - found).elements())
         for place in sorted((found - planned).elements()):
             moved = place[0] == step and missing[place[3]] > 0
             missing[place[3]] -= moved
-            self._offend("misplaced" if moved else "duplicated", place)
+            self._count_mismatch("misplaced" if moved else "duplicated", place)
 
-    def _offend(self, kind: str, place: tuple[int, int, int, str]) -> None:
+    def _count_mismatch(self, kind: str, place: tuple[int, int, int, str]) -> None:
         self.counts[kind] += 1
         if len(self.rows) < _ROWS_KEPT:
-            self.rows.append(Offence(kind, *place))
+            self.rows.append(Mismatch(kind, *place))

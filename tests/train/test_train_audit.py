@@ -19,7 +19,7 @@ from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import Manifest, ShardEntry, ShardIndex
 from svfap_dist.telemetry import journal
 from svfap_dist.telemetry.journal import Journal
-from svfap_dist.train.audit import Offence, audit
+from svfap_dist.train.audit import Mismatch, audit
 
 SIZES = (5, 9, 12)  # 26 samples, 8 of them in a step: three steps make an epoch
 STEPS_PER_EPOCH, LANES, BATCH = 3, 4, 8
@@ -144,7 +144,7 @@ def test_a_lost_line_is_found(finished: Run) -> None:
     lost = finished.lines(3, 1, 2)[1]
     found = audit(finished.url)
     assert (found.lost, found.duplicated, found.misplaced) == (1, 0, 0)
-    assert found.rows == (Offence("lost", 3, 0, lost["lane"], lost["key"]),)
+    assert found.rows == (Mismatch("lost", 3, 0, lost["lane"], lost["key"]),)
 
 
 def test_a_torn_line_is_a_loss(finished: Run) -> None:
