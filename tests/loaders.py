@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import torch
 from numbered_shards import FRAMES, SIDE, sample_and_frame
 
 from svfap_dist.config import Config, DataConfig, MaskConfig, ModelConfig, RunConfig, TrainConfig
-from svfap_dist.data.clips import ClipBatch
+from svfap_dist.data.batch import ClipBatch
+from svfap_dist.data.clips import Key, plan_clips
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.data.sample_order import EpochOrder
 from svfap_dist.distributed import World
+from svfap_dist.video import backends
+from svfap_dist.video.color import to_rgb
 from svfap_dist.video.info import VideoInfo
 
 SIZES = [13, 20, 8, 10]  # 51 samples: 6 steps of 8 and a tail of 3
@@ -88,3 +92,12 @@ def order_of(config: Config, sizes: list[int], epoch: int) -> EpochOrder:
         num_lanes=config.data.num_lanes,
         shuffle_block=config.data.shuffle_block,
     )
+
+
+def cut_clips(
+    video: bytes, info: VideoInfo, data: DataConfig, window: Key, crops: Sequence[Key]
+) -> list[torch.Tensor]:
+    """Clips of pre-training, cut one by one: uint8 [F, size, size, 3] each."""
+    numbers, cuts = plan_clips(info, data, window, crops)
+    frames = backends.decode(video, info, numbers)
+    return [torch.from_numpy(to_rgb(frames, cut, data.frame_size)) for cut in cuts]

@@ -255,8 +255,8 @@ def _time_decoding(run: PipelineRun) -> Rate:
 def _decode_from_memory(run: PipelineRun) -> Rate:
     import torch
 
-    from svfap_dist.data.clips import random_cut
-    from svfap_dist.rng import Stream
+    from svfap_dist.data.clips import plan_clips
+    from svfap_dist.data.decoding import decoder_of
     from svfap_dist.video.color import to_rgb
 
     torch.set_num_threads(1)  # there is a process for each core
@@ -266,18 +266,19 @@ def _decode_from_memory(run: PipelineRun) -> Rate:
     count = min(manifest.num_samples, _MAX_SAMPLES_IN_MEMORY)
     samples = [sample for i in range(count) if isinstance(sample := reader.read(i), Sample)]
     batch_size = run.config.train.global_batch_size
-    repeats, colors = run.config.data.repeated_sampling, run.config.data.colors
+    data, decode = run.config.data, decoder_of(run.config)
 
     def batches() -> Iterator[int]:
         rounds = itertools.cycle(samples)
         for number in itertools.count():
-            for row in range(batch_size // repeats):
-                sample, window = next(rounds), Stream(number, row)
-                crops = [Stream(number, row, repeat) for repeat in range(repeats)]
-                frames, cuts = random_cut(sample.video, sample.info, run.config, window, crops)
-                if colors != "device":
+            for row in range(batch_size // data.repeated_sampling):
+                sample = next(rounds)
+                crops = [(number, row, repeat) for repeat in range(data.repeated_sampling)]
+                numbers, cuts = plan_clips(sample.info, data, (number, row), crops)
+                frames = decode(sample.video, sample.info, numbers)
+                if data.colors != "device":
                     for cut in cuts:
-                        to_rgb(frames, cut, run.config.data.frame_size)
+                        to_rgb(frames, cut, data.frame_size)
             yield number
 
     return time_batches(batches(), run.batches, batch_size, run.warm_up)

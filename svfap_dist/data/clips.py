@@ -1,43 +1,49 @@
-"""From a video to a clip: window, region, random crop, and the batch that holds many clips.
+"""From a packed sample to training clips in shared memory: window, crops, decoding, augmentation.
 
-In: a video's bytes and what the shard says about it, with a random stream of the clip's own. Out:
-uint8 frames of the size that the model takes. What is cut is chosen by pure functions of the
-stream, before anything is decoded.
+In: a `DecodeJob`: a sample's bytes, and the keys of the random streams that choose its clips. Out:
+uint8 frames, RGB or planes that the training device converts, written into `SharedArrays`. What to
+cut is decided by pure functions of the streams before anything is decoded, so the bits do not
+depend on the thread or process that does the job. Worker processes import this module, so it does
+not import torch.
 
-The random crop is the one of the released code (VideoMAE's multi-scale crop, which goes back to
-TSN): a width and a height from a few scales of the shorter side, at one of 13 fixed places, the
-same for all frames of the clip, resized to the clip's size.
+The random crop is that of the released code (VideoMAE's multi-scale crop, which goes back to TSN):
+height and width from a few scales of the shorter side, at one of 13 fixed places, the same for all
+frames of the clip, resized to the clip's size.
 
-Pre-training refuses videos that are shorter than a clip's window. Many of those of downstream tasks
-are, so clips of a task take them as VideoMAE does: as if the last frame went on, that is, numbers
-beyond it are its own. The clips that a task is tested on are windows laid evenly over the video
-times squares laid evenly along the longer side of the region; where they coincide, as all squares
-do in a square region and all windows in a short video, a clip is made once and counts for all.
+Pre-training rejects videos that are shorter than a clip's window. Many videos of downstream tasks
+are, so clips of a task repeat the last frame as often as needed, as VideoMAE does.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+import math
+import mmap
+import os
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing import reduction
+from typing import Any
 
-from svfap_dist.config import Config
-from svfap_dist.data.decoding import decoder_of
+import numpy as np
+
+from svfap_dist.allocator import keep_freed_memory
+from svfap_dist.config import AugmentConfig, DataConfig
+from svfap_dist.data.augment import augment
+from svfap_dist.errors import ConfigError, DecodeError
 from svfap_dist.rng import Stream
-from svfap_dist.shards.reader import BadSample
-from svfap_dist.video import views
-from svfap_dist.video.color import to_rgb
-from svfap_dist.video.frames import Frames, TooShortError
+from svfap_dist.shards.format import BadSample, PackedSample, Sample, unpack
+from svfap_dist.video.backends import open_decoder
+from svfap_dist.video.color import kind_of, to_rgb
+from svfap_dist.video.frames import Frames, TooShortError, WrongSizeError, YuvFrames
 from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.views import Crop, stored_region
 
-if TYPE_CHECKING:
-    import torch
+Key = tuple[int | str, ...]  # of a random stream
+Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # dtype and shape of arrays, by name
 
-    from svfap_dist.video.color import YuvClips
-
-# The 13 places of a crop, in quarters of the room there is: corners, centre, edges, inner quarters.
+_ALIGNMENT = 64  # bytes
+# The 13 places of a crop, in quarters of the free room: corners, center, edges, inner quarters.
 _PLACES = (
     *((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)),
     *((2, 0), (2, 4), (4, 2), (0, 2)),
@@ -46,64 +52,68 @@ _PLACES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipBatch:
-    """A rank's clips of one step, in slot order.
+class ClipRequest:
+    """Which clips to cut from a sample, and where to write them.
 
-    A slot has one clip, or data.repeated_sampling clips of one sample in a row: B clips in all. The
-    lists have an entry per slot. keys and samples name what the order asked for; where
-    `substituted`, the frames are those of a neighbour because that sample is bad.
+    Attributes:
+        window: Key of the stream that chooses the window.
+        crops: Keys of the streams of each clip's crop.
+        batch: Index of the batch in the shared arrays.
+        row: Row of the first clip in the batch; the others follow it.
+        augments: Keys of the streams of each clip's augmentation; (): no augmentation.
     """
 
-    # uint8 [B, F, H, W, 3], or planes that are converted on the device; see `frames_on`.
-    frames: torch.Tensor | YuvClips
-    visible: torch.Tensor  # int64 [B, V]
-    masked: torch.Tensor  # int64 [B, M]
-    keys: list[str]
-    samples: list[int]
-    lanes: list[int]
-    positions: list[int]
-    substituted: list[bool]
-    bad: list[BadSample]
-    fetch_seconds: float  # summed over the clips, as spent by the threads
-    decode_seconds: float  # summed over the clips, as spent by threads or workers
-    bytes_fetched: int = 0  # from the store, since the batch before
-    batches_ready: int = 0  # when this one was asked for, itself included
-    # Of what the frames show, substituted or not: classes int64 [B], or values float32 [B, K].
-    targets: torch.Tensor | None = None
+    window: Key
+    crops: tuple[Key, ...]
+    batch: int
+    row: int
+    augments: tuple[Key, ...] = ()
 
 
-def frames_on(device: torch.device, batch: ClipBatch, part: slice) -> torch.Tensor:
-    """Frames of the clips `part` of a batch on a device: uint8 RGB [B, F, H, W, 3]."""
-    import torch
+@dataclasses.dataclass(frozen=True)
+class DecodeJob:
+    """Clips to cut from a packed sample."""
 
-    frames = batch.frames[part]
-    if isinstance(frames, torch.Tensor):
-        return frames.to(device, non_blocking=True)
-    return frames.to_rgb(device)
+    packed: PackedSample
+    request: ClipRequest
 
 
-def window_start(stream: Stream, num_frames: int, window: int) -> int:
-    """First frame of a clip that spans `window` frames, uniform over the video.
+@dataclasses.dataclass(frozen=True)
+class DecodeResult:
+    """Outcome of a job."""
 
-    Raises: TooShortError if the video has fewer frames.
+    bad: BadSample | None  # why there are no clips; None: they are in the shared arrays
+    seconds: float  # of unpacking, decoding and cutting
+
+
+def random_window_start(stream: Stream, num_frames: int, window: int) -> int:
+    """Return the first frame of a random window, uniform over the video.
+
+    Args:
+        stream: Random numbers.
+        num_frames: Frames of the video.
+        window: Frames that a clip spans.
+
+    Raises:
+        TooShortError: The video has fewer frames.
     """
-    _check_length(num_frames, window)
-    return stream.integer(num_frames - window + 1)
-
-
-def _check_length(num_frames: int, window: int) -> None:
     if num_frames < window:
         raise TooShortError(
             "Video is shorter than a clip's window",
             found=f"{num_frames} frames for a window of {window}",
             do=f"shard again with --min-frames {window}",
         )
+    return stream.integer(num_frames - window + 1)
 
 
 def random_crop(stream: Stream, within: Crop, scales: tuple[float, ...]) -> Crop:
-    """A multi-scale crop inside a region: one of VideoMAE's sizes at one of its 13 places.
+    """Return a multi-scale crop: one of VideoMAE's sizes at one of its 13 places.
 
-    Height and width are scales of the region's shorter side that are at most one step apart.
+    Args:
+        stream: Random numbers.
+        within: Region of the frame.
+        scales: Candidates for height and width, as fractions of the region's shorter side; the two
+            are at most one step apart in this list.
     """
     shorter = min(within.height, within.width)
     sides = [max(int(shorter * scale), 1) for scale in scales]
@@ -118,100 +128,189 @@ def random_crop(stream: Stream, within: Crop, scales: tuple[float, ...]) -> Crop
     )
 
 
-def plan_random(
-    info: VideoInfo, config: Config, window: Stream, crops: Sequence[Stream]
+def plan_clips(
+    info: VideoInfo,
+    data: DataConfig,
+    window: Key,
+    crops: Sequence[Key],
+    *,
+    allow_short: bool = False,
 ) -> tuple[Sequence[int], list[Crop]]:
-    """The frames of one random window, and a random crop of the region for each of `crops`.
+    """Return the frame numbers of a random window, and a random crop for each of its clips.
 
-    Raises: TooShortError if the video has no such window; ConfigError if the shards were cut to
-    another region than data.region.
+    Args:
+        info: The video.
+        data: Window, region and scales of crops.
+        window: Key of the stream that chooses the window.
+        crops: Keys of the streams of each clip's crop.
+        allow_short: Repeat the last frame of a video that is shorter than a window.
+
+    Raises:
+        TooShortError: The video is shorter than a window.
+        ConfigError: The shards were cut to another region than data.region.
     """
-    start = window_start(window, _length(info, config), config.window)
-    within = stored_region(info, config.data.region)
-    cuts = [random_crop(crop, within, config.data.crop_scales) for crop in crops]
-    return _numbers(start, info, config), cuts
-
-
-def plan_fixed(info: VideoInfo, config: Config) -> tuple[Sequence[int], list[Crop]]:
-    """The frames of the middle window, and the region: what pictures and evaluation take.
-
-    Raises: as `plan_random`.
-    """
-    length = _length(info, config)
-    _check_length(length, config.window)
-    start = (length - config.window) // 2
-    return _numbers(start, info, config), [stored_region(info, config.data.region)]
-
-
-def plan_multi_clip(info: VideoInfo, config: Config) -> tuple[Counter[int], Counter[Crop]]:
-    """What a task is tested on: first frames of windows and squares of the region, each with how
-    many of finetune.test_segments or test_crops it stands for.
-
-    Raises: ConfigError if the shards were cut to another region than data.region.
-    """
-    tested = config.finetune
-    starts = views.segment_starts(info.num_frames, config.window, tested.test_segments)
-    crops = views.square_crops(stored_region(info, config.data.region), tested.test_crops)
-    return Counter(starts), Counter(crops)
-
-
-def _length(info: VideoInfo, config: Config) -> int:
-    """Frames among which a window has to lie; of a task, the last one goes on as long as needed."""
-    return info.num_frames if config.task is None else max(info.num_frames, config.window)
-
-
-def _numbers(start: int, info: VideoInfo, config: Config) -> Sequence[int]:
-    """The frames of the window that begins at `start`."""
-    numbers = range(start, start + config.window, config.data.sampling_rate)
+    length = max(info.num_frames, data.window) if allow_short else info.num_frames
+    start = random_window_start(Stream(*window), length, data.window)
+    within = stored_region(info, data.region)
+    cuts = [random_crop(Stream(*key), within, data.crop_scales) for key in crops]
+    numbers = range(start, start + data.window, data.sampling_rate)
     last = info.num_frames - 1
-    return numbers if numbers[-1] <= last else [min(number, last) for number in numbers]
+    return numbers if numbers[-1] <= last else [min(number, last) for number in numbers], cuts
 
 
-def random_cut(
-    video: bytes, info: VideoInfo, config: Config, window: Stream, crops: Sequence[Stream]
-) -> tuple[Frames, list[Crop]]:
-    """Decoded frames of one random window, and for each training clip that is made of them a random
-    crop of the region.
+def undecodable(sample: Sample, error: DecodeError) -> BadSample:
+    """Return the `BadSample` for a sample that cannot be decoded.
 
-    Raises: DecodeError if the video is too short or cannot be decoded; ConfigError if the shards
-    were cut to another region than data.region.
+    Args:
+        sample: The sample.
+        error: What its decoder raised.
     """
-    numbers, cuts = plan_random(info, config, window, crops)
-    return decoder_of(config)(video, info, numbers), cuts
+    return BadSample(sample.index, sample.key, error.reason, str(error))
 
 
-def fixed_cut(video: bytes, info: VideoInfo, config: Config) -> tuple[Frames, list[Crop]]:
-    """The same for the clip of pictures and evaluation: middle window, the whole region."""
-    numbers, cuts = plan_fixed(info, config)
-    return decoder_of(config)(video, info, numbers), cuts
+class SharedArrays:
+    """NumPy arrays in anonymous memory that this process shares with the processes it starts.
+
+    The memory is a memfd: workers inherit its descriptor, no file is left behind, and it does not
+    count against the size of /dev/shm, which containers keep small. Where the system has no memfd,
+    the arrays can be used, but not sent to another process.
+
+    Args:
+        shapes: Dtype and shape of each array, by name.
+        descriptor: Open file of existing memory; None: new memory.
+
+    Raises:
+        ConfigError: The memory cannot be mapped.
+    """
+
+    def __init__(self, shapes: Shapes, descriptor: int | None = None) -> None:
+        self._shapes = dict(shapes)
+        sizes = [math.prod(shape) * np.dtype(kind).itemsize for kind, shape in shapes.values()]
+        padded = (-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)
+        offsets = np.cumsum([0, *padded]).tolist()
+        self.num_bytes: int = offsets[-1]
+        try:
+            if descriptor is None and hasattr(os, "memfd_create"):
+                descriptor = os.memfd_create("svfap-clips")
+                os.ftruncate(descriptor, self.num_bytes)
+            memory = mmap.mmap(-1 if descriptor is None else descriptor, self.num_bytes)
+        except (OSError, ValueError, OverflowError) as error:
+            raise ConfigError(
+                "No memory for batches",
+                "data.prefetch_bytes",
+                f"{self.num_bytes} bytes cannot be shared between processes ({error})",
+                "make data.prefetch_bytes or the batch smaller",
+            ) from error
+        self._descriptor = descriptor
+        self.address = np.frombuffer(memory, np.uint8).ctypes.data
+        self.arrays = {
+            name: np.ndarray(shape, kind, memory, offset)
+            for (name, (kind, shape)), offset in zip(shapes.items(), offsets, strict=False)
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._descriptor is None:
+            raise ConfigError(
+                "Decode workers are not supported on this system",
+                "data.decode_workers",
+                "no memfd_create",
+                "set data.decode_workers=0",
+            )
+        return _attach, (self._shapes, reduction.DupFd(self._descriptor))
+
+    def close(self) -> None:
+        """Close the descriptor: no more processes can get the arrays, which stay usable here."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
 
 
-def multi_clip_cut(
-    video: bytes, info: VideoInfo, config: Config
-) -> Iterator[tuple[Frames, Crop, float]]:
-    """The same for each clip that a task is tested on, window by window, with its share in the
-    video's scores; the shares add up to 1."""
-    starts, crops = plan_multi_clip(info, config)
-    for start, times in starts.items():
-        frames = decoder_of(config)(video, info, _numbers(start, info, config))
-        for crop, of_crop in crops.items():
-            yield frames, crop, times * of_crop / (starts.total() * crops.total())
+def _attach(shapes: Shapes, shared: Any) -> SharedArrays:
+    return SharedArrays(shapes, shared.detach())
 
 
-def random_clips(
-    video: bytes, info: VideoInfo, config: Config, window: Stream, crops: Sequence[Stream]
-) -> list[torch.Tensor]:
-    """The clips of `random_cut`: uint8 [F, size, size, 3] each. Raises what that raises."""
-    return _clips(*random_cut(video, info, config, window, crops), config)
+class ClipWorker:
+    """Does jobs in whichever process calls it; picklable.
 
+    Args:
+        data: Window, crops and size of clips.
+        backend: Name of a decode backend that decodes on the host.
+        arrays: Where clips go: `rgb` [batches, B, F, S, S, 3], or the planes of `YuvClips`.
+        augmentation: Of a task's clips; None: pre-training.
+    """
 
-def fixed_clip(video: bytes, info: VideoInfo, config: Config) -> torch.Tensor:
-    """The clip of `fixed_cut`: uint8 [F, size, size, 3]. Raises what that raises."""
-    (clip,) = _clips(*fixed_cut(video, info, config), config)
-    return clip
+    def __init__(
+        self,
+        data: DataConfig,
+        backend: str,
+        arrays: SharedArrays,
+        augmentation: AugmentConfig | None = None,
+    ) -> None:
+        self._data, self._backend, self._augmentation = data, backend, augmentation
+        self._shared = arrays
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Slow imports happen as the worker process starts, not within its first job's deadline.
+        self.__dict__.update(state)
+        keep_freed_memory()  # each clip allocates the same large arrays
+        open_decoder(self._backend)
+        if "rgb" in self._shared.arrays:
+            import torch  # resizes; planes need no resizing
 
-def _clips(frames: Frames, crops: Sequence[Crop], config: Config) -> list[torch.Tensor]:
-    import torch
+            torch.set_num_threads(1)
 
-    return [torch.from_numpy(to_rgb(frames, crop, config.data.frame_size)) for crop in crops]
+    def __call__(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult]:
+        """Do jobs in order.
+
+        Args:
+            jobs: Several at a time: a clip takes about a millisecond, and waking a process for it
+                nearly as long.
+        """
+        return [self._do(job) for job in jobs]
+
+    def _do(self, job: DecodeJob) -> DecodeResult:
+        began = time.perf_counter()
+        sample = unpack(job.packed)
+        bad = sample if isinstance(sample, BadSample) else self._cut(sample, job.request)
+        return DecodeResult(bad, time.perf_counter() - began)
+
+    def _cut(self, sample: Sample, request: ClipRequest) -> BadSample | None:
+        try:
+            numbers, crops = plan_clips(
+                sample.info,
+                self._data,
+                request.window,
+                request.crops,
+                allow_short=self._augmentation is not None,
+            )
+            frames = open_decoder(self._backend)(sample.video, sample.info, numbers)
+            for number, crop in enumerate(crops):
+                self._write(frames, crop, request, number)
+        except DecodeError as error:
+            return undecodable(sample, error)
+        except MemoryError:
+            detail = "the worker's memory limit is reached"
+            return BadSample(sample.index, sample.key, "too_large", detail)
+        return None
+
+    def _write(self, frames: Frames, crop: Crop, request: ClipRequest, number: int) -> None:
+        """Write the clip `number` of a sample to its row of the batch."""
+        arrays, batch, row = self._shared.arrays, request.batch, request.row + number
+        if "rgb" in arrays:
+            clip = to_rgb(frames, crop, self._data.frame_size)
+            if self._augmentation is not None:
+                clip = augment(clip, Stream(*request.augments[number]), self._augmentation)
+            arrays["rgb"][batch, row] = clip
+            return
+        assert isinstance(frames, YuvFrames), "the loader checks that the backend gives planes"
+        for name in ("y", "u", "v"):
+            plane, place = getattr(frames, name), arrays[name][batch, row]
+            height, width = plane.shape[1:]
+            if height > place.shape[1] or width > place.shape[2]:
+                raise WrongSizeError(
+                    "Frames are larger than those of other samples",
+                    found=f"{frames.y.shape[1:]}",
+                    do="shard with one --size for all videos, or set data.colors=workers",
+                )
+            place[:, :height, :width] = plane
+        arrays["crops"][batch, row] = dataclasses.astuple(crop)
+        arrays["kinds"][batch, row] = kind_of(frames)

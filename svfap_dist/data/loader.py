@@ -1,17 +1,18 @@
-"""The last step of the data's flow: from (seed, step) to a rank's `ClipBatch`, prepared ahead.
+"""The data loader: from (seed, step) to a rank's `ClipBatch`, prefetched.
 
-In: the configuration, a manifest, the rank's place in the world; of a labelled set, which samples
-are trained on and their targets. Out: one batch per step, the same bits whatever the number of
-threads and workers, the step at which a run is taken up again, or how far ahead the work is; over
-all ranks, the same samples for every world size.
+In: the recipe, a manifest, the rank's place in the world; of a labeled set, the samples to train on
+and their targets. Out: one batch per step, deterministic: the same bits for any number of threads
+and workers, any prefetch depth, and any step at which a run is resumed; over all ranks, the same
+samples for every world size.
 
-A slot of a step is one task of a thread pool: fetch the sample, have it decoded and cut straight
-into the slot's rows of the batch (`workers`), try a neighbour if it is bad. Nothing passes from
-task to task, so their order cannot matter. Threads wait for the store, for workers, or in PyAV,
-NumPy and hashing, which let go of Python's lock.
+A slot of a step is part of one task of a thread pool: fetch the sample, have its clips decoded into
+the slot's rows of the batch (`clips`), and try a neighbor if it is bad. Tasks share no state, so
+their order cannot matter. Threads wait for the store or for workers, or run PyAV, NumPy and
+hashing, which release the GIL.
 
-The frames of all batches lie in one block of shared memory, a ring of batches: each is filled again
-when the one after it has been asked for. The ring and the reader's cache bound the memory.
+The frames of all batches are in one block of shared memory, a ring of buffers (`batch`): each is
+reused when the batch after its own has been requested. The ring and the reader's cache bound the
+memory.
 """
 
 from __future__ import annotations
@@ -28,41 +29,31 @@ import torch
 
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data import masking
-from svfap_dist.data.clips import ClipBatch
-from svfap_dist.data.ring import Ring, check_made_by_workers
+from svfap_dist.data.batch import BatchRing, ClipBatch, SampleResult
+from svfap_dist.data.clips import ClipRequest, Key
 from svfap_dist.data.sample_order import EpochOrder, Slot, steps_per_epoch
 from svfap_dist.data.selection import Selection
-from svfap_dist.data.tries import Try, try_sample, try_samples
-from svfap_dist.data.workers import Cut, Key
 from svfap_dist.distributed import World
-from svfap_dist.errors import HealthError
+from svfap_dist.errors import ConfigError, HealthError
+from svfap_dist.parallel.ordered_map import in_flight
 from svfap_dist.rng import Stream
-from svfap_dist.shards.format import Manifest
-from svfap_dist.shards.reader import Sample, SampleReader, ShardCache, read_ahead
-from svfap_dist.video.backends import capabilities
+from svfap_dist.shards.format import Manifest, Sample
+from svfap_dist.shards.reader import SampleReader, ShardCache, read_ahead
+from svfap_dist.video.backends import DEFAULT, capabilities
 
-_SUBSTITUTES_TRIED = 256  # so many bad samples in a row are no accident
-_LOOKED_AT = 8  # samples, to know the size of planes
-
-
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where the clips of a slot go: batch of the ring, first row."""
-
-    slot: Slot
-    batch: int
-    row: int
+_MAX_SUBSTITUTES = 256  # bad samples in a row that cannot be an accident
+_PROBED_SAMPLES = 8  # to find the size of planes
 
 
 @dataclasses.dataclass(frozen=True)
-class _Unfinished:
-    """A batch whose rows are being filled, a task for a few slots."""
+class _Pending:
+    """A batch whose rows are being filled, by one task for a few slots."""
 
-    place: int  # in the ring
+    buffer: int  # of the ring
     slots: list[Slot]
     visible: torch.Tensor
     masked: torch.Tensor
-    tasks: list[Future[list[list[Try]]]]  # for each slot its tries, first its own sample
+    tasks: list[Future[list[list[SampleResult]]]]  # per slot its own sample's, then substitutes'
 
     @property
     def is_ready(self) -> bool:
@@ -73,11 +64,16 @@ class ClipLoader:
     """Batches of one rank.
 
     Args:
-        selection: the samples to train on, and their targets, which batches then have; None: all.
+        config: Recipe.
+        url: Folder or prefix of the shards.
+        manifest: The data set.
+        world: This rank and the number of ranks.
+        selection: Samples to train on, and their targets, which batches then have; None: all.
 
-    Raises: ConfigError if the lanes cannot be shared equally among the ranks, there are fewer
-    samples than a global batch has, the cache has no room for the shards in use, or clips of a task
-    were to be made on the device.
+    Raises:
+        ConfigError: The lanes cannot be shared equally among the ranks, there are fewer samples
+            than a global batch has, the shard cache is too small, or a task's clips would be made
+            on the device.
     """
 
     def __init__(
@@ -89,7 +85,8 @@ class ClipLoader:
         selection: Selection | None = None,
     ) -> None:
         check_world_size(config, world.world_size)
-        check_made_by_workers(config)
+        if config.task is not None:
+            _check_made_on_host(config)
         self._config, self._world, self._selection = config, world, selection
         self._shard_sizes = [shard.num_samples for shard in manifest.shards]
         used = manifest.num_samples if selection is None else len(selection)
@@ -105,154 +102,180 @@ class ClipLoader:
         self._planes = _planes(config, manifest, self._reader)
 
     def batches(self, start_step: int, stop_step: int) -> Generator[ClipBatch]:
-        """The batches of steps start_step to stop_step - 1, steps counted over all epochs.
+        """Yield the batches of a range of steps, counted over all epochs.
 
-        The frames of a batch are overwritten once the next batch is asked for. Work begins with the
+        The frames of a batch are overwritten once the next batch is requested. Work begins with the
         first `next`. Closing the iterator, or an error, ends its threads and workers.
 
-        Raises: ShardError and StorageError from reading; HealthError if no sample near a bad one
-        is good; ConfigError if there is no memory for the batches; ClusterError if decode workers
-        cannot be started.
+        Args:
+            start_step: First step.
+            stop_step: Step after the last one.
+
+        Raises:
+            ShardError: A shard cannot be read.
+            StorageError: The store refuses or does not answer.
+            HealthError: A bad sample has no good neighbor.
+            ConfigError: There is no memory for the batches.
+            ClusterError: Decode workers cannot be started.
         """
         order_of = functools.lru_cache(maxsize=2)(self._order)
-        steps = iter(range(start_step, stop_step))
-        ahead: collections.deque[_Unfinished] = collections.deque()
+        started: collections.deque[_Pending] = collections.deque()
         rows = self._config.samples_per_step // self._world.world_size
         clips = rows * self._config.data.repeated_sampling
-        with Ring(self._config, clips, planes=self._planes) as ring:
-            free = collections.deque(range(ring.length))
-            while True:
-                for step in itertools.islice(steps, len(free)):
-                    epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-                    order = order_of(epoch)
-                    ahead.append(self._begin(ring, free.popleft(), order, epoch, step_in_epoch))
-                if not ahead:
-                    return
-                ready = sum(1 for _ in itertools.takewhile(lambda batch: batch.is_ready, ahead))
-                batch = ahead.popleft()
-                yield self._finish(ring, batch, ready)
-                free.append(batch.place)
+        with BatchRing(self._config, clips, self._planes) as ring:
+
+            def start(step: int) -> _Pending:
+                epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+                buffer = (step - start_step) % ring.length
+                started.append(self._start(ring, buffer, order_of(epoch), epoch, step_in_epoch))
+                return started[-1]
+
+            for _, pending in in_flight(start, range(start_step, stop_step), ring.length):
+                ready = sum(1 for _ in itertools.takewhile(lambda batch: batch.is_ready, started))
+                started.popleft()
+                yield self._finish(ring, pending, ready)
 
     def _order(self, epoch: int) -> EpochOrder:
         selected = None if self._selection is None else self._selection.indices
         return EpochOrder.of_run(self._config, self._shard_sizes, epoch, selected)
 
-    def _begin(
-        self, ring: Ring, place: int, order: EpochOrder, epoch: int, step_in_epoch: int
-    ) -> _Unfinished:
+    def _start(
+        self, ring: BatchRing, buffer: int, order: EpochOrder, epoch: int, step_in_epoch: int
+    ) -> _Pending:
         slots = order.slots(step_in_epoch, self._world.rank, self._world.world_size)
         repeats = self._config.data.repeated_sampling
         keys = [key for slot in slots for key in self._keys("mask", epoch, slot)]
         visible, masked = self._masks([Stream(*key) for key in keys])
-        places = [_Place(slot, place, row * repeats) for row, slot in enumerate(slots)]
-        tasks = [
-            ring.pool.submit(self._fill, ring, places[i : i + ring.slots_at_a_time], order, epoch)
-            for i in range(0, len(places), ring.slots_at_a_time)
+        requests = [
+            self._request(slot, epoch, buffer, row * repeats) for row, slot in enumerate(slots)
         ]
-        return _Unfinished(place, slots, visible, masked, tasks)
+        fills = list(zip(slots, requests, strict=True))
+        tasks = [
+            ring.threads.submit(self._fill, ring, fills[i : i + ring.slots_per_task], order)
+            for i in range(0, len(fills), ring.slots_per_task)
+        ]
+        return _Pending(buffer, slots, visible, masked, tasks)
 
     def _masks(self, streams: Sequence[Stream]) -> tuple[torch.Tensor, torch.Tensor]:
         config = self._config
-        if config.task is not None:  # masks nothing
+        if config.task is not None:  # nothing is masked
             none = torch.empty((len(streams), 0), dtype=torch.int64)
             return none, none
         return masking.batch_masks(streams, config.mask, config.num_tubelets, config.num_patches)
 
     def _keys(self, purpose: str, epoch: int, slot: Slot) -> tuple[Key, ...]:
-        """A random stream for each clip of a slot; the first is the same however many there are."""
+        """Return a random stream's key per clip of a slot; the first does not depend on repeats."""
         key = (self._config.run.seed, purpose, epoch, slot.sample)
         repeats = range(1, self._config.data.repeated_sampling)
         return (key, *((*key, repeat) for repeat in repeats))
 
+    def _request(self, slot: Slot, epoch: int, buffer: int, row: int) -> ClipRequest:
+        """Return the clips of a slot; their streams are the slot's, whichever sample fills it."""
+        window = (self._config.run.seed, "window", epoch, slot.sample)
+        augments = self._keys("augment", epoch, slot) if self._config.task else ()
+        return ClipRequest(window, self._keys("crop", epoch, slot), buffer, row, augments)
+
     def _fill(
-        self, ring: Ring, places: Sequence[_Place], order: EpochOrder, epoch: int
-    ) -> list[list[Try]]:
-        """Have the clips of some slots written to their places."""
-        wanted = [(place.slot.sample, self._cut(place, epoch)) for place in places]
-        firsts = try_samples(self._reader, ring.workers, wanted)
+        self, ring: BatchRing, fills: Sequence[tuple[Slot, ClipRequest]], order: EpochOrder
+    ) -> list[list[SampleResult]]:
+        """Have the clips of some slots written to their rows."""
+        firsts = ring.read(self._reader, [(slot.sample, request) for slot, request in fills])
         return [
-            [first] if first.bad is None else self._substitute(ring, place, order, epoch, first)
-            for place, first in zip(places, firsts, strict=True)
+            [first] if first.bad is None else self._substitute(ring, slot, request, order, first)
+            for (slot, request), first in zip(fills, firsts, strict=True)
         ]
 
-    def _cut(self, place: _Place, epoch: int) -> Cut:
-        """What is random in it is so by the slot, whatever sample fills that."""
-        window = (self._config.run.seed, "window", epoch, place.slot.sample)
-        crops = self._keys("crop", epoch, place.slot)
-        augments = self._keys("augment", epoch, place.slot) if self._config.task else ()
-        return Cut(window, crops, place.batch, place.row, augments)
-
     def _substitute(
-        self, ring: Ring, place: _Place, order: EpochOrder, epoch: int, first: Try
-    ) -> list[Try]:
-        """Fill a slot, whose own sample is bad, by the nearest good one."""
-        tries, slot, cut = [first], place.slot, self._cut(place, epoch)
-        for index in itertools.islice(_candidates(order, slot), 1, 1 + _SUBSTITUTES_TRIED):
-            tries.append(try_sample(self._reader, ring.workers, index, cut))
-            if tries[-1].bad is None:
-                return tries
+        self,
+        ring: BatchRing,
+        slot: Slot,
+        request: ClipRequest,
+        order: EpochOrder,
+        first: SampleResult,
+    ) -> list[SampleResult]:
+        """Fill a slot, whose own sample is bad, from the nearest good one."""
+        results = [first]
+        for index in itertools.islice(_neighbors(order, slot), _MAX_SUBSTITUTES):
+            results += ring.read(self._reader, [(index, request)])
+            if results[-1].bad is None:
+                return results
         raise HealthError(
-            "No readable sample is near an unreadable one",
-            where=f"lane {slot.lane}, position {slot.position}",
-            found=f"{len(tries)} bad samples in a row; the first: {tries[0].bad}",
-            do="run `svfap shards verify` on data.url",
+            "Too many unreadable samples in a row",
+            f"lane {slot.lane}, position {slot.position}",
+            f"{len(results)} bad samples; the first: {first.bad}",
+            "run `svfap shards verify` on data.url",
         )
 
-    def _finish(self, ring: Ring, batch: _Unfinished, ready: int) -> ClipBatch:
+    def _finish(self, ring: BatchRing, batch: _Pending, ready: int) -> ClipBatch:
         """Wait for all rows; the first error of a task is raised here."""
-        rows = [tried for task in batch.tasks for tried in task.result()]
-        tries = [each for tried in rows for each in tried]
-        own = [tried[0] for tried in rows]
+        rows = [results for task in batch.tasks for results in task.result()]
+        results = [result for of_slot in rows for result in of_slot]
+        own = [of_slot[0] for of_slot in rows]
         return ClipBatch(
-            frames=ring.frames(batch.place),
+            frames=ring.frames(batch.buffer),
             visible=batch.visible,
             masked=batch.masked,
-            keys=[each.key for each in own],
+            keys=[result.key for result in own],
             samples=[slot.sample for slot in batch.slots],
             lanes=[slot.lane for slot in batch.slots],
             positions=[slot.position for slot in batch.slots],
-            substituted=[each.bad is not None for each in own],
-            bad=[each.bad for each in own if each.bad is not None],
-            fetch_seconds=sum(each.fetch_seconds for each in tries),
-            decode_seconds=sum(each.decode_seconds for each in tries),
+            substituted=[result.bad is not None for result in own],
+            bad=[result.bad for result in own if result.bad is not None],
+            fetch_seconds=sum(result.fetch_seconds for result in results),
+            decode_seconds=sum(result.decode_seconds for result in results),
             bytes_fetched=self._reader.take_bytes_fetched(),
             batches_ready=ready,
-            targets=self._targets([tried[-1].index for tried in rows]),
+            targets=self._targets([of_slot[-1].index for of_slot in rows]),
         )
 
     def _targets(self, shown: Sequence[int]) -> torch.Tensor | None:
-        """Of the clips of a batch, by the samples that their frames were cut from."""
+        """Return the targets of a batch's clips, by the samples that their frames are from."""
         if self._selection is None:
             return None
         repeats = self._config.data.repeated_sampling
         return torch.from_numpy(np.repeat(self._selection.targets_of(shown), repeats, axis=0))
 
 
-def _candidates(order: EpochOrder, slot: Slot) -> Iterator[int]:
-    """Samples for a slot, best first: its own, those before it in the lane, those behind it."""
+def _neighbors(order: EpochOrder, slot: Slot) -> Iterator[int]:
+    """Yield substitutes for a slot: samples of its lane before it, nearest first, then after it."""
     before = range(slot.position - 1, -1, -1)
-    behind = range(slot.position + 1, order.lane_length)
-    for position in itertools.chain([slot.position], before, behind):
+    after = range(slot.position + 1, order.lane_length)
+    for position in itertools.chain(before, after):
         yield order.sample(slot.lane, position)
 
 
-def _planes(config: Config, manifest: Manifest, reader: SampleReader) -> tuple[int, int] | None:
-    """Height and width of the planes to hand over; None: RGB.
+def _check_made_on_host(config: Config) -> None:
+    """Raise ConfigError if the device would make clips of a task, which are augmented as RGB."""
+    backend, colors = config.decode.backend, config.data.colors
+    for key, value, other, is_on_device in (
+        ("decode.backend", backend, DEFAULT, capabilities(backend).batched),
+        ("data.colors", colors, "workers", colors == "device"),
+    ):
+        if is_on_device:
+            raise ConfigError(
+                "Clips of a task are augmented on the host",
+                key,
+                f"{value}, with a [task]",
+                f"set {key}={other}, or leave it out",
+            )
 
-    Planes are for shards of the profile train, whose frames mostly are of one size: the size that a
-    few samples, found all over the data set, agree on. Clips of a task are augmented as RGB.
+
+def _planes(config: Config, manifest: Manifest, reader: SampleReader) -> tuple[int, int] | None:
+    """Return height and width of planes, where the device converts colors; None: RGB.
+
+    Planes are for shards of the profile `train`, whose frames mostly have one size: the one that a
+    few samples from all over the data set agree on. Clips of a task are augmented as RGB.
     """
-    wish = config.data.colors
+    colors = config.data.colors
     if (
         config.task is not None
         or manifest.profile != "train"
-        or wish == "workers"
+        or colors == "workers"
         or not capabilities(config.decode.backend).gives_planes
+        or (colors == "auto" and not config.cluster.use_gpu)
     ):
         return None
-    if wish == "auto" and not config.cluster.use_gpu:
-        return None
-    step = -(-manifest.num_samples // _LOOKED_AT)
+    step = -(-manifest.num_samples // _PROBED_SAMPLES)
     found = [reader.read(index) for index in range(0, manifest.num_samples, step)]
     infos = [sample.info for sample in found if isinstance(sample, Sample)]
     sizes = {(info.height, info.width) if info.layout else None for info in infos}

@@ -62,12 +62,17 @@ class Selection:
 
 
 def labels_of(url: str, manifest: Manifest) -> Sequence[dict[str, Any]]:
-    """Labels of all samples (`data_sharding.sources.Labels`, as columns), in order.
+    """Return the labels of all samples (`data_sharding.sources.Labels`, as columns), in order.
 
-    Those of the last data set are kept: every fold of a fine-tuning needs them again.
+    Those of the last data set are cached: every fold of a fine-tuning needs them again.
 
-    Raises: ShardError if the shards have none or an index is not the manifest's; StorageError from
-    the store.
+    Args:
+        url: Folder or prefix of the shards.
+        manifest: The data set.
+
+    Raises:
+        ShardError: The shards have no labels, or an index is not the manifest's.
+        StorageError: The store refuses or does not answer.
     """
     return _labels_of_shards(url, manifest.shards)
 
@@ -84,8 +89,8 @@ def _labels_of_shard(url: str, entry: ShardEntry) -> tuple[dict[str, Any], ...]:
     if len(index.labels) != entry.num_samples:
         raise ShardError(
             "Shards have no labels",
-            where=storage.join(url, entry.index_name),
-            found=f"labels of {len(index.labels)} of {entry.num_samples} samples",
-            do="shard again with a labelled source",
+            storage.join(url, entry.index_name),
+            f"labels of {len(index.labels)} of {entry.num_samples} samples",
+            "shard again with a labeled source",
         )
     return index.labels

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from svfap_dist.config import Config, TrainConfig
-from svfap_dist.data.ring import ring_length
-from svfap_dist.data.shared_arrays import shapes
+from svfap_dist.data.batch import array_shapes, ring_length
 from svfap_dist.model import layers
 
 FLOAT_BYTES = 4  # of the optimizer's numbers
@@ -108,5 +107,6 @@ def prefetch_bytes(config: Config, world_size: int, planes: tuple[int, int] | No
         planes: height and width, where the device gets YUV planes; None: RGB.
     """
     clips = config.train.global_batch_size // world_size
-    arrays = shapes(config, ring_length(config, clips, planes), clips, planes).values()
+    length = ring_length(config.data, clips, planes)
+    arrays = array_shapes(config.data, length, clips, planes).values()
     return sum(math.prod(shape) * (8 if kind == "int64" else 1) for kind, shape in arrays)

@@ -24,9 +24,8 @@ import torch
 from svfap_dist import distributed
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data import masking
-from svfap_dist.data.clips import ClipBatch
+from svfap_dist.data.batch import ClipBatch, ring_length
 from svfap_dist.data.loader import ClipLoader
-from svfap_dist.data.ring import ring_length
 from svfap_dist.distributed import World
 from svfap_dist.profiling.ranks import run_on_local_ranks
 from svfap_dist.profiling.timing import seconds_of
@@ -187,7 +186,7 @@ def _take_step(engine: _Engine, batch: ClipBatch) -> tuple[float, float]:
 def _seconds_beside_loader(config: Config, engine: _Engine, world: World) -> float:
     """Seconds of a step on the recipe's clips, waiting for them included, with a full ring."""
     loader = ClipLoader(config, config.data.url, shard_format.load_manifest(config.data.url), world)
-    full = ring_length(config, config.train.global_batch_size // world.world_size) - 1
+    full = ring_length(config.data, config.train.global_batch_size // world.world_size) - 1
     with contextlib.closing(loader.batches(0, 1 << 40)) as batches:
 
         def step_finds_full_ring() -> bool:

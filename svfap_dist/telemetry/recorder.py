@@ -18,7 +18,7 @@ from typing import Any
 
 from svfap_dist import distributed
 from svfap_dist.config import Config
-from svfap_dist.data.clips import ClipBatch
+from svfap_dist.data.batch import ClipBatch
 from svfap_dist.distributed import World
 from svfap_dist.telemetry import metrics
 from svfap_dist.telemetry.exporter import Exporter

@@ -19,7 +19,7 @@ from svfap_dist.checkpoint.saver import Checkpointer, RunOwnership
 from svfap_dist.checkpoint.store import TrainState
 from svfap_dist.config import Config
 from svfap_dist.data import decoding
-from svfap_dist.data.clips import ClipBatch
+from svfap_dist.data.batch import ClipBatch
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.distributed import World
 from svfap_dist.errors import HealthError

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.config import Config, check_world_size
-from svfap_dist.data.clips import ClipBatch
+from svfap_dist.data.batch import ClipBatch
 from svfap_dist.distributed import World, barrier
 from svfap_dist.errors import ClusterError
 from svfap_dist.model import layers

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from svfap_dist.checkpoint import load
 from svfap_dist.config import Config
-from svfap_dist.data.clips import ClipBatch, frames_on
+from svfap_dist.data.batch import ClipBatch
 from svfap_dist.errors import ConfigError
 from svfap_dist.model import classifier, flops, sizes
 from svfap_dist.model.patches import normalize
@@ -100,7 +100,7 @@ class Labelled:
         self, network: Callable[..., Tensor], batch: ClipBatch, part: slice, context: StepContext
     ) -> Tensor:
         assert batch.targets is not None
-        frames = frames_on(context.device, batch, part)
+        frames = batch.frames_on(context.device, part)
         targets = batch.targets[part].to(context.device, non_blocking=True)
         chance = None
         if context.step is not None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from svfap_dist.config import Config
 from svfap_dist.data import masking
-from svfap_dist.data.clips import ClipBatch, frames_on
+from svfap_dist.data.batch import ClipBatch
 from svfap_dist.model import autoencoder, flops, loss, sizes
 from svfap_dist.rng import Stream
 from svfap_dist.train.engine import Objective, StepContext
@@ -89,7 +89,7 @@ class MaskedReconstruction:
         self, network: Callable[..., Tensor], batch: ClipBatch, part: slice, context: StepContext
     ) -> Tensor:
         """See `Objective.loss`."""
-        frames = frames_on(context.device, batch, part)
+        frames = batch.frames_on(context.device, part)
         visible, masked = (
             tensor[part].to(context.device, non_blocking=True)
             for tensor in (batch.visible, batch.masked)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from svfap_dist import distributed
 from svfap_dist.config import Config
 from svfap_dist.data import masking
-from svfap_dist.data.clips import ClipBatch
+from svfap_dist.data.batch import ClipBatch
 from svfap_dist.distributed import World
 from svfap_dist.errors import ShardError
 from svfap_dist.evaluate.runner import Decoding, ViewedVideo, middle_view, view_videos

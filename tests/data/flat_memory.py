@@ -11,11 +11,13 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Sequence
 
 from loaders import config_of
 
+import svfap_dist.data.batch
 from svfap_dist.config import Config
-from svfap_dist.data import workers
+from svfap_dist.data.clips import ClipWorker, DecodeJob, DecodeResult
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.distributed import World
 from svfap_dist.shards import format as shard_format
@@ -43,20 +45,20 @@ def tell() -> None:
     os.write(1, f"{os.getpid()} {in_use}\n".encode())  # a line of its own, whoever else writes
 
 
-class Telling(workers.Cutter):
+class Telling(ClipWorker):
     """Tells of its process each 100 clips."""
 
     clips = 0
 
-    def __call__(self, task: workers.Task) -> workers.Outcome:
+    def __call__(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult]:
         if self.clips % 100 == 0:
             tell()
         self.clips += 1
-        return super().__call__(task)
+        return super().__call__(jobs)
 
 
 def main(url: str, count: int) -> None:
-    workers.Cutter = Telling
+    svfap_dist.data.batch.ClipWorker = Telling
     fields = config_of(decode_workers=count, num_lanes=1).model_dump()
     fields["train"] |= {"global_batch_size": 1, "micro_batch_size": 1}
     manifest = shard_format.load_manifest(url)

@@ -10,10 +10,11 @@ import torch
 from clips import make_video, read_frame_number
 from hypothesis import given
 from hypothesis import strategies as st
+from loaders import cut_clips
 
 from data_sharding.transcode import TrainProfile, transcode
 from svfap_dist.config import Config, DataConfig, MaskConfig, ModelConfig, TrainConfig
-from svfap_dist.data.clips import fixed_clip, random_clips, random_crop, window_start
+from svfap_dist.data.clips import plan_clips, random_crop, random_window_start
 from svfap_dist.errors import ConfigError
 from svfap_dist.rng import Stream
 from svfap_dist.video.color import to_rgb
@@ -35,18 +36,18 @@ def small_config(**data) -> Config:
 
 
 def test_windows_start_everywhere_equally_often():
-    counts = collections.Counter(window_start(Stream(key), 65, 61) for key in range(5000))
+    counts = collections.Counter(random_window_start(Stream(key), 65, 61) for key in range(5000))
     assert sorted(counts) == [0, 1, 2, 3, 4]
     assert max(abs(count - 1000) for count in counts.values()) < 150  # standard deviation 28
 
 
 def test_a_window_as_long_as_the_video_starts_at_its_beginning():
-    assert window_start(Stream(0), 61, 61) == 0
+    assert random_window_start(Stream(0), 61, 61) == 0
 
 
 def test_a_window_longer_than_the_video_is_an_error():
     with pytest.raises(TooShortError, match="60 frames for a window of 61"):
-        window_start(Stream(0), 60, 61)
+        random_window_start(Stream(0), 60, 61)
 
 
 @pytest.mark.parametrize(
@@ -104,20 +105,13 @@ def painted(clip: torch.Tensor) -> list[int]:
     return [read_frame_number(frame.numpy()) for frame in clip]
 
 
-def test_a_fixed_clip_is_the_middle_window_of_the_region():
-    clip = fixed_clip(make_video(None, 40, size=(64, 64)), INFO, small_config())
-    assert clip.shape == (4, 32, 32, 3)
-    assert clip.is_contiguous()
-    assert painted(clip) == [15, 18, 21, 24]  # (40 - 10) // 2, then every third
-
-
 def test_a_random_clip_is_a_function_of_its_streams():
-    video, config = make_video(None, 40, size=(64, 64)), small_config(crop_scales=(1.0,))
-    clips = [random_clips(video, INFO, config, Stream(key), [Stream(key)])[0] for key in (1, 1, 2)]
+    video, data = make_video(None, 40, size=(64, 64)), small_config(crop_scales=(1.0,)).data
+    clips = [cut_clips(video, INFO, data, (key,), [(key,)])[0] for key in (1, 1, 2)]
     assert torch.equal(clips[0], clips[1])
     assert not torch.equal(clips[0], clips[2])
     for key, clip in zip((1, 1, 2), clips, strict=True):
-        start = window_start(Stream(key), 40, 10)
+        start = random_window_start(Stream(key), 40, 10)
         assert painted(clip) == [start, start + 3, start + 6, start + 9]
 
 
@@ -137,16 +131,14 @@ def test_shards_cut_to_the_region_are_used_whole():
     cut = transcode(video, info, TrainProfile(crf=10))
     for key in range(4):
         whole, stored = (
-            random_clips(*pair, config, Stream(key), [Stream(key, "crop")])[0]
+            cut_clips(*pair, config.data, (key,), [(key, "crop")])[0]
             for pair in ((video, info), cut)
         )
         assert (whole.float() - stored.float()).abs().mean() < 3
-    whole, stored = (fixed_clip(*pair, config) for pair in ((video, info), cut))
-    assert (whole.float() - stored.float()).abs().mean() < 3
 
 
 def test_shards_cut_to_another_region_are_refused():
     video, info = make_video(None, 80, size=(224, 224)), VideoInfo(80, 25.0, 224, 224, "h264")
     cut = transcode(video, info, TrainProfile(region="centre"))
     with pytest.raises(ConfigError, match=r"data\.region=centre"):
-        fixed_clip(*cut, small_config(region="voxceleb2"))
+        plan_clips(cut[1], small_config(region="voxceleb2").data, (0,), [(0,)])

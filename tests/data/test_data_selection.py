@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from labelled import INFO, selection_of, target_of, task_config
-from loaders import NO_VIDEO, SIZES, bits, config_of, kept, shown, world
+from loaders import NO_VIDEO, SIZES, bits, config_of, cut_clips, kept, shown, world
 from numbered_shards import FRAMES
 
 from svfap_dist.config import AugmentConfig, Config
 from svfap_dist.data.augment import augment
-from svfap_dist.data.clips import random_clips, window_start
+from svfap_dist.data.clips import random_window_start
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.data.sample_order import EpochOrder
 from svfap_dist.data.selection import Selection, labels_of
@@ -86,8 +86,8 @@ def test_clips_of_a_task_are_augmented_by_a_stream_of_their_slot(make_data_set, 
         shown = [stand_ins.get(sample, sample) for sample in batch.samples]
         assert batch.targets.tolist() == [target_of(sample) for sample in shown]
         for slot, sample, clip in zip(batch.samples, shown, batch.frames, strict=True):
-            window, crop = Stream(3, "window", 1, slot), Stream(3, "crop", 1, slot)
-            (cut,) = random_clips(videos[sample], INFO, config, window, [crop])
+            window, crop = (3, "window", 1, slot), (3, "crop", 1, slot)
+            (cut,) = cut_clips(videos[sample], INFO, config.data, window, [crop])
             expected = augment(cut.numpy(), Stream(3, "augment", 1, slot), config.augment)
             assert clip.numpy().tobytes() == expected.tobytes()
 
@@ -125,7 +125,7 @@ def test_a_short_video_goes_on_with_its_last_frame(make_data_set, videos):
         assert batch.bad == []
         for sample, frames in zip(batch.samples, shown(batch), strict=True):
             last = lengths.get(sample, FRAMES) - 1
-            start = window_start(Stream(3, "window", 0, sample), max(last + 1, 7), 7)
+            start = random_window_start(Stream(3, "window", 0, sample), max(last + 1, 7), 7)
             assert frames == [(sample, min(start + 2 * k, last)) for k in range(4)]
             assert sample not in lengths or start == 0
 
@@ -152,7 +152,7 @@ def test_labels_come_from_the_indexes_in_order(make_data_set, videos):
         for sample, labels in enumerate(rows)
     }
     data_set = make_data_set([4, 1, 8], labelled)
-    assert labels_of(data_set.url, data_set.manifest) == rows
+    assert list(labels_of(data_set.url, data_set.manifest)) == rows
 
 
 def test_shards_without_labels_are_told(make_data_set, videos):

@@ -17,10 +17,9 @@ import numpy as np
 import pytest
 from loaders import NO_VIDEO, SIZES, bits, config_of, loader_of, order_of
 from numbered_shards import FRAMES, SIDE
-from planted_cutter import DIES, HANGS, PlantedCutter, UnstartableCutter
+from planted_worker import DIES, HANGS, PlantedWorker, UnstartableWorker
 
-from svfap_dist.data import workers
-from svfap_dist.data.shared_arrays import SharedArrays
+from svfap_dist.data.clips import SharedArrays
 from svfap_dist.errors import ClusterError, ConfigError
 from svfap_dist.video.info import VideoInfo
 
@@ -30,7 +29,7 @@ TWO = {"decode_workers": 2, "decode_threads": 4}
 
 @pytest.fixture
 def planted(monkeypatch) -> None:
-    monkeypatch.setattr(workers, "Cutter", PlantedCutter)
+    monkeypatch.setattr("svfap_dist.data.batch.ClipWorker", PlantedWorker)
 
 
 def children() -> list[int]:
@@ -84,7 +83,7 @@ def test_closing_the_batches_does_not_wait_for_a_decoder_that_hangs(make_data_se
 
 
 def test_workers_that_cannot_start_are_told(make_data_set, monkeypatch):
-    monkeypatch.setattr(workers, "Cutter", UnstartableCutter)
+    monkeypatch.setattr("svfap_dist.data.batch.ClipWorker", UnstartableWorker)
     with pytest.raises(ClusterError, match=r"Decode workers cannot be started.*code 3"):
         next(loader_of(make_data_set(SIZES), config_of(**TWO)).batches(0, 6))
 
@@ -95,14 +94,14 @@ sys.path[:0] = [{tests!r}]
 from svfap_dist.shards.format import load_manifest
 from svfap_dist.data.loader import ClipLoader
 from loaders import config_of, world
-from planted_cutter import QuickCutter
-from svfap_dist.data import workers
+from planted_worker import QuickWorker
+from svfap_dist.data import batch
 import multiprocessing
 if __name__ == "__main__":
-    workers.Cutter = QuickCutter
+    batch.ClipWorker = QuickWorker
     config = config_of(decode_workers=2, decode_threads=4)
     loader = ClipLoader(config, {url!r}, load_manifest({url!r}), world())
-    for batch in loader.batches(0, 100000):
+    for _ in loader.batches(0, 100000):
         pids = [process.pid for process in multiprocessing.active_children()]
         if len(pids) == 2:
             print(*pids, flush=True)
@@ -141,7 +140,7 @@ def _lives(pid: int) -> bool:
 
 
 def test_a_worker_needs_no_torch():
-    code = "import sys, svfap_dist.data.workers; print(*sorted(sys.modules))"
+    code = "import sys, svfap_dist.data.clips; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert "av" in loaded

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from svfap_dist.config import Config, recipe
-from svfap_dist.data.ring import Ring
+from svfap_dist.data.batch import BatchRing
 from svfap_dist.plan.memory import rank_bytes_by_stage
 from svfap_dist.profiling import memory
 from svfap_dist.profiling.memory import ModelBytes
@@ -84,5 +84,5 @@ def test_what_the_backward_pass_keeps() -> None:
 def test_prefetched_batches_are_the_ring(megabytes: int) -> None:
     config = recipe.load("tiny_cpu", [*_SMALL, f"data.prefetch_bytes={megabytes << 20}"])
     for ranks in (1, 2):
-        with Ring(config, config.train.global_batch_size // ranks) as ring:
-            assert memory.prefetch_bytes(config, ranks) == ring.rgb.nbytes
+        with BatchRing(config, config.train.global_batch_size // ranks) as ring:
+            assert memory.prefetch_bytes(config, ranks) == ring.length * ring.frames(0).nbytes

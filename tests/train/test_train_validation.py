@@ -6,7 +6,7 @@ import pytest
 from loaders import NO_VIDEO, SIZES, bits, config_of, shown, world
 from numbered_shards import FRAMES
 
-from svfap_dist.data.clips import ClipBatch
+from svfap_dist.data.batch import ClipBatch
 from svfap_dist.data.masking import tube_mask
 from svfap_dist.rng import Stream
 from svfap_dist.train.validation import validation_batches

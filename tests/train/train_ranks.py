@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from svfap_dist.config import Config
-    from svfap_dist.data.clips import ClipBatch
+    from svfap_dist.data.batch import ClipBatch
 
 Task = tuple[str, dict[str, Any]]
 
@@ -157,7 +157,7 @@ def random_batch(config: Config, step: int) -> ClipBatch:
     """A batch of noise that is the same in every process, with targets if there is a task."""
     import torch
 
-    from svfap_dist.data.clips import ClipBatch
+    from svfap_dist.data.batch import ClipBatch
     from svfap_dist.data.masking import batch_masks
     from svfap_dist.rng import Stream
 

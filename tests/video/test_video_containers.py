@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 from clips import make_video, read_frame_number
+from loaders import cut_clips
 
 from data_sharding import pipeline as sharding
 from svfap_dist.config import Config, DataConfig, MaskConfig, ModelConfig
-from svfap_dist.data.clips import random_clips, window_start
+from svfap_dist.data.clips import random_window_start
 from svfap_dist.rng import Stream
 from svfap_dist.shards.reader import Sample, SampleReader, open_data
 from svfap_dist.video.info import VIDEO_SUFFIXES
@@ -44,7 +45,7 @@ def test_a_video_of_this_container_becomes_a_clip(packed, suffix):
     videos, samples = packed
     sample = samples[suffix]
     assert sample.video == videos[suffix]
-    window, crop = Stream("window", suffix), Stream("crop", suffix)
-    (clip,) = random_clips(sample.video, sample.info, CONFIG, window, [crop])
-    start = window_start(Stream("window", suffix), FRAMES, CONFIG.window)
+    window, crop = ("window", suffix), ("crop", suffix)
+    (clip,) = cut_clips(sample.video, sample.info, CONFIG.data, window, [crop])
+    start = random_window_start(Stream("window", suffix), FRAMES, CONFIG.window)
     assert [read_frame_number(frame) for frame in clip.numpy()] == [start + 2 * k for k in range(4)]

@@ -12,7 +12,6 @@ from numbered_shards import SIDE, write_data_set
 
 from data_sharding.transcode import TrainProfile, transcode
 from svfap_dist.config import Config
-from svfap_dist.data.clips import frames_on
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.video.color import YuvClips
 from svfap_dist.video.info import VideoInfo
@@ -49,7 +48,7 @@ def batches(data_set, config: Config) -> list[tuple]:
     found = []
     for batch in loader.batches(0, 4):
         assert isinstance(batch.frames, YuvClips) == (config.data.colors == "device")
-        parts = [frames_on(torch.device("cpu"), batch, slice(k, k + 2)) for k in range(0, 8, 2)]
+        parts = [batch.frames_on(torch.device("cpu"), slice(k, k + 2)) for k in range(0, 8, 2)]
         bad = {each.index: each.reason for each in batch.bad}
         found.append((torch.cat(parts).clone(), batch.samples, batch.substituted, bad))
     return found

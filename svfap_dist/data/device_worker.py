@@ -1,0 +1,169 @@
+"""Clips decoded on the device, many samples at a time: `DecodePool` for batched backends.
+
+In: the jobs that worker processes would do, from any number of threads. Out: uint8 frames, written
+straight into batches on the device; only compressed bytes are copied there. Threads submit their
+jobs and wait; one thread decodes together all jobs that arrived while it decoded the previous
+group. How jobs are grouped does not change a bit of a clip.
+
+Nothing within a process can stop a decoder that hangs. Its thread is abandoned then, and the
+waiting jobs fail with an error that names their samples, which ends the run.
+
+Writes to the batches are queued on the device's default stream, as the training step is, so a batch
+is not overwritten before the step that uses it has finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+
+import torch
+
+from svfap_dist.config import Config
+from svfap_dist.data.clips import ClipRequest, DecodeJob, DecodeResult, plan_clips, undecodable
+from svfap_dist.data.decoding import batch_decoder_of
+from svfap_dist.errors import DecodeError, HealthError
+from svfap_dist.shards.format import BadSample, Sample, unpack
+from svfap_dist.video.backends import DEFAULT
+from svfap_dist.video.frames import VideoRequest
+
+_GROUP_SECONDS = 4.0  # deadline of a group, in units of data.decode_seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    key: str  # of the sample
+    request: VideoRequest
+    clips: torch.Tensor  # rows to write to: [crops, F, S, S, 3]
+    done: Future[DecodeError | None]  # None: the clips are written
+
+
+class DeviceClipWorker:
+    """Does jobs on the device; any number of threads may call it.
+
+    Args:
+        config: Recipe, whose backend is batched.
+        frames: Where clips go: uint8 [batches, B, F, S, S, 3] on the device.
+    """
+
+    def __init__(self, config: Config, frames: torch.Tensor) -> None:
+        self._config, self._decoder = config, batch_decoder_of(config)
+        self._frames, self._max_clips = frames, frames.shape[1]  # clips decoded at a time
+        self._submitted: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
+        self._lock, self._is_closing = threading.Lock(), False
+        self._seconds = _GROUP_SECONDS * config.data.decode_seconds
+        self._group: list[_Pending] = []  # being decoded; a new list for each group
+        self._is_hung = False
+        self._thread = threading.Thread(target=self._serve, name="batched-decode", daemon=True)
+        self._thread.start()
+
+    def interrupt(self) -> None:
+        """Accept no more jobs; those that wait raise CancelledError."""
+        with self._lock:
+            self._is_closing = True
+            self._submitted.put(None)
+
+    def close(self) -> None:
+        """Join the thread, after `interrupt`; one that hangs ends with the process."""
+        if not self._is_hung:
+            self._thread.join()
+
+    def __call__(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult]:
+        """Do jobs, grouped with those of other threads.
+
+        Args:
+            jobs: Done one after another.
+
+        Raises:
+            CancelledError: After `interrupt`.
+            HealthError: The decoder hangs.
+            RuntimeError: The device fails.
+        """
+        return [self._do(job) for job in jobs]
+
+    def _do(self, job: DecodeJob) -> DecodeResult:
+        began = time.perf_counter()
+        sample = unpack(job.packed)
+        bad = sample if isinstance(sample, BadSample) else self._cut(sample, job.request)
+        return DecodeResult(bad, time.perf_counter() - began)
+
+    def _cut(self, sample: Sample, request: ClipRequest) -> BadSample | None:
+        try:
+            numbers, crops = plan_clips(
+                sample.info, self._config.data, request.window, request.crops
+            )
+        except DecodeError as error:
+            return undecodable(sample, error)
+        rows = self._frames[request.batch, request.row : request.row + len(crops)]
+        video = VideoRequest(sample.video, sample.info, numbers, crops)
+        pending = _Pending(sample.key, video, rows, Future())
+        with self._lock:
+            if self._is_closing:
+                raise CancelledError
+            self._submitted.put(pending)
+        error = self._wait(pending)
+        return undecodable(sample, error) if error else None
+
+    def _wait(self, pending: _Pending) -> DecodeError | None:
+        """Return the result of a job, which may have to wait for groups before its own."""
+        while True:
+            group = self._group
+            try:
+                return pending.done.result(timeout=self._seconds)
+            except FutureTimeoutError as error:
+                if self._group is not group or pending.done.done():
+                    continue  # another group has finished meanwhile
+                self._is_hung = True
+                raise HealthError(
+                    "Decoder does not respond",
+                    f"decode.backend = {self._config.decode.backend}",
+                    f"nothing for {self._seconds:g} s, decoding {', '.join(p.key for p in group)}",
+                    f"continue with decode.backend={DEFAULT} and data.decode_workers >= 1, where a "
+                    "video that hangs costs only itself; or raise data.decode_seconds",
+                ) from error
+
+    def _serve(self) -> None:
+        device = self._frames.device
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            while True:
+                group = self._next_group()
+                if None in group or self._is_closing:
+                    for pending in filter(None, group):
+                        pending.done.set_exception(CancelledError())
+                    if None in group:
+                        return
+                    continue
+                self._decode([pending for pending in group if pending])
+
+    def _next_group(self) -> list[_Pending | None]:
+        """Return the submitted jobs: at least one, at most the clips of a batch."""
+        group = [self._submitted.get()]
+        clips = self._config.data.repeated_sampling
+        while group[-1] is not None and (len(group) + 1) * clips <= self._max_clips:
+            try:
+                group.append(self._submitted.get_nowait())
+            except queue.Empty:
+                break
+        return group
+
+    def _decode(self, group: list[_Pending]) -> None:
+        self._group = group
+        try:
+            size = self._config.data.frame_size
+            batch = self._decoder.decode_batch([pending.request for pending in group], size)
+            clips = iter(batch.clips)
+            for pending in group:
+                for row in pending.clips:
+                    row.copy_(next(clips))
+        except Exception as error:  # raised again in the threads that wait
+            for pending in group:
+                pending.done.set_exception(error)
+            return
+        for number, pending in enumerate(group):
+            pending.done.set_result(batch.bad.get(number))
