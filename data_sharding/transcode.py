@@ -50,32 +50,20 @@ _X264 = "psy=0:aq-mode=0:trellis=2:weightp=2:mbtree=0:keyint=infinite:scenecut=0
 
 @dataclasses.dataclass(frozen=True)
 class TrainProfile:
-    """How videos are stored for training; recorded in the manifest, as it decides the bytes.
+    """How videos are stored for training; recorded in the manifest, as it decides the bytes."""
 
-    Attributes:
-        region: part of the frames that is kept.
-        size: frames are resized to size x size pixels; None: they keep the size of the region.
-        phases: stride of the windows whose frames are adjacent.
-        group: at least so many frames of a phase share a key frame, or all of a shorter phase.
-        crf: x264's quality; lower is better.
-        preset: x264's effort.
-    """
-
-    region: Region = "voxceleb2"
-    size: int | None = None
-    phases: int = 4
-    group: int = 20
-    crf: float = 25
-    preset: str = "medium"
+    region: Region = "voxceleb2"  # part of the frames that is kept
+    size: int | None = None  # frames are resized to size x size pixels; None: not resized
+    phases: int = 4  # stride of the windows whose frames are adjacent
+    group: int = 20  # minimum frames of a phase that share a key frame; all of a shorter phase
+    crf: float = 25  # x264's quality; lower is better
+    preset: str = "medium"  # x264's effort
 
     def __post_init__(self) -> None:
         if self.size is not None and (self.size < 2 or self.size % 2):
-            raise ConfigError(
-                "Frames cannot have this size",
-                where="size of the train profile",
-                found=str(self.size),
-                do="give an even number of pixels",
-            )
+            what, where = "Frames cannot have this size", "size of the train profile"
+            advice = "give an even number of pixels"
+            raise ConfigError(what, where=where, found=str(self.size), do=advice)
 
     def stored(self) -> dict[str, Any]:
         """Return the fields as the manifest has them, in the spelling of shard format 1."""
@@ -114,7 +102,9 @@ def transcode(data: bytes, info: VideoInfo, profile: TrainProfile) -> tuple[byte
     Raises:
         TranscodeError: it cannot be decoded throughout, is too long or has too few pixels.
     """
-    crop = _even(region_crop(profile.region, info.height, info.width))
+    crop = region_crop(profile.region, info.height, info.width)
+    # Whole chroma samples: even offsets and sides, at most a pixel off.
+    crop = Crop(crop.top & ~1, crop.left & ~1, crop.height & ~1, crop.width & ~1)
     height, width = (profile.size, profile.size) if profile.size else (crop.height, crop.width)
     if min(height, width) < 2:
         raise _refused("too_small", f"{info.width}x{info.height} pixels")
@@ -124,14 +114,10 @@ def transcode(data: bytes, info: VideoInfo, profile: TrainProfile) -> tuple[byte
     with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, prefix="svfap-transcode-") as spool:
         try:
             colors = _spool_planes(data, info, crop, profile.size, spool)
-        except FFmpegError as error:
-            found = f"{type(error).__name__}: {error.strerror or error}"
-            raise _refused("undecodable", found) from error
         except TranscodeError:
             raise
-        except DecodeError as error:
-            found = ", ".join(filter(None, (error.what, error.where, error.found)))
-            raise _refused("undecodable", found) from error
+        except (FFmpegError, DecodeError) as error:
+            raise _refused("undecodable", f"{type(error).__name__}: {error}") from error
         video = _encode(spool, plan, info, profile, (height, width), colors)
     header, packets = _read_back(video, plan)
     layout = PhaseLayout(
@@ -148,11 +134,6 @@ def transcode(data: bytes, info: VideoInfo, profile: TrainProfile) -> tuple[byte
     return video, VideoInfo(
         info.num_frames, info.fps, width, height, "h264", labels=info.labels, layout=layout
     )
-
-
-def _even(crop: Crop) -> Crop:
-    """Align a crop to whole chroma samples: even offsets and sides, at most a pixel off."""
-    return Crop(crop.top & ~1, crop.left & ~1, crop.height & ~1, crop.width & ~1)
 
 
 def _plan_frames(num_frames: int, profile: TrainProfile) -> tuple[list[tuple[int, bool]], int]:

@@ -29,27 +29,16 @@ DEFAULT = "pyav"  # right everywhere, without a measurement
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """What a decode backend can do: a row of `BACKENDS`.
+    """What a decode backend can do: a row of `BACKENDS`."""
 
-    Attributes:
-        factory: "module:attribute" of a function (device, *, threads, pipelines) -> `Decoder`.
-        decodes_on: "host": by threads or worker processes; "device": in the rank, on the device
-            that trains.
-        codecs: FFmpeg's names of the codecs it decodes, by device of the rank ("cpu", "cuda");
-            None: all that FFmpeg decodes.
-        batched: the decoder is a `BatchDecoder`, which makes RGB clips on the device.
-        gives_planes: returns YUV planes, so that the device can convert colors.
-        module: name of a module that it needs besides the project's dependencies; "": none.
-        install: how to install that.
-    """
-
-    factory: str
-    decodes_on: Literal["host", "device"]
+    factory: str  # "module:attribute" of a function (device, *, threads, pipelines) -> `Decoder`
+    decodes_on: Literal["host", "device"]  # host: by threads or workers; device: in the rank
+    # FFmpeg's names of its codecs, by device of the rank ("cpu", "cuda"); None: all of FFmpeg's.
     codecs: Mapping[str, frozenset[str] | None]
-    batched: bool = False
-    gives_planes: bool = False
-    module: str = ""
-    install: str = ""
+    batched: bool = False  # the decoder is a `BatchDecoder`, which makes RGB clips on the device
+    gives_planes: bool = False  # returns YUV planes, so that the device can convert colors
+    module: str = ""  # that it needs besides the project's dependencies
+    install: str = ""  # the command that installs it
 
     @property
     def is_installed(self) -> bool:

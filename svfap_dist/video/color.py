@@ -22,11 +22,11 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from svfap_dist.video.frames import (
     MATRICES,
+    PLANAR_420,
     Colors,
     Frames,
     YuvFrames,
     is_full_range,
-    is_planar_420,
     plane_view,
     stated_colors,
 )
@@ -133,7 +133,7 @@ def to_planar_420(
             frame, format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=1
         )
         return converted, Colors("bt709", is_full_range(frame))
-    if not is_planar_420(frame):
+    if frame.format.name not in PLANAR_420:
         name = "yuvj420p" if colors.full_range else "yuv420p"
         frame = converter.reformat(frame, format=name, threads=1)
     return frame, colors
@@ -191,22 +191,14 @@ class YuvClips:
     """A batch of clips whose planes the training device converts.
 
     Clips of smaller frames than others are padded at the bottom and on the right.
-
-    Attributes:
-        y: luma, uint8 [B, F, H, W].
-        u: chroma, uint8 [B, F, ceil(H/2), ceil(W/2)].
-        v: chroma, the same.
-        crops: int64 [B, 4]: top, left, height, width.
-        kinds: matrix and range, int64 [B]; see `kind_of`.
-        size: pixels of each side of the converted clips.
     """
 
-    y: torch.Tensor
-    u: torch.Tensor
-    v: torch.Tensor
-    crops: torch.Tensor
-    kinds: torch.Tensor
-    size: int
+    y: torch.Tensor  # uint8 [B, F, H, W]
+    u: torch.Tensor  # uint8 [B, F, ceil(H/2), ceil(W/2)]
+    v: torch.Tensor  # the same
+    crops: torch.Tensor  # int64 [B, 4]: top, left, height, width
+    kinds: torch.Tensor  # int64 [B]: matrix and range, see `kind_of`
+    size: int  # pixels of each side of the converted clips
 
     def __len__(self) -> int:
         return len(self.y)

@@ -15,6 +15,7 @@ import av
 import numpy as np
 from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, Colorspace
+from av.video.stream import VideoStream
 
 from svfap_dist.errors import DecodeError
 from svfap_dist.video.info import VideoInfo
@@ -23,25 +24,19 @@ from svfap_dist.video.views import Crop
 if TYPE_CHECKING:
     import torch
 
+PLANAR_420 = ("yuv420p", "yuvj420p")  # FFmpeg's formats of 8-bit 4:2:0 planes
 LEAVE_OUT = "leave this video out when sharding"
 
 Matrix = Literal["bt601", "bt709"]
 
 
 class MatrixRow(NamedTuple):
-    """How a color matrix is defined and named.
+    """How a color matrix is defined and named."""
 
-    Attributes:
-        red: weight of red in luma (ITU-R BT.601-7, BT.709-6).
-        blue: weight of blue in luma.
-        codes: numbers in streams (ITU-T H.273 table 4), the one that encoders write first.
-        converter: FFmpeg's number for its converter.
-    """
-
-    red: float
+    red: float  # weight in luma (ITU-R BT.601-7, BT.709-6)
     blue: float
-    codes: tuple[int, ...]
-    converter: Colorspace
+    codes: tuple[int, ...]  # in streams (ITU-T H.273 table 4); encoders write the first
+    converter: Colorspace  # the number that FFmpeg's converter takes
 
 
 MATRICES: dict[Matrix, MatrixRow] = {
@@ -52,15 +47,10 @@ MATRICES: dict[Matrix, MatrixRow] = {
 
 
 class Colors(NamedTuple):
-    """What the values of YUV planes mean.
-
-    Attributes:
-        matrix: weights of red, green and blue.
-        full_range: values run from 0 to 255; else luma from 16 to 235, chroma from 16 to 240.
-    """
+    """What the values of YUV planes mean."""
 
     matrix: Matrix = "bt601"
-    full_range: bool = False
+    full_range: bool = False  # 0 to 255; else luma from 16 to 235, chroma from 16 to 240
 
 
 class TooShortError(DecodeError):
@@ -114,35 +104,21 @@ class Decoder(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class VideoRequest:
-    """What a batched backend decodes of one video.
-
-    Attributes:
-        video: bytes of the whole file.
-        info: what the shard says about it.
-        numbers: frame numbers of the clip.
-        crops: rectangles of the frames; each makes a clip.
-        flip: whether to flip all clips left to right.
-    """
+    """What a batched backend decodes of one video."""
 
     video: bytes
     info: VideoInfo
-    numbers: Sequence[int]
-    crops: Sequence[Crop]
-    flip: bool = False
+    numbers: Sequence[int]  # frame numbers of the clip
+    crops: Sequence[Crop]  # each makes a clip
+    flip: bool = False  # all clips left to right
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodedBatch:
-    """Clips of many videos.
+    """Clips of many videos, the crops of a video in a row."""
 
-    Attributes:
-        clips: uint8 [B * crops, F, size, size, 3] on the device, the crops of a video in a row;
-            black where `bad` has an entry.
-        bad: errors, by position of the request in the batch.
-    """
-
-    clips: torch.Tensor
-    bad: dict[int, DecodeError]
+    clips: torch.Tensor  # uint8 [B * crops, F, size, size, 3] on the device; black where bad
+    bad: dict[int, DecodeError]  # by position of the request in the batch
 
 
 class BatchDecoder(Decoder, Protocol):
@@ -186,15 +162,6 @@ def is_full_range(frame: av.VideoFrame) -> bool:
     return frame.format.name.startswith("yuvj") or frame.color_range == ColorRange.JPEG
 
 
-def is_planar_420(frame: av.VideoFrame) -> bool:
-    """Return whether a frame consists of 8-bit 4:2:0 planes.
-
-    Args:
-        frame: as it was decoded.
-    """
-    return frame.format.name in ("yuv420p", "yuvj420p")
-
-
 def plane_view(plane: VideoPlane, channels: int = 1) -> np.ndarray:
     """Return a writable view uint8 [h, w * channels] of a plane without the padding of its rows.
 
@@ -206,8 +173,8 @@ def plane_view(plane: VideoPlane, channels: int = 1) -> np.ndarray:
     return rows.reshape(plane.height, plane.line_size)[:, : plane.width * channels]
 
 
-def check_frame(frame: av.VideoFrame, info: VideoInfo, where: str) -> None:
-    """Check that a decoded frame is intact and of the stated size.
+def check_frame(frame: av.VideoFrame | VideoStream, info: VideoInfo, where: str = "") -> None:
+    """Check that a frame or stream has the stated size, and a frame is intact.
 
     Args:
         frame: as it was decoded.
@@ -215,27 +182,11 @@ def check_frame(frame: av.VideoFrame, info: VideoInfo, where: str) -> None:
         where: name of the frame for error messages.
 
     Raises:
-        DecodeError: it is damaged.
-        WrongSizeError: it has another size.
+        DecodeError: it is damaged; or, as WrongSizeError, it has another size.
     """
-    if frame.is_corrupt:
+    if isinstance(frame, av.VideoFrame) and frame.is_corrupt:
         raise DecodeError("Frame is damaged", where=where, do=LEAVE_OUT)
-    check_size(frame.width, frame.height, info, where)
-
-
-def check_size(width: int, height: int, info: VideoInfo, where: str = "") -> None:
-    """Check a size against the one that the shard states.
-
-    Args:
-        width: pixels of a row.
-        height: rows.
-        info: what the shard says about the video.
-        where: name of the frame for error messages.
-
-    Raises:
-        WrongSizeError: they differ.
-    """
-    if (width, height) != (info.width, info.height):
-        found = f"{width}x{height} for {info.width}x{info.height}"
+    if (frame.width, frame.height) != (info.width, info.height):
+        found = f"{frame.width}x{frame.height} for {info.width}x{info.height}"
         what = "Frame has another size than the shard states"
         raise WrongSizeError(what, where=where, found=found, do=LEAVE_OUT)

@@ -24,29 +24,15 @@ class PhaseLayout:
     Frames are stored phase by phase: 0, P, 2P, ..., then 1, P + 1, ..., for P phases, which makes
     the frames of a window of stride P adjacent. Each phase begins with a key frame, and within it
     every `group`-th frame is one. Every packet holds one frame, and packets are contiguous.
-
-    Attributes:
-        phases: P, the stride of windows whose frames are adjacent.
-        group: key frame interval within a phase, in frames.
-        codec_header: set-up of the decoder (FFmpeg's extradata), base64.
-        first_byte: offset of the first packet in the file.
-        packet_sizes: bytes of each packet, in stored order.
-        region: part of the source's frames that was kept, one of `views.Region`.
-        top: first row of that part in the source, in pixels.
-        left: first column.
-        height: rows.
-        width: columns.
-        source_height: height of the source's frames.
-        source_width: width of the source's frames.
     """
 
     phases: int
     group: int
-    codec_header: str
-    first_byte: int
-    packet_sizes: tuple[int, ...]
-    region: str
-    top: int
+    codec_header: str  # set-up of the decoder (FFmpeg's extradata), base64
+    first_byte: int  # offset of the first packet in the file
+    packet_sizes: tuple[int, ...]  # in stored order
+    region: str  # part of the source's frames that was kept, one of `views.REGIONS`
+    top: int  # of that part, in pixels of the source
     left: int
     height: int
     width: int
@@ -56,27 +42,16 @@ class PhaseLayout:
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-    """What a video is.
-
-    Attributes:
-        num_frames: decoded frames.
-        fps: frames per second.
-        width: pixels of a row.
-        height: rows.
-        codec: FFmpeg's name of the codec.
-        constant_frame_rate: whether frame i is shown at i / fps (CFR); else the rate varies (VFR).
-        labels: what the source states (identity, expression, fold, ...); empty if nothing.
-        layout: None where frames are stored in presentation order.
-    """
+    """What a video is."""
 
     num_frames: int
     fps: float
     width: int
     height: int
-    codec: str
-    constant_frame_rate: bool = True
-    labels: dict[str, Any] = dataclasses.field(default_factory=dict)
-    layout: PhaseLayout | None = None
+    codec: str  # FFmpeg's name
+    constant_frame_rate: bool = True  # frame i is shown at i / fps (CFR); else the rate varies
+    labels: dict[str, Any] = dataclasses.field(default_factory=dict)  # identity, expression, ...
+    layout: PhaseLayout | None = None  # None: frames are stored in presentation order
 
 
 def stored_position(frame: int, num_frames: int, phases: int) -> int:

@@ -52,23 +52,14 @@ MIN_FRAMES = 61  # the method's window: 16 frames, 4 apart: 15 * 4 + 1
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a video may cost before it is left out; a few bytes can declare hours of huge frames.
+    """What a video may cost before it is left out; a few bytes can declare hours of huge frames."""
 
-    Attributes:
-        pixels: of a frame (8K).
-        duration: seconds of video.
-        file_bytes: size of the file.
-        seconds: of work on one video, plus `seconds_per_mib` by its size.
-        seconds_per_mib: see above.
-        memory_bytes: address space of the process that does the work.
-    """
-
-    pixels: int = 8192 * 4320
-    duration: int = 3600
+    pixels: int = 8192 * 4320  # of a frame: 8K
+    duration: int = 3600  # seconds of video
     file_bytes: int = 2**30
-    seconds: int = 60
+    seconds: int = 60  # of work on one video, and more by its size:
     seconds_per_mib: int = 2
-    memory_bytes: int = 8 * 2**30
+    memory_bytes: int = 8 * 2**30  # address space of the process that does the work
 
     @property
     def frames(self) -> int:

@@ -32,17 +32,18 @@ from av.video.reformatter import VideoReformatter
 from svfap_dist.errors import DecodeError
 from svfap_dist.video.frames import (
     LEAVE_OUT,
+    PLANAR_420,
+    Colors,
     Decoder,
     Frames,
     RgbFrames,
     YuvFrames,
     check_frame,
-    is_planar_420,
     plane_view,
     stated_colors,
 )
 from svfap_dist.video.info import PhaseLayout, VideoInfo, stored_position
-from svfap_dist.video.timeline import check_number, decoded_frames, too_short
+from svfap_dist.video.timeline import decoded_frames, stored_positions, too_short
 
 _KEPT_DECODERS = 16  # of a thread; each holds a few frames
 _kept = threading.local()
@@ -81,7 +82,7 @@ def decode(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Frames:
 
 def _collect(frames: Sequence[av.VideoFrame]) -> Frames:
     """Return decoded frames as planes if these can express them, else as RGB."""
-    colors = {stated_colors(frame) if is_planar_420(frame) else None for frame in frames}
+    colors = set(map(_planar_colors, frames))
     if len(colors) == 1 and (shared := colors.pop()) is not None:
         y, u, v = (np.stack([plane_view(frame.planes[k]) for frame in frames]) for k in range(3))
         return YuvFrames(y, u, v, shared)
@@ -90,22 +91,25 @@ def _collect(frames: Sequence[av.VideoFrame]) -> Frames:
     return RgbFrames(np.stack(rgb))
 
 
+def _planar_colors(frame: av.VideoFrame) -> Colors | None:
+    """Return what the values of a frame mean; None: it has no planes that `YuvFrames` can hold."""
+    return stated_colors(frame) if frame.format.name in PLANAR_420 else None
+
+
 def _decode_packets(
     video: bytes, info: VideoInfo, layout: PhaseLayout, numbers: Sequence[int]
 ) -> YuvFrames:
     """Decode frames of a phase-ordered video straight from its packets."""
-    for number in (min(numbers), max(numbers)):
-        check_number(number, info)
     slots: dict[int, list[int]] = collections.defaultdict(list)
-    for slot, number in enumerate(numbers):
-        slots[stored_position(number, info.num_frames, layout.phases)].append(slot)
+    for slot, position in enumerate(stored_positions(info, numbers)):
+        slots[position].append(slot)
     y = np.empty((len(numbers), info.height, info.width), np.uint8)
     half = (len(numbers), (info.height + 1) // 2, (info.width + 1) // 2)
     planes = y, np.empty(half, np.uint8), np.empty(half, np.uint8)
     colors = None
     for position, frame in _fed(video, info, layout, sorted(slots)):
         check_frame(frame, info, f"packet {position}")
-        colors = stated_colors(frame) if is_planar_420(frame) else None
+        colors = _planar_colors(frame)
         if colors is None:
             what = "Frame does not consist of 8-bit 4:2:0 planes in a supported color space"
             raise DecodeError(what, where=f"{info.codec} video", do=LEAVE_OUT)

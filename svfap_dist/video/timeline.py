@@ -32,7 +32,7 @@ from svfap_dist.video.frames import (
     LEAVE_OUT,
     Matrix,
     TooShortError,
-    check_size,
+    check_frame,
     matrix_of,
 )
 from svfap_dist.video.info import VideoInfo, stored_position
@@ -260,12 +260,7 @@ def _timed(
 
 
 class Located(NamedTuple):
-    """Where frames are in a file.
-
-    Attributes:
-        positions: of the frames, in presentation order of the file.
-        matrix: of their colors.
-    """
+    """Where frames are in the presentation order of a file, and the matrix of their colors."""
 
     positions: list[int]
     matrix: Matrix
@@ -289,16 +284,15 @@ def locate_frames(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Loca
     try:
         if info.layout is None:
             return _locate_by_time(video, info, numbers)
-        header, phases = info.layout.codec_header, info.layout.phases
+        header = info.layout.codec_header
         end = info.layout.first_byte + sum(info.layout.packet_sizes)
         if end > len(video):
             found = f"packets end at byte {end} of {len(video)}"
             raise DecodeError("Video is cut short", found=found, do=LEAVE_OUT)
-        check_number(max(numbers), info)
+        positions = stored_positions(info, numbers)
         if header not in _matrices:
             with open_video(video, probed=True) as container:
                 _matrices[header] = _matrix(_sized_stream(container, info))
-        positions = [stored_position(number, info.num_frames, phases) for number in numbers]
         return Located(positions, _matrices[header])
     except FFmpegError as error:
         found = f"{type(error).__name__}: {error}"
@@ -327,7 +321,7 @@ def _locate_by_time(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Lo
 def _sized_stream(container: InputContainer, info: VideoInfo) -> VideoStream:
     """Return the video stream if it has the stated size."""
     stream = video_stream(container)
-    check_size(stream.width, stream.height, info)
+    check_frame(stream, info)
     return stream
 
 
@@ -335,15 +329,18 @@ def _matrix(stream: VideoStream) -> Matrix:
     return matrix_of(int(stream.codec_context.colorspace)) or "bt601"
 
 
-def check_number(number: int, info: VideoInfo) -> None:
-    """Check that a phase-ordered video has a frame.
+def stored_positions(info: VideoInfo, numbers: Sequence[int]) -> list[int]:
+    """Return where frames of a phase-ordered video are stored.
 
     Args:
-        number: of the frame.
         info: what the shard says about the video.
+        numbers: frame numbers in any order.
 
     Raises:
-        TooShortError: it has not.
+        TooShortError: there is no such frame.
     """
-    if not 0 <= number < info.num_frames:
-        raise too_short(f"frame {number}", f"{info.num_frames} frames")
+    assert info.layout is not None
+    for number in (min(numbers), max(numbers)):
+        if not 0 <= number < info.num_frames:
+            raise too_short(f"frame {number}", f"{info.num_frames} frames")
+    return [stored_position(n, info.num_frames, info.layout.phases) for n in numbers]

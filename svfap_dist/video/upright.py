@@ -20,21 +20,13 @@ from svfap_dist.video.timeline import open_video, video_stream
 
 @dataclasses.dataclass(frozen=True)
 class UprightFrame:
-    """A decoded frame, not yet converted.
-
-    Attributes:
-        decoded: as it came out of the decoder.
-        width: in pixels, as shown; the same for all frames of a video.
-        height: likewise.
-        quarter_turns: counter-clockwise turns that make it upright.
-        seconds: when it is shown; None if the file does not say.
-    """
+    """A decoded frame, not yet converted; its size as shown is that of the first frame."""
 
     decoded: av.VideoFrame
-    width: int
+    width: int  # pixels, as shown
     height: int
-    quarter_turns: int
-    seconds: float | None
+    quarter_turns: int  # counter-clockwise, to make it upright
+    seconds: float | None  # when it is shown; None: the file does not say
 
     def rgb(self, longest: int | None = None) -> np.ndarray:
         """Return uint8 [height, width, 3].
