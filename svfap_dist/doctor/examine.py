@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from svfap_dist.config import Config
-from svfap_dist.doctor import cluster, disk, gpu, machine, store
+from svfap_dist.doctor import cluster, disk, machine, store
 from svfap_dist.doctor.finding import FAIL, OK, WARN, Finding, fail
 from svfap_dist.parallel.child import ChildProcess, CrashedError, HungError
 from svfap_dist.text_table import format_table
@@ -55,7 +55,7 @@ def run(
     """
     groups: dict[str, _Check] = {
         "this machine": functools.partial(machine.examine, config),
-        "GPU": functools.partial(gpu.examine, config),
+        "GPU": functools.partial(machine.examine_gpus, config),
         "Ray cluster": functools.partial(cluster.examine, config),
     }
     if config is not None:

@@ -1,7 +1,8 @@
-"""What this machine has: versions, cores, files, memory to share, ports, a compiler."""
+"""Checks of this machine: versions, cores, files, shared memory, ports, a compiler, GPUs."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import importlib.metadata
 import importlib.util
@@ -16,29 +17,62 @@ from collections.abc import Iterable
 from packaging.requirements import Requirement
 
 from svfap_dist.config import Config
+from svfap_dist.config.sections import ClusterConfig, MetricsConfig, TrainConfig
 from svfap_dist.doctor.finding import Finding, fail, ok, warn
-from svfap_dist.video.backends import DEFAULT, capabilities
+from svfap_dist.video.backends import BACKENDS, DEFAULT, capabilities
 
 _PROJECT = "svfap-dist"
-_WATCHED = ("torch", "deepspeed", "ray", "webdataset", "nvidia-dali-cuda130", "s3fs", "av")
-_FEW_FILES, _ENOUGH_FILES = 256, 4096
+_CHECKED_PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "nvidia-dali-cuda130", "s3fs", "av")
+_MIN_FILES, _ENOUGH_FILES = 256, 4096
 _CGROUP_CPUS = "/sys/fs/cgroup/cpu.max"
 _SHM = "/dev/shm"  # noqa: S108 - Ray's choice
-_LITTLE_SHM = 2 << 30
-_MOST_PORTS = 16
+_ENOUGH_SHM = 2 << 30
+_MAX_PORTS = 16
+_NVDEC = "libnvcuvid.so.1"
 
 
 def examine(config: Config | None) -> list[Finding]:
-    """All that is found on this machine itself; without a recipe, what every run needs."""
-    found = [*versions(_requirements()), open_files(_file_limit()), *shared_memory()]
+    """Check this machine without its GPUs.
+
+    Args:
+        config: the recipe; None: only what every run needs.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    found = [*_check_versions(_requirements()), _check_open_files(limit), *_check_shared_memory()]
     if config is None:
-        return [*found, ok("CPU cores", f"{usable_cores():g}")]
+        return [*found, ok("CPU cores", f"{_usable_cores():g}")]
     return [
         *found,
-        cores(config, usable_cores()),
-        *ports(config),
-        compiler(config),
-        decoders(config),
+        _check_cores(config, _usable_cores()),
+        *_check_ports(config.metrics, config.cluster),
+        _check_compiler(config.train, config.cluster.use_gpu),
+        _check_decoding(config),
+    ]
+
+
+def examine_gpus(config: Config | None) -> list[Finding]:
+    """Check CUDA, the decoding units and the optional decode backends.
+
+    Args:
+        config: the recipe, which may need them; None: none is needed.
+    """
+    import torch
+
+    devices = []
+    if torch.cuda.is_available():
+        devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    is_needed = config is not None and config.cluster.use_gpu
+    backend = config.decode.backend if config else "auto"
+    needs_nvdec = is_needed and capabilities(backend).decodes_on == "device"
+    built = torch.version.cuda or ""
+    return [
+        _check_cuda(devices, built, is_needed, "RAY_ADDRESS" in os.environ),
+        _check_nvdec(_can_load(_NVDEC), bool(devices), needs_nvdec),
+        *(
+            _check_backend(name, row.is_installed, is_needed and name == backend)
+            for name, row in BACKENDS.items()
+            if row.module  # the others need nothing besides the project's dependencies
+        ),
     ]
 
 
@@ -49,19 +83,18 @@ def _requirements() -> list[str]:
         return []
 
 
-def versions(requirements: Iterable[str]) -> list[Finding]:
-    """What is installed of the packages that matter, against the ranges of pyproject.toml."""
+def _check_versions(requirements: Iterable[str]) -> list[Finding]:
+    """Compare installed packages with the ranges of pyproject.toml."""
     found = []
-    for text in requirements:
-        requirement = Requirement(text)
-        if requirement.name not in _WATCHED:
+    for requirement in map(Requirement, requirements):
+        if requirement.name not in _CHECKED_PACKAGES:
             continue
         name, wanted = f"version of {requirement.name}", str(requirement.specifier)
+        advice = f"pip install -c constraints.txt '{requirement.name}{wanted}'"
         extra = re.search(r"extra == ['\"](\w+)", str(requirement.marker or ""))
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            advice = f"pip install -c constraints.txt '{requirement.name}{wanted}'"
             if extra is None:
                 found.append(fail(name, "not installed", advice))
             elif extra[1] == "gpu":
@@ -73,18 +106,13 @@ def versions(requirements: Iterable[str]) -> list[Finding]:
         if requirement.specifier.contains(version, prereleases=True):
             found.append(ok(name, version))
         else:
-            advice = f"pip install -c constraints.txt '{requirement.name}{wanted}'"
             found.append(fail(name, f"{version}, which is not {wanted}", advice))
-    if not found:
-        found.append(
-            fail("versions", f"{_PROJECT} is not installed", "pip install -e . in its folder")
-        )
-    return found
+    missing = fail("versions", f"{_PROJECT} is not installed", "pip install -e . in its folder")
+    return found or [missing]
 
 
-def usable_cores() -> float:
-    """Cores that this process may use: those it may run on, and no more than a container's
-    share."""
+def _usable_cores() -> float:
+    """Cores of this process's affinity mask, limited by a container's quota."""
     cores = float(len(os.sched_getaffinity(0)))
     try:
         with open(_CGROUP_CPUS) as file:
@@ -94,16 +122,15 @@ def usable_cores() -> float:
     return cores if quota == "max" else min(cores, int(quota) / int(period))
 
 
-def cores(config: Config, usable: float) -> Finding:
-    """Whether the recipe's ranks on this machine find the cores that they count on."""
+def _check_cores(config: Config, usable: float) -> Finding:
+    """Compare the usable cores with those that a rank of the recipe needs."""
     name, data, cluster = "CPU cores", config.data, config.cluster
     visible = len(os.sched_getaffinity(0))
     if usable < visible:
         return warn(
             name,
-            f"{visible} are seen, but the container may use {usable:g} of them",
-            "set train.threads_per_rank and data.decode_workers to what it may use, or raise its "
-            "limit",
+            f"{visible} are visible, but the container may use {usable:g} of them",
+            "lower train.threads_per_rank and data.decode_workers, or raise its limit",
         )
     threads = 1 if cluster.use_gpu else max(config.train.threads_per_rank, 1)
     needed = threads + data.decode_workers
@@ -116,12 +143,12 @@ def cores(config: Config, usable: float) -> Finding:
         )
     if needed > usable:
         advice = "lower data.decode_workers or train.threads_per_rank, or train on a larger machine"
-        return warn(name, f"{usable:g}, wanted: {text}", advice)
-    return ok(name, f"{usable:g}, wanted: {text}")
+        return warn(name, f"{usable:g}, needed: {text}", advice)
+    return ok(name, f"{usable:g}, needed: {text}")
 
 
-def decoders(config: Config) -> Finding:
-    """Whether a video that hangs or crashes its decoder costs more than itself."""
+def _check_decoding(config: Config) -> Finding:
+    """Check whether a video that hangs or crashes its decoder ends more than its own process."""
     name, workers = "decoding", config.data.decode_workers
     backend = config.decode.backend
     if capabilities(backend).decodes_on == "device":
@@ -133,28 +160,24 @@ def decoders(config: Config) -> Finding:
     if not workers:
         return warn(
             name,
-            "in the rank's own threads: a video that hangs or crashes the decoder takes it along",
+            "in the rank's own threads: a video that hangs or crashes the decoder ends the rank",
             "set data.decode_workers to 1 or more",
         )
     return ok(name, f"in {workers} processes beside each rank")
 
 
-def _file_limit() -> int:
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
-def open_files(limit: int) -> Finding:
-    """Whether a process may open the files and connections that ranks, workers and Ray need."""
+def _check_open_files(limit: int) -> Finding:
+    """Check the limit of files and connections, which ranks, workers and Ray open."""
     name, advice = "open files", "raise it: `ulimit -n 65536`, or LimitNOFILE= of the service"
-    if 0 <= limit < _FEW_FILES:
+    if 0 <= limit < _MIN_FILES:
         return fail(name, f"a process may open {limit}", advice)
     if 0 <= limit < _ENOUGH_FILES:
         return warn(name, f"a process may open {limit}; large Ray clusters need more", advice)
     return ok(name, "no limit" if limit < 0 else f"a process may open {limit}")
 
 
-def shared_memory(folder: str = _SHM) -> list[Finding]:
-    """Ray's place for objects, and the anonymous memory that our batches lie in."""
+def _check_shared_memory(folder: str = _SHM) -> list[Finding]:
+    """Check Ray's object store and the anonymous memory of our batches."""
     name = f"{folder} (Ray)"
     try:
         space = shutil.disk_usage(folder)
@@ -163,11 +186,11 @@ def shared_memory(folder: str = _SHM) -> list[Finding]:
     else:
         text = f"{space.free / 2**30:.1f} of {space.total / 2**30:.1f} GiB free"
         advice = "start the container with --shm-size=8g; Ray otherwise keeps objects on the disk"
-        place = ok(name, text) if space.free >= _LITTLE_SHM else warn(name, text, advice)
-    return [place, _memfd()]
+        place = ok(name, text) if space.free >= _ENOUGH_SHM else warn(name, text, advice)
+    return [place, _check_memfd()]
 
 
-def _memfd() -> Finding:
+def _check_memfd() -> Finding:
     name = "shared memory (batches)"
     try:
         descriptor = os.memfd_create("svfap-doctor")
@@ -182,23 +205,22 @@ def _memfd() -> Finding:
     return ok(name, "memfd works")
 
 
-def ports(config: Config) -> list[Finding]:
-    """Whether the ports that the recipe names for metrics are free here."""
-    metrics = config.metrics
+def _check_ports(metrics: MetricsConfig, cluster: ClusterConfig) -> list[Finding]:
+    """Check whether the ports for metrics are free on this machine."""
     if not metrics.enabled:
         return [ok("metrics ports", "metrics.enabled = false")]
     wanted: list[tuple[str, int]] = []
     if metrics.port:
-        ranks = min(config.cluster.num_workers, _MOST_PORTS)
+        ranks = min(cluster.num_workers, _MAX_PORTS)
         wanted += [("metrics.port", metrics.port + rank) for rank in range(ranks)]
     if metrics.discovery_port:
         wanted.append(("metrics.discovery_port", metrics.discovery_port))
     if not wanted:
         return [ok("metrics ports", f"any free ones of {metrics.host}")]
-    return [_port(key, metrics.host, port) for key, port in wanted]
+    return [_check_port(key, metrics.host, port) for key, port in wanted]
 
 
-def _port(key: str, host: str, port: int) -> Finding:
+def _check_port(key: str, host: str, port: int) -> Finding:
     name = f"port {port}"
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -213,12 +235,12 @@ def _port(key: str, host: str, port: int) -> Finding:
     return ok(name, f"free on {host}")
 
 
-def compiler(config: Config) -> Finding:
-    """What train.compile needs."""
+def _check_compiler(train: TrainConfig, use_gpu: bool) -> Finding:
+    """Check what train.compile needs."""
     name = "compiler"
-    if not config.train.compile:
+    if not train.compile:
         return ok(name, "not needed: train.compile = false")
-    if config.cluster.use_gpu:
+    if use_gpu:
         if importlib.util.find_spec("triton"):
             return ok(name, "Triton")
         return fail(name, "no Triton", "install a torch with CUDA, or set train.compile=false")
@@ -227,3 +249,54 @@ def compiler(config: Config) -> Finding:
     if path:
         return ok(name, path)
     return fail(name, f"no {command}", "install g++ (or set CXX), or set train.compile=false")
+
+
+def _check_cuda(devices: list[str], built: str, is_needed: bool, is_elsewhere: bool) -> Finding:
+    """Check CUDA as torch sees it.
+
+    built: CUDA version of torch. is_elsewhere: whether ranks run on a cluster, maybe without this
+    machine.
+    """
+    name = "CUDA"
+    if devices:
+        kinds = ", ".join(f"{devices.count(kind)} x {kind}" for kind in dict.fromkeys(devices))
+        return ok(name, f"{kinds}; torch built for CUDA {built}")
+    text = f"torch sees no device{'' if built else ', and is built without CUDA'}"
+    if not is_needed:
+        return ok(name, f"{text}; not needed")
+    if is_elsewhere:
+        advice = "run `svfap doctor` on a node that trains, too"
+        return warn(name, f"{text} on this machine; RAY_ADDRESS names a cluster", advice)
+    advice = "check `nvidia-smi` and that torch is built for CUDA, or set cluster.use_gpu=false"
+    return fail(name, text, advice)
+
+
+def _check_nvdec(is_there: bool, has_gpu: bool, is_needed: bool) -> Finding:
+    """Check the driver's library for the decoding units."""
+    name = "NVDEC"
+    if is_there:
+        return ok(name, _NVDEC)
+    if is_needed or has_gpu:
+        advice = "start containers with NVIDIA_DRIVER_CAPABILITIES=compute,video,utility"
+        status = fail if is_needed else warn
+        return status(name, f"no {_NVDEC}: videos cannot be decoded on the GPU", advice)
+    return ok(name, "none; not needed")
+
+
+def _check_backend(name: str, is_installed: bool, is_needed: bool) -> Finding:
+    """Check an optional decode backend."""
+    title = f"decoder {name}"
+    if is_installed:
+        return ok(title, "installed")
+    if is_needed:
+        advice = f"{BACKENDS[name].install}, or set decode.backend={DEFAULT}"
+        return fail(title, "not installed", advice)
+    return ok(title, "not installed; not needed")
+
+
+def _can_load(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True

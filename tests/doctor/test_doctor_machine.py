@@ -8,12 +8,22 @@ from pathlib import Path
 import pytest
 
 from svfap_dist.config import recipe
-from svfap_dist.doctor import disk, gpu, machine
+from svfap_dist.doctor import disk, machine
 from svfap_dist.doctor.finding import Finding
 
 
 def _config(*overrides: str):
     return recipe.load("tiny_cpu", overrides)
+
+
+def _ports(*overrides: str) -> list[Finding]:
+    config = _config(*overrides)
+    return machine._check_ports(config.metrics, config.cluster)
+
+
+def _compiler(*overrides: str) -> Finding:
+    config = _config(*overrides)
+    return machine._check_compiler(config.train, config.cluster.use_gpu)
 
 
 def _only(findings: list[Finding]) -> Finding:
@@ -22,7 +32,7 @@ def _only(findings: list[Finding]) -> Finding:
 
 
 def test_installed_versions_fit_the_project() -> None:
-    findings = machine.versions(machine._requirements())
+    findings = machine._check_versions(machine._requirements())
     assert {finding.name for finding in findings} >= {"version of torch", "version of ray"}
     assert {finding.status for finding in findings} == {"ok"}
 
@@ -37,7 +47,7 @@ def test_installed_versions_fit_the_project() -> None:
     ],
 )
 def test_versions_out_of_range(requirement: str, status: str | None, words: str) -> None:
-    finding = _only(machine.versions([requirement]))
+    finding = _only(machine._check_versions([requirement]))
     if status is None:  # it is not watched, so nothing of ours was found
         assert finding.status == "fail"
         assert "pip install" in finding.do
@@ -48,30 +58,30 @@ def test_versions_out_of_range(requirement: str, status: str | None, words: str)
 
 
 def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_WATCHED", ("no-such-package",))
-    assert _only(machine.versions(["no-such-package>=1"])).status == "fail"
-    assert _only(machine.versions(["no-such-package>=1; extra == 'gpu'"])).status == "ok"
-    missing = _only(machine.versions(["no-such-package>=1; extra == 'train'"]))
+    monkeypatch.setattr(machine, "_CHECKED_PACKAGES", ("no-such-package",))
+    assert _only(machine._check_versions(["no-such-package>=1"])).status == "fail"
+    assert _only(machine._check_versions(["no-such-package>=1; extra == 'gpu'"])).status == "ok"
+    missing = _only(machine._check_versions(["no-such-package>=1; extra == 'train'"]))
     assert missing.status == "warn"
     assert "[train]" in missing.do
 
 
 def test_open_files() -> None:
-    statuses = [machine.open_files(limit).status for limit in (100, 1024, 65536, -1)]
+    statuses = [machine._check_open_files(limit).status for limit in (100, 1024, 65536, -1)]
     assert statuses == ["fail", "warn", "ok", "ok"]
 
 
 def test_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing, memfd = machine.shared_memory(str(tmp_path / "no-shm"))
+    missing, memfd = machine._check_shared_memory(str(tmp_path / "no-shm"))
     assert (missing.status, memfd.status) == ("warn", "ok")
-    monkeypatch.setattr(machine, "_LITTLE_SHM", 1 << 60)
-    assert "--shm-size" in machine.shared_memory(str(tmp_path))[0].do
+    monkeypatch.setattr(machine, "_ENOUGH_SHM", 1 << 60)
+    assert "--shm-size" in machine._check_shared_memory(str(tmp_path))[0].do
 
     def refused(*_: object) -> int:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(machine.os, "memfd_create", refused)
-    assert machine.shared_memory(str(tmp_path))[1].status == "fail"
+    assert machine._check_shared_memory(str(tmp_path))[1].status == "fail"
 
 
 def test_ports() -> None:
@@ -79,61 +89,65 @@ def test_ports() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        finding = _only(machine.ports(_config(f"metrics.port={port}", "cluster.num_workers=1")))
+        finding = _only(_ports(f"metrics.port={port}", "cluster.num_workers=1"))
         assert finding.status == "fail"
         assert str(port) in finding.name
         assert "metrics.port" in finding.do
-        findings = machine.ports(_config(f"metrics.discovery_port={port}"))
+        findings = _ports(f"metrics.discovery_port={port}")
         assert "metrics.discovery_port" in _only(findings).do
-    both = machine.ports(_config(f"metrics.port={port}", "cluster.num_workers=1"))
+    both = _ports(f"metrics.port={port}", "cluster.num_workers=1")
     assert _only(both).status == "ok"
-    elsewhere = machine.ports(_config("metrics.host='192.0.2.1'", "metrics.discovery_port=9390"))
+    elsewhere = _ports("metrics.host='192.0.2.1'", "metrics.discovery_port=9390")
     assert _only(elsewhere).status == "fail"
-    assert _only(machine.ports(_config("metrics.enabled=false"))).status == "ok"
+    assert _only(_ports("metrics.enabled=false")).status == "ok"
 
 
 def test_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     many = "cluster.cpus_per_worker=64"
-    assert machine.cores(_config(), 512).status == "ok"
-    assert "reserved" in machine.cores(_config("data.decode_workers=3"), 512).found
+    assert machine._check_cores(_config(), 512).status == "ok"
+    assert "reserved" in machine._check_cores(_config("data.decode_workers=3"), 512).found
     workers = ("data.decode_workers=40", many)
     visible = len(machine.os.sched_getaffinity(0))
-    assert machine.cores(_config(*workers), visible).status == "warn"
+    assert machine._check_cores(_config(*workers), visible).status == "warn"
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     monkeypatch.setattr(machine, "_CGROUP_CPUS", str(tmp_path / "cpu.max"))
-    assert machine.usable_cores() == 0.5
-    assert "container" in machine.cores(_config(), machine.usable_cores()).found
+    assert machine._usable_cores() == 0.5
+    assert "container" in machine._check_cores(_config(), machine._usable_cores()).found
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert machine.usable_cores() == visible
+    assert machine._usable_cores() == visible
 
 
 def test_decoders() -> None:
-    assert machine.decoders(_config("data.decode_workers=2")).status == "ok"
-    assert "threads" in machine.decoders(_config("data.decode_workers=0")).found
-    alone = machine.decoders(_config("data.decode_workers=2", "decode.backend=dali"))
+    assert machine._check_decoding(_config("data.decode_workers=2")).status == "ok"
+    assert "threads" in machine._check_decoding(_config("data.decode_workers=0")).found
+    alone = machine._check_decoding(_config("data.decode_workers=2", "decode.backend=dali"))
     assert alone.status == "warn"
     assert "ends the run" in alone.found
 
 
 def test_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert machine.compiler(_config()).status == "ok"
+    assert _compiler().status == "ok"
     monkeypatch.setenv("CXX", "no-such-compiler")
-    finding = machine.compiler(_config("train.compile=true"))
+    finding = _compiler("train.compile=true")
     assert finding.status == "fail"
     assert "no-such-compiler" in finding.found
     monkeypatch.setenv("CXX", "sh")
-    assert machine.compiler(_config("train.compile=true")).status == "ok"
+    assert _compiler("train.compile=true").status == "ok"
 
 
 def test_gpus() -> None:
-    assert gpu.cuda(["A", "B", "A"], "13.0", True, False).found.startswith("2 x A, 1 x B")
-    assert gpu.cuda([], "", False, False).status == "ok"
-    assert gpu.cuda([], "", True, False).status == "fail"
-    assert gpu.cuda([], "", True, True).status == "warn"
-    statuses = [gpu.nvdec(False, *rest).status for rest in ((False, False), (True, False))]
-    assert [*statuses, gpu.nvdec(False, True, True).status] == ["ok", "warn", "fail"]
-    assert gpu.decode_backend("dali", False, True).status == "fail"
-    assert gpu.decode_backend("dali", False, False).status == "ok"
+    assert machine._check_cuda(["A", "B", "A"], "13.0", True, False).found.startswith(
+        "2 x A, 1 x B"
+    )
+    assert machine._check_cuda([], "", False, False).status == "ok"
+    assert machine._check_cuda([], "", True, False).status == "fail"
+    assert machine._check_cuda([], "", True, True).status == "warn"
+    statuses = [
+        machine._check_nvdec(False, *rest).status for rest in ((False, False), (True, False))
+    ]
+    assert [*statuses, machine._check_nvdec(False, True, True).status] == ["ok", "warn", "fail"]
+    assert machine._check_backend("dali", False, True).status == "fail"
+    assert machine._check_backend("dali", False, False).status == "ok"
 
 
 def test_disks(tmp_path: Path) -> None:
