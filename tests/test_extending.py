@@ -19,6 +19,7 @@ from svfap_dist import cli
 from svfap_dist.cluster import schedulers
 from svfap_dist.config import OptimConfig, recipe
 from svfap_dist.data import masking
+from svfap_dist.evaluate import metrics as scores
 from svfap_dist.model import flops, loss, sizes
 from svfap_dist.rng import Stream
 from svfap_dist.telemetry import metrics
@@ -32,6 +33,7 @@ TABLES = (
     masking.MASKS,
     backends.BACKENDS,
     data_sharding.sources.SOURCES,
+    scores.SCORE_FUNCTIONS,
     schedulers.SCHEDULERS,
     metrics.PROMETHEUS_METRICS,
 )
@@ -139,6 +141,16 @@ def test_a_new_source_is_sharded(run: Any, tmp_path: Path) -> None:
     manifest = (tmp_path / "out/manifest.json").read_text()
     assert '"num_samples": 2' in manifest
     assert "no expression: bored" in (tmp_path / "out/rejected.jsonl").read_text()
+
+
+def test_a_new_score_is_one_that_a_recipe_can_report(run: Any) -> None:
+    run("A score")
+    given = ['task.metrics=["uar","war","kappa"]', "task.published=[]"]
+    assert recipe.load("finetune_dfew", given).task.metrics[-1] == "kappa"
+    kappa = scores.SCORE_FUNCTIONS["kappa"].compute
+    labels = np.array([0, 0, 1, 1])
+    assert kappa(labels, labels) == 1
+    assert kappa(labels, np.array([0, 1, 0, 1])) == 0
 
 
 def test_a_new_scheduler_is_a_verb_and_runs_a_job(run: Any) -> None:
