@@ -1,6 +1,6 @@
-"""Face crops from any videos: what has to happen before `svfap shard folder` if they show more.
+"""Make face crops of any videos, for `svfap shard folder`, which needs videos of one face.
 
-video -> frames (`frames`) -> detections on some frames (`detect`) -> tracks, one smooth box per
-frame (`track`) -> one square per frame and its mp4 (`crop`) -> a folder of crops (`folder`), and a
-contact sheet to look at (`sheet`)
+Start with `folder`, the whole job. It calls `record` for each video, which calls `crop`: detections
+on some frames (`detect`), tracks with a smooth box per frame (`track`), one square per frame. At
+the end `sheet` draws a contact sheet.
 """

@@ -1,11 +1,10 @@
-"""A folder of videos -> a folder of face crops that `svfap shard folder` takes.
+"""Crop the faces of a folder of videos into a folder that `svfap shard folder` takes.
 
-For each video OUTPUT gets `KEY.mp4`, the crop (with `--tracks all` also `KEY.2.mp4`, ... for the
-lighter tracks), and `KEY.boxes.json`, the `record` of what was found. A video that has one is not
-done again; so whatever stops the work, the same command goes on with it, and adds the videos that
-are new. A video that hangs or crashes the process that looks at it is left out like any that is
-broken, and is tried again when the limits are others. At the end `faces.jsonl` lists the crops,
-`no_face.jsonl` the videos left out with their reasons, and `faces.png` shows some of them.
+In: a folder of videos. Out: crops with their records (`record`), `faces.jsonl` with the crops,
+`no_face.jsonl` with the rejected videos and their reasons, `faces.png` with some of them. A video
+that has a record is not done again, so the same command resumes an interrupted job and adds new
+videos. A video that hangs or crashes its process is rejected like any broken one, and is tried
+again when the limits have changed.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import os
@@ -21,9 +19,9 @@ from collections.abc import Generator, Iterator
 from typing import IO, Any
 
 from data_sharding import temporary
-from data_sharding.faces import detect, record, sheet
-from data_sharding.faces.record import Row
-from data_sharding.faces.video import TRACKS, FaceOptions
+from data_sharding.faces import detect, sheet
+from data_sharding.faces.crop import TRACKS, FaceOptions
+from data_sharding.faces.record import FaceCropper, Row, record_url
 from data_sharding.markers import Progress, silent
 from data_sharding.sources import SourceVideo
 from data_sharding.sources.folder import named_by_path
@@ -35,26 +33,26 @@ from svfap_dist.video import image_grid
 from svfap_dist.video.probe import Limits
 
 FACES_NAME, NO_FACE_NAME, SHEET_NAME = "faces.jsonl", "no_face.jsonl", "faces.png"
-# The detector takes most of the time; the more so the longer a video is for its bytes.
+# The detector takes most of the time, and its time depends on a video's length, not its bytes.
 LIMITS = Limits(seconds=120, seconds_per_mib=20)
 
 
 @dataclasses.dataclass(frozen=True)
 class FacesSummary:
-    """What a run of `svfap faces` did, and found done."""
+    """What `svfap faces` did, and found done."""
 
     url: str
     num_videos: int
     num_crops: int
     num_frames: int  # of the crops
     seconds: float  # of the crops
-    detected_share: float  # of the frames looked at within the tracks
+    detected_share: float  # frames with a detection, of those looked at within tracks
     left_out: dict[str, int]  # videos, by reason
     already_done: int  # videos
     sheet: str  # "" if there is nothing to show
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the lines that the command prints."""
         lines = [
             f"{self.url}: {self.num_crops} crops, {self.num_frames} frames, "
             f"{self.seconds / 3600:.3f} hours, from {self.num_videos} videos",
@@ -82,27 +80,34 @@ def make_crops(
     workers: int | None = None,
     progress: Progress = silent,
 ) -> FacesSummary:
-    """Crop the faces of all videos below `folder` into `output_url`.
+    """Crop the faces of all videos below a folder.
 
     Args:
-        limits: what a video may cost.
-        workers: processes; 0: none besides this one, and no limits of time and memory; None: by
-            the CPUs and videos.
+        folder: folder or prefix of the videos.
+        output_url: folder or prefix of the crops.
+        options: what decides the crops.
+        limits: of what a video may cost.
+        workers: processes; 0: none besides this one, without limits of time and memory; None: by
+            the number of CPUs and videos.
+        progress: called as videos get done.
 
-    Raises: ConfigError, ShardError (no videos), StorageError.
+    Raises:
+        ConfigError: An option is invalid, or the output is in use or among the inputs.
+        ShardError: There are no videos.
+        StorageError: The store or the temporary disk failed.
     """
     _check(options, workers)
     _refuse_output_among_inputs(folder, output_url)
-    detect.load(options.detector)  # a wrong name shall be told now, and once
+    detect.load(options.detector)  # a wrong name fails here, once
     videos = list_videos(folder)
     if workers is None:
         workers = min(len(os.sched_getaffinity(0)), len(videos))
-    asked = output_url, options, limits
+    cropper = FaceCropper(output_url, options, limits)
     with (
         temporary.output_lock(output_url),
         temporary.file() as faces,
         temporary.file() as no_face,
-        contextlib.closing(_do_all(named_by_path(folder, videos), asked, workers)) as done,
+        contextlib.closing(_crop_all(named_by_path(folder, videos), cropper, workers)) as done,
     ):
         lists = _Lists(output_url, faces, no_face)
         for row in done:
@@ -114,13 +119,13 @@ def make_crops(
 def _check(options: FaceOptions, workers: int | None) -> None:
     wrong = "Option out of range"
     if options.size < 16 or options.size % 2:
-        raise ConfigError(wrong, found=f"size={options.size}", do="use an even size, 16 or more")
+        raise ConfigError(wrong, "", f"size={options.size}", "use an even size, 16 or more")
     if not 0 <= options.margin <= 4:
-        raise ConfigError(wrong, found=f"margin={options.margin}", do="use 0 to 4")
+        raise ConfigError(wrong, "", f"margin={options.margin}", "use 0 to 4")
     if options.tracks not in TRACKS:
-        raise ConfigError(wrong, found=f"tracks={options.tracks}", do="use best or all")
+        raise ConfigError(wrong, "", f"tracks={options.tracks}", "use best or all")
     if workers is not None and workers < 0:
-        raise ConfigError(wrong, found=f"workers={workers}", do="use 0 or 1 for no processes")
+        raise ConfigError(wrong, "", f"workers={workers}", "use 0 or 1 for no processes")
 
 
 def _refuse_output_among_inputs(folder: str, output_url: str) -> None:
@@ -130,31 +135,23 @@ def _refuse_output_among_inputs(folder: str, output_url: str) -> None:
         for url in (folder, output_url)
     ]
     if (paths[1] + "/").startswith(paths[0] + "/"):
-        raise ConfigError(
-            "Output lies in the folder of the videos",
-            where=output_url,
-            found=f"videos in {folder}",
-            do="write the crops to a folder beside it",
-        )
+        what, do = "Output is inside the folder of the videos", "write the crops beside it"
+        raise ConfigError(what, output_url, f"videos in {folder}", do)
 
 
-def _do_all(
-    videos: Iterator[SourceVideo], asked: tuple[str, FaceOptions, Limits], workers: int
-) -> Generator[Row]:
-    """Do the videos, a few at a time, and give their rows in the videos' order."""
-    work = functools.partial(record.do, *asked)
+def _crop_all(videos: Iterator[SourceVideo], cropper: FaceCropper, workers: int) -> Generator[Row]:
+    """Crop the videos, a few at a time, and yield their rows in order."""
     if workers == 0:
-        yield from map(work, videos)
+        yield from map(cropper, videos)
         return
-    give_up = functools.partial(record.give_up, *asked)
-    pool = VideoPool(work, asked[2], give_up, workers)
+    pool = VideoPool(cropper, cropper.limits, cropper.reject, workers)
     with contextlib.closing(pool), contextlib.closing(pool.map(videos)) as done:
         for _, row in done:
             yield row
 
 
 class _Lists:
-    """The lists of a run, which grow on the temporary disk, and what its summary counts."""
+    """The lists of a job, on the temporary disk, and the counts of its summary."""
 
     def __init__(
         self, url: str, faces: tuple[IO[bytes], str], no_face: tuple[IO[bytes], str]
@@ -166,7 +163,11 @@ class _Lists:
         self.left_out = collections.Counter[str]()
 
     def add(self, row: Row) -> None:
-        """Take in what became of a video."""
+        """Add a video.
+
+        Args:
+            row: of its record.
+        """
         about = {"key": row.key, "where": row.where}
         self.num_videos += 1
         self._already_done += row.already_done
@@ -183,7 +184,7 @@ class _Lists:
             _add_line(self._no_face, about | {"reason": row.reason, "detail": row.detail})
 
     def finish(self) -> FacesSummary:
-        """Store the lists and the picture."""
+        """Store the lists and the picture; return the summary."""
         for (lines, path), name in ((self._faces, FACES_NAME), (self._no_face, NO_FACE_NAME)):
             with temporary.explained():
                 lines.flush()
@@ -204,12 +205,12 @@ class _Lists:
         )
 
     def _some_records(self) -> list[str]:
-        """Records of some of the videos with crops, evenly picked."""
+        """Return the records of some videos with crops, evenly spaced."""
         wanted = image_grid.evenly_spaced(self._num_cropped, sheet.NUM_VIDEOS)
         with open(self._faces[1]) as lines:
             keys = (json.loads(line)["key"] for line in lines)
             each = enumerate(key for key, _ in itertools.groupby(keys))
-            return [record.url_of(self._url, key) for number, key in each if number in wanted]
+            return [record_url(self._url, key) for number, key in each if number in wanted]
 
 
 def _add_line(file: tuple[IO[bytes], str], fields: dict[str, Any]) -> None:

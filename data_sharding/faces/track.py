@@ -1,11 +1,10 @@
-"""Detections on some frames -> tracks with one smooth box per frame. Only numpy, no pictures.
+"""Link detections on some frames to tracks with one smooth box per frame.
 
-A track is one face followed through the video. Detections of neighbouring looks are linked where
-their boxes overlap most (greedily: with a few faces per frame nothing cleverer pays); a face may be
-missed for a second. Where the video cuts to another shot (`cuts`), all tracks end. What was seen
-only once or twice, or in few of the looks, is a false alarm.
-Detectors jitter by several percent from look to look: a smooth course through the detections gives
-the box of each frame, without lag: a face that moves evenly is followed exactly.
+In: detections and the cuts of a video. Out: tracks, each one face in one shot. Detections of
+consecutive looks are linked where their boxes overlap most, greedily, which is enough for a few
+faces per frame; a face may be missed for a second. What was seen only once or twice, or in few of
+the looks, is a false positive. Detectors jitter by several percent from look to look: a smooth
+curve through the detections gives the box of each frame, without lag.
 """
 
 from __future__ import annotations
@@ -29,8 +28,10 @@ _SMOOTHING_SECONDS = 0.2  # sigma
 class Track:
     """One face in frames `first` to `first + T - 1` of a video.
 
-    boxes: float64 [T, 4], x0, y0, x1, y1 in pixels; squares or not, as the detector draws them.
-    scores: float64 [T], NaN where the box is interpolated and not detected.
+    Attributes:
+        first: number of its first frame.
+        boxes: float64 [T, 4], x0, y0, x1, y1 in pixels, of the detector's proportions.
+        scores: float64 [T], NaN where the box is interpolated and not detected.
     """
 
     first: int
@@ -39,18 +40,18 @@ class Track:
 
     @property
     def detected(self) -> np.ndarray:
-        """bool [T]: found by the detector on this very frame."""
+        """Bool [T]: whether the detector found it on this very frame."""
         return ~np.isnan(self.scores)
 
     @property
     def weight(self) -> float:
-        """How much of the video it is: its length times its size, in frames times pixels."""
+        """Share of the video: its length times its size, in frames times pixels."""
         return float(np.median(sides(self.boxes)) * len(self.boxes))
 
 
 @dataclasses.dataclass
 class _Chain:
-    """Detections of one face: at which looks, where, how sure."""
+    """Detections of one face: numbers of the looks, boxes, scores."""
 
     looks: list[int]
     boxes: list[np.ndarray]
@@ -58,7 +59,11 @@ class _Chain:
 
 
 def sides(boxes: np.ndarray) -> np.ndarray:
-    """The longer side of each box: [T, 4] -> [T]."""
+    """Return the longer side of each box, [T].
+
+    Args:
+        boxes: [T, 4].
+    """
     return (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
 
 
@@ -69,13 +74,15 @@ def find_tracks(
     fps: float,
     cuts: Sequence[int] = (),
 ) -> list[Track]:
-    """The faces of a video, weightiest first; none goes on from one shot to the next.
+    """Return the faces of a video, largest weight first; none spans two shots.
 
     Args:
         looks: what was detected on frames 0, every, 2 * every, ...
-        num_frames: of the whole video; a track reaches up to `every` - 1 frames beyond its first
-            and last detection, since nobody looked there.
-        cuts: the first frames of its shots but the first, ascending.
+        every: frames between looks; a track extends up to `every` - 1 frames beyond its first and
+            last detection, where the detector did not look.
+        num_frames: of the whole video.
+        fps: frames per second.
+        cuts: first frames of all shots but the first, ascending.
     """
     enough = min(_MIN_DETECTIONS, len(looks))
     max_gap = max(1, round(_MAX_GAP_SECONDS * fps / every))
@@ -92,7 +99,7 @@ def find_tracks(
 
 
 def _link(looks: Sequence[Detections], numbers: Sequence[int], max_gap: int) -> list[_Chain]:
-    """Chains of what was detected in the looks of these numbers."""
+    """Return chains of the detections in the looks of these numbers."""
     chains: list[_Chain] = []
     for look in numbers:
         boxes, scores = looks[look]
@@ -111,7 +118,7 @@ def _link(looks: Sequence[Detections], numbers: Sequence[int], max_gap: int) -> 
 
 
 def _match(last: np.ndarray, boxes: np.ndarray) -> dict[int, int]:
-    """Which of the chains that end in `last` [m, 4] each of `boxes` [n, 4] goes on with."""
+    """Return which chain, ending in `last` [m, 4], each of `boxes` [n, 4] continues."""
     overlap = overlaps(last, boxes)
     taken: dict[int, int] = {}
     while overlap.size and overlap.max() >= _MIN_OVERLAP:
@@ -122,7 +129,12 @@ def _match(last: np.ndarray, boxes: np.ndarray) -> dict[int, int]:
 
 
 def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of each pair of boxes: [m, 4], [n, 4] -> [m, n]."""
+    """Return the intersection over union of each pair of boxes, [m, n].
+
+    Args:
+        a: boxes [m, 4].
+        b: boxes [n, 4].
+    """
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     shared = (high - low).clip(0).prod(axis=-1)
@@ -131,8 +143,7 @@ def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _fill(chain: _Chain, every: int, shot: tuple[int, int], sigma: float) -> Track:
-    """A box for each frame, from the first look that found the face to the last, and around, but
-    not beyond its shot: [first frame, first frame of the next)."""
+    """Return a box for each frame around and between a chain's looks, within its shot [a, b)."""
     detected = np.array(chain.looks) * every
     first = int(max(shot[0], detected[0] - every + 1))
     stop = int(min(shot[1], detected[-1] + every))
@@ -144,12 +155,15 @@ def _fill(chain: _Chain, every: int, shot: tuple[int, int], sigma: float) -> Tra
 
 
 def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
-    """A smooth course through [T, C], of which unknown rows are NaN: all rows known, [T, C].
+    """Return a smooth curve through the known rows, [T, C].
 
     At each frame a straight line is fitted to the known rows, weighted by a Gaussian of their
-    distance (sigma in frames), and its value taken there: a Savitzky-Golay filter that needs no
-    even spacing, and no continuation beyond the ends. Needs a known row within 6 sigma everywhere.
-    (Cleveland, J. Am. Stat. Assoc. 1979)
+    distance, and evaluated there: a Savitzky-Golay filter that needs neither even spacing nor
+    values beyond the ends. (Cleveland, J. Am. Stat. Assoc. 1979)
+
+    Args:
+        values: [T, C], NaN in unknown rows; a known row within 6 sigma of each frame.
+        sigma: of the Gaussian, in frames.
     """
     distance = np.arange(-round(6 * sigma) - 1, round(6 * sigma) + 2)
     kernel = np.exp(-0.5 * (distance / sigma) ** 2)

@@ -40,7 +40,7 @@ def faces(
     import dataclasses
 
     from data_sharding.faces import folder
-    from data_sharding.faces.video import FaceOptions
+    from data_sharding.faces.crop import FaceOptions
 
     with Progress("Cropping faces") as progress:
         summary = folder.make_crops(

@@ -8,7 +8,7 @@ from face_videos import HEIGHT, WIDTH, backdrop, decoded
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_sharding.faces.crop import Mp4, cut, squares
+from data_sharding.faces.crop import Mp4Writer, cut_square, track_squares
 from data_sharding.faces.track import Track
 from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.probe import probe
@@ -25,7 +25,7 @@ def boxes_around(centres: np.ndarray, sides: np.ndarray) -> np.ndarray:
 def test_the_square_follows_the_centre_and_keeps_its_side() -> None:
     centres = np.linspace([130, 110], [180, 130], 9)
     sides = np.array([58, 60, 62, 60, 90, 60, 58, 62, 60.0])  # one look too large
-    found = squares(track_of(boxes_around(centres, sides)), 0.25, WIDTH, HEIGHT)
+    found = track_squares(track_of(boxes_around(centres, sides)), 0.25, WIDTH, HEIGHT)
     np.testing.assert_allclose(found[:, 2:] - found[:, :2], 90)  # 60 and a quarter on each side
     np.testing.assert_allclose((found[:, 0] + found[:, 2]) / 2, centres[:, 0])
     np.testing.assert_allclose((found[:, 1] + found[:, 3]) / 2, centres[:, 1] - 0.07 * 60)
@@ -43,7 +43,7 @@ def test_squares_stay_in_the_picture_as_far_as_the_face_stays_in_them(
     width, height = frame
     centre = side / 2 + np.array(place) * (np.array(frame) - side)  # the face is in the picture
     box = boxes_around(centre[None], np.array([side]))
-    square = squares(track_of(box), margin, width, height)[0]
+    square = track_squares(track_of(box), margin, width, height)[0]
     slack = 1e-6
     assert square[2] - square[0] == pytest.approx(side * (1 + 2 * margin))
     assert (square[:2] <= box[0, :2] + slack).all()
@@ -59,7 +59,7 @@ def test_squares_stay_in_the_picture_as_far_as_the_face_stays_in_them(
 
 def test_a_face_half_out_of_the_picture_stays_whole_in_its_square() -> None:
     box = np.array([[-30.0, 100, 30, 160]])
-    square = squares(track_of(box), 0.25, WIDTH, HEIGHT)[0]
+    square = track_squares(track_of(box), 0.25, WIDTH, HEIGHT)[0]
     assert square[0] == pytest.approx(-30)  # shifted inwards from -45, not to 0
     assert square[2] == pytest.approx(60)
 
@@ -67,7 +67,7 @@ def test_a_face_half_out_of_the_picture_stays_whole_in_its_square() -> None:
 def test_a_cut_of_its_own_size_is_the_picture_itself() -> None:
     picture = backdrop(3)
     np.testing.assert_array_equal(
-        cut(picture, np.array([40, 30, 104, 94.0]), 64), picture[30:94, 40:104]
+        cut_square(picture, np.array([40, 30, 104, 94.0]), 64), picture[30:94, 40:104]
     )
 
 
@@ -75,7 +75,7 @@ def test_beyond_the_picture_its_edge_is_repeated() -> None:
     picture = backdrop(4)
     wider = np.pad(picture, ((50, 50), (50, 50), (0, 0)), mode="edge")
     for x, y in ((-20, 100), (WIDTH - 40, 10), (100, -30), (WIDTH - 10, HEIGHT - 10)):
-        crop = cut(picture, np.array([x, y, x + 60, y + 60.0]), 60)
+        crop = cut_square(picture, np.array([x, y, x + 60, y + 60.0]), 60)
         np.testing.assert_array_equal(crop, wider[y + 50 : y + 110, x + 50 : x + 110])
 
 
@@ -83,13 +83,14 @@ def test_a_cut_moves_by_fractions_of_a_pixel() -> None:
     ramp = np.repeat(np.arange(0, 200, 2, dtype=np.uint8)[None, :, None], 100, axis=0)
     ramp = np.repeat(ramp, 3, axis=2)
     here, there = (
-        cut(ramp, np.array([x, 20, x + 40, 60]), 40).astype(float)[:, 5:-5] for x in (20.0, 20.5)
+        cut_square(ramp, np.array([x, 20, x + 40, 60]), 40).astype(float)[:, 5:-5]
+        for x in (20.0, 20.5)
     )
     assert (there - here).mean() == pytest.approx(1.0, abs=0.1)  # half of two levels a pixel
 
 
 def mp4_of(pictures: np.ndarray, fps: float, seconds: list[float] | None = None) -> bytes:
-    writer = Mp4(pictures.shape[1], fps)
+    writer = Mp4Writer(pictures.shape[1], fps)
     for i, picture in enumerate(pictures):
         writer.add(picture, seconds[i] if seconds else None)
     return writer.close()

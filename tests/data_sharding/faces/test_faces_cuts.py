@@ -8,14 +8,13 @@ import numpy as np
 from face_videos import backdrop, encode, portrait, straight_way, with_faces
 
 from data_sharding.faces import detect
-from data_sharding.faces.cuts import Cuts
-from data_sharding.faces.video import Cropped, FaceOptions, crop_faces
+from data_sharding.faces.crop import Cropped, CutDetector, FaceOptions, crop_faces
 
 WIDE = backdrop(0, 480, 60)  # a scene, wider than the picture
 
 
 def cuts(pictures: Iterable[np.ndarray]) -> list[int]:
-    found = Cuts()
+    found = CutDetector()
     for picture in pictures:
         found.add(picture)
     return found.found()

@@ -19,9 +19,9 @@ from face_videos import backdrop, decoded, encode, straight_way, with_faces
 from PIL import Image
 
 from data_sharding import pipeline as sharding
-from data_sharding.faces import record
+from data_sharding.faces.crop import FaceOptions
 from data_sharding.faces.folder import FacesSummary, make_crops
-from data_sharding.faces.video import FaceOptions
+from data_sharding.faces.record import FaceCropper
 from data_sharding.sources import SourceVideo
 from data_sharding.video_pool import VideoPool
 from svfap_dist import storage
@@ -159,9 +159,8 @@ def test_a_video_that_hangs_or_crashes_is_listed_and_the_rest_goes_on(
 
     def do(seconds: int, *some: SourceVideo) -> list[tuple[str, str, bool]]:
         limits = Limits(seconds=seconds, seconds_per_mib=100)
-        asked = str(tmp_path), SMALL, limits
-        give_up = functools.partial(record.give_up, *asked)
-        pool = VideoPool(functools.partial(record.do, *asked), limits, give_up)
+        cropper = FaceCropper(str(tmp_path), SMALL, limits)
+        pool = VideoPool(cropper, limits, cropper.reject)
         with contextlib.closing(pool):
             return [(row.key, row.reason, row.already_done) for _, row in pool.map(some)]
 
@@ -198,7 +197,7 @@ def test_a_changed_and_a_new_video_are_done(videos: Path, tmp_path: Path) -> Non
 KILLED = """
 import os, signal, sys
 from data_sharding.faces import detect, folder
-from data_sharding.faces.video import FaceOptions
+from data_sharding.faces.crop import FaceOptions
 from data_sharding.video_pool import VideoPool
 from svfap_dist.video.probe import Limits
 from data_sharding.sources import SourceVideo
@@ -256,7 +255,7 @@ def test_crops_of_a_run_killed_before_its_record_do_not_stay(
 
 def test_the_output_must_not_lie_among_the_videos(videos: Path) -> None:
     for output in (videos, videos / "crops"):
-        with pytest.raises(ConfigError, match="Output lies in"):
+        with pytest.raises(ConfigError, match="Output is inside"):
             make(videos, output)
 
 
@@ -306,6 +305,6 @@ def test_crops_of_other_videos_are_not_taken_for_a_name_with_brackets(s3_bucket:
     for url in [*others, f"{s3_bucket}/a[12].mp4"]:
         storage.write_bytes(url, b"x")
     video = SourceVideo("a[12]", read=bytes, labels={}, where="a[12].mp4")
-    record.give_up(s3_bucket, SMALL, Limits(), video, "unreadable", "")
+    FaceCropper(s3_bucket, SMALL, Limits()).reject(video, "unreadable", "")
     left = {f"{s3_bucket}/{name}" for name in storage.list_files(s3_bucket)}
     assert left == others | {f"{s3_bucket}/a[12].boxes.json"}
