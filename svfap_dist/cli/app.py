@@ -80,6 +80,7 @@ Recipe = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+RunUrl = Annotated[str, typer.Argument(help="Folder or s3:// prefix of a run (its run.url).")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(

@@ -1,4 +1,4 @@
-"""`svfap bench`: measure this machine."""
+"""`svfap bench`: benchmarks of models, decoders, loaders and checkpoints on this machine."""
 
 from __future__ import annotations
 
@@ -11,16 +11,24 @@ from svfap_dist.cli.app import AsJson, Overrides, bench_app, print_result
 
 @bench_app.command("model")
 def bench_model(
-    size: Annotated[str, typer.Option(help="nano, tiny, small, base or large")] = "base",
-    batch_size: Annotated[int, typer.Option(help="Clips of a step.", min=1)] = 8,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    compare: Annotated[str, typer.Option(help="vit: time the plain ViT, too.")] = "",
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile our model.")] = False,
-    steps: Annotated[int, typer.Option(help="Steps that are timed.", min=1)] = 7,
+    size: Annotated[
+        str, typer.Option(help="Named model size: nano, tiny, small, base or large.")
+    ] = "base",
+    batch_size: Annotated[int, typer.Option(help="Clips per step.", min=1)] = 8,
+    dtype: Annotated[
+        str, typer.Option(help="Precision of the step: float32 or bfloat16.")
+    ] = "float32",
+    device: Annotated[str, typer.Option(help="auto (cuda if available), cpu or cuda.")] = "auto",
+    compare: Annotated[
+        str, typer.Option(help="vit: also time the plain ViT (default: no comparison).")
+    ] = "",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Use torch.compile for our model.")
+    ] = False,
+    steps: Annotated[int, typer.Option(help="Number of timed steps.", min=1)] = 7,
     as_json: AsJson = False,
 ) -> None:
-    """Time training steps of the autoencoder beside a straightforward implementation.
+    """Time training steps of the autoencoder, and of a straightforward implementation.
 
     Example: svfap bench model --size base --batch-size 8 --dtype float32
     """
@@ -43,17 +51,17 @@ def bench_model(
 
 @bench_app.command("decode")
 def bench_decode(
-    videos: Annotated[str, typer.Option(help="Folder of videos; empty: synthetic faces.")] = "",
+    videos: Annotated[str, typer.Option(help="Folder of videos (default: synthetic faces).")] = "",
     layouts: Annotated[
-        bool, typer.Option("--layouts", help="Other ways to store videos, as a table.")
+        bool, typer.Option("--layouts", help="Compare further storage layouts, as a table.")
     ] = False,
     device: Annotated[
-        str, typer.Option(help="cpu; cuda: DALI, by the number of its pipelines.")
+        str, typer.Option(help="cpu: PyAV; cuda: DALI, for several numbers of pipelines.")
     ] = "cpu",
-    rounds: Annotated[int, typer.Option(help="Rounds that are timed.", min=1)] = 7,
+    rounds: Annotated[int, typer.Option(help="Number of timed rounds.", min=1)] = 7,
     as_json: AsJson = False,
 ) -> None:
-    """Clips per CPU-second of videos as they came and as stored for training.
+    """Measure decoded clips per CPU-second of original videos and of `--profile train`.
 
     Example: svfap bench decode --videos /data/faces
     """
@@ -71,16 +79,22 @@ def bench_decode(
 
 @bench_app.command("data")
 def bench_data(
-    url: Annotated[str, typer.Argument(help="Shards, here or s3://; without: rendered ones.")] = "",
+    url: Annotated[
+        str, typer.Argument(help="Folder or s3:// prefix of shards (default: rendered ones).")
+    ] = "",
     overrides: Overrides = None,
     source_url: Annotated[
-        str, typer.Option("--source", help="The same clips as they came, for public pipelines.")
+        str,
+        typer.Option(
+            "--source",
+            help="Shards of the same clips, profile source, for public pipelines (default: none).",
+        ),
     ] = "",
-    steps: Annotated[int, typer.Option(help="Batches that are timed.", min=4)] = 60,
-    rounds: Annotated[int, typer.Option(help="In which all ways take turns.", min=1)] = 3,
+    steps: Annotated[int, typer.Option(help="Number of timed batches.", min=4)] = 60,
+    rounds: Annotated[int, typer.Option(help="Rounds; each times every pipeline once.", min=1)] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Time the way from shards to ready batches beside decoding alone and public pipelines.
+    """Time the loader, from shards to ready batches, decoding alone, and public pipelines.
 
     Example: svfap bench data s3://bucket/train --source s3://bucket/source data.decode_workers=4
     """
@@ -91,14 +105,18 @@ def bench_data(
 
 @bench_app.command("checkpoint")
 def bench_checkpoint(
-    size: Annotated[str, typer.Option(help="nano, tiny, small, base or large")] = "base",
-    zero_stage: Annotated[int, typer.Option(help="Of DeepSpeed.", min=0, max=3)] = 2,
-    ranks: Annotated[int, typer.Option(help="Processes on this machine.", min=1)] = 2,
-    url: Annotated[str, typer.Option(help="Where to save; empty: a temporary folder.")] = "",
-    rounds: Annotated[int, typer.Option(help="Times that each way saves.", min=1)] = 3,
+    size: Annotated[
+        str, typer.Option(help="Named model size: nano, tiny, small, base or large.")
+    ] = "base",
+    zero_stage: Annotated[int, typer.Option(help="DeepSpeed ZeRO stage (0-3).", min=0, max=3)] = 2,
+    ranks: Annotated[int, typer.Option(help="Number of ranks on this machine.", min=1)] = 2,
+    url: Annotated[
+        str, typer.Option(help="Folder or s3:// prefix to save to (default: a temporary folder).")
+    ] = "",
+    rounds: Annotated[int, typer.Option(help="Saves by each method.", min=1)] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Time checkpoints, how long training stands still for one, beside plain torch.save.
+    """Time checkpoints and how long they block training, and plain torch.save.
 
     Example: svfap bench checkpoint --size base --ranks 2 --url s3://bucket/bench
     """
@@ -110,13 +128,14 @@ def bench_checkpoint(
 @bench_app.command("metrics")
 def bench_metrics(
     sizes: Annotated[
-        list[str] | None, typer.Argument(metavar="[SIZE]...", help="Default: tiny and base.")
+        list[str] | None,
+        typer.Argument(metavar="[SIZE]...", help="Named model sizes (default: tiny and base)."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Clips of a step.", min=1)] = 8,
-    rounds: Annotated[int, typer.Option(help="Rounds that are timed.", min=1)] = 7,
+    batch_size: Annotated[int, typer.Option(help="Clips per step.", min=1)] = 8,
+    rounds: Annotated[int, typer.Option(help="Number of timed rounds.", min=1)] = 7,
     as_json: AsJson = False,
 ) -> None:
-    """CPU time that recording a run costs a training step.
+    """Measure the CPU time of a training step that metrics and logs take.
 
     Example: svfap bench metrics tiny base
     """

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from svfap_dist.cli.app import AsJson, checkpoint_app, print_result
+from svfap_dist.cli.app import AsJson, RunUrl, checkpoint_app, print_result
 
 
 @checkpoint_app.command("ls")
-def checkpoint_ls(run_url: str, as_json: AsJson = False) -> None:
+def checkpoint_ls(run_url: RunUrl, as_json: AsJson = False) -> None:
     """List the committed checkpoints of a run, oldest first.
 
     Example: svfap checkpoint ls runs/a
@@ -26,7 +26,7 @@ def checkpoint_ls(run_url: str, as_json: AsJson = False) -> None:
 
 @checkpoint_app.command("verify")
 def checkpoint_verify(
-    run_url: str,
+    run_url: RunUrl,
     step: Annotated[
         int | None, typer.Argument(help="Step of the checkpoint (default: the newest).")
     ] = None,
@@ -51,7 +51,7 @@ def checkpoint_verify(
 
 @checkpoint_app.command("gc")
 def checkpoint_gc(
-    run_url: str,
+    run_url: RunUrl,
     keep_last: Annotated[
         int | None,
         typer.Option(

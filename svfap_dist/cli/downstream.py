@@ -1,4 +1,4 @@
-"""`svfap finetune`, `svfap evaluate`: labeled sets."""
+"""`svfap finetune`, `svfap evaluate`: training and testing on labeled data sets."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def finetune(
     on: On = "local",
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune on a labeled set and test, all folds.
+    """Fine-tune on a labeled data set and test, all folds.
 
-    Trains a classifier or a regressor, as the recipe's [task] says; task.fold=2 runs one fold. The
-    same command again resumes; Ctrl-C saves a checkpoint first.
+    Trains a classifier or a regressor, as the recipe's [task] says; task.fold=2 runs one fold only.
+    Run the same command again to resume; Ctrl-C saves a checkpoint first.
 
     Example: svfap finetune finetune_dfew data.url=s3://bucket/dfew run.url=s3://bucket/runs/dfew
     finetune.init=s3://bucket/runs/base --on ray
@@ -79,7 +79,10 @@ def _one_group(config: Any, on: str) -> Any:
 @app.command()
 def evaluate(
     name: Recipe,
-    checkpoint: Annotated[str, typer.Argument(help="A run of svfap finetune, or a checkpoint")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="URL of a run of `svfap finetune`, of one fold, or of a checkpoint."),
+    ],
     overrides: Overrides = None,
     predictions: Annotated[
         str,
@@ -87,7 +90,7 @@ def evaluate(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Test a fine-tuned network again, by its recipe.
+    """Test a fine-tuned network by its recipe, without training.
 
     Example: svfap evaluate finetune_dfew runs/dfew data.url=shards/dfew finetune.test_segments=4
     """

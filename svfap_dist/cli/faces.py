@@ -1,4 +1,4 @@
-"""`svfap faces`: from videos that show more than a face to crops for `svfap shard folder`."""
+"""`svfap faces`: crop the faces of videos, for `svfap shard folder`."""
 
 from __future__ import annotations
 
@@ -12,28 +12,36 @@ from svfap_dist.progress import Progress
 
 @app.command()
 def faces(
-    input: Annotated[str, typer.Argument(help="Folder or s3:// prefix of videos")],
-    output_url: Annotated[str, typer.Argument(help="Folder or s3:// prefix for the crops")],
-    size: Annotated[int, typer.Option(help="Pixels of a side of the crops.")] = 224,
+    input: Annotated[str, typer.Argument(help="Folder or s3:// prefix of the videos.")],
+    output_url: Annotated[str, typer.Argument(help="Folder or s3:// prefix for the crops.")],
+    size: Annotated[int, typer.Option(help="Side of the square crops, in pixels.")] = 224,
     margin: Annotated[
-        float, typer.Option(help="Around the face on each side, in sides of the face.")
+        float, typer.Option(help="Margin on each side, as a fraction of the face box.")
     ] = 0.33,
-    detector: Annotated[str, typer.Option(help="haar, or yunet:/path/model.onnx")] = "haar",
+    detector: Annotated[
+        str, typer.Option(help="Face detector: haar, or yunet:/path/model.onnx.")
+    ] = "haar",
     tracks: Annotated[
         str,
-        typer.Option(help="best: the face longest and largest in view; all: each, of each shot"),
+        typer.Option(
+            help="best: the longest and largest face track; all: every track of every shot."
+        ),
     ] = "best",
     video_seconds: Annotated[
-        int, typer.Option(help="Work on one video before it is left out; 20 s more per MiB.")
+        int,
+        typer.Option(
+            help="Time limit for one video, in seconds, plus 20 s per MiB; then it is skipped."
+        ),
     ] = 120,
-    workers: Annotated[int | None, typer.Option(help="Processes; default: by the CPUs.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Number of processes (default: usable CPUs).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the faces of videos and cut them out.
+    """Detect, track and crop the faces of videos.
 
-    Faces are followed from frame to frame; one mp4 and one JSON per video.
-
-    Run the same command again to go on after a stop, or to add videos that are new.
+    Writes one mp4 and one JSON file per video. Run the same command again to resume, or to add new
+    videos.
 
     Example: svfap faces /data/videos /data/faces && svfap shard folder /data/faces s3://bucket/x
     """
@@ -50,7 +58,7 @@ def faces(
             limits=dataclasses.replace(folder.LIMITS, seconds=video_seconds),
             workers=workers,
             progress=lambda done, total, rejected: progress.update(
-                done, total, f"{rejected} left out" if rejected else ""
+                done, total, f"{rejected} rejected" if rejected else ""
             ),
         )
     print_result(summary, as_json)

@@ -1,4 +1,4 @@
-"""`svfap reconstruct`, `svfap import`, `svfap report`: what is done with weights and runs."""
+"""`svfap reconstruct`, `svfap import`, `svfap report`: pictures, released weights, reports."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from svfap_dist.progress import say
 
 @app.command()
 def reconstruct(
-    checkpoint: Annotated[str, typer.Argument(help="A run or a checkpoint of one")],
-    videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Files; URLs too")],
-    output: Annotated[str, typer.Option("-o", "--output", help="PNG")] = "reconstruction.png",
+    checkpoint: Annotated[str, typer.Argument(help="URL of a run or of a checkpoint.")],
+    videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video files or URLs.")],
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="PNG file to write.")
+    ] = "reconstruction.png",
     show: Annotated[
         str,
-        typer.Option(help="frames: what is reconstructed; tokens: where the encoder looks"),
+        typer.Option(help="frames: reconstructed frames; tokens: attention maps of the encoder."),
     ] = "frames",
 ) -> None:
-    """A picture of what a pre-trained network sees.
-
-    Original, masked and reconstructed frames of videos, or where the encoder looks.
+    """Draw original, masked and reconstructed frames of videos, or attention maps.
 
     Example: svfap reconstruct runs/a face.mp4 -o picture.png
     """
@@ -31,32 +31,38 @@ def reconstruct(
 
     makers = {"frames": reconstruction.make, "tokens": token_maps.make}
     if show not in makers:
-        raise ConfigError("No such picture", where="--show", found=show, do="use frames or tokens")
+        raise ConfigError("Unknown kind of picture", "--show", show, "use frames or tokens")
     makers[show](checkpoint, videos, output)
     say(f"Picture: {output}")
 
 
 @app.command("import")
 def import_weights(
-    official: Annotated[str, typer.Argument(help="A released .pth file")],
-    output: Annotated[str, typer.Option("-o", "--output", help="Folder for our weights")],
+    official: Annotated[str, typer.Argument(help="Released .pth file.")],
+    output: Annotated[str, typer.Option("-o", "--output", help="Folder or URL to write to.")],
     frame_size: Annotated[
-        int | None, typer.Option(help="Pixels; default: 160 for SVFAP, 224 for VideoMAE")
+        int | None,
+        typer.Option(help="Side of a frame in pixels (default: 160 for SVFAP, 224 for VideoMAE)."),
     ] = None,
-    num_frames: Annotated[int | None, typer.Option(help="Frames of a clip; default: 16")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames of a clip (default: 16).")] = None,
     num_heads: Annotated[
-        int | None, typer.Option(help="Only for widths that no released network has")
+        int | None,
+        typer.Option(help="Attention heads (default: those of a released network of that width)."),
     ] = None,
-    decoder_num_heads: Annotated[int | None, typer.Option(help="As --num-heads")] = None,
+    decoder_num_heads: Annotated[
+        int | None,
+        typer.Option(help="Attention heads of the decoder (default: as for --num-heads)."),
+    ] = None,
     stage_depths: Annotated[
-        str, typer.Option(help="e.g. 12,6,3, only where no named size has them")
+        str,
+        typer.Option(help="Blocks of each stage, e.g. 12,6,3 (default: those of a named size)."),
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Bring in released SVFAP or VideoMAE weights.
+    """Convert released SVFAP (fine-tuned) or VideoMAE weights.
 
-    Of SVFAP, fine-tuned ones are released.
-    Writes OUTPUT/model.safetensors and OUTPUT/config.json, the arguments that build the model.
+    Writes OUTPUT/model.safetensors and OUTPUT/config.json, which `svfap predict`, `extract`, ...
+    and finetune.init take.
 
     Example: svfap import svfap_dfew_fold1.pth -o weights/dfew1
     """
@@ -79,17 +85,20 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(number) for number in text.split(","))
     except ValueError as error:
-        raise ConfigError(
-            "Unreadable option", where=option, found=text, do="give whole numbers: 12,6,3"
-        ) from error
+        advice = "give whole numbers: 12,6,3"
+        raise ConfigError("Unreadable option", option, text, advice) from error
 
 
 @app.command()
 def report(
-    run_url: Annotated[str, typer.Argument(help="A run, or one fold of a fine-tuning")],
-    output: Annotated[str, typer.Option("-o", "--output", help="HTML")] = "report.html",
+    run_url: Annotated[
+        str, typer.Argument(help="URL of a run, or of one fold of a fine-tuning run.")
+    ],
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="HTML file to write.")
+    ] = "report.html",
 ) -> None:
-    """One self-contained page about a run.
+    """Write one self-contained HTML page about a run.
 
     Example: svfap report runs/a -o report.html
     """

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from svfap_dist.cli.app import AsJson, app, print_result
+from svfap_dist.cli.app import AsJson, RunUrl, app, print_result
 
 
 @app.command()
@@ -35,7 +35,7 @@ def dashboards(
 
 @app.command()
 def audit(
-    run_url: str,
+    run_url: RunUrl,
     data: Annotated[
         str, typer.Option(help="URL of the shards (default: the recipe's data.url).")
     ] = "",

@@ -1,4 +1,4 @@
-"""`svfap plan` and `svfap doctor`: before a run."""
+"""`svfap plan` and `svfap doctor`: predictions and checks before a run."""
 
 from __future__ import annotations
 
@@ -13,36 +13,56 @@ from svfap_dist.cli.app import AsJson, Overrides, Recipe, app, print_result
 def plan(
     name: Recipe,
     overrides: Overrides = None,
-    nodes: Annotated[int, typer.Option(help="Machines.", min=1)] = 1,
+    nodes: Annotated[int, typer.Option(help="Number of nodes.", min=1)] = 1,
     gpus_per_node: Annotated[
-        int, typer.Option(help="Ranks on each; of --gpu cpu: processes that share it.", min=1)
+        int,
+        typer.Option(
+            help="Ranks per node; with --gpu cpu: processes that share the machine.", min=1
+        ),
     ] = 1,
     gpu: Annotated[
-        str, typer.Option(help="b200, h200, h100, a100, l40s, l4, a10, ...; cpu: this machine")
+        str,
+        typer.Option(
+            help="GPU model: b200, h200, h100, a100, l40s, l4, a10, ...; cpu: this machine."
+        ),
     ] = "cpu",
     mfu: Annotated[
-        float | None, typer.Option(help="Share of the GPU's peak rate that steps reach.", min=0.001)
+        float | None,
+        typer.Option(
+            help="Model FLOP utilization: fraction of the GPU's peak (default: an estimate).",
+            min=0.001,
+        ),
     ] = None,
     decode_rate: Annotated[
-        float | None, typer.Option(help="Clips decoded per CPU-second.", min=0.001)
+        float | None,
+        typer.Option(
+            help="Clips decoded per CPU-second (default: measured on data.url).", min=0.001
+        ),
     ] = None,
     network_gbps: Annotated[
-        float | None, typer.Option(help="Network of a node, Gbit/s.", min=0.001)
+        float | None,
+        typer.Option(help="Network bandwidth of a node, Gbit/s (default: an estimate).", min=0.001),
     ] = None,
     storage_rate: Annotated[
-        float | None, typer.Option(help="What a node reads from the store, MB/s.", min=0.001)
+        float | None,
+        typer.Option(
+            help="Read rate of a node from the store, MB/s (default: measured on data.url).",
+            min=0.001,
+        ),
     ] = None,
     cores_per_node: Annotated[
-        int | None, typer.Option(help="Default: the recipe's, or this machine's.", min=1)
+        int | None,
+        typer.Option(help="CPU cores per node (default: the recipe's, or this machine's).", min=1),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(help="Of the data set, where data.url is not given.", min=1)
+        int | None,
+        typer.Option(help="Samples of the data set (default: those of data.url).", min=1),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict speed, hours and memory of a pre-training.
+    """Predict throughput, hours and memory of pre-training.
 
-    Clips per second, what bounds them, memory per rank; every input is shown with its source.
+    Prints clips per second, the bottleneck, and memory per rank; every input with its source.
 
     Example: svfap plan svfap_base_voxceleb2 --nodes 2 --gpus-per-node 8 --gpu h100
     --samples 1000000
@@ -60,15 +80,18 @@ def plan(
 @app.command()
 def doctor(
     name: Annotated[
-        str, typer.Argument(metavar="[RECIPE]", help="As of svfap pretrain or finetune")
+        str,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="Recipe of `svfap pretrain` or `finetune` (default: check this machine only).",
+        ),
     ] = "",
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Check this machine, storage and cluster.
 
-    Each finding is ok, warn or fail, with what to do. Without a recipe: this machine alone.
-    Exits with 9 if anything fails.
+    Each finding is ok, warn or fail, with advice. Exits with 9 if one fails.
 
     Example: svfap doctor tiny_cpu data.url=s3://bucket/shards run.url=s3://bucket/runs/a
     """

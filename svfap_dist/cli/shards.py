@@ -1,4 +1,4 @@
-"""`svfap shard` and `svfap shards`: from videos to shards, and what is in them."""
+"""`svfap shard`: make shards of videos; `svfap shards`: verify and show them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from svfap_dist.progress import Progress
 def _list_of_sources() -> str:
     """Return the table of sources for the help of `svfap shard`; \\b keeps click from wrapping."""
     tables = []
-    for title, is_labelled in (("Sources without labels", False), ("Labelled sets", True)):
+    for title, is_labelled in (("Sources without labels", False), ("Labeled data sets", True)):
         rows = [row for row in SOURCES.values() if row.is_labelled == is_labelled]
         lines = [f"  {row.name:17} {row.help}\n{'':20}INPUT: {row.input}" for row in rows]
         tables.append("\b\n" + "\n".join([f"{title}:", *lines]))
@@ -27,43 +27,70 @@ def shard(
     input: Annotated[
         str, typer.Argument(help="Folder or s3:// prefix of the videos; see the list below.")
     ],
-    output_url: Annotated[str, typer.Argument(help="Folder or s3:// prefix for the shards")],
+    output_url: Annotated[str, typer.Argument(help="Folder or s3:// prefix for the shards.")],
     profile: Annotated[
-        str, typer.Option(help="source: video bytes untouched; train: stored to be decoded fast.")
+        str, typer.Option(help="source: original video bytes; train: re-encoded for fast decoding.")
     ] = "source",
     region: Annotated[
         str | None,
-        typer.Option(help="train: what is cut out: voxceleb2 (the default), center or full."),
+        typer.Option(
+            help="With --profile train, part of each frame to keep: voxceleb2, center or full "
+            "(default: voxceleb2)."
+        ),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(help="train: pixels of a side; default: as it is cut.")
+        int | None,
+        typer.Option(
+            help="With --profile train, side of a frame in pixels (default: not resized)."
+        ),
     ] = None,
     crf: Annotated[
-        float | None, typer.Option(help="train: x264's quality, lower is better and larger.")
+        float | None,
+        typer.Option(
+            help="With --profile train, CRF of x264, 0-51, lower is better (default: 25)."
+        ),
     ] = None,
     min_frames: Annotated[
-        int, typer.Option(help="Shorter are left out; 1 for labelled sets.")
+        int,
+        typer.Option(
+            help="Minimum frames of a video; shorter ones are rejected. For labeled data sets: 1."
+        ),
     ] = 61,
-    shuffle_seed: Annotated[int, typer.Option(help="Seed of the order in the shards.")] = 0,
-    samples_per_shard: Annotated[int, typer.Option(help="At most so many.")] = 1000,
+    shuffle_seed: Annotated[int, typer.Option(help="Seed of the sample order.")] = 0,
+    samples_per_shard: Annotated[int, typer.Option(help="Maximum samples per shard.")] = 1000,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that examine videos; default: by the CPUs.")
+        int | None,
+        typer.Option(help="Number of processes (default: usable CPUs; 0 or 1: only this one)."),
     ] = None,
     ray: Annotated[
         str | None,
-        typer.Option(help="Make shards on this Ray cluster; `local` starts one here."),
+        typer.Option(
+            help="Address of a Ray cluster to run on; `local` starts one here (default: no Ray)."
+        ),
     ] = None,
-    max_pixels: Annotated[int, typer.Option(help="Videos with larger frames are left out.")] = 8192
-    * 4320,
-    max_duration: Annotated[int, typer.Option(help="Longer videos are left out: seconds.")] = 3600,
-    max_file_bytes: Annotated[int, typer.Option(help="Larger files are left out.")] = 2**30,
+    max_pixels: Annotated[
+        int, typer.Option(help="Maximum pixels of a frame; larger videos are rejected.")
+    ] = 8192 * 4320,
+    max_duration: Annotated[
+        int, typer.Option(help="Maximum duration of a video, in seconds; longer ones are rejected.")
+    ] = 3600,
+    max_file_bytes: Annotated[
+        int, typer.Option(help="Maximum bytes of a file; larger ones are rejected.")
+    ] = 2**30,
     video_seconds: Annotated[
-        int, typer.Option(help="Work on one video before it is left out; 2 s more per MiB.")
+        int,
+        typer.Option(
+            help="Time limit for one video, in seconds, plus 2 s per MiB; then it is rejected."
+        ),
     ] = 60,
-    overwrite: Annotated[bool, typer.Option(help="Replace another data set there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace another data set at OUTPUT_URL.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Videos to tar shards with a manifest.
+    """Make tar shards with a manifest of videos (`svfap shards` verifies and shows them).
+
+    Run the same command again to resume, or to add new videos.
 
     Example: svfap shard voxceleb2 /data/voxceleb2 s3://bucket/shards
     """
@@ -87,21 +114,24 @@ def shard(
             ray=ray,
             overwrite=overwrite,
             progress=lambda done, total, rejected: progress.update(
-                done, total, f"{rejected} left out" if rejected else ""
+                done, total, f"{rejected} rejected" if rejected else ""
             ),
         )
     print_result(summary, as_json)
 
 
+Shards = Annotated[str, typer.Argument(help="Folder or s3:// prefix of the shards.")]
+
+
 @shards_app.command("verify")
 def shards_verify(
-    url: str,
+    url: Shards,
     workers: Annotated[
-        int | None, typer.Option(help="Shards read at a time; default: by the CPUs.")
+        int | None, typer.Option(help="Shards read in parallel (default: usable CPUs).")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read all shards again and check them against the manifest.
+    """Read all shards and check them against the manifest.
 
     Example: svfap shards verify s3://bucket/shards
     """
@@ -120,14 +150,16 @@ def shards_verify(
 
 @shards_app.command("show")
 def shards_show(
-    url: str,
+    url: Shards,
     contact_sheet: Annotated[
         str | None,
-        typer.Option(help="Write a PNG of frames of random samples there.", metavar="PNG"),
+        typer.Option(
+            help="PNG file to write with frames of random samples (default: none).", metavar="PNG"
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What is in the shards: counts, hours, sizes, and how they look.
+    """Print the number of samples, hours and bytes, and draw a contact sheet.
 
     Example: svfap shards show s3://bucket/shards --contact-sheet shards.png
     """

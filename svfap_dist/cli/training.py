@@ -1,7 +1,8 @@
-"""`svfap demo`, `svfap pretrain`, `svfap sweep`: what trains."""
+"""`svfap demo`, `svfap pretrain`, `svfap sweep`: pre-training."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated, Any
@@ -11,16 +12,20 @@ import typer
 from svfap_dist.cli.app import AsJson, On, Overrides, Recipe, app, print_result
 from svfap_dist.progress import Progress, say
 
+log = logging.getLogger(__name__)
+
 
 @app.command()
 def demo(
-    out: Annotated[str, typer.Option(help="Folder for everything the demo makes.")] = "svfap-demo",
-    videos: Annotated[str, typer.Option(help="Train on this folder of face videos.")] = "",
+    out: Annotated[str, typer.Option(help="Folder for all files of the demo.")] = "svfap-demo",
+    videos: Annotated[
+        str, typer.Option(help="Folder of face videos to train on (default: rendered faces).")
+    ] = "",
     overrides: Overrides = None,
 ) -> None:
-    """The whole job at small size on this machine.
+    """Run the whole pipeline at small size on this machine.
 
-    Clips, shards, pre-training on two Ray workers, picture, report.
+    Clips, shards, pre-training on two Ray workers, picture, report. Takes minutes on a CPU.
 
     Example: svfap demo --out /tmp/demo
     """
@@ -38,7 +43,7 @@ def pretrain(
 ) -> None:
     """Pre-train the masked autoencoder.
 
-    The same command again resumes; Ctrl-C saves a checkpoint first.
+    Run the same command again to resume; Ctrl-C saves a checkpoint first.
 
     Example: svfap pretrain tiny_cpu data.url=shards run.url=runs/a --on ray
     """
@@ -114,13 +119,13 @@ def sweep(
     overrides: Overrides = None,
     axis: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=V1,V2", help="Values to combine; give as many axes as you like."),
+        typer.Option(metavar="KEY=V1,V2", help="Recipe key and its values; repeatable."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Pre-train once for each combination of values.
+    """Pre-train once for every combination of values, and print a table.
 
-    Trials are Ray tasks; one table at the end.
+    Trials are Ray tasks of one rank each.
 
     Example: svfap sweep tiny_cpu --axis mask.ratio=0.75,0.9 --axis model.pyramid=true,false
     data.url=shards run.url=runs/sweep
@@ -128,15 +133,10 @@ def sweep(
     from svfap_dist.cluster import sweep as sweeping
 
     with Progress("Trials") as progress:
-        result = sweeping.run(
-            name,
-            axis or [],
-            overrides or [],
-            on_trial=progress.update,
-        )
+        result = sweeping.run(name, axis or [], overrides or [], on_trial=progress.update)
     print_result(result, as_json)
     if result.failed:
-        say(f"error: {result.failed} of {len(result.trials)} trials failed.")
+        log.error("%d of %d trials failed.", result.failed, len(result.trials))
         raise typer.Exit(1)
 
 

@@ -9,10 +9,12 @@ import typer
 from svfap_dist.cli.app import AsJson, app, print_result
 
 Checkpoint = Annotated[
-    str, typer.Argument(help="A run, a checkpoint, or a folder of `svfap import` or `export`")
+    str,
+    typer.Argument(help="URL of a run or checkpoint, or a folder of `svfap import` or `export`."),
 ]
 Videos = Annotated[
-    list[str], typer.Argument(metavar="VIDEO...", help="Files, folders or shards; URLs too")
+    list[str],
+    typer.Argument(metavar="VIDEO...", help="Video files, folders or shards; paths or URLs."),
 ]
 Region = Annotated[
     str,
@@ -45,11 +47,11 @@ def extract(
     videos: Videos,
     output: Annotated[str, typer.Option("-o", "--output", help="NPZ file to write.")],
     step: Annotated[
-        int, typer.Option(min=0, help="Frames from one clip to the next; 0: clips end to end.")
+        int, typer.Option(min=0, help="Frames from one clip's start to the next; 0: no overlap.")
     ] = 0,
     region: Region = "",
     sampling_rate: SamplingRate = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most clips of a forward pass.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Maximum clips per forward pass.")] = 8,
     threads: Threads = None,
     device: Device = "",
     as_json: AsJson = False,
@@ -90,7 +92,7 @@ def predict(
         int,
         typer.Option(
             min=0,
-            help="Most clips of a forward pass; 0: all views of a video, as in `svfap evaluate`.",
+            help="Maximum clips per forward pass; 0: all views of a video, as in `svfap evaluate`.",
         ),
     ] = 0,
     threads: Threads = None,
