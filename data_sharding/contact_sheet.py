@@ -6,20 +6,19 @@ wrong region. Samples are drawn uniformly from all shards; each is one ranged re
 
 from __future__ import annotations
 
-import io
 import itertools
 import random
 from collections.abc import Iterator
 
-import av
-from av.error import FFmpegError
 from PIL import Image
 
 from svfap_dist import storage
 from svfap_dist.errors import DecodeError
 from svfap_dist.shards import format as shard_format
 from svfap_dist.video import image_grid
-from svfap_dist.video.info import VideoInfo, load_info, stored_position
+from svfap_dist.video.backends import decode
+from svfap_dist.video.color import whole_frames
+from svfap_dist.video.info import VideoInfo, load_info
 
 _SIDE, _COLUMNS, _BACKGROUND = 160, 4, "dimgray"  # pixels; samples in a row
 
@@ -71,13 +70,11 @@ def _random_samples(url: str, count: int, seed: int) -> Iterator[tuple[str, Vide
 
 def _frame(key: str, video: bytes, info: VideoInfo, number: int) -> Image.Image:
     """Return a frame, by its number in display order, scaled down to fit a cell."""
-    place = stored_position(number, info.num_frames, info.layout.phases) if info.layout else number
     try:
-        with av.open(io.BytesIO(video), "r") as container:
-            picture = next(itertools.islice(container.decode(video=0), place, None)).to_image()
-    except (FFmpegError, StopIteration) as error:
+        picture = Image.fromarray(whole_frames(decode(video, info, [number]))[0])
+    except DecodeError as error:
         raise DecodeError(
-            "Cannot decode a sample", where=key, found=repr(error), do="run `svfap shards verify`"
+            "Cannot decode a sample", where=key, found=str(error), do="run `svfap shards verify`"
         ) from error
     picture.thumbnail((_SIDE, _SIDE))
     return picture

@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from data_sharding import markers
-from data_sharding.examine import Making, Sample, examiners
+from data_sharding.make_sample import Sample, SampleOptions, open_sample_pool
 from data_sharding.markers import Marker, Tally
 from data_sharding.pack import pack
 from data_sharding.plan import Group
@@ -41,7 +41,7 @@ class ShardJobSpec:
     """What all shards of a data set have in common: where they go and how they are made."""
 
     url: str
-    making: Making
+    options: SampleOptions
     options_digest: str
 
 
@@ -50,17 +50,17 @@ class ShardMaker:
 
     Args:
         job: what all shards have in common.
-        processes: how many examine videos.
+        processes: how many make samples.
     """
 
     def __init__(self, job: ShardJobSpec, processes: int = 1) -> None:
-        self._job, self._examiners = job, examiners(job.making, processes)
+        self._job, self._pool = job, open_sample_pool(job.options, processes)
 
     def __enter__(self) -> ShardMaker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._examiners.close()
+        self._pool.close()
 
     def __call__(
         self, group: Group, on_video: Callable[[Tally], None] = lambda tally: None
@@ -78,7 +78,7 @@ class ShardMaker:
         rejected: list[dict[str, str]] = []
 
         def samples() -> Iterator[Sample]:
-            for video, result in examined:
+            for video, result in results:
                 tally.count(result)
                 on_video(tally)
                 if isinstance(result, Rejected):
@@ -88,7 +88,7 @@ class ShardMaker:
                     yield result
 
         job = self._job
-        with contextlib.closing(self._examiners.map(group.videos)) as examined:
+        with contextlib.closing(self._pool.map(group.videos)) as results:
             entry = pack(samples(), job.url, group.name)
         digest = markers.group_digest(group, job.options_digest)
         marker = Marker(digest, entry, tally, tuple(rejected), group.keys, group.digests)
@@ -139,7 +139,7 @@ def make_by_processes(
         job: what all shards have in common.
         groups: taken as the workers get to them.
         workers: processes that make a shard each at a time.
-        processes: processes of each worker that examine videos.
+        processes: processes of each worker that make samples.
 
     Raises:
         StorageError: The store or the temporary disk failed.

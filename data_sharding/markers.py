@@ -15,7 +15,7 @@ import json
 import re
 from typing import Any, Protocol
 
-from data_sharding.examine import Sample
+from data_sharding.make_sample import Sample
 from data_sharding.plan import Group
 from svfap_dist import storage
 from svfap_dist.errors import ShardError

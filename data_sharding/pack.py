@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from typing import IO, Any
 
 from data_sharding import temporary
-from data_sharding.examine import Sample
+from data_sharding.make_sample import Sample
 from svfap_dist import storage
 from svfap_dist.shards.format import ShardEntry, ShardIndex, digest, dump
 from svfap_dist.video.info import dump_info

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from data_sharding import make_shards, markers, sources, temporary
 from data_sharding import manifest as manifests
 from data_sharding.contact_sheet import draw_contact_sheet
-from data_sharding.examine import Making
+from data_sharding.make_sample import SampleOptions
 from data_sharding.make_shards import ShardJobSpec
 from data_sharding.manifest import Stock
 from data_sharding.markers import Progress, Tally, silent
@@ -123,7 +123,7 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
         max_samples_per_shard: videos of a group at most.
         max_shard_bytes: bytes of the source's files of a group at most.
         limits: of what a video may cost.
-        workers: processes that examine videos; None: by the number of CPUs and videos.
+        workers: processes that make samples; None: by the number of CPUs and videos.
         ray: address of a Ray cluster that makes the shards, or `local` to start one here;
             `workers` is then how many shards it makes at a time.
         overwrite: replace a data set of other inputs or options.
@@ -163,8 +163,8 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
                 return _summarize(output_url, before, tally, 0.0, before)
             if before is None:
                 manifests.begin(output_url)
-            making = Making(min_frames, limits, train)
-            job = ShardJobSpec(output_url, making, options_digest(options))
+            sample_options = SampleOptions(min_frames, limits, train)
+            job = ShardJobSpec(output_url, sample_options, options_digest(options))
             num_groups = _make_missing(plan, stock, job, total, workers, ray, progress)
             entries, tally = manifests.gather(output_url, stock.groups(plan), options)
             if not entries:

@@ -16,7 +16,7 @@ import pytest
 from clips import make_video
 
 from data_sharding import pipeline
-from data_sharding.examine import Making, Sample, examiners
+from data_sharding.make_sample import Sample, SampleOptions, open_sample_pool
 from data_sharding.sources import SourceVideo
 from svfap_dist import storage
 from svfap_dist.shards.format import REJECTED_NAME
@@ -64,7 +64,7 @@ def good(key: str) -> SourceVideo:
 
 
 def results(limits: Limits, *videos: SourceVideo) -> list[str]:
-    pool = examiners(Making(limits=limits))
+    pool = open_sample_pool(SampleOptions(limits=limits))
     try:
         found = [result for _, result in pool.map(videos)]
     finally:
@@ -126,7 +126,7 @@ def test_limits_hold_and_leave_the_rest(limits: Limits, reason: str) -> None:
 
 
 def test_a_consumer_that_leaves_ends_the_processes_and_they_serve_again() -> None:
-    pool = examiners(Making(limits=Limits(seconds=50)))
+    pool = open_sample_pool(SampleOptions(limits=Limits(seconds=50)))
     stuck = video("stuck", functools.partial(time.sleep, 600))
     each = pool.map([good("a"), stuck, good("b")])
     started = time.monotonic()

@@ -13,7 +13,7 @@ import pytest
 from clips import make_video
 
 from data_sharding import make_shards, markers
-from data_sharding.examine import Making
+from data_sharding.make_sample import SampleOptions
 from data_sharding.make_shards import ShardJobSpec, ShardMaker
 from data_sharding.plan import Group
 from data_sharding.sources import SourceVideo
@@ -39,7 +39,7 @@ def two_groups() -> list[Group]:
 
 
 def order(url: Path) -> ShardJobSpec:
-    return ShardJobSpec(str(url), Making(min_frames=10), "options")
+    return ShardJobSpec(str(url), SampleOptions(min_frames=10), "options")
 
 
 def contents(url: Path) -> dict[str, str]:
@@ -128,7 +128,7 @@ def test_only_few_groups_are_in_flight(tmp_path: Path) -> None:
 
 
 def test_only_few_videos_are_in_flight() -> None:
-    from data_sharding.examine import examiners
+    from data_sharding.make_sample import open_sample_pool
 
     asked = 0
 
@@ -138,7 +138,7 @@ def test_only_few_videos_are_in_flight() -> None:
             asked += 1
             yield video(str(asked), bytes)
 
-    results = examiners(Making(limits=Limits()), 2).map(endless())
+    results = open_sample_pool(SampleOptions(limits=Limits()), 2).map(endless())
     for done in range(1, 30):
         next(results)
         assert asked - done <= 4

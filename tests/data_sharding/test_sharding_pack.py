@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from data_sharding.examine import Sample
+from data_sharding.make_sample import Sample
 from data_sharding.pack import pack
 from svfap_dist.errors import StorageError
 from svfap_dist.shards import format as shard_format
@@ -118,7 +118,7 @@ def test_a_full_temporary_folder_is_told(tmp_path: Path, monkeypatch) -> None:
 def test_a_killed_job_leaves_nothing_on_the_temporary_disk(tmp_path: Path) -> None:
     program = """if True:
         import os, signal
-        from data_sharding.examine import Sample
+        from data_sharding.make_sample import Sample
         from data_sharding.pack import pack
         from svfap_dist.video.info import VideoInfo
 
