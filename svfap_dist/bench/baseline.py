@@ -1,11 +1,10 @@
-"""The straightforward way to compute what our autoencoder computes: what `bench model` compares.
+"""The baseline of `bench model`: our autoencoder computed as the released code computes it.
 
-It is written as the released code of SVFAP and VideoMAE is: all patches are embedded by a
-convolution and picked by a boolean mask afterwards, attention is two products with a softmax
-between them, the target is made for all patches and then picked, and every token goes through the
-whole decoder. It runs on the weights of one of our models, in which only layers that both have in
-common (linear layers, norms, MLPs, the spatial bottleneck, the fusion) are called, so that equal
-weights must give an equal loss.
+As in the released code of SVFAP and VideoMAE, all patches are embedded by a convolution and then
+selected by a boolean mask, attention is two products with a softmax between them, targets are
+computed for all patches and then selected, and every token passes through the whole decoder. It
+runs on the weights of one of our models and calls only layers that both have in common (linear
+layers, norms, MLPs, the spatial bottleneck, the fusion), so equal weights must give an equal loss.
 
 Legend: B clips, T tubelet frames, t of a stage, s positions per tubelet frame, N tokens, V visible
 and M masked ones, K context tokens, D width, h heads, P numbers of a patch.
@@ -26,14 +25,19 @@ from svfap_dist.model.patches import denormalize
 
 
 class Straightforward(nn.Module):
-    """Another way through the weights of `model`; parameters and names are those of `model`."""
+    """Computes the forward pass of `model` with its own weights, in the way of the released code."""
 
     def __init__(self, model: MaskedAutoencoder) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, clips: Tensor, mask: Tensor) -> Tensor:
-        """Predictions [B, M, P] of clips [B, 3, F, H, W]; `mask` [B, N] is True where masked."""
+        """Return predictions [B, M, P].
+
+        Args:
+            clips: normalized floats [B, 3, F, H, W].
+            mask: bool [B, N], True where masked.
+        """
         model = self.model
         tokens = model.fusion(_encode(model, clips, mask))
         seen = model.decoder.embed(tokens)  # [B, V, E]
@@ -47,7 +51,14 @@ class Straightforward(nn.Module):
 
 
 def targets(clips: Tensor, mask: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
-    """Standardised pixels [B, M, P]: of all patches, and then of those where `mask` is True."""
+    """Return the standardized pixels of masked patches [B, M, P], computed for all patches.
+
+    Args:
+        clips: normalized floats [B, 3, F, H, W].
+        mask: bool [B, N], True where masked.
+        tubelet_size: frames of a patch.
+        patch_size: height and width of a patch, pixels.
+    """
     x = denormalize(clips).unflatten(4, (-1, patch_size)).unflatten(3, (-1, patch_size))
     x = x.unflatten(2, (-1, tubelet_size))  # [B, 3, T, pt, Sy, p, Sx, p]
     x = x.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4, 6).flatten(1, 3)  # [B, N, pt*p*p, 3]
@@ -57,7 +68,7 @@ def targets(clips: Tensor, mask: Tensor, tubelet_size: int, patch_size: int) -> 
 
 
 def _encode(model: MaskedAutoencoder, clips: Tensor, mask: Tensor) -> list[Tensor]:
-    """Tokens of each stage, [B, t*s, D], finest first."""
+    """Return the tokens of each stage, [B, t*s, D], finest in time first."""
     encoder = cast(Encoder, model.encoder)
     embed = encoder.patch_embed
     dense = F.conv3d(
@@ -86,7 +97,7 @@ def _encode(model: MaskedAutoencoder, clips: Tensor, mask: Tensor) -> list[Tenso
 
 
 def _merge(downsample: TemporalDownsample, x: Tensor) -> Tensor:
-    """The strided convolution over time, as a convolution: [B, t, s, D] -> [B, t/k, s, D]."""
+    """Merge tubelet frames by a strided convolution: [B, t, s, D] -> [B, t/k, s, D]."""
     clips, _, positions, _ = x.shape
     series = x.permute(0, 2, 3, 1).flatten(0, 1)  # [B*s, D, t]
     merged = F.conv1d(series, downsample.weight, downsample.bias, stride=downsample.stride)
@@ -119,6 +130,6 @@ def _cross_attention(module: CrossAttention, x: Tensor, context: Tensor) -> Tens
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention with its [N, K] matrix written out, [B, N, D]."""
+    """Return attention [B, N, D], with the [N, K] matrix in memory."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [B, h, N, K]
     return (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)

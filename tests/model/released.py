@@ -11,7 +11,7 @@ State = dict[str, Tensor]
 
 SMALL = {"width": 32, "depths": (2, 3, 2), "tokens": (4, 4), "kernel": 2, "outputs": 7}
 
-# What the tables cannot tell of networks so small.
+# Build arguments that the tables do not have for such small networks.
 SMALL_CLIP = {"num_heads": 4, "stage_depths": (2, 3, 2), "frame_size": 48}
 
 

@@ -1,4 +1,4 @@
-"""Weights that are not whole, or none, are refused, and all that is wrong is told."""
+"""Weights that are incomplete or not weights are refused, with everything that is wrong."""
 
 from __future__ import annotations
 

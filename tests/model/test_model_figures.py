@@ -15,8 +15,8 @@ def _parameters(model: nn.Module) -> int:
 
 
 def _multiply_adds(model: nn.Module, *inputs: torch.Tensor) -> float:
-    # On the meta device attention is counted as the matrix products it stands for; the CPU's fused
-    # kernel is unknown to the counter.
+    # On the meta device attention is counted as its matrix products; the counter does not know the
+    # CPU's fused kernel.
     with FlopCounterMode(display=False) as counter:
         model(*inputs)
     return counter.get_total_flops() / 2
@@ -40,8 +40,8 @@ def test_pre_training() -> None:
     assert _parameters(model) == pytest.approx(85.5e6, rel=0.005)
     # The authors embed all patches and throw nine tenths away; here only the visible are embedded.
     thrown_away = masked.shape[1] * size.patch_dim * size.embed_dim
-    # And they take the visible tokens through all of the decoder's last block: queries, projection
-    # (1) and MLP (8) that nobody asks for.
+    # They also compute unused outputs for visible tokens in the decoder's last block: queries,
+    # projection (1) and MLP (8).
     width = size.decoder_embed_dim
     thrown_away += visible.shape[1] * (2 * size.num_tokens * width + (1 + 8) * width**2)
     ours = _multiply_adds(model, clips, visible, masked)

@@ -12,8 +12,8 @@ from svfap_dist.model import autoencoder, classifier, flops, loss, sizes
 
 
 def _counted(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
-    # On the meta device attention is counted as the matrix products it stands for; the CPU's fused
-    # kernel is unknown to the counter.
+    # On the meta device attention is counted as its matrix products; the counter does not know the
+    # CPU's fused kernel.
     with FlopCounterMode(display=False) as counter:
         model(*inputs)
     return counter.get_total_flops()

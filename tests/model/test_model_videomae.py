@@ -25,7 +25,7 @@ from svfap_dist.model.convert import import_official
 
 Tubes = Callable[..., tuple[Tensor, Tensor]]
 
-# What tells how a network of Hugging Face's names its parts and how the released layout does.
+# Names of parts in Hugging Face's network, and in the released layout.
 _BLOCK = {
     "attention.output.dense": "attn.proj",
     "layernorm_before": "norm1",
@@ -157,7 +157,7 @@ def test_the_classifier_equals_hugging_face() -> None:
 
 
 def test_a_network_without_mean_pooling_is_refused() -> None:
-    """It would score clips by their first token, which no network of ours does."""
+    """It would score clips by their first token, which our networks do not."""
     theirs = VideoMAEForVideoClassification(_config(num_labels=5))
     state = _released_layout(theirs)
     for kind in ("weight", "bias"):
