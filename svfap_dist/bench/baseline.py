@@ -25,7 +25,7 @@ from svfap_dist.model.patches import denormalize
 
 
 class Straightforward(nn.Module):
-    """Computes the forward pass of `model` with its own weights, in the way of the released code."""
+    """Computes the forward pass of `model`, with its weights, as the released code does."""
 
     def __init__(self, model: MaskedAutoencoder) -> None:
         super().__init__()
