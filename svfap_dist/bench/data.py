@@ -32,7 +32,6 @@ from svfap_dist.profiling.loader import LoaderRun, time_loader
 from svfap_dist.profiling.timing import (
     Rate,
     call_in_new_process,
-    combine,
     take_turns,
     time_batches,
 )
@@ -179,7 +178,7 @@ def _measure(
         rounds,
         title="Measuring",
     )
-    rates = {name: combine(of_rounds) for name, of_rounds in results.items()}
+    rates = {name: Rate.combine(of_rounds) for name, of_rounds in results.items()}
     rate = rates.pop("ours")
     walls = {name: other.per_second for name, other in rates.items()}
     cpus = {f"{name}_per_cpu_second": other.per_cpu_second for name, other in rates.items()}

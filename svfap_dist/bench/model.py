@@ -154,7 +154,7 @@ def run(
     variants = {"ours": ours, "baseline": baseline}
     if compare_vit:
         variants["vit"] = dataclasses.replace(ours, encoder="vit")
-    counts = {spec.encoder: _count(spec) for spec in variants.values()}
+    nominal, exact, parts = _count_operations(ours)
     with contextlib.ExitStack() as stack:
         processes = {
             name: stack.enter_context(StepProcess(name, spec)) for name, spec in variants.items()
@@ -180,14 +180,14 @@ def run(
         for name in processes
     }
     matmul, linear = map(statistics.median, zip(*results["matmul"], strict=True))
-    count, rate = counts[ours.encoder], rates["ours"]
+    rate = rates["ours"]
     name = torch.cuda.get_device_name() if device == "cuda" else platform.machine() + " CPU"
     peak = flops.peak_rate(name, dtype)
     vit: dict[str, Any] = {}
     if compare_vit:
         vit = {
             "vit_clips_per_second": rates["vit"],
-            "vit_gflops": counts["vit"].nominal / 1e9,
+            "vit_gflops": _count_operations(variants["vit"])[0] / 1e9,
             "vit_ratio": rate / rates["vit"],
             "vit_peak_bytes": peaks["vit"],
         }
@@ -201,16 +201,16 @@ def run(
         torch=torch.__version__,
         steps=steps,
         clips_per_second=rate,
-        gflops=count.nominal / 1e9,
-        exact_gflops=count.exact / 1e9,
-        tflops=rate * count.exact / 1e12,
+        gflops=nominal / 1e9,
+        exact_gflops=exact / 1e9,
+        tflops=rate * exact / 1e12,
         matmul_size=MATMUL_SIZE[device],
         matmul_gflops=matmul / 1e9,
-        matmul_share=rate * count.nominal / matmul,
-        exact_matmul_share=rate * count.exact / matmul,
+        matmul_share=rate * nominal / matmul,
+        exact_matmul_share=rate * exact / matmul,
         linear_gflops=linear / 1e9,
-        linear_share=rate * count.nominal / linear,
-        mfu=rate * count.exact / peak if peak else None,
+        linear_share=rate * nominal / linear,
+        mfu=rate * exact / peak if peak else None,
         peak_bytes=peaks["ours"],
         baseline_clips_per_second=rates["baseline"],
         ratio=rate / rates["baseline"],
@@ -219,7 +219,7 @@ def run(
         baseline_loss=losses["baseline"],
         means=describe_variant(ours),
         baseline_means=describe_variant(baseline),
-        parts={name: value / 1e9 for name, value in count.parts.items()},
+        parts={name: value / 1e9 for name, value in parts.items()},
         **vit,
     )
 
@@ -237,18 +237,10 @@ def _check_device(device: str, dtype: str) -> str:
     return device
 
 
-@dataclasses.dataclass(frozen=True)
-class _Count:
-    """Operations for a clip: of a training step in two counts, of the forward pass by part."""
-
-    nominal: int
-    exact: int
-    parts: dict[str, int]
-
-
-def _count(spec: StepSpec) -> _Count:
+def _count_operations(spec: StepSpec) -> tuple[int, int, dict[str, int]]:
+    """Operations for a clip: nominal and exact of a training step; of the forward pass by part."""
     size, batch = resolve(spec.size, {"encoder": spec.encoder}), noise_batch(spec.config, 1)
     visible, masked = batch.visible.shape[1], batch.masked.shape[1]
     parts = flops.autoencoder(size, visible, masked)
     dense = flops.dense_autoencoder(size, visible, masked)
-    return _Count(3 * sum(dense.values()), flops.training_step(parts), parts)
+    return 3 * sum(dense.values()), flops.training_step(parts), parts

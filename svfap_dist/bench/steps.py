@@ -13,11 +13,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 
 from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.bench import baseline
@@ -27,7 +27,6 @@ from svfap_dist.model import autoencoder, loss, patches
 from svfap_dist.model.layers import linear, use_convolutions, uses_convolutions
 from svfap_dist.parallel.child import ChildProcess, CrashedError
 from svfap_dist.profiling.step import noise_batch
-from svfap_dist.profiling.timing import median_seconds
 from svfap_dist.train import optim
 
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the two factors
@@ -58,12 +57,12 @@ class StepSpec:
 
 
 def bench_recipe(size: str, batch_size: int, **sections: dict[str, object]) -> Config:
-    """Return a recipe for measurements: the paper's, but for what is given.
+    """Return the paper's recipe with some keys replaced.
 
     Args:
         size: of the model.
         batch_size: clips of a step.
-        sections: keys by section; those of [train] replace the micro batch, too.
+        sections: replaced keys by section.
     """
     batch = {"global_batch_size": batch_size, "micro_batch_size": batch_size}
     tables = {
@@ -177,7 +176,7 @@ class StepProcess:
         self._process.close()
 
     def step(self) -> tuple[float, float]:
-        """Take a step; return its seconds, and the loss before it.
+        """See `TrainingStep.run`.
 
         Raises:
             ClusterError: if the process dies or the step fails, for lack of memory, say.
@@ -185,12 +184,7 @@ class StepProcess:
         return self._ask("step")
 
     def matmul_rates(self) -> tuple[float, float]:
-        """Return operations per second of a large product, by `torch.matmul` and by our linear
-        layer, which has a faster implementation on some CPUs.
-
-        Raises:
-            ClusterError: see `step`.
-        """
+        """Return operations per second of a large product, by torch and by our linear layer."""
         return self._ask("matmul")
 
     def peak_bytes(self) -> int:
@@ -254,10 +248,15 @@ def _matmul_rates(spec: StepSpec) -> tuple[float, float]:
     a, b = (
         torch.randn(n, n, device=spec.device, dtype=getattr(torch, spec.dtype)) for _ in range(2)
     )
+    factors, threads = {"a": a, "b": b, "linear": linear}, torch.get_num_threads()
     with torch.no_grad():
-        products: tuple[Callable[[], Tensor], ...] = (lambda: a @ b, lambda: linear(a, b))
-        plain, ours = (2 * n**3 / median_seconds(each, _MATMUL_SECONDS) for each in products)
-    return plain, ours
+        plain, ours = (
+            Timer(product, globals=factors, num_threads=threads).blocked_autorange(
+                min_run_time=_MATMUL_SECONDS
+            )
+            for product in ("a @ b", "linear(a, b)")
+        )
+    return 2 * n**3 / plain.median, 2 * n**3 / ours.median
 
 
 def _resident_bytes(field: Literal["VmRSS", "VmHWM"]) -> int:

@@ -103,23 +103,21 @@ class _Planner:
         self._inputs: list[Input] = []
         self._notes: list[str] = []
 
-    def _add_input(self, name: str, value: float | None, unit: str, source: str) -> None:
+    def _add(self, name: str, value: float | None, unit: str, source: str) -> None:
         self._inputs.append(Input(name, value, unit, source))
 
     def plan(self) -> Plan:
         """Return the plan."""
         config, batch = self._config, self._config.train.global_batch_size
-        self._add_input("global batch", batch, "clips", "recipe: train.global_batch_size")
+        self._add("global batch", batch, "clips", "recipe: train.global_batch_size")
         found = None
         if config.data.url:
             log.info("Measuring how fast %s is read and decoded ...", config.data.url)
             found = measure_data(config, self._on_gpu)
-        clip, context = noise_batch(config, 1), StepContext(torch.device("cpu"), 0)
-        model = memory.count_model(
-            self._objective.build,
-            lambda model: self._objective.loss(model, clip, slice(0, 1), context),
-            config.train,
-        )
+        learned, context = self._objective, StepContext(torch.device("cpu"), 0)
+        clip = noise_batch(config, 1)
+        loss = functools.partial(learned.loss, batch=clip, part=slice(0, 1), context=context)
+        model = memory.count_model(learned.build, loss, config.train)
         step = None if self._on_gpu else self._measure_steps()
         throughput = limits.throughput(self._costs(model, step, found))
         total = self._total_steps(found)
@@ -153,13 +151,13 @@ class _Planner:
         if samples is None and found:
             samples, source = found.samples, "manifest of data.url"
         source = source if samples else "neither data.url nor --samples"
-        self._add_input("samples", samples, "", source)
+        self._add("samples", samples, "", source)
         train = self._config.train
         if samples is None:
             return train.max_steps or None
-        self._add_input("epochs", train.epochs, "", "recipe: train.epochs")
+        self._add("epochs", train.epochs, "", "recipe: train.epochs")
         if train.max_steps:
-            self._add_input("most steps", train.max_steps, "", "recipe: train.max_steps")
+            self._add("most steps", train.max_steps, "", "recipe: train.max_steps")
         return schedule.total_steps(train, samples // self._config.samples_per_step)
 
     def _decode_cpu_seconds(self, found: DataCost | None) -> float | None:
@@ -179,7 +177,7 @@ class _Planner:
         else:
             rate = devices.MEASURED_DECODE_RATE
             source = "docs/benchmarks.md, one CPU; shards assumed to have the profile train"
-        self._add_input("clips decoded", rate, "per CPU-second", source)
+        self._add("clips decoded", rate, "per CPU-second", source)
         return None if rate is None else 1 / rate
 
     def _storage(self, found: DataCost | None) -> tuple[float | None, float | None]:
@@ -188,9 +186,9 @@ class _Planner:
         rate, source = self._known.storage_rate, _GIVEN
         if rate is None and found is not None:
             rate, source = found.storage_rate / 1e6, f"{_HERE}; assumed for every node"
-        self._add_input("bytes of a clip", clip, "", "manifest" if found else "no data.url")
+        self._add("bytes of a clip", clip, "", "manifest" if found else "no data.url")
         source = source if rate else "unknown: no bound"
-        self._add_input("storage, of a node", rate, "MB/s", source)
+        self._add("storage, of a node", rate, "MB/s", source)
         return clip, rate * 1e6 if rate else None
 
     # ---- computation ----
@@ -201,12 +199,12 @@ class _Planner:
         cost = measure_steps(self._config, self._ranks, self._world_size, engine)
         source = f"{_HERE}, {self._ranks} ranks at once, {cost.threads} threads each"
         micro = f"micro batch of {cost.clips}, forward and back"
-        self._add_input(micro, cost.micro_seconds, "s", source)
-        self._add_input("micro batches of a step", self._accumulation, "", "recipe and ranks")
-        self._add_input("update of the weights", cost.update_seconds, "s", source)
-        self._add_input("cores busy, of a rank", cost.cpu_seconds, "", source)
+        self._add(micro, cost.micro_seconds, "s", source)
+        self._add("micro batches of a step", self._accumulation, "", "recipe and ranks")
+        self._add("update of the weights", cost.update_seconds, "s", source)
+        self._add("cores busy, of a rank", cost.cpu_seconds, "", source)
         if cost.slowdown is not None:
-            self._add_input("a step beside the loader", cost.slowdown, "times as long", source)
+            self._add("a step beside the loader", cost.slowdown, "times as long", source)
         return cost
 
     def _costs(self, model: ModelBytes, step: StepCost | None, found: DataCost | None) -> Costs:
@@ -223,7 +221,7 @@ class _Planner:
         cores = self._cores()
         decoders = config.data.decode_workers or config.data.decode_threads
         key = "data.decode_workers" if config.data.decode_workers else "data.decode_threads"
-        self._add_input("decoding at a time, of a rank", decoders, "", f"recipe: {key}")
+        self._add("decoding at a time, of a rank", decoders, "", f"recipe: {key}")
         clip_bytes, storage_rate = self._storage(found)
         return Costs(
             nodes=self._nodes,
@@ -258,9 +256,9 @@ class _Planner:
         mfu, source = self._known.mfu, _GIVEN
         if mfu is None:
             mfu, source = devices.ASSUMED_MFU, "assumed, measured nowhere: give --mfu"
-        self._add_input("work of a clip", work / 1e9, "GFLOP", "counted from the recipe's model")
-        self._add_input(f"peak rate in {dtype}", peak / 1e12, "TFLOP/s", "NVIDIA's data sheet")
-        self._add_input("share of it that is reached (MFU)", mfu, "", source)
+        self._add("work of a clip", work / 1e9, "GFLOP", "counted from the recipe's model")
+        self._add(f"peak rate in {dtype}", peak / 1e12, "TFLOP/s", "NVIDIA's data sheet")
+        self._add("share of it that is reached (MFU)", mfu, "", source)
         return clips * work / (mfu * peak)
 
     def _cores(self) -> int:
@@ -271,7 +269,7 @@ class _Planner:
             source = "recipe: cluster.cpus_per_worker x --gpus-per-node"
         elif cores is None:
             cores, source = len(os.sched_getaffinity(0)), "this machine"
-        self._add_input("cores, of a node", cores, "", source)
+        self._add("cores, of a node", cores, "", source)
         return cores
 
     # ---- network and memory ----
@@ -286,14 +284,12 @@ class _Planner:
             self._config.train.zero_stage,
             self._accumulation,
         )
-        self._add_input(
-            "sent by a rank in a step", sent / 1e6, "MB", "counted; a ring of all ranks"
-        )
+        self._add("sent by a rank in a step", sent / 1e6, "MB", "counted; a ring of all ranks")
         seconds = 0.0
         if self._device and self._ranks > 1:
             link = self._device.link_rate
             source = self._device.source
-            self._add_input("link between GPUs of a node", link / 1e9, "GB/s", source)
+            self._add("link between GPUs of a node", link / 1e9, "GB/s", source)
             seconds = sent / link
         if self._nodes > 1:
             # A ring enters and leaves each node once; several rings use all its network cards.
@@ -308,7 +304,7 @@ class _Planner:
             rate, source = self._device.network_rate * self._ranks, self._device.source
         else:
             rate, source = devices.CPU_NETWORK_RATE, "assumed: 10 Gbit/s"
-        self._add_input("network, of a node", rate / 1e9, "GB/s", source)
+        self._add("network, of a node", rate / 1e9, "GB/s", source)
         return rate
 
     def _device_bytes(self, needed: RankBytes) -> float | None:
@@ -316,7 +312,7 @@ class _Planner:
         if self._device is None:
             return None
         room = self._device.memory_bytes
-        self._add_input("memory of the device", room / 2**30, "GiB", self._device.source)
+        self._add("memory of the device", room / 2**30, "GiB", self._device.source)
         if needed.total > room:
             self._notes.append(
                 "This does not fit into the device: lower train.micro_batch_size, or set "

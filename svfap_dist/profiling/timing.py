@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -49,19 +49,16 @@ class Rate:
     def per_cpu_second(self) -> float:
         return self.clips / self.cpu_seconds
 
+    @classmethod
+    def combine(cls, rates: Sequence[Rate]) -> Rate:
+        """Return the rate of several measurements, with the median of their memory slopes.
 
-def combine(rates: Sequence[Rate]) -> Rate:
-    """Return the rate of several measurements together, with the median of their memory slopes.
-
-    Args:
-        rates: one or more.
-    """
-    return Rate(
-        sum(rate.clips for rate in rates),
-        sum(rate.seconds for rate in rates),
-        sum(rate.cpu_seconds for rate in rates),
-        statistics.median(rate.rss_slope_bytes for rate in rates),
-    )
+        Args:
+            rates: one or more.
+        """
+        slope = statistics.median(rate.rss_slope_bytes for rate in rates)
+        clips, seconds = sum(rate.clips for rate in rates), sum(rate.seconds for rate in rates)
+        return cls(clips, seconds, sum(rate.cpu_seconds for rate in rates), slope)
 
 
 def seconds_of(
@@ -76,28 +73,6 @@ def seconds_of(
     began = clock()
     action()
     return clock() - began
-
-
-def median_seconds(
-    action: Callable[[], object],
-    min_seconds: float,
-    clock: Callable[[], float] | None = None,
-) -> float:
-    """Return the median seconds of a call, warmed up and repeated by `torch.utils.benchmark`.
-
-    Args:
-        action: what is called; work on a GPU is waited for.
-        min_seconds: for how long calls are timed.
-        clock: returns seconds; default: wall time.
-    """
-    import torch
-    from torch.utils.benchmark import Timer
-
-    options: dict[str, Any] = {"timer": clock} if clock else {}
-    timer = Timer(
-        "action()", globals={"action": action}, num_threads=torch.get_num_threads(), **options
-    )
-    return timer.blocked_autorange(min_run_time=min_seconds).median
 
 
 def repeat(
@@ -186,13 +161,12 @@ def call_in_new_process(function: Callable[[_Argument], _Result], argument: _Arg
 
 def tree_cpu_seconds() -> float:
     """Return the CPU time of this process and all below it, those that have ended included."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    return sum(sum(map(int, values[11:15])) for values in _process_tree()) / ticks
+    ticks = sum(sum(map(int, values[11:15])) for values in _process_tree())
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _tree_resident_bytes() -> int:
-    page = os.sysconf("SC_PAGE_SIZE")
-    return sum(int(values[21]) for values in _process_tree()) * page
+    return sum(int(values[21]) for values in _process_tree()) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _process_tree() -> list[list[str]]:
