@@ -6,11 +6,11 @@ is atomic, and failures are `StorageError`, never exceptions of a client library
 S3 settings come from the usual AWS variables and `AWS_ENDPOINT_URL`. File system objects are made
 lazily in the process that uses them: an s3fs object that crosses a fork deadlocks (s3fs#369).
 
-Start with `files`; `client` has URLs, request counts and errors, `s3` what s3fs gets wrong.
+Start with `files`; `s3` corrects how s3fs reads keys.
 """
 
 from svfap_dist.errors import StorageError
-from svfap_dist.storage.client import (
+from svfap_dist.storage.files import (
     OPERATIONS,
     OUTCOMES,
     READ,
@@ -18,21 +18,19 @@ from svfap_dist.storage.client import (
     RequestCounts,
     StorageMissingError,
     StorageUnreachableError,
-    explain,
-    filesystem,
-    is_remote,
-    join,
-    local_path,
-    request_counts,
-)
-from svfap_dist.storage.files import (
     delete,
     delete_unfinished,
     download_file,
     exists,
+    explain,
+    filesystem,
+    is_remote,
+    join,
     list_files,
+    local_path,
     read_bytes,
     read_range,
+    request_counts,
     upload_file,
     walk_files,
     write_bytes,

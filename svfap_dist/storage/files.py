@@ -1,33 +1,246 @@
-"""Operations on files by URL: read, write, look up, list and delete.
+"""Operations on files by URL: clients, request counts and errors; read, write, list and delete.
 
-A write is atomic: local files are written beside their target, flushed and renamed; an S3 put
-becomes visible as a whole.
+In: a URL of a local file, of S3, or of another store that fsspec knows. Each request is counted
+with its outcome, and whatever exception a client raises becomes a `StorageError`. A write is
+atomic: local files are written beside their target, flushed and renamed; an S3 put becomes visible
+as a whole.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import dataclasses
 import errno
 import os
 import re
+import shutil
+import threading
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from svfap_dist.storage.client import (
-    DELETE,
-    LIST,
-    LOOK_UP,
-    READ,
-    WRITE,
-    counter,
-    filesystem,
-    is_remote,
-    local_path,
-    request,
-)
+from svfap_dist.errors import StorageError
 
+READ, WRITE, LOOK_UP, LIST, DELETE = OPERATIONS = ("read", "write", "look up", "list", "delete")
+OUTCOMES = ("ok", "missing", "unreachable", "refused")  # refused: any other failure
+
+# A wrong endpoint must fail within seconds, while a store that is busy (SlowDown, 503) or drops a
+# connection gets a retry. The client retries requests; s3fs, above it, bodies that break off.
+_S3_CLIENT_CONFIG = {
+    "connect_timeout": 3,
+    "read_timeout": 60,
+    "retries": {"total_max_attempts": 3, "mode": "standard"},
+}
+_S3FS_ATTEMPTS = 2
+_REMOTE = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*://")
 _UNFINISHED = re.compile(r".+\.[0-9a-f]{8}\.tmp")
+# S3's own operations by ours; the many others that s3fs uses are parts of writes.
+_OPERATION_OF = {
+    "GetObject": READ,
+    "HeadObject": LOOK_UP,
+    "HeadBucket": LOOK_UP,
+    "ListBuckets": LOOK_UP,
+    "ListObjectsV2": LIST,
+    "DeleteObject": DELETE,
+    "DeleteObjects": DELETE,
+}
+# Codes of stores' answers (often "403 Forbidden") when a user's or bucket's quota is used up.
+_NO_SPACE_CODES = {"QuotaExceeded", "XMinioStorageFull", "InsufficientCapacity"}
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError")
+
+
+class StorageMissingError(StorageError):
+    """No object, bucket or folder at the URL."""
+
+
+class StorageUnreachableError(StorageError):
+    """The store does not answer."""
+
+    retryable = True
+
+
+def is_remote(url: str) -> bool:
+    """Return whether a URL names an object store rather than a local path.
+
+    Args:
+        url: URL or local path.
+    """
+    return _REMOTE.match(url) is not None
+
+
+def join(url: str, *parts: str) -> str:
+    """Append path parts to a URL, with a slash before each.
+
+    The parts stay as they are: to a store, `a//b` and `a/b` are two keys.
+
+    Args:
+        url: URL or local path, with or without a slash at its end.
+        parts: Relative paths below it.
+    """
+    return "/".join([url.removesuffix("/"), *parts])
+
+
+def local_path(url: str) -> str:
+    """Return the absolute path of a `file://` URL or of a plain path.
+
+    Args:
+        url: URL or local path.
+    """
+    return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """Return the fsspec file system of a URL and the path in it.
+
+    Args:
+        url: URL or local path.
+    """
+    import fsspec
+
+    if not is_remote(url):
+        return fsspec.filesystem("file"), local_path(url)
+    protocol = url.partition("://")[0]
+    # Not `fsspec.core.url_to_fs`: to it, `::` within a name separates chained file systems.
+    if protocol != "s3":
+        kind = fsspec.get_filesystem_class(protocol)
+        return kind(**kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
+    from svfap_dist.storage.s3 import LiteralS3
+
+    # Stores other than AWS often lack the newer checksum headers (Ceph RGW answers 411 or 400).
+    if _endpoint():
+        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+        os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    # fsspec caches one file system object per set of arguments, so the endpoint is one of them:
+    # from the environment alone, a change of endpoint would not take effect.
+    fs: Any = LiteralS3(
+        endpoint_url=_endpoint(), config_kwargs=_S3_CLIENT_CONFIG, use_listings_cache=False
+    )
+    fs.retries = _S3FS_ATTEMPTS
+    # At each call, which is cheap: s3fs may have replaced its client since the last one.
+    fs.s3.meta.events.register("request-created.s3", _counter.retry, unique_id="svfap-retries")
+    return fs, url.removeprefix("s3://")
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestCounts:
+    """Storage requests of this process so far.
+
+    Attributes:
+        requests: Number by (operation, outcome). One call of this package is one request, whatever
+            it sends and retries.
+        bytes: Bytes of files read and written, by operation.
+        retries: Requests that the S3 client sent again because a store was busy or a connection
+            broke, by operation. Bodies that s3fs reads again after they broke off are not counted.
+    """
+
+    requests: dict[tuple[str, str], int]
+    bytes: dict[str, int]
+    retries: dict[str, int]
+
+
+class _Counter:
+    """Thread-safe counts; one update takes about a microsecond."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requests: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._bytes: collections.Counter[str] = collections.Counter()
+        self._retries: collections.Counter[str] = collections.Counter()
+
+    def request(self, operation: str, outcome: str) -> None:
+        with self._lock:
+            self._requests[operation, outcome] += 1
+
+    def bytes(self, operation: str, amount: int) -> None:
+        with self._lock:
+            self._bytes[operation] += amount
+
+    def retry(self, request: Any, operation_name: str, **_: Any) -> None:
+        """Count an HTTP request that is a retry; botocore calls this before it sends each."""
+        if request.context.get("retries", {}).get("attempt", 1) > 1:
+            with self._lock:
+                self._retries[_OPERATION_OF.get(operation_name, WRITE)] += 1
+
+    def counts(self) -> RequestCounts:
+        with self._lock:
+            return RequestCounts(dict(self._requests), dict(self._bytes), dict(self._retries))
+
+
+_counter = _Counter()
+
+
+def request_counts() -> RequestCounts:
+    """Return the storage requests of this process so far."""
+    return _counter.counts()
+
+
+@contextlib.contextmanager
+def _request(operation: str, url: str) -> Iterator[None]:
+    """Count a request, and turn exceptions of the client into `StorageError`."""
+    outcome = "ok"
+    try:
+        yield
+    except Exception as error:
+        explained = error if isinstance(error, StorageError) else explain(operation, url, error)
+        outcome = "refused"
+        if isinstance(explained, StorageMissingError):
+            outcome = "missing"
+        elif isinstance(explained, StorageUnreachableError):
+            outcome = "unreachable"
+        if explained is error:
+            raise
+        raise explained from error
+    finally:
+        _counter.request(operation, outcome)
+
+
+def explain(action: str, url: str, error: Exception) -> StorageError:
+    """Return the `StorageError` for an exception of the operating system or a store's client.
+
+    Args:
+        action: Verb phrase of what failed, such as "read".
+        url: URL or path concerned.
+        error: The exception.
+    """
+    what, kind, number = f"Cannot {action}", type(error).__name__, getattr(error, "errno", None)
+    is_s3 = url.startswith("s3://")
+    place = f"endpoint {_endpoint() or 'of AWS'}" if is_s3 else url.partition("://")[0]
+    credentials = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if is_s3 else f"those for {place}"
+    if _is_full(error):
+        return StorageError(what, url, "no space left", "free space or use another URL")
+    # ELOOP: a link that points to itself has no target.
+    if isinstance(error, FileNotFoundError) or number == errno.ELOOP:
+        found = "no such bucket" if is_remote(url) and action != "read" else "nothing there"
+        do = f"check the bucket and prefix ({place})" if is_remote(url) else "check the path"
+        return StorageMissingError(what, url, found, do)
+    if isinstance(error, PermissionError) or number == errno.EROFS:
+        do = f"check the credentials: {credentials}" if is_remote(url) else "check the permissions"
+        return StorageError(what, url, f"access denied ({error})", do)
+    if kind in _NO_CREDENTIALS:
+        return StorageError(what, url, "no credentials", f"set {credentials}")
+    if isinstance(error, (ConnectionError, TimeoutError)) or kind.endswith(
+        ("ConnectionError", "TimeoutError")
+    ):
+        check = "AWS_ENDPOINT_URL" if is_s3 else "the URL"
+        do = f"check {check} and that the store is up, then run the same command again"
+        return StorageUnreachableError(what, url, f"no answer from {place}", do)
+    found, do = f"{kind}: {error}".strip().rstrip(":"), "see the message of the store"
+    if isinstance(error, IsADirectoryError):
+        found, do = "a folder", "name a file in it"
+    return StorageError(what, url, found, do)
+
+
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # s3fs raises an OSError from the client's error, which carries the store's own code.
+    answer = getattr(error.__cause__ or error, "response", None)
+    return isinstance(answer, dict) and answer.get("Error", {}).get("Code") in _NO_SPACE_CODES
 
 
 def read_bytes(url: str) -> bytes:
@@ -40,10 +253,10 @@ def read_bytes(url: str) -> bytes:
         StorageMissingError: There is no such file.
         StorageError: The store refuses or does not answer.
     """
-    with request(READ, url):
+    with _request(READ, url):
         fs, path = filesystem(url)
         data = fs.cat_file(path)
-        counter.bytes(READ, len(data))
+        _counter.bytes(READ, len(data))
         return data
 
 
@@ -57,7 +270,7 @@ def read_range(url: str, start: int, stop: int) -> bytes:
     """
     if stop <= start:
         return b""  # S3 has no empty ranges and would send the whole file
-    with request(READ, url):
+    with _request(READ, url):
         fs, path = filesystem(url)
         try:
             data = fs.cat_file(path, start=start, end=stop)
@@ -65,7 +278,7 @@ def read_range(url: str, start: int, stop: int) -> bytes:
             if error.errno == errno.EINVAL and is_remote(url):
                 return b""  # S3 refuses (416) a range that starts at or after the end
             raise
-        counter.bytes(READ, len(data))
+        _counter.bytes(READ, len(data))
         return data
 
 
@@ -76,7 +289,7 @@ def write_bytes(url: str, data: bytes) -> None:
         url: The file; folders above it are made.
         data: Its content.
     """
-    with request(WRITE, url):
+    with _request(WRITE, url):
         fs, path = filesystem(url)
         if is_remote(url):
             fs.pipe_file(path, data)
@@ -85,7 +298,7 @@ def write_bytes(url: str, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        counter.bytes(WRITE, len(data))
+        _counter.bytes(WRITE, len(data))
 
 
 def upload_file(local: str, url: str) -> None:
@@ -95,9 +308,7 @@ def upload_file(local: str, url: str) -> None:
         local: Path of the file.
         url: The copy.
     """
-    import shutil
-
-    with request(WRITE, url):
+    with _request(WRITE, url):
         fs, path = filesystem(url)
         if is_remote(url):
             fs.put_file(local, path)
@@ -105,7 +316,7 @@ def upload_file(local: str, url: str) -> None:
             with _renamed_into_place(path) as temporary:
                 shutil.copyfile(local, temporary)
                 _flush_to_disk(temporary)
-        counter.bytes(WRITE, os.path.getsize(local))
+        _counter.bytes(WRITE, os.path.getsize(local))
 
 
 def download_file(url: str, local: str) -> None:
@@ -115,11 +326,11 @@ def download_file(url: str, local: str) -> None:
         url: The file.
         local: Path of the copy.
     """
-    with request(READ, url):
+    with _request(READ, url):
         fs, path = filesystem(url)
         with _renamed_into_place(local) as temporary:
             fs.get_file(path, temporary)
-        counter.bytes(READ, os.path.getsize(local))
+        _counter.bytes(READ, os.path.getsize(local))
 
 
 def exists(url: str) -> bool:
@@ -131,7 +342,7 @@ def exists(url: str) -> bool:
     Raises:
         StorageError: The store refuses or does not answer; fsspec's `isfile` would return False.
     """
-    with request(LOOK_UP, url):
+    with _request(LOOK_UP, url):
         fs, path = filesystem(url)
         try:
             return fs.info(path)["type"] == "file"
@@ -145,7 +356,7 @@ def delete(url: str) -> None:
     Args:
         url: What to delete; no error if there is nothing.
     """
-    with request(DELETE, url), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    with _request(DELETE, url), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         _delete_remote(url) if is_remote(url) else _delete_local(local_path(url))
 
 
@@ -159,8 +370,6 @@ def _delete_remote(url: str) -> None:
 
 
 def _delete_local(path: str) -> None:
-    import shutil
-
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     else:
@@ -173,7 +382,7 @@ def delete_unfinished(folder: str) -> None:
     Args:
         folder: Path or `file://` URL in which no process is writing now.
     """
-    with request(DELETE, folder):
+    with _request(DELETE, folder):
         for place, _, names in os.walk(local_path(folder)):
             for name in filter(_UNFINISHED.fullmatch, names):
                 os.unlink(os.path.join(place, name))
@@ -222,7 +431,7 @@ def walk_files(url: str) -> Iterator[tuple[str, int]]:
     Args:
         url: Folder or prefix.
     """
-    with request(LIST, url):
+    with _request(LIST, url):
         found = _walk_remote(url) if is_remote(url) else _walk_local(local_path(url))
         yield from ((name, size) for name, size in found if not name.endswith(".tmp"))
 
