@@ -6,6 +6,7 @@ import collections
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -150,6 +151,17 @@ def test_a_worker_needs_no_torch():
 def test_memory_that_cannot_be_had_is_told():
     with pytest.raises(ConfigError, match=r"data.prefetch_bytes.*4611686018427387904 bytes"):
         SharedArrays({"rgb": ("uint8", (1 << 62,))})
+
+
+def test_without_memfd_only_threads_decode(monkeypatch):
+    """As on macOS and Windows: the memory has no descriptor that a process could inherit."""
+    monkeypatch.delattr(os, "memfd_create")
+    shared = SharedArrays({"rgb": ("uint8", (2, 3))})
+    shared.arrays["rgb"][:] = 7
+    with pytest.raises(ConfigError, match=r"Decode workers are not supported.*decode_workers=0"):
+        pickle.dumps(shared)
+    shared.close()
+    assert shared.arrays["rgb"].sum() == 42
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="not glibc")
