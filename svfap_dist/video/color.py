@@ -26,7 +26,6 @@ from svfap_dist.video.frames import (
     Colors,
     Frames,
     YuvFrames,
-    is_full_range,
     plane_view,
     stated_colors,
 )
@@ -127,16 +126,16 @@ def to_planar_420(
             threads=1,
         )
         return converted, Colors()
-    colors = stated_colors(frame)
-    if colors is None:
+    matrix, full_range = stated_colors(frame)
+    if matrix is None:
         converted = converter.reformat(
             frame, format="yuv420p", dst_colorspace=Colorspace.ITU709, threads=1
         )
-        return converted, Colors("bt709", is_full_range(frame))
+        return converted, Colors("bt709", full_range)
     if frame.format.name not in PLANAR_420:
-        name = "yuvj420p" if colors.full_range else "yuv420p"
+        name = "yuvj420p" if full_range else "yuv420p"
         frame = converter.reformat(frame, format=name, threads=1)
-    return frame, colors
+    return frame, Colors(matrix, full_range)
 
 
 def crop_planar_420(frame: av.VideoFrame, crop: Crop) -> av.VideoFrame:

@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -106,28 +106,25 @@ class DaliDecoder:
         return results
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """A request that can be met, as far as its packets show, as arrays for the graph."""
+class _Job(NamedTuple):
+    """A request that can be met, as far as its packets show: inputs of the graph by name."""
 
-    video: np.ndarray
-    frames: np.ndarray
-    size: np.ndarray
-    flip: np.ndarray
-    crops: list[np.ndarray]
+    inputs: dict[str, np.ndarray]
+    num_crops: int
     matrix: Matrix
 
 
 def _job(request: VideoRequest, size: tuple[int, int]) -> _Job:
-    located = locate_frames(request.video, request.info, request.numbers)
-    return _Job(
-        video=np.frombuffer(request.video, np.uint8),
-        frames=np.array(located.positions, np.int32),
-        size=np.array(size, np.float32),
-        flip=np.array(request.flip, np.int32),
-        crops=[np.array(dataclasses.astuple(crop), np.int32) for crop in request.crops],
-        matrix=located.matrix,
-    )
+    positions, matrix = locate_frames(request.video, request.info, request.numbers)
+    inputs = {
+        "video": np.frombuffer(request.video, np.uint8),
+        "frames": np.array(positions, np.int32),
+        "size": np.array(size, np.float32),
+        "flip": np.array(request.flip, np.int32),
+    }
+    for number, crop in enumerate(request.crops):
+        inputs[f"crop{number}"] = np.array(dataclasses.astuple(crop), np.int32)
+    return _Job(inputs, len(request.crops), matrix)
 
 
 class _Pipeline:
@@ -141,15 +138,13 @@ class _Pipeline:
 
     def start(self, jobs: Sequence[_Job]) -> None:
         """Start decoding."""
-        num_crops = len(jobs[0].crops)
+        num_crops = jobs[0].num_crops
         if self._built is None or len(jobs) > self._room or num_crops != self._num_crops:
             self._room, self._num_crops = max(len(jobs), self._room), num_crops
             self._built = self._build()
         self._matrices = [job.matrix for job in jobs]
-        for name in ("video", "frames", "size", "flip"):
-            self._built.feed_input(name, [getattr(job, name) for job in jobs])
-        for number in range(num_crops):
-            self._built.feed_input(f"crop{number}", [job.crops[number] for job in jobs])
+        for name in jobs[0].inputs:
+            self._built.feed_input(name, [job.inputs[name] for job in jobs])
         self._built.schedule_run()
 
     def finish(self) -> list[list[torch.Tensor]]:

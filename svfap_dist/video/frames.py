@@ -134,14 +134,17 @@ class BatchDecoder(Decoder, Protocol):
         ...
 
 
-def stated_colors(frame: av.VideoFrame) -> Colors | None:
-    """Return what a frame says about its YUV values; None for a matrix that is not supported.
+def stated_colors(frame: av.VideoFrame) -> tuple[Matrix | None, bool]:
+    """Return what a frame says about its YUV values: the matrix, and whether they are full range.
 
     Args:
         frame: as it was decoded.
+
+    Returns:
+        As in `Colors`; None for a matrix that is not supported.
     """
-    matrix = matrix_of(int(frame.colorspace))
-    return Colors(matrix, is_full_range(frame)) if matrix else None
+    full_range = frame.format.name.startswith("yuvj") or frame.color_range == ColorRange.JPEG
+    return matrix_of(int(frame.colorspace)), full_range
 
 
 def matrix_of(code: int) -> Matrix | None:
@@ -151,15 +154,6 @@ def matrix_of(code: int) -> Matrix | None:
         code: ITU-T H.273 table 4.
     """
     return next((name for name, row in MATRICES.items() if code in row.codes), None)
-
-
-def is_full_range(frame: av.VideoFrame) -> bool:
-    """Return whether the YUV values of a frame run from 0 to 255.
-
-    Args:
-        frame: as it was decoded.
-    """
-    return frame.format.name.startswith("yuvj") or frame.color_range == ColorRange.JPEG
 
 
 def plane_view(plane: VideoPlane, channels: int = 1) -> np.ndarray:

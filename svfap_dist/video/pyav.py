@@ -93,7 +93,8 @@ def _collect(frames: Sequence[av.VideoFrame]) -> Frames:
 
 def _planar_colors(frame: av.VideoFrame) -> Colors | None:
     """Return what the values of a frame mean; None: it has no planes that `YuvFrames` can hold."""
-    return stated_colors(frame) if frame.format.name in PLANAR_420 else None
+    matrix, full_range = stated_colors(frame)
+    return Colors(matrix, full_range) if matrix and frame.format.name in PLANAR_420 else None
 
 
 def _decode_packets(

@@ -171,6 +171,8 @@ class FrameClock:
         shown: _Timed[_Item] | None = None  # the frame on the screen before the new one
         for new in timed:
             time, _, frame = new
+            # The frame before it is the wanted one if this is too late; with a constant rate, this
+            # is the wanted one if it is near enough, since no later frame can be nearer.
             while time > late or (self._constant and time > early):
                 yield frame if shown is None or time <= late else shown[2]
                 if (following := next(pending, None)) is None:
