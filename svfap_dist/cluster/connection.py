@@ -42,13 +42,10 @@ def check_resources(cluster: ClusterConfig) -> None:
     deadline = time.monotonic() + cluster.wait_seconds
     while lacking := shortage(cluster):
         if time.monotonic() >= deadline:
-            raise ClusterError(
-                "Cluster is too small for the recipe",
-                where=f"cluster.num_workers = {cluster.num_workers}",
-                found=lacking,
-                do="add nodes, lower cluster.num_workers or cluster.cpus_per_worker, or raise "
-                "cluster.wait_seconds if nodes are on their way",
-            )
+            where = f"cluster.num_workers = {cluster.num_workers}"
+            advice = "add nodes, lower cluster.num_workers or cluster.cpus_per_worker, or raise "
+            advice += "cluster.wait_seconds if nodes are on their way"
+            raise ClusterError("Cluster is too small for the recipe", where, lacking, advice)
         time.sleep(_SECONDS_BETWEEN_POLLS)
 
 

@@ -29,14 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from svfap_dist import bundled
-from svfap_dist.cluster.schedulers import (
-    Job,
-    JobStatus,
-    Submission,
-    cli_option,
-    load_recipe,
-    verb,
-)
+from svfap_dist.cluster.schedulers import Job, JobStatus, Submission, cli_option, load_recipe, verb
 from svfap_dist.config import recipe
 from svfap_dist.errors import ClusterError, ConfigError
 
@@ -193,12 +186,9 @@ class RayJobs:
         try:
             yield JobSubmissionClient(self.address)
         except (RayError, ConnectionError, RuntimeError, ValueError) as error:
-            raise ClusterError(
-                "Ray cluster cannot be reached or refuses",
-                where=self.address,
-                found=str(error).strip().splitlines()[0],
-                do="check --address (the dashboard, e.g. http://head:8265) and RAY_AUTH_TOKEN",
-            ) from error
+            title, found = "Ray cluster refused or unreachable", str(error).strip().splitlines()[0]
+            advice = "check --address (the dashboard, e.g. http://head:8265) and RAY_AUTH_TOKEN"
+            raise ClusterError(title, self.address, found, advice) from error
 
 
 def _copy_code(folder: str) -> None:

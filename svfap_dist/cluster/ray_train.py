@@ -258,10 +258,7 @@ def _explained(error: BaseException, config: Config) -> SvfapError:
         if isinstance(cause, SvfapError):
             return cause
         error = failure if rank == min(failures) else error
-    return ClusterError(
-        f"Training group failed {config.cluster.max_failures + 1} times",
-        where=config.run.url,
-        found=str(error).strip().splitlines()[-1],
-        do="look at events.jsonl of the run and Ray's logs, then run the same command again to "
-        "resume from the newest checkpoint",
-    )
+    title = f"Training group failed {config.cluster.max_failures + 1} times"
+    advice = "look at events.jsonl of the run and Ray's logs, then run the same command again to "
+    advice += "resume from the newest checkpoint"
+    return ClusterError(title, config.run.url, str(error).strip().splitlines()[-1], advice)

@@ -73,12 +73,9 @@ class Slurm:
         config = load_recipe(name, [*overrides, *own])
         check_world_size(config, self.nodes * ranks, key="--nodes times ranks per node")
         if config.cluster.use_gpu and self.gpus_per_node < ranks:
-            raise ConfigError(
-                "Too few GPUs for the ranks",
-                where="--gpus-per-node",
-                found=f"{self.gpus_per_node} for {ranks} ranks, and cluster.use_gpu = true",
-                do=f"give --gpus-per-node {ranks}, or cluster.use_gpu=false",
-            )
+            found = f"{self.gpus_per_node} for {ranks} ranks, and cluster.use_gpu = true"
+            advice = f"give --gpus-per-node {ranks}, or cluster.use_gpu=false"
+            raise ConfigError("Too few GPUs for the ranks", "--gpus-per-node", found, advice)
         # A Slurm task is a rank, or the Ray process of a node.
         tasks, cpus = (1, ranks) if self.on == "ray" else (ranks, 1)
         script = self.script or bundled.folder("launch/slurm") / SCRIPTS[self.on]

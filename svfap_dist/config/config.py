@@ -12,22 +12,8 @@ import json
 
 from pydantic import model_validator
 
-from svfap_dist.config.sections import (
-    AugmentConfig,
-    ClusterConfig,
-    DataConfig,
-    DecodeConfig,
-    FinetuneConfig,
-    MaskConfig,
-    MetricsConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    Section,
-    TaskConfig,
-    TrainConfig,
-    table,
-)
+from svfap_dist.config import sections
+from svfap_dist.config.sections import table
 from svfap_dist.errors import ConfigError
 
 # Fields that two attempts at one run may set differently: they change neither the order of samples
@@ -47,21 +33,21 @@ _FREE_TO_CHANGE = {
 }
 
 
-class Config(Section):
+class Config(sections.Section):
     """Everything a run depends on."""
 
-    run: RunConfig = RunConfig()
-    data: DataConfig = DataConfig()
-    decode: DecodeConfig = DecodeConfig()
-    mask: MaskConfig = MaskConfig()
-    model: ModelConfig = ModelConfig()
-    optim: OptimConfig = OptimConfig()
-    train: TrainConfig = TrainConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    metrics: MetricsConfig = MetricsConfig()
-    task: TaskConfig | None = None  # None: pre-training
-    finetune: FinetuneConfig = FinetuneConfig()
-    augment: AugmentConfig = AugmentConfig()
+    run: sections.RunConfig = sections.RunConfig()
+    data: sections.DataConfig = sections.DataConfig()
+    decode: sections.DecodeConfig = sections.DecodeConfig()
+    mask: sections.MaskConfig = sections.MaskConfig()
+    model: sections.ModelConfig = sections.ModelConfig()
+    optim: sections.OptimConfig = sections.OptimConfig()
+    train: sections.TrainConfig = sections.TrainConfig()
+    cluster: sections.ClusterConfig = sections.ClusterConfig()
+    metrics: sections.MetricsConfig = sections.MetricsConfig()
+    task: sections.TaskConfig | None = None  # None: pre-training
+    finetune: sections.FinetuneConfig = sections.FinetuneConfig()
+    augment: sections.AugmentConfig = sections.AugmentConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -167,12 +153,8 @@ class Config(Section):
 
 
 def _impossible(key: str, value: object, why: str) -> ConfigError:
-    return ConfigError(
-        "Impossible combination in the recipe",
-        where=key,
-        found=f"{value!r}: {why}",
-        do=f"change {key} or what it must fit",
-    )
+    found, advice = f"{value!r}: {why}", f"change {key} or what it must fit"
+    return ConfigError("Impossible combination in the recipe", key, found, advice)
 
 
 def check_world_size(config: Config, world_size: int, key: str = "world size") -> int:
@@ -189,23 +171,17 @@ def check_world_size(config: Config, world_size: int, key: str = "world size") -
     lanes, batch = config.data.num_lanes, config.train.global_batch_size
     possible = [size for size in range(1, lanes + 1) if lanes % size == 0]
     if world_size not in possible:
+        found = f"{world_size} ranks for data.num_lanes = {lanes}"
+        advice = f"use one of {', '.join(map(str, possible))} ranks, or a multiple of {world_size} "
         raise ConfigError(
-            "Lanes cannot be shared equally",
-            where=key,
-            found=f"{world_size} ranks for data.num_lanes = {lanes}",
-            do=f"use one of {', '.join(map(str, possible))} ranks, or a data.num_lanes that is "
-            f"a multiple of {world_size}",
+            "Lanes cannot be shared equally", key, found, advice + "as data.num_lanes"
         )
     per_rank = batch // world_size
     micro = min(config.train.micro_batch_size, per_rank)
     if per_rank % micro:
-        raise ConfigError(
-            "Global batch cannot be divided",
-            where="train.micro_batch_size",
-            found=f"{micro} clips per forward pass, {per_rank} clips for each of {world_size} "
-            f"ranks of train.global_batch_size = {batch}",
-            do=f"choose a train.micro_batch_size that divides {per_rank}",
-        )
+        found = f"{micro}, for {batch} / {world_size} = {per_rank} clips of each rank"
+        advice = f"choose a train.micro_batch_size that divides {per_rank}"
+        raise ConfigError("Global batch cannot be divided", "train.micro_batch_size", found, advice)
     return per_rank // micro
 
 
@@ -247,9 +223,5 @@ def require_urls(config: Config, *keys: str, hint: str = "an s3:// prefix or a f
     for key in keys or ("data.url", "run.url"):
         section, _, name = key.partition(".")
         if not getattr(getattr(config, section), name):
-            raise ConfigError(
-                f"Missing required setting: {key}",
-                where=key,
-                found="it is empty",
-                do=f"give {key}={hint}",
-            )
+            title = f"Missing required setting: {key}"
+            raise ConfigError(title, key, "it is empty", f"give {key}={hint}")

@@ -25,7 +25,7 @@ from svfap_dist.errors import ConfigError, nearest
 log = logging.getLogger(__name__)
 
 _RENAMED_KEYS = {"data.colours": "colors"}
-_RENAMED_VALUES = {"data.region": {"centre": "center"}}
+_RENAMED_VALUES = [("data.region", "centre", "center")]
 
 
 def load(recipe: str, overrides: Iterable[str] = ()) -> Config:
@@ -94,45 +94,31 @@ def _read(recipe: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
     if path.suffix != ".toml":
         known = names()
         if recipe not in known:
-            raise ConfigError(
-                "No such recipe",
-                where=extended_by[-1] if extended_by else recipe,
-                found=f"{recipe} is neither a .toml file nor a bundled recipe",
-                do=f"{nearest(recipe, known)}, or give the path of a .toml file",
-            )
+            where = extended_by[-1] if extended_by else recipe
+            found = f"{recipe} is neither a .toml file nor a bundled recipe"
+            advice = f"{nearest(recipe, known)}, or give the path of a .toml file"
+            raise ConfigError("No such recipe", where, found, advice)
         path = bundled.folder("launch/recipes") / f"{recipe}.toml"
     place = str(path.resolve())
     if place in extended_by:
-        raise ConfigError(
-            "Recipes extend each other in a circle",
-            where=extended_by[0],
-            found=" -> ".join((*extended_by, place)),
-            do="remove `extends` from one of them",
-        )
+        title, found = "Recipes extend each other in a circle", " -> ".join((*extended_by, place))
+        raise ConfigError(title, extended_by[0], found, "remove `extends` from one of them")
     try:
         tables = tomllib.loads(path.read_text())
     except OSError as error:
-        raise ConfigError(
-            "Cannot read the recipe",
-            where=f"extends in {extended_by[-1]}" if extended_by else str(path),
-            found=f"{path}: {error.strerror}",
-            do="check the path",
-        ) from error
+        where = f"extends in {extended_by[-1]}" if extended_by else str(path)
+        found = f"{path}: {error.strerror}"
+        raise ConfigError("Cannot read the recipe", where, found, "check the path") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            "Recipe is not valid TOML", where=str(path), found=str(error), do="correct that line"
-        ) from error
+        title, advice = "Recipe is not valid TOML", "correct that line"
+        raise ConfigError(title, str(path), str(error), advice) from error
     tables = _with_new_names(tables, str(path))
     base = tables.pop("extends", None)
     if base is None:
         return tables
     if not isinstance(base, str):
-        raise ConfigError(
-            "Wrong value",
-            where=f"extends in {path}",
-            found=repr(base),
-            do="give the name of a bundled recipe, or a path relative to this one",
-        )
+        advice = "give the name of a bundled recipe, or a path relative to this one"
+        raise ConfigError("Wrong value", f"extends in {path}", repr(base), advice)
     if base.endswith(".toml"):
         base = str(path.parent / base)
     return _merge(_read(base, (*extended_by, place)), tables)
@@ -153,12 +139,8 @@ def _parse(override: str) -> dict[str, Any]:
     key, separator, text = override.partition("=")
     section, dot, name = key.partition(".")
     if not (separator and dot and section and name):
-        raise ConfigError(
-            "Unreadable override",
-            where=override,
-            found="not of the form section.key=value",
-            do="write e.g. train.max_steps=100",
-        )
+        found, advice = "not of the form section.key=value", "write e.g. train.max_steps=100"
+        raise ConfigError("Unreadable override", override, found, advice)
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -174,22 +156,16 @@ def _with_new_names(tables: dict[str, Any], where: str) -> dict[str, Any]:
         values = tables.get(section)
         if isinstance(values, dict) and old in values:
             if new in values:
-                raise ConfigError(
-                    "Setting is given twice",
-                    where=where,
-                    found=f"{key} and {section}.{new}, which is its new name",
-                    do=f"remove {key}",
-                )
+                found = f"{key} and {section}.{new}, which is its new name"
+                raise ConfigError("Setting is given twice", where, found, f"remove {key}")
             values[new] = values.pop(old)
             _warn_renamed(key, f"{section}.{new}")
-    for key, renamed in _RENAMED_VALUES.items():
+    for key, old, new in _RENAMED_VALUES:
         section, _, name = key.partition(".")
         values = tables.get(section)
-        if not isinstance(values, dict) or not isinstance(value := values.get(name), str):
-            continue
-        if value in renamed:
-            values[name] = renamed[value]
-            _warn_renamed(f'{key} = "{value}"', f'{key} = "{renamed[value]}"')
+        if isinstance(values, dict) and values.get(name) == old:
+            values[name] = new
+            _warn_renamed(f'{key} = "{old}"', f'{key} = "{new}"')
     return tables
 
 
@@ -212,20 +188,14 @@ def explain(
     first = error.errors()[0]
     key = prefix + ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return ConfigError(
-            "Unknown key",
-            where=f"{key} in {where}",
-            found=f"{key} = {first['input']!r}",
-            do=nearest(str(first["loc"][-1]), _fields_beside(model, first["loc"])),
-        )
+        advice = nearest(str(first["loc"][-1]), _fields_beside(model, first["loc"]))
+        found = f"{key} = {first['input']!r}"
+        return ConfigError("Unknown key", f"{key} in {where}", found, advice)
     # For a rule over several keys the input is the whole section, and its message names the keys.
-    found = "values that do not fit each other" if isinstance(first["input"], dict) else None
-    return ConfigError(
-        "Wrong value",
-        where=f"{key or 'the sections'} in {where}",
-        found=found or f"{first['input']!r}",
-        do=first["msg"].removeprefix("Value error, "),
-    )
+    is_rule = isinstance(first["input"], dict)
+    found = "values that do not fit each other" if is_rule else repr(first["input"])
+    advice = first["msg"].removeprefix("Value error, ")
+    return ConfigError("Wrong value", f"{key or 'the sections'} in {where}", found, advice)
 
 
 def _fields_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
