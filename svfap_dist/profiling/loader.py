@@ -64,7 +64,7 @@ def time_loader(run: LoaderRun) -> Rate:
     """Return the rate of one rank's loader, from the store to batches.
 
     Args:
-        run: what is timed.
+        run: recipe, shards and number of batches.
     """
     manifest = shard_format.load_manifest(run.url)
     loader = ClipLoader(run.config, run.url, manifest, World(0, 0, 1, 1))

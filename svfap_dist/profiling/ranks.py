@@ -23,7 +23,7 @@ def run_on_local_ranks(
     """Call a function on ranks of this machine and return their results in rank order.
 
     Each rank is a new process with the environment of torchrun. Processes are killed in the end:
-    gloo sometimes aborts when an interpreter exits by itself. If one rank fails, so do all.
+    gloo sometimes aborts when an interpreter exits. If one rank fails, all are killed.
 
     Args:
         function: picklable; called with the rank's place among all.

@@ -41,7 +41,7 @@ _LEARNING_RATE = 1e-6
 
 
 class _Engine(Protocol):
-    """What is used of `train.engine.Engine`; `train` is above this room."""
+    """The part of `train.engine.Engine` that is timed; rooms below `train` cannot import it."""
 
     def backward(self, batch: ClipBatch, step: int) -> torch.Tensor: ...
 

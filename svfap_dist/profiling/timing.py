@@ -67,7 +67,7 @@ def seconds_of(
     """Return the seconds that one call takes.
 
     Args:
-        action: what is called.
+        action: function without arguments.
         clock: returns seconds; `time.process_time` for CPU time.
     """
     began = clock()

@@ -11,7 +11,7 @@ from svfap_dist.errors import ConfigError
 
 
 @pytest.mark.slow
-def test_both_ways_are_timed_and_nothing_is_left(tmp_path: Path) -> None:
+def test_both_ways_are_timed_and_cleaned_up(tmp_path: Path) -> None:
     words = ["bench", "checkpoint", "--size", "nano", "--rounds", "1", "--json"]
     done = CliRunner().invoke(cli.app, [*words, "--url", str(tmp_path)])
     assert done.exit_code == 0, done.output
@@ -24,6 +24,6 @@ def test_both_ways_are_timed_and_nothing_is_left(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_size_that_there_is_not_is_refused() -> None:
+def test_an_unknown_size_is_refused() -> None:
     done = CliRunner().invoke(cli.app, ["bench", "checkpoint", "--size", "huge"])
     assert isinstance(done.exception, ConfigError)

@@ -1,4 +1,4 @@
-"""`svfap bench data`: what is counted, and what the figures are made of; no pipeline is run."""
+"""`svfap bench data`: how its figures follow from rates; no pipeline is run."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from svfap_dist.bench import decode
 from svfap_dist.errors import ConfigError
 
 
-def test_what_it_prints_adds_up(tmp_path) -> None:
+def test_printed_figures_add_up(tmp_path) -> None:
     for seed in range(2):
         make_video(tmp_path / f"{seed}.mp4", 70, size=(112, 112), seed=seed)
     words = ["bench", "decode", "--videos", str(tmp_path), "--rounds", "1", "--json"]

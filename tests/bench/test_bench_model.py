@@ -21,7 +21,7 @@ NANO = StepSpec("nano", "tpsbt", 2, "float32", "cpu")
 
 
 @pytest.mark.slow
-def test_what_it_prints_adds_up() -> None:
+def test_printed_figures_add_up() -> None:
     words = ["bench", "model", "--size", "nano", "--batch-size", "2", "--steps", "2"]
     done = CliRunner().invoke(cli.app, [*words, "--device", "cpu", "--compare", "vit", "--json"])
     assert done.exit_code == 0, done.output
@@ -68,7 +68,7 @@ def test_the_baseline_is_the_other_implementation() -> None:
     assert "aten::conv3d" not in ours  # a softmax it has: that of the bottleneck
 
 
-def test_each_side_has_what_it_is_said_to_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variants_match_their_description(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = dataclasses.replace(NANO, straightforward=True)
     kept: list[bool] = []
     monkeypatch.setattr(steps, "keep_freed_memory", lambda: kept.append(True) or True)
@@ -141,7 +141,7 @@ def test_the_clock_runs_from_forward_to_optimizer() -> None:
     assert step.run()[0] > 1.5
 
 
-def test_lines_are_for_people() -> None:
+def test_lines_name_all_figures() -> None:
     values = {field.name: 1.5 for field in dataclasses.fields(model.ModelBench)}
     given = {**values, "size": "base", "device": "some CPU", "torch": "2.13.0", "matmul_size": 2048}
     result = model.ModelBench(**{**given, "parts": {"head": 0.85}, "mfu": None})  # type: ignore[arg-type]
@@ -184,6 +184,6 @@ def test_a_failing_step_is_an_error() -> None:
         ({"device": "abacus"}, "use auto or cpu"),
     ],
 )
-def test_what_there_is_not_is_refused(options: dict[str, str], words: str) -> None:
+def test_unknown_options_are_refused(options: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         model.run(**{"size": "nano", "batch_size": 1, **options})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What is found on a machine; each trouble provoked."""
+"""Checks of a machine, with each failure provoked."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def test_installed_versions_fit_the_project() -> None:
         ("torch>=1", "ok", ""),
         ("torch<1", "fail", "not <1"),
         ("webdataset>=99; extra == 'gpu'", "fail", "not >=99"),
-        ("nobody-needs-this>=1", None, ""),
+        ("not-a-checked-package>=1", None, ""),
     ],
 )
 def test_versions_out_of_range(requirement: str, status: str | None, words: str) -> None:
     finding = _only(machine._check_versions([requirement]))
-    if status is None:  # it is not watched, so nothing of ours was found
+    if status is None:  # an unchecked package: the project seems missing
         assert finding.status == "fail"
         assert "pip install" in finding.do
         return
@@ -57,7 +57,7 @@ def test_versions_out_of_range(requirement: str, status: str | None, words: str)
     assert ("pip install" in finding.do) == (status == "fail")
 
 
-def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_CHECKED_PACKAGES", ("no-such-package",))
     assert _only(machine._check_versions(["no-such-package>=1"])).status == "fail"
     assert _only(machine._check_versions(["no-such-package>=1; extra == 'gpu'"])).status == "ok"

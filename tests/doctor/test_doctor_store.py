@@ -23,7 +23,7 @@ def _config(**urls: str):
     return recipe.load("tiny_cpu", [*small, *pairs])
 
 
-def test_a_folder_that_works_is_left_as_it_was(tmp_path: Path) -> None:
+def test_a_working_folder_is_left_unchanged(tmp_path: Path) -> None:
     findings = store.examine_run(f"{tmp_path}/runs/a")
     assert [(finding.name, finding.status) for finding in findings] == [
         ("run.url", "ok"),
@@ -32,21 +32,21 @@ def test_a_folder_that_works_is_left_as_it_was(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bucket_that_works_is_left_as_it_was(s3_bucket: str) -> None:
+def test_a_working_bucket_is_left_unchanged(s3_bucket: str) -> None:
     findings = store.examine_run(f"{s3_bucket}/runs/a")
     assert {finding.status for finding in findings} == {"ok"}
     assert len(findings) == 2
     assert storage.list_files(s3_bucket) == {}
 
 
-def test_a_bucket_that_is_not_there(s3_environment: str) -> None:
-    finding = store.examine_run("s3://nobody-made-this/x")[0]
+def test_a_missing_bucket(s3_environment: str) -> None:
+    finding = store.examine_run("s3://no-such-bucket/x")[0]
     assert finding.status == "fail"
     assert "no such bucket" in finding.found
     assert finding.do
 
 
-def test_credentials_that_are_refused(s3_bucket: str, s3_endpoint: str) -> None:
+def test_refused_credentials(s3_bucket: str, s3_endpoint: str) -> None:
     def after(requests: int) -> None:
         body, kind = str(requests).encode(), {"Content-Type": "text/plain"}
         address = f"{s3_endpoint}/moto-api/reset-auth"
@@ -79,7 +79,7 @@ def test_clocks(ahead: float, status: str) -> None:
 def test_a_clock_that_is_off(
     kind: str, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the doctor alone: requests are signed, and moto's date told, by the right one."""
+    """Shift the clock of the doctor only: signatures and the date of moto keep the right one."""
     url = s3_bucket if kind == "bucket" else str(tmp_path)
     storage.write_bytes(f"{url}/probe", b"x")
     ahead = types.SimpleNamespace(time=lambda: time.time() + 100)
@@ -90,7 +90,7 @@ def test_a_clock_that_is_off(
     assert "ahead" in finding.found
 
 
-def test_urls_that_are_not_given() -> None:
+def test_missing_urls() -> None:
     for findings in (store.examine_run(""), store.examine_data(_config())):
         (finding,) = findings
         assert finding.status == "warn"

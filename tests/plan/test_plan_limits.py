@@ -48,7 +48,7 @@ _CPU = Costs(
         ({"storage_rate": None, "clip_bytes": None}, "compute", 160),
     ],
 )
-def test_the_slowest_part_of_a_pipeline_sets_the_pace(change, bound_by, rate) -> None:
+def test_the_slowest_stage_bounds_a_pipeline(change, bound_by, rate) -> None:
     found = throughput(dataclasses.replace(_GPUS, **change))
     assert found.bound_by == bound_by
     assert found.clips_per_second == pytest.approx(rate)
@@ -77,7 +77,7 @@ def test_two_nodes_of_cpus_do_twice_as_much() -> None:
     assert throughput(both).clips_per_second == pytest.approx(2 * 2 / 0.0325)
 
 
-def test_what_is_sent() -> None:
+def test_bytes_sent_by_stage() -> None:
     """Of 1000 bf16 weights between 4 ranks, three quarters go round in each pass."""
     sent = [bytes_sent(2000, 4, stage, accumulation=3) for stage in (0, 1, 2, 3)]
     assert sent == [3000, 3000, 1500 * 4, 1500 * 9]

@@ -42,7 +42,7 @@ def test_a_plan_for_gpus_is_its_inputs_multiplied() -> None:
     assert "measured" not in _input(found, "samples").source
 
 
-def test_what_is_assumed_says_so() -> None:
+def test_assumptions_are_marked() -> None:
     found = _plan()
     assert "assumed" in _input(found, "share of it that is reached (MFU)").source
     assert "docs/benchmarks.md" in _input(found, "clips decoded").source

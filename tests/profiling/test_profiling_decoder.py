@@ -56,15 +56,13 @@ def no_measuring(monkeypatch) -> None:
     monkeypatch.setattr(decoder, "_measure_backends", measure)
 
 
-def test_on_a_cpu_h264_is_for_pyav_and_nothing_is_measured(data_sets, monkeypatch):
+def test_h264_on_a_cpu_is_decoded_by_pyav_without_a_measurement(data_sets, monkeypatch):
     no_measuring(monkeypatch)
     assert choose(config_of(), data_sets["h264"]) == "pyav"
 
 
 @needs_dali
-def test_where_both_can_the_faster_is_taken_and_the_figures_are_said(
-    data_sets, monkeypatch, caplog
-):
+def test_the_faster_of_two_backends_is_chosen_and_logged(data_sets, monkeypatch, caplog):
     monkeypatch.setattr(decoder, "_SECONDS", 0.05)
     caplog.set_level("INFO")
     samples = decoding.first_samples(data_sets["vp9"].url, data_sets["vp9"].manifest)
@@ -86,7 +84,7 @@ def test_naming_one_always_wins(data_sets, monkeypatch):
     assert choose(config_of("dali", use_gpu=True), data_sets["h264"]) == "dali"
 
 
-def test_without_dali_it_is_not_a_candidate_and_naming_it_is_an_error(data_sets, monkeypatch):
+def test_a_missing_backend_is_no_candidate_and_naming_it_is_an_error(data_sets, monkeypatch):
     no_measuring(monkeypatch)
     missing = dataclasses.replace(BACKENDS["dali"], module="nvidia.no_such_module")
     monkeypatch.setitem(BACKENDS, "dali", missing)
@@ -113,6 +111,6 @@ def test_dali_for_h264_on_a_cpu_is_refused_before_anything_starts(data_sets, tmp
         ("pyav", "dali", "pyav"),
     ],
 )
-def test_a_run_that_goes_on_keeps_its_backend(asked, before, expected):
+def test_a_resumed_run_keeps_its_backend(asked, before, expected):
     tables = config_of(before).model_dump(mode="json")
     assert decoding.pin_backend(config_of(asked), tables).decode.backend == expected

@@ -64,7 +64,7 @@ def test_weights_and_optimizer_are_those_of_the_engine() -> None:
         (2, 3, "bfloat16"),
     ],
 )
-def test_so_at_every_stage(ranks: int, stage: int, dtype: str) -> None:
+def test_weights_and_optimizer_at_every_stage(ranks: int, stage: int, dtype: str) -> None:
     predicted, measured = _standing(ranks, f"train.zero_stage={stage}", f"train.dtype={dtype}")
     assert measured == pytest.approx(predicted, rel=0.02)
 
