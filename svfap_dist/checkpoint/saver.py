@@ -43,7 +43,7 @@ from svfap_dist.config import Config
 from svfap_dist.distributed import World
 from svfap_dist.errors import CheckpointError, ConfigError, HealthError, StorageError, SvfapError
 from svfap_dist.model import weights
-from svfap_dist.model.info import ModelInfo
+from svfap_dist.model.weights import ModelInfo
 
 OWNER = "OWNER"
 _POLL_SECONDS = 0.5  # between listings for the other ranks' markers

@@ -1,6 +1,6 @@
 """Write a network for others to use: `svfap export`.
 
-In: whatever `load` takes. Out: a folder with config.json (see `model.info`) and the weights, either
+In: whatever `load` takes. Out: a folder with config.json (a `ModelInfo`) and the weights, either
 as model.safetensors, which `load` and finetune.init read, or as model.onnx, which needs nothing of
 this program to run. config.json is the commit marker: it is written last.
 """

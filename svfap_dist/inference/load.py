@@ -24,8 +24,8 @@ from svfap_dist.errors import CheckpointError
 from svfap_dist.model import weights
 from svfap_dist.model.autoencoder import MaskedAutoencoder
 from svfap_dist.model.classifier import ACTIVATIONS, Classifier
-from svfap_dist.model.info import ModelInfo
 from svfap_dist.model.layers import layer_norm
+from svfap_dist.model.weights import ModelInfo
 
 Model = MaskedAutoencoder | Classifier
 

@@ -19,7 +19,7 @@ from svfap_dist.evaluate.runner import Decoding, segment_views, to_scores, view_
 from svfap_dist.inference.extract import rejections
 from svfap_dist.inference.load import Network
 from svfap_dist.inference.videos import Video
-from svfap_dist.model.info import ModelInfo
+from svfap_dist.model.weights import ModelInfo
 
 _SHOWN = 3  # classes that a line names
 

@@ -162,8 +162,9 @@ class Attempt:
         self._recorder = stack.enter_context(recorder)
         self._checkpointer = stack.enter_context(Checkpointer(config, world, recorder.sync))
         stack.enter_context(self._errors_recorded())
-        fingerprint = self._manifest.fingerprint
-        recorder.record_start(self.step, self.total_steps, fingerprint, store.package_versions())
+        self._fingerprint = self._manifest.fingerprint
+        versions = store.package_versions()
+        recorder.record_start(self.step, self.total_steps, self._fingerprint, versions)
 
         reshard = state is not None and load.needs_resharding(state, config, world)
         self.engine = Engine(config, objective, world, device, universal=reshard)
@@ -290,7 +291,7 @@ class Attempt:
             self._config,
             self.step,
             self._loader.steps_per_epoch,
-            self._manifest.fingerprint,
+            self._fingerprint,
             self._world.world_size,
         )
         self._checkpointer.save(self.engine, state)

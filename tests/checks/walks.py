@@ -92,7 +92,8 @@ WALKS = (
         _PRETRAIN,
         opens=r"svfap_dist\.train\..*:save",
         closes="",
-        left_out=(_FLOOR, "cli", "data"),  # data: after it the loop finds that no batch is left
+        # data, parallel: after it the loop finds that no batch is left
+        left_out=(_FLOOR, "cli", "data", "parallel"),
         once=(_STORAGE, _SHARDS, _TELEMETRY),
         limit=8,
     ),

@@ -26,7 +26,7 @@ from svfap_dist.evaluate.runner import (
     view_videos,
 )
 from svfap_dist.inference.videos import read_video
-from svfap_dist.model.info import ModelInfo
+from svfap_dist.model.weights import ModelInfo
 from svfap_dist.shards.reader import BadSample, SampleReader
 from svfap_dist.video import views as windows
 from svfap_dist.video.views import Crop, Views
