@@ -20,7 +20,7 @@ from svfap_dist.cluster import schedulers
 from svfap_dist.config import OptimConfig, recipe
 from svfap_dist.data import masking
 from svfap_dist.evaluate import metrics as scores
-from svfap_dist.model import flops, loss, sizes
+from svfap_dist.model import flops, patches, sizes
 from svfap_dist.rng import Stream
 from svfap_dist.telemetry import metrics
 from svfap_dist.train import optim
@@ -93,7 +93,7 @@ def test_a_new_encoder_pretrains_finetunes_and_counts_its_operations(run: Any) -
     visible, masked = (torch.from_numpy(part)[None] for part in (split.visible, split.masked))
     frames = torch.randint(0, 256, (1, 16, 32, 32, 3), dtype=torch.uint8)
     prediction = pretrained(frames, visible, masked)
-    _step(pretrained, loss.masked_patch_loss(prediction, loss.targets(frames, masked)))
+    _step(pretrained, patches.masked_patch_loss(prediction, patches.targets(frames, masked)))
     target = torch.tensor([3])
     _step(model, torch.nn.functional.cross_entropy(model(frames), target), layer_decay=0.75)
     ids = optim.layer_ids(dict(model.named_parameters()), sizes.ENCODERS["mixer"])

@@ -23,7 +23,7 @@ from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.bench import baseline
 from svfap_dist.config import Config, OptimConfig, recipe
 from svfap_dist.errors import ClusterError
-from svfap_dist.model import autoencoder, loss, patches
+from svfap_dist.model import autoencoder, patches
 from svfap_dist.model.layers import linear, use_convolutions, uses_convolutions
 from svfap_dist.parallel.child import ChildProcess, CrashedError
 from svfap_dist.profiling.step import noise_batch
@@ -132,8 +132,8 @@ class TrainingStep:
             target = baseline.targets(clips, mask, *shape)
         else:
             frames, _, masked = self._batch
-            target = loss.targets(frames, masked, *shape)
-        return loss.masked_patch_loss(self._model(*self._batch), target)
+            target = patches.targets(frames, masked, *shape)
+        return patches.masked_patch_loss(self._model(*self._batch), target)
 
     def run(self) -> tuple[float, float]:
         """Take a step; return its seconds, and the loss before it."""

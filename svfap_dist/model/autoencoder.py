@@ -1,7 +1,7 @@
 """The masked autoencoder of pre-training: encoder, fusion of its stages, pixel decoder.
 
 In: normalized clips and two sorted index tensors, visible and masked. Out: predictions for the
-masked patches, to be compared with `loss.targets`. Everything in this file is discarded after
+masked patches, to be compared with `patches.targets`. Everything in this file is discarded after
 pre-training; the encoder is the one that the classifier uses. The decoder's input is the visible
 tokens followed by one learned mask token per masked position, each with its fixed position, so
 nothing has to be un-shuffled: the last M tokens are the prediction.

@@ -21,7 +21,7 @@ from svfap_dist.config import Config
 from svfap_dist.data import masking
 from svfap_dist.evaluate.runner import middle_view, unusable, view_sample
 from svfap_dist.inference.videos import read_video
-from svfap_dist.model import loss, patches, weights
+from svfap_dist.model import patches, weights
 from svfap_dist.rng import Stream
 from svfap_dist.shards.reader import BadSample
 
@@ -67,11 +67,11 @@ def _frames_of(model: torch.nn.Module, config: Config, url: str) -> np.ndarray:
     visible = torch.from_numpy(split.visible).unsqueeze(0)
     masked = torch.from_numpy(split.masked).unsqueeze(0)
     shape = config.model.tubelet_size, config.model.patch_size
-    predicted = loss.to_pixels(model(clips, visible, masked), clips, masked, *shape)
+    predicted = patches.to_pixels(model(clips, visible, masked), clips, masked, *shape)
     grey = torch.full_like(predicted, _GREY)
     rows = [
         patches.denormalize(clips),
-        *(loss.paste(p, clips, masked, *shape) for p in (grey, predicted)),
+        *(patches.paste(p, clips, masked, *shape) for p in (grey, predicted)),
     ]
     stacked = torch.cat(rows).permute(0, 2, 3, 4, 1)  # [3, 3, F, H, W] -> [3, F, H, W, 3]
     return (stacked.clamp(0, 1) * 255).round().to(torch.uint8).numpy()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from svfap_dist.config import Config
 from svfap_dist.data import masking
 from svfap_dist.data.batch import ClipBatch
-from svfap_dist.model import autoencoder, flops, loss, sizes
+from svfap_dist.model import autoencoder, flops, patches, sizes
 from svfap_dist.rng import Stream
 from svfap_dist.train.engine import Objective, StepContext
 from svfap_dist.train.labelled import Labelled
@@ -94,5 +94,5 @@ class MaskedReconstruction:
             tensor[part].to(context.device, non_blocking=True)
             for tensor in (batch.visible, batch.masked)
         )
-        target = loss.targets(frames, masked, self._model.tubelet_size, self._model.patch_size)
-        return loss.masked_patch_loss(network(frames, visible, masked), target)
+        target = patches.targets(frames, masked, self._model.tubelet_size, self._model.patch_size)
+        return patches.masked_patch_loss(network(frames, visible, masked), target)

@@ -9,7 +9,7 @@ import torch
 
 from svfap_dist.bench import baseline
 from svfap_dist.bench.steps import bench_recipe
-from svfap_dist.model import autoencoder, loss, patches
+from svfap_dist.model import autoencoder, patches
 from svfap_dist.profiling.step import noise_batch
 
 
@@ -23,13 +23,13 @@ def test_equal_weights_give_an_equal_loss_and_gradient(encoder: str) -> None:
     other = baseline.Straightforward(copy.deepcopy(model))
     batch = noise_batch(bench_recipe("nano", 2), 2)
     frames, visible, masked = batch.frames, batch.visible, batch.masked
-    target = loss.targets(frames, masked)
-    ours = loss.masked_patch_loss(model(frames, visible, masked), target)
+    target = patches.targets(frames, masked)
+    ours = patches.masked_patch_loss(model(frames, visible, masked), target)
 
     clips = patches.normalize(frames)
     mask = torch.ones(2, 800, dtype=torch.bool).scatter(1, visible, False)
     their_target = baseline.targets(clips, mask, 2, 16)
-    theirs = loss.masked_patch_loss(other(clips, mask), their_target)
+    theirs = patches.masked_patch_loss(other(clips, mask), their_target)
     torch.testing.assert_close(their_target, target, atol=1e-4, rtol=1e-4)
     assert theirs.item() == pytest.approx(ours.item(), abs=1e-4)
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from svfap_dist.model import loss, patches
+from svfap_dist.model import patches
 from svfap_dist.model.autoencoder import MaskedAutoencoder
 from svfap_dist.model.layers import Block, CrossBlock
 
@@ -53,8 +53,8 @@ def without_gradient(model: MaskedAutoencoder, batch: Batch) -> list[str]:
     """Names of the parameters that a training step leaves without a gradient."""
     clips, visible, masked = batch
     size = model.size
-    target = loss.targets(clips, masked, size.tubelet_size, size.patch_size)
-    loss.masked_patch_loss(model(clips, visible, masked), target).backward()
+    target = patches.targets(clips, masked, size.tubelet_size, size.patch_size)
+    patches.masked_patch_loss(model(clips, visible, masked), target).backward()
     # A constant added to all logits of a softmax changes nothing, so its gradient is zero.
     return [
         name

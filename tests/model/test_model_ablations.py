@@ -9,7 +9,7 @@ from model_guards import Batch, leaks, misplaced, without_gradient
 from svfap_dist.config import Config, recipe
 from svfap_dist.data import masking
 from svfap_dist.errors import ConfigError
-from svfap_dist.model import autoencoder, classifier, loss
+from svfap_dist.model import autoencoder, classifier, patches
 from svfap_dist.model.autoencoder import MaskedAutoencoder
 from svfap_dist.model.encoder import Encoder, TemporalPool
 from svfap_dist.model.layers import Block
@@ -95,7 +95,7 @@ def test_an_ablation_trains_and_keeps_the_guards(overrides: str, unchanged) -> N
     clips, _, masked = batch
     prediction = model(*batch)
     size = model.size
-    target = loss.targets(clips, masked, size.tubelet_size, size.patch_size)
+    target = patches.targets(clips, masked, size.tubelet_size, size.patch_size)
     assert prediction.shape == target.shape
     assert prediction.isfinite().all()
     # The override is not ignored: another network, another mask or another result.

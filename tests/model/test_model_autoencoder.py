@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from svfap_dist.errors import CheckpointError
-from svfap_dist.model import autoencoder, classifier, loss, patches
+from svfap_dist.model import autoencoder, classifier, patches
 
 Tubes = Callable[..., tuple[Tensor, Tensor]]
 
@@ -32,7 +32,7 @@ def test_predictions_are_one_per_masked_patch(
     visible, masked = tubes(size, 2, visible_per_frame)
     clips = torch.randn(2, 3, size.num_frames, size.frame_size, size.frame_size)
     prediction = model(clips, visible, masked)
-    target = loss.targets(clips, masked, size.tubelet_size, size.patch_size)
+    target = patches.targets(clips, masked, size.tubelet_size, size.patch_size)
     assert prediction.shape == target.shape == (2, masked.shape[1], size.patch_dim)
 
 
@@ -63,8 +63,8 @@ def test_no_step_looks_at_the_data() -> None:
         visible = torch.empty(2, 80, dtype=torch.int64)
         masked = torch.empty(2, 720, dtype=torch.int64)
         for given in (frames, patches.normalize(frames)):
-            target = loss.targets(given, masked)
-            loss.masked_patch_loss(model(given, visible, masked), target).backward()
+            target = patches.targets(given, masked)
+            patches.masked_patch_loss(model(given, visible, masked), target).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 

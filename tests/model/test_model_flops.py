@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from svfap_dist.model import autoencoder, classifier, flops, loss, sizes
+from svfap_dist.model import autoencoder, classifier, flops, patches, sizes
 
 
 def _counted(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
@@ -77,7 +77,7 @@ def test_a_training_step() -> None:
         inputs = _inputs(model.size, 80, 720)
         target = torch.empty(1, 720, model.size.patch_dim)
     with FlopCounterMode(display=False) as counter:
-        loss.masked_patch_loss(model(*inputs), target).backward()
+        patches.masked_patch_loss(model(*inputs), target).backward()
     counted = flops.training_step(flops.autoencoder(model.size, 80, 720))
     assert counted == counter.get_total_flops()
 

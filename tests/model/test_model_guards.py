@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from model_guards import Batch, leaks, misplaced, replace_patches, unseen, without_gradient
 from torch import Tensor, nn
 
-from svfap_dist.model import autoencoder, loss, patches
+from svfap_dist.model import autoencoder, patches
 from svfap_dist.model.autoencoder import MaskedAutoencoder
 from svfap_dist.model.encoder import StageFusion, TemporalDownsample
 
@@ -155,11 +155,11 @@ def test_the_model_learns_a_batch_by_heart(tubes: Callable[..., tuple[Tensor, Te
     model: nn.Module = autoencoder.build("nano", frame_size=32, num_frames=8)
     clips = torch.randn(2, 3, 8, 32, 32)
     visible, masked = tubes(autoencoder.resolve("nano", {"frame_size": 32, "num_frames": 8}), 2, 1)
-    target = loss.targets(clips, masked)
+    target = patches.targets(clips, masked)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(60):
-        error = loss.masked_patch_loss(model(clips, visible, masked), target)
+        error = patches.masked_patch_loss(model(clips, visible, masked), target)
         optimizer.zero_grad()
         error.backward()
         optimizer.step()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svfap_dist.model import autoencoder, layers, loss
+from svfap_dist.model import autoencoder, layers, patches
 from svfap_dist.model.autoencoder import MaskedAutoencoder
 
 Tubes = Callable[..., tuple[Tensor, Tensor]]
@@ -45,7 +45,9 @@ def test_the_decoder_gives_what_its_whole_last_block_gives(tubes: Tubes) -> None
 
 def _step(model: MaskedAutoencoder, frames: Tensor, split: tuple[Tensor, Tensor]) -> Tensor:
     visible, masked = split
-    value = loss.masked_patch_loss(model(frames, visible, masked), loss.targets(frames, masked))
+    value = patches.masked_patch_loss(
+        model(frames, visible, masked), patches.targets(frames, masked)
+    )
     value.backward()
     return value
 

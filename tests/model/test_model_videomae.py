@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from svfap_dist.errors import CheckpointError
-from svfap_dist.model import autoencoder, classifier, loss
+from svfap_dist.model import autoencoder, classifier, patches
 from svfap_dist.model.convert import import_official
 
 Tubes = Callable[..., tuple[Tensor, Tensor]]
@@ -116,7 +116,7 @@ def test_pre_training_equals_hugging_face(tubes: Tubes) -> None:
     expected = theirs(clips.transpose(1, 2), _masks(visible, ours.size.num_tokens))
     prediction = ours(clips, visible, masked)
     torch.testing.assert_close(prediction, expected.logits, atol=1e-5, rtol=1e-5)
-    error = loss.masked_patch_loss(prediction, loss.targets(clips, masked))
+    error = patches.masked_patch_loss(prediction, patches.targets(clips, masked))
     torch.testing.assert_close(error, expected.loss, atol=1e-5, rtol=1e-5)
     assert prediction.std() > 0.1
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from train_ranks import random_batch, recipe_tables, start
 
 from svfap_dist.config import Config, recipe
-from svfap_dist.model import autoencoder, loss
+from svfap_dist.model import autoencoder, patches
 from svfap_dist.train import optim, schedule
 from svfap_dist.train.engine import StepContext
 from svfap_dist.train.objective import build_arguments, build_objective
@@ -80,7 +80,7 @@ def plain_torch(config: Config) -> tuple[list[float], list[float], dict[str, Ten
         for part in (slice(0, 2), slice(2, 4)):
             frames, masked = batch.frames[part], batch.masked[part]
             prediction = model(frames, batch.visible[part], masked)
-            value = loss.masked_patch_loss(prediction, loss.targets(frames, masked)) / 2
+            value = patches.masked_patch_loss(prediction, patches.targets(frames, masked)) / 2
             value.backward()
             halves.append(value.item())
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from svfap_dist.model import loss, patches
+from svfap_dist.model import patches
 from svfap_dist.model.sizes import resolve
 
 Tubes = Callable[..., tuple[Tensor, Tensor]]
@@ -46,7 +46,7 @@ def test_targets_equal_the_slow_oracle(
     given: str, clips: Tensor, frames: Tensor, tubes: Tubes
 ) -> None:
     _, masked = tubes(SIZE, 2, 3)
-    target = loss.targets(clips if given == "clips" else frames, masked)
+    target = patches.targets(clips if given == "clips" else frames, masked)
     assert target.shape == (2, 2 * 13, 1536)
     pixels = patches.denormalize(clips)
     for b in range(2):
@@ -57,7 +57,7 @@ def test_targets_equal_the_slow_oracle(
 
 def test_a_flat_patch_has_a_finite_target(tubes: Tubes) -> None:
     _, masked = tubes(SIZE, 1, 3)
-    target = loss.targets(torch.zeros(1, 3, 4, 64, 64), masked)
+    target = patches.targets(torch.zeros(1, 3, 4, 64, 64), masked)
     assert target.isfinite().all()
     assert target.abs().max() < 1  # rounding noise over 1e-6, not a texture
 
@@ -65,35 +65,35 @@ def test_a_flat_patch_has_a_finite_target(tubes: Tubes) -> None:
 def test_a_flat_patch_of_frames_has_no_texture(tubes: Tubes) -> None:
     _, masked = tubes(SIZE, 1, 3)
     frames = torch.full((1, 4, 64, 64, 3), 77, dtype=torch.uint8)
-    assert (loss.targets(frames, masked) == 0).all()
+    assert (patches.targets(frames, masked) == 0).all()
 
 
 def test_targets_leave_the_frames_as_they_are(frames: Tensor, clips: Tensor, tubes: Tubes) -> None:
     _, masked = tubes(SIZE, 2, 3)
     for given in (frames, clips):
         before = given.clone()
-        loss.targets(given, masked)
+        patches.targets(given, masked)
         assert torch.equal(given, before)
 
 
 def test_loss_is_the_mean_square_in_float32() -> None:
     prediction, target = torch.randn(2, 5, 12), torch.randn(2, 5, 12)
     expected = (prediction - target).square().sum() / 120
-    torch.testing.assert_close(loss.masked_patch_loss(prediction, target), expected)
-    rough = loss.masked_patch_loss(prediction.bfloat16(), target)
+    torch.testing.assert_close(patches.masked_patch_loss(prediction, target), expected)
+    rough = patches.masked_patch_loss(prediction.bfloat16(), target)
     assert rough.dtype == torch.float32
     torch.testing.assert_close(rough, expected, atol=0.02, rtol=0.02)
 
 
 def test_perfect_predictions_give_the_original_picture(clips: Tensor, tubes: Tubes) -> None:
     _, masked = tubes(SIZE, 2, 3)
-    pixels = loss.to_pixels(loss.targets(clips, masked), clips, masked)
-    torch.testing.assert_close(loss.paste(pixels, clips, masked), patches.denormalize(clips))
+    pixels = patches.to_pixels(patches.targets(clips, masked), clips, masked)
+    torch.testing.assert_close(patches.paste(pixels, clips, masked), patches.denormalize(clips))
 
 
 def test_a_zero_prediction_is_each_patchs_mean_colour(clips: Tensor, tubes: Tubes) -> None:
     _, masked = tubes(SIZE, 2, 3)
-    pixels = loss.to_pixels(torch.zeros(2, 26, 1536), clips, masked).unflatten(2, (512, 3))
+    pixels = patches.to_pixels(torch.zeros(2, 26, 1536), clips, masked).unflatten(2, (512, 3))
     original = patches.patchify(patches.denormalize(clips))
     for b in range(2):
         means = original[b, masked[b]].unflatten(1, (512, 3)).mean(1, keepdim=True)
@@ -102,14 +102,14 @@ def test_a_zero_prediction_is_each_patchs_mean_colour(clips: Tensor, tubes: Tube
 
 def test_pictures_stay_within_black_and_white(clips: Tensor, tubes: Tubes) -> None:
     _, masked = tubes(SIZE, 2, 3)
-    pixels = loss.to_pixels(100 * torch.randn(2, 26, 1536), clips, masked)
+    pixels = patches.to_pixels(100 * torch.randn(2, 26, 1536), clips, masked)
     assert pixels.min() == 0
     assert pixels.max() == 1
 
 
 def test_paste_touches_masked_places_only(clips: Tensor, tubes: Tubes) -> None:
     visible, masked = tubes(SIZE, 2, 3)
-    pasted = loss.paste(torch.full((2, 26, 1536), 0.5), clips, masked)
+    pasted = patches.paste(torch.full((2, 26, 1536), 0.5), clips, masked)
     assert pasted.shape == clips.shape
     assert (patches.gather_patches(pasted, masked) == 0.5).all()
     original = patches.denormalize(clips)
