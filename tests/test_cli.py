@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import typer
+
+from svfap_dist import cli
 
 
 def svfap(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -58,6 +63,26 @@ def test_mistakes_are_told_in_one_paragraph(arguments, code, words, tmp_path):
         assert word in error
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def commands(group: Any, path: str = "svfap") -> Iterator[tuple[str, Any]]:
+    """All verbs, with their full names."""
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        if hasattr(command, "list_commands"):
+            yield from commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+def test_every_verb_has_an_example_and_every_option_a_help():
+    found = dict(commands(typer.main.get_command(cli.app)))
+    assert {"svfap pretrain", "svfap launch slurm", "svfap checkpoint reshape"} <= found.keys()
+    for name, command in found.items():
+        assert f"Example: {name}" in command.help
+        for parameter in command.params:
+            assert parameter.help, f"{name} {parameter.name}"
+            assert parameter.help.endswith((".", ").")), f"{name}: {parameter.help}"
 
 
 @pytest.mark.parametrize(

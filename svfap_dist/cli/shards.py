@@ -12,7 +12,7 @@ from svfap_dist.progress import Progress
 
 
 def _list_of_sources() -> str:
-    """Return the table of sources for the help of `svfap shard`; \\b keeps click from wrapping."""
+    """Return the table of sources for the help of `svfap shard`."""
     tables = []
     for title, is_labelled in (("Sources without labels", False), ("Labeled data sets", True)):
         rows = [row for row in SOURCES.values() if row.is_labelled == is_labelled]

@@ -69,8 +69,7 @@ class RayJobs:
     follow: bool = cli_option(False, "Show the job's output until it ends.")
 
     def prepare(self, name: str, overrides: Sequence[str]) -> Submission:
-        """See `Scheduler.prepare`; the content is the arguments of Ray's `submit_job`, and the text
-        of recipe.toml."""
+        """See `Scheduler.prepare`; the content is arguments of `submit_job`, and recipe.toml."""
         config = load_recipe(name, overrides)
         word = re.sub(r"[^A-Za-z0-9_-]+", "-", config.run.name)
         env = {"RAY_JOB_STOP_WAIT_TIME_S": str(self.stop_seconds), **self._variables()}

@@ -185,27 +185,26 @@ def check_world_size(config: Config, world_size: int, key: str = "world size") -
     return per_rank // micro
 
 
-def check_window(config: Config, min_frames: int, where: str) -> None:
+def check_window(data: sections.DataConfig, min_frames: int, where: str) -> None:
     """Check that the shortest video of a data set is long enough for a clip.
 
     Args:
-        config: the recipe, for the window of its clips.
+        data: section of the recipe, for the window of its clips.
         min_frames: frames of the shortest video.
         where: the data set, for the error.
 
     Raises:
         ConfigError: a clip's window is longer.
     """
-    if config.window > min_frames:
-        data = config.data
+    if data.window > min_frames:
         raise ConfigError(
             "Window is longer than a clip of the data set",
             where=where,
             found=f"data.num_frames = {data.num_frames} at data.sampling_rate = "
-            f"{data.sampling_rate} spans {config.window} frames, the shortest video has "
+            f"{data.sampling_rate} spans {data.window} frames, the shortest video has "
             f"{min_frames}",
             do="lower data.num_frames or data.sampling_rate, or shard again with "
-            f"--min-frames {config.window}",
+            f"--min-frames {data.window}",
         )
 
 

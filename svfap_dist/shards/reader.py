@@ -83,7 +83,7 @@ def open_data(config: Config, url: str) -> Manifest:
     manifest = shard_format.load_manifest(url)
     shard_format.check_shards(url, manifest)
     if config.task is None:
-        check_window(config, manifest.min_frames, where=url)
+        check_window(config.data, manifest.min_frames, where=url)
     return manifest
 
 

@@ -181,12 +181,12 @@ def test_accumulation_makes_up_for_fewer_ranks(ranks, accumulation):
 
 
 def test_window_longer_than_the_shortest_video_is_refused():
-    config = Config()
-    check_window(config, 61, "shards")
+    data = Config().data
+    check_window(data, 61, "shards")
     with pytest.raises(
         ConfigError, match=r"spans 61 frames, the shortest video has 60.*--min-frames 61"
     ):
-        check_window(config, 60, "shards")
+        check_window(data, 60, "shards")
 
 
 # What two attempts at one run may differ in. Any other field, and each new one that is not put
