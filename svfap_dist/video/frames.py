@@ -40,7 +40,7 @@ class MatrixRow(NamedTuple):
 
 
 MATRICES: dict[Matrix, MatrixRow] = {
-    # Code 2 is "unspecified", which FFmpeg's converters also take for BT.601.
+    # Code 2 is "unspecified", which FFmpeg's converters also treat as BT.601.
     "bt601": MatrixRow(0.299, 0.114, (6, 5, 2), Colorspace.ITU601),
     "bt709": MatrixRow(0.2126, 0.0722, (1,), Colorspace.ITU709),
 }

@@ -232,7 +232,7 @@ def _decode(data: bytes, limits: Limits, stop_after: int | None) -> list[int] | 
 
 
 def missing_bytes(data: bytes) -> str | None:
-    """Describe what reaches beyond the end of a file; None: nothing, or the format cannot tell.
+    """Describe what reaches beyond the end of a file; None: nothing, or unknown.
 
     Args:
         data: bytes of the file.

@@ -83,7 +83,7 @@ def video_stream(container: InputContainer) -> VideoStream:
 
 
 def exact_rate(fps: float) -> Fraction:
-    """Return a frame rate as the fraction it stands for: 29.97.. is 30000/1001.
+    """Return a frame rate as an exact fraction: 29.97.. is 30000/1001.
 
     Args:
         fps: frames per second.

@@ -140,7 +140,7 @@ def test_frames_are_resized_where_asked():
         TrainProfile(size=63)
 
 
-def test_colours_are_said_again():
+def test_colors_are_said_again():
     source = make_video(
         None,
         3,

@@ -48,7 +48,7 @@ def oracle(frames: YuvFrames) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(32, 32), (31, 33), (17, 40)])
-def test_colours_are_those_of_the_standards(kind, size):
+def test_colors_are_those_of_the_standards(kind, size):
     frames = smooth_frames(*size, kind)
     for top, left in ((0, 0), (1, 1), (2, 3)):
         side = 13
@@ -89,7 +89,7 @@ def test_a_crop_of_the_right_size_is_not_touched():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_batch_equals_its_clips(dtype):
-    """Enlarged, made smaller, odd places, all kinds of colours, frames of several sizes."""
+    """Enlarged, made smaller, odd places, all kinds of colors, frames of several sizes."""
     sizes = [(64, 64), (64, 64), (61, 47), (64, 80)]
     clips = [
         smooth_frames(*size, kind, k)

@@ -1,4 +1,4 @@
-"""DALI's graph on the CPU: batches of unlike videos, crops, colours, and what a bad video costs."""
+"""DALI's graph on the CPU: batches of unlike videos, crops, colors, and what a bad video costs."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_flipped_clip_is_the_mirror_image(decoder):
 
 @pytest.mark.parametrize("matrix", ["bt601", "bt709"])
 @pytest.mark.parametrize("range_", ["tv", "pc"])
-def test_colours_are_those_of_the_cpus_path(decoder, matrix, range_):
+def test_colors_are_those_of_the_cpus_path(decoder, matrix, range_):
     """Even areas, so that neither filters nor the finer points of chroma matter."""
     target, (y, u, v) = io.BytesIO(), (120, 90, 180)
     names = {"bt601": "smpte170m", "bt709": "bt709"}
@@ -139,7 +139,7 @@ def test_a_bad_video_costs_its_own_clips(decoder):
 
 
 def test_all_backends_show_the_same_picture(decoder):
-    """Codecs are exact, so only the rounding of colours and the filter of chroma may differ."""
+    """Codecs are exact, so only the rounding of colors and the filter of chroma may differ."""
     golden = GOLDEN["vp9-webm"]()
     luma = backends.decode(golden.video, golden.info, [7, 8]).y.astype(float)
     rgb = decoder(golden.video, golden.info, [7, 8])

@@ -1,6 +1,6 @@
-"""Every backend gives exactly the frames asked for, of every kind of video that it decodes.
+"""Every backend gives exactly the frames requested, of every kind of video that it decodes.
 
-Each frame has its number painted in, so a wrong one names itself. The lists asked for are a strided
+Each frame has its number painted in, so a wrong one names itself. The lists requested are a strided
 window, one frame, a few in any order and with repeats, and all of them.
 """
 
@@ -50,7 +50,7 @@ def numbers_in(frames: Frames) -> list[int]:
 
 
 @pytest.mark.parametrize(("backend", "name"), cases())
-def test_exactly_the_frames_asked_for(backend, name):
+def test_exactly_the_requested_frames(backend, name):
     golden = made(name)
     decoder: Decoder = backends.decode if backend == "pyav" else dali(backend)
     count = golden.info.num_frames
@@ -80,7 +80,7 @@ def test_what_is_cut_short_or_no_video_is_an_error(backend, name):
 
 
 @pytest.mark.parametrize("backend", ["pyav", pytest.param("cpu", marks=needs_dali)])
-def test_a_codec_that_nobody_knows_is_an_error(backend):
+def test_an_unknown_codec_is_an_error(backend):
     golden = made("vp9-webm")
     decoder: Decoder = backends.decode if backend == "pyav" else dali(backend)
     with pytest.raises(DecodeError, match="No video stream"):

@@ -1,4 +1,4 @@
-"""Frames out of packets: exactly those asked for, in the order asked for, or an error."""
+"""Frames out of packets: exactly those requested, in the order requested, or an error."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_planes_are_those_that_a_container_gives(long_video):
     ("matrix", "full_range"), [("bt601", False), ("bt601", True), ("bt709", False), ("bt709", True)]
 )
 def test_what_the_planes_mean_is_handed_on(matrix, full_range):
-    """A wrong matrix or range would train on wrong colours, and nobody would see it."""
+    """A wrong matrix or range would train on wrong colors, unnoticed."""
     said = {"bt601": "smpte170m", "bt709": "bt709"}[matrix], "pc" if full_range else "tv"
     options = dict(zip(("colorspace", "color_range"), said, strict=True))
     source = make_video(None, 3, encoder_options=options)

@@ -24,11 +24,11 @@ RANDOM = {"crop_scales": (1.0, 0.875, 0.75, 0.66), "num_lanes": 2}
 
 def stored(sample: int, side: int = SIDE) -> tuple[bytes, VideoInfo]:
     """Of every other matrix and, of these, of every other range."""
-    colours = {
+    colors = {
         "colorspace": ("smpte170m", "bt709")[sample % 2],
         "color_range": ("tv", "pc")[sample // 2 % 2],
     }
-    source = make_video(None, FRAMES, size=(side, side), seed=sample, encoder_options=colours)
+    source = make_video(None, FRAMES, size=(side, side), seed=sample, encoder_options=colors)
     info = probe(source, 1)
     assert isinstance(info, VideoInfo)
     return transcode(source, info, TrainProfile("full"))

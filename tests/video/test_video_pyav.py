@@ -1,4 +1,4 @@
-"""Decoding: exactly the frames asked for, whatever the codec, the key frames and the time stamps.
+"""Decoding: exactly the frames requested, whatever the codec, the key frames and the time stamps.
 
 Each frame of the videos has its number painted in, so a wrong frame names itself.
 """
@@ -181,7 +181,7 @@ def test_planes_are_those_of_the_decoder(size):
         assert b"".join(plane[k].tobytes() for plane in (frames.y, frames.u, frames.v)) == planes
 
 
-def test_colours_that_planes_cannot_say_are_those_of_pyav():
+def test_colors_that_planes_cannot_say_are_those_of_pyav():
     video = encode(20, pix_fmt="yuv444p", options=X264)
     with av.open(io.BytesIO(video)) as container:
         expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]

@@ -47,8 +47,8 @@ def test_they_are_those_of_the_decoder(gaps, constant, fps, b_frames):
 
 
 def test_a_time_on_the_border_belongs_to_the_same_frame_as_in_the_decoder():
-    """Frames of 1/50 s asked for at 25 per second: number k is the 2k-th, which is exactly there;
-    at 100 per second every other one lies halfway between two."""
+    """Frames of 1/50 s requested at 25 per second: number k is the 2k-th, which is exactly there;
+    at 100 per second every other one is halfway between two."""
     video = make_video(None, 20, fps=50)
     for fps in (25.0, 100.0):
         for constant in (True, False):
