@@ -89,7 +89,6 @@ class Rejected:
 class _Packets:
     """What all packets of a video stream show; times: of its frames, ascending, in ticks."""
 
-    count: int
     times: list[int]
     starts_with_keyframe: bool
     ends_corrupt: bool
@@ -150,13 +149,12 @@ def _probe_stream(
         return times
     if countable:
         times = packets.times
-    num_frames = packets.count if countable else len(times)
     fps, constant = frame_rate(
-        times if len(times) == num_frames else [],
+        times,
         video.time_base or Fraction(1, 1000),
         [video.base_rate, video.average_rate, video.guessed_rate],
     )
-    info = VideoInfo(num_frames, fps, context.width, context.height, context.name, constant)
+    info = VideoInfo(len(times), fps, context.width, context.height, context.name, constant)
     return _misfit(info, min_frames, limits) or info
 
 
@@ -194,12 +192,12 @@ def _read_packets(
                     return None
     times = sorted(packet_times(shown, container))
     keyframe = bool(shown) and shown[0].is_keyframe
-    return _Packets(len(shown), times, keyframe, corrupt, end_seconds)
+    return _Packets(times, keyframe, corrupt, end_seconds)
 
 
 def _cut_short(container: InputContainer, video: VideoStream, packets: _Packets) -> str | None:
     if packets.ends_corrupt:
-        return f"packet {packets.count} is incomplete"
+        return f"packet {len(packets.times)} is incomplete"
     declared_end = 0.0
     if container.duration is not None:
         start = max(container.start_time or 0, 0)

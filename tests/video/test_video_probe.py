@@ -183,3 +183,8 @@ def test_structures_without_a_size_are_left_to_the_demuxer() -> None:
     assert cut == "box 'mdat' ends at byte 116 of 82"
     live = bytes.fromhex("1a45dfa380" + "18538067" + "01ffffffffffffff") + b"x" * 10
     assert missing_bytes(live) is None
+
+
+def test_a_codec_that_this_ffmpeg_lacks_is_a_reason() -> None:
+    video = make_video(None, 70, codec="libvpx-vp9", container="webm").replace(b"V_VP9", b"V_VPX")
+    assert probe(video) == Rejected("no_video_stream", "streams: video")
