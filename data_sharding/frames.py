@@ -1,12 +1,12 @@
-"""Pictures in a folder -> one video: for data sets that come as frames.
+"""Make a video of the pictures in a folder, for data sets that are distributed as frames.
 
-Training reads videos, so a clip's frames become one file, once. Frames that are ordinary JPEGs of
-one size (nearly all) are put into an mp4 as they are: an MJPEG video is a row of JPEG pictures, so
-no pixel changes and nothing is decoded. Anything else (PNG, progressive or mixed JPEG, frames of
-several sizes) is encoded with H.264 at a quality where losses do not show; then frames of another
-size are scaled to that of the first, and an odd last row or column is dropped, as 4:2:0 asks for.
+Frames that are baseline JPEGs of one size (nearly all) are muxed into an mp4 unchanged: an MJPEG
+video is a sequence of JPEG pictures, so no pixel changes and nothing is decoded. Anything else
+(PNG, progressive or mixed JPEG, frames of several sizes) is encoded with H.264 at a visually
+lossless quality; then frames of another size are scaled to that of the first, and an odd last row
+or column is dropped, which 4:2:0 requires.
 
-Equal frames give equal bytes. The frame rate is a label, for pictures have none.
+Equal frames give equal bytes. The frame rate is nominal, since pictures have none.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from svfap_dist.errors import DecodeError
 
 FRAME_SUFFIXES = ("jpg", "jpeg", "png")
 FPS = 25
-ENCODER = 1  # raise it when the same frames come out as other bytes
+ENCODER = 1  # incremented when the same frames give other bytes
 SUFFIX = "mp4"
 
 _READS_AT_ONCE = 8  # from a store, where each frame is a request
 _END_OF_JPEG = b"\xff\xd9"
-# One thread and no macroblock tree: else x264's bytes depend on threads and on what the heap held.
+# One thread and no macroblock tree: else x264's bytes depend on threads and on the heap.
 _H264 = {
     "crf": "17",
     "preset": "veryfast",
@@ -45,11 +45,11 @@ _H264 = {
 
 
 class BrokenFrame(DecodeError):
-    """A frame that is no whole picture."""
+    """A frame that is not a complete picture."""
 
     def __init__(self, index: int, found: str) -> None:
         advice = "copy the frame again, or delete it"
-        super().__init__("Frame is no picture", where=f"frame {index}", found=found, do=advice)
+        super().__init__("Unreadable frame", where=f"frame {index}", found=found, do=advice)
         self.index = index
 
     def __reduce__(self) -> Any:
@@ -58,20 +58,25 @@ class BrokenFrame(DecodeError):
 
 @dataclasses.dataclass(frozen=True)
 class _Header:
-    """What a picture's header says; copyable: a baseline JPEG, complete."""
+    """What a picture's header says."""
 
     size: tuple[int, int]  # width, height
     sampling: tuple[tuple[int, int], ...]  # of each component; empty if not a JPEG
-    copyable: bool
+    copyable: bool  # a complete baseline JPEG
 
 
 def read_frames(folder: str, names: str) -> bytes:
-    """The video of the frames `names`, separated by `/`, of a folder or S3 prefix.
+    """Return the video of some frames, or the bytes of a frame that is not a picture.
 
-    If a frame is no picture, its own bytes, which the probe will refuse: the clip is then listed as
-    unreadable, as a broken video is.
+    The probe rejects such bytes, so that the clip is listed as unreadable, like a broken video.
 
-    Raises: StorageMissingError if a frame is gone; StorageError from the store.
+    Args:
+        folder: folder or prefix of the frames.
+        names: of the frames, separated by `/`.
+
+    Raises:
+        StorageMissingError: A frame is gone.
+        StorageError: The store failed.
     """
     urls = [storage.join(folder, name) for name in names.split("/")]
     if storage.is_remote(folder):
@@ -86,14 +91,23 @@ def read_frames(folder: str, names: str) -> bytes:
 
 
 def natural_order(name: str) -> list[str | int]:
-    """Sorting key by which `2.jpg` comes before `10.jpg`."""
+    """Return a sort key that puts `2.jpg` before `10.jpg`.
+
+    Args:
+        name: of a file.
+    """
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def encode_frames(frames: Sequence[bytes], fps: int = FPS) -> bytes:
-    """Picture files, in the order they are shown -> an mp4 of constant frame rate.
+    """Return an mp4 of constant frame rate.
 
-    Raises: BrokenFrame if one is no whole picture.
+    Args:
+        frames: picture files in presentation order.
+        fps: frames per second.
+
+    Raises:
+        BrokenFrame: One is not a complete picture.
     """
     headers = [_read_header(frame, index) for index, frame in enumerate(frames)]
     first = headers[0]
@@ -118,7 +132,7 @@ def _copied(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format=SUFFIX, options={"fflags": "+bitexact"}) as container:
         stream = _add_stream(container, "mjpeg", size, fps, {})
-        stream.pix_fmt = "yuvj420p"  # for the muxer; decoders go by each picture's own header
+        stream.pix_fmt = "yuvj420p"  # for the muxer; decoders read each picture's own header
         for number, frame in enumerate(frames):
             packet = av.Packet(frame)
             packet.stream = stream

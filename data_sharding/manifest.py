@@ -1,9 +1,9 @@
-"""The first and the last step of a sharding: what is there already, and now it is complete.
+"""Take stock of an output before a sharding, and commit its manifest at the end.
 
 The manifest is written when everything else is in place, so its presence means "complete". It
-carries its options and a digest of its inputs: the same command on the same inputs finds its work
-done, one on more inputs adds shards for the new ones, and another command cannot mix its shards
-into it. While shards are added, the manifest of before stays, for those who train on them.
+contains its options and a digest of its inputs: the same command on the same inputs has nothing to
+do, one on more inputs adds shards for the new ones, and a command with other options is refused.
+While shards are added, the old manifest stays, for runs that train on it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,18 @@ from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import MANIFEST_NAME, REJECTED_NAME, Manifest, ShardEntry
 
 _SHARD_FILE = re.compile(r"shard-(\d{6,})\.(tar|index\.json|done\.json)")
+_OTHER_DATA = "Output holds a data set of other inputs or options"
 _ELSEWHERE = "use another URL, or replace it with --overwrite"
 
 
 class Stock:
-    """What lies under a URL, and so what is still to be made.
+    """What exists under a URL, and so what is still to be made.
 
-    manifest: the complete data set that is there, with the same options; None if there is none.
+    Args:
+        url: of the data set.
+        options: of this sharding.
+        manifest: of the complete data set that is there, with the same options; None: there is
+            none.
     """
 
     def __init__(self, url: str, options: Mapping[str, object], manifest: Manifest | None) -> None:
@@ -39,11 +44,11 @@ class Stock:
 
     @property
     def num_old(self) -> int:
-        """Groups of the data set that is there; new ones are numbered from here on."""
+        """Number of groups of the existing data set, and of the first new group."""
         return self.manifest.num_groups if self.manifest else 0
 
     def is_whole(self) -> bool:
-        """Whether all shards of the manifest are there, by their sizes."""
+        """Return whether all shards of the manifest exist, at their full size."""
         assert self.manifest is not None
         return all(self._has(entry) for entry in self.manifest.shards)
 
@@ -54,7 +59,11 @@ class Stock:
         return same_size and entry.index_name in self._sizes
 
     def marker(self, group: Group) -> Marker | None:
-        """The marker of a group whose shard is finished and there; None if it is to be made."""
+        """Return the marker of a group whose shard is finished; None if it is to be made.
+
+        Args:
+            group: of this sharding.
+        """
         if markers.name(group.number) not in self._sizes:
             return None
         try:
@@ -65,44 +74,48 @@ class Stock:
         return marker if marker.group_digest == digest and self._has(marker.entry) else None
 
     def groups(self, plan: Plan) -> Iterator[Group]:
-        """All groups of the data set: those of the shards that are there, then new ones.
+        """Yield all groups of the data set: those of existing shards, then new ones.
 
-        `keep_old` has told the plan which videos are old.
+        Args:
+            plan: in which `keep_old` has marked the old videos.
         """
         for number in range(self.num_old):
             yield plan.group(number, markers.load(self.url, number).keys)
         yield from plan.new_groups(self.num_old)
 
     def keep_old(self, plan: Plan) -> None:
-        """Tell the plan which videos are in shards already.
+        """Mark in the plan which videos are in shards already.
 
-        Raises: ConfigError if one of them is gone or another now, or nobody knows them any more.
+        Args:
+            plan: of all videos of the source.
+
+        Raises:
+            ConfigError: One of them is gone or has changed, or a marker is missing.
         """
         for number in range(self.num_old):
             try:
                 marker = markers.load(self.url, number)
             except (ShardError, storage.StorageMissingError) as error:
-                raise ConfigError(
-                    "Output lacks what tells old videos from new ones",
-                    where=storage.join(self.url, markers.name(number)),
-                    found=str(error),
-                    do=_ELSEWHERE,
-                ) from error
+                where = storage.join(self.url, markers.name(number))
+                what = "Marker of a finished shard is missing or unreadable"
+                raise ConfigError(what, where, str(error), _ELSEWHERE) from error
             plan.keep(marker.keys, marker.digests)
         if misfits := plan.misfits():
-            raise ConfigError(
-                "Output holds a data set of other inputs or options",
-                where=self.url,
-                found=f"{misfits.vanished} of its videos are gone from the source and "
-                f"{misfits.changed} have changed, such as {misfits.example!r}",
-                do=_ELSEWHERE,
-            )
+            found = f"{misfits.vanished} of its videos are gone from the source and "
+            found += f"{misfits.changed} have changed, such as {misfits.example!r}"
+            raise ConfigError(_OTHER_DATA, self.url, found, _ELSEWHERE)
 
 
 def take_stock(url: str, options: Mapping[str, object]) -> Stock:
-    """What lies under `url`.
+    """List what exists under a URL.
 
-    Raises: ConfigError if something else is there; StorageError from the store.
+    Args:
+        url: of the data set.
+        options: of this sharding.
+
+    Raises:
+        ConfigError: Something else is there.
+        StorageError: The store failed.
     """
     if not storage.exists(storage.join(url, MANIFEST_NAME)):
         stock = Stock(url, options, None)
@@ -111,20 +124,12 @@ def take_stock(url: str, options: Mapping[str, object]) -> Stock:
     try:
         manifest = shard_format.load_manifest(url)
     except ShardError as error:
-        raise ConfigError(
-            "Output holds a manifest that cannot be read",
-            where=url,
-            found=str(error),
-            do=_ELSEWHERE,
-        ) from error
+        what = "Output holds a manifest that cannot be read"
+        raise ConfigError(what, url, str(error), _ELSEWHERE) from error
     if manifest.options != options:
-        found = f"{manifest.num_samples} samples of source {manifest.source!r}"
-        raise ConfigError(
-            "Output holds a data set of other inputs or options",
-            where=url,
-            found=f"{found}, {_differences(manifest.options, options)}",
-            do=_ELSEWHERE,
-        )
+        found = f"{manifest.num_samples} samples of source {manifest.source!r}, "
+        found += _differences(manifest.options, options)
+        raise ConfigError(_OTHER_DATA, url, found, _ELSEWHERE)
     return Stock(url, options, manifest)
 
 
@@ -134,23 +139,26 @@ def _differences(old: Mapping[str, object], new: Mapping[str, object]) -> str:
 
 
 def _refuse_foreign_shards(url: str) -> None:
-    """Shards that another tool wrote, under the names that are about to be written, are precious.
-    A sharding that was interrupted has left the list of rejected videos beside its own."""
+    """Refuse to overwrite shards of another tool that have the names of ours.
+
+    An interrupted sharding has left the list of rejected videos beside its own shards.
+    """
     names = storage.list_files(url)
     tars = [name for name in names if _SHARD_FILE.fullmatch(name) and name.endswith(".tar")]
     if tars and REJECTED_NAME not in names:
-        raise ConfigError(
-            "Output holds shards that this command did not write",
-            where=url,
-            found=f"{len(tars)} tars, such as {tars[0]}, and no {REJECTED_NAME}",
-            do="use another URL, or replace them with --overwrite",
-        )
+        what = "Output holds shards that this command did not write"
+        found = f"{len(tars)} tars, such as {tars[0]}, and no {REJECTED_NAME}"
+        raise ConfigError(what, url, found, _ELSEWHERE)
 
 
 def begin(url: str) -> None:
-    """Take the manifest away: from now on nothing under `url` counts as complete.
+    """Delete the manifest: from now on nothing under the URL counts as complete.
 
-    Raises: StorageError if `url` cannot be written, while nothing has been worked in vain.
+    Args:
+        url: of the data set.
+
+    Raises:
+        StorageError: It cannot be written, which is noticed here, before any work.
     """
     storage.delete(storage.join(url, MANIFEST_NAME))
     storage.write_bytes(storage.join(url, REJECTED_NAME), b"")
@@ -159,10 +167,19 @@ def begin(url: str) -> None:
 def gather(
     url: str, groups: Iterable[Group], options: Mapping[str, object]
 ) -> tuple[list[ShardEntry], Tally]:
-    """Write the list of rejected videos, one JSON object a line, from the markers of all groups;
-    the shards that there are, and what became of all videos.
+    """Write the list of rejected videos, one JSON object a line, from the markers of all groups.
 
-    Raises: ShardError if a marker is not of this data set; StorageError.
+    Args:
+        url: of the data set.
+        groups: all of its groups.
+        options: of this sharding.
+
+    Returns:
+        The existing shards, and the tally of all videos.
+
+    Raises:
+        ShardError: A marker is not of this data set.
+        StorageError: The store or the temporary disk failed.
     """
     entries: list[ShardEntry] = []
     tally, digest = Tally(), options_digest(options)
@@ -179,26 +196,25 @@ def gather(
 
 
 def _marker_of(url: str, group: Group, digest: str) -> Marker:
-    """The marker of a group that is finished.
-
-    Raises: ShardError if another job has put its own there, or taken it away.
-    """
+    """Return the marker of a finished group, unless another job has replaced or deleted it."""
     found = "it is gone"
     with contextlib.suppress(storage.StorageMissingError):
         marker = markers.load(url, group.number)
         if marker.group_digest == markers.group_digest(group, digest):
             return marker
         found = "it was made from other videos or with other options"
-    raise ShardError(
-        "Another job has written to this output meanwhile",
-        where=storage.join(url, markers.name(group.number)),
-        found=found,
-        do="let it end, then run the same command again, with another URL if both are wanted",
-    )
+    what = "Another job has written to this output meanwhile"
+    fix = "let it end, then run the same command again, with another URL if both are wanted"
+    raise ShardError(what, storage.join(url, markers.name(group.number)), found, fix)
 
 
 def complete(url: str, manifest: Manifest) -> None:
-    """Remove what an earlier sharding left and, last of all, write the manifest."""
+    """Delete files of an earlier sharding and, last of all, write the manifest.
+
+    Args:
+        url: of the data set.
+        manifest: of all its shards.
+    """
     named = {entry.name for entry in manifest.shards}
     named |= {entry.index_name for entry in manifest.shards}
     named |= {markers.name(number) for number in range(manifest.num_groups)}
@@ -209,7 +225,11 @@ def complete(url: str, manifest: Manifest) -> None:
 
 
 def options_of(**options: object) -> dict[str, object]:
-    """Options as they come back from the manifest: JSON values, nested by kind."""
+    """Return options as they are read back from a manifest: JSON values, nested by kind.
+
+    Args:
+        options: plain values and dataclasses; None is left out.
+    """
     plain = {
         name: dataclasses.asdict(value)  # type: ignore[call-overload]
         if dataclasses.is_dataclass(value) and not isinstance(value, type)

@@ -1,8 +1,10 @@
-"""Samples -> one tar shard and its index, under a URL.
+"""Write samples to a tar shard and its index.
 
 Every field of the tar that could differ between two runs is fixed, so equal samples give equal
-bytes. It is written to local disk, read back once for its digests, uploaded, and then its index
-after it. That the shard counts is said by another file (`markers`).
+bytes: those of webdataset's `TarWriter` with the same fields, which a test compares. It is not used
+here since importing webdataset imports torch, some 200 MB in each process that makes shards; its
+reader checks the shards (`verify`). The tar is written to local disk, read back once for its
+digests and uploaded, then its index. A marker commits both (`markers`).
 """
 
 from __future__ import annotations
@@ -24,10 +26,18 @@ from svfap_dist.video.info import dump_info
 
 
 def pack(samples: Iterable[Sample], url: str, name: str) -> ShardEntry | None:
-    """Write samples, in their order, to `NAME.tar` and `NAME.index.json` under `url`; nothing, and
-    None, if there are none.
+    """Write samples, in their order, to `NAME.tar` and `NAME.index.json`.
 
-    Raises: StorageError if the store or the local temporary folder cannot be written.
+    Args:
+        samples: taken one by one.
+        url: of the data set.
+        name: of the shard.
+
+    Returns:
+        Its row of the manifest; None if there are no samples, and nothing was written.
+
+    Raises:
+        StorageError: The store or the temporary disk failed.
     """
     rest = iter(samples)
     first = next(rest, None)
@@ -40,7 +50,7 @@ def pack(samples: Iterable[Sample], url: str, name: str) -> ShardEntry | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where a sample lies in its tar."""
+    """Position of a sample in its tar, and what the index has of it."""
 
     key: str
     offset: int
@@ -50,14 +60,14 @@ class _Place:
 
 
 def _fill(file: IO[bytes], samples: Iterable[Sample]) -> list[_Place]:
-    """Write a tar; returns its samples' places."""
+    """Write a tar; return its samples' places."""
     places: list[_Place] = []
-    tar = tarfile.open(fileobj=file, mode="w")  # noqa: SIM115 - closed where a full disk is told
+    tar = tarfile.open(fileobj=file, mode="w")  # noqa: SIM115 - closed below, where a full disk is reported
     try:
         for sample in samples:
             offset = tar.offset
             with temporary.explained():
-                # JSON comes first, so that a reader can know a sample by its first kilobyte.
+                # JSON first, so that the first kilobytes of a sample suffice to describe it.
                 _add(tar, f"{sample.key}.json", dump_info(sample.info))
                 _add(tar, f"{sample.key}.{sample.suffix}", sample.data)
             info = sample.info
@@ -67,14 +77,14 @@ def _fill(file: IO[bytes], samples: Iterable[Sample]) -> list[_Place]:
             tar.close()
             file.flush()
     except BaseException:
-        with contextlib.suppress(OSError):  # what came first is told
+        with contextlib.suppress(OSError):  # the first error is reported
             tar.close()
         raise
     return places
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # says nothing of when, where and by whom
+    member = tarfile.TarInfo(name)  # without times, owners and names
     member.size, member.mode = len(content), 0o444
     tar.addfile(member, io.BytesIO(content))
 
@@ -84,7 +94,7 @@ def _store(path: str, places: list[_Place], url: str, name: str) -> ShardEntry:
     whole = hashlib.sha256()
     digests: list[str] = []
     with open(path, "rb") as tar:
-        for place in places:  # samples follow each other without a gap, from the first byte on
+        for place in places:  # samples are contiguous from the first byte on
             content = tar.read(place.size)
             whole.update(content)
             digests.append(digest(content))

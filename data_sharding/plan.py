@@ -1,12 +1,12 @@
-"""Which video goes into which shard: decided once, before any of them is read.
+"""Decide which video goes into which shard, before any of them is read.
 
 Videos are shuffled by a hash of seed and key and cut into groups, one per shard, by their number
-and known sizes. So what is in a shard is known without making the shards before it: every group can
-be made alone, anywhere, at any time, and comes out the same. A video that turns out to be unusable
-makes its shard smaller and moves no other.
+and known sizes. So the content of a shard does not depend on making the shards before it: every
+group can be made alone, anywhere, at any time, with the same result. An unusable video makes its
+shard smaller and moves no other.
 
-The list may have millions of rows: it lies in a temporary SQLite file and is sorted there, so
-memory does not grow with it.
+The list may have millions of rows: it is sorted in a temporary SQLite file, so that memory is
+bounded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import json
 import pickle
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import TracebackType
 
 from data_sharding import temporary
 from data_sharding.sources import SourceVideo
@@ -33,7 +32,7 @@ _TABLES = """
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The videos of one shard, in its order, and the digest of each: of what it is made from."""
+    """The videos of one shard, in order, and the digest of what decides each one's bytes."""
 
     number: int
     videos: tuple[SourceVideo, ...]
@@ -50,7 +49,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Misfits:
-    """Videos that were in the data set and are no longer what they were: how many, and one key."""
+    """Videos of the existing data set that have vanished or changed: how many, and one key."""
 
     vanished: int
     changed: int
@@ -58,7 +57,13 @@ class Misfits:
 
 
 class Plan:
-    """The videos of a data set, on disk, and the groups they make."""
+    """The videos of a data set, on disk, and their groups.
+
+    Args:
+        seed: of the order.
+        max_samples: videos of a group at most.
+        max_bytes: bytes of a group at most, with what a tar adds.
+    """
 
     def __init__(self, seed: int, max_samples: int, max_bytes: int) -> None:
         self._seed, self._max_samples, self._max_bytes = seed, max_samples, max_bytes
@@ -67,29 +72,27 @@ class Plan:
     def __enter__(self) -> Plan:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._db.close()
 
     def read(self, videos: Iterable[SourceVideo]) -> int:
-        """Take in all videos of a source; how many they are.
+        """Add all videos of a source; return their number.
 
-        Raises: ShardError if two have the same key; StorageError if the temporary disk is full.
+        Args:
+            videos: of the source.
+
+        Raises:
+            ShardError: Two have the same key.
+            StorageError: The temporary disk failed.
         """
         rows = (self._row(video) for video in videos)
         try:
             with temporary.explained():
                 return self._db.executemany("insert into videos values (?,?,?,?,?)", rows).rowcount
         except sqlite3.IntegrityError as error:
-            raise ShardError(
-                "Two videos of the source have the same key",
-                found=str(error),
-                do="report it: the layout's module has to make keys unique",
-            ) from error
+            fix = "report it: the source's module has to make keys unique"
+            what = "Two videos of the source have the same key"
+            raise ShardError(what, "", str(error), fix) from error
 
     def _row(self, video: SourceVideo) -> tuple[str, bytes, int, str, bytes]:
         # A random place that depends on the seed and the key alone, not on the other videos.
@@ -99,26 +102,36 @@ class Plan:
         return video.key, place, video.num_bytes, digest, pickle.dumps(video)
 
     def digest(self, options: Mapping[str, object]) -> str:
-        """Digest of what decides the bytes of a data set: the videos' names, sizes, labels, and
-        the options; not the order in which the source names them."""
+        """Return the digest of what decides the bytes of a data set.
+
+        It covers the videos' names, sizes and labels, not the order in which the source lists them.
+
+        Args:
+            options: of the sharding.
+        """
         rows = hashlib.sha256(options_digest(options).encode())
         for (digest,) in self._db.execute("select digest from videos order by key"):
             rows.update(digest.encode())
         return rows.hexdigest()[:16]
 
     def keep(self, keys: Sequence[str], digests: Sequence[str]) -> None:
-        """These videos are in the data set already, and go into no new group."""
+        """Mark videos as being in the data set already: they go into no new group.
+
+        Args:
+            keys: of the videos.
+            digests: of the videos, as of `Group`.
+        """
         with temporary.explained():
             self._db.executemany(
                 "insert or ignore into kept values (?,?)", zip(keys, digests, strict=True)
             )
 
     def forget(self) -> None:
-        """No video is kept."""
+        """Mark all videos as new."""
         self._db.execute("delete from kept")
 
     def misfits(self) -> Misfits | None:
-        """Those of the videos kept that the source no longer names, or names otherwise."""
+        """Return the kept videos that the source no longer lists, or lists differently."""
         # The comparison is null for a video that vanished, true for one that changed.
         joined = "from kept left join videos using (key) where kept.digest is not videos.digest"
         found, changed, example = self._db.execute(
@@ -127,7 +140,12 @@ class Plan:
         return Misfits(found - changed, changed, example) if found else None
 
     def group(self, number: int, keys: Iterable[str]) -> Group:
-        """The group of these videos, all of them the source's."""
+        """Return the group of these videos.
+
+        Args:
+            number: of the group.
+            keys: of videos of the source.
+        """
         rows = []
         for key in keys:
             select = "select digest, video from videos where key = ?"
@@ -135,7 +153,11 @@ class Plan:
         return _group(number, rows)
 
     def new_groups(self, first_number: int) -> Iterator[Group]:
-        """The videos that are not kept, shuffled and cut into groups numbered from there on."""
+        """Yield the groups of the videos that are not kept.
+
+        Args:
+            first_number: number of the first group.
+        """
         rows: list[tuple[str, bytes]] = []
         number, num_bytes = first_number, 0
         with temporary.explained():
@@ -155,7 +177,11 @@ class Plan:
 
 
 def options_digest(options: Mapping[str, object]) -> str:
-    """Digest of the options that decide the bytes of a data set."""
+    """Return the digest of the options that decide the bytes of a data set.
+
+    Args:
+        options: of the sharding.
+    """
     text = json.dumps([FORMAT_VERSION, options], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -1,9 +1,8 @@
-"""What is in a data set: counts and sizes exactly, the look of its videos from some of them.
+"""Describe a data set: exact counts and sizes, and statistics of some of its videos.
 
-Everything exact comes from the manifest and the indexes, which have the labels of sets for
-fine-tuning too. Resolution, codec and frame rate stand in each sample's JSON, which is read for
-samples evenly spread over the set: all of a small set, some hundreds of a large one, one short
-ranged read each.
+The manifest and the indexes have counts, sizes and labels. Resolution, codec and frame rate are in
+each sample's JSON, which is read for evenly spaced samples: all of a small set, some hundreds of a
+large one, one short ranged read each.
 """
 
 from __future__ import annotations
@@ -16,21 +15,18 @@ import tarfile
 from typing import Any
 
 from svfap_dist import storage
+from svfap_dist.errors import ShardError
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import Manifest
 from svfap_dist.video.info import VideoInfo, load_info
 
-_LOOK_AT = 256
+_LOOK_AT = 256  # samples
 _PEEK_BYTES = 8192  # the JSON is the first member of a sample
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """A data set in numbers; `seconds` is exact if all videos have the frame rates looked at.
-
-    labels: samples of each class, fold, split and so on, by column, of sets for fine-tuning.
-    num_subjects: 0 where the set does not say who is in a video.
-    """
+    """A data set in numbers."""
 
     url: str
     source: str
@@ -42,17 +38,17 @@ class Statistics:
     num_frames: int
     shortest_frames: int
     longest_frames: int
-    seconds: float
+    seconds: float  # exact if all videos have the frame rates of those looked at
     num_looked_at: int
     resolutions: dict[str, int]
     frame_rates: dict[str, int]
     codecs: dict[str, int]
     num_variable_rate: int
-    labels: dict[str, dict[str, int]]
-    num_subjects: int
+    labels: dict[str, dict[str, int]]  # samples by class, fold, split, ..., of labelled sets
+    num_subjects: int  # 0 if unknown
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the lines that the command prints."""
 
         def table(counts: dict[str, int]) -> str:
             return ", ".join(f"{name} ({count})" for name, count in counts.items())
@@ -75,9 +71,14 @@ class Statistics:
 
 
 def show(url: str) -> Statistics:
-    """Statistics of a data set.
+    """Return statistics of a data set.
 
-    Raises: ShardError if it is incomplete or damaged; StorageError from the store.
+    Args:
+        url: of the data set.
+
+    Raises:
+        ShardError: It is incomplete or damaged.
+        StorageError: The store failed.
     """
     manifest = shard_format.load_manifest(url)
     shard_format.check_shards(url, manifest)
@@ -101,19 +102,15 @@ def show(url: str) -> Statistics:
 
 
 def _peek(tar_url: str, offset: int, size: int) -> VideoInfo:
-    """The JSON of the sample at [offset, offset + size): its first kilobytes, or all if need be."""
+    """Return the JSON of a sample, from its first kilobytes if they contain it, else from all."""
     for stop in (min(size, _PEEK_BYTES), size):
         content = storage.read_range(tar_url, offset, offset + stop)
         with contextlib.suppress(tarfile.ReadError):  # cut behind its first kilobytes
             for name, data in shard_format.iter_members(content):
                 if name.endswith(".json"):
                     return load_info(data)
-    raise shard_format.ShardError(
-        "Shard is damaged",
-        where=tar_url,
-        found=f"no sample at byte {offset}",
-        do="run `svfap shards verify`",
-    )
+    found, fix = f"no sample at byte {offset}", "run `svfap shards verify`"
+    raise ShardError("Shard is damaged", tar_url, found, fix)
 
 
 def _statistics(
@@ -151,7 +148,7 @@ def _statistics(
 
 
 def _of_labels(labels: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """How many samples have which label, by column; sorted, for folds are read in order."""
+    """Return the number of samples by column and label, sorted by label."""
     counted: dict[str, collections.Counter[str]] = {}
     for row in labels:
         columns = {"class": row.get("class_name"), **row.get("class_names", {})}
