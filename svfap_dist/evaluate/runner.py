@@ -24,7 +24,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.config import Config, DataConfig, TaskConfig
 from svfap_dist.data.selection import Selection
 from svfap_dist.distributed import World
-from svfap_dist.errors import ClusterError, ConfigError, DecodeError, ShardError
+from svfap_dist.errors import ClusterError, DecodeError, ShardError
 from svfap_dist.evaluate.predictions import Predictions
 from svfap_dist.model.classifier import ACTIVATIONS
 from svfap_dist.parallel.child import CrashedError, HungError, StartError
@@ -43,33 +43,18 @@ from svfap_dist.parallel.ordered_map import ordered_map
 from svfap_dist.parallel.pool import ProcessPool
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import BadSample, Sample, SampleReader
-from svfap_dist.video import backends, views
+from svfap_dist.video import backends
 from svfap_dist.video.color import to_rgb
-from svfap_dist.video.frames import TooShortError
 from svfap_dist.video.info import VideoInfo
-from svfap_dist.video.views import Crop, Views
+from svfap_dist.video.views import ChooseViews, ClipShape, Crop, Views, clip_frames, segment_views
 
 PREDICTIONS, UNTESTED = "predictions.jsonl", "untested.jsonl"
 _PART_BYTES = 64 << 20  # decoded frames that a thread holds at a time, about
 _WORKER_BYTES = 8 << 30  # address space of a decode process
-
 _NO_VIEWS = Views.of((), ())
-
 log = logging.getLogger(__name__)
 
 Source = Callable[[], Sample | BadSample]  # reads one video
-ChooseViews = Callable[[VideoInfo], Views]
-
-
-class ClipShape(Protocol):
-    """What a network's clips are made of: `DataConfig` and `ModelInfo` have these fields."""
-
-    @property
-    def num_frames(self) -> int: ...
-    @property
-    def frame_size(self) -> int: ...
-    @property
-    def sampling_rate(self) -> int: ...
 
 
 class Decoding(NamedTuple):
@@ -105,75 +90,6 @@ class ViewedVideo:
     def mean(self) -> np.ndarray:
         """The outputs averaged over all views, float32."""
         return (self.views.weights @ self.outputs).astype(np.float32)
-
-
-def segment_views(shape: ClipShape, region: str, segments: int, crops: int) -> ChooseViews:
-    """Return the rule of multi-view testing: windows evenly in time, squares evenly in space.
-
-    Args:
-        shape: the network's clips.
-        region: part of the frames that is used, as `data.region`.
-        segments: windows per video.
-        crops: squares per window.
-    """
-
-    def choose(info: VideoInfo) -> Views:
-        starts = views.segment_starts(info.num_frames, _window(shape), segments)
-        return Views.of(starts, views.square_crops(views.stored_region(info, region), crops))
-
-    return choose
-
-
-def covering_views(shape: ClipShape, region: str, step: int) -> ChooseViews:
-    """Return the rule of feature extraction: windows over the whole video, the middle square.
-
-    Args:
-        shape: the network's clips.
-        region: part of the frames that is used, as `data.region`.
-        step: frames from one window to the next; 0: end to end.
-
-    Raises:
-        ConfigError: The step is negative.
-    """
-    if step < 0:
-        raise ConfigError(
-            "Negative step", where="step", found=str(step), do="give frames from clip to clip"
-        )
-
-    def choose(info: VideoInfo) -> Views:
-        stride = step or shape.num_frames * shape.sampling_rate
-        starts = views.covering_starts(info.num_frames, _window(shape), stride)
-        return Views.of(starts, views.square_crops(views.stored_region(info, region), 1))
-
-    return choose
-
-
-def middle_view(shape: ClipShape, region: str, *, allow_short: bool = False) -> ChooseViews:
-    """Return the rule of validation and pictures: the middle window, the whole region.
-
-    Args:
-        shape: the network's clips.
-        region: part of the frames that is used, as `data.region`.
-        allow_short: repeat the last frame of videos shorter than a window; otherwise the rule
-            raises `TooShortError`.
-    """
-
-    def choose(info: VideoInfo) -> Views:
-        window = _window(shape)
-        if info.num_frames < window and not allow_short:
-            raise TooShortError(
-                "Video is shorter than a clip's window",
-                found=f"{info.num_frames} frames for a window of {window}",
-                do=f"shard again with --min-frames {window}",
-            )
-        starts = views.segment_starts(info.num_frames, window, 1)
-        return Views.of(starts, [views.stored_region(info, region)])
-
-    return choose
-
-
-def _window(shape: ClipShape) -> int:
-    return (shape.num_frames - 1) * shape.sampling_rate + 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -286,64 +202,6 @@ def view_videos(
         yield from (bad[number] for number in sorted(bad))
 
 
-def view_all(
-    sources: Sequence[Source],
-    shape: ClipShape,
-    choose: ChooseViews,
-    function: Callable[[Tensor], Tensor],
-    *,
-    batch_size: int,
-    decoding: Decoding,
-    progress: Callable[[int], None] = lambda done: None,
-) -> tuple[list[ViewedVideo], list[BadSample]]:
-    """Return what `view_videos` yields: the videos that could be used, one at least, and the rest.
-
-    Args:
-        sources: as `view_videos`.
-        shape: as `view_videos`.
-        choose: as `view_videos`.
-        function: as `view_videos`.
-        batch_size: as `view_videos`.
-        decoding: as `view_videos`.
-        progress: called with the number of videos done.
-
-    Raises:
-        DecodeError: No video can be used.
-    """
-    viewed: list[ViewedVideo] = []
-    bad: list[BadSample] = []
-    found = view_videos(sources, shape, choose, function, batch_size=batch_size, decoding=decoding)
-    for done, video in enumerate(found, start=1):
-        if isinstance(video, ViewedVideo):
-            viewed.append(video)
-        else:
-            bad.append(video)
-        progress(done)
-    if viewed:
-        return viewed, bad
-    raise unusable(bad)
-
-
-def unusable(bad: Sequence[BadSample]) -> DecodeError:
-    """Return the error for videos of which none can be used.
-
-    Args:
-        bad: the videos, at least one.
-    """
-    reasons = [f"{video.reason}: {video.detail}" for video in bad]
-    if len(bad) == 1:
-        found, where = reasons[0], bad[0].key
-    else:
-        found = "; ".join(f"{v.key}: {reason}" for v, reason in zip(bad[:5], reasons, strict=False))
-        where = f"{len(bad)} videos"
-    return DecodeError(
-        "Video cannot be used" if len(bad) == 1 else "No video can be used",
-        where=where,
-        found=found,
-        do="give complete videos of a common format",
-    )
-
-
 def view_sample(sample: Sample, shape: ClipShape, choose: ChooseViews) -> Tensor:
     """Return the clips of one video's views, uint8 [V, F, S, S, 3].
 
@@ -382,7 +240,7 @@ def _request(
 ) -> _CutRequest:
     info = sample.info
     numbers = [
-        views.clip_frames(start, shape.num_frames, shape.sampling_rate, info.num_frames)
+        clip_frames(start, shape.num_frames, shape.sampling_rate, info.num_frames)
         for start in starts
     ]
     return _CutRequest(sample.video, info, np.array(numbers), crops, shape.frame_size)

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from svfap_dist import storage
-from svfap_dist.evaluate.runner import Decoding, ViewedVideo, covering_views, view_all
+from svfap_dist.evaluate.runner import Decoding, ViewedVideo
 from svfap_dist.inference.load import Network
-from svfap_dist.inference.videos import Video, read_video
+from svfap_dist.inference.videos import Video, read_video, view_all
 from svfap_dist.shards.reader import BadSample
+from svfap_dist.video.views import covering_views
 
 BATCH_SIZE = 8  # clips of a forward pass
 

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svfap_dist.evaluate.runner import Decoding, segment_views, to_scores, view_all
+from svfap_dist.evaluate.runner import Decoding, to_scores
 from svfap_dist.inference.extract import rejections
 from svfap_dist.inference.load import Network
-from svfap_dist.inference.videos import Video
+from svfap_dist.inference.videos import Video, view_all
 from svfap_dist.model.weights import ModelInfo
+from svfap_dist.video.views import segment_views
 
 _SHOWN = 3  # classes that a line names
 

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from torch import Tensor
+
 from svfap_dist import storage
-from svfap_dist.errors import ConfigError, ShardError
+from svfap_dist.errors import ConfigError, DecodeError, ShardError
+from svfap_dist.evaluate.runner import Decoding, Source, ViewedVideo, view_videos
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import MANIFEST_NAME
 from svfap_dist.shards.reader import BadSample, Sample, SampleReader
 from svfap_dist.video.info import VIDEO_SUFFIXES
 from svfap_dist.video.probe import Rejected, probe
+from svfap_dist.video.views import ChooseViews, ClipShape
 
 
 class Video(NamedTuple):
@@ -112,3 +116,61 @@ def _videos_of_shards(url: str) -> Iterator[Video]:
         for key in shard_format.load_index(url, entry).keys:
             yield Video(key, functools.partial(reader.read, index))
             index += 1
+
+
+def view_all(
+    sources: Sequence[Source],
+    shape: ClipShape,
+    choose: ChooseViews,
+    function: Callable[[Tensor], Tensor],
+    *,
+    batch_size: int,
+    decoding: Decoding,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[list[ViewedVideo], list[BadSample]]:
+    """Return what `view_videos` yields: the videos that could be used, one at least, and the rest.
+
+    Args:
+        sources: read one video each.
+        shape: the network's clips.
+        choose: chooses the views of a video.
+        function: maps clips, uint8 [B, F, S, S, 3] on the CPU, to outputs [B, ...].
+        batch_size: most clips of a call; 0: all views of a video.
+        decoding: threads and processes that decode.
+        progress: called with the number of videos done.
+
+    Raises:
+        DecodeError: No video can be used.
+    """
+    viewed: list[ViewedVideo] = []
+    bad: list[BadSample] = []
+    found = view_videos(sources, shape, choose, function, batch_size=batch_size, decoding=decoding)
+    for done, video in enumerate(found, start=1):
+        if isinstance(video, ViewedVideo):
+            viewed.append(video)
+        else:
+            bad.append(video)
+        progress(done)
+    if viewed:
+        return viewed, bad
+    raise unusable(bad)
+
+
+def unusable(bad: Sequence[BadSample]) -> DecodeError:
+    """Return the error for videos of which none can be used.
+
+    Args:
+        bad: the videos, at least one.
+    """
+    reasons = [f"{video.reason}: {video.detail}" for video in bad]
+    if len(bad) == 1:
+        found, where = reasons[0], bad[0].key
+    else:
+        found = "; ".join(f"{v.key}: {reason}" for v, reason in zip(bad[:5], reasons, strict=False))
+        where = f"{len(bad)} videos"
+    return DecodeError(
+        "Video cannot be used" if len(bad) == 1 else "No video can be used",
+        where=where,
+        found=found,
+        do="give complete videos of a common format",
+    )

@@ -19,11 +19,12 @@ from svfap_dist import storage
 from svfap_dist.checkpoint import load
 from svfap_dist.config import Config
 from svfap_dist.data import masking
-from svfap_dist.evaluate.runner import middle_view, unusable, view_sample
-from svfap_dist.inference.videos import read_video
+from svfap_dist.evaluate.runner import view_sample
+from svfap_dist.inference.videos import read_video, unusable
 from svfap_dist.model import patches, weights
 from svfap_dist.rng import Stream
 from svfap_dist.shards.reader import BadSample
+from svfap_dist.video.views import middle_view
 
 ROWS = ("original", "masked", "reconstructed")
 _FRAMES_SHOWN = 6

@@ -19,11 +19,12 @@ from svfap_dist.data import masking
 from svfap_dist.data.batch import ClipBatch
 from svfap_dist.distributed import World
 from svfap_dist.errors import ShardError
-from svfap_dist.evaluate.runner import Decoding, ViewedVideo, middle_view, view_videos
+from svfap_dist.evaluate.runner import Decoding, ViewedVideo, view_videos
 from svfap_dist.rng import Stream
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import BadSample, SampleReader, open_data
 from svfap_dist.train.engine import Engine
+from svfap_dist.video.views import middle_view
 
 MAX_CLIPS = 64
 

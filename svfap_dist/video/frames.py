@@ -53,12 +53,6 @@ class Colors(NamedTuple):
     full_range: bool = False  # 0 to 255; else luma from 16 to 235, chroma from 16 to 240
 
 
-class TooShortError(DecodeError):
-    """The video ends before a wanted frame."""
-
-    reason = "too_short"
-
-
 class WrongSizeError(DecodeError):
     """The frames do not have the size that the shard states."""
 

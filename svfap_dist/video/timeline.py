@@ -31,11 +31,11 @@ from svfap_dist.errors import DecodeError
 from svfap_dist.video.frames import (
     LEAVE_OUT,
     Matrix,
-    TooShortError,
     check_frame,
     matrix_of,
 )
 from svfap_dist.video.info import VideoInfo, stored_position
+from svfap_dist.video.views import TooShortError
 
 # Only these of FFmpeg's demuxers: a playlist in disguise must not make it open other files or URLs.
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv"

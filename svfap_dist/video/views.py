@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
-from typing import Literal, cast, get_args
+from collections.abc import Callable, Iterable
+from typing import Literal, Protocol, cast, get_args
 
 import numpy as np
 
-from svfap_dist.errors import ConfigError
+from svfap_dist.errors import ConfigError, DecodeError
 from svfap_dist.video.info import VideoInfo
 
 Region = Literal["voxceleb2", "center", "full"]
 REGIONS: tuple[Region, ...] = get_args(Region)
 
 _VOXCELEB2_SIDE, _VOXCELEB2_LEFT, _VOXCELEB2_CUT = 224, 32, 160  # pixels; released code
+
+
+class TooShortError(DecodeError):
+    """The video is shorter than a clip, or ends before a wanted frame."""
+
+    reason = "too_short"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +117,89 @@ class Views:
         they sum to 1."""
         counts = np.outer(list(self.starts.values()), list(self.crops.values())).ravel()
         return counts / counts.sum()
+
+
+class ClipShape(Protocol):
+    """What a network's clips are made of: `DataConfig` and `ModelInfo` have these fields."""
+
+    @property
+    def num_frames(self) -> int: ...
+    @property
+    def frame_size(self) -> int: ...
+    @property
+    def sampling_rate(self) -> int: ...
+
+
+ChooseViews = Callable[[VideoInfo], Views]
+
+
+def segment_views(shape: ClipShape, region: str, segments: int, crops: int) -> ChooseViews:
+    """Return the rule of multi-view testing: windows evenly in time, squares evenly in space.
+
+    Args:
+        shape: the network's clips.
+        region: part of the frames that is used, as `data.region`.
+        segments: windows per video.
+        crops: squares per window.
+    """
+
+    def choose(info: VideoInfo) -> Views:
+        starts = segment_starts(info.num_frames, _window(shape), segments)
+        return Views.of(starts, square_crops(stored_region(info, region), crops))
+
+    return choose
+
+
+def covering_views(shape: ClipShape, region: str, step: int) -> ChooseViews:
+    """Return the rule of feature extraction: windows over the whole video, the middle square.
+
+    Args:
+        shape: the network's clips.
+        region: part of the frames that is used, as `data.region`.
+        step: frames from one window to the next; 0: end to end.
+
+    Raises:
+        ConfigError: The step is negative.
+    """
+    if step < 0:
+        raise ConfigError(
+            "Negative step", where="step", found=str(step), do="give frames from clip to clip"
+        )
+
+    def choose(info: VideoInfo) -> Views:
+        stride = step or shape.num_frames * shape.sampling_rate
+        starts = covering_starts(info.num_frames, _window(shape), stride)
+        return Views.of(starts, square_crops(stored_region(info, region), 1))
+
+    return choose
+
+
+def middle_view(shape: ClipShape, region: str) -> ChooseViews:
+    """Return the rule of validation and pictures: the middle window, the whole region.
+
+    It raises `TooShortError` for a video that is shorter than a window.
+
+    Args:
+        shape: the network's clips.
+        region: part of the frames that is used, as `data.region`.
+    """
+
+    def choose(info: VideoInfo) -> Views:
+        window = _window(shape)
+        if info.num_frames < window:
+            raise TooShortError(
+                "Video is shorter than a clip's window",
+                found=f"{info.num_frames} frames for a window of {window}",
+                do=f"shard again with --min-frames {window}",
+            )
+        starts = segment_starts(info.num_frames, window, 1)
+        return Views.of(starts, [stored_region(info, region)])
+
+    return choose
+
+
+def _window(shape: ClipShape) -> int:
+    return (shape.num_frames - 1) * shape.sampling_rate + 1
 
 
 def covering_starts(num_frames: int, window: int, step: int) -> list[int]:

@@ -16,10 +16,10 @@ from svfap_dist.errors import DecodeError
 from svfap_dist.video import backends
 from svfap_dist.video.backends import BACKENDS
 from svfap_dist.video.dali import DaliDecoder
-from svfap_dist.video.frames import RgbFrames, TooShortError, VideoRequest, WrongSizeError
+from svfap_dist.video.frames import RgbFrames, VideoRequest, WrongSizeError
 from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.timeline import locate_frames
-from svfap_dist.video.views import Crop
+from svfap_dist.video.views import Crop, TooShortError
 
 pytestmark = pytest.mark.skipif(not BACKENDS["dali"].is_installed, reason="DALI is not installed")
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from data_sharding.transcode import TrainProfile, transcode
 from svfap_dist.errors import DecodeError
 from svfap_dist.video import pyav
-from svfap_dist.video.frames import TooShortError, WrongSizeError, YuvFrames
+from svfap_dist.video.frames import WrongSizeError, YuvFrames
 from svfap_dist.video.info import VideoInfo, stored_position
 from svfap_dist.video.probe import probe
+from svfap_dist.video.views import TooShortError
 
 
 def transcoded(frames: int, **options) -> tuple[bytes, VideoInfo]:
