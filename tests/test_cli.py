@@ -21,7 +21,7 @@ def svfap(*arguments: str, **options) -> subprocess.CompletedProcess:
 
 
 def test_help_imports_nothing_heavy():
-    """What keeps `svfap --help` quick, told without a clock."""
+    """What keeps `svfap --help` fast, tested without a clock."""
     code = "import sys; sys.argv = ['svfap', '--help']\nfrom svfap_dist.cli import main\n"
     code += "try: main()\nexcept SystemExit: pass\n"
     code += "print(sorted({m.partition('.')[0] for m in sys.modules}), file=sys.stderr)"
@@ -55,7 +55,7 @@ def test_help_imports_nothing_heavy():
         (["report", "no-such-run"], 2, ["no-such-run", "metrics.jsonl"]),
     ],
 )
-def test_mistakes_are_told_in_one_paragraph(arguments, code, words, tmp_path):
+def test_mistakes_are_errors_of_one_paragraph(arguments, code, words, tmp_path):
     done = svfap(*arguments, cwd=tmp_path)
     assert done.returncode == code if code else done.returncode not in (0, 1)
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

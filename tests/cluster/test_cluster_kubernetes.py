@@ -72,7 +72,7 @@ def test_every_pod_and_the_config_map_are_what_kubernetes_knows(name):
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
-def test_a_run_on_cpus_asks_for_no_gpu():
+def test_a_run_on_cpus_requests_no_gpu():
     _, _, ray_job = rendered("tiny_cpu", PLACES, Kubernetes("svfap"))
     assert "nvidia" not in yaml.dump(ray_job)
 
@@ -90,7 +90,7 @@ def test_names_are_kubernetes_names_and_new_each_time():
         assert len(name) <= 47
 
 
-def test_ranks_that_cannot_share_the_lanes_are_told():
+def test_ranks_that_cannot_share_the_lanes_are_refused():
     with pytest.raises(ConfigError, match="3 ranks"):
         Kubernetes(nodes=3).prepare("tiny_cpu", PLACES)
 

@@ -76,6 +76,6 @@ def test_a_followed_job_ends_the_command_with_its_own_code(state, detail, code):
     assert ray_jobs._exit_code(JobStatus("ray:a", state, True, detail)) == code
 
 
-def test_no_cluster_there_is_told():
+def test_a_missing_cluster_is_an_error():
     with pytest.raises(ClusterError, match="--address"):
         RayJobs(address="http://127.0.0.1:9").status(Job("ray", "a"))

@@ -63,7 +63,7 @@ def keys_by_step(run: Path) -> dict[int, list[tuple[int, str]]]:
 
 @pytest.mark.slow
 def test_killed_rank_costs_nothing_but_time(shards, tmp_path):
-    """kill -9 of a rank in mid-run: the group restarts, resumes, and goes on bit for bit."""
+    """kill -9 of a rank in mid-run: the group restarts and resumes with the same bits."""
     steps = ["train.max_steps=16", "train.checkpoint_every=4"]
     undisturbed = config_of(shards, tmp_path / "undisturbed", *steps)
     ray_train.train(undisturbed, on_log=lambda row: None)
@@ -97,7 +97,7 @@ def test_ctrl_c_saves_a_checkpoint_on_all_ranks(shards, tmp_path):
         if len(rows) == 1:
             signal.raise_signal(signal.SIGINT)
 
-    # So many steps that only the stop wish can end it within the test's time.
+    # Enough steps that only the requested stop can end it within the test's time.
     config = config_of(shards, tmp_path / "run", "train.max_steps=100000")
     result = ray_train.train(config, on_log=interrupt_once)
 
@@ -108,7 +108,7 @@ def test_ctrl_c_saves_a_checkpoint_on_all_ranks(shards, tmp_path):
 
 
 @pytest.mark.slow
-def test_error_that_no_restart_mends_comes_back_as_it_was(shards, tmp_path):
+def test_error_that_no_restart_fixes_is_raised_unchanged(shards, tmp_path):
     run = tmp_path / "run"
     config = config_of(shards, run, "optim.lr=1e30", "optim.warmup_lr=1e30")
     with pytest.raises(HealthError, match="not finite"):
@@ -116,7 +116,7 @@ def test_error_that_no_restart_mends_comes_back_as_it_was(shards, tmp_path):
     assert store.committed_steps(str(run)) == []
 
 
-def test_mistakes_are_told_before_any_rank_starts(shards, tmp_path):
+def test_mistakes_are_errors_before_any_rank_starts(shards, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(ConfigError, match="Window is longer"):
         ray_train.train(config_of(shards, run, "data.sampling_rate=4"), on_log=lambda row: None)
@@ -126,7 +126,17 @@ def test_mistakes_are_told_before_any_rank_starts(shards, tmp_path):
     assert not run.exists()
 
 
-def test_cluster_too_small_is_told_at_once(shards, tmp_path):
+def test_cluster_too_small_is_an_error_at_once(shards, tmp_path):
     config = config_of(shards, tmp_path / "run", "cluster.use_gpu=true")
     with pytest.raises(ClusterError, match="GPU"):
         ray_train.train(config, on_log=lambda row: None)
+
+
+def test_ranks_inherit_access_to_the_store_and_the_log_level(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store")
+    monkeypatch.setenv("SVFAP_LOG", "debug,json")
+    monkeypatch.setenv("SECRET", "x")
+    inherited = ray_train._inherited()
+    assert inherited["AWS_ENDPOINT_URL"] == "http://store"
+    assert inherited["SVFAP_LOG"] == "debug,json"
+    assert "SECRET" not in inherited

@@ -94,7 +94,7 @@ def test_the_shown_line_is_the_command_in_a_shells_words():
         ("svfap_base_voxceleb2", PLACES, Slurm(ranks_per_node=8), "--gpus-per-node 8"),
     ],
 )
-def test_what_cannot_run_is_told_before_it_queues(name, overrides, scheduler, found):
+def test_what_cannot_run_is_refused_before_it_queues(name, overrides, scheduler, found):
     with pytest.raises(ConfigError, match=re.escape(found)):
         command(name, overrides, scheduler)
 
@@ -137,7 +137,7 @@ def test_names_of_jobs():
             parse_job(text)
 
 
-def test_a_machine_without_slurm_is_told(monkeypatch, tmp_path: Path):
+def test_a_machine_without_slurm_is_an_error(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterError, match="where scontrol is installed"):
         Slurm().status(Job("slurm", "7"))

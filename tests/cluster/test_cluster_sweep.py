@@ -56,7 +56,7 @@ def test_every_combination_is_a_run_of_its_own(no_ray: list[Any]) -> None:
     assert {c.train.threads_per_rank for c in no_ray} == {1}
 
 
-def test_an_impossible_combination_is_told_in_its_row(no_ray: list[Any]) -> None:
+def test_an_impossible_combination_is_an_error_in_its_row(no_ray: list[Any]) -> None:
     result = sweep.run("tiny_cpu", ["mask.ratio=0.9,1.5"], ["run.url=runs"])
     assert [bool(trial.error) for trial in result.trials] == [False, True]
     assert "mask.ratio" in result.trials[1].error

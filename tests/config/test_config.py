@@ -89,7 +89,7 @@ def test_a_new_row_of_a_table_is_a_new_value(monkeypatch):
 
 
 def test_paper_recipe_is_the_released_codes():
-    """method.md's numbers, where a slip in the recipe would be seen by nobody else."""
+    """The paper's numbers: no other test would find a slip in the recipe."""
     config = recipe.load("svfap_base_voxceleb2")
     assert (config.data.num_frames, config.data.sampling_rate, config.data.frame_size) == (
         16,
