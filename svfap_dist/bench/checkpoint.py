@@ -24,7 +24,7 @@ import torch
 from svfap_dist import distributed, storage
 from svfap_dist.bench.steps import bench_recipe
 from svfap_dist.checkpoint import load, store
-from svfap_dist.checkpoint.saver import Checkpointer
+from svfap_dist.checkpoint.saver import Checkpointer, SaveOutcome
 from svfap_dist.checkpoint.store import TrainState
 from svfap_dist.config import Config
 from svfap_dist.distributed import World
@@ -86,18 +86,6 @@ class CheckpointBench:
         ]
 
 
-@dataclasses.dataclass(frozen=True)
-class _RankFigures:
-    """Medians of the rounds on a rank, and the bytes in the store."""
-
-    stall: float
-    commit: float
-    plain: float
-    load: float
-    bytes: int
-    plain_bytes: int
-
-
 def run(
     size: str, zero_stage: int = 2, ranks: int = 2, url: str = "", rounds: int = 3
 ) -> CheckpointBench:
@@ -128,7 +116,7 @@ def run(
             cluster={"num_workers": ranks, "use_gpu": use_gpu},
         )
         say(f"{ranks} ranks save {rounds} times each way ...")
-        found, *_ = run_on_local_ranks(functools.partial(_measure_rank, config, rounds), ranks)
+        figures, *_ = run_on_local_ranks(functools.partial(_measure_rank, config, rounds), ranks)
     return CheckpointBench(
         size=size,
         zero_stage=zero_stage,
@@ -136,62 +124,53 @@ def run(
         device="cuda" if use_gpu else "cpu",
         url=url or "a local folder",
         rounds=rounds,
-        stall_seconds=found.stall,
-        commit_seconds=found.commit,
-        bytes=found.bytes,
-        megabytes_per_second=found.bytes / 1e6 / found.commit,
-        load_seconds=found.load,
-        plain_seconds=found.plain,
-        plain_bytes=found.plain_bytes,
-        ratio=found.plain / found.stall,
+        **figures,
+        megabytes_per_second=figures["bytes"] / 1e6 / figures["commit_seconds"],
+        ratio=figures["plain_seconds"] / figures["stall_seconds"],
     )
 
 
-def _measure_rank(config: Config, rounds: int, world: World) -> _RankFigures:
-    outcomes: list[tuple[float, int]] = []  # seconds to COMMIT and bytes
+def _measure_rank(config: Config, rounds: int, world: World) -> dict[str, Any]:
+    """Measured fields of `CheckpointBench`: medians of the rounds, and bytes in the store."""
+    outcomes: list[SaveOutcome] = []
+    url = config.run.url
+
+    def save(number: int) -> float:
+        """Save as a run does, with nothing else to do during the upload."""
+        state = TrainState.of_run(config, number + 1, 1, "bench", world.world_size)
+        with Checkpointer(config, world, before_marker=lambda: None) as checkpointer:
+            stall = _timed(lambda: checkpointer.save(engine, state))
+            outcome = checkpointer.finish_upload()
+        assert outcome is not None
+        if outcome.error:
+            raise CheckpointError("Checkpoint was not stored", url, outcome.error)
+        outcomes.append(outcome)
+        return stall
+
+    def restore() -> None:
+        step = store.latest_committed(url)
+        assert step is not None
+        load.restore_engine(url, store.read_state(url, step), engine, False)
+
+    plain = storage.join(url, _PLAIN)
     with open_engine(build_objective(config), config, world) as engine:
         engine.backward(noise_batch(config, 1), step=0)
         engine.update(1e-6)
         with _saved_state(engine) as parts:
             found = take_turns(
                 {
-                    "stall": lambda number: _save(config, world, engine, number + 1, outcomes),
-                    "plain": lambda _: _timed(lambda: _save_plainly(config, world.rank, parts)),
-                    "load": lambda _: _timed(lambda: _load(config, engine)),
+                    "stall_seconds": save,
+                    "plain_seconds": lambda _: _timed(lambda: _save_plainly(plain, parts)),
+                    "load_seconds": lambda _: _timed(restore),
                 },
                 rounds,
                 title="",
             )
         distributed.barrier()
-        plain_bytes = sum(storage.list_files(storage.join(config.run.url, _PLAIN)).values())
-    commit = statistics.median(seconds for seconds, _ in outcomes)
+        plain_bytes = sum(storage.list_files(plain).values())
+    found["commit_seconds"] = [outcome.seconds for outcome in outcomes]
     medians = {name: statistics.median(values) for name, values in found.items()}
-    return _RankFigures(**medians, commit=commit, bytes=outcomes[-1][1], plain_bytes=plain_bytes)
-
-
-def _save(
-    config: Config,
-    world: World,
-    engine: Engine,
-    number: int,
-    outcomes: list[tuple[float, int]],
-) -> float:
-    """Save a checkpoint as a run does, with nothing else to do during the upload; its stall."""
-    state = TrainState.of_run(config, number, 1, "bench", world.world_size)
-    with Checkpointer(config, world, before_marker=lambda: None) as checkpointer:
-        stall = _timed(lambda: checkpointer.save(engine, state))
-        outcome = checkpointer.finish_upload()
-    assert outcome is not None
-    if outcome.error:
-        raise CheckpointError("Checkpoint was not stored", found=outcome.error)
-    outcomes.append((outcome.seconds, outcome.num_bytes))
-    return stall
-
-
-def _load(config: Config, engine: Engine) -> None:
-    step = store.latest_committed(config.run.url)
-    assert step is not None
-    load.restore_engine(config.run.url, store.read_state(config.run.url, step), engine, False)
+    return {**medians, "bytes": outcomes[-1].num_bytes, "plain_bytes": plain_bytes}
 
 
 @contextlib.contextmanager
@@ -208,10 +187,10 @@ def _saved_state(engine: Engine) -> Iterator[dict[str, Any]]:
         }
 
 
-def _save_plainly(config: Config, rank: int, parts: dict[str, Any]) -> None:
+def _save_plainly(url: str, parts: dict[str, Any]) -> None:
     """`torch.save` to the destination, through a local file where that is remote."""
     for name, part in parts.items():
-        target = storage.join(config.run.url, _PLAIN, name)
+        target = storage.join(url, name)
         if storage.is_remote(target):
             with tempfile.NamedTemporaryFile() as file:
                 torch.save(part, file)

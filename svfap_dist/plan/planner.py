@@ -122,7 +122,7 @@ class _Planner:
         throughput = limits.throughput(self._costs(model, step, found))
         total = self._total_steps(found)
         micro = batch // self._world_size // self._accumulation
-        ring = memory.prefetch_bytes(config, self._world_size)
+        ring = memory.prefetch_bytes(config.data, batch // self._world_size)
         by_stage = rank_bytes_by_stage(model, self._world_size, micro, ring, self._on_gpu)
         rate = throughput.clips_per_second
         return Plan(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from svfap_dist.config import Config, TrainConfig
+from svfap_dist.config import DataConfig, TrainConfig
 from svfap_dist.data.batch import array_shapes, ring_length
 from svfap_dist.model import layers
 
@@ -98,15 +98,12 @@ def checkpoint_bytes(model: nn.Module, train: TrainConfig) -> int:
     return sum(p.numel() for p in model.parameters()) * (2 * number_bytes + optimizer)
 
 
-def prefetch_bytes(config: Config, world_size: int, planes: tuple[int, int] | None = None) -> int:
-    """Return the bytes of a rank's ring of batches.
+def prefetch_bytes(data: DataConfig, clips: int) -> int:
+    """Return the bytes of a rank's ring of RGB batches.
 
     Args:
-        config: says the clips' shape, the batch and `data.prefetch_bytes`.
-        world_size: ranks that share the batch.
-        planes: height and width, where the device gets YUV planes; None: RGB.
+        data: shape of the clips, and `data.prefetch_bytes`.
+        clips: of a rank's batch.
     """
-    clips = config.train.global_batch_size // world_size
-    length = ring_length(config.data, clips, planes)
-    arrays = array_shapes(config.data, length, clips, planes).values()
-    return sum(math.prod(shape) * (8 if kind == "int64" else 1) for kind, shape in arrays)
+    ((_, shape),) = array_shapes(data, ring_length(data, clips), clips).values()
+    return math.prod(shape)

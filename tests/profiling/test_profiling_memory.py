@@ -85,4 +85,5 @@ def test_prefetched_batches_are_the_ring(megabytes: int) -> None:
     config = recipe.load("tiny_cpu", [*_SMALL, f"data.prefetch_bytes={megabytes << 20}"])
     for ranks in (1, 2):
         with BatchRing(config, config.train.global_batch_size // ranks) as ring:
-            assert memory.prefetch_bytes(config, ranks) == ring.length * ring.frames(0).nbytes
+            clips = config.train.global_batch_size // ranks
+            assert memory.prefetch_bytes(config.data, clips) == ring.length * ring.frames(0).nbytes
