@@ -61,20 +61,13 @@ class Classifier(nn.Module):
             CheckpointError: an encoder weight is missing, unexpected or of another shape.
         """
         prefix = "encoder."
-        weights = {
-            name.removeprefix(prefix): value
-            for name, value in pretrained.items()
-            if name.startswith(prefix)
-        }
+        names = [name for name in pretrained if name.startswith(prefix)]
         try:
-            self.encoder.load_state_dict(weights)
+            self.encoder.load_state_dict({n.removeprefix(prefix): pretrained[n] for n in names})
         except RuntimeError as error:
-            raise CheckpointError(
-                "Pre-trained weights do not fit the classifier's encoder",
-                where="encoder",
-                found=str(error),
-                do="build the classifier with the size and overrides of the pre-training",
-            ) from error
+            what = "Pre-trained weights do not fit the classifier's encoder"
+            advice = "build the classifier with the size and overrides of the pre-training"
+            raise CheckpointError(what, "encoder", str(error), advice) from error
 
 
 def build(

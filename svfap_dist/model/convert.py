@@ -69,12 +69,9 @@ def read_pth(path: str) -> dict[str, Tensor]:
             break
         found = inner[0]
     if not isinstance(found, dict) or not any(isinstance(v, Tensor) for v in found.values()):
-        raise CheckpointError(
-            "No state dict in the file",
-            where=path,
-            found=f"a {type(found).__name__} without tensors",
-            do=f"save the weights themselves, or under one of the keys {', '.join(_WRAPPERS)}",
-        )
+        kind = f"a {type(found).__name__} without tensors"
+        advice = f"save the weights themselves, or under one of the keys {', '.join(_WRAPPERS)}"
+        raise CheckpointError("No state dict in the file", path, kind, advice)
     return found
 
 
@@ -135,12 +132,8 @@ def _check_kinds(state_dict: Mapping[Any, Any]) -> None:
         if not (isinstance(name, str) and isinstance(value, Tensor))
     ]
     if wrong:
-        raise CheckpointError(
-            "Not a state dict",
-            where=_WHERE,
-            found="; ".join(wrong),
-            do="give a dict of names and tensors only",
-        )
+        advice = "give a dict of names and tensors only"
+        raise CheckpointError("Not a state dict", _WHERE, "; ".join(wrong), advice)
 
 
 def _their_name(ours: str, pretrained: bool) -> str:
@@ -223,12 +216,9 @@ def _depths(encoder: str, width: int, found: str) -> tuple[int, ...]:
     sizes = _sizes(encoder, embed_dim=width)
     if sizes and width in _NUM_HEADS:
         return sizes[0]["stage_depths"]
-    raise CheckpointError(
-        "Unknown stage depths of released weights",
-        where=_WHERE,
-        found=f"{found}, width {width}: no named size",
-        do="give the depths: --stage-depths 12,6,3",
-    )
+    found = f"{found}, width {width}: no named size"
+    advice = "give the depths: --stage-depths 12,6,3"
+    raise CheckpointError("Unknown stage depths of released weights", _WHERE, found, advice)
 
 
 def _decoder_depth(theirs: Mapping[str, Tensor], width: int, decoder: int) -> int:
@@ -242,12 +232,9 @@ def _decoder_depth(theirs: Mapping[str, Tensor], width: int, decoder: int) -> in
 def _heads(width: int, field: str) -> int:
     if width in _NUM_HEADS:
         return _NUM_HEADS[width]
-    raise CheckpointError(
-        "Unknown number of attention heads of released weights",
-        where=_WHERE,
-        found=f"width {width}; known are {', '.join(map(str, _NUM_HEADS))}",
-        do=f"give it: --{field.replace('_', '-')} N",
-    )
+    found = f"width {width}; known are {', '.join(map(str, _NUM_HEADS))}"
+    advice = f"give it: --{field.replace('_', '-')} N"
+    raise CheckpointError("Unknown number of attention heads", _WHERE, found, advice)
 
 
 def _shape(theirs: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:

@@ -30,21 +30,22 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSpec:
-    """What the program knows of an encoder: a row of `ENCODERS`.
+    """What the program knows about an encoder: a row of `ENCODERS`.
 
-    `network`, `flops` and `attention_maps` are "module:function" and imported when they are called:
+    `network`, `flops` and `attention_maps` are "module:function", imported when they are called.
 
-    network: (size, drop_path) -> module. The module maps clips [B, 3, F, H, W] (or frames uint8
-        [B, F, H, W, 3]) and the sorted indices of the visible tokens [B, V] (None: all) to the
-        tokens of each stage, [B, t*s, D], finest in time first. It must not read masked pixels.
-    flops: (size, visible, tubelets) -> operations of its forward pass over one clip, by part.
-    sizes: fields of `Size`, by the name of the size.
-    options: fields of `Size`, besides its dimensions, that decide which weights there are.
-    max_stages: stages that it can have at most; None: any number.
-    embedding, block: patterns of its parameters' names, for layer decay. The first group of `block`
-        is the number of the block.
-    attention_maps: (encoder, clips) -> list of `encoder.AttentionMap`, for pictures of where it
-        looks; "": there are none.
+    Attributes:
+        network: (size, drop_path) -> module. The module maps clips (floats [B, 3, F, H, W], or
+            frames uint8 [B, F, H, W, 3]) and the sorted indices of the visible tokens ([B, V];
+            None: all) to the tokens of each stage, [B, t*s, D], finest in time first. It must not
+            read masked pixels.
+        flops: (size, visible, tubelets) -> operations of its forward pass over one clip, by part.
+        sizes: fields of `Size`, by the name of the size.
+        options: fields of `Size`, besides its dimensions, that decide which weights there are.
+        max_stages: most stages that it can have; None: any number.
+        embedding: pattern of the names of its embedding's parameters, for layer decay.
+        block: pattern of the names of its blocks' parameters; group 1 is the number of the block.
+        attention_maps: (encoder, clips) -> list of `encoder.AttentionMap`; "": it has none.
     """
 
     network: str
@@ -190,9 +191,8 @@ class Size(ModelOptions):
         stages, shrinkage = len(self.stage_depths), math.prod(self.merge_factors)
         most = ENCODERS[self.encoder].max_stages
         if most is not None and stages > most:
-            raise self._misfit(
-                "stage_depths", f"model.encoder = {self.encoder} has at most {most} stage"
-            )
+            why = f"model.encoder = {self.encoder} has at most {most} stage"
+            raise self._misfit("stage_depths", why)
         if self.num_tubelets % shrinkage:
             raise self._misfit(
                 "temporal_kernel_size",
@@ -246,3 +246,16 @@ def resolve(name: str, overrides: Mapping[str, object]) -> Size:
         return Size.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise explain(error, f"the model of size {name}", Size, "model.") from error
+
+
+def size_of_build(build: Mapping[str, Any]) -> Size:
+    """Return the dimensions of a network.
+
+    Args:
+        build: arguments of its `build`: size, overrides, and num_outputs of a classifier.
+
+    Raises:
+        ConfigError: see `resolve`.
+    """
+    overrides = {name: v for name, v in build.items() if name not in ("size", "num_outputs")}
+    return resolve(build["size"], overrides)

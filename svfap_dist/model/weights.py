@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from svfap_dist import storage
 from svfap_dist.config import Config
 from svfap_dist.errors import CheckpointError, ConfigError
-from svfap_dist.model import autoencoder, classifier, sizes
+from svfap_dist.model import autoencoder, classifier
 from svfap_dist.model.convert import import_official, read_pth
 from svfap_dist.model.patches import IMAGENET_MEAN, IMAGENET_STD
-from svfap_dist.model.sizes import Size
+from svfap_dist.model.sizes import Size, size_of_build
 from svfap_dist.video.views import REGIONS, Region, region_name
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -259,11 +259,9 @@ def save(
     try:
         build = json.dumps(dict(build_args), sort_keys=True)
     except TypeError as error:
+        advice = "give plain numbers, strings and lists"
         raise CheckpointError(
-            "Build arguments cannot be saved",
-            where=path,
-            found=str(error),
-            do="give plain numbers, strings and lists",
+            "Build arguments cannot be saved", path, str(error), advice
         ) from error
     if "size" not in build_args:
         raise CheckpointError("Build arguments have no model size", path, build, "add size")
@@ -415,12 +413,8 @@ def _build_model(
         model = build(**build_args)
         model.load_state_dict(state)
     except (ConfigError, RuntimeError, TypeError) as error:
-        raise CheckpointError(
-            "Weights do not fit the model that their file describes",
-            where=path,
-            found=str(error),
-            do="export them again",
-        ) from error
+        what = "Weights do not fit the model that their file describes"
+        raise CheckpointError(what, path, str(error), "export them again") from error
     return model.eval()
 
 
@@ -456,8 +450,7 @@ def import_file(path: str, folder: str, overrides: Mapping[str, Any]) -> Importe
     """
     build, state = import_official(read_pth(path), **overrides)
     url = storage.join(folder, WEIGHTS)
-    size = {name: value for name, value in build.items() if name not in ("size", "num_outputs")}
-    info = ModelInfo.of_build(build, sizes.resolve(build["size"], size))
+    info = ModelInfo.of_build(build, size_of_build(build))
     save(url, state, build, info)
     storage.write_bytes(storage.join(folder, BUILD), info.to_json(WEIGHTS))
     return Imported(url, build, sum(value.numel() for value in state.values()))

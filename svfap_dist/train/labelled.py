@@ -17,17 +17,12 @@ from svfap_dist.checkpoint import load
 from svfap_dist.config import Config
 from svfap_dist.data.batch import ClipBatch
 from svfap_dist.errors import ConfigError
-from svfap_dist.model import classifier, flops, sizes
+from svfap_dist.model import classifier, flops
 from svfap_dist.model.patches import normalize
+from svfap_dist.model.sizes import size_of_build
 from svfap_dist.rng import Stream
 from svfap_dist.train.engine import StepContext
 from svfap_dist.train.mixing import mix, soft_targets
-
-
-def _size(build: dict[str, Any]) -> sizes.Size:
-    """The dimensions that arguments of a network's `build` mean."""
-    fields = {name: value for name, value in build.items() if name not in ("size", "num_outputs")}
-    return sizes.resolve(build["size"], fields)
 
 
 class Labelled:
@@ -47,7 +42,7 @@ class Labelled:
             "patch_size": config.model.patch_size,
             **config.model.overrides(),
         }
-        self._size = _size(self.build_arguments)
+        self._size = size_of_build(self.build_arguments)
         self._activation = classifier.ACTIVATIONS[config.finetune.output]()
 
     @property
@@ -79,7 +74,7 @@ class Labelled:
 
     def _check_same_encoder(self, build: dict[str, Any]) -> None:
         """Refuse, by the recipe's own words, weights of another encoder."""
-        found = _size(build)
+        found = size_of_build(build)
         for name in self._size.encoder_fields:
             mine, other = getattr(self._size, name), getattr(found, name)
             if mine != other:

@@ -61,8 +61,7 @@ class MaskedReconstruction:
     def __init__(self, config: Config) -> None:
         self._model = config.model
         self.build_arguments = build_arguments(config)
-        arguments = dict(self.build_arguments)
-        self._size = sizes.resolve(arguments.pop("size"), arguments)
+        self._size = sizes.size_of_build(self.build_arguments)
         split = masking.split_predicted_tokens(
             Stream("work"), config.mask, config.num_tubelets, config.num_patches
         )
