@@ -171,7 +171,7 @@ def _fetch_for_engine(run_url: str, state: TrainState, folder: str, reshard: boo
             tar.extractall(os.path.join(folder, f"{tag}-universal"), filter="data")
         os.unlink(packed)
         return
-    store.fetch_shards(run_url, state.step, os.path.join(folder, tag))
+    store.fetch(run_url, state.step, os.path.join(folder, tag))
     if reshard:
         convert_to_universal(os.path.join(folder, tag))
 

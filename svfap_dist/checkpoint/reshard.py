@@ -77,7 +77,7 @@ def reshard_checkpoint(url: str, run_url: str, world_size: int | None = None) ->
     with tempfile.TemporaryDirectory(prefix="svfap-reshard-") as folder:
         log.info("Reading %s ...", where)
         shards, part = os.path.join(folder, "shards"), os.path.join(folder, "part")
-        store.fetch_shards(source, step, shards)
+        store.fetch(source, step, shards)
         store.fetch(source, step, part, names=(WEIGHTS,))
         log.info("Resharding ...")
         universal = load.convert_to_universal(shards)

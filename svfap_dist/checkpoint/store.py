@@ -347,36 +347,21 @@ def _file_sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fetch_shards(run_url: str, step: int, folder: str) -> None:
-    """Download the files that DeepSpeed saved.
+def fetch(run_url: str, step: int, folder: str, names: Collection[str] | None = None) -> None:
+    """Download files of a checkpoint and check their digests.
 
     Args:
         run_url: URL of the run.
         step: Completed optimizer steps of the checkpoint.
         folder: Local folder to write to.
-
-    Raises:
-        CheckpointError: Naming a file that is missing or damaged.
-    """
-    rows = _file_rows(checkpoint_url(run_url, step))
-    fetch(run_url, step, folder, [r["name"] for r in rows if r["name"] not in (WEIGHTS, STATE)])
-
-
-def fetch(run_url: str, step: int, folder: str, names: Collection[str]) -> None:
-    """Download some files of a checkpoint and check their digests.
-
-    Args:
-        run_url: URL of the run.
-        step: Completed optimizer steps of the checkpoint.
-        folder: Local folder to write to.
-        names: Of the files.
+        names: Of the files; None: those that DeepSpeed saved.
 
     Raises:
         CheckpointError: Naming a file that is missing or damaged.
     """
     url = checkpoint_url(run_url, step)
     for row in _file_rows(url):
-        if row["name"] in names:
+        if row["name"] not in (WEIGHTS, STATE) if names is None else row["name"] in names:
             _download(url, row, folder)
 
 

@@ -1,4 +1,4 @@
-"""`svfap checkpoint gc`: what nobody needs goes, what may be needed stays, a living run is left."""
+"""`svfap checkpoint gc`: deletes what is not needed, keeps the rest, refuses a live run."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_the_verb_asks_or_wants_to_be_told(tmp_path: Path) -> None:
     words = ["checkpoint", "gc", url, "--json"]
     dry = CliRunner().invoke(cli.app, [*words, "--dry-run"])
     assert json.loads(dry.stdout)["leftovers"] == [40]
-    assert CliRunner().invoke(cli.app, words).exit_code != 0  # nobody to ask
+    assert CliRunner().invoke(cli.app, words).exit_code != 0  # no terminal to confirm on
     assert len(store.list_checkpoints(url)) == 4
     done = CliRunner().invoke(cli.app, [*words, "--yes"])
     assert done.exit_code == 0

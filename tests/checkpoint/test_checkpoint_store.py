@@ -28,7 +28,7 @@ FIRST_OF_TWO = World(rank=0, local_rank=0, world_size=2, local_world_size=2)
 
 
 class SmallEngine:
-    """Writes a shard and hands out weights, as `Engine` does by way of DeepSpeed."""
+    """Writes a shard and returns weights, as `Engine` does through DeepSpeed."""
 
     def __init__(self) -> None:
         self.objective = build_objective(a_config("-"))
@@ -98,7 +98,7 @@ def test_a_checkpoint_is_whole_and_says_what_it_is(tmp_path: Path) -> None:
 
 
 class MovingEngine(SmallEngine):
-    """Goes on training in the same tensors."""
+    """Continues to train in the same tensors."""
 
     def __init__(self) -> None:
         super().__init__()

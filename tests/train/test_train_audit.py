@@ -57,7 +57,7 @@ class Run:
     def attempt(
         self, number: int, first: int, last: int, ranks: int, saved: tuple[int, ...] = ()
     ) -> None:
-        """Steps first + 1 to last on so many ranks, with checkpoints told of after some steps."""
+        """Record steps first + 1 to last on some ranks, with checkpoints after some steps."""
         for rank in range(ranks):
             with Journal(self.config, rank, number, step=first) as journal:
                 kind = "resume" if first else "start"

@@ -1,4 +1,4 @@
-"""The engine against plain torch, whose ten lines it stands for, and against itself resumed."""
+"""The engine against ten lines of plain torch, and against itself resumed."""
 
 from __future__ import annotations
 

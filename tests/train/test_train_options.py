@@ -60,7 +60,7 @@ def test_activation_checkpointing_changes_no_bit(data: str, tmp_path: Path) -> N
 
 
 def test_options_reach_the_model(tmp_path: Path) -> None:
-    """Each of them changes nothing that a loss could tell, so they are looked for themselves."""
+    """None of them changes a loss, so each is checked directly."""
     options = {}, {"activation_checkpointing": True}, {"compile": True}
     tasks = [
         ("wiring", {"tables": recipe_tables("", "", train={"micro_batch_size": 4, **option})})
