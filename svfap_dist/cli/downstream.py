@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from svfap_dist.cli.app import AsJson, On, Overrides, Recipe, app, print_result
-from svfap_dist.cli.training import check_place, launch_training, speaks
+from svfap_dist.cli.training import check_place, is_main_process, launch_training
 from svfap_dist.progress import Progress, say
 
 
@@ -38,20 +38,20 @@ def finetune(
 
     def on_fold(fold: int, step: int) -> None:
         which = f"Fold {fold}" if fold else "Training"
-        if speaks():
+        if is_main_process():
             say(f"{which} resumes from step {step}." if step else f"{which} starts.")
 
     def on_tested(fold: int, results: Any) -> None:
-        if speaks() and fold:
+        if is_main_process() and fold:
             say(f"Fold {fold}: {results.line()}.")
 
     def train(one: Any, context: Any) -> Any:
-        with Progress("Fine-tuning", silent=not speaks()) as progress:
+        with Progress("Fine-tuning", silent=not is_main_process()) as progress:
             return launch_training(one, context, on, progress)
 
     with _one_group(config, on):
-        result = tuning.run(config, train, on_fold, on_tested, writes=speaks())
-    if speaks():
+        result = tuning.run(config, train, on_fold, on_tested, writes=is_main_process())
+    if is_main_process():
         _print(result, result.results, as_json)
     from svfap_dist.train.signals import exit_code
 

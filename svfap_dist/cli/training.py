@@ -59,18 +59,18 @@ def pretrain(
     from svfap_dist.train import loop
 
     context = loop.preflight(config)
-    if context.step and speaks():
+    if context.step and is_main_process():
         say(f"Resuming from step {context.step}, the newest checkpoint of {config.run.url}.")
-    with Progress("Pre-training", silent=not speaks()) as progress:
+    with Progress("Pre-training", silent=not is_main_process()) as progress:
         result = launch_training(config, context, on, progress)
-    if speaks():
+    if is_main_process():
         print_result(result, as_json)
     from svfap_dist.train.signals import exit_code
 
     sys.exit(exit_code(result.stop_reason))
 
 
-def speaks() -> bool:
+def is_main_process() -> bool:
     """Return whether this process prints: of torchrun's ranks, only rank 0 does."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -107,7 +107,7 @@ def launch_training(config: Any, context: Any, on: str, progress: Progress) -> A
     from svfap_dist.telemetry.exporter import Discovery
     from svfap_dist.train import loop
 
-    if not speaks():
+    if not is_main_process():
         return loop.run(config, on_log=show, context=context)
     with Discovery(config.metrics, config.run.name) as discovery:
         return loop.run(config, on_log=show, on_begin=discovery.show, context=context)
