@@ -15,7 +15,6 @@ import yaml
 from svfap_dist import bundled
 from svfap_dist.dashboards import alerts
 from svfap_dist.dashboards.boards import BOARDS, Board, Panel
-from svfap_dist.errors import ConfigError
 
 _DATASOURCE = "svfap-prometheus"  # uid, as provisioned
 _NOTE = "# Written by `svfap dashboards` from svfap_dist/dashboards/alerts.py.\n"
@@ -23,11 +22,7 @@ _BIG, _SMALL = 8, 4  # heights, in Grafana's rows
 
 
 def render_files() -> dict[str, str]:
-    """Return the content of each generated file, by its path below monitoring/.
-
-    Raises:
-        ConfigError: If Grafana's SDK is not installed.
-    """
+    """Return the content of each generated file, by its path below monitoring/."""
     rules = yaml.safe_dump(alerts.rules(), sort_keys=False, width=120, allow_unicode=True)
     boards = {f"grafana/dashboards/{board.name}.json": _json(board) for board in BOARDS}
     return {"prometheus/rules.yml": _NOTE + rules, **boards}
@@ -63,19 +58,7 @@ def _paths(folder: Path | None) -> dict[Path, str]:
     return {root / name: text for name, text in render_files().items()}
 
 
-def _sdk() -> Any:
-    try:
-        from grafana_foundation_sdk import builders  # noqa: F401 - its parts are imported below
-    except ImportError as error:
-        raise ConfigError(
-            "Grafana's SDK is not installed",
-            found=str(error),
-            do="pip install 'svfap-dist[dev]'; only changes of the boards need it",
-        ) from error
-
-
 def _json(board: Board) -> str:
-    _sdk()
     from grafana_foundation_sdk.builders import dashboard as builders
     from grafana_foundation_sdk.cog.encoder import JSONEncoder
     from grafana_foundation_sdk.models import dashboard as models

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from svfap_dist.errors import CheckpointError, ConfigError
+from svfap_dist.errors import CheckpointError
 from svfap_dist.inference.load import Network
 
 TOLERANCE = 1e-4  # largest difference of an output
@@ -41,11 +41,17 @@ class _Outputs(nn.Module):
 
 
 def to_onnx(network: Network) -> tuple[bytes, float]:
-    """A network's ONNX model, and the largest difference between its outputs and torch's.
+    """Return a network's ONNX model, and the largest difference between its outputs and torch's.
 
-    Raises: ConfigError if ONNX's packages are not installed; CheckpointError as `check`.
+    Args:
+        network: any network that `load` returns.
+
+    Raises:
+        CheckpointError: see `check`.
     """
-    _onnxruntime()
+    import onnxruntime  # noqa: F401 - missing packages are an error before the export, not after
+    import onnxscript  # noqa: F401 - torch.onnx needs it
+
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             _Outputs(network).eval(),
@@ -61,11 +67,18 @@ def to_onnx(network: Network) -> tuple[bytes, float]:
 
 
 def check(data: bytes, network: Network) -> float:
-    """The largest difference between the outputs of an ONNX model and those of the network.
+    """Return the largest difference between the outputs of an ONNX model and of its network.
 
-    Raises: CheckpointError if it is more than TOLERANCE.
+    Args:
+        data: the ONNX model.
+        network: the network.
+
+    Raises:
+        CheckpointError: it is more than TOLERANCE.
     """
-    session = _onnxruntime().InferenceSession(data, providers=["CPUExecutionProvider"])
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     model = _Outputs(network).eval()
     difference = max(_difference(model, session, _clips(network, count)) for count in _CHECKED)
     if not difference <= TOLERANCE:  # what is not a number is no agreement
@@ -76,20 +89,6 @@ def check(data: bytes, network: Network) -> float:
             do="export it as safetensors",
         )
     return difference
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401 - what torch.onnx needs
-    except ImportError as error:
-        raise ConfigError(
-            "ONNX is not installed",
-            where="--format onnx",
-            found=str(error),
-            do="pip install 'svfap-dist[export]'",
-        ) from error
-    return onnxruntime
 
 
 @contextlib.contextmanager
