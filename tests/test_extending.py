@@ -19,8 +19,10 @@ from svfap_dist import cli
 from svfap_dist.cluster import schedulers
 from svfap_dist.config import OptimConfig, recipe
 from svfap_dist.data import masking
+from svfap_dist.errors import ConfigError
 from svfap_dist.evaluate import metrics as scores
 from svfap_dist.model import flops, patches, sizes
+from svfap_dist.report import token_maps
 from svfap_dist.rng import Stream
 from svfap_dist.telemetry import metrics
 from svfap_dist.train import optim
@@ -100,6 +102,8 @@ def test_a_new_encoder_pretrains_finetunes_and_counts_its_operations(run: Any) -
     assert ids["encoder.patch_embed.proj.weight"] == 0
     assert ids["encoder.blocks.1.mlp.fc2.bias"] == 2
     assert ids["head.weight"] == 3
+    with pytest.raises(ConfigError, match=r"no token maps.*Found: mixer.*tpsbt or vit"):
+        token_maps.rows(pretrained.encoder, "mixer", patches.normalize(frames))
 
     with FlopCounterMode(display=False) as counter:
         pretrained(frames, visible, masked)

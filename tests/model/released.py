@@ -69,9 +69,9 @@ def released(
 
 
 def _norm(x: Tensor, w: State, name: str) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True)
-    deviation = (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-    return centred / deviation * w[f"{name}.weight"] + w[f"{name}.bias"]
+    centered = x - x.mean(-1, keepdim=True)
+    deviation = (centered.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    return centered / deviation * w[f"{name}.weight"] + w[f"{name}.bias"]
 
 
 def _linear(x: Tensor, w: State, name: str) -> Tensor:

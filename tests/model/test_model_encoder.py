@@ -23,8 +23,8 @@ def _randomise(module: torch.nn.Module) -> None:
 
 
 def _norm(x: Tensor, w: Weights, name: str) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True)
-    scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    centered = x - x.mean(-1, keepdim=True)
+    scaled = centered / (centered.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
 
 

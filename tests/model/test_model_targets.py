@@ -27,7 +27,7 @@ def clips(frames: Tensor) -> Tensor:
 
 
 def _target_of_one_patch(clip: Tensor, token: int) -> Tensor:
-    """Standardised pixels of one patch of a [0, 1] clip [3, 4, 64, 64], number by number."""
+    """Standardized pixels of one patch of a [0, 1] clip [3, 4, 64, 64], number by number."""
     t, patch = divmod(token, 16)
     row, column = divmod(patch, 4)
     values = torch.empty(2, 16, 16, 3)
@@ -91,7 +91,7 @@ def test_perfect_predictions_give_the_original_picture(clips: Tensor, tubes: Tub
     torch.testing.assert_close(patches.paste(pixels, clips, masked), patches.denormalize(clips))
 
 
-def test_a_zero_prediction_is_each_patchs_mean_colour(clips: Tensor, tubes: Tubes) -> None:
+def test_a_zero_prediction_is_each_patchs_mean_color(clips: Tensor, tubes: Tubes) -> None:
     _, masked = tubes(SIZE, 2, 3)
     pixels = patches.to_pixels(torch.zeros(2, 26, 1536), clips, masked).unflatten(2, (512, 3))
     original = patches.patchify(patches.denormalize(clips))
