@@ -91,7 +91,7 @@ def test_a_new_encoder_pretrains_finetunes_and_counts_its_operations(run: Any) -
     assert names["config"].model.encoder == "mixer"
     torch.manual_seed(0)
     pretrained, model = names["pretrained"], names["model"]
-    split = masking.tube_mask(Stream("test"), 8, 4, 0.5)
+    split = masking.MASKS["tube"].split(Stream("test"), 8, 4, 0.5)
     visible, masked = (torch.from_numpy(part)[None] for part in (split.visible, split.masked))
     frames = torch.randint(0, 256, (1, 16, 32, 32, 3), dtype=torch.uint8)
     prediction = pretrained(frames, visible, masked)
@@ -116,7 +116,7 @@ def test_a_new_encoder_pretrains_finetunes_and_counts_its_operations(run: Any) -
 def test_a_new_mask_trains(run: Any) -> None:
     run("A mask")
     config = recipe.load("tiny_cpu", ["mask.kind=band"])
-    split = masking.split_predicted_tokens(Stream("test"), config.mask, 8, 100)
+    split = masking.split_tokens(Stream("test"), config.mask, 8, 100)
     assert sorted([*split.visible, *split.masked]) == list(range(800))
     assert len(split.masked) == 8 * round(100 * config.mask.ratio)
 

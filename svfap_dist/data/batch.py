@@ -45,38 +45,22 @@ class ClipBatch:
 
     A slot has one clip, or data.repeated_sampling consecutive clips of one sample: B clips in all.
     Lists have an entry per slot.
-
-    Attributes:
-        frames: uint8 [B, F, H, W, 3], or planes to be converted on the device; see `frames_on`.
-        visible: int64 [B, V], indices of tokens that the encoder sees.
-        masked: int64 [B, M], indices of tokens that the decoder predicts.
-        keys: Of the samples that the order chose.
-        samples: Their global indices.
-        lanes: Lane of each slot.
-        positions: Position of each slot in its lane.
-        substituted: Whether the frames are those of a neighbor, because the sample is bad.
-        bad: The bad samples.
-        fetch_seconds: Summed over the clips, as spent by threads.
-        decode_seconds: Summed over the clips, as spent by threads or workers.
-        bytes_fetched: From the store, since the batch before.
-        batches_ready: Prefetched batches when this one was requested, itself included.
-        targets: Of what the frames show, substituted or not: classes int64 [B], or values float32
-            [B, K].
     """
 
-    frames: torch.Tensor | YuvClips
-    visible: torch.Tensor
-    masked: torch.Tensor
-    keys: list[str]
-    samples: list[int]
+    frames: torch.Tensor | YuvClips  # uint8 [B, F, H, W, 3], or planes; see `frames_on`
+    visible: torch.Tensor  # int64 [B, V], tokens that the encoder sees
+    masked: torch.Tensor  # int64 [B, M], tokens that the decoder predicts
+    keys: list[str]  # of the samples that the order chose
+    samples: list[int]  # their global indices
     lanes: list[int]
-    positions: list[int]
-    substituted: list[bool]
+    positions: list[int]  # in the lane
+    substituted: list[bool]  # the frames are those of a neighbor, because the sample is bad
     bad: list[BadSample]
-    fetch_seconds: float
-    decode_seconds: float
-    bytes_fetched: int = 0
-    batches_ready: int = 0
+    fetch_seconds: float  # summed over the clips, as spent by threads
+    decode_seconds: float  # summed over the clips, as spent by threads or workers
+    bytes_fetched: int = 0  # from the store, since the batch before
+    batches_ready: int = 0  # prefetched when this one was requested, itself included
+    # Of what the frames show, substituted or not: classes int64 [B], or values float32 [B, K].
     targets: torch.Tensor | None = None
 
     def frames_on(self, device: torch.device, part: slice) -> torch.Tensor:
@@ -106,9 +90,8 @@ class SampleResult:
 class DecodePool:
     """`data.decode_workers` killable processes that do jobs; any number of threads may call it.
 
-    A video that hangs or crashes its decoder costs one sample: the worker is killed, and the next
-    job starts another. Without workers, the calling thread does the job with the same code, so the
-    bits are the same.
+    A video that hangs or crashes its decoder costs one sample, and the next job a new process.
+    Without workers, the calling thread does the job with the same code, so the bits are the same.
 
     Args:
         worker: Does jobs.
@@ -264,8 +247,7 @@ class BatchRing:
             wanted: Global index of each sample, and its clips.
 
         Raises:
-            ShardError: A shard cannot be read.
-            StorageError: The store refuses or does not answer.
+            ShardError, StorageError: A shard cannot be read.
             ClusterError: Workers cannot be started.
         """
         results: list[SampleResult] = []

@@ -53,21 +53,13 @@ _PLACES = (
 
 @dataclasses.dataclass(frozen=True)
 class ClipRequest:
-    """Which clips to cut from a sample, and where to write them.
+    """Which clips to cut from a sample, and where to write them."""
 
-    Attributes:
-        window: Key of the stream that chooses the window.
-        crops: Keys of the streams of each clip's crop.
-        batch: Index of the batch in the shared arrays.
-        row: Row of the first clip in the batch; the others follow it.
-        augments: Keys of the streams of each clip's augmentation; (): no augmentation.
-    """
-
-    window: Key
-    crops: tuple[Key, ...]
-    batch: int
-    row: int
-    augments: tuple[Key, ...] = ()
+    window: Key  # of the stream that chooses the window
+    crops: tuple[Key, ...]  # of the stream of each clip's crop
+    batch: int  # index in the shared arrays
+    row: int  # of the first clip in the batch; the others follow it
+    augments: tuple[Key, ...] = ()  # of the stream of each clip's augmentation; (): none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,16 +148,6 @@ def plan_clips(
     numbers = range(start, start + data.window, data.sampling_rate)
     last = info.num_frames - 1
     return numbers if numbers[-1] <= last else [min(number, last) for number in numbers], cuts
-
-
-def undecodable(sample: Sample, error: DecodeError) -> BadSample:
-    """Return the `BadSample` for a sample that cannot be decoded.
-
-    Args:
-        sample: The sample.
-        error: What its decoder raised.
-    """
-    return BadSample(sample.index, sample.key, error.reason, str(error))
 
 
 class SharedArrays:
@@ -286,7 +268,7 @@ class ClipWorker:
             for number, crop in enumerate(crops):
                 self._write(frames, crop, request, number)
         except DecodeError as error:
-            return undecodable(sample, error)
+            return BadSample(sample.index, sample.key, error.reason, str(error))
         except MemoryError:
             detail = "the worker's memory limit is reached"
             return BadSample(sample.index, sample.key, "too_large", detail)

@@ -15,51 +15,38 @@ Outside of runs `auto` is the default backend.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from svfap_dist.config import Config
 from svfap_dist.errors import ConfigError
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import Sample, SampleReader
 from svfap_dist.video.backends import DEFAULT, capabilities, open_decoder
-from svfap_dist.video.frames import BatchDecoder, Decoder
+from svfap_dist.video.frames import Decoder
 
-_SAMPLES = 8  # that are probed
+_SAMPLES = 8  # probed for their codecs
 
 
 def decoder_of(config: Config) -> Decoder:
-    """Return this process's decoder of the backend that a recipe names.
+    """Return this process's decoder of a recipe's backend; a `BatchDecoder` if that is batched.
 
     Args:
-        config: the recipe.
+        config: Recipe.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: It is not installed.
     """
     pipelines = config.decode.pipelines
     threads = -(-config.data.decode_threads // pipelines)
     return open_decoder(config.decode.backend, rank_device(config), threads, pipelines)
 
 
-def batch_decoder_of(config: Config) -> BatchDecoder:
-    """Return the decoder of a recipe whose backend is batched.
-
-    Args:
-        config: the recipe.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    assert capabilities(config.decode.backend).batched
-    return cast(BatchDecoder, decoder_of(config))
-
-
 def with_backend(config: Config, name: str) -> Config:
     """Return a recipe with another backend.
 
     Args:
-        config: the recipe.
-        name: a row of `BACKENDS`.
+        config: Recipe.
+        name: A row of `BACKENDS`.
     """
     return config.model_copy(update={"decode": config.decode.model_copy(update={"backend": name})})
 
@@ -68,8 +55,8 @@ def pin_backend(config: Config, tables: dict[str, Any]) -> Config:
     """Return the recipe of a resumed run with the run's own backend in place of `auto`.
 
     Args:
-        config: the recipe as the user gives it now.
-        tables: the run's own resolved recipe; `auto` in it is from before there was a choice.
+        config: The recipe as the user gives it now.
+        tables: The run's own resolved recipe; `auto` in it is from before there was a choice.
     """
     before = tables["decode"]["backend"]
     if config.decode.backend != "auto":
@@ -83,12 +70,12 @@ def check_backend(config: Config, url: str, manifest: Manifest) -> None:
     Whether it is installed is checked on the machines that train.
 
     Args:
-        config: the recipe.
-        url: of the shards.
-        manifest: theirs.
+        config: Recipe.
+        url: Folder or prefix of the shards.
+        manifest: The data set.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: It does not.
     """
     name = config.decode.backend
     row = capabilities(name)
@@ -98,9 +85,9 @@ def check_backend(config: Config, url: str, manifest: Manifest) -> None:
         if not row.decodes(codec, rank_device(config)):
             raise ConfigError(
                 f"Backend {name} does not decode {codec} on this device",
-                where=f"decode.backend = {name}",
-                found=f"{url} has {codec} videos, and cluster.use_gpu = {config.cluster.use_gpu}",
-                do=f"set decode.backend={DEFAULT}, or cluster.use_gpu=true on machines with a GPU",
+                f"decode.backend = {name}",
+                f"{url} has {codec} videos, and cluster.use_gpu = {config.cluster.use_gpu}",
+                f"set decode.backend={DEFAULT}, or cluster.use_gpu=true on machines with a GPU",
             )
 
 
@@ -108,8 +95,8 @@ def first_samples(url: str, manifest: Manifest) -> list[Sample]:
     """Read the first readable samples of a data set.
 
     Args:
-        url: of the shards.
-        manifest: theirs.
+        url: Folder or prefix of the shards.
+        manifest: The data set.
     """
     reader = SampleReader(url, manifest, range_bytes=1)
     found = [reader.read(index) for index in range(min(_SAMPLES, manifest.num_samples))]
@@ -120,6 +107,6 @@ def rank_device(config: Config) -> str:
     """Return the kind of device of a run's ranks: "cpu" or "cuda".
 
     Args:
-        config: the recipe.
+        config: Recipe.
     """
     return "cuda" if config.cluster.use_gpu else "cpu"

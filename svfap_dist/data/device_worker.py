@@ -22,16 +22,17 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import cast
 
 import torch
 
 from svfap_dist.config import Config
-from svfap_dist.data.clips import ClipRequest, DecodeJob, DecodeResult, plan_clips, undecodable
-from svfap_dist.data.decoding import batch_decoder_of
+from svfap_dist.data.clips import ClipRequest, DecodeJob, DecodeResult, plan_clips
+from svfap_dist.data.decoding import decoder_of
 from svfap_dist.errors import DecodeError, HealthError
 from svfap_dist.shards.format import BadSample, Sample, unpack
 from svfap_dist.video.backends import DEFAULT
-from svfap_dist.video.frames import VideoRequest
+from svfap_dist.video.frames import BatchDecoder, VideoRequest
 
 _GROUP_SECONDS = 4.0  # deadline of a group, in units of data.decode_seconds
 
@@ -53,7 +54,7 @@ class DeviceClipWorker:
     """
 
     def __init__(self, config: Config, frames: torch.Tensor) -> None:
-        self._config, self._decoder = config, batch_decoder_of(config)
+        self._config, self._decoder = config, cast(BatchDecoder, decoder_of(config))
         self._frames, self._max_clips = frames, frames.shape[1]  # clips decoded at a time
         self._submitted: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
         self._lock, self._is_closing = threading.Lock(), False
@@ -81,9 +82,7 @@ class DeviceClipWorker:
             jobs: Done one after another.
 
         Raises:
-            CancelledError: After `interrupt`.
             HealthError: The decoder hangs.
-            RuntimeError: The device fails.
         """
         return [self._do(job) for job in jobs]
 
@@ -99,7 +98,7 @@ class DeviceClipWorker:
                 sample.info, self._config.data, request.window, request.crops
             )
         except DecodeError as error:
-            return undecodable(sample, error)
+            return BadSample(sample.index, sample.key, error.reason, str(error))
         rows = self._frames[request.batch, request.row : request.row + len(crops)]
         video = VideoRequest(sample.video, sample.info, numbers, crops)
         pending = _Pending(sample.key, video, rows, Future())
@@ -108,7 +107,7 @@ class DeviceClipWorker:
                 raise CancelledError
             self._submitted.put(pending)
         error = self._wait(pending)
-        return undecodable(sample, error) if error else None
+        return error and BadSample(sample.index, sample.key, error.reason, str(error))
 
     def _wait(self, pending: _Pending) -> DecodeError | None:
         """Return the result of a job, which may have to wait for groups before its own."""

@@ -112,8 +112,7 @@ class ClipLoader:
             stop_step: Step after the last one.
 
         Raises:
-            ShardError: A shard cannot be read.
-            StorageError: The store refuses or does not answer.
+            ShardError, StorageError: A shard cannot be read.
             HealthError: A bad sample has no good neighbor.
             ConfigError: There is no memory for the batches.
             ClusterError: Decode workers cannot be started.

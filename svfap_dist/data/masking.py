@@ -38,29 +38,16 @@ class TokenSplit:
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """A kind of mask: a row of `MASKS`.
+    """A kind of mask: a row of `MASKS`."""
 
-    Attributes:
-        split: (stream, num_tubelets, num_patches, ratio) -> `TokenSplit`.
-        whole_frames: Masks tubelet frames as a whole; else patches.
-        same_in_all_frames: Masks tubes, from which running cells (mask.decoder_ratio < 1) choose
-            equally many tokens in every clip.
-    """
-
-    split: Callable[[Stream, int, int, float], TokenSplit]
-    whole_frames: bool = False
+    split: Callable[[Stream, int, int, float], TokenSplit]  # (stream, T, S, ratio to mask)
+    whole_frames: bool = False  # masks tubelet frames as a whole; else patches
+    # Masks tubes: running cells (mask.decoder_ratio < 1) choose equally many tokens in all clips.
     same_in_all_frames: bool = False
 
 
-def tube_mask(stream: Stream, num_tubelets: int, num_patches: int, ratio: float) -> TokenSplit:
-    """Mask the same round(S * ratio) patches in every tubelet frame (paper, section III-B).
-
-    Args:
-        stream: The clip's random numbers.
-        num_tubelets: T, tubelet frames of the clip.
-        num_patches: S, patches of a tubelet frame.
-        ratio: Fraction of patches to mask.
-    """
+def _tube_mask(stream: Stream, num_tubelets: int, num_patches: int, ratio: float) -> TokenSplit:
+    """Mask the same round(S * ratio) patches in every tubelet frame (paper, section III-B)."""
     patches = stream.permutation(num_patches)
     num_masked = round(num_patches * ratio)
     frames = np.arange(num_tubelets)[:, None] * num_patches  # [T, 1]
@@ -70,15 +57,8 @@ def tube_mask(stream: Stream, num_tubelets: int, num_patches: int, ratio: float)
     )
 
 
-def random_mask(stream: Stream, num_tubelets: int, num_patches: int, ratio: float) -> TokenSplit:
-    """Mask round(S * ratio) patches in every tubelet frame, drawn again for each.
-
-    Args:
-        stream: The clip's random numbers.
-        num_tubelets: T, tubelet frames of the clip.
-        num_patches: S, patches of a tubelet frame.
-        ratio: Fraction of patches to mask.
-    """
+def _random_mask(stream: Stream, num_tubelets: int, num_patches: int, ratio: float) -> TokenSplit:
+    """Mask round(S * ratio) patches in every tubelet frame, drawn again for each."""
     num_masked = round(num_patches * ratio)
     frames = [stream.permutation(num_patches) + t * num_patches for t in range(num_tubelets)]
     return TokenSplit(
@@ -87,15 +67,8 @@ def random_mask(stream: Stream, num_tubelets: int, num_patches: int, ratio: floa
     )
 
 
-def frame_mask(stream: Stream, num_tubelets: int, num_patches: int, ratio: float) -> TokenSplit:
-    """Mask all patches of round(T * ratio) tubelet frames.
-
-    Args:
-        stream: The clip's random numbers.
-        num_tubelets: T, tubelet frames of the clip.
-        num_patches: S, patches of a tubelet frame.
-        ratio: Fraction of tubelet frames to mask.
-    """
+def _frame_mask(stream: Stream, num_tubelets: int, num_patches: int, ratio: float) -> TokenSplit:
+    """Mask all patches of round(T * ratio) tubelet frames."""
     frames = stream.permutation(num_tubelets)
     num_masked = round(num_tubelets * ratio)
     patches = np.arange(num_patches)
@@ -106,27 +79,21 @@ def frame_mask(stream: Stream, num_tubelets: int, num_patches: int, ratio: float
 
 
 MASKS: dict[str, Masking] = {
-    "tube": Masking(tube_mask, same_in_all_frames=True),
-    "random": Masking(random_mask),
-    "frame": Masking(frame_mask, whole_frames=True),
+    "tube": Masking(_tube_mask, same_in_all_frames=True),
+    "random": Masking(_random_mask),
+    "frame": Masking(_frame_mask, whole_frames=True),
 }
 
 
-def running_cell(
+def _running_cell(
     stream: Stream, masked: np.ndarray, num_patches: int, decoder_ratio: float
 ) -> np.ndarray:
-    """Return those of the masked tokens that the decoder predicts, sorted.
+    """Return those of the masked tokens [M] that the decoder predicts, sorted.
 
     The frame is tiled by cells of 2 x 2 patches. A fraction of a cell's places, counted row by row
     from a random one, is predicted; the count starts one place later in each tubelet frame, so that
     within 4 of them each patch is predicted equally often. Source: VideoMAE V2's running cell
     masking (arXiv 2303.16727, section 3.2).
-
-    Args:
-        stream: The clip's random numbers.
-        masked: [M], sorted.
-        num_patches: S, a square number.
-        decoder_ratio: The fraction, a multiple of 1/4.
     """
     side = math.isqrt(num_patches)
     tubelet, patch = np.divmod(masked, num_patches)
@@ -139,50 +106,34 @@ def running_cell(
 def split_tokens(
     stream: Stream, mask: MaskConfig, num_tubelets: int, num_patches: int
 ) -> TokenSplit:
-    """Return the visible and the masked tokens of a clip, all of its T * S.
-
-    Args:
-        stream: The clip's random numbers.
-        mask: Kind and ratio.
-        num_tubelets: T, tubelet frames of the clip.
-        num_patches: S, patches of a tubelet frame.
-    """
-    return MASKS[mask.kind].split(stream, num_tubelets, num_patches, mask.ratio)
-
-
-def split_predicted_tokens(
-    stream: Stream, mask: MaskConfig, num_tubelets: int, num_patches: int
-) -> TokenSplit:
     """Return the visible tokens of a clip, and those of the masked that the decoder predicts.
 
     Args:
         stream: The clip's random numbers.
-        mask: Kind, ratio and decoder ratio.
+        mask: Kind, ratio, and decoder ratio; if that is 1, all masked tokens are predicted.
         num_tubelets: T, tubelet frames of the clip.
         num_patches: S, patches of a tubelet frame.
     """
-    whole = split_tokens(stream, mask, num_tubelets, num_patches)
-    if mask.decoder_ratio == 1:
-        return whole
-    predicted = running_cell(stream, whole.masked, num_patches, mask.decoder_ratio)
-    return dataclasses.replace(whole, masked=predicted)
+    split = MASKS[mask.kind].split(stream, num_tubelets, num_patches, mask.ratio)
+    if mask.decoder_ratio < 1:
+        predicted = _running_cell(stream, split.masked, num_patches, mask.decoder_ratio)
+        split = dataclasses.replace(split, masked=predicted)
+    return split
 
 
 def batch_masks(
     streams: Sequence[Stream], mask: MaskConfig, num_tubelets: int, num_patches: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the visible and the predicted tokens of a batch: int64 [B, V] and [B, M].
+    """Return `split_tokens` of a batch: visible int64 [B, V], masked int64 [B, M].
 
     Args:
         streams: Random numbers of each clip.
-        mask: Kind, ratio and decoder ratio.
+        mask: As for `split_tokens`.
         num_tubelets: T, tubelet frames of a clip.
         num_patches: S, patches of a tubelet frame.
     """
     import torch
 
-    splits = [split_predicted_tokens(s, mask, num_tubelets, num_patches) for s in streams]
-    return (
-        torch.stack([torch.from_numpy(split.visible) for split in splits]),
-        torch.stack([torch.from_numpy(split.masked) for split in splits]),
-    )
+    splits = [split_tokens(stream, mask, num_tubelets, num_patches) for stream in streams]
+    visible, masked = zip(*((split.visible, split.masked) for split in splits), strict=True)
+    return torch.from_numpy(np.stack(visible)), torch.from_numpy(np.stack(masked))

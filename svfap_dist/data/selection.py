@@ -71,8 +71,7 @@ def labels_of(url: str, manifest: Manifest) -> Sequence[dict[str, Any]]:
         manifest: The data set.
 
     Raises:
-        ShardError: The shards have no labels, or an index is not the manifest's.
-        StorageError: The store refuses or does not answer.
+        ShardError, StorageError: The shards have no labels, or an index is not the manifest's.
     """
     return _labels_of_shards(url, manifest.shards)
 

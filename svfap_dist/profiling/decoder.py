@@ -11,10 +11,10 @@ import itertools
 import logging
 import time
 from collections.abc import Sequence
+from typing import cast
 
 from svfap_dist.config import Config
 from svfap_dist.data.decoding import (
-    batch_decoder_of,
     check_backend,
     decoder_of,
     first_samples,
@@ -129,7 +129,7 @@ def _measure_backends(
         choice = with_backend(config, name)
         try:
             if capabilities(name).batched:
-                decoder, size = batch_decoder_of(choice), config.data.frame_size
+                decoder, size = cast(BatchDecoder, decoder_of(choice)), config.data.frame_size
                 return time_batch_decoder(decoder, [requests], size, _SECONDS).per_second
             rate = time_decoder(decoder_of(choice), requests, _SECONDS)
         except (DecodeError, RuntimeError):

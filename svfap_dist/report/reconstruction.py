@@ -64,7 +64,8 @@ def _frames_of(model: torch.nn.Module, config: Config, url: str) -> np.ndarray:
     """Frames of the three rows, uint8 [3, F, H, W, 3]."""
     clips = clip_of(config, url)
     stream = Stream(config.run.seed, "picture", url.rsplit("/", 1)[-1])
-    split = masking.split_tokens(stream, config.mask, config.num_tubelets, config.num_patches)
+    whole = config.mask.model_copy(update={"decoder_ratio": 1.0})
+    split = masking.split_tokens(stream, whole, config.num_tubelets, config.num_patches)
     visible = torch.from_numpy(split.visible).unsqueeze(0)
     masked = torch.from_numpy(split.masked).unsqueeze(0)
     shape = config.model.tubelet_size, config.model.patch_size

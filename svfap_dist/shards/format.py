@@ -118,8 +118,7 @@ def load_manifest(url: str) -> Manifest:
         url: Folder or prefix of the data set.
 
     Raises:
-        ShardError: There is none, or it is damaged or of another version.
-        StorageError: The store refuses or does not answer.
+        ShardError, StorageError: There is none, or it is damaged or of another version.
     """
     where = storage.join(url, MANIFEST_NAME)
     try:
@@ -149,8 +148,7 @@ def load_index(url: str, entry: ShardEntry) -> ShardIndex:
         entry: The shard.
 
     Raises:
-        ShardError: The index is missing or its digest is not the manifest's.
-        StorageError: The store refuses or does not answer.
+        ShardError, StorageError: The index is missing or its digest is not the manifest's.
     """
     where = storage.join(url, entry.index_name)
     do = "manifest and shards come from different runs: shard the videos again to a new URL"
@@ -171,8 +169,7 @@ def check_shards(url: str, manifest: Manifest) -> None:
         manifest: The data set.
 
     Raises:
-        ShardError: A shard is missing or of another size; it names the first one.
-        StorageError: The store refuses or does not answer.
+        ShardError, StorageError: A shard is missing or of another size; it names the first one.
     """
     sizes = storage.list_files(url)
     for entry in manifest.shards:

@@ -76,9 +76,8 @@ def open_data(config: Config, url: str) -> Manifest:
         url: Folder or prefix of the data set.
 
     Raises:
-        ShardError: The manifest is missing or does not match the shards.
+        ShardError, StorageError: The manifest is missing or does not match the shards.
         ConfigError: The shortest video is shorter than a clip's window.
-        StorageError: The store refuses or does not answer.
     """
     manifest = shard_format.load_manifest(url)
     shard_format.check_shards(url, manifest)
@@ -141,8 +140,7 @@ class SampleReader:
             index: Its global index.
 
         Raises:
-            ShardError: As for `fetch`.
-            StorageError: As for `fetch`.
+            ShardError, StorageError: As for `fetch`.
         """
         found = self.fetch(index)
         return found if isinstance(found, BadSample) else unpack(found)
@@ -154,8 +152,7 @@ class SampleReader:
             index: Its global index.
 
         Raises:
-            ShardError: Its shard is cut short, missing or without index.
-            StorageError: The store refuses or does not answer.
+            ShardError, StorageError: Its shard is cut short, missing or without index.
         """
         entry, row = self.locate(index)
         rows = self._indexes.get(entry.name, 1, lambda: shard_format.load_index(self._url, entry))

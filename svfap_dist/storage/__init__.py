@@ -9,6 +9,8 @@ lazily in the process that uses them: an s3fs object that crosses a fork deadloc
 Start with `files`; `s3` corrects how s3fs reads keys.
 """
 
+# ruff: noqa: F401 - the names are for others
+
 from svfap_dist.errors import StorageError
 from svfap_dist.storage.files import (
     OPERATIONS,
@@ -35,30 +37,3 @@ from svfap_dist.storage.files import (
     walk_files,
     write_bytes,
 )
-
-__all__ = [
-    "OPERATIONS",
-    "OUTCOMES",
-    "READ",
-    "WRITE",
-    "RequestCounts",
-    "StorageError",
-    "StorageMissingError",
-    "StorageUnreachableError",
-    "delete",
-    "delete_unfinished",
-    "download_file",
-    "exists",
-    "explain",
-    "filesystem",
-    "is_remote",
-    "join",
-    "list_files",
-    "local_path",
-    "read_bytes",
-    "read_range",
-    "request_counts",
-    "upload_file",
-    "walk_files",
-    "write_bytes",
-]

@@ -62,7 +62,7 @@ class MaskedReconstruction:
         self._model = config.model
         self.build_arguments = build_arguments(config)
         self._size = sizes.size_of_build(self.build_arguments)
-        split = masking.split_predicted_tokens(
+        split = masking.split_tokens(
             Stream("work"), config.mask, config.num_tubelets, config.num_patches
         )
         self._visible, self._masked = len(split.visible), len(split.masked)

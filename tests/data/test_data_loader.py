@@ -24,7 +24,7 @@ from numbered_shards import FRAMES, SIDE
 
 from svfap_dist.config import Config
 from svfap_dist.data.clips import random_window_start
-from svfap_dist.data.masking import tube_mask
+from svfap_dist.data.masking import MASKS
 from svfap_dist.data.sample_order import EpochOrder
 from svfap_dist.errors import ConfigError, HealthError, ShardError
 from svfap_dist.rng import Stream
@@ -52,7 +52,7 @@ def test_batches_hold_what_order_window_and_mask_say(make_data_set):
             sample = slots[row].sample
             start = random_window_start(Stream(3, "window", epoch, sample), FRAMES, 7)
             assert frames == [(sample, start + 2 * k) for k in range(4)]
-            split = tube_mask(Stream(3, "mask", epoch, sample), 2, 4, 0.5)
+            split = MASKS["tube"].split(Stream(3, "mask", epoch, sample), 2, 4, 0.5)
             assert batch.visible[row].tolist() == split.visible.tolist()
             assert batch.masked[row].tolist() == split.masked.tolist()
         assert not any(batch.substituted)
@@ -138,7 +138,10 @@ def test_repeated_samples_are_clips_of_one_window(make_data_set):
             start = random_window_start(Stream(3, "window", epoch, sample), FRAMES, 7)
             assert frames == [(sample, start + 2 * k) for k in range(4)]
             key = (3, "mask", epoch, sample, *([repeat] if repeat else []))
-            assert batch.masked[row].tolist() == tube_mask(Stream(*key), 2, 4, 0.5).masked.tolist()
+            assert (
+                batch.masked[row].tolist()
+                == MASKS["tube"].split(Stream(*key), 2, 4, 0.5).masked.tolist()
+            )
 
 
 def test_repeats_differ_in_crop_and_mask_and_the_first_is_the_only_one_of_before(make_data_set):

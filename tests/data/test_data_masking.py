@@ -8,19 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svfap_dist.config import Config, DataConfig, MaskConfig
-from svfap_dist.data.masking import (
-    MASKS,
-    Masking,
-    TokenSplit,
-    frame_mask,
-    random_mask,
-    running_cell,
-    split_predicted_tokens,
-    split_tokens,
-    tube_mask,
-)
+from svfap_dist.data.masking import MASKS, Masking, TokenSplit, _running_cell, split_tokens
 from svfap_dist.errors import ConfigError
 from svfap_dist.rng import Stream
+
+tube_mask, random_mask, frame_mask = (MASKS[k].split for k in ("tube", "random", "frame"))
 
 GRID = (st.integers(0, 10**6), st.integers(1, 8), st.integers(2, 120), st.floats(0.05, 0.95))
 
@@ -109,14 +101,10 @@ def config_of(**mask):
 @pytest.mark.parametrize("kind", ["tube", "random", "frame"])
 def test_the_recipe_names_the_kind(kind):
     config = config_of(kind=kind, ratio=0.5)
-    made = {"tube": tube_mask, "random": random_mask, "frame": frame_mask}[kind](
-        Stream(1), 8, 49, 0.5
-    )
-    grid = config.num_tubelets, config.num_patches
-    for split in (split_tokens, split_predicted_tokens):
-        parts = split(Stream(1), config.mask, *grid)
-        assert parts.visible.tolist() == made.visible.tolist()
-        assert parts.masked.tolist() == made.masked.tolist()
+    made = MASKS[kind].split(Stream(1), 8, 49, 0.5)
+    parts = split_tokens(Stream(1), config.mask, config.num_tubelets, config.num_patches)
+    assert parts.visible.tolist() == made.visible.tolist()
+    assert parts.masked.tolist() == made.masked.tolist()
     assert config.num_visible_tubelets == (4 if kind == "frame" else 8)
 
 
@@ -134,7 +122,7 @@ def test_the_decoder_predicts_a_running_cell(ratio, kept, side):
     everything = np.arange(8 * side * side)
     starts = set()
     for key in range(12):
-        predicted = set(running_cell(Stream(key), everything, side * side, ratio).tolist())
+        predicted = set(_running_cell(Stream(key), everything, side * side, ratio).tolist())
         start = Stream(key).integer(4)
         starts.add(start)
         for token in everything.tolist():
@@ -149,9 +137,8 @@ def test_the_decoder_predicts_a_running_cell(ratio, kept, side):
 @pytest.mark.parametrize("seed", range(5))
 def test_dual_masking_spares_the_decoder_and_leaves_the_encoder_as_it_was(seed, ratio):
     config = config_of(decoder_ratio=ratio)
-    grid = config.num_tubelets, config.num_patches
-    whole = split_tokens(Stream(seed), config.mask, *grid)
-    part = split_predicted_tokens(Stream(seed), config.mask, *grid)
+    whole = tube_mask(Stream(seed), 8, 49, config.mask.ratio)
+    part = split_tokens(Stream(seed), config.mask, 8, 49)
     assert part.visible.tolist() == whole.visible.tolist()
     assert set(part.masked.tolist()) < set(whole.masked.tolist())
     assert (np.diff(part.masked) > 0).all()
@@ -171,7 +158,7 @@ def test_a_kind_of_masks_is_one_row(monkeypatch):
 
     monkeypatch.setitem(MASKS, "last", Masking(last_frames, whole_frames=True))
     config = config_of(kind="last", ratio=0.25)
-    parts = split_predicted_tokens(Stream(1), config.mask, config.num_tubelets, config.num_patches)
+    parts = split_tokens(Stream(1), config.mask, config.num_tubelets, config.num_patches)
     assert parts.masked.tolist() == list(range(6 * 49, 8 * 49))
     assert config.num_visible_tubelets == 6
     with pytest.raises(ConfigError, match="of 8 tubelet frames"):

@@ -158,7 +158,7 @@ def test_labels_come_from_the_indexes_in_order(make_data_set, videos):
 def test_shards_without_labels_are_told(make_data_set, videos):
     labels = VideoInfo(**{**dataclasses.asdict(INFO), "labels": {"set": "painted"}})
     data_set = make_data_set([2, 2], {0: (videos[0], labels)})
-    with pytest.raises(ShardError, match=r"no labels.*shard-000001.*0 of 2.*labelled source"):
+    with pytest.raises(ShardError, match=r"no labels.*shard-000001.*0 of 2.*labeled source"):
         labels_of(data_set.url, data_set.manifest)
 
 

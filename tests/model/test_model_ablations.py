@@ -69,7 +69,7 @@ def _model_and_batch(config: Config) -> tuple[MaskedAutoencoder, Batch]:
     side = config.data.frame_size
     clips = torch.randn(2, 3, config.data.num_frames, side, side)
     splits = [
-        masking.split_predicted_tokens(
+        masking.split_tokens(
             Stream("mask", clip), config.mask, config.num_tubelets, config.num_patches
         )
         for clip in range(2)

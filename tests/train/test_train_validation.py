@@ -7,7 +7,7 @@ from loaders import NO_VIDEO, SIZES, bits, config_of, shown, world
 from numbered_shards import FRAMES
 
 from svfap_dist.data.batch import ClipBatch
-from svfap_dist.data.masking import tube_mask
+from svfap_dist.data.masking import MASKS
 from svfap_dist.rng import Stream
 from svfap_dist.train.validation import validation_batches
 
@@ -27,7 +27,7 @@ def test_held_out_clips_are_the_first_samples_and_always_the_same(make_data_set)
     for batch in batches:
         assert shown(batch) == [[(i, start + 2 * k) for k in range(4)] for i in batch.samples]
         for row, i in enumerate(batch.samples):
-            split = tube_mask(Stream(3, "held-out", i), 2, 4, 0.5)
+            split = MASKS["tube"].split(Stream(3, "held-out", i), 2, 4, 0.5)
             assert batch.masked[row].tolist() == split.masked.tolist()
 
 
