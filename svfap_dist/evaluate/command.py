@@ -17,8 +17,7 @@ from svfap_dist.config import Config, TaskConfig
 from svfap_dist.distributed import World
 from svfap_dist.errors import CheckpointError
 from svfap_dist.evaluate import protocol, runner
-from svfap_dist.evaluate.predictions import Predictions
-from svfap_dist.evaluate.results import Results, summarize
+from svfap_dist.evaluate.results import Predictions, Results, summarize
 from svfap_dist.model import weights
 from svfap_dist.shards.reader import open_data
 
@@ -65,7 +64,7 @@ def evaluate(
             )
         folds[fold] = tested.predictions
     if predictions_url:
-        Predictions.joined(list(folds.values())).write(predictions_url)
+        Predictions.concatenate(list(folds.values())).write(predictions_url)
     return summarize(task, folds)
 
 

@@ -15,49 +15,80 @@ import numpy as np
 
 
 def uar(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Unweighted average recall: mean, over the classes that occur in labels [N], of the share of
-    their samples that were recognised; predicted: class indices [N]."""
+    """Return the unweighted average recall: the mean recall of the classes that occur.
+
+    Args:
+        labels: true class indices [N].
+        predicted: class indices [N].
+    """
     return float(np.mean([np.mean(predicted[labels == c] == c) for c in np.unique(labels)]))
 
 
 def war(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Weighted average recall, which is the accuracy, of class indices [N] and [N]."""
+    """Return the weighted average recall, which is the accuracy.
+
+    Args:
+        labels: true class indices [N].
+        predicted: class indices [N].
+    """
     return float(np.mean(labels == predicted))
 
 
 def weighted_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """F1 score per class, averaged with the classes' numbers of samples as weights."""
+    """Return the mean F1 score of the classes, weighted by their numbers of samples.
+
+    Args:
+        labels: true class indices [N].
+        predicted: class indices [N].
+    """
     classes, counts = np.unique(labels, return_counts=True)
     hits = np.array([np.sum((labels == c) & (predicted == c)) for c in classes])
-    said = np.array([np.sum(predicted == c) for c in classes])
-    return float(np.average(2 * hits / (counts + said), weights=counts))
+    chosen = np.array([np.sum(predicted == c) for c in classes])
+    return float(np.average(2 * hits / (counts + chosen), weights=counts))
 
 
 def pcc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Pearson's correlation coefficient of [N] and [N]; NaN if one of them is constant."""
+    """Return Pearson's correlation coefficient; NaN if one side is constant.
+
+    Args:
+        labels: true values [N].
+        scores: predicted values [N].
+    """
     if not (np.ptp(labels) and np.ptp(scores)):
         return float("nan")
-    a, b = _centred(labels), _centred(scores)
+    a, b = _centered(labels), _centered(scores)
     a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
     return float(np.clip(np.dot(a, b), -1.0, 1.0))
 
 
 def ccc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Concordance correlation coefficient of [N] and [N], with variances over N (Lin 1989); NaN if
-    both are the same constant."""
-    if not (np.ptp(labels) and np.ptp(scores)):  # asked exactly: rounded means hide it
+    """Return the concordance correlation coefficient, with variances over N (Lin 1989).
+
+    Args:
+        labels: true values [N].
+        scores: predicted values [N].
+
+    Returns:
+        NaN if both sides are the same constant.
+    """
+    if not (np.ptp(labels) and np.ptp(scores)):  # exact, where rounded means would hide it
         return float("nan") if np.array_equal(labels, scores) else 0.0
-    a, b = _centred(labels), _centred(scores)
+    a, b = _centered(labels), _centered(scores)
     apart = float(np.mean(labels, dtype=np.float64) - np.mean(scores, dtype=np.float64)) ** 2
     return 2 * float(np.mean(a * b)) / (float(np.mean(a * a) + np.mean(b * b)) + apart)
 
 
 def acc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Accuracy of the First Impressions challenge, 1 - mean absolute error, of [N] and [N]."""
+    """Return the accuracy of the First Impressions challenge: 1 - mean absolute error.
+
+    Args:
+        labels: true values [N].
+        scores: predicted values [N].
+    """
     return 1.0 - float(np.mean(np.abs(labels.astype(np.float64) - scores.astype(np.float64))))
 
 
-def _centred(values: np.ndarray) -> np.ndarray:
+def _centered(values: np.ndarray) -> np.ndarray:
     values = values.astype(np.float64)
     return values - values.mean()
 

@@ -1,34 +1,161 @@
-"""From what the network said of each test sample to the result of a data set.
+"""Predictions of test samples, and the result of a task computed from them.
 
-In: the predictions of each fold. Out: a table to read and JSON to keep: the measures per fold, over
-the predictions of all folds pooled, their mean and deviation over folds, and what was published.
-The pooled figure is the one that is compared: the total UAR of https://github.com/sunlicai/SVFAP
-for DFEW, 63.89, is not the mean of the five folds given there, 63.83.
+In: the scores of each test sample, by fold; `predictions.jsonl` keeps them, a row per sample with
+its key, its label and its scores averaged over views, so that every figure can be computed again.
+Out: a table to read, JSON to keep, and the confusion matrix: the scores per fold and over the
+predictions of all folds pooled, their mean and deviation over folds, and the published figures.
+The pooled figure is the one to compare: the total UAR of https://github.com/sunlicai/SVFAP for
+DFEW, 63.89, is not the mean of the five folds given there, 63.83.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import io
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from svfap_dist import storage
 from svfap_dist.config import TaskConfig
-from svfap_dist.errors import ConfigError
-from svfap_dist.evaluate import confusion
-from svfap_dist.evaluate.metrics import SCORE_FUNCTIONS, ScoreFunction
-from svfap_dist.evaluate.predictions import Predictions
+from svfap_dist.errors import CheckpointError, ConfigError, HealthError
+from svfap_dist.evaluate.metrics import SCORE_FUNCTIONS
+from svfap_dist.text_table import format_table
+
+_EXAMPLES = 3
+_INCHES_PER_CLASS = 0.75
+_MARGIN_INCHES = 2.2  # names and titles
+_DARK = 60.0  # percent above which a cell's text is white
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+    """Labels and scores of the tested samples of one or more folds.
+
+    Attributes:
+        keys: of the samples.
+        labels: class indices [N], or values [N, K].
+        scores: of the classes [N, C], of which the highest is predicted, or values [N, K].
+
+    Raises:
+        CheckpointError: The lengths differ, or a sample occurs twice.
+        HealthError: A score is not finite.
+    """
+
+    keys: tuple[str, ...]
+    labels: np.ndarray
+    scores: np.ndarray
+
+    def __post_init__(self) -> None:
+        if not self.keys or not len(self.keys) == len(self.labels) == len(self.scores):
+            lengths = f"{len(self.keys)} keys, {len(self.labels)} labels, {len(self.scores)} scores"
+            raise _unusable(lengths)
+        twice = [key for key, times in collections.Counter(self.keys).items() if times > 1]
+        if twice:
+            raise _unusable(f"{len(twice)} samples twice, such as {', '.join(twice[:_EXAMPLES])}")
+        infinite = ~np.isfinite(self.scores.reshape(len(self.keys), -1)).all(axis=1)
+        if infinite.any():
+            raise HealthError(
+                "Scores are not finite",
+                where=f"sample {self.keys[int(np.argmax(infinite))]}",
+                found=f"{infinite.sum()} of {len(self.keys)} samples",
+                do="train again with a lower optim.lr, or with train.dtype = float32",
+            )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:
+        """Return the samples of all parts.
+
+        Args:
+            parts: without a sample in common.
+
+        Raises:
+            CheckpointError: Two parts have a sample in common.
+        """
+        keys = tuple(key for part in parts for key in part.keys)
+        labels, scores = ([getattr(part, name) for part in parts] for name in ("labels", "scores"))
+        return cls(keys, np.concatenate(labels), np.concatenate(scores))
+
+    def predicted(self) -> np.ndarray:
+        """Return the predicted class of each sample, [N]."""
+        return self.scores.argmax(axis=1)
+
+    def check_fits(self, task: TaskConfig, where: str) -> None:
+        """Check shapes and classes against the task.
+
+        Args:
+            task: the recipe's [task].
+            where: the fold, for messages.
+
+        Raises:
+            CheckpointError: They belong to another task.
+        """
+        shape, width = self.labels.shape, len(task.names)
+        if self.scores.shape != (len(self.keys), width):
+            raise _unusable(f"scores {list(self.scores.shape)} for {width} of task.names", where)
+        if task.kind == "regression" and shape != self.scores.shape:
+            raise _unusable(f"labels {list(shape)} for {width} of task.names", where)
+        if task.kind == "classification":
+            whole = len(shape) == 1 and np.issubdtype(self.labels.dtype, np.integer)
+            if not whole or self.labels.min() < 0 or self.labels.max() >= width:
+                raise _unusable(f"labels that are not classes 0 to {width - 1}", where)
+
+    def write(self, url: str) -> None:
+        """Write the rows as JSON lines.
+
+        Args:
+            url: of the file.
+        """
+        rows = zip(self.keys, self.labels.tolist(), self.scores, strict=True)
+        lines = (
+            # float32's shortest digits, which read back as the same number
+            json.dumps({"key": key, "label": label, "scores": [float(str(s)) for s in scores]})
+            for key, label, scores in rows
+        )
+        storage.write_bytes(url, "".join(f"{line}\n" for line in lines).encode())
+
+    @classmethod
+    def read(cls, url: str) -> Predictions:
+        """Return what `write` wrote.
+
+        Args:
+            url: of the file.
+
+        Raises:
+            CheckpointError: It is missing or damaged.
+            StorageError: The store fails.
+        """
+        try:
+            rows = [json.loads(line) for line in storage.read_bytes(url).splitlines()]
+            labels = np.array([row["label"] for row in rows])
+            scores = np.array([row["scores"] for row in rows], np.float32)
+            keys = tuple(row["key"] for row in rows)
+        except storage.StorageMissingError as error:
+            raise _unusable("no such file", url) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise _unusable(repr(error), url) from error
+        if np.issubdtype(labels.dtype, np.floating):
+            labels = labels.astype(np.float32)
+        return cls(keys, labels, scores)
+
+
+def _unusable(found: str, where: str = "") -> CheckpointError:
+    return CheckpointError("Invalid predictions", where, found, "evaluate this fold again")
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Measures of some samples, by name: in per cent where papers print them so.
+    """Scores of some samples, by name: in percent where papers print them so.
 
-    values: a regression's are means over its dimensions; parts: those of each dimension.
+    Attributes:
+        num_samples: how many there are.
+        values: by score; for a regression, means over its dimensions.
+        parts: by score and dimension of a regression.
     """
 
     num_samples: int
@@ -38,7 +165,14 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """The result of a task; `confusion` (counts, pooled) is None for regressions."""
+    """The result of a task.
+
+    Attributes:
+        task: the recipe's [task].
+        folds: scores by fold.
+        pooled: scores over all folds together.
+        confusion: pooled counts [C, C], rows true and columns predicted; None for a regression.
+    """
 
     task: TaskConfig
     folds: dict[int, Score]
@@ -47,26 +181,38 @@ class Results:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all folds of the protocol are in it."""
+        """Whether it covers all folds of the protocol."""
         return len(self.folds) == max(self.task.folds, 1)
 
     def mean(self, metric: str) -> float:
-        """Mean of a measure over the folds."""
+        """Return the mean of a score over the folds.
+
+        Args:
+            metric: name of the score.
+        """
         return statistics.fmean(score.values[metric] for score in self.folds.values())
 
     def deviation(self, metric: str) -> float:
-        """Sample standard deviation of a measure over the folds; NaN for fewer than two."""
+        """Return the sample standard deviation over the folds; NaN for fewer than two.
+
+        Args:
+            metric: name of the score.
+        """
         values = [score.values[metric] for score in self.folds.values()]
         if len(values) < 2 or any(map(math.isnan, values)):
             return math.nan
         return statistics.stdev(values)
 
     def published(self, metric: str) -> float | None:
-        """The published figure, if the recipe has one."""
+        """Return the published figure, if the recipe has one.
+
+        Args:
+            metric: name of the score.
+        """
         return dict(zip(self.task.metrics, self.task.published, strict=False)).get(metric)
 
     def line(self) -> str:
-        """The pooled measures in a line, e.g. "UAR 41.23 %, WAR 52.10 %"."""
+        """Return the pooled scores in a line, e.g. "UAR 41.23 %, WAR 52.10 %"."""
         return ", ".join(
             f"{score.title} {_shown(name, value)}{' %' if score.in_percent else ''}"
             for name, value in self.pooled.values.items()
@@ -74,9 +220,9 @@ class Results:
         )
 
     def lines(self) -> list[str]:
-        """A table for people."""
+        """Return a table to print."""
         task, metrics = self.task, self.task.metrics
-        rows = [["", "samples", *(_title(SCORE_FUNCTIONS[name]) for name in metrics)]]
+        rows = [["", "samples", *map(_title, metrics)]]
         if task.folds:
             rows += [_row(f"fold {fold}", score, metrics) for fold, score in self.folds.items()]
         rows.append(_row("pooled" if task.folds else "test", self.pooled, metrics))
@@ -88,7 +234,10 @@ class Results:
             rows.append(["deviation (n - 1)", "", *(_shown(m, self.deviation(m)) for m in metrics)])
         if task.published:
             rows += self._beside_published()
-        lines = [f"{task.set}, {task.label}: {_protocol(task)}", *_aligned(rows)]
+        lines = [
+            f"{task.set}, {task.label}: {_protocol(task)}",
+            *format_table(rows[1:], rows[0], range(1, len(rows[0]))),
+        ]
         if task.published and task.published_source:
             lines.append(f"Published: {task.published_source}")
         if not self.is_complete:
@@ -97,7 +246,7 @@ class Results:
         return lines
 
     def to_json(self) -> str:
-        """The same, and more, for programs; what is undefined is null."""
+        """Return the content of results.json; undefined numbers are null."""
         task = self.task
         content: dict[str, Any] = {
             "set": task.set,
@@ -112,24 +261,25 @@ class Results:
             "published_source": task.published_source,
         }
         if self.confusion is not None:
-            recalls = 100 * confusion.recalls(self.confusion)
-            content["recall"] = dict(zip(task.names, recalls.tolist(), strict=True))
+            recall = 100 * recalls(self.confusion)
+            content["recall"] = dict(zip(task.names, recall.tolist(), strict=True))
             content["confusion"] = self.confusion.tolist()
         return json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n"
 
     def picture(self) -> bytes:
-        """The confusion matrix of a classification as a PNG.
+        """Return the confusion matrix of a classification as a PNG.
 
-        Raises: ConfigError for a regression, which has none.
+        Raises:
+            ConfigError: The task is a regression.
         """
         if self.confusion is None:
             raise ConfigError(
                 "No confusion matrix",
                 where=f"set {self.task.set}",
                 found="a regression",
-                do="ask for it after a classification",
+                do="use it for a classification",
             )
-        return confusion.draw(self.confusion, self.task.names, f"{self.task.set}: {self.line()}")
+        return draw_confusion(self.confusion, self.task.names, f"{self.task.set}: {self.line()}")
 
     def _of_metric(self, name: str) -> dict[str, Any]:
         pooled, published = self.pooled.values[name], self.published(name)
@@ -154,18 +304,24 @@ class Results:
 
 
 def summarize(task: TaskConfig, folds: Mapping[int, Predictions]) -> Results:
-    """The result of a task from the predictions of its folds; {0: ...} for a fixed split.
+    """Return the result of a task.
 
-    Raises: ConfigError or CheckpointError if folds or predictions are not those of the task.
+    Args:
+        task: the recipe's [task].
+        folds: predictions by fold; {0: ...} for a fixed split.
+
+    Raises:
+        ConfigError: The task does not have these folds.
+        CheckpointError: The predictions belong to another task.
     """
     _check(task, folds)
     ordered = dict(sorted(folds.items()))
-    pooled = Predictions.joined(list(ordered.values()))
+    pooled = Predictions.concatenate(list(ordered.values()))
     return Results(
         task,
         {fold: _score(task, predictions) for fold, predictions in ordered.items()},
         _score(task, pooled),
-        confusion.count(pooled.labels, pooled.predicted(), len(task.names))
+        count_confusion(pooled.labels, pooled.predicted(), len(task.names))
         if task.kind == "classification"
         else None,
     )
@@ -206,7 +362,8 @@ def _protocol(task: TaskConfig) -> str:
     return f"trained on {', '.join(task.train_splits)}, tested on {', '.join(task.test_splits)}"
 
 
-def _title(metric: ScoreFunction) -> str:
+def _title(name: str) -> str:
+    metric = SCORE_FUNCTIONS[name]
     return f"{metric.title} %" if metric.in_percent else metric.title
 
 
@@ -218,18 +375,76 @@ def _shown(metric: str, value: float, sign: str = "") -> str:
     return f"{value:{sign}.2f}" if SCORE_FUNCTIONS[metric].in_percent else f"{value:{sign}.4f}"
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *cells in rows:
-        numbers = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-        lines.append("  ".join([name.ljust(widths[0]), *numbers]).rstrip())
-    return lines
-
-
 def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_nan(part) for name, part in value.items()}
     if isinstance(value, list):
         return [_without_nan(part) for part in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def count_confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return the confusion matrix, int64 [C, C]: rows are true, columns predicted classes.
+
+    Args:
+        labels: true classes [N].
+        predicted: classes [N].
+        num_classes: C.
+    """
+    cells = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes)
+
+
+def recalls(matrix: np.ndarray) -> np.ndarray:
+    """Return the recall of each class, [C]; NaN for a class without samples.
+
+    Args:
+        matrix: counts [C, C].
+    """
+    return np.diagonal(_row_shares(matrix))
+
+
+def draw_confusion(matrix: np.ndarray, names: Sequence[str], title: str) -> bytes:
+    """Return a picture of a confusion matrix, as the bytes of a PNG.
+
+    Colors and large numbers are percent of a row, so that a rare class is as visible as a frequent
+    one; small numbers are samples.
+
+    Args:
+        matrix: counts [C, C].
+        names: of the classes.
+        title: of the picture.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    side = _INCHES_PER_CLASS * len(names) + _MARGIN_INCHES
+    figure = Figure(figsize=(side, side), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    percent = 100 * np.nan_to_num(_row_shares(matrix))
+    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    for row, column in np.ndindex(*matrix.shape):
+        color = "white" if percent[row, column] > _DARK else "black"
+        shown = (
+            ("bottom", 11, f"{percent[row, column]:.1f}"),
+            ("top", 8, f"{matrix[row, column]}"),
+        )
+        for side, size, text in shown:
+            axes.text(column, row, text, ha="center", va=side, fontsize=size, color=color)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    totals = matrix.sum(axis=1)
+    axes.set_yticks(range(len(names)), [f"{n} ({k})" for n, k in zip(names, totals, strict=True)])
+    axes.set_xlabel("Predicted")
+    axes.set_ylabel("True (samples)")
+    axes.set_title(f"{title}\npercent of the row, and samples", fontsize=11)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()
+
+
+def _row_shares(matrix: np.ndarray) -> np.ndarray:
+    totals = matrix.sum(axis=1, keepdims=True)
+    return np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)

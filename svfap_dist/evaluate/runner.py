@@ -36,7 +36,7 @@ from svfap_dist.config import Config, DataConfig, TaskConfig
 from svfap_dist.data.selection import Selection
 from svfap_dist.distributed import World
 from svfap_dist.errors import ClusterError, DecodeError, ShardError
-from svfap_dist.evaluate.predictions import Predictions
+from svfap_dist.evaluate.results import Predictions
 from svfap_dist.model.classifier import ACTIVATIONS
 from svfap_dist.parallel.child import CrashedError, HungError, StartError
 from svfap_dist.parallel.ordered_map import ordered_map

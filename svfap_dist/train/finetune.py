@@ -19,8 +19,7 @@ from svfap_dist import storage
 from svfap_dist.config import Config, TaskConfig
 from svfap_dist.errors import ConfigError, StorageError
 from svfap_dist.evaluate import protocol
-from svfap_dist.evaluate.predictions import Predictions
-from svfap_dist.evaluate.results import Results, summarize
+from svfap_dist.evaluate.results import Predictions, Results, summarize
 from svfap_dist.evaluate.runner import PREDICTIONS
 from svfap_dist.telemetry.journal import read_recipe
 from svfap_dist.train import loop

@@ -17,10 +17,9 @@ from sklearn import metrics as sklearn_metrics
 
 from svfap_dist.config import TaskConfig
 from svfap_dist.errors import CheckpointError, ConfigError, HealthError
-from svfap_dist.evaluate import confusion
+from svfap_dist.evaluate import results
 from svfap_dist.evaluate.metrics import SCORE_FUNCTIONS, ScoreFunction
-from svfap_dist.evaluate.predictions import Predictions
-from svfap_dist.evaluate.results import summarize
+from svfap_dist.evaluate.results import Predictions, summarize
 
 NAMES = ("sad", "happy", "calm")
 SIZES = {1: 40, 2: 25, 3: 30}
@@ -141,14 +140,14 @@ def test_undefined_measures_are_null_and_nan():
 
 
 def test_confusion_of_a_class_without_samples():
-    matrix = confusion.count(np.array([0, 0, 2]), np.array([0, 1, 2]), 3)
+    matrix = results.count_confusion(np.array([0, 0, 2]), np.array([0, 1, 2]), 3)
     assert matrix.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
-    np.testing.assert_array_equal(confusion.recalls(matrix), [0.5, np.nan, 1])
+    np.testing.assert_array_equal(results.recalls(matrix), [0.5, np.nan, 1])
 
 
 def test_picture_is_darker_where_more_was_said():
     matrix = np.array([[90, 10], [0, 20]])
-    picture = Image.open(io.BytesIO(confusion.draw(matrix, ("sad", "happy"), "toy")))
+    picture = Image.open(io.BytesIO(results.draw_confusion(matrix, ("sad", "happy"), "toy")))
     grey = np.asarray(picture.convert("L"), np.float64)
     assert min(picture.size) > 300
     # The matrix is the largest square of colour: its cells' corners, away from text.

@@ -21,7 +21,7 @@ from svfap_dist.checkpoint import store
 from svfap_dist.config import Config, recipe
 from svfap_dist.errors import CheckpointError, ConfigError
 from svfap_dist.evaluate import command, runner
-from svfap_dist.evaluate.predictions import Predictions
+from svfap_dist.evaluate.results import Predictions
 from svfap_dist.model import autoencoder, weights
 from svfap_dist.train import audit, finetune, loop
 from svfap_dist.train.signals import TIME_IS_UP

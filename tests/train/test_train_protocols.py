@@ -12,7 +12,7 @@ from train_ranks import start
 
 from data_sharding import pipeline as sharding
 from svfap_dist.config import recipe
-from svfap_dist.evaluate.predictions import Predictions
+from svfap_dist.evaluate.results import Predictions
 
 FOLDS = {
     "avcaffe_arousal": 0,
