@@ -22,7 +22,7 @@ from typing import Any
 import av
 from av.error import FFmpegError
 
-from data_sharding import markers
+from data_sharding import markers, temporary
 from data_sharding.markers import Progress, silent
 from svfap_dist import storage
 from svfap_dist.errors import ShardError
@@ -33,6 +33,7 @@ from svfap_dist.shards.format import Manifest, ShardEntry, ShardIndex
 from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo, load_info
 
 _SHOWN = 5  # damages in the error
+_KEYS = "create table keys (key text primary key) without rowid"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,24 +71,20 @@ def verify(url: str, progress: Progress = silent, *, workers: int | None = None)
     damages: list[str] = list(_stale(url, manifest))
     damaged_shards, total = 0, len(manifest.shards)
     progress(0, total, 0)
-    with _Keys() as keys:
-        for done, (entry, (names, seen)) in enumerate(
-            zip(manifest.shards, _check_all(url, manifest.shards, workers), strict=True), start=1
-        ):
-            found = [*seen, *keys.repeated(names)]
-            damages += [f"{entry.name}: {damage}" for damage in found]
-            damaged_shards += bool(found)
-            progress(done, total, damaged_shards)
+    db = temporary.database(_KEYS)
+    checked = _check_all(url, manifest.shards, workers)
+    for done, (entry, (keys, seen)) in enumerate(zip(manifest.shards, checked, strict=True), 1):
+        found = [*seen, *_add_keys(db, keys)]
+        damages += [f"{entry.name}: {damage}" for damage in found]
+        damaged_shards += bool(found)
+        progress(done, total, damaged_shards)
+    db.close()
     if damages:
         more = f"; and {len(damages) - _SHOWN} more" if len(damages) > _SHOWN else ""
-        raise ShardError(
-            f"{damaged_shards} of {total} shards are damaged"
-            if damaged_shards
-            else "Manifest is not that of the shards",
-            where=url,
-            found="; ".join(damages[:_SHOWN]) + more,
-            do="copy them again from where the data set was made, or shard the videos again",
-        )
+        stale = "Manifest is not that of the shards"
+        what = f"{damaged_shards} of {total} shards are damaged" if damaged_shards else stale
+        fix = "copy them again from where the data set was made, or shard the videos again"
+        raise ShardError(what, url, "; ".join(damages[:_SHOWN]) + more, fix)
     num_bytes = sum(entry.num_bytes for entry in manifest.shards)
     return Verified(
         url, len(manifest.shards), manifest.num_samples, num_bytes, manifest.fingerprint
@@ -114,24 +111,11 @@ def _stale(url: str, manifest: Manifest) -> Iterator[str]:
         yield f"{missing} shards have no marker"
 
 
-class _Keys:
-    """All keys of a data set, on disk, so that memory is bounded."""
-
-    def __enter__(self) -> _Keys:
-        self._db = sqlite3.connect("")
-        self._db.execute("create table keys (key text primary key) without rowid")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._db.close()
-
-    def repeated(self, keys: Sequence[str]) -> list[str]:
-        """Add the keys of one more shard; return what is wrong with them."""
-        twice = []
-        for key in keys:
-            if not self._db.execute("insert or ignore into keys values (?)", [key]).rowcount:
-                twice.append(key)
-        return [f"key {min(twice)!r} is in another shard too"] if twice else []
+def _add_keys(db: sqlite3.Connection, keys: Sequence[str]) -> list[str]:
+    """Add the keys of one more shard to those on disk; return what is wrong with them."""
+    insert = "insert or ignore into keys values (?)"
+    twice = [key for key in keys if not db.execute(insert, [key]).rowcount]
+    return [f"key {min(twice)!r} is in another shard too"] if twice else []
 
 
 def _check_all(

@@ -199,5 +199,5 @@ def load(name: str) -> Source:
     """
     if name not in SOURCES:
         known = ", ".join(sorted(SOURCES))
-        raise ConfigError("Unknown source", found=name, do=f"use one of: {known}")
+        raise ConfigError("Unknown source", "", name, f"use one of: {known}")
     return SOURCES[name]

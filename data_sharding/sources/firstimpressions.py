@@ -82,12 +82,8 @@ def _read(url: str) -> dict[str, dict[str, float]]:
     except Exception as error:  # a damaged pickle can raise anything
         if isinstance(error, storage.StorageError):
             raise
-        raise ShardError(
-            "Annotation file cannot be trusted or read",
-            where=url,
-            found=str(error) or type(error).__name__,
-            do="get the file from the challenge's site again",
-        ) from error
+        found, fix = str(error) or type(error).__name__, "get it from the challenge's site again"
+        raise ShardError("Annotation file cannot be trusted or read", url, found, fix) from error
     try:
         return _by_video(content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -85,10 +85,6 @@ def _agreed_labels(where: str, lists: Sequence[Rows]) -> dict[str, str]:
 
 def _refuse(where: str, what: str, names: Collection[str]) -> None:
     if names:
-        examples = ", ".join(sorted(names)[:_EXAMPLES])
-        raise ShardError(
-            "Lists of the data set contradict each other",
-            where=where,
-            found=f"{len(names)} {what}, such as {examples}",
-            do="get the lists from the data set's authors again",
-        )
+        found = f"{len(names)} {what}, such as {', '.join(sorted(names)[:_EXAMPLES])}"
+        fix = "get the lists from the data set's authors again"
+        raise ShardError("Lists of the data set contradict each other", where, found, fix)

@@ -119,12 +119,7 @@ def parse(text: str) -> SyntheticSet:
 
 def _refused(text: str, found: str, do: str) -> ConfigError:
     example = 'for example "64" or "clips=64,seed=1,identities=16"'
-    return ConfigError(
-        "Invalid synthetic set",
-        where=f"synthetic:{text}",
-        found=found,
-        do=f"{do}, {example}",
-    )
+    return ConfigError("Invalid synthetic set", f"synthetic:{text}", found, f"{do}, {example}")
 
 
 def _clips(wanted: SyntheticSet) -> Iterator[SourceVideo]:
