@@ -25,7 +25,7 @@ from svfap_dist.config import Config, OptimConfig, recipe
 from svfap_dist.errors import ClusterError
 from svfap_dist.model import autoencoder, patches
 from svfap_dist.model.layers import linear, use_convolutions, uses_convolutions
-from svfap_dist.parallel.child import ChildProcess, CrashedError
+from svfap_dist.parallel.processes import ChildProcess, CrashedError
 from svfap_dist.profiling.step import noise_batch
 from svfap_dist.train import optim
 

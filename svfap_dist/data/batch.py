@@ -27,8 +27,7 @@ from svfap_dist.data.clips import (
 )
 from svfap_dist.data.device_worker import DeviceClipWorker
 from svfap_dist.errors import ClusterError
-from svfap_dist.parallel.child import CrashedError, HungError, StartError
-from svfap_dist.parallel.pool import ProcessPool
+from svfap_dist.parallel.processes import CrashedError, HungError, ProcessPool, StartError
 from svfap_dist.shards.format import BadSample
 from svfap_dist.shards.reader import SampleReader
 from svfap_dist.video.backends import capabilities

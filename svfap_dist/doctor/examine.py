@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from svfap_dist.config import Config
 from svfap_dist.doctor import cluster, disk, machine, store
 from svfap_dist.doctor.finding import FAIL, OK, WARN, Finding, fail
-from svfap_dist.parallel.child import ChildProcess, CrashedError, HungError
+from svfap_dist.parallel.processes import ChildProcess, CrashedError, HungError
 from svfap_dist.text_table import format_table
 
 EXIT_CODE = 9  # of `svfap doctor`, if a check fails

@@ -12,7 +12,7 @@ from typing import TypeVar
 from svfap_dist import distributed
 from svfap_dist.distributed import World
 from svfap_dist.errors import ClusterError
-from svfap_dist.parallel.child import ChildProcess, CrashedError, HungError
+from svfap_dist.parallel.processes import ChildProcess, CrashedError, HungError
 
 _Result = TypeVar("_Result")
 

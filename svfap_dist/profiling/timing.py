@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from svfap_dist.parallel.child import ChildProcess
+from svfap_dist.parallel.processes import ChildProcess
 from svfap_dist.progress import Progress
 
 _Argument = TypeVar("_Argument")

@@ -9,8 +9,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 import pytest
 from child_calls import DiesOnArrival, behave
 
-from svfap_dist.parallel.child import CrashedError, HungError, StartError
-from svfap_dist.parallel.pool import ProcessPool
+from svfap_dist.parallel.processes import CrashedError, HungError, ProcessPool, StartError
 
 
 def test_calls_are_shared_and_no_more_processes_than_needed_start() -> None:

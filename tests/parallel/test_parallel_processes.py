@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from child_calls import behave
 
-from svfap_dist.parallel.child import ChildProcess, CrashedError, HungError
+from svfap_dist.parallel.processes import ChildProcess, CrashedError, HungError
 
 
 def test_calls_share_one_process_and_errors_come_back() -> None:
@@ -49,7 +49,7 @@ def test_memory_has_a_limit() -> None:
 def test_a_hung_child_ends_when_its_parent_was_killed() -> None:
     code = (
         "from child_calls import behave\n"
-        "from svfap_dist.parallel.child import ChildProcess\n"
+        "from svfap_dist.parallel.processes import ChildProcess\n"
         "if __name__ == '__main__':\n"
         "    call = ChildProcess(behave, seconds=600)\n"
         "    print(call('pid'), flush=True)\n"
