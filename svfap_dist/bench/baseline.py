@@ -50,15 +50,15 @@ class Straightforward(nn.Module):
         return model.decoder.head(model.decoder.norm(x[:, -masked.shape[1] :]))
 
 
-def targets(clips: Tensor, mask: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
+def targets(clips: Tensor, mask: Tensor, patch: tuple[int, int]) -> Tensor:
     """Return the standardized pixels of masked patches [B, M, P], computed for all patches.
 
     Args:
         clips: normalized floats [B, 3, F, H, W].
         mask: bool [B, N], True where masked.
-        tubelet_size: frames of a patch.
-        patch_size: height and width of a patch, pixels.
+        patch: frames and pixels of a patch.
     """
+    tubelet_size, patch_size = patch
     x = denormalize(clips).unflatten(4, (-1, patch_size)).unflatten(3, (-1, patch_size))
     x = x.unflatten(2, (-1, tubelet_size))  # [B, 3, T, pt, Sy, p, Sx, p]
     x = x.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4, 6).flatten(1, 3)  # [B, N, pt*p*p, 3]

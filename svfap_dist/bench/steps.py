@@ -126,13 +126,13 @@ class TrainingStep:
         return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas), pairs
 
     def _loss(self) -> Tensor:
-        shape = self._size.tubelet_size, self._size.patch_size
+        patch = self._size.patch
         if self._spec.straightforward:
             clips, mask = self._batch
-            target = baseline.targets(clips, mask, *shape)
+            target = baseline.targets(clips, mask, patch)
         else:
             frames, _, masked = self._batch
-            target = patches.targets(frames, masked, *shape)
+            target = patches.targets(frames, masked, patch)
         return patches.masked_patch_loss(self._model(*self._batch), target)
 
     def run(self) -> tuple[float, float]:

@@ -158,6 +158,11 @@ class ModelOptions(Section):
     bottleneck: bool = True  # false: later stages have standard blocks over all their tokens
     fusion: bool = True  # false: the decoder gets only the last stage, repeated in time
 
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Frames and pixels of a patch."""
+        return self.tubelet_size, self.patch_size
+
 
 class ModelConfig(ModelOptions):
     """Size of the autoencoder; omitted fields take the value of the named size (model/sizes)."""

@@ -28,8 +28,7 @@ from svfap_dist.model.sizes import Size
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-TUBELET_SIZE = 2  # frames; the paper's
-PATCH_SIZE = 16  # pixels; the paper's
+PATCH = (2, 16)  # frames, and pixels of height and width; the paper's
 _EPSILON = 1e-6  # of standardization; released code
 
 
@@ -68,29 +67,17 @@ def denormalize(pixels: Tensor, channel_dim: int = 1) -> Tensor:
     )
 
 
-def _grid(clips: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
+def _grid(clips: Tensor, patch: tuple[int, int]) -> Tensor:
     """Return a view of clips [B, 3, F, H, W] as patches [B, T, Sy, Sx, 3, pt, p, p]."""
-    x = clips.unflatten(4, (-1, patch_size))
-    x = x.unflatten(3, (-1, patch_size))
+    tubelet_size, patch_size = patch
+    x = clips.unflatten(4, (-1, patch_size)).unflatten(3, (-1, patch_size))
     x = x.unflatten(2, (-1, tubelet_size))  # [B, 3, T, pt, Sy, p, Sx, p]
     return x.permute(0, 2, 4, 6, 1, 3, 5, 7)
 
 
-def gather_patches(
-    clips: Tensor,
-    tokens: Tensor,
-    tubelet_size: int = TUBELET_SIZE,
-    patch_size: int = PATCH_SIZE,
-) -> Tensor:
-    """Return the pixels of some patches of clips, [B, K, 3, pt, p, p].
-
-    Args:
-        clips: [B, 3, F, H, W].
-        tokens: indices of the patches, [B, K].
-        tubelet_size: frames of a patch.
-        patch_size: height and width of a patch, pixels.
-    """
-    grid = _grid(clips, tubelet_size, patch_size)
+def _gather_patches(clips: Tensor, tokens: Tensor, patch: tuple[int, int] = PATCH) -> Tensor:
+    """Return the pixels of patches [B, K] of clips [B, 3, F, H, W]: [B, K, 3, pt, p, p]."""
+    grid = _grid(clips, patch)
     rows, columns = grid.shape[2:4]
     clip = torch.arange(len(clips), device=clips.device).unsqueeze(1)  # [B, 1]
     row = tokens.div(columns, rounding_mode="floor")  # over all tubelet frames
@@ -99,22 +86,12 @@ def gather_patches(
     ]
 
 
-def gather_rows(
-    frames: Tensor,
-    tokens: Tensor,
-    tubelet_size: int = TUBELET_SIZE,
-    patch_size: int = PATCH_SIZE,
-) -> Tensor:
-    """Return the pixels of some patches of frames, as rows of each patch: [B, K, pt*p, p*3].
+def _gather_rows(frames: Tensor, tokens: Tensor, patch: tuple[int, int] = PATCH) -> Tensor:
+    """Return the pixels of patches [B, K] of frames [B, F, H, W, 3], by row: [B, K, pt*p, p*3].
 
     A row of a patch is contiguous in memory, so whole rows are indexed and copied.
-
-    Args:
-        frames: [B, F, H, W, 3].
-        tokens: indices of the patches, [B, K].
-        tubelet_size: frames of a patch.
-        patch_size: height and width of a patch, pixels.
     """
+    tubelet_size, patch_size = patch
     clips, num_frames, height, width, _ = frames.shape
     columns = width // patch_size
     tubelet = tokens.div(columns * (height // patch_size), rounding_mode="floor")
@@ -131,17 +108,14 @@ def gather_rows(
     return rows.index_select(0, index).view(*tokens.shape, len(offsets), -1)
 
 
-def patchify(
-    clips: Tensor, tubelet_size: int = TUBELET_SIZE, patch_size: int = PATCH_SIZE
-) -> Tensor:
+def patchify(clips: Tensor, patch: tuple[int, int] = PATCH) -> Tensor:
     """Return clips as the patches [B, N, P] of all tokens, with P in the order (pt, p, p, 3).
 
     Args:
         clips: [B, 3, F, H, W].
-        tubelet_size: frames of a patch.
-        patch_size: height and width of a patch, pixels.
+        patch: frames and pixels of a patch.
     """
-    grid = _grid(clips, tubelet_size, patch_size)
+    grid = _grid(clips, patch)
     return grid.flatten(1, 3).movedim(2, -1).flatten(2)
 
 
@@ -149,8 +123,7 @@ def unpatchify(
     patches: Tensor,
     num_frames: int,
     frame_size: int,
-    tubelet_size: int = TUBELET_SIZE,
-    patch_size: int = PATCH_SIZE,
+    patch: tuple[int, int] = PATCH,
 ) -> Tensor:
     """Return patches as clips [B, 3, F, H, W]; inverse of `patchify`.
 
@@ -158,9 +131,9 @@ def unpatchify(
         patches: [B, N, P].
         num_frames: F.
         frame_size: H = W, pixels.
-        tubelet_size: frames of a patch.
-        patch_size: height and width of a patch, pixels.
+        patch: frames and pixels of a patch.
     """
+    tubelet_size, patch_size = patch
     side = frame_size // patch_size
     shape = (num_frames // tubelet_size, side, side, tubelet_size, patch_size, patch_size, 3)
     x = patches.reshape(len(patches), *shape)  # [B, T, Sy, Sx, pt, p, p, 3]
@@ -205,7 +178,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, size: Size) -> None:
         super().__init__()
         self.clip_shape = (3, size.num_frames, size.frame_size, size.frame_size)
-        self.patch = (size.tubelet_size, size.patch_size)
+        self.patch = size.patch
         kernel = (size.tubelet_size, size.patch_size, size.patch_size)
         self.proj = PatchProjection(3, size.embed_dim, kernel_size=kernel, stride=kernel)
         table = sine_cosine_table(size.num_tokens, size.embed_dim)
@@ -225,12 +198,12 @@ class PatchEmbed(nn.Module):
         self._check(clips)
         if tokens is None:
             clips = normalize(clips) if clips.dtype == torch.uint8 else clips
-            pixels, positions = _grid(clips, *self.patch).flatten(1, 3), self.table
+            pixels, positions = _grid(clips, self.patch).flatten(1, 3), self.table
         elif clips.dtype == torch.uint8:
-            rows = gather_rows(clips, tokens, *self.patch)  # [B, K, pt*p, p*3]
+            rows = _gather_rows(clips, tokens, self.patch)  # [B, K, pt*p, p*3]
             pixels, positions = normalize(rows.unflatten(-1, (-1, 3)), 2), self.table[tokens]
         else:
-            pixels, positions = gather_patches(clips, tokens, *self.patch), self.table[tokens]
+            pixels, positions = _gather_patches(clips, tokens, self.patch), self.table[tokens]
         x = self.proj(pixels)  # [B, K, 3, ...] -> [B, K, D]
         # DeepSpeed's bfloat16 casts parameters and leaves tables in float32.
         return x + positions.to(x.dtype)
@@ -249,11 +222,11 @@ class PatchEmbed(nn.Module):
             )
 
 
-def _rows(clips: Tensor, masked: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
+def _rows(clips: Tensor, masked: Tensor, patch: tuple[int, int]) -> Tensor:
     """Return the pixels of the masked patches, 0 to 255, as float32 [B, M, pt*p, p*3]."""
     if clips.dtype == torch.uint8:
-        return gather_rows(clips, masked, tubelet_size, patch_size).float()
-    pixels = gather_patches(clips, masked, tubelet_size, patch_size)  # [B, M, 3, pt, p, p]
+        return _gather_rows(clips, masked, patch).float()
+    pixels = _gather_patches(clips, masked, patch)  # [B, M, 3, pt, p, p]
     return 255 * denormalize(pixels.movedim(2, -1), -1).flatten(-2).flatten(2, 3)
 
 
@@ -271,14 +244,14 @@ def _to_rows(x: Tensor, patch_size: int) -> Tensor:
 
 
 def _centered(
-    clips: Tensor, masked: Tensor, tubelet_size: int, patch_size: int
+    clips: Tensor, masked: Tensor, patch: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return centered pixels of the masked patches, their mean and their standard deviation.
 
     Shapes: [B, M, pt*p, p*3], and twice [B, M, 1, p*3]. Units: 1/255, in which sums of uint8 are
     exact.
     """
-    pixels = _rows(clips, masked, tubelet_size, patch_size)
+    pixels, (tubelet_size, patch_size) = _rows(clips, masked, patch), patch
     number = tubelet_size * patch_size**2
     mean = _to_rows(_over_patch(pixels) / number, patch_size)
     centered = pixels.sub_(mean)
@@ -286,18 +259,15 @@ def _centered(
     return centered, mean, _to_rows(variance.sqrt() + 255 * _EPSILON, patch_size)
 
 
-def targets(
-    clips: Tensor, masked: Tensor, tubelet_size: int = TUBELET_SIZE, patch_size: int = PATCH_SIZE
-) -> Tensor:
+def targets(clips: Tensor, masked: Tensor, patch: tuple[int, int] = PATCH) -> Tensor:
     """Return the standardized pixels to predict, [B, M, P].
 
     Args:
         clips: frames uint8 [B, F, H, W, 3], or normalized floats [B, 3, F, H, W].
         masked: indices of the patches, [B, M].
-        tubelet_size: frames of a patch.
-        patch_size: height and width of a patch, pixels.
+        patch: frames and pixels of a patch.
     """
-    centered, _, deviation = _centered(clips, masked, tubelet_size, patch_size)
+    centered, _, deviation = _centered(clips, masked, patch)
     return centered.div_(deviation).flatten(2)
 
 
@@ -315,8 +285,7 @@ def to_pixels(
     prediction: Tensor,
     clips: Tensor,
     masked: Tensor,
-    tubelet_size: int = TUBELET_SIZE,
-    patch_size: int = PATCH_SIZE,
+    patch: tuple[int, int] = PATCH,
 ) -> Tensor:
     """Return predictions as pixels in [0, 1], [B, M, P]; for pictures only, never for a score.
 
@@ -326,11 +295,10 @@ def to_pixels(
         prediction: [B, M, P].
         clips: the originals, as in `targets`.
         masked: indices of the predicted patches, [B, M].
-        tubelet_size: frames of a patch.
-        patch_size: height and width of a patch, pixels.
+        patch: frames and pixels of a patch.
     """
-    _, mean, deviation = _centered(clips, masked, tubelet_size, patch_size)
-    rows = prediction.float().unflatten(2, (tubelet_size * patch_size, -1))  # [B, M, pt*p, p*3]
+    _, mean, deviation = _centered(clips, masked, patch)
+    rows = prediction.float().unflatten(2, (patch[0] * patch[1], -1))  # [B, M, pt*p, p*3]
     return ((rows * deviation + mean) / 255).clamp(0, 1).flatten(2)
 
 
@@ -338,8 +306,7 @@ def paste(
     pixels: Tensor,
     clips: Tensor,
     masked: Tensor,
-    tubelet_size: int = TUBELET_SIZE,
-    patch_size: int = PATCH_SIZE,
+    patch: tuple[int, int] = PATCH,
 ) -> Tensor:
     """Return clips [B, 3, F, H, W] in [0, 1] whose masked patches are replaced.
 
@@ -347,10 +314,9 @@ def paste(
         pixels: what replaces them, [B, M, P], in [0, 1].
         clips: the originals, normalized floats [B, 3, F, H, W].
         masked: indices of the patches, [B, M].
-        tubelet_size: frames of a patch.
-        patch_size: height and width of a patch, pixels.
+        patch: frames and pixels of a patch.
     """
-    patches = patchify(denormalize(clips), tubelet_size, patch_size)
+    patches = patchify(denormalize(clips), patch)
     places = masked.unsqueeze(-1).expand_as(pixels)
     patches = patches.scatter(1, places, pixels.to(patches.dtype))
-    return unpatchify(patches, clips.shape[2], clips.shape[3], tubelet_size, patch_size)
+    return unpatchify(patches, clips.shape[2], clips.shape[3], patch)

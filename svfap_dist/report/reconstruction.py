@@ -68,12 +68,12 @@ def _frames_of(model: torch.nn.Module, config: Config, url: str) -> np.ndarray:
     split = masking.split_tokens(stream, whole, config.num_tubelets, config.num_patches)
     visible = torch.from_numpy(split.visible).unsqueeze(0)
     masked = torch.from_numpy(split.masked).unsqueeze(0)
-    shape = config.model.tubelet_size, config.model.patch_size
-    predicted = patches.to_pixels(model(clips, visible, masked), clips, masked, *shape)
+    patch = config.model.patch
+    predicted = patches.to_pixels(model(clips, visible, masked), clips, masked, patch)
     grey = torch.full_like(predicted, _GREY)
     rows = [
         patches.denormalize(clips),
-        *(patches.paste(p, clips, masked, *shape) for p in (grey, predicted)),
+        *(patches.paste(p, clips, masked, patch) for p in (grey, predicted)),
     ]
     stacked = torch.cat(rows).permute(0, 2, 3, 4, 1)  # [3, 3, F, H, W] -> [3, F, H, W, 3]
     return (stacked.clamp(0, 1) * 255).round().to(torch.uint8).numpy()

@@ -93,5 +93,5 @@ class MaskedReconstruction:
             tensor[part].to(context.device, non_blocking=True)
             for tensor in (batch.visible, batch.masked)
         )
-        target = patches.targets(frames, masked, self._model.tubelet_size, self._model.patch_size)
+        target = patches.targets(frames, masked, self._model.patch)
         return patches.masked_patch_loss(network(frames, visible, masked), target)

@@ -28,7 +28,7 @@ def test_equal_weights_give_an_equal_loss_and_gradient(encoder: str) -> None:
 
     clips = patches.normalize(frames)
     mask = torch.ones(2, 800, dtype=torch.bool).scatter(1, visible, False)
-    their_target = baseline.targets(clips, mask, 2, 16)
+    their_target = baseline.targets(clips, mask, (2, 16))
     theirs = patches.masked_patch_loss(other(clips, mask), their_target)
     torch.testing.assert_close(their_target, target, atol=1e-4, rtol=1e-4)
     assert theirs.item() == pytest.approx(ours.item(), abs=1e-4)

@@ -21,14 +21,13 @@ Batch = tuple[Tensor, Tensor, Tensor]
 def replace_patches(model: MaskedAutoencoder, clips: Tensor, tokens: Tensor, fill: float) -> Tensor:
     """Clips with every pixel of the patches `tokens` set to `fill`."""
     size = model.size
-    all_patches = patches.patchify(clips, size.tubelet_size, size.patch_size)
+    all_patches = patches.patchify(clips, size.patch)
     places = tokens.unsqueeze(-1).expand(-1, -1, all_patches.shape[-1])
     return patches.unpatchify(
         all_patches.scatter(1, places, fill),
         size.num_frames,
         size.frame_size,
-        size.tubelet_size,
-        size.patch_size,
+        size.patch,
     )
 
 
@@ -53,7 +52,7 @@ def without_gradient(model: MaskedAutoencoder, batch: Batch) -> list[str]:
     """Names of the parameters that a training step leaves without a gradient."""
     clips, visible, masked = batch
     size = model.size
-    target = patches.targets(clips, masked, size.tubelet_size, size.patch_size)
+    target = patches.targets(clips, masked, size.patch)
     patches.masked_patch_loss(model(clips, visible, masked), target).backward()
     # A constant added to all logits of a softmax changes nothing, so its gradient is zero.
     return [

@@ -95,7 +95,7 @@ def test_an_ablation_trains_and_keeps_the_guards(overrides: str, unchanged) -> N
     clips, _, masked = batch
     prediction = model(*batch)
     size = model.size
-    target = patches.targets(clips, masked, size.tubelet_size, size.patch_size)
+    target = patches.targets(clips, masked, size.patch)
     assert prediction.shape == target.shape
     assert prediction.isfinite().all()
     # The override is not ignored: another network, another mask or another result.

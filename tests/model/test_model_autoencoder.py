@@ -32,7 +32,7 @@ def test_predictions_are_one_per_masked_patch(
     visible, masked = tubes(size, 2, visible_per_frame)
     clips = torch.randn(2, 3, size.num_frames, size.frame_size, size.frame_size)
     prediction = model(clips, visible, masked)
-    target = patches.targets(clips, masked, size.tubelet_size, size.patch_size)
+    target = patches.targets(clips, masked, size.patch)
     assert prediction.shape == target.shape == (2, masked.shape[1], size.patch_dim)
 
 

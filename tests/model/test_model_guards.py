@@ -137,15 +137,15 @@ def test_patches_can_be_put_back_together(
 ) -> None:
     frames, pixels = num_tubelets * tubelet_size, side * patch_size
     clips = torch.randn(2, 3, frames, pixels, pixels)
-    patched = patches.patchify(clips, tubelet_size, patch_size)
+    patched = patches.patchify(clips, (tubelet_size, patch_size))
     assert patched.shape == (2, num_tubelets * side**2, tubelet_size * patch_size**2 * 3)
-    back = patches.unpatchify(patched, frames, pixels, tubelet_size, patch_size)
+    back = patches.unpatchify(patched, frames, pixels, (tubelet_size, patch_size))
     assert torch.equal(back, clips)
 
 
 def test_the_round_trip_guard_sees_another_layout() -> None:
     clips = torch.randn(1, 3, 4, 32, 32)
-    channel_first = patches.gather_patches(clips, torch.arange(8).unsqueeze(0)).flatten(2)
+    channel_first = patches._gather_patches(clips, torch.arange(8).unsqueeze(0)).flatten(2)
     assert channel_first.shape == patches.patchify(clips).shape
     assert not torch.equal(patches.unpatchify(channel_first, 4, 32), clips)
 

@@ -71,11 +71,11 @@ def test_gathered_patches_are_the_slices_that_the_token_order_says(
     index = st.integers(0, num_tubelets * rows * columns - 1)
     one = data.draw(st.lists(index, min_size=1, max_size=4))
     tokens = torch.tensor([one, one[::-1]])
-    gathered = patches.gather_patches(clips, tokens, tubelet_size, patch_size)
+    gathered = patches._gather_patches(clips, tokens, (tubelet_size, patch_size))
     frames = clips.permute(0, 2, 3, 4, 1).contiguous()  # [B, F, H, W, 3]
-    by_row = patches.gather_rows(frames, tokens, tubelet_size, patch_size)
+    by_row = patches._gather_rows(frames, tokens, (tubelet_size, patch_size))
     assert by_row.shape[2:] == (tubelet_size * patch_size, patch_size * 3)
-    everything = patches.patchify(clips, tubelet_size, patch_size)
+    everything = patches.patchify(clips, (tubelet_size, patch_size))
     for b, k in [(b, k) for b in range(2) for k in range(len(one))]:
         expected = _patch_by_slicing(clips[b], int(tokens[b, k]), tubelet_size, patch_size)
         assert torch.equal(gathered[b, k], expected)

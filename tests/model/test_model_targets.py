@@ -111,8 +111,8 @@ def test_paste_touches_masked_places_only(clips: Tensor, tubes: Tubes) -> None:
     visible, masked = tubes(SIZE, 2, 3)
     pasted = patches.paste(torch.full((2, 26, 1536), 0.5), clips, masked)
     assert pasted.shape == clips.shape
-    assert (patches.gather_patches(pasted, masked) == 0.5).all()
+    assert (patches._gather_patches(pasted, masked) == 0.5).all()
     original = patches.denormalize(clips)
     assert torch.equal(
-        patches.gather_patches(pasted, visible), patches.gather_patches(original, visible)
+        patches._gather_patches(pasted, visible), patches._gather_patches(original, visible)
     )
