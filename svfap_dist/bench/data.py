@@ -12,14 +12,14 @@ machine.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import itertools
 import os
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -232,12 +232,14 @@ def _time_files(run: PipelineRun) -> Rate:
     """torch's DataLoader over a folder of video files on the local disk, PyAV."""
     import torch.utils.data
 
-    paths = sorted(str(path) for path in Path(run.files).iterdir())
+    paths: Any = sorted(Path(run.files).iterdir())
     batch_size = run.config.train.global_batch_size
-    data: Any = _Files(paths, _PublicDecoder(run.config))
-    sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=1 << 40)
     loader = torch.utils.data.DataLoader(
-        data, batch_size=batch_size, sampler=sampler, num_workers=run.cores
+        paths,
+        batch_size=batch_size,
+        sampler=torch.utils.data.RandomSampler(paths, replacement=True, num_samples=1 << 40),
+        num_workers=run.cores,
+        collate_fn=functools.partial(_decode_files, _PublicDecoder(run.config)),  # in the workers
     )
     return time_batches(loader, run.batches, batch_size, run.warm_up)
 
@@ -245,8 +247,9 @@ def _time_files(run: PipelineRun) -> Rate:
 def _time_decoding(run: PipelineRun) -> Rate:
     """As many processes as cores, each cropping clips out of samples in its memory."""
     share = dataclasses.replace(run, batches=-(-run.batches // run.cores))
-    with ProcessPoolExecutor(run.cores, mp_context=get_context("spawn")) as pool:
-        rates = list(pool.map(_decode_from_memory, [share] * run.cores))
+    with ThreadPoolExecutor(run.cores) as threads:
+        decode = functools.partial(call_in_new_process, _decode_from_memory)
+        rates = list(threads.map(decode, [share] * run.cores))
     clips, seconds = sum(rate.clips for rate in rates), max(rate.seconds for rate in rates)
     return Rate(clips, seconds, sum(rate.cpu_seconds for rate in rates))
 
@@ -315,17 +318,10 @@ class _PublicDecoder:
         return clip.permute(0, 2, 3, 1).contiguous()
 
 
-class _Files:
-    """Decoded files by number."""
+def _decode_files(decode: _PublicDecoder, paths: Sequence[Path]) -> Any:
+    import torch
 
-    def __init__(self, paths: list[str], decode: _PublicDecoder) -> None:
-        self._paths, self._decode = paths, decode
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._decode({"mp4": Path(self._paths[index]).read_bytes()})
+    return torch.stack([decode({"mp4": path.read_bytes()}) for path in paths])
 
 
 def _register_s3(_: int) -> None:

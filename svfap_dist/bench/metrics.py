@@ -81,7 +81,7 @@ def run(sizes: tuple[str, ...], batch_size: int = 8, rounds: int = 7) -> Metrics
 
 
 def _measure(size: str, batch_size: int, rounds: int) -> RecordingCost:
-    training = TrainingStep(StepSpec(size, "tpsbt", batch_size, "float32", "cpu"))
+    training = TrainingStep(StepSpec(size, batch_size, "float32", "cpu"))
     with tempfile.TemporaryDirectory(prefix="svfap-bench-") as folder:
         config = bench_recipe(size, batch_size, run={"url": folder})
         recording = _Recording(config)

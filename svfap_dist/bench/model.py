@@ -149,7 +149,7 @@ def run(
         ClusterError: if a step fails, for lack of memory, say.
     """
     device = _check_device(device, dtype)
-    ours = StepSpec(size, "tpsbt", batch_size, dtype, device, compile)
+    ours = StepSpec(size, batch_size, dtype, device, compile)
     baseline = dataclasses.replace(ours, compile=False, straightforward=True)
     variants = {"ours": ours, "baseline": baseline}
     if compare_vit:

@@ -21,7 +21,7 @@ from torch.utils.benchmark import Timer
 
 from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.bench import baseline
-from svfap_dist.config import Config, OptimConfig, recipe
+from svfap_dist.config import Config, ModelConfig, OptimConfig, recipe
 from svfap_dist.errors import ClusterError
 from svfap_dist.model import autoencoder, patches
 from svfap_dist.model.layers import linear, use_convolutions, uses_convolutions
@@ -43,12 +43,12 @@ class StepSpec:
     """
 
     size: str
-    encoder: str
     batch_size: int
     dtype: str
     device: str
     compile: bool = False
     straightforward: bool = False
+    encoder: str = ModelConfig().encoder
 
     @property
     def config(self) -> Config:

@@ -56,12 +56,12 @@ def _put_get_list(url: str, folder: str) -> Finding:
     began = time.perf_counter()
     storage.write_bytes(where, data)
     if storage.read_bytes(where) != data:
-        return fail(name, f"{url}: other bytes came back than were put", "do not train on it")
+        return fail(name, f"{url}: read back other bytes than written", "do not train on it")
     if storage.list_files(folder) != {"probe": _BYTES}:
         return fail(
             name,
-            f"{url}: a file just put is not listed",
-            "use a store that lists what was put at once, as S3 does: checkpoints rely on it",
+            f"{url}: a file just written is not listed",
+            "use a store that lists new files immediately, as S3 does: checkpoints rely on it",
         )
     milliseconds = (time.perf_counter() - began) * 1000
     return ok(name, f"{url}: put, get and list in {milliseconds:.0f} ms")
@@ -71,7 +71,9 @@ def _delete(folder: str) -> Finding:
     storage.delete(folder)
     name = "run.url"
     if storage.exists(storage.join(folder, "probe")):
-        return fail(name, f"{folder}: deleted, and still there", "allow deleting (s3:DeleteObject)")
+        return fail(
+            name, f"{folder}: still there after deletion", "allow deleting (s3:DeleteObject)"
+        )
     return ok(name, "deleted")
 
 

@@ -17,7 +17,7 @@ from svfap_dist.bench.steps import StepProcess, StepSpec, TrainingStep, describe
 from svfap_dist.errors import ClusterError, ConfigError
 from svfap_dist.model import flops, layers, sizes
 
-NANO = StepSpec("nano", "tpsbt", 2, "float32", "cpu")
+NANO = StepSpec("nano", 2, "float32", "cpu")
 
 
 @pytest.mark.slow
