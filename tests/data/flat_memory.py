@@ -42,11 +42,13 @@ def tell() -> None:
     ask.restype = Mallinfo
     found = ask()
     in_use = found.uordblks + found.hblkhd + _PYTHON_BLOCK * sys.getallocatedblocks()
-    os.write(1, f"{os.getpid()} {in_use}\n".encode())  # a line of its own, whoever else writes
+    os.write(
+        1, f"{os.getpid()} {in_use}\n".encode()
+    )  # one write per line: processes share the pipe
 
 
 class Telling(ClipWorker):
-    """Tells of its process each 100 clips."""
+    """Reports its process's memory every 100 clips."""
 
     clips = 0
 

@@ -1,4 +1,4 @@
-"""Batches that DALI decodes, on its CPU backend: the same clips, whoever comes together."""
+"""Batches decoded by DALI, on its CPU backend: the same clips, however jobs are grouped."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The order of samples: exactly once per epoch, the same for every world size, worked out anew at
-any step."""
+"""The order of samples: each once per epoch, the same for every world size, from any step on."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_values_are_targets_too(make_data_set):
 
 
 def test_clips_of_a_task_are_augmented_by_a_stream_of_their_slot(make_data_set, videos):
-    """Also those that another sample stands in for: it brings its target and nothing random."""
+    """Also those of substitutes, which bring their targets, while streams stay the slot's."""
     config = task_config(AugmentConfig(), **RANDOM)
     order = EpochOrder(
         SIZES, seed=3, epoch=1, global_batch_size=8, num_lanes=4, shuffle_block=5,

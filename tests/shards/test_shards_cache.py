@@ -1,4 +1,4 @@
-"""Copies of shards: read instead of the store, bounded, shared, mended, and never in the way."""
+"""Copies of shards: read instead of the store, bounded, shared, repaired, never required."""
 
 from __future__ import annotations
 

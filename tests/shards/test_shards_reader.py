@@ -1,4 +1,4 @@
-"""Reading samples: the right bytes, few requests, and damage told apart by its kind."""
+"""Reading samples: the right bytes, few requests, and damage reported by its kind."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tar_of(data_set, number=0) -> str:
 
 @pytest.fixture
 def ranges(monkeypatch) -> list[tuple[str, int, int]]:
-    """Every ranged read that the store is asked for."""
+    """All ranged reads that reach the store."""
     asked: list[tuple[str, int, int]] = []
     read_range, lock = storage.read_range, threading.Lock()
 

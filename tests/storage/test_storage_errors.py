@@ -1,4 +1,4 @@
-"""What the system and stores refuse is told with what to do."""
+"""Failures of the system and of stores become errors that say what to do."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_an_empty_bucket_is_not_a_missing_one(s3_bucket: str) -> None:
 def test_an_endpoint_that_does_not_answer_is_told_within_seconds(
     s3_environment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    with socket.socket() as unused:  # a port that nobody listens on
+    with socket.socket() as unused:  # a port without a listener
         unused.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
@@ -132,7 +132,7 @@ def test_missing_credentials_are_told(s3_environment: str, tmp_path: Path, monke
 
 def test_wrong_credentials_are_told(s3_bucket: str, s3_endpoint: str, tmp_path: Path) -> None:
     def after(requests: int) -> None:
-        """Let the server check credentials after so many requests."""
+        """Make the server check credentials after a number of requests."""
         address = f"{s3_endpoint}/moto-api/reset-auth"
         body = str(requests).encode()
         plain = urllib.request.Request(address, body, {"Content-Type": "text/plain"})

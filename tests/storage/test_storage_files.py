@@ -66,7 +66,7 @@ def test_listing(root: str) -> None:
     "name", ["12::30::05", "s3::a", "b?versionId=abc", "file:x", "#a%20b", "é e+&=;", "*[ab]?"]
 )
 def test_names_are_literal(root: str, tmp_path: Path, name: str) -> None:
-    """No part of a name asks for a chain of file systems, a version, a pattern or a decoding."""
+    """No part of a name means a chain of file systems, a version, a pattern or an encoding."""
     decoys = ["b", "a", "12", "s3", "b?", "a b", "x", "abc"]
     for decoy in decoys:
         storage.write_bytes(storage.join(root, decoy), b"decoy")
