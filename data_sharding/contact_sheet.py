@@ -17,7 +17,7 @@ from svfap_dist.errors import DecodeError
 from svfap_dist.shards import format as shard_format
 from svfap_dist.video import image_grid
 from svfap_dist.video.backends import decode
-from svfap_dist.video.color import whole_frames
+from svfap_dist.video.frames import whole_frames
 from svfap_dist.video.info import VideoInfo, load_info
 
 _SIDE, _COLUMNS, _BACKGROUND = 160, 4, "dimgray"  # pixels; samples in a row

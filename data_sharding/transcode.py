@@ -33,8 +33,7 @@ from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from svfap_dist.errors import ConfigError, DecodeError
-from svfap_dist.video.color import crop_planar_420, to_planar_420
-from svfap_dist.video.frames import MATRICES, Colors, check_frame
+from svfap_dist.video.frames import MATRICES, Colors, check_frame, crop_planar_420, to_planar_420
 from svfap_dist.video.info import STORED_REGIONS, PhaseLayout, VideoInfo
 from svfap_dist.video.timeline import decoded_frames, exact_rate, open_video
 from svfap_dist.video.views import Crop, Region, region_crop

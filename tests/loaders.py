@@ -16,7 +16,7 @@ from svfap_dist.data.loader import ClipLoader
 from svfap_dist.data.sample_order import EpochOrder
 from svfap_dist.distributed import World
 from svfap_dist.video import backends
-from svfap_dist.video.color import to_rgb
+from svfap_dist.video.frames import to_rgb
 from svfap_dist.video.info import VideoInfo
 
 SIZES = [13, 20, 8, 10]  # 51 samples: 6 steps of 8 and a tail of 3

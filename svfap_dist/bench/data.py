@@ -259,7 +259,7 @@ def _decode_from_memory(run: PipelineRun) -> Rate:
 
     from svfap_dist.data.clips import plan_clips
     from svfap_dist.data.decoding import decoder_of
-    from svfap_dist.video.color import to_rgb
+    from svfap_dist.video.frames import to_rgb
 
     torch.set_num_threads(1)  # there is a process for each core
     keep_freed_memory()  # as decode workers do

@@ -39,8 +39,7 @@ from svfap_dist.progress import say
 from svfap_dist.rng import Stream
 from svfap_dist.text_table import format_table
 from svfap_dist.video.backends import DEFAULT, decode
-from svfap_dist.video.color import YuvClips, whole_frames
-from svfap_dist.video.frames import YuvFrames
+from svfap_dist.video.frames import YuvClips, YuvFrames, whole_frames
 from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo, stored_position
 from svfap_dist.video.probe import Rejected, probe
 from svfap_dist.video.views import Crop

@@ -31,7 +31,7 @@ from svfap_dist.parallel.processes import CrashedError, HungError, ProcessPool, 
 from svfap_dist.shards.format import BadSample
 from svfap_dist.shards.reader import SampleReader
 from svfap_dist.video.backends import capabilities
-from svfap_dist.video.color import YuvClips
+from svfap_dist.video.frames import YuvClips
 
 _MAX_SLOTS_PER_TASK = 16
 _MIN_PREFETCH, _MAX_PREFETCH = 2, 16  # batches; more than a few gain nothing

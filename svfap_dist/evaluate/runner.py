@@ -43,7 +43,7 @@ from svfap_dist.parallel.processes import CrashedError, HungError, ProcessPool, 
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import BadSample, Sample, SampleReader
 from svfap_dist.video import backends
-from svfap_dist.video.color import to_rgb
+from svfap_dist.video.frames import to_rgb
 from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.views import ChooseViews, ClipShape, Crop, Views, clip_frames, segment_views
 

@@ -2,7 +2,7 @@
 
 Used by data sharding and by training alike; imports neither shards nor config, and torch only where
 it is used. Start with `info` (what a video is) and `frames` (the contract of decode backends), then
-`backends` (their table), `pyav` and `dali`; `timeline` says which frame is frame number i, `views`
-which part of a video is used, `color` how frames become the model's input, and `probe` whether a
-file can be used at all. `upright` gives frames as a viewer sees them; `image_grid` draws pictures.
+`backends` (their table), `pyav` and `dali`. `timeline` says which frame is frame number i, `views`
+which part of a video is used, and `probe` whether a file can be used at all. `upright` gives frames
+as a viewer sees them; `image_grid` draws pictures.
 """

@@ -26,16 +26,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from svfap_dist.errors import DecodeError
-from svfap_dist.video.color import rgb_from_yuv
 from svfap_dist.video.frames import (
-    LEAVE_OUT,
     Colors,
     DecodedBatch,
     Matrix,
     RgbFrames,
     VideoRequest,
+    rgb_from_yuv,
 )
-from svfap_dist.video.info import VideoInfo
+from svfap_dist.video.info import LEAVE_OUT, VideoInfo
 from svfap_dist.video.timeline import locate_frames
 from svfap_dist.video.views import Crop
 

@@ -8,12 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
+
+from svfap_dist.errors import DecodeError
 
 STORED_REGIONS = {"center": "centre"}  # names of regions that shard format 1 spells otherwise
 
+LEAVE_OUT = "leave this video out when sharding"
+
 # Containers that a sample's video may have; the suffix of its member in the tar is one of these.
 VIDEO_SUFFIXES = ("mp4", "mkv", "webm", "avi", "mov", "flv", "m4v")
+
+
+class TooShortError(DecodeError):
+    """The video is shorter than a clip, or ends before a wanted frame."""
+
+    reason = "too_short"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +76,33 @@ def stored_position(frame: int, num_frames: int, phases: int) -> int:
     phase, number = frame % phases, frame // phases
     longer = min(phase, num_frames % phases)  # phases before this one that have one frame more
     return phase * (num_frames // phases) + longer + number
+
+
+def stored_positions(info: VideoInfo, numbers: Sequence[int]) -> list[int]:
+    """Return where frames of a phase-ordered video are stored.
+
+    Args:
+        info: what the shard says about the video.
+        numbers: frame numbers in any order.
+
+    Raises:
+        TooShortError: there is no such frame.
+    """
+    assert info.layout is not None
+    for number in (min(numbers), max(numbers)):
+        if not 0 <= number < info.num_frames:
+            raise too_short(f"frame {number}", f"{info.num_frames} frames")
+    return [stored_position(n, info.num_frames, info.layout.phases) for n in numbers]
+
+
+def too_short(where: str, found: str) -> TooShortError:
+    """Return the error for a video that ends before a wanted frame.
+
+    Args:
+        where: time or number of the frame.
+        found: how long the video is.
+    """
+    return TooShortError("Video ends before a wanted frame", where=where, found=found, do=LEAVE_OUT)
 
 
 def load_info(raw: bytes) -> VideoInfo:

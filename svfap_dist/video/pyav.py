@@ -31,7 +31,6 @@ from av.video.reformatter import VideoReformatter
 
 from svfap_dist.errors import DecodeError
 from svfap_dist.video.frames import (
-    LEAVE_OUT,
     PLANAR_420,
     Colors,
     Decoder,
@@ -42,8 +41,15 @@ from svfap_dist.video.frames import (
     plane_view,
     stated_colors,
 )
-from svfap_dist.video.info import PhaseLayout, VideoInfo, stored_position
-from svfap_dist.video.timeline import decoded_frames, stored_positions, too_short
+from svfap_dist.video.info import (
+    LEAVE_OUT,
+    PhaseLayout,
+    VideoInfo,
+    stored_position,
+    stored_positions,
+    too_short,
+)
+from svfap_dist.video.timeline import decoded_frames
 
 _KEPT_DECODERS = 16  # of a thread; each holds a few frames
 _kept = threading.local()

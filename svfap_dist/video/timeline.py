@@ -29,13 +29,11 @@ from av.video.stream import VideoStream
 
 from svfap_dist.errors import DecodeError
 from svfap_dist.video.frames import (
-    LEAVE_OUT,
     Matrix,
     check_frame,
     matrix_of,
 )
-from svfap_dist.video.info import VideoInfo, stored_position
-from svfap_dist.video.views import TooShortError
+from svfap_dist.video.info import LEAVE_OUT, VideoInfo, stored_positions, too_short
 
 # Only these of FFmpeg's demuxers: a playlist in disguise must not make it open other files or URLs.
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv"
@@ -194,16 +192,6 @@ class FrameClock:
         return math.floor(number * self._period - self._slack), self.latest(number)
 
 
-def too_short(where: str, found: str) -> TooShortError:
-    """Return the error for a video that ends before a wanted frame.
-
-    Args:
-        where: time or number of the frame.
-        found: how long the video is.
-    """
-    return TooShortError("Video ends before a wanted frame", where=where, found=found, do=LEAVE_OUT)
-
-
 def decoded_frames(
     video: bytes, info: VideoInfo, numbers: Sequence[int], whole: bool = False
 ) -> Iterator[av.VideoFrame]:
@@ -329,20 +317,3 @@ def _sized_stream(container: InputContainer, info: VideoInfo) -> VideoStream:
 
 def _matrix(stream: VideoStream) -> Matrix:
     return matrix_of(int(stream.codec_context.colorspace)) or "bt601"
-
-
-def stored_positions(info: VideoInfo, numbers: Sequence[int]) -> list[int]:
-    """Return where frames of a phase-ordered video are stored.
-
-    Args:
-        info: what the shard says about the video.
-        numbers: frame numbers in any order.
-
-    Raises:
-        TooShortError: there is no such frame.
-    """
-    assert info.layout is not None
-    for number in (min(numbers), max(numbers)):
-        if not 0 <= number < info.num_frames:
-            raise too_short(f"frame {number}", f"{info.num_frames} frames")
-    return [stored_position(n, info.num_frames, info.layout.phases) for n in numbers]

@@ -15,19 +15,13 @@ from typing import Literal, Protocol, cast, get_args
 
 import numpy as np
 
-from svfap_dist.errors import ConfigError, DecodeError
-from svfap_dist.video.info import VideoInfo
+from svfap_dist.errors import ConfigError
+from svfap_dist.video.info import TooShortError, VideoInfo
 
 Region = Literal["voxceleb2", "center", "full"]
 REGIONS: tuple[Region, ...] = get_args(Region)
 
 _VOXCELEB2_SIDE, _VOXCELEB2_LEFT, _VOXCELEB2_CUT = 224, 32, 160  # pixels; released code
-
-
-class TooShortError(DecodeError):
-    """The video is shorter than a clip, or ends before a wanted frame."""
-
-    reason = "too_short"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from svfap_dist.cli.app import app
 from svfap_dist.errors import CheckpointError, ConfigError, DecodeError
 from svfap_dist.inference.videos import read_video
 from svfap_dist.video import backends
-from svfap_dist.video.color import whole_frames
+from svfap_dist.video.frames import whole_frames
 
 
 @pytest.fixture(scope="module")

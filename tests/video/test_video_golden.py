@@ -18,7 +18,7 @@ from svfap_dist.video import backends
 from svfap_dist.video.backends import BACKENDS
 from svfap_dist.video.dali import DaliDecoder
 from svfap_dist.video.frames import Decoder, Frames, RgbFrames
-from svfap_dist.video.views import TooShortError
+from svfap_dist.video.info import TooShortError
 
 needs_dali = pytest.mark.skipif(not BACKENDS["dali"].is_installed, reason="DALI is not installed")
 

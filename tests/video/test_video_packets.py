@@ -16,9 +16,8 @@ from data_sharding.transcode import TrainProfile, transcode
 from svfap_dist.errors import DecodeError
 from svfap_dist.video import pyav
 from svfap_dist.video.frames import WrongSizeError, YuvFrames
-from svfap_dist.video.info import VideoInfo, stored_position
+from svfap_dist.video.info import TooShortError, VideoInfo, stored_position
 from svfap_dist.video.probe import probe
-from svfap_dist.video.views import TooShortError
 
 
 def transcoded(frames: int, **options) -> tuple[bytes, VideoInfo]:

@@ -13,7 +13,7 @@ from numbered_shards import SIDE, write_data_set
 from data_sharding.transcode import TrainProfile, transcode
 from svfap_dist.config import Config
 from svfap_dist.data.loader import ClipLoader
-from svfap_dist.video.color import YuvClips
+from svfap_dist.video.frames import YuvClips
 from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.probe import probe
 

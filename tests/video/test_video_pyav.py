@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from svfap_dist.errors import DecodeError
 from svfap_dist.video import pyav, timeline
 from svfap_dist.video.frames import Frames, RgbFrames, WrongSizeError, YuvFrames
-from svfap_dist.video.info import VideoInfo
-from svfap_dist.video.views import TooShortError
+from svfap_dist.video.info import TooShortError, VideoInfo
 
 
 def encode(

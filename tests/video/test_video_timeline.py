@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from svfap_dist.errors import DecodeError
 from svfap_dist.video import pyav
 from svfap_dist.video.frames import WrongSizeError, YuvFrames
-from svfap_dist.video.info import VideoInfo
+from svfap_dist.video.info import TooShortError, VideoInfo
 from svfap_dist.video.timeline import FrameClock, locate_frames
-from svfap_dist.video.views import TooShortError
 
 
 def positions(video: bytes, info: VideoInfo, numbers: list[int]) -> list[int]:

@@ -7,8 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from svfap_dist.video.color import YuvClips, convert_batch, rgb_from_yuv, to_rgb
-from svfap_dist.video.frames import Colors, RgbFrames, YuvFrames
+from svfap_dist.video.frames import (
+    Colors,
+    RgbFrames,
+    YuvClips,
+    YuvFrames,
+    convert_batch,
+    rgb_from_yuv,
+    to_rgb,
+)
 from svfap_dist.video.views import Crop
 
 KINDS = [("bt601", False), ("bt601", True), ("bt709", False), ("bt709", True)]
