@@ -208,7 +208,7 @@ class Size(ModelOptions):
         if visible is not None and (visible > self.num_tubelets or visible % shrinkage):
             raise ConfigError(
                 "Impossible combination of mask and model",
-                where="mask.ratio (with mask.kind = frame)",
+                where="mask.ratio",
                 found=f"{visible} of {self.num_tubelets} tubelet frames visible, but the stages "
                 f"merge {shrinkage} into one",
                 do=f"choose a ratio that leaves a multiple of {shrinkage} visible, another "

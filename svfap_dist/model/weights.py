@@ -48,27 +48,22 @@ _OVERRIDABLE = frozenset(
 class ModelInfo:
     """How to use a network.
 
-    build: arguments of `classifier.build`, or of `autoencoder.build` for a pre-trained network.
-    num_frames, sampling_rate, frame_size: of a clip: frames, source frames from one to the next,
-    pixels. region: the part of each frame that is used, as `data.region`.
-    kind: features for a pre-trained network. names: of the outputs, in order; empty: unknown.
-    activation: of a regression's outputs. test_segments, test_crops: windows and crops whose scores
-    a prediction averages.
-    provenance: run, step, fingerprints of data and recipe, versions. license: of the weights.
+    A prediction is the mean over `test_segments` windows times `test_crops` crops of a video.
     """
 
-    build: dict[str, Any]
-    num_frames: int
-    frame_size: int
-    sampling_rate: int = 4  # arXiv 2401.00416; on FERV39k the authors take 1
-    region: Region = "center"
-    kind: Kind = "features"
-    names: tuple[str, ...] = ()
-    activation: Activation = "none"
+    build: dict[str, Any]  # arguments of `classifier.build`, or `autoencoder.build` if pre-trained
+    num_frames: int  # of a clip
+    frame_size: int  # pixels, height and width
+    # Source frames from one frame of a clip to the next (arXiv 2401.00416; 1 on FERV39k).
+    sampling_rate: int = 4
+    region: Region = "center"  # part of each frame that is used, as `data.region`
+    kind: Kind = "features"  # features: a pre-trained network
+    names: tuple[str, ...] = ()  # of the outputs, in order; empty: unknown
+    activation: Activation = "none"  # of a regression's outputs
     test_segments: int = 2
     test_crops: int = 2
-    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
-    license: str = ""
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)  # run, step, versions, ...
+    license: str = ""  # of the weights
 
     @property
     def window(self) -> int:
