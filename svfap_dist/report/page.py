@@ -20,7 +20,7 @@ from svfap_dist import storage
 from svfap_dist.errors import ConfigError
 from svfap_dist.telemetry.goodput import WINDOW, Goodput
 
-_COLOUR, _SECOND_COLOUR = "#2b5c8a", "#c0562f"
+_COLOR, _SECOND_COLOR = "#2b5c8a", "#c0562f"
 _TEMPLATE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
 <style>
@@ -52,15 +52,21 @@ _TEMPLATE = """<!doctype html>
 
 
 def make(run_url: str, output: str) -> None:
-    """Write the report of a run to an HTML file (path or URL).
+    """Write the report of a run to an HTML file.
 
-    Raises: ConfigError if there is no run under the URL; StorageError.
+    Args:
+        run_url: the run, or one fold of a fine-tuning.
+        output: path or URL of the file.
+
+    Raises:
+        ConfigError: There is no run under the URL.
+        StorageError: The store fails.
     """
     rows = read_lines(storage.join(run_url, "metrics.jsonl"))
     events = read_lines(storage.join(run_url, "events.jsonl"))
     if not rows:
         raise ConfigError(
-            "No run to report on",
+            "No run under this URL",
             where=run_url,
             found="no line in metrics.jsonl",
             do="give the run.url of a run that has logged a step; of a fine-tuning, a fold-...",
@@ -81,7 +87,11 @@ def make(run_url: str, output: str) -> None:
 
 
 def read_lines(url: str) -> list[dict[str, Any]]:
-    """The complete JSON lines of a run's file; none if there is no file."""
+    """Return the complete JSON lines of a run's file; none if there is no file.
+
+    Args:
+        url: of the file.
+    """
     try:
         data = storage.read_bytes(url)
     except storage.StorageMissingError:
@@ -90,7 +100,12 @@ def read_lines(url: str) -> list[dict[str, Any]]:
 
 
 def mean_of_tenth(values: Sequence[float], last: bool) -> float:
-    """Mean of the first or the last tenth (at least one value) of a series."""
+    """Return the mean of the first or last tenth of a series, at least one value.
+
+    Args:
+        values: the series.
+        last: whether the last tenth is meant.
+    """
     count = max(1, len(values) // 10)
     chosen = values[-count:] if last else values[:count]
     return sum(chosen) / count
@@ -115,7 +130,7 @@ def _figures(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[t
 
 
 def _charts(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> str:
-    """Three charts over steps as one inline SVG."""
+    """Return three charts over steps as one inline SVG."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -123,14 +138,14 @@ def _charts(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> str:
     FigureCanvasSVG(figure)
     axes = figure.subplots(1, 3)
     steps = [row["step"] for row in rows]
-    axes[0].plot(steps, [row["loss"] for row in rows], color=_COLOUR, label="training")
+    axes[0].plot(steps, [row["loss"] for row in rows], color=_COLOR, label="training")
     held_out = [(e["step"], e["held_out_loss"]) for e in events if e["event"] == "eval"]
     if held_out:
-        axes[0].plot(*zip(*held_out, strict=True), "o-", color=_SECOND_COLOUR, label="held out")
+        axes[0].plot(*zip(*held_out, strict=True), "o-", color=_SECOND_COLOR, label="held out")
     axes[0].legend(frameon=False)
-    axes[1].plot(steps, [row["clips_per_second"] for row in rows], color=_COLOUR)
+    axes[1].plot(steps, [row["clips_per_second"] for row in rows], color=_COLOR)
     shares = [100 * row["data_wait_share"] for row in rows]
-    axes[2].plot(steps, shares, color=_COLOUR)
+    axes[2].plot(steps, shares, color=_COLOR)
     for axis, title in zip(
         axes, ("loss", "clips per second", "share of time waiting for data, %"), strict=True
     ):

@@ -1,17 +1,16 @@
-"""Where the encoder looks: heat maps over the face.
+"""Heat maps over the face of what the encoder attends to.
 
-For each video, seen whole as in fine-tuning: its frames; the attention that each position gets in
-the last block of stage 1; and for each later stage the weights with which the positions of one
-tubelet frame, in the middle of the clip, make up its bottleneck tokens, a picture per token. A
-stage without bottleneck shows its last block's attention as stage 1 does. Both are shares that sum
-to 1 over the positions. A row's colours run from 0 to its largest share, which its label gives as a
-multiple of an even share.
+For each video, without a mask as in fine-tuning: its frames; the attention that each position
+receives in the last block of stage 1; and for each later stage the weights with which the positions
+of one tubelet frame, in the middle of the clip, contribute to its bottleneck tokens, a picture per
+token. A stage without bottleneck shows its last block's attention, as stage 1 does. Both are shares
+that sum to 1 over the positions. The colors of a row run from 0 to its largest share, which its
+label gives as a multiple of an even share.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import pkgutil
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor, nn
 
 from svfap_dist import storage
@@ -27,18 +26,17 @@ from svfap_dist.checkpoint import load
 from svfap_dist.errors import ConfigError
 from svfap_dist.model import patches, weights
 from svfap_dist.model.sizes import ENCODERS
-from svfap_dist.report.reconstruction import clip_of
+from svfap_dist.report.reconstruction import load_clip
+from svfap_dist.video import image_grid
 
 _COLUMNS = 8  # pictures in a row, at most
-_LABEL_WIDTH = 130
-_GAP = 2
 _OPACITY = 0.65  # of the heat over the picture
-_COLOURS = matplotlib.colormaps["inferno"]
+_COLORS = matplotlib.colormaps["inferno"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Heat maps that stand side by side.
+    """Heat maps side by side.
 
     maps: [columns, side, side], in multiples of an even share; frames: the frame under each map.
     """
@@ -49,27 +47,29 @@ class Row:
 
 
 def make(checkpoint_url: str, videos: Sequence[str], output: str) -> None:
-    """Write the maps of some videos (paths or URLs) to a PNG file.
+    """Write the maps of some videos to a PNG file.
 
-    Raises: CheckpointError, DecodeError, StorageError.
+    Args:
+        checkpoint_url: a run, or one of its checkpoints.
+        videos: paths or URLs.
+        output: path or URL of the file.
+
+    Raises:
+        CheckpointError: There is no pre-trained network.
+        ConfigError: The encoder has no token maps.
+        DecodeError: A video cannot be used.
+        StorageError: The store fails.
     """
     weights_url, config = load.locate_weights(checkpoint_url)
     model = weights.load_autoencoder(weights_url)
-    sheets = []
+    grid = []
     for url in videos:
-        clips = clip_of(config, url)
+        clips = load_clip(config, url)
         pixels = (patches.denormalize(clips)[0].clamp(0, 1) * 255).round().to(torch.uint8)
+        maps = rows(model.encoder, model.size.encoder, clips)
         name = os.path.splitext(os.path.basename(url))[0]
-        sheets.append(
-            draw(
-                pixels.permute(1, 2, 3, 0).numpy(),
-                rows(model.encoder, model.size.encoder, clips),
-                name,
-            )
-        )
-    png = io.BytesIO()
-    _stacked(sheets).save(png, "PNG")
-    storage.write_bytes(output, png.getvalue())
+        grid += grid_rows(pixels.permute(1, 2, 3, 0).numpy(), maps, name)
+    storage.write_bytes(output, image_grid.png_of(image_grid.draw_grid(grid)))
 
 
 def rows(encoder: nn.Module, encoder_name: str, clips: Tensor) -> list[Row]:
@@ -96,44 +96,37 @@ def rows(encoder: nn.Module, encoder_name: str, clips: Tensor) -> list[Row]:
 
 
 def _row(label: str, shares: Tensor, frames: list[int]) -> Row:
-    """At most so many columns of shares [columns, s], as squares."""
-    shown = np.linspace(0, len(shares) - 1, min(_COLUMNS, len(shares))).round().astype(int)
+    """Return at most _COLUMNS rows of shares [columns, s], as squares."""
+    shown = image_grid.evenly_spaced(len(shares), _COLUMNS)
     side = round(shares.shape[1] ** 0.5)
     maps = shares[shown].unflatten(1, (side, side)) * shares.shape[1]
     return Row(label, maps.float().numpy(), [frames[column] for column in shown])
 
 
-def draw(frames: np.ndarray, rows: Sequence[Row], name: str) -> Image.Image:
-    """One video's sheet: its frames uint8 [F, H, W, 3] that the first row shows, then the maps."""
-    height, width = frames.shape[1:3]
-    columns = max(len(row.frames) for row in rows)
-    size = _LABEL_WIDTH + columns * (width + _GAP), (1 + len(rows)) * (height + _GAP)
-    sheet = Image.new("RGB", size, "white")
-    text = ImageDraw.Draw(sheet)
-    text.text((4, 4), name[:18], fill="black")
-    for column, frame in enumerate(rows[0].frames):
-        sheet.paste(Image.fromarray(frames[frame]), (_LABEL_WIDTH + column * (width + _GAP), 0))
-    for number, row in enumerate(rows, start=1):
-        top, largest = number * (height + _GAP), float(row.maps.max())
-        text.text((4, top + height // 2 - 12), row.label, fill="black")
-        text.text((4, top + height // 2 + 2), f"up to {largest:.1f}x even", fill="black")
-        for column, (heat, frame) in enumerate(zip(row.maps, row.frames, strict=True)):
-            picture = _overlaid(frames[frame], heat / largest)
-            sheet.paste(picture, (_LABEL_WIDTH + column * (width + _GAP), top))
-    return sheet
+def grid_rows(
+    frames: np.ndarray, rows: Sequence[Row], name: str
+) -> list[tuple[str, list[image_grid.Picture]]]:
+    """Return the labeled rows of a video's picture: the frames of the first row, then the maps.
+
+    Args:
+        frames: uint8 [F, H, W, 3].
+        rows: the maps.
+        name: of the video.
+    """
+    found: list[tuple[str, list[image_grid.Picture]]] = [
+        (name, [frames[number] for number in rows[0].frames])
+    ]
+    for row in rows:
+        largest = float(row.maps.max())
+        maps = zip(row.maps, row.frames, strict=True)
+        images = [_overlay(frames[number], heat / largest) for heat, number in maps]
+        found.append((f"{row.label}\nup to {largest:.1f}x even", [*images]))
+    return found
 
 
-def _overlaid(frame: np.ndarray, heat: np.ndarray) -> Image.Image:
-    """Heat [side, side] from 0 to 1 over a frame uint8 [H, W, 3], which is greyed."""
+def _overlay(frame: np.ndarray, heat: np.ndarray) -> Image.Image:
+    """Return heat [side, side], from 0 to 1, over a frame uint8 [H, W, 3] in gray."""
     under = Image.fromarray(frame).convert("L").convert("RGB")
-    colours = (np.asarray(_COLOURS(heat))[..., :3] * 255).astype(np.uint8)
-    over = Image.fromarray(colours).resize(under.size, Image.Resampling.NEAREST)
+    colors = (np.asarray(_COLORS(heat))[..., :3] * 255).astype(np.uint8)
+    over = Image.fromarray(colors).resize(under.size, Image.Resampling.NEAREST)
     return Image.blend(under, over, _OPACITY)
-
-
-def _stacked(sheets: Sequence[Image.Image]) -> Image.Image:
-    """Sheets of equal width, one below the other."""
-    whole = Image.new("RGB", (sheets[0].width, sum(sheet.height for sheet in sheets)), "white")
-    for number, sheet in enumerate(sheets):
-        whole.paste(sheet, (0, number * sheet.height))
-    return whole

@@ -9,6 +9,7 @@ import torch
 from svfap_dist.model import autoencoder
 from svfap_dist.model.layers import Attention
 from svfap_dist.report import token_maps
+from svfap_dist.video import image_grid
 
 
 @pytest.fixture
@@ -85,18 +86,18 @@ def test_attention_received_is_the_softmax_that_the_layer_uses():
 
 
 def test_the_sheet_shows_the_frames_and_each_row_over_its_frame():
-    frames = np.zeros((4, 32, 32, 3), dtype=np.uint8)
+    frames = np.zeros((4, 64, 64, 3), dtype=np.uint8)
     frames[2] = 200
     heat = np.zeros((2, 2, 2))
     heat[:, 0, 1] = 3.0
     rows = [token_maps.Row("attention 1", heat, [0, 2]), token_maps.Row("tokens 2", heat, [2, 2])]
-    sheet = np.asarray(token_maps.draw(frames, rows, "face"))
-    left = sheet.shape[1] - 2 * 34
-    assert sheet.shape == (3 * 34, left + 2 * 34, 3)
-    assert (sheet[:32, left : left + 32] == 0).all()
-    assert (sheet[:32, left + 34 : left + 66] == 200).all()
-    attention = sheet[34:66, left : left + 32].astype(int)
-    hot, cold = attention[:16, 16:].sum(), attention[16:, :16].sum()
+    sheet = np.asarray(image_grid.draw_grid(token_maps.grid_rows(frames, rows, "face")))
+    left = sheet.shape[1] - 2 * 66
+    assert sheet.shape == (3 * 66, left + 2 * 66, 3)
+    assert (sheet[:64, left : left + 64] == 0).all()
+    assert (sheet[:64, left + 66 : left + 130] == 200).all()
+    attention = sheet[66:130, left : left + 64].astype(int)
+    hot, cold = attention[:32, 32:].sum(), attention[32:, :32].sum()
     assert hot > 4 * cold
-    over_bright = sheet[34:66, left + 34 : left + 66].astype(int)
+    over_bright = sheet[66:130, left + 66 : left + 130].astype(int)
     assert over_bright[16:, :16].sum() > 2 * cold
