@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
 import statistics
 import tempfile
@@ -32,10 +33,11 @@ from svfap_dist.errors import CheckpointError
 from svfap_dist.profiling.ranks import run_on_local_ranks
 from svfap_dist.profiling.step import noise_batch
 from svfap_dist.profiling.timing import seconds_of, take_turns
-from svfap_dist.progress import say
 from svfap_dist.text_table import format_table
 from svfap_dist.train.engine import Engine, open_engine
 from svfap_dist.train.objective import build_objective
+
+log = logging.getLogger(__name__)
 
 _PLAIN = "plain"  # folder beside checkpoints/
 
@@ -115,7 +117,7 @@ def run(
             train={"micro_batch_size": 1, "zero_stage": zero_stage, "keep_last": 1},
             cluster={"num_workers": ranks, "use_gpu": use_gpu},
         )
-        say(f"{ranks} ranks save {rounds} times each way ...")
+        log.info("%d ranks save %d times each way ...", ranks, rounds)
         figures, *_ = run_on_local_ranks(functools.partial(_measure_rank, config, rounds), ranks)
     return CheckpointBench(
         size=size,

@@ -17,6 +17,7 @@ import base64
 import dataclasses
 import functools
 import io
+import logging
 import os
 import statistics
 import time
@@ -35,7 +36,6 @@ from data_sharding.transcode import TrainProfile, transcode
 from svfap_dist.data.clips import random_crop
 from svfap_dist.errors import ConfigError
 from svfap_dist.profiling.timing import repeat, seconds_of, take_turns
-from svfap_dist.progress import say
 from svfap_dist.rng import Stream
 from svfap_dist.text_table import format_table
 from svfap_dist.video.backends import DEFAULT, decode
@@ -43,6 +43,8 @@ from svfap_dist.video.frames import YuvClips, YuvFrames, whole_frames
 from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo, stored_position
 from svfap_dist.video.probe import Rejected, probe
 from svfap_dist.video.views import Crop
+
+log = logging.getLogger(__name__)
 
 FRAMES, STRIDE, SIZE = 16, 4, 160  # of a clip; paper
 WINDOW = (FRAMES - 1) * STRIDE + 1
@@ -220,7 +222,7 @@ def load_videos(folder: str) -> list[Video]:
         ConfigError: if there is none.
     """
     if not folder:
-        say("Rendering synthetic faces ...")
+        log.info("Rendering synthetic faces ...")
         made = synthetic.samples("clips=6,frames=200")
         files = [source.read() for source in made]
     else:
@@ -377,7 +379,7 @@ def _encode(
     name: str, sources: Sequence[Video], encode_one: Callable[[Video], Video]
 ) -> tuple[list[Video], float]:
     """Videos in another form, and the CPU seconds that each took, mean."""
-    say(f"Encoding {len(sources)} videos: {name} ...")
+    log.info("Encoding %d videos: %s ...", len(sources), name)
     made: list[Video] = []
     seconds = seconds_of(lambda: made.extend(map(encode_one, sources)), time.process_time)
     return made, seconds / len(made)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import platform
 import statistics
 from collections.abc import Callable
@@ -24,8 +25,9 @@ from svfap_dist.model import flops
 from svfap_dist.model.sizes import resolve
 from svfap_dist.profiling.step import noise_batch
 from svfap_dist.profiling.timing import take_turns
-from svfap_dist.progress import say
 from svfap_dist.text_table import format_table
+
+log = logging.getLogger(__name__)
 
 _WARM_UP = 2  # steps
 
@@ -161,7 +163,7 @@ def run(
         }
         losses: dict[str, float] = {}
         for name, process in processes.items():
-            say(f"Warming up {name} ...")
+            log.info("Warming up %s ...", name)
             losses[name] = process.step()[1]
             for _ in range(_WARM_UP - 1):
                 process.step()
