@@ -21,7 +21,8 @@ from svfap_dist.errors import ShardError
 from svfap_dist.evaluate import protocol
 from svfap_dist.shards import format as shard_format
 
-RECIPES = [name for name in recipe.names() if name.startswith("finetune_")]
+_BASE = "finetune_base"  # what the others extend; it has no task
+RECIPES = [name for name in recipe.names() if name.startswith("finetune_") and name != _BASE]
 SYNTHETIC = "clips=42,identities=6,frames=2,size=64"
 # Samples that each fold tests, of the small layouts; 0: the fixed split.
 TESTED = {
