@@ -212,7 +212,7 @@ def _write_files(url: str, folder: str) -> None:
 
 
 def _time_webdataset(run: PipelineRun) -> Rate:
-    """webdataset from the same store, PyAV, torch's DataLoader."""
+    """Time webdataset from the same store with PyAV and torch's DataLoader."""
     import torch.utils.data
     from webdataset.compat import WebDataset
 
@@ -229,7 +229,7 @@ def _time_webdataset(run: PipelineRun) -> Rate:
 
 
 def _time_files(run: PipelineRun) -> Rate:
-    """torch's DataLoader over a folder of video files on the local disk, PyAV."""
+    """Time torch's DataLoader over a folder of local video files with PyAV."""
     import torch.utils.data
 
     paths: Any = sorted(Path(run.files).iterdir())
@@ -245,7 +245,7 @@ def _time_files(run: PipelineRun) -> Rate:
 
 
 def _time_decoding(run: PipelineRun) -> Rate:
-    """As many processes as cores, each cropping clips out of samples in its memory."""
+    """Time as many processes as cores, each cropping clips out of samples in its memory."""
     share = dataclasses.replace(run, batches=-(-run.batches // run.cores))
     with ThreadPoolExecutor(run.cores) as threads:
         decode = functools.partial(call_in_new_process, _decode_from_memory)

@@ -88,8 +88,7 @@ def throughput(costs: Costs) -> Throughput:
 
 
 def _shared_rate(costs: Costs) -> float | None:
-    """Clips per second where training and decoding share cores: as measured, or else as if no core
-    were ever idle; None if unknown."""
+    """Clips per second of shared cores: as measured, or as if none were ever idle; or unknown."""
     if costs.slowdown is not None:
         return costs.clips / (costs.step_seconds * costs.slowdown + costs.network_seconds)
     if costs.decode_cpu_seconds is None:

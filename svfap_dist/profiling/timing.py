@@ -43,10 +43,12 @@ class Rate:
 
     @property
     def per_second(self) -> float:
+        """Clips per second of wall time."""
         return self.clips / self.seconds
 
     @property
     def per_cpu_second(self) -> float:
+        """Clips per second of CPU time."""
         return self.clips / self.cpu_seconds
 
     @classmethod
