@@ -1,9 +1,9 @@
-"""The measures of the downstream tasks, each a few lines of numpy.
+"""The scores of downstream tasks, each a few lines of numpy.
 
-In: what is true and what the network said, of N samples. Out: one number, computed in float64. They
-equal scikit-learn's and scipy's, which are for tests only. Where a measure is not defined, as a
-correlation with a constant is not, it is NaN, and stays visible in whatever is computed from it.
-`SCORE_FUNCTIONS` is the table of those that a recipe may name.
+In: labels and predictions of N samples. Out: one number, computed in float64. They equal those of
+scikit-learn and scipy, which only the tests need. An undefined score, such as the correlation with
+a constant, is NaN, and so is everything computed from it. To add a score, write a function and add
+its row to `SCORE_FUNCTIONS`, which lists those that a recipe may name.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A network as an ONNX graph, checked before anybody gets it.
+"""Convert a network to an ONNX graph, and compare the two before it is written.
 
 In: a `Network`. Out: the bytes of a model.onnx with the input `clips` [batch, 3, F, S, S], float32
-and normalised, and the outputs `features` [batch, D] and, of a fine-tuned network, `scores` [batch,
-outputs]; any batch size will do. onnxruntime runs it on random clips at two batch sizes beside
-torch, and what differs is not handed over.
+and normalized, and the outputs `features` [batch, D] and, of a fine-tuned network, `scores` [batch,
+outputs]; the batch size is free. onnxruntime runs it on random clips at two batch sizes beside
+torch, and a graph that differs is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TRACED, _CHECKED = 2, (1, 3)  # batch sizes; 2, for torch takes 1 to be fixed
 
 
 class _Outputs(nn.Module):
-    """All outputs of a network at once: clips -> (features,) or (features, scores)."""
+    """All outputs of a network: clips -> (features,) or (features, scores)."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def check(data: bytes, network: Network) -> float:
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     model = _Outputs(network).eval()
     difference = max(_difference(model, session, _clips(network, count)) for count in _CHECKED)
-    if not difference <= TOLERANCE:  # what is not a number is no agreement
+    if not difference <= TOLERANCE:  # refuses NaN, too
         raise CheckpointError(
             "ONNX model computes something else than the network",
             where="onnxruntime",
@@ -93,8 +93,7 @@ def check(data: bytes, network: Network) -> float:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter tells on every run of operators of torchvision, which is not installed, and
-    of its own deprecations."""
+    """Silence torch's exporter, which warns about torchvision's operators and deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -26,7 +26,11 @@ from svfap_dist.train.mixing import mix, soft_targets
 
 
 class Labelled:
-    """Classification or regression; an `Objective`."""
+    """The objective of classification or regression; an `Objective`.
+
+    Args:
+        config: the recipe; it has a [task].
+    """
 
     def __init__(self, config: Config) -> None:
         assert config.task is not None
@@ -47,18 +51,22 @@ class Labelled:
 
     @property
     def flops_per_clip(self) -> int:
+        """See `Objective.flops_per_clip`."""
         forward = flops.classifier(self._size, len(self._task.names))
         return sum(forward.values()) if self._is_linear else flops.training_step(forward)
 
     @property
     def tokens_per_clip(self) -> int:
+        """See `Objective.tokens_per_clip`."""
         return self._size.num_tokens
 
     def check_initial_weights(self) -> None:
+        """See `Objective.check_initial_weights`."""
         if self._finetune.init:
             self._check_same_encoder(load.load_build(self._finetune.init))
 
     def build(self) -> nn.Module:
+        """See `Objective.build`."""
         model = classifier.build(
             **self.build_arguments,
             drop_path=0.0 if self._is_linear else self._finetune.drop_path,
@@ -73,13 +81,13 @@ class Labelled:
         return model
 
     def _check_same_encoder(self, build: dict[str, Any]) -> None:
-        """Refuse, by the recipe's own words, weights of another encoder."""
+        """Refuse weights of another encoder, naming the key of the recipe."""
         found = size_of_build(build)
         for name in self._size.encoder_fields:
             mine, other = getattr(self._size, name), getattr(found, name)
             if mine != other:
                 raise ConfigError(
-                    "Pre-trained encoder is another one than the recipe's",
+                    "finetune.init does not match [model]",
                     where=f"model.{name}",
                     found=f"{mine}, where {self._finetune.init} has {other}",
                     do="repeat the [model] of the pre-training, e.g. "
@@ -87,6 +95,7 @@ class Labelled:
                 )
 
     def train_mode(self, model: nn.Module) -> None:
+        """See `Objective.train_mode`."""
         model.train()
         if self._is_linear:
             model.get_submodule("encoder").eval()
@@ -94,6 +103,7 @@ class Labelled:
     def loss(
         self, network: Callable[..., Tensor], batch: ClipBatch, part: slice, context: StepContext
     ) -> Tensor:
+        """See `Objective.loss`."""
         assert batch.targets is not None
         frames = batch.frames_on(context.device, part)
         targets = batch.targets[part].to(context.device, non_blocking=True)
@@ -101,7 +111,7 @@ class Labelled:
         if context.step is not None:
             seed = self._config.run.seed
             chance = Stream(seed, "fine-tuning", context.step, context.rank, part.start)
-            torch.manual_seed(chance.integer(1 << 62))  # of drop path
+            torch.manual_seed(chance.integer(1 << 62))  # drop path draws from torch's generator
         if self._task.kind == "regression":
             output = self._activation(network(frames).float())
             return nn.functional.mse_loss(output, targets.float())

@@ -8,7 +8,7 @@ CutMix by the area of the box that lies inside the frame.
 This is timm's `Mixup` in its mode "batch", which VideoMAE's fine-tuning uses, with one difference:
 VideoMAE's copy cuts the box out of dimensions 2 and 3 of clips [B, 3, F, H, W], that is out of
 frames and rows, so that most batches keep all their pixels and only their targets are mixed. Here
-the box lies in rows and columns, as in the papers and in timm.
+the box is in rows and columns, as in the papers and in timm.
 
 Sources: mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899; timm data/mixup.py.
 """
@@ -26,7 +26,13 @@ from svfap_dist.video.views import Crop
 
 
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Class indices int64 [B] as float32 [B, C]: one-hot, `smoothing` of it spread over all."""
+    """Return smoothed one-hot targets, float32 [B, C].
+
+    Args:
+        labels: class indices, int64 [B].
+        num_classes: C.
+        smoothing: share of each target that is spread over all classes.
+    """
     one_hot = torch.nn.functional.one_hot(labels, num_classes).float()
     return one_hot * (1 - smoothing) + smoothing / num_classes
 
@@ -34,9 +40,13 @@ def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
 def mix(
     clips: Tensor, targets: Tensor, stream: Stream, finetune: FinetuneConfig
 ) -> tuple[Tensor, Tensor]:
-    """Clips and targets float [B, C] of a batch, mixed; new tensors, or the given ones if it stays.
+    """Return the clips and targets of a batch, mixed; unchanged ones are not copied.
 
-    Clips are uint8 frames [B, F, H, W, 3] or normalised floats [B, 3, F, H, W], and stay so.
+    Args:
+        clips: uint8 frames [B, F, H, W, 3] or normalized floats [B, 3, F, H, W].
+        targets: float [B, C].
+        stream: random numbers of the step and rank.
+        finetune: alphas and probabilities.
     """
     share, by_box = _draw(stream, finetune)
     if share == 1:
@@ -53,7 +63,7 @@ def mix(
 
 
 def _draw(stream: Stream, finetune: FinetuneConfig) -> tuple[float, bool]:
-    """Share of itself that a clip keeps, and whether the rest of it is a box."""
+    """Return the share of itself that a clip keeps, and whether the rest is a box."""
     mixup, cutmix = finetune.mixup, finetune.cutmix
     if not (mixup or cutmix) or stream.uniform() >= finetune.mix_probability:
         return 1.0, False
@@ -63,7 +73,14 @@ def _draw(stream: Stream, finetune: FinetuneConfig) -> tuple[float, bool]:
 
 
 def cut_box(stream: Stream, share: float, height: int, width: int) -> Crop:
-    """A box of 1 - share of a frame around a random pixel, less what lies outside the frame."""
+    """Return a box of area 1 - share around a random pixel, clipped to the frame.
+
+    Args:
+        stream: random numbers.
+        share: of the frame's area that stays.
+        height: of the frame, pixels.
+        width: of the frame, pixels.
+    """
     top, bottom = _span(stream, share, height)
     left, right = _span(stream, share, width)
     return Crop(top, left, bottom - top, right - left)
@@ -75,7 +92,7 @@ def _span(stream: Stream, share: float, length: int) -> tuple[int, int]:
 
 
 def _pasted(clips: Tensor, box: Crop, rows: int, columns: int) -> Tensor:
-    """Clips with the box of their partners."""
+    """Return the clips with the box of their partners."""
     mixed = clips.clone()
     place = mixed.narrow(rows, box.top, box.height).narrow(columns, box.left, box.width)
     partners = clips.narrow(rows, box.top, box.height).narrow(columns, box.left, box.width)
@@ -84,7 +101,7 @@ def _pasted(clips: Tensor, box: Crop, rows: int, columns: int) -> Tensor:
 
 
 def _averaged(clips: Tensor, share: float) -> Tensor:
-    """Clips averaged with their partners; bytes are rounded."""
+    """Return the clips averaged with their partners; bytes are rounded."""
     if clips.dtype is torch.uint8:
         return torch.lerp(clips.flip(0).float(), clips.float(), share).round().to(torch.uint8)
     return torch.lerp(clips.flip(0), clips, share)
