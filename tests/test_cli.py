@@ -102,3 +102,16 @@ def test_a_missing_extra_is_named(module, extra, arguments, tmp_path):
     assert done.returncode == 2
     assert f"pip install 'svfap-dist[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_is_reported(tmp_path):
+    code = (
+        "from svfap_dist import bundled\n"
+        "def interrupted(*_): raise KeyboardInterrupt\n"
+        "bundled.copy = interrupted\n"
+        "from svfap_dist.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "files", "launch", "-o", "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 130
+    assert done.stderr == ("warning: Interrupted. Partial outputs are ignored; rerun to resume.\n")

@@ -42,6 +42,3 @@ def main() -> None:
     except SvfapError as error:
         log.error("%s", error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        log.warning("Interrupted. Partial outputs are ignored; rerun to resume.")
-        sys.exit(130)

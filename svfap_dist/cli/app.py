@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from svfap_dist import logs
+
+log = logging.getLogger(__name__)
 
 # In the order of --help: as a new user needs them.
 VERBS = (
@@ -25,6 +28,14 @@ class _InOrder(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the verbs in the order of VERBS."""
         return sorted(super().list_commands(ctx), key=VERBS.index)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a verb; Ctrl-C is reported here, since typer itself only exits with 130."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            log.warning("Interrupted. Partial outputs are ignored; rerun to resume.")
+            raise typer.Exit(130) from None
 
 
 app = typer.Typer(
