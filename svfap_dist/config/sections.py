@@ -229,6 +229,15 @@ class TrainConfig(Section):
     threads_per_rank: NonNegative = 0  # torch's CPU threads; 0: cores / ranks of the node
     collective_timeout_seconds: Positive = 600  # an unresponsive rank ends the attempt after this
 
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the optimizer steps of the whole run: `max_steps`, or those of all epochs.
+
+        Args:
+            steps_per_epoch: Optimizer steps of an epoch.
+        """
+        whole = self.epochs * steps_per_epoch
+        return min(self.max_steps, whole) if self.max_steps else whole
+
 
 class ClusterConfig(Section):
     """The worker group that Ray Train starts."""

@@ -26,7 +26,6 @@ from svfap_dist.profiling import memory
 from svfap_dist.profiling.loader import DataCost, measure_data
 from svfap_dist.profiling.memory import ModelBytes
 from svfap_dist.profiling.step import StepCost, measure_steps, noise_batch
-from svfap_dist.train import schedule
 from svfap_dist.train.engine import StepContext, open_engine
 from svfap_dist.train.objective import build_objective
 from svfap_dist.video.backends import capabilities
@@ -158,7 +157,7 @@ class _Planner:
         self._add("epochs", train.epochs, "", "recipe: train.epochs")
         if train.max_steps:
             self._add("most steps", train.max_steps, "", "recipe: train.max_steps")
-        return schedule.total_steps(train, samples // self._config.samples_per_step)
+        return train.total_steps(samples // self._config.samples_per_step)
 
     def _decode_cpu_seconds(self, found: DataCost | None) -> float | None:
         """CPU seconds of a clip; None if it is decoded on the GPU, or unknown."""

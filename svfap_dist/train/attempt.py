@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
 
@@ -17,7 +18,7 @@ from svfap_dist import distributed, storage
 from svfap_dist.checkpoint import load, store
 from svfap_dist.checkpoint.saver import Checkpointer, RunOwnership
 from svfap_dist.checkpoint.store import TrainState
-from svfap_dist.config import Config
+from svfap_dist.config import Config, OptimConfig
 from svfap_dist.data import decoding
 from svfap_dist.data.batch import ClipBatch
 from svfap_dist.data.loader import ClipLoader
@@ -31,11 +32,13 @@ from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import open_data
 from svfap_dist.telemetry.journal import next_attempt
 from svfap_dist.telemetry.recorder import Recorder, Row
-from svfap_dist.train import health, schedule
+from svfap_dist.train import health
 from svfap_dist.train.engine import Engine
 from svfap_dist.train.objective import build_objective
 from svfap_dist.train.signals import FINISHED, Notice
 from svfap_dist.train.validation import ValidationSet
+
+_REFERENCE_BATCH = 256  # clips; the recipe's learning rates are for this global batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +152,7 @@ class Attempt:
         train_on = found.sides.train if found.sides else None
         self._test_on = found.sides.test if found.sides else None
         self._loader = ClipLoader(config, config.data.url, self._manifest, world, train_on)
-        self.total_steps = schedule.total_steps(config.train, self._loader.steps_per_epoch)
+        self.total_steps = config.train.total_steps(self._loader.steps_per_epoch)
         self.step = found.step
 
         objective = build_objective(_with_own_init(config, state))
@@ -199,7 +202,7 @@ class Attempt:
     def learning_rate(self) -> float:
         """Return the learning rate of the next optimizer step."""
         batch_size = self._config.train.global_batch_size
-        return schedule.learning_rate(self._config.optim, batch_size, self.total_steps, self.step)
+        return learning_rate_at(self._config.optim, batch_size, self.total_steps, self.step)
 
     def is_due(self, period: int) -> bool:
         """Return whether an action is due after this step.
@@ -335,6 +338,28 @@ class Attempt:
             first_held_out_loss=held_out[0] if held_out else None,
             held_out_loss=held_out[-1] if held_out else None,
         )
+
+
+def learning_rate_at(optim: OptimConfig, global_batch_size: int, total: int, step: int) -> float:
+    """Return the learning rate of one update: linear warm-up, then half a cosine to `min_lr`.
+
+    The warm-up's last step and the cosine's first one both have the full rate, as in the released
+    code (VideoMAE's `cosine_scheduler`). A pure function: a resumed run needs no scheduler state.
+
+    Args:
+        optim: The recipe's section; its rates are scaled by global_batch_size / 256.
+        global_batch_size: Clips of a step, over all ranks.
+        total: Optimizer steps of the run.
+        step: Steps completed before this update, from 0 to total - 1.
+    """
+    assert 0 <= step < total
+    scale = global_batch_size / _REFERENCE_BATCH
+    start, peak, end = optim.warmup_lr * scale, optim.lr * scale, optim.min_lr * scale
+    warmup = round(total * optim.warmup_fraction)
+    if step < warmup:
+        return start + (peak - start) * step / max(1, warmup - 1)
+    progress = (step - warmup) / (total - warmup)
+    return end + (peak - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def _with_own_init(config: Config, state: TrainState | None) -> Config:

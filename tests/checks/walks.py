@@ -10,8 +10,9 @@ between two points, and those that are on the stack at the first:
 
 The files of these functions are counted, methods that `dataclass` generates included. Not counted
 are functions that run while a module is imported, those that `__exit__` or `close` call, and the
-rooms that every walk uses without being about them (`_FLOOR`); a room that a walk only calls into
-counts as one file (`Walk.once`), and what the clip's walk has shown is left out of the video's.
+rooms that every walk uses without being about them (`_FLOOR`: recipes, errors, output for people,
+...); a room that a walk only calls into counts as one file (`Walk.once`), and what the clip's walk
+has shown is left out of the video's.
 
 At commit f84d50d this gives 36, 25 and 12 files; a count by reading gave 36, 24 and 12. Reading
 opens files that run before a walk begins (`model/sizes`, `train/split`), and skips some that
@@ -45,7 +46,9 @@ _LEAVING = ("__exit__", "close")
 _CO_OPTIMIZED = 0x1  # functions have it, bodies of classes and modules do not
 
 # Names of both trees, before and after modules were sorted into rooms.
-_FLOOR = r"config|recipe|errors|distributed|progress|allocator|train\.(notice|signals|result)"
+# logs, progress and text_table only format and print.
+_FLOOR = r"config|recipe|errors|distributed|logs|progress|text_table|allocator"
+_FLOOR += r"|train\.(notice|signals|result)"
 _STORAGE = r"storage"
 _SHARDS = r"shards|shard_format|data\.(stream|cache)"
 _TELEMETRY = r"telemetry|metrics|train\.(recorder|journal|ledger)"

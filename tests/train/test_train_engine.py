@@ -12,7 +12,8 @@ from train_ranks import random_batch, recipe_tables, start
 
 from svfap_dist.config import Config, recipe
 from svfap_dist.model import autoencoder, patches
-from svfap_dist.train import optim, schedule
+from svfap_dist.train import optim
+from svfap_dist.train.attempt import learning_rate_at
 from svfap_dist.train.engine import StepContext
 from svfap_dist.train.objective import build_arguments, build_objective
 
@@ -37,7 +38,7 @@ LAYERS = TABLES | {"task": TASK, "finetune": TUNING | {"head_init_scale": 1.0}}
 LAYERS_3 = LAYERS | {"train": TABLES["train"] | {"zero_stage": 3}}
 CONFIG = recipe.from_tables(TABLES, where="test")
 RATES = [
-    schedule.learning_rate(CONFIG.optim, CONFIG.train.global_batch_size, STEPS, step)
+    learning_rate_at(CONFIG.optim, CONFIG.train.global_batch_size, STEPS, step)
     for step in range(STEPS)
 ]
 

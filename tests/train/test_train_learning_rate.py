@@ -1,3 +1,5 @@
+"""The length of a run and the learning rate of its steps, against the released code."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -6,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svfap_dist.config import OptimConfig, TrainConfig, recipe
-from svfap_dist.train import schedule
+from svfap_dist.train.attempt import learning_rate_at
 
 
 def oracle(optim: OptimConfig, batch: int, total: int) -> np.ndarray:
@@ -27,21 +29,21 @@ def oracle(optim: OptimConfig, batch: int, total: int) -> np.ndarray:
 )
 def test_rates_are_those_of_the_released_code(total: int, batch: int, fraction: float) -> None:
     optim = OptimConfig(warmup_fraction=fraction)
-    rates = [schedule.learning_rate(optim, batch, total, step) for step in range(total)]
+    rates = [learning_rate_at(optim, batch, total, step) for step in range(total)]
     assert rates == pytest.approx(oracle(optim, batch, total))
 
 
 def test_paper_recipe() -> None:
     config = recipe.load("svfap_base_voxceleb2")
     steps_per_epoch = 1_091_726 // 256
-    total = schedule.total_steps(config.train, steps_per_epoch)
+    total = config.train.total_steps(steps_per_epoch)
     assert total == 100 * steps_per_epoch
-    assert schedule.warmup_steps(config.optim, total) == 5 * steps_per_epoch
 
     def rate(step: int) -> float:
-        return schedule.learning_rate(config.optim, 256, total, step)
+        return learning_rate_at(config.optim, 256, total, step)
 
     assert rate(0) == pytest.approx(1e-6)
+    assert rate(5 * steps_per_epoch - 2) < rate(5 * steps_per_epoch - 1) == pytest.approx(3e-4)
     assert rate(5 * steps_per_epoch) == pytest.approx(3e-4)
     halfway = 5 * steps_per_epoch + (total - 5 * steps_per_epoch) // 2
     assert rate(halfway) == pytest.approx((3e-4 + 1e-5) / 2, rel=1e-4)
@@ -49,6 +51,6 @@ def test_paper_recipe() -> None:
 
 
 def test_a_run_is_as_long_as_max_steps_or_its_epochs() -> None:
-    assert schedule.total_steps(TrainConfig(epochs=3), steps_per_epoch=7) == 21
-    assert schedule.total_steps(TrainConfig(epochs=3, max_steps=5), steps_per_epoch=7) == 5
-    assert schedule.total_steps(TrainConfig(epochs=3, max_steps=50), steps_per_epoch=7) == 21
+    assert TrainConfig(epochs=3).total_steps(7) == 21
+    assert TrainConfig(epochs=3, max_steps=5).total_steps(7) == 5
+    assert TrainConfig(epochs=3, max_steps=50).total_steps(7) == 21
