@@ -404,7 +404,7 @@ def score_selection(
     """
     task, data, finetune = cast(TaskConfig, config.task), config.data, config.finetune
     reader = SampleReader(data.url, manifest)
-    mine = range(world.rank, len(selection), world.world_size)
+    mine = range(world.rank, len(selection.indices), world.world_size)
     scores = _LockstepScores(
         lambda clips: to_scores(network(clips.to(device)), task.kind, finetune.output), data, stops
     )
@@ -450,7 +450,7 @@ def _joined(
         log.warning(
             "%d of %d test samples cannot be used and do not count; the first: %s, %s.",
             len(missing),
-            len(selection),
+            len(selection.indices),
             missing[0].key,
             missing[0].reason,
         )
