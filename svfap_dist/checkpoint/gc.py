@@ -1,9 +1,9 @@
 """Garbage-collect checkpoints of an idle run: `svfap checkpoint gc`.
 
-A run deletes old checkpoints itself at each commit. What its end leaves behind are checkpoints that
-were never committed and, where a tighter retention is wanted, old ones. In: the listing of a run.
-Out: the steps to delete and, on request, their deletion, commit marker first. The newest committed
-checkpoint and the newest undamaged one are always kept.
+A run deletes old checkpoints itself at each commit. This removes what remains after its end:
+checkpoints that were never committed and, for a tighter retention, old ones. In: the listing of a
+run. Out: the steps to delete and, on request, their deletion, commit marker first. The newest
+committed checkpoint and the newest undamaged one are always kept.
 
 Uncommitted files may be an upload in progress, so a run that may be alive is refused. A run is idle
 if its last event is a stop, if its process was on this host and has ended, or if it has written no
@@ -13,6 +13,7 @@ and that file is read before each deletion.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import time
 from collections.abc import Callable
@@ -50,12 +51,12 @@ class GcPlan:
 
 
 def plan_gc(run_url: str, keep_last: int | None = None, keep_every: int | None = None) -> GcPlan:
-    """Return what can be deleted.
+    """Return the checkpoints that can be deleted.
 
     Args:
         run_url: URL of the run.
-        keep_last: How many of the newest to keep; None: as the run's recipe says.
-        keep_every: Multiples of this step to keep; None: as the run's recipe says.
+        keep_last: Number of newest checkpoints to keep; None: train.keep_last of the run's recipe.
+        keep_every: Keep multiples of this step, too; None: train.keep_every of the run's recipe.
 
     Raises:
         CheckpointError: If the run may be alive or has no checkpoints.
@@ -64,12 +65,8 @@ def plan_gc(run_url: str, keep_last: int | None = None, keep_every: int | None =
     train = _retention(run_url)
     listing = store.list_checkpoints(run_url)
     if not listing:
-        raise CheckpointError(
-            "No checkpoints",
-            where=storage.join(run_url, "checkpoints"),
-            found="no files",
-            do="give the run.url of a run",
-        )
+        where, advice = storage.join(run_url, "checkpoints"), "give the run.url of a run"
+        raise CheckpointError("No checkpoints", where, "no files", advice)
     committed, leftovers = store.split_committed(listing)
     needed = {*committed[-1:], store.latest_committed(run_url)}
     outdated = store.steps_to_delete(
@@ -88,7 +85,7 @@ def plan_gc(run_url: str, keep_last: int | None = None, keep_every: int | None =
 
 
 def run_gc(plan: GcPlan, on_deleted: Callable[[int], None] = lambda step: None) -> None:
-    """Delete what a plan says, oldest first.
+    """Delete the checkpoints of a plan, oldest first.
 
     Args:
         plan: From `plan_gc`.
@@ -102,7 +99,7 @@ def run_gc(plan: GcPlan, on_deleted: Callable[[int], None] = lambda step: None) 
     for step in plan.steps:
         found = saver.read_owner(plan.run_url)
         if found != owner:
-            raise _alive(plan.run_url, found, "it was started just now")
+            raise _alive(plan.run_url, found, "a new attempt has started")
         store.delete(store.checkpoint_url(plan.run_url, step))
         on_deleted(step)
 
@@ -115,9 +112,7 @@ def _retention(run_url: str) -> TrainConfig:
 
 
 def _require_idle(run_url: str) -> None:
-    last = None
-    for event in read_events(run_url):
-        last = event
+    last = next(iter(collections.deque(read_events(run_url), maxlen=1)), None)
     owner = saver.read_owner(run_url)
     if last is None or last["event"] == "stop" or saver.has_ended(owner):
         return
@@ -127,10 +122,6 @@ def _require_idle(run_url: str) -> None:
 
 
 def _alive(run_url: str, owner: str, found: str) -> CheckpointError:
-    return CheckpointError(
-        "The run may be alive",
-        where=run_url,
-        found=f"{found}; its owner is {owner}",
-        do="stop it first (`svfap launch stop`); a run that was killed on another host counts as "
-        f"idle after {_SILENT_SECONDS / 60:.0f} minutes without an event",
-    )
+    advice = "stop it first (`svfap launch stop`); a run that was killed on another host counts as "
+    advice += f"idle after {_SILENT_SECONDS / 60:.0f} minutes without an event"
+    return CheckpointError("Run may be alive", run_url, f"{found}; its owner is {owner}", advice)

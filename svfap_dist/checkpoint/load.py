@@ -1,15 +1,16 @@
 """Loading a checkpoint: its weights alone, or the whole state into a training engine.
 
-In: the URL of a run (its newest committed checkpoint is meant) or of one checkpoint. Out: where the
-full weights are and the recipe they were trained with, for which no DeepSpeed is needed; or an
-engine whose weights and optimizer continue the run, on the number of ranks that saved (DeepSpeed's
-shards as they are) or on another (through DeepSpeed's universal form).
+In: the URL of a run (for its newest committed checkpoint) or of one checkpoint. Out: the URL of the
+full weights and the recipe they were trained with, without DeepSpeed; or an engine whose weights
+and optimizer continue the run, on the number of ranks that saved (DeepSpeed's shards as they are)
+or on another (through DeepSpeed's universal form).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import os
 import socket
@@ -59,7 +60,7 @@ def locate_weights(url: str) -> tuple[str, Config]:
     """Return the URL of the full weights (.safetensors) and the recipe they were trained with.
 
     Args:
-        url: Of a run or of one of its checkpoints.
+        url: URL of a run or of one of its checkpoints.
 
     Raises:
         CheckpointError: If there is no committed checkpoint.
@@ -78,18 +79,12 @@ def _no_checkpoint(url: str) -> CheckpointError:
     files = storage.list_files(url)
     folds = sorted({path.partition("/")[0] for path in files if path.startswith("fold-")})
     if folds:
-        return CheckpointError(
-            "A fine-tuning of several folds has a network for each",
-            where=url,
-            found=", ".join(folds),
-            do=f"give one of them: {storage.join(url, folds[0])}",
-        )
-    return CheckpointError(
-        "No committed checkpoint",
-        where=url,
-        found=f"none below {storage.join(url, 'checkpoints')}",
-        do="give the run.url of a run, or one of its checkpoints/step-... folders",
-    )
+        title = "Ambiguous network: each fold of a fine-tuning has its own"
+        advice = f"give one of them: {storage.join(url, folds[0])}"
+        return CheckpointError(title, url, ", ".join(folds), advice)
+    found = f"none below {storage.join(url, 'checkpoints')}"
+    advice = "give the run.url of a run, or one of its checkpoints/step-... folders"
+    return CheckpointError("No committed checkpoint", url, found, advice)
 
 
 def load_weights(url: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -109,16 +104,16 @@ def load_build(url: str) -> dict[str, Any]:
     """Return the arguments of the network's `build` without reading its weights.
 
     Args:
-        url: As of `load_weights`.
+        url: See `load_weights`.
     """
     return weights.load_build(_weights_url(url))
 
 
 def _weights_url(url: str) -> str:
-    path = storage.join(url, store.WEIGHTS)
     if url.endswith(".safetensors"):
-        path = url
-    elif storage.exists(storage.join(url, store.COMMIT)) or not storage.exists(path):
+        return url
+    path = storage.join(url, store.WEIGHTS)
+    if storage.exists(storage.join(url, store.COMMIT)) or not storage.exists(path):
         path, _ = locate_weights(url)
     return path
 
@@ -127,7 +122,7 @@ def needs_resharding(state: TrainState, config: Config, world: World) -> bool:
     """Return whether loading goes through the universal form: other ranks or another ZeRO stage.
 
     Args:
-        state: Of the checkpoint.
+        state: Train state of the checkpoint.
         config: The recipe to continue with.
         world: The ranks to continue with.
     """
@@ -142,7 +137,7 @@ def restore_engine(
 
     Args:
         run_url: URL of the run.
-        state: Of the checkpoint to load.
+        state: Train state of the checkpoint to load.
         engine: Made with `universal=reshard`.
         reshard: What `needs_resharding` returned.
 
@@ -154,10 +149,8 @@ def restore_engine(
     with tempfile.TemporaryDirectory(prefix=f"svfap-{tag}-") as folder:
         nodes = distributed.all_gather_object((socket.gethostname(), folder))
         shared = next(path for host, path in nodes if host == socket.gethostname())
-        if shared == folder:
-            distributed.run_on_all_ranks(lambda: _fetch_for_engine(run_url, state, folder, reshard))
-        else:
-            distributed.run_on_all_ranks(lambda: None)
+        fetch = functools.partial(_fetch_for_engine, run_url, state, folder, reshard)
+        distributed.run_on_all_ranks(fetch if shared == folder else lambda: None)
         engine.load(shared, f"{tag}-universal" if reshard else tag)
         distributed.barrier()  # the node's folder is removed only after its last reader
 
@@ -201,13 +194,8 @@ def convert_to_universal(folder: str) -> str:
             from deepspeed.checkpoint import ds_to_universal
 
             ds_to_universal.main(options)
-    except (
-        Exception
-    ) as error:  # of any kind: `run_on_all_ranks` passes only our own errors to all ranks
-        raise CheckpointError(
-            "Checkpoint cannot be resharded for this number of ranks or ZeRO stage",
-            where=folder,
-            found=repr(error),
-            do="resume with the number of ranks and the ZeRO stage it was saved with",
-        ) from error
+    except Exception as error:  # `run_on_all_ranks` passes only our own errors to all ranks
+        title = "Checkpoint cannot be resharded for this number of ranks or ZeRO stage"
+        advice = "resume with the number of ranks and the ZeRO stage it was saved with"
+        raise CheckpointError(title, folder, repr(error), advice) from error
     return options.output_folder

@@ -2,8 +2,8 @@
 
 In: a committed checkpoint of ZeRO stage 1 to 3. Out: a committed checkpoint of the same step below
 another run's URL, with DeepSpeed's universal form as one tar in place of every rank's shards.
-`load.restore_engine` makes the same form when the number of ranks has changed, while all ranks
-wait; here the same code makes it once, beforehand, so resuming from either gives the same bits.
+`load.restore_engine` converts when the number of ranks has changed, while all ranks wait; here the
+same code converts once, beforehand, so resuming from either gives the same bits.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def reshard_checkpoint(url: str, run_url: str, world_size: int | None = None) ->
     """Write a checkpoint in the universal form below another run's URL.
 
     Args:
-        url: Of a checkpoint, or of a run whose newest checkpoint is meant.
-        run_url: Of the run to write to.
+        url: URL of a checkpoint, or of a run for its newest one.
+        run_url: URL of the run to write to.
         world_size: Number of ranks to check the recipe for; None: unchecked.
 
     Raises:
@@ -60,20 +60,12 @@ def reshard_checkpoint(url: str, run_url: str, world_size: int | None = None) ->
     if world_size is not None:
         check_world_size(recipe.from_tables(state.config, where=where), world_size, "--world-size")
     if state.zero_stage == 0 or state.universal:
-        found = "of ZeRO stage 0" if state.zero_stage == 0 else "in the universal form"
-        raise ConfigError(
-            "Checkpoint needs no resharding",
-            where=where,
-            found=f"it is {found}, which any number of ranks loads",
-            do="resume from it as it is",
-        )
+        found = "ZeRO stage 0" if state.zero_stage == 0 else "the universal form"
+        found += ", which any number of ranks loads"
+        raise ConfigError("Checkpoint needs no resharding", where, found, "resume from it as it is")
     if storage.list_files(target):
-        raise CheckpointError(
-            "Checkpoint exists already",
-            where=target,
-            found=f"files of step {step}",
-            do="name another folder with -o, or delete that one",
-        )
+        advice = "name another folder with -o, or delete that one"
+        raise CheckpointError("Checkpoint exists already", target, f"files of step {step}", advice)
     with tempfile.TemporaryDirectory(prefix="svfap-reshard-") as folder:
         log.info("Reading %s ...", where)
         shards, part = os.path.join(folder, "shards"), os.path.join(folder, "part")
@@ -93,16 +85,12 @@ def reshard_checkpoint(url: str, run_url: str, world_size: int | None = None) ->
 
 
 def _run_and_step(url: str) -> tuple[str, int]:
-    """Run and step of a checkpoint, or of the newest of a run."""
+    """Return run and step of a checkpoint, or of the newest of a run."""
     weights_url, _ = load.locate_weights(url)
     folder = weights_url.removesuffix(f"/{WEIGHTS}")
     parent, _, tag = folder.rpartition("/")
     run_url, _, checkpoints = parent.rpartition("/")
     if checkpoints != "checkpoints" or not tag.removeprefix("step-").isdigit():
-        raise ConfigError(
-            "Not the checkpoint of a run",
-            where=url,
-            found=f"its files are in {folder}",
-            do="give the run.url of a run, or one of its checkpoints/step-... folders",
-        )
+        advice = "give the run.url of a run, or one of its checkpoints/step-... folders"
+        raise ConfigError("Not the checkpoint of a run", url, f"its files are in {folder}", advice)
     return run_url, int(tag.removeprefix("step-"))

@@ -1,17 +1,17 @@
 """Write checkpoints while training continues, commit marker last, by one attempt at a time.
 
 All ranks enter `Checkpointer.save` together. Each writes its part to a local folder; from there a
-thread uploads it while training continues, then writes the rank's marker. Of the full weights, rank
-0 only makes a copy while training waits; its thread writes their file. That thread waits for all
-markers, writes files.json and COMMIT, and deletes what retention does not keep. Threads communicate
-through the store only, never through collectives. A marker's name has a token drawn for this one
-save, so markers of a killed attempt do not count. `finish_upload` is where all ranks learn how an
-upload ended: one failure is logged and the run continues, two in a row end it.
+thread uploads it while training continues, then writes the rank's marker. Rank 0 copies the full
+weights while training waits; its thread writes their file, waits for all markers, writes files.json
+and COMMIT, and deletes what retention does not keep. Threads communicate through the store only,
+never through collectives. A marker's name has a token drawn for this one save, so markers of a
+killed attempt do not count. `finish_upload` returns to all ranks how an upload ended: one failure
+is logged and the run continues, two in a row end it.
 
 The file OWNER in the run's folder is a fencing token, not a lease: an attempt that starts replaces
 it at once, and an older attempt that finds another token before its next checkpoint ends without
-writing to the run. The file also shows whether all ranks see one folder, which a local path on
-several hosts is not.
+writing to the run. The file also shows whether all ranks share one folder; with a local path on
+several hosts they do not.
 """
 
 from __future__ import annotations
@@ -102,13 +102,10 @@ class RunOwnership:
 
     def _check_visible(self) -> None:
         if read_owner(self._run_url) != self._token:
-            raise ConfigError(
-                "Ranks do not share the run's folder",
-                where=f"run.url = {self._run_url}, rank {self._world.rank}, {socket.gethostname()}",
-                found="the file that rank 0 wrote there is not visible",
-                do="set run.url to a place that every host reaches: s3://... or a shared file "
-                "system",
-            )
+            where = f"run.url = {self._run_url}, rank {self._world.rank}, {socket.gethostname()}"
+            found = "the file that rank 0 wrote there is not visible"
+            advice = "set run.url to an s3:// prefix, or a folder that all nodes share"
+            raise ConfigError("Ranks do not share the run's folder", where, found, advice)
 
     def check(self) -> None:
         """Check that no newer attempt owns the run; a collective before anything is replaced.
@@ -120,12 +117,9 @@ class RunOwnership:
 
     def _check_on_main(self) -> None:
         if self._world.is_main and (owner := read_owner(self._run_url)) != self._token:
-            raise HealthError(
-                "Another process has taken over this run",
-                where=self._url,
-                found=f"owner {owner}; this is {self._token}",
-                do="give each run a run.url of its own; this process has changed nothing since",
-            )
+            found = f"owner {owner}; this is {self._token}"
+            advice = "give each run a run.url of its own; this process has changed nothing since"
+            raise HealthError("Another process has taken over this run", self._url, found, advice)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +138,8 @@ class Checkpointer:
     Args:
         config: The run's recipe.
         world: This rank's place among all ranks.
-        before_marker: Called in the upload thread before a rank's marker is written: stores what
-            must not be older than COMMIT (the run's journal).
+        before_marker: Called in the upload thread before a rank's marker is written, to store files
+            that must not be older than COMMIT (the run's journal).
     """
 
     def __init__(self, config: Config, world: World, before_marker: Callable[[], None]) -> None:
@@ -161,11 +155,11 @@ class Checkpointer:
     def save(self, engine: CheckpointEngine, state: TrainState) -> None:
         """Write this rank's part to its local disk and start the upload; a collective.
 
-        The upload before must be finished.
+        The previous upload must be finished.
 
         Args:
             engine: The engine to save.
-            state: Of the run after the steps that are done.
+            state: Train state after the completed steps.
 
         Raises:
             CheckpointError: If a local disk is full.
@@ -197,13 +191,11 @@ class Checkpointer:
         self._upload = None
         self._failures = self._failures + 1 if outcome.error else 0
         if self._failures > _FAILURES_ALLOWED:
-            raise CheckpointError(
-                f"{self._failures} checkpoints in a row could not be stored",
-                where=checkpoint_url(self._config.run.url, outcome.step),
-                found=outcome.error,
-                do="repair the store and run the same command again: it resumes from the newest "
-                "committed checkpoint",
-            )
+            title = f"{self._failures} checkpoints in a row could not be stored"
+            where = checkpoint_url(self._config.run.url, outcome.step)
+            advice = "repair the store and run the same command again: it resumes from the newest "
+            advice += "committed checkpoint"
+            raise CheckpointError(title, where, outcome.error, advice)
         return outcome
 
     def __enter__(self) -> Checkpointer:
@@ -232,7 +224,7 @@ class _Upload:
         self._uploading: Future[None] | None = None
         self._committing: Future[SaveOutcome] | None = None
         self._refusal = ""  # the store's error, if it failed before anything was written
-        self._write_rest: Callable[[], None] = lambda: None  # the part that needs no engine
+        self._write_rest: Callable[[], None] = lambda: None  # writes the full weights and the state
         self._token = distributed.broadcast_object(uuid.uuid4().hex[:12])
 
     def write(self, engine: CheckpointEngine, state: TrainState) -> None:
@@ -244,25 +236,21 @@ class _Upload:
             engine.save(self._folder, checkpoint_tag(self._step))
         except (OSError, RuntimeError) as error:
             # torch reports both a full disk and a lost rank as RuntimeError.
-            if (
-                isinstance(error, RuntimeError)
-                and shutil.disk_usage(self._folder).free > _FULL_BYTES
-            ):
+            free = shutil.disk_usage(self._folder).free
+            if isinstance(error, RuntimeError) and free > _FULL_BYTES:
                 raise
             raise _no_room(self._folder, error) from error
         state_dict = engine.state_dict()
         if self._world.is_main:
             # A copy, since the next steps update the tensors in place.
-            copied = {
-                name: value.detach().to("cpu", copy=True) for name, value in state_dict.items()
-            }
+            copied = {name: w.detach().to("cpu", copy=True) for name, w in state_dict.items()}
             build = engine.objective.build_arguments
             info = ModelInfo.of_run(build, self._config, state.provenance)
             self._write_rest = functools.partial(_write_rest, self._part, copied, info, state)
 
     @property
     def _part(self) -> str:
-        """Local folder of this rank's files."""
+        """Return the local folder of this rank's files."""
         return os.path.join(self._folder, checkpoint_tag(self._step))
 
     def _remove_leftover(self) -> str:
@@ -288,10 +276,8 @@ class _Upload:
         del write_rest  # frees the copied weights
         rows = store.upload(self._part, self._url)
         self._before_marker()
-        storage.write_bytes(
-            storage.join(self._url, _marker(self._world.rank, self._token)),
-            json.dumps(rows).encode(),
-        )
+        marker = storage.join(self._url, _marker(self._world.rank, self._token))
+        storage.write_bytes(marker, json.dumps(rows).encode())
 
     def _commit(self) -> SaveOutcome:
         markers = {_marker(rank, self._token) for rank in range(self._world.world_size)}
@@ -321,7 +307,7 @@ class _Upload:
 
     @property
     def has_ended(self) -> bool:
-        """Whether this rank knows the end: rank 0 the commit, any rank its own failure."""
+        """Return whether the upload ended: on rank 0 by the commit, on any by its own failure."""
         if self._uploading is None or (self._committing is not None and self._committing.done()):
             return True
         return self._uploading.done() and self._uploading.exception() is not None
@@ -367,21 +353,18 @@ def _write_rest(
 
 
 def _no_room(folder: str, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        "Checkpoint cannot be written to the local disk",
-        where=folder,
-        found=str(error),
-        do="free space there, or set TMPDIR to a folder with more",
-    )
+    title = "Checkpoint cannot be written to the local disk"
+    advice = "free space there, or set TMPDIR to a folder with more"
+    return CheckpointError(title, folder, str(error), advice)
 
 
 def _prefix(config: Config, world: World) -> str:
-    """Prefix of the names of this rank's local folders for this run."""
+    """Return the prefix of the names of this rank's local folders for this run."""
     return f"svfap-{store.sha256(config.run.url.encode())[:12]}-rank-{world.rank:05d}-"
 
 
 def _message(future: Future[Any]) -> str:
-    """The error of a thread, "" without one; errors that are bugs are raised."""
+    """Return the error of a thread, "" without one; errors that are bugs are raised."""
     error = future.exception()
     if error is None:
         return ""

@@ -69,7 +69,7 @@ class TrainState:
             config: The run's recipe.
             step: Completed optimizer steps.
             steps_per_epoch: Optimizer steps of an epoch.
-            fingerprint: Of the manifest trained on.
+            fingerprint: Fingerprint of the manifest trained on.
             world_size: Number of ranks that save.
         """
         return cls(
@@ -87,7 +87,7 @@ class TrainState:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What a network's description says about its training."""
+        """Return the part of a network's description that says how it was trained."""
         return {
             "step": self.step,
             "clips_seen": self.clips_seen,
@@ -115,48 +115,40 @@ class TrainState:
             return cls(**json.loads(data))
         except (ValueError, TypeError) as error:
             do = "delete that checkpoint's COMMIT file to fall back to the one before it"
-            raise CheckpointError(
-                "Unreadable train state", where=where, found=repr(error), do=do
-            ) from error
+            raise CheckpointError("Unreadable train state", where, repr(error), do) from error
 
     def check_resumable(self, config: Config, fingerprint: str, where: str) -> None:
         """Check that a recipe and its data continue the run of this state.
 
         Args:
             config: The recipe to continue with.
-            fingerprint: Of the manifest of its data.
+            fingerprint: Fingerprint of its data's manifest.
             where: URL of the checkpoint, for the error.
 
         Raises:
             ConfigError: Naming the data or the keys that differ.
         """
         if self.manifest_fingerprint != fingerprint:
-            raise ConfigError(
-                "The run was started on other data",
-                where=f"data.url = {config.data.url}",
-                found=f"manifest {fingerprint}, but {where} was trained on "
-                f"{self.manifest_fingerprint}",
-                do="set data.url to what the run was started with, or run.url to start a new run",
-            )
+            title, trained = "The run was started on other data", self.manifest_fingerprint
+            found = f"manifest {fingerprint}, but {where} was trained on {trained}"
+            advice = "set data.url to what the run was started with, or run.url to start a new run"
+            raise ConfigError(title, f"data.url = {config.data.url}", found, advice)
         if self.config_fingerprint != config.fingerprint:
             differences = self._differences(config, where)
-            raise ConfigError(
-                "The run was started with another recipe",
-                where=where,
-                found="; ".join(differences) or "another version of the recipe",
-                do="set these keys back to resume the run, or give another run.url for a new one",
-            )
+            found = "; ".join(differences) or "another version of the recipe"
+            advice = "set these keys back to resume the run, or give another run.url for a new one"
+            raise ConfigError("The run was started with another recipe", where, found, advice)
         if _FAMILY[self.zero_stage] != _FAMILY[config.train.zero_stage]:
-            raise ConfigError(
-                "Checkpoint cannot be loaded into this ZeRO stage",
-                where="train.zero_stage",
-                found=f"{config.train.zero_stage}, but {where} is of stage {self.zero_stage}; only "
-                "stages 1 and 2 read each other's",
-                do=f"set train.zero_stage={self.zero_stage}",
+            title = "Checkpoint cannot be loaded into this ZeRO stage"
+            stage = self.zero_stage
+            found = (
+                f"{config.train.zero_stage}, but {where} is of stage {stage}; only stages 1 and "
             )
+            found += "2 read each other's"
+            raise ConfigError(title, "train.zero_stage", found, f"set train.zero_stage={stage}")
 
     def _differences(self, config: Config, where: str) -> list[str]:
-        """Keys that differ from `config` and take part in the fingerprint."""
+        """Return the keys that differ from `config` and count in the fingerprint."""
         saved = recipe.from_tables(self.config, where=where)
         found = []
         for section, values in config:
@@ -229,8 +221,8 @@ def steps_to_delete(steps: Iterable[int], keep_last: int, keep_every: int) -> li
 
     Args:
         steps: Committed steps.
-        keep_last: How many of the newest are kept.
-        keep_every: Multiples of this step are kept, too; 0: none.
+        keep_last: Number of newest checkpoints to keep.
+        keep_every: Keep multiples of this step, too; 0: none.
     """
     ordered = sorted(steps)
     kept = set(ordered[-keep_last:])
@@ -293,9 +285,7 @@ def verify(run_url: str, step: int) -> None:
     url = checkpoint_url(run_url, step)
     if not storage.exists(storage.join(url, COMMIT)):
         do = f"choose one of {committed_steps(run_url)}"
-        raise CheckpointError(
-            "Checkpoint is not committed", where=url, found="no COMMIT file", do=do
-        )
+        raise CheckpointError("Checkpoint is not committed", url, "no COMMIT file", do)
     with tempfile.TemporaryDirectory() as folder:
         for row in _file_rows(url):
             _download(url, row, folder)
@@ -303,13 +293,13 @@ def verify(run_url: str, step: int) -> None:
 
 
 def _file_rows(url: str) -> list[dict[str, Any]]:
-    """The rows of files.json, checked against COMMIT."""
+    """Return the rows of files.json, checked against COMMIT."""
     try:
         data = storage.read_bytes(storage.join(url, FILES))
     except storage.StorageMissingError as error:
         raise _damaged(url, FILES, "it is missing") from error
     if sha256(data) != storage.read_bytes(storage.join(url, COMMIT)).decode(errors="replace"):
-        raise _damaged(url, FILES, "another digest than COMMIT says")
+        raise _damaged(url, FILES, "its digest differs from COMMIT")
     return json.loads(data)["files"]
 
 
@@ -321,23 +311,19 @@ def _download(url: str, row: dict[str, Any], folder: str) -> None:
     except storage.StorageMissingError as error:
         raise _damaged(url, row["name"], "it is missing") from error
     if _file_sha256(local) != row["sha256"]:
-        raise _damaged(url, row["name"], "another digest than files.json says")
+        raise _damaged(url, row["name"], "its digest differs from files.json")
 
 
 def _damaged(url: str, name: str, found: str) -> CheckpointError:
-    return CheckpointError(
-        "Checkpoint is damaged",
-        where=storage.join(url, name),
-        found=found,
-        do=f"delete {storage.join(url, COMMIT)}: the run then resumes from the one before it",
-    )
+    advice = f"delete {storage.join(url, COMMIT)}: the run then resumes from the one before it"
+    return CheckpointError("Checkpoint is damaged", storage.join(url, name), found, advice)
 
 
 def sha256(data: bytes) -> str:
     """Return the SHA-256 in hex.
 
     Args:
-        data: What to digest.
+        data: Bytes to digest.
     """
     return hashlib.sha256(data).hexdigest()
 
@@ -354,7 +340,7 @@ def fetch(run_url: str, step: int, folder: str, names: Collection[str] | None = 
         run_url: URL of the run.
         step: Completed optimizer steps of the checkpoint.
         folder: Local folder to write to.
-        names: Of the files; None: those that DeepSpeed saved.
+        names: Names of the files; None: those that DeepSpeed saved.
 
     Raises:
         CheckpointError: Naming a file that is missing or damaged.
@@ -369,7 +355,7 @@ def commit(url: str, rows: list[dict[str, Any]]) -> None:
     """Write files.json, then COMMIT; every file must be stored already.
 
     Args:
-        url: Of the checkpoint's folder.
+        url: URL of the checkpoint's folder.
         rows: Name, size and SHA-256 of its files, from `upload`.
     """
     files = json.dumps({"files": rows}, indent=1).encode()
@@ -382,7 +368,7 @@ def upload(folder: str, url: str) -> list[dict[str, Any]]:
 
     Args:
         folder: Local folder.
-        url: Of the checkpoint's folder.
+        url: URL of the checkpoint's folder.
     """
     rows = []
     for name in sorted(os.listdir(folder)):
@@ -393,10 +379,10 @@ def upload(folder: str, url: str) -> list[dict[str, Any]]:
 
 
 def delete(url: str) -> None:
-    """Remove a checkpoint, its commit marker first, so that no reader takes half of it.
+    """Remove a checkpoint, its commit marker first, so that no reader uses a partial one.
 
     Args:
-        url: Of the checkpoint's folder.
+        url: URL of the checkpoint's folder.
     """
     storage.delete(storage.join(url, COMMIT))
     storage.delete(url)

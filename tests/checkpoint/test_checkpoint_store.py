@@ -228,7 +228,7 @@ def test_a_damaged_newest_is_passed_over_with_a_warning(
 def test_a_flipped_bit_is_found_by_digests(tmp_path: Path) -> None:
     save(a_config(tmp_path), 1)
     (folder_of(tmp_path, 1) / "shard-of-rank-0.pt").write_bytes(b"optimizer statf")
-    with pytest.raises(CheckpointError, match=r"shard-of-rank-0.*another digest"):
+    with pytest.raises(CheckpointError, match=r"shard-of-rank-0.*its digest differs"):
         store.verify(str(tmp_path), 1)
 
 
