@@ -25,10 +25,6 @@ def missing_extra(error: ModuleNotFoundError) -> ConfigError | None:
     module = (error.name or "").partition(".")[0]
     for extra, modules in _EXTRAS.items():
         if module in modules:
-            return ConfigError(
-                "Missing optional dependency",
-                where=module,
-                found="it is not installed",
-                do=f"pip install 'svfap-dist[{extra}]'",
-            )
+            advice = f"pip install 'svfap-dist[{extra}]'"
+            return ConfigError("Missing optional dependency", module, "it is not installed", advice)
     return None

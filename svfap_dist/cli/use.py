@@ -162,12 +162,8 @@ def _load(checkpoint: str, device: str, **options: Any) -> Any:
     try:
         return network.to(wanted)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            "Device not available",
-            where="--device",
-            found=f"{wanted}: {error}",
-            do="use cpu or cuda",
-        ) from error
+        found = f"{wanted}: {error}"
+        raise ConfigError("Device not available", "--device", found, "use cpu or cuda") from error
 
 
 def _given(**options: Any) -> dict[str, Any]:

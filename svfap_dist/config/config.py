@@ -197,15 +197,12 @@ def check_window(data: sections.DataConfig, min_frames: int, where: str) -> None
         ConfigError: a clip's window is longer.
     """
     if data.window > min_frames:
-        raise ConfigError(
-            "Window is longer than a clip of the data set",
-            where=where,
-            found=f"data.num_frames = {data.num_frames} at data.sampling_rate = "
-            f"{data.sampling_rate} spans {data.window} frames, the shortest video has "
-            f"{min_frames}",
-            do="lower data.num_frames or data.sampling_rate, or shard again with "
-            f"--min-frames {data.window}",
-        )
+        found = f"data.num_frames = {data.num_frames} at data.sampling_rate = "
+        found += f"{data.sampling_rate} spans {data.window} frames, the shortest video has "
+        found += f"{min_frames}"
+        advice = "lower data.num_frames or data.sampling_rate, or shard again with "
+        advice += f"--min-frames {data.window}"
+        raise ConfigError("Window is longer than a clip of the data set", where, found, advice)
 
 
 def require_urls(config: Config, *keys: str, hint: str = "an s3:// prefix or a folder") -> None:

@@ -123,21 +123,14 @@ def audit(run_url: str, data_url: str = "") -> Audit:
     manifest = shard_format.load_manifest(data_url)
     for attempt in attempts:
         if attempt.manifest_fingerprint != manifest.fingerprint:
-            raise ConfigError(
-                "The run was trained on other data",
-                data_url,
-                f"manifest {manifest.fingerprint}, but attempt {attempt.number} had "
-                f"{attempt.manifest_fingerprint}",
-                "name the shards of the run with --data",
-            )
+            found = f"manifest {manifest.fingerprint}, but attempt {attempt.number} had "
+            found += f"{attempt.manifest_fingerprint}"
+            advice = "name the shards of the run with --data"
+            raise ConfigError("The run was trained on other data", data_url, found, advice)
     sizes = storage.list_files(storage.join(run_url, "ledger"))
     if not sizes:
-        raise ConfigError(
-            "Run has no ledger",
-            where=storage.join(run_url, "ledger"),
-            found="no files",
-            do="set run.ledger=true for runs that are to be audited",
-        )
+        advice = "set run.ledger=true for runs that are to be audited"
+        raise ConfigError("Run has no ledger", storage.join(run_url, "ledger"), "no files", advice)
     return _compare(run_url, attempts, sizes, _Plan(config, manifest))
 
 
@@ -147,12 +140,9 @@ def _compare(
     newest = max(attempts[-1].saved, store.latest_committed(run_url) or 0)
     first = min(attempt.step for attempt in attempts)
     if newest <= first:
-        raise ConfigError(
-            "No step of the run counts yet",
-            where=run_url,
-            found=f"no checkpoint after step {first}",
-            do="wait for its first checkpoint",
-        )
+        title = "No step of the run counts yet"
+        advice = "wait for its first checkpoint"
+        raise ConfigError(title, run_url, f"no checkpoint after step {first}", advice)
     tally = _Tally()
     redone = pending = 0
     with Progress("Auditing steps", newest - first) as progress:

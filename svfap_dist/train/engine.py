@@ -154,12 +154,9 @@ def _device(config: Config, world: World) -> torch.device:
     if not config.cluster.use_gpu:
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ClusterError(
-            "No GPU",
-            where=f"rank {world.rank}",
-            found="cluster.use_gpu = true, but torch sees no CUDA device",
-            do="run where there is one, or set cluster.use_gpu=false",
-        )
+        found = "cluster.use_gpu = true, but torch sees no CUDA device"
+        advice = "run where there is one, or set cluster.use_gpu=false"
+        raise ClusterError("No GPU", f"rank {world.rank}", found, advice)
     # Ray may expose only its own GPU to each rank, which is then number 0 for any local rank.
     device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)

@@ -87,13 +87,10 @@ class Health:
         )
 
     def _too_many_bad(self) -> HealthError:
-        return HealthError(
-            "Too many samples cannot be used",
-            where="data.url",
-            found=f"{self._all_bad:.0f} of {self._all_seen:.0f} samples, more than "
-            f"data.max_bad_fraction = {self._max_bad_fraction}",
-            do="see quarantine.jsonl of the run for keys and reasons; try `svfap shards verify`",
-        )
+        found = f"{self._all_bad:.0f} of {self._all_seen:.0f} samples, more than "
+        found += f"data.max_bad_fraction = {self._max_bad_fraction}"
+        advice = "see quarantine.jsonl of the run for keys and reasons; try `svfap shards verify`"
+        return HealthError("Too many samples cannot be used", "data.url", found, advice)
 
 
 def _not_finite(step: int, own_keys: list[str]) -> NotFiniteError:
@@ -115,10 +112,7 @@ def gradient_not_finite(step: int) -> NotFiniteError:
     Args:
         step: Number of the step, from 1.
     """
-    return NotFiniteError(
-        "Gradient is not finite",
-        where=f"step {step}",
-        found="a finite loss whose gradient has infinities or NaN",
-        do="lower optim.lr or set optim.clip_grad_norm; the weights are untouched and the newest "
-        "checkpoint is from before",
-    )
+    found = "a finite loss whose gradient has infinities or NaN"
+    advice = "lower optim.lr or set optim.clip_grad_norm; the weights are untouched and the newest "
+    advice += "checkpoint is from before"
+    return NotFiniteError("Gradient is not finite", f"step {step}", found, advice)
