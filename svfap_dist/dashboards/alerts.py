@@ -12,7 +12,7 @@ from typing import Any, Literal
 from svfap_dist.telemetry import metrics
 
 _BY_RUN = "by (run)"
-STANDSTILL_SECONDS = 600  # without a logged step; steps are logged every few, evaluations are short
+NO_STEP_SECONDS = 600  # without a logged step; every few steps are logged, evaluations are short
 DATA_BOUND = 0.1  # share of the steps' time: above, too much GPU time is wasted
 LOW_GOODPUT = 0.8
 OLD_CHECKPOINT_SECONDS = 7200  # the work that a crash would lose
@@ -21,7 +21,7 @@ MANY_BAD = 0.002  # share of the samples; an intact data set has almost none
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """A recording rule: a query that Prometheus evaluates ahead under a name of its own."""
+    """A recording rule: a query that Prometheus evaluates in advance and stores under a name."""
 
     record: str
     expr: str
@@ -29,7 +29,7 @@ class Recording:
 
 @dataclasses.dataclass(frozen=True)
 class Alert:
-    """One alert. hold: how long the condition must hold before the alert fires."""
+    """One alert. hold: time that the condition must hold before the alert fires."""
 
     name: str
     expr: str
@@ -66,7 +66,7 @@ RECORDINGS = (DATA_WAIT_SHARE, CLIPS_RATE, BAD_SHARE, STORAGE_FAILURE_SHARE)
 ALERTS = (
     Alert(
         "SvfapNoStep",
-        f"time() - max {_BY_RUN} ({metrics.LAST_STEP_TIME.name}) > {STANDSTILL_SECONDS}",
+        f"time() - max {_BY_RUN} ({metrics.LAST_STEP_TIME.name}) > {NO_STEP_SECONDS}",
         "1m",
         "page",
         "Run {{ $labels.run }} has logged no step for ten minutes.",
@@ -81,7 +81,7 @@ ALERTS = (
         "2m",
         "page",
         "Rank at {{ $labels.instance }} of run {{ $labels.run }} does not answer.",
-        "Its process died or its node is gone; Ray Train restarts the group by itself.",
+        "Its process died or its node is gone; Ray Train restarts the group.",
         "If SvfapRestartLoop follows or the run stays down, look at the node and at Ray's logs.",
     ),
     Alert(
@@ -99,7 +99,7 @@ ALERTS = (
         f"{metrics.NON_FINITE.name} > 0",
         "0m",
         "page",
-        "Run {{ $labels.run }} met a loss or gradient that is not finite, and ended.",
+        "Run {{ $labels.run }} ended at a loss or gradient that is not finite.",
         "A learning rate that is too high, or a broken clip.",
         "The error names step and clips; weights are untouched. Look at the clips, lower optim.lr "
         "or set optim.clip_grad_norm, and run the same command again.",
@@ -112,8 +112,8 @@ ALERTS = (
         "0m",
         "page",
         "Run {{ $labels.run }} was restarted three times within half an hour.",
-        "A node that dies again and again, memory that runs out, or a shard that kills a decoder.",
-        "Read the stop events of events.jsonl and Ray's logs; take the node out.",
+        "A node that keeps failing, memory that runs out, or a shard that crashes a decoder.",
+        "Read the stop events of events.jsonl and Ray's logs; remove the node.",
     ),
     Alert(
         "SvfapCheckpointTooOld",
@@ -122,8 +122,8 @@ ALERTS = (
         "page",
         "The newest checkpoint of run {{ $labels.run }} is over two hours old.",
         "Uploads fail or hang, or train.checkpoint_every is too long for this speed.",
-        "Look for checkpoint_failed in events.jsonl; check room and rights of the store; lower "
-        "train.checkpoint_every.",
+        "Look for checkpoint_failed in events.jsonl; check the store's free space and permissions; "
+        "lower train.checkpoint_every.",
     ),
     Alert(
         "SvfapCheckpointFailed",
@@ -132,7 +132,7 @@ ALERTS = (
         "ticket",
         "A checkpoint of run {{ $labels.run }} was not stored; a second in a row ends the run.",
         "The store refused or lost an upload.",
-        "The reason is in events.jsonl (checkpoint_failed); check room, rights and quota.",
+        "See checkpoint_failed in events.jsonl; check free space, permissions and quota.",
     ),
     Alert(
         "SvfapStorageFailing",
@@ -140,9 +140,9 @@ ALERTS = (
         "5m",
         "ticket",
         "{{ $value | humanizePercentage }} of the storage requests of run {{ $labels.run }} fail.",
-        "The store is down or overloaded, credentials ran out, or there is no space left.",
+        "The store is down, overloaded or full, or credentials have expired.",
         "The run's log names the request and the store's answer; `svfap_storage_retries_total` "
-        "tells whether it was busy before. Uploads are tried again at the next checkpoint; a "
+        "shows whether it was busy before. Uploads are tried again at the next checkpoint; a "
         "second failure in a row ends the run.",
     ),
     Alert(
@@ -151,9 +151,9 @@ ALERTS = (
         "10m",
         "ticket",
         "{{ $value | humanizePercentage }} of the samples of run {{ $labels.run }} are bad.",
-        "Shards were damaged, or videos went in that cannot be decoded.",
+        "Shards are damaged, or contain videos that cannot be decoded.",
         "See quarantine.jsonl for keys and reasons; `svfap shards verify` on data.url. The run "
-        "ends by itself at data.max_bad_fraction.",
+        "ends at data.max_bad_fraction.",
     ),
     Alert(
         "SvfapLowGoodput",
@@ -183,9 +183,5 @@ def _rule(alert: Alert) -> dict[str, Any]:
         "expr": alert.expr,
         "for": alert.hold,
         "labels": {"severity": alert.severity},
-        "annotations": {
-            "summary": alert.summary,
-            "cause": alert.cause,
-            "remedy": alert.remedy,
-        },
+        "annotations": {key: getattr(alert, key) for key in ("summary", "cause", "remedy")},
     }

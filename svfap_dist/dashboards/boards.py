@@ -4,7 +4,7 @@ In: the tables of metrics and alerts. Out: `Board`s, which `render` turns into G
 board begins with numbers that answer its question at a glance, colored by the thresholds of the
 alerts; the curves below explain them. Queries take names from the table of metrics, so a metric
 that is renamed or removed cannot stay on a board. They return one series per run, or per run and
-rank, whatever port a restart gave the rank: or a board would show ended ranks beside live ones.
+rank, whatever port a restart gave the rank; else a board would show ended ranks beside live ones.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ _LAST_STEP = _number(
     "Since the last step",
     "s",
     f"time() - {_on_main(metrics.LAST_STEP_TIME)}",
-    "Since a step was logged: near zero while the run goes on; SvfapNoStep fires at ten minutes.",
-    limits=_high_is_bad(alerts.STANDSTILL_SECONDS),
+    "Time since a logged step: near zero while a run progresses; SvfapNoStep fires at ten minutes.",
+    limits=_high_is_bad(alerts.NO_STEP_SECONDS),
 )
 _WAITING = _number(
     "Waiting for data",
@@ -143,7 +143,7 @@ _ALARMS = _number(
     "Alerts firing",
     "none",
     f"count({_FIRING}) or vector(0)",
-    "How many alerts fire; the board Reliability and goodput names them.",
+    "Number of alerts that fire; the board Reliability and goodput names them.",
     limits=((None, "green"), (1, "red")),
 )
 
@@ -157,7 +157,7 @@ def _phases() -> Panel:
     steps = f"({_rate(metrics.STEP_SECONDS, 'run')} > 0)"
     phases = f"{_rate(metrics.PHASE_SECONDS, 'run, phase')} / on (run) group_left () {steps}"
     waiting = _share(metrics.DATA_WAIT_SECONDS, metrics.STEP_SECONDS, "run")
-    text = f"{metrics.PHASE_SECONDS.help} As shares of the steps' time; the rest is neither."
+    text = f"{metrics.PHASE_SECONDS.help} As shares of the time of steps; the rest is other work."
     queries = ((phases, "{{phase}}"), (waiting, "waiting for data"))
     colors = (("waiting for data", "red"),)
     return Panel(
@@ -194,7 +194,7 @@ _FAILED_REQUESTS = _of(metrics.STORAGE_REQUESTS, ', outcome=~"unreachable|refuse
 _DATA = (
     _WAITING,
     _number(
-        "Batches ready, poorest rank",
+        "Batches ready, worst rank",
         "none",
         f"min by (run) ({_of(metrics.BATCHES_READY)})",
         metrics.BATCHES_READY.help,
@@ -236,11 +236,9 @@ _DATA = (
         limits=((None, "transparent"), (alerts.DATA_BOUND, "red")),
     ),
     _each_rank("Batches ready", "none", metrics.BATCHES_READY),
+    _each_rank("Threads that fetch", "none", metrics.FETCH_SECONDS, "Per second: number at once."),
     _each_rank(
-        "Threads that fetch", "none", metrics.FETCH_SECONDS, "Per second: how many at once."
-    ),
-    _each_rank(
-        "Threads that decode", "none", metrics.DECODE_SECONDS, "Per second: how many at once."
+        "Threads that decode", "none", metrics.DECODE_SECONDS, "Per second: number at once."
     ),
     _each_rank("Read from the store by rank", "Bps", metrics.FETCHED_BYTES),
     Panel(
@@ -270,7 +268,7 @@ _DATA = (
         width=8,
     ),
     _by_label(
-        "Storage requests sent again, per second",
+        "Storage retries per second",
         "none",
         metrics.STORAGE_RETRIES,
         "operation",
@@ -338,7 +336,7 @@ _RELIABILITY = (
         "stacked",
         "none",
         ((_ALERTS_BY_NAME, "{{alertname}}"),),
-        "Alerts that fire, by name; cause and remedy stand in the alert.",
+        "Alerts that fire, by name; each alert has its cause and remedy.",
     ),
     Panel(
         "Where the time of the run went",
@@ -368,7 +366,7 @@ _RELIABILITY = (
         (metrics.STEP, "step"),
         (metrics.CHECKPOINT_STEP, "newest checkpoint"),
     ),
-    _each_rank("Standing still for checkpoints", "percentunit", metrics.CHECKPOINT_SECONDS),
+    _each_rank("Blocked by checkpoints", "percentunit", metrics.CHECKPOINT_SECONDS),
     _main("Time to commit a checkpoint", "s", (metrics.CHECKPOINT_COMMIT_SECONDS, "")),
     _main("Size of a checkpoint", "bytes", (metrics.CHECKPOINT_BYTES, "")),
 )

@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from grafana_foundation_sdk.builders import common, prometheus, stat, timeseries
+from grafana_foundation_sdk.builders import dashboard as builders
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models import common as common_models
+from grafana_foundation_sdk.models import dashboard as models
 
 from svfap_dist import bundled
 from svfap_dist.dashboards import alerts
 from svfap_dist.dashboards.boards import BOARDS, Board, Panel
 
-_DATASOURCE = "svfap-prometheus"  # uid, as provisioned
+_SOURCE = models.DataSourceRef(type_val="prometheus", uid="svfap-prometheus")  # as provisioned
 _NOTE = "# Written by `svfap dashboards` from svfap_dist/dashboards/alerts.py.\n"
 _BIG, _SMALL = 8, 4  # heights, in Grafana's rows
 
@@ -32,41 +37,35 @@ def write_files(folder: Path | None = None) -> list[Path]:
     """Write all generated files and return those whose content changed.
 
     Args:
-        folder: To write to; None: the bundled monitoring/.
+        folder: Folder to write to; None: the bundled monitoring/.
     """
-    changed = []
-    for path, text in _paths(folder).items():
-        if not path.exists() or path.read_text() != text:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-            changed.append(path)
-    return changed
+    changed = _stale_files(folder)
+    for path, text in changed.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return list(changed)
 
 
 def stale_files(folder: Path | None = None) -> list[Path]:
     """Return the files that are missing or differ from what would be written now.
 
     Args:
-        folder: Where they are; None: the bundled monitoring/.
+        folder: Folder of the files; None: the bundled monitoring/.
     """
-    found = _paths(folder).items()
-    return [path for path, text in found if not path.exists() or path.read_text() != text]
+    return list(_stale_files(folder))
 
 
-def _paths(folder: Path | None) -> dict[Path, str]:
+def _stale_files(folder: Path | None) -> dict[Path, str]:
     root = folder or bundled.folder("monitoring")
-    return {root / name: text for name, text in render_files().items()}
+    files = {root / name: text for name, text in render_files().items()}
+    return {p: text for p, text in files.items() if not p.exists() or p.read_text() != text}
 
 
 def _json(board: Board) -> str:
-    from grafana_foundation_sdk.builders import dashboard as builders
-    from grafana_foundation_sdk.cog.encoder import JSONEncoder
-    from grafana_foundation_sdk.models import dashboard as models
-
     run = (
         builders.QueryVariable("run")
         .label("Run")
-        .datasource(_source())
+        .datasource(_SOURCE)
         .query("label_values(svfap_step, run)")
         .include_all(True)
         .multi(True)
@@ -85,73 +84,49 @@ def _json(board: Board) -> str:
     return JSONEncoder(sort_keys=True, indent=1).encode(made.build()) + "\n"
 
 
-def _source() -> Any:
-    from grafana_foundation_sdk.models.dashboard import DataSourceRef
-
-    return DataSourceRef(type_val="prometheus", uid=_DATASOURCE)
-
-
 def _panel(panel: Panel) -> Any:
-    from grafana_foundation_sdk.builders import prometheus
-
-    made = _number(panel) if panel.kind == "number" else _chart(panel)
+    made: Any = _number(panel) if panel.kind == "number" else _chart(panel)
     made = made.title(panel.title).description(panel.text).unit(panel.unit).span(panel.width)
-    made = made.datasource(_source())
+    made = made.datasource(_SOURCE)
     if panel.decimals is not None:
         made = made.decimals(panel.decimals)
     if panel.limits:
-        made = made.thresholds(_limits(panel))
+        steps = [models.Threshold(value=value, color=color) for value, color in panel.limits]
+        limits = builders.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps)
+        made = made.thresholds(limits)
     for name, color in panel.colors:
-        made = made.override_by_name(name, [_color(color)])
-    for refers, (query, legend) in zip(string.ascii_uppercase, panel.queries, strict=False):
-        target = prometheus.Dataquery().expr(query).legend_format(legend).ref_id(refers)
+        fixed = {"mode": "fixed", "fixedColor": color}
+        made = made.override_by_name(name, [models.DynamicConfigValue("color", fixed)])
+    for ref, (query, legend) in zip(string.ascii_uppercase, panel.queries, strict=False):
+        target = prometheus.Dataquery().expr(query).legend_format(legend).ref_id(ref)
         made = made.with_target(target.range())
     return made
 
 
-def _number(panel: Panel) -> Any:
-    from grafana_foundation_sdk.builders import common, stat
-    from grafana_foundation_sdk.models import common as models
-
-    colored = models.BigValueColorMode.VALUE if panel.limits else models.BigValueColorMode.NONE
+def _number(panel: Panel) -> stat.Panel:
+    modes = common_models.BigValueColorMode
     newest = common.ReduceDataOptions().calcs(["lastNotNull"])
-    made = stat.Panel().height(_SMALL).color_mode(colored).reduce_options(newest)
-    return made.graph_mode(models.BigValueGraphMode.AREA)
+    made = stat.Panel().height(_SMALL).reduce_options(newest)
+    made = made.color_mode(modes.VALUE if panel.limits else modes.NONE)
+    return made.graph_mode(common_models.BigValueGraphMode.AREA)
 
 
-def _chart(panel: Panel) -> Any:
+def _chart(panel: Panel) -> timeseries.Panel:
     """Build a chart whose legend has the newest values."""
-    from grafana_foundation_sdk.builders import common, timeseries
-    from grafana_foundation_sdk.models import common as models
-
     legend = common.VizLegendOptions().show_legend(True).calcs(["lastNotNull"])
-    legend = legend.display_mode(models.LegendDisplayMode.LIST)
-    legend = legend.placement(models.LegendPlacement.BOTTOM)
+    legend = legend.display_mode(common_models.LegendDisplayMode.LIST)
+    legend = legend.placement(common_models.LegendPlacement.BOTTOM)
     made = timeseries.Panel().height(_BIG).line_width(1).fill_opacity(10).legend(legend)
     if panel.zero:
         made = made.axis_soft_min(0)
     if panel.kind in ("stacked", "bars"):
-        stacking = common.StackingConfig().mode(models.StackingMode.NORMAL).group("A")
+        stacking = common.StackingConfig().mode(common_models.StackingMode.NORMAL).group("A")
         made = made.stacking(stacking).fill_opacity(60)
     if panel.kind == "bars":
-        made = made.draw_style(models.GraphDrawStyle.BARS)
+        made = made.draw_style(common_models.GraphDrawStyle.BARS)
     if panel.top is not None:
         made = made.min(0).max(panel.top)
     if panel.limits:
-        dashed = models.GraphTresholdsStyleMode.DASHED  # their spelling
+        dashed = common_models.GraphTresholdsStyleMode.DASHED  # their spelling
         made = made.thresholds_style(common.GraphThresholdsStyleConfig().mode(dashed))
     return made
-
-
-def _limits(panel: Panel) -> Any:
-    from grafana_foundation_sdk.builders import dashboard as builders
-    from grafana_foundation_sdk.models import dashboard as models
-
-    steps = [models.Threshold(value=value, color=color) for value, color in panel.limits]
-    return builders.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps)
-
-
-def _color(color: str) -> Any:
-    from grafana_foundation_sdk.models.dashboard import DynamicConfigValue
-
-    return DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": color})

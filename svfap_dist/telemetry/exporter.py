@@ -157,7 +157,7 @@ class Exporter(_Server):
 
         Args:
             metric: Row of the table.
-            value: In its unit.
+            value: Value in its unit.
             **labels: Values of its own labels.
         """
         self._series[metric.name].labels(**self._common, **labels).set(value)
@@ -167,7 +167,7 @@ class Exporter(_Server):
 
         Args:
             metric: Row of the table.
-            amount: In its unit.
+            amount: Increase in its unit.
             **labels: Values of its own labels.
         """
         self._series[metric.name].labels(**self._common, **labels).inc(amount)

@@ -1,7 +1,7 @@
 """Goodput: where the wall time of a run went, over all its attempts.
 
-In: the events of a run (lines of events.jsonl) in the order in which they happened. Out: seconds
-by class; they add up to the time from the first event to now, each second in one class only:
+In: the events of a run (lines of events.jsonl), in order. Out: seconds by class, which add up to
+the time from the first event to the latest, each second in one class only:
 
     productive   steps that the weights include, computing
     data_wait    the same steps, waiting for a batch
@@ -13,7 +13,7 @@ by class; they add up to the time from the first event to now, each second in on
 
 The events of an attempt are start or resume, ready (the first batch is requested), window (the time
 since ready or the window before it, ending at a completed step) and stop, which is missing where an
-attempt was killed, and has a message where it failed. Source of the idea: Google's ML productivity
+attempt was killed, and has a message where it failed. Source: Google's ML productivity
 goodput.
 """
 

@@ -9,11 +9,11 @@ Rank 0 writes the first four, every rank its own ledger. A local file grows by a
 object store cannot append, so there a local copy grows and is uploaded whole: every half minute, at
 each checkpoint before its COMMIT, and at the end.
 
-A resume at step s handles lines of steps > s that a killed attempt left as follows: in metrics and
-quarantine they are dropped, with a torn last line. Ledgers are never changed: every attempt (start
-or resume) has its own folder, its event names the `step` it continued from, and a ledger line
-counts only if its step is at most that of every later attempt. So the count stays exact when the
-number of ranks changes from one attempt to the next.
+A killed attempt may leave lines of steps after the one that the next attempt resumes from. In
+metrics and quarantine the resume drops them, and a torn last line. Ledgers are never changed: every
+attempt (start or resume) has its own folder, its event names the `step` it continued from, and a
+ledger line counts only if its step is at most that of every later attempt. So the count stays exact
+when the number of ranks changes from one attempt to the next.
 
 The second half of this file reads events and ledgers back in pieces, since they may be larger than
 memory.
@@ -56,11 +56,9 @@ def next_attempt(run_url: str) -> int:
     """
     events = _complete_lines(_read(storage.join(run_url, EVENTS_FILE)))
     recorded = [line["attempt"] for line in events if "attempt" in line]
-    folders = [
-        re.match(r"attempt-(\d+)/", name)
-        for name in storage.list_files(storage.join(run_url, "ledger"))
-    ]
-    return 1 + max([0, *recorded, *(int(match[1]) for match in folders if match)])
+    names = storage.list_files(storage.join(run_url, "ledger"))
+    folders = [int(m[1]) for name in names if (m := re.match(r"attempt-(\d+)/", name))]
+    return 1 + max([0, *recorded, *folders])
 
 
 def read_recipe(run_url: str) -> Config:
@@ -76,9 +74,8 @@ def read_recipe(run_url: str) -> Config:
     try:
         text = storage.read_bytes(where).decode()
     except storage.StorageMissingError as error:
-        raise ConfigError(
-            "No run", where=where, found="no such file", do="give the run.url of a run"
-        ) from error
+        do = "give the run.url of a run"
+        raise ConfigError("No run at this URL", where, "no such file", do) from error
     return recipe.from_tables(tomllib.loads(text), where=where)
 
 
@@ -123,30 +120,20 @@ class Journal:
         """Write an event with its time (rank 0; others write nothing), and return its line.
 
         Args:
-            event: Its kind.
-            **fields: Of its line.
+            event: Kind of the event.
+            **fields: Further fields of its line.
         """
         line = {"event": event, "time": self._clock(), **fields}
-        self._append(EVENTS_FILE, line)
+        self.write_line(EVENTS_FILE, line)
         return line
 
-    def write_metrics(self, line: Line) -> None:
-        """Write a line of metrics (rank 0; others do nothing).
+    def write_line(self, name: str, line: Line) -> None:
+        """Append a line to one of rank 0's files; other ranks do nothing.
 
         Args:
+            name: METRICS_FILE, QUARANTINE_FILE or EVENTS_FILE.
             line: Its fields.
         """
-        self._append(METRICS_FILE, line)
-
-    def write_quarantine(self, line: Line) -> None:
-        """Write a sample that could not be used (rank 0; others do nothing).
-
-        Args:
-            line: Its fields.
-        """
-        self._append(QUARANTINE_FILE, line)
-
-    def _append(self, name: str, line: Line) -> None:
         if name in self._files:
             self._files[name].append([line])
 
@@ -154,7 +141,7 @@ class Journal:
         """Write the samples this rank used in a step, if run.ledger is set.
 
         Args:
-            lines: One for each sample.
+            lines: One line per sample.
         """
         if self._ledger is not None:
             self._ledger.append(lines)
@@ -163,7 +150,7 @@ class Journal:
         """Return all lines of one of rank 0's files, over all attempts.
 
         Args:
-            name: Of the file.
+            name: Name of the file.
         """
         return self._files[name].lines()
 
@@ -265,13 +252,13 @@ def _complete_lines(data: bytes) -> list[Line]:
         try:
             lines.append(json.loads(text))
         except ValueError:
-            log.warning("Left out an unreadable line of a run's file: %r", text[:80])
+            log.warning("Skipped an unreadable line of a run's file: %r", text[:80])
     return lines
 
 
 @dataclasses.dataclass(frozen=True)
 class PastAttempt:
-    """One attempt.
+    """An attempt at a run, from its events.
 
     step: steps completed when it began. saved: step of its newest checkpoint; `step` if none.
     """
@@ -301,9 +288,7 @@ def read_attempts(run_url: str) -> list[PastAttempt]:
             found[-1] = dataclasses.replace(found[-1], saved=event["step"])
     if not found:
         where = storage.join(run_url, EVENTS_FILE)
-        raise ConfigError(
-            "Run has not begun", where=where, found="no start or resume", do="train it first"
-        )
+        raise ConfigError("Run has not begun", where, "no start or resume", "train it first")
     return found
 
 
@@ -337,7 +322,7 @@ class Ledger:
     """The lines of one rank of an attempt, read step by step.
 
     Args:
-        lines: Of its file.
+        lines: Lines of its file.
     """
 
     def __init__(self, lines: _Lines) -> None:
@@ -357,7 +342,7 @@ class Ledger:
         return self._lines.torn
 
     def take(self, step: int) -> list[Line]:
-        """Return lines of steps up to this one that were not taken before.
+        """Return the lines of steps up to this one that no earlier call returned.
 
         Args:
             step: Number of the step, from 1.

@@ -1,4 +1,4 @@
-"""What one rank measures: windows of steps by host clocks, phases by the device's clock, its GPU.
+"""Measurements of one rank: windows of steps by host clocks, phases by the device's, its GPU.
 
 A window is the time between two log steps or checkpoints. Reading it costs plain sums; no step
 waits for the device.
@@ -50,7 +50,7 @@ class Meter:
         """Yield batches, counting the time that each `next` takes as waiting for data.
 
         Args:
-            batches: Of the loader.
+            batches: Batches of the loader.
         """
         while True:
             began = self._clock()
@@ -65,7 +65,7 @@ class Meter:
         """Count one step.
 
         Args:
-            values: What windowed metrics gain by it.
+            values: Amounts to add to windowed metrics.
         """
         self._steps += 1
         for metric, value in values.items():
@@ -90,7 +90,7 @@ class Phases:
     is enough.
 
     Args:
-        device: That computes.
+        device: Device that computes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -103,7 +103,7 @@ class Phases:
         """Count the time of the block.
 
         Args:
-            name: Of the phase.
+            name: Name of the phase.
         """
         if not self._on_gpu:
             began = time.perf_counter()

@@ -16,11 +16,11 @@ COMMON_LABELS = ("run", "rank")
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One row.
+    """A row of the table.
 
-    column: the field of a metrics.jsonl row that has its value. over_ranks: how its values in a
-    window (the steps between two log steps or checkpoints) are combined over the ranks; "": it is
-    not windowed. A counter's window has the sum over the steps, a gauge's the mean.
+    column: field of metrics.jsonl with its value. over_ranks: how its values in a window (the steps
+    between two log steps or checkpoints) are combined over the ranks; "": it is not windowed. A
+    counter's window has the sum over the steps, a gauge's the mean.
     """
 
     name: str
@@ -48,9 +48,9 @@ def declare(
     """Add a row to PROMETHEUS_METRICS and return it.
 
     Args:
-        name: Of the series; `..._total` makes it a counter, all others are gauges.
+        name: Name of the series; `..._total` makes it a counter, all others are gauges.
         help: One sentence.
-        *labels: Besides COMMON_LABELS.
+        *labels: Labels besides COMMON_LABELS.
         column: See `Metric`.
         over_ranks: See `Metric`.
     """
@@ -73,7 +73,7 @@ GRAD_NORM = declare(
 )
 LAST_STEP_TIME = declare(
     "svfap_last_step_timestamp_seconds",
-    "Unix time of the last logged step; alert when it stands still.",
+    "Unix time of the last logged step; alert when it stops advancing.",
     column="time",
 )
 CLIPS = declare("svfap_clips_total", "Clips this rank trained on.", over_ranks="sum")
@@ -106,7 +106,7 @@ FETCHED_BYTES = declare(
 )
 BATCHES_READY = declare(
     "svfap_batches_ready",
-    "Batches that lay ready when one was asked for, mean since the last logged step; 0: starved.",
+    "Batches ready when one was requested, mean since the last logged step; 0: starved.",
     column="batches_ready",
     over_ranks="min",
 )
@@ -117,21 +117,21 @@ BAD_SAMPLES = declare(
 )
 CHECKPOINT_STEP = declare("svfap_checkpoint_step", "Step of the newest committed checkpoint.")
 CHECKPOINT_SECONDS = declare(
-    "svfap_checkpoint_seconds_total", "Time that training stood still for checkpoints."
+    "svfap_checkpoint_seconds_total", "Time that training was blocked by checkpoints."
 )
 CHECKPOINT_FAILURES = declare(
     "svfap_checkpoint_failures_total", "Checkpoints that could not be uploaded."
 )
 CHECKPOINT_COMMIT_SECONDS = declare(
     "svfap_checkpoint_commit_seconds",
-    "From the start of saving the newest checkpoint to its COMMIT, training beside it.",
+    "Time from the start of saving the newest checkpoint to its COMMIT, while training continues.",
 )
 CHECKPOINT_BYTES = declare(
-    "svfap_checkpoint_bytes", "Size of the newest checkpoint, all ranks' files."
+    "svfap_checkpoint_bytes", "Size of the newest checkpoint, files of all ranks."
 )
 STORAGE_REQUESTS = declare(
     "svfap_storage_requests_total",
-    "Requests of this rank to stores, local disks included, by what was asked and how it ended.",
+    "Requests of this rank to stores, local disks included, by operation and outcome.",
     "operation",
     "outcome",
 )
@@ -142,12 +142,12 @@ STORAGE_BYTES = declare(
 )
 STORAGE_RETRIES = declare(
     "svfap_storage_retries_total",
-    "Requests that the S3 client of this rank sent again: the store was busy or gave no answer.",
+    "Requests that the S3 client of this rank retried: the store was busy or did not answer.",
     "operation",
 )
 RUN_SECONDS = declare(
     "svfap_run_seconds",
-    "Wall time of the run so far, over all attempts, by what it was spent on.",
+    "Wall time of the run so far, over all attempts, by class of use.",
     "class",
 )
 GOODPUT = declare(
@@ -159,13 +159,13 @@ CHECKPOINT_TIME = declare(
 )
 PHASE_SECONDS = declare(
     "svfap_phase_seconds_total",
-    "Time of this rank's steps by phase: forward, backward, optimizer; by the device's clock.",
+    "Time of this rank's steps by phase (forward, backward, optimizer), by the device's clock.",
     "phase",
 )
 TOKENS = declare("svfap_tokens_total", "Tokens this rank trained on, seen and predicted.")
 FLOPS = declare(
     "svfap_flops_total",
-    "Floating-point operations of this rank's training steps, counted on paper.",
+    "Floating-point operations of this rank's training steps, computed from the architecture.",
 )
 MFU = declare(
     "svfap_mfu_ratio",
@@ -178,7 +178,7 @@ NON_FINITE = declare(
 GPU_MEMORY = declare("svfap_gpu_memory_bytes", "Memory of this rank's GPU that torch holds.")
 GPU_UTILIZATION = declare(
     "svfap_gpu_utilization_ratio",
-    "Share of time in which this rank's GPU ran kernels, as NVML tells.",
+    "Share of time in which this rank's GPU ran kernels, by NVML.",
 )
 CLIPS_PER_SECOND = declare(
     "svfap_clips_per_second",

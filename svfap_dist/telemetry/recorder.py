@@ -1,4 +1,4 @@
-"""Everything recorded of a run while it trains: meter, journal and metrics endpoint of one rank.
+"""Record a run while it trains: meter, journal and metrics endpoint of one rank.
 
 In: batches, losses, outcomes, as they occur. Out: lines in the files of the run (rank 0, and each
 rank its ledger), numbers at each rank's /metrics, and rows for callbacks. A window is the time
@@ -23,11 +23,11 @@ from svfap_dist.distributed import World
 from svfap_dist.telemetry import metrics
 from svfap_dist.telemetry.exporter import Exporter
 from svfap_dist.telemetry.goodput import CLASSES, WINDOW, Goodput
-from svfap_dist.telemetry.journal import EVENTS_FILE, METRICS_FILE, Journal
+from svfap_dist.telemetry.journal import EVENTS_FILE, METRICS_FILE, QUARANTINE_FILE, Journal
 from svfap_dist.telemetry.meter import Meter, Window, gpu_readings
 
 Row = dict[str, Any]
-_ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 - may be listened on, but is no address to connect to
+_ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 - to listen on; not an address to connect to
 _COMBINE: dict[str, Callable[[list[float]], float]] = {"sum": sum, "max": max, "min": min}
 
 
@@ -87,7 +87,7 @@ class Recorder:
         self._closing.close()
 
     def sync(self) -> None:
-        """Bring the files of the run to the store; may be called from any thread."""
+        """Upload the files of the run; may be called from any thread."""
         self._journal.sync()
 
     def record_start(
@@ -97,9 +97,9 @@ class Recorder:
 
         Args:
             step: Completed optimizer steps.
-            total_steps: Of the whole run.
-            manifest_fingerprint: Of the data.
-            versions: Of the packages that decide the numbers.
+            total_steps: Optimizer steps of the whole run.
+            manifest_fingerprint: Fingerprint of the data's manifest.
+            versions: Versions of the packages that decide the numbers.
         """
         self._exporter.set(metrics.STEP, step)
         self._exporter.set(metrics.CHECKPOINT_STEP, step)
@@ -122,7 +122,7 @@ class Recorder:
         )
 
     def _address(self) -> str:
-        """Address of this rank's metrics for other hosts, "" if they are not served."""
+        """Return the address of this rank's metrics for other hosts, "" if they are not served."""
         host, _, port = self._exporter.address.rpartition(":")
         return f"{socket.gethostname()}:{port}" if host in _ANY_HOST else self._exporter.address
 
@@ -140,7 +140,7 @@ class Recorder:
 
         Args:
             step: Number of the step, from 1.
-            epoch: From 0.
+            epoch: Number of the epoch, from 0.
             batch: This rank's clips.
         """
         clips = len(batch.frames)
@@ -199,7 +199,7 @@ class Recorder:
 
         Args:
             numbers: step, total_steps, epoch, loss, lr and grad_norm.
-            phase_seconds: Of this rank, by phase.
+            phase_seconds: Seconds of this rank, by phase.
         """
         self.close_window(numbers["step"])
         windows, self._windows = self._windows, []
@@ -221,7 +221,7 @@ class Recorder:
             "time": time.time(),
         }
         self._show(row, phase_seconds)
-        self._journal.write_metrics(row)
+        self._journal.write_line(METRICS_FILE, row)
         if self._world.is_main:
             self._on_log(row)
 
@@ -246,7 +246,7 @@ class Recorder:
         """Write all ranks' new bad samples and return their number; a collective."""
         rows = [row for found in distributed.all_gather_object(self._bad) for row in found]
         for row in rows:
-            self._journal.write_quarantine(row)
+            self._journal.write_line(QUARANTINE_FILE, row)
         self._bad = []
         return len(rows)
 
@@ -256,7 +256,7 @@ class Recorder:
         Args:
             step: Completed optimizer steps.
             held_out_loss: Mean over all ranks.
-            seconds: Time that it took.
+            seconds: Wall time of the evaluation.
         """
         self._idle_seconds += seconds
         self._journal.write_event("eval", step=step, held_out_loss=held_out_loss)
@@ -283,9 +283,9 @@ class Recorder:
         """Record how the upload of a checkpoint ended.
 
         Args:
-            step: Of the checkpoint.
-            num_bytes: Of its files.
-            seconds: From the start of saving to its commit.
+            step: Step of the checkpoint.
+            num_bytes: Bytes of its files.
+            seconds: Time from the start of saving to its commit.
             error: "" if it is committed.
         """
         if error:
@@ -304,7 +304,7 @@ class Recorder:
         Args:
             step: Completed optimizer steps.
             reason: "finished", a signal's name or an error's.
-            message: Of an error.
+            message: Message of an error.
         """
         self._write_event("stop", step=step, reason=reason, message=message)
 

@@ -30,8 +30,8 @@ def write_attempt(config: Config, attempt: int, first: int, last: int, rank: int
         journal.write_event("resume" if first else "start", attempt=attempt, step=first)
         for step in range(first + 1, last + 1):
             journal.write_ledger([{"step": step, "key": f"k{step}"}])
-            journal.write_metrics({"step": step, "loss": 1 / step})
-            journal.write_quarantine({"step": step, "key": "bad"})
+            journal.write_line(METRICS_FILE, {"step": step, "loss": 1 / step})
+            journal.write_line(QUARANTINE_FILE, {"step": step, "key": "bad"})
 
 
 def test_lines_and_recipe_of_a_run(tmp_path: Path) -> None:
@@ -87,10 +87,10 @@ def test_an_object_store_gets_whole_files_at_each_sync(s3_bucket: str) -> None:
     url = f"{s3_bucket}/run"
     config = a_config(url)
     with Journal(config, rank=0, attempt=1, step=0) as journal:
-        journal.write_metrics({"step": 1})
+        journal.write_line(METRICS_FILE, {"step": 1})
         journal.sync()
         assert lines(url, METRICS_FILE) == [{"step": 1}]
-        journal.write_metrics({"step": 2})
+        journal.write_line(METRICS_FILE, {"step": 2})
         assert lines(url, METRICS_FILE) == [{"step": 1}]
     assert lines(url, METRICS_FILE) == [{"step": 1}, {"step": 2}]
     write_attempt(config, attempt=2, first=1, last=3)
