@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from svfap_dist.config import Config
-from svfap_dist.doctor import cluster, disk, machine, store
+from svfap_dist.doctor import cluster, machine, store
 from svfap_dist.doctor.finding import FAIL, OK, WARN, Finding, fail
 from svfap_dist.parallel.processes import ChildProcess, CrashedError, HungError
 from svfap_dist.text_table import format_table
@@ -62,7 +62,7 @@ def run(
         groups |= {
             "run.url": functools.partial(store.examine_run, config.run.url),
             "data.url": functools.partial(store.examine_data, config),
-            "disk": functools.partial(disk.examine, config),
+            "disk": functools.partial(machine.examine_disks, config),
         }
     return _summarize(_run_groups(groups, _TIMEOUT_SECONDS, on_group))
 

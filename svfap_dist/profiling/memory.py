@@ -2,7 +2,7 @@
 
 In: how a model is built, and its loss on one clip. The model runs here, on the CPU, in the recipe's
 type, and torch reports every tensor that it saves for the backward pass. What a rank needs follows
-from that in `plan.memory`.
+from that in `plan.limits`.
 """
 
 from __future__ import annotations

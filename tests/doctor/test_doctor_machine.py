@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from svfap_dist.config import recipe
-from svfap_dist.doctor import disk, machine
+from svfap_dist.doctor import machine
 from svfap_dist.doctor.finding import Finding
 
 
@@ -151,12 +151,14 @@ def test_gpus() -> None:
 
 
 def test_disks(tmp_path: Path) -> None:
-    statuses = [disk._check_staging(free, 100, "/x").status for free in (99, 100, 200)]
+    statuses = [machine._check_staging(free, 100, "/x").status for free in (99, 100, 200)]
     assert statuses == ["fail", "warn", "ok"]
-    assert [disk._check_run(free, 100, "/x").status for free in (99, 100)] == ["fail", "ok"]
-    assert [disk._check_cache(free, 100, "/x").status for free in (99, 100)] == ["warn", "ok"]
+    assert [machine._check_run(free, 100, "/x").status for free in (99, 100)] == ["fail", "ok"]
+    assert [machine._check_cache(free, 100, "/x").status for free in (99, 100)] == ["warn", "ok"]
     deep = f"run.url={tmp_path}/not/there/yet"
-    findings = disk.examine(_config("model.size=nano", deep, f"data.cache_dir={tmp_path}/c"))
+    findings = machine.examine_disks(
+        _config("model.size=nano", deep, f"data.cache_dir={tmp_path}/c")
+    )
     assert [finding.name for finding in findings] == [
         "disk for checkpoints",
         "disk of run.url",

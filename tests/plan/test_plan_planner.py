@@ -8,8 +8,7 @@ import pytest
 
 from svfap_dist.config import recipe
 from svfap_dist.errors import ConfigError
-from svfap_dist.plan.plan import Input, Plan
-from svfap_dist.plan.planner import KnownRates, plan_run
+from svfap_dist.plan.planner import Input, KnownRates, Plan, plan_run
 
 _SMALL = ("model.size=tiny", "train.micro_batch_size=8", "cluster.use_gpu=true")
 

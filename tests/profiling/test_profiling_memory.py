@@ -9,7 +9,7 @@ import torch
 
 from svfap_dist.config import Config, recipe
 from svfap_dist.data.batch import BatchRing
-from svfap_dist.plan.memory import rank_bytes_by_stage
+from svfap_dist.plan.limits import rank_bytes_by_stage
 from svfap_dist.profiling import memory
 from svfap_dist.profiling.memory import ModelBytes
 from svfap_dist.profiling.step import measure_steps, noise_batch
