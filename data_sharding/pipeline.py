@@ -31,8 +31,8 @@ from data_sharding.verify import Verified, verify
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError, ShardError
 from svfap_dist.shards.format import REJECTED_NAME, Manifest
+from svfap_dist.video.info import REGIONS, region_name
 from svfap_dist.video.probe import MIN_FRAMES, Limits
-from svfap_dist.video.views import REGIONS, region_name
 
 log = logging.getLogger(__name__)
 

@@ -34,9 +34,8 @@ from av.video.stream import VideoStream
 
 from svfap_dist.errors import ConfigError, DecodeError
 from svfap_dist.video.frames import MATRICES, Colors, check_frame, crop_planar_420, to_planar_420
-from svfap_dist.video.info import STORED_REGIONS, PhaseLayout, VideoInfo
-from svfap_dist.video.timeline import decoded_frames, exact_rate, open_video
-from svfap_dist.video.views import Crop, Region, region_crop
+from svfap_dist.video.info import STORED_REGIONS, Crop, PhaseLayout, Region, VideoInfo, region_crop
+from svfap_dist.video.pyav import decoded_frames, exact_rate, open_video
 
 _IN_MEMORY_BYTES = 256 << 20  # planes of a video beyond this are spooled to a temporary file
 _MAX_BYTES = 8 << 30  # of planes: two and a half hours of 160 x 160 at 25 frames per second

@@ -40,9 +40,8 @@ from svfap_dist.rng import Stream
 from svfap_dist.text_table import format_table
 from svfap_dist.video.backends import DEFAULT, decode
 from svfap_dist.video.frames import YuvClips, YuvFrames, whole_frames
-from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo, stored_position
+from svfap_dist.video.info import VIDEO_SUFFIXES, Crop, VideoInfo, stored_position
 from svfap_dist.video.probe import Rejected, probe
-from svfap_dist.video.views import Crop
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from svfap_dist.rng import Stream
 from svfap_dist.text_table import format_table
 from svfap_dist.video.backends import BACKENDS, open_decoder
 from svfap_dist.video.frames import BatchDecoder, VideoRequest
-from svfap_dist.video.views import region_crop
+from svfap_dist.video.info import region_crop
 
 PIPELINES = (1, 2, 4, 8)
 _SECONDS = 3.0  # of each row

@@ -65,7 +65,7 @@ def _one_of(place: str, *more: str) -> AfterValidator:
 Backend = Annotated[str, _one_of("svfap_dist.video.backends:BACKENDS", "auto")]
 Encoder = Annotated[str, _one_of("svfap_dist.model.sizes:ENCODERS")]
 MaskKind = Annotated[str, _one_of("svfap_dist.data.masking:MASKS")]
-Region = Annotated[str, _one_of("svfap_dist.video.views:REGIONS")]
+Region = Annotated[str, _one_of("svfap_dist.video.info:REGIONS")]
 
 
 # One check instead of pydantic's for a union, which would name the union's branches, not the key.

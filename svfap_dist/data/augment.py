@@ -48,7 +48,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from svfap_dist.config import AugmentConfig
 from svfap_dist.rng import Stream
-from svfap_dist.video.views import Crop
+from svfap_dist.video.info import Crop
 
 _GRAY = (128, 128, 128)
 _MAX_MAGNITUDE = 10.0

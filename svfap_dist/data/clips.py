@@ -35,8 +35,7 @@ from svfap_dist.rng import Stream
 from svfap_dist.shards.format import BadSample, PackedSample, Sample, unpack
 from svfap_dist.video.backends import open_decoder
 from svfap_dist.video.frames import Frames, WrongSizeError, YuvFrames, kind_of, to_rgb
-from svfap_dist.video.info import TooShortError, VideoInfo
-from svfap_dist.video.views import Crop, stored_region
+from svfap_dist.video.info import Crop, TooShortError, VideoInfo, stored_region
 
 Key = tuple[int | str, ...]  # of a random stream
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # dtype and shape of arrays, by name

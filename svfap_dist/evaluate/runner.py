@@ -44,8 +44,15 @@ from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import BadSample, Sample, SampleReader
 from svfap_dist.video import backends
 from svfap_dist.video.frames import to_rgb
-from svfap_dist.video.info import VideoInfo
-from svfap_dist.video.views import ChooseViews, ClipShape, Crop, Views, clip_frames, segment_views
+from svfap_dist.video.info import (
+    ChooseViews,
+    ClipShape,
+    Crop,
+    VideoInfo,
+    Views,
+    clip_frames,
+    segment_views,
+)
 
 PREDICTIONS, UNTESTED = "predictions.jsonl", "untested.jsonl"
 _PART_BYTES = 64 << 20  # decoded frames that a thread holds at a time, about

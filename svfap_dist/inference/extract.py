@@ -26,7 +26,7 @@ from svfap_dist.evaluate.runner import Decoding, ViewedVideo
 from svfap_dist.inference.load import Network
 from svfap_dist.inference.videos import Video, read_video, view_all
 from svfap_dist.shards.reader import BadSample
-from svfap_dist.video.views import covering_views
+from svfap_dist.video.info import covering_views
 
 BATCH_SIZE = 8  # clips of a forward pass
 

@@ -20,7 +20,7 @@ from svfap_dist.inference.extract import rejections
 from svfap_dist.inference.load import Network
 from svfap_dist.inference.videos import Video, view_all
 from svfap_dist.model.weights import ModelInfo
-from svfap_dist.video.views import segment_views
+from svfap_dist.video.info import segment_views
 
 _SHOWN = 3  # classes that a line names
 

@@ -20,9 +20,8 @@ from svfap_dist.evaluate.runner import Decoding, Source, ViewedVideo, view_video
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import MANIFEST_NAME
 from svfap_dist.shards.reader import BadSample, Sample, SampleReader
-from svfap_dist.video.info import VIDEO_SUFFIXES
+from svfap_dist.video.info import VIDEO_SUFFIXES, ChooseViews, ClipShape
 from svfap_dist.video.probe import Rejected, probe
-from svfap_dist.video.views import ChooseViews, ClipShape
 
 
 class Video(NamedTuple):

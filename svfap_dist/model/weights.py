@@ -26,7 +26,7 @@ from svfap_dist.model import autoencoder, classifier
 from svfap_dist.model.convert import import_official, read_pth
 from svfap_dist.model.patches import IMAGENET_MEAN, IMAGENET_STD
 from svfap_dist.model.sizes import Size, size_of_build
-from svfap_dist.video.views import REGIONS, Region, region_name
+from svfap_dist.video.info import REGIONS, Region, region_name
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -27,7 +27,7 @@ from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import Sample
 from svfap_dist.video.backends import BACKENDS, DEFAULT, available, capabilities
 from svfap_dist.video.frames import BatchDecoder, Decoder, VideoRequest
-from svfap_dist.video.views import Crop
+from svfap_dist.video.info import Crop
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from svfap_dist.model import patches, weights
 from svfap_dist.rng import Stream
 from svfap_dist.shards.reader import BadSample
 from svfap_dist.video import image_grid
-from svfap_dist.video.views import middle_view
+from svfap_dist.video.info import middle_view
 
 _ROWS = ("original", "masked", "reconstructed")
 _FRAMES_SHOWN = 6

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from svfap_dist.config import FinetuneConfig
 from svfap_dist.rng import Stream
-from svfap_dist.video.views import Crop
+from svfap_dist.video.info import Crop
 
 
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:

@@ -24,7 +24,7 @@ from svfap_dist.rng import Stream
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import BadSample, SampleReader, open_data
 from svfap_dist.train.engine import Engine
-from svfap_dist.video.views import middle_view
+from svfap_dist.video.info import middle_view
 
 MAX_CLIPS = 64
 

@@ -6,7 +6,7 @@ are copied to the device. The graph is the same on CPU and GPU, so that it can b
 GPU. Several pipelines share a batch, since one leaves decoding units idle.
 
 DALI's failure modes decide how it is called. One bad video ends a pipeline and with it the whole
-batch, so each is read through first (`timeline.locate_frames`), and where a pipeline still fails,
+batch, so each is read through first (`pyav.locate_frames`), and where a pipeline still fails,
 it is rebuilt and its videos are retried one by one: a bad one costs one sample. DALI identifies
 frames by counting, and pads with black; the positions and the end also come from `locate_frames`.
 It assumes BT.601, so the colors of BT.709 are corrected here. Nothing in a process can end a
@@ -34,9 +34,8 @@ from svfap_dist.video.frames import (
     VideoRequest,
     rgb_from_yuv,
 )
-from svfap_dist.video.info import LEAVE_OUT, VideoInfo
-from svfap_dist.video.timeline import locate_frames
-from svfap_dist.video.views import Crop
+from svfap_dist.video.info import LEAVE_OUT, Crop, VideoInfo
+from svfap_dist.video.pyav import locate_frames
 
 if TYPE_CHECKING:
     import torch

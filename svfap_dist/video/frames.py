@@ -28,8 +28,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
 from svfap_dist.errors import DecodeError
-from svfap_dist.video.info import LEAVE_OUT, VideoInfo
-from svfap_dist.video.views import Crop
+from svfap_dist.video.info import LEAVE_OUT, Crop, VideoInfo
 
 if TYPE_CHECKING:
     import torch

@@ -1,17 +1,25 @@
-"""What a video is, as probing finds it and as a sample's JSON member records it.
+"""What a video is, and which part of it is used: a region of its frames, windows in time, crops.
 
-In: a sample's `.json` member. Out: `VideoInfo`, and back. The keys in the JSON are those of shard
-format 1: `order` for `VideoInfo.layout`, and "centre" for the region "center".
+`VideoInfo` is what probing finds and what a sample's `.json` member records. The keys in the JSON
+are those of shard format 1: `order` for `VideoInfo.layout`, and "centre" for the region "center".
+
+The rest are pure functions of a video's length and size. Pre-training takes one random window of
+the region. Testing a task, prediction and feature extraction take K windows times N crops
+("views"), or cover the whole video. A video that is shorter than a window is one window that
+repeats the last frame, as VideoMAE's released test code has it (arXiv 2203.12602).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, Protocol, cast, get_args
 
-from svfap_dist.errors import DecodeError
+import numpy as np
+
+from svfap_dist.errors import ConfigError, DecodeError
 
 STORED_REGIONS = {"center": "centre"}  # names of regions that shard format 1 spells otherwise
 
@@ -42,7 +50,7 @@ class PhaseLayout:
     codec_header: str  # set-up of the decoder (FFmpeg's extradata), base64
     first_byte: int  # offset of the first packet in the file
     packet_sizes: tuple[int, ...]  # in stored order
-    region: str  # part of the source's frames that was kept, one of `views.REGIONS`
+    region: str  # part of the source's frames that was kept, one of `REGIONS`
     top: int  # of that part, in pixels of the source
     left: int
     height: int
@@ -135,3 +143,239 @@ def dump_info(info: VideoInfo) -> bytes:
     if layout is not None:
         layout["region"] = STORED_REGIONS.get(layout["region"], layout["region"])
     return json.dumps(fields, sort_keys=True).encode()
+
+
+Region = Literal["voxceleb2", "center", "full"]
+REGIONS: tuple[Region, ...] = get_args(Region)
+
+_VOXCELEB2_SIDE, _VOXCELEB2_LEFT, _VOXCELEB2_CUT = 224, 32, 160  # pixels; released code
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """A rectangle of a frame, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def region_name(name: str) -> Region:
+    """Return today's name of a region.
+
+    Args:
+        name: a name, "centre" included, which old recipes, shards and exports have for "center".
+    """
+    return "center" if name == "centre" else cast(Region, name)
+
+
+def region_crop(name: str, height: int, width: int) -> Crop:
+    """Return the part of each frame that is used, before any random crop.
+
+    Args:
+        name: voxceleb2: rows 0-160 and columns 32-192 of 224 x 224 (released code), in proportion
+            for other sizes. center: the largest centered square. full: the whole frame.
+        height: rows of a frame.
+        width: pixels of a row.
+    """
+    if name == "voxceleb2":
+        rows, columns = height / _VOXCELEB2_SIDE, width / _VOXCELEB2_SIDE
+        left = round(_VOXCELEB2_LEFT * columns)
+        size = max(round(_VOXCELEB2_CUT * rows), 1), max(round(_VOXCELEB2_CUT * columns), 1)
+        return Crop(0, left, *size)
+    if region_name(name) == "center":
+        side = min(height, width)
+        return Crop((height - side) // 2, (width - side) // 2, side, side)
+    assert name == "full", f"unknown region {name}"
+    return Crop(0, 0, height, width)
+
+
+def stored_region(info: VideoInfo, name: str) -> Crop:
+    """Return where a region is in the stored frames of a video: all of them if it was cut out when
+    the shards were made.
+
+    Args:
+        info: what the shard says about the video.
+        name: of the region.
+
+    Raises:
+        ConfigError: another region was cut out.
+    """
+    if info.layout is None:
+        return region_crop(name, info.height, info.width)
+    cut = info.layout.region
+    if region_name(cut) != region_name(name):
+        raise ConfigError(
+            "Shards were cut to another region",
+            where="data.region",
+            found=f"{name}, where the shards have {cut}",
+            do=f"set data.region={cut}, or shard again with --region {name}",
+        )
+    return Crop(0, 0, info.height, info.width)
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """The clips of a video: each of `crops` in each window, with how many coincide in it."""
+
+    starts: Counter[int]  # first frames of the windows
+    crops: Counter[Crop]
+
+    @classmethod
+    def of(cls, starts: Iterable[int], crops: Iterable[Crop]) -> Views:
+        """Return the views of windows and crops, with equal ones merged.
+
+        Args:
+            starts: first frames of the windows.
+            crops: rectangles, the same in each window.
+        """
+        return cls(Counter(starts), Counter(crops))
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Return the weight of each crop of each window in an average, crops of a window adjacent;
+        they sum to 1."""
+        counts = np.outer(list(self.starts.values()), list(self.crops.values())).ravel()
+        return counts / counts.sum()
+
+
+class ClipShape(Protocol):
+    """What a network's clips are made of: `DataConfig` and `ModelInfo` have these fields."""
+
+    @property
+    def num_frames(self) -> int: ...
+    @property
+    def frame_size(self) -> int: ...
+    @property
+    def sampling_rate(self) -> int: ...
+
+
+ChooseViews = Callable[[VideoInfo], Views]
+
+
+def segment_views(shape: ClipShape, region: str, segments: int, crops: int) -> ChooseViews:
+    """Return the rule of multi-view testing: windows evenly in time, squares evenly in space.
+
+    Args:
+        shape: the network's clips.
+        region: part of the frames that is used, as `data.region`.
+        segments: windows per video.
+        crops: squares per window.
+    """
+
+    def choose(info: VideoInfo) -> Views:
+        starts = segment_starts(info.num_frames, _window(shape), segments)
+        return Views.of(starts, square_crops(stored_region(info, region), crops))
+
+    return choose
+
+
+def covering_views(shape: ClipShape, region: str, step: int) -> ChooseViews:
+    """Return the rule of feature extraction: windows over the whole video, the middle square.
+
+    Args:
+        shape: the network's clips.
+        region: part of the frames that is used, as `data.region`.
+        step: frames from one window to the next; 0: end to end.
+
+    Raises:
+        ConfigError: The step is negative.
+    """
+    if step < 0:
+        raise ConfigError(
+            "Negative step", where="step", found=str(step), do="give frames from clip to clip"
+        )
+
+    def choose(info: VideoInfo) -> Views:
+        stride = step or shape.num_frames * shape.sampling_rate
+        starts = covering_starts(info.num_frames, _window(shape), stride)
+        return Views.of(starts, square_crops(stored_region(info, region), 1))
+
+    return choose
+
+
+def middle_view(shape: ClipShape, region: str) -> ChooseViews:
+    """Return the rule of validation and pictures: the middle window, the whole region.
+
+    It raises `TooShortError` for a video that is shorter than a window.
+
+    Args:
+        shape: the network's clips.
+        region: part of the frames that is used, as `data.region`.
+    """
+
+    def choose(info: VideoInfo) -> Views:
+        window = _window(shape)
+        if info.num_frames < window:
+            raise TooShortError(
+                "Video is shorter than a clip's window",
+                found=f"{info.num_frames} frames for a window of {window}",
+                do=f"shard again with --min-frames {window}",
+            )
+        starts = segment_starts(info.num_frames, window, 1)
+        return Views.of(starts, [stored_region(info, region)])
+
+    return choose
+
+
+def _window(shape: ClipShape) -> int:
+    return (shape.num_frames - 1) * shape.sampling_rate + 1
+
+
+def covering_starts(num_frames: int, window: int, step: int) -> list[int]:
+    """Return starts of windows that cover a video, the last of which ends with it.
+
+    Args:
+        num_frames: frames of the video.
+        window: frames that a clip spans.
+        step: frames from one window to the next.
+    """
+    last = num_frames - window
+    if last <= 0:
+        return [0]
+    starts = list(range(0, last + 1, step))
+    return starts if starts[-1] == last else [*starts, last]
+
+
+def segment_starts(num_frames: int, window: int, count: int) -> list[int]:
+    """Return starts of windows spaced evenly from the beginning to the end of a video.
+
+    Args:
+        num_frames: frames of the video.
+        window: frames that a clip spans.
+        count: number of windows.
+    """
+    return _spread(count, max(num_frames - window, 0))
+
+
+def clip_frames(start: int, length: int, rate: int, num_frames: int) -> list[int]:
+    """Return the frame numbers of a clip; the last frame repeats beyond the end of the video.
+
+    Args:
+        start: first frame.
+        length: frames of the clip.
+        rate: source frames from one to the next.
+        num_frames: frames of the video.
+    """
+    return [min(start + number * rate, num_frames - 1) for number in range(length)]
+
+
+def square_crops(within: Crop, count: int) -> list[Crop]:
+    """Return squares of the shorter side, spaced evenly along the longer one.
+
+    Args:
+        within: the region that is covered.
+        count: number of squares.
+    """
+    side = min(within.height, within.width)
+    down, right = _spread(count, within.height - side), _spread(count, within.width - side)
+    return [
+        Crop(within.top + rows, within.left + columns, side, side)
+        for rows, columns in zip(down, right, strict=True)
+    ]
+
+
+def _spread(count: int, room: int) -> list[int]:
+    """Return equally spaced offsets from 0 to `room`; a single one is in the middle."""
+    return [room // 2] if count == 1 else [k * room // (count - 1) for k in range(count)]

@@ -26,7 +26,7 @@ from av.video.stream import VideoStream
 
 from svfap_dist.errors import DecodeError
 from svfap_dist.video.info import VideoInfo
-from svfap_dist.video.timeline import frame_rate, open_video, packet_times, video_stream
+from svfap_dist.video.pyav import frame_rate, open_video, packet_times, video_stream
 
 Reason = Literal[
     "misplaced",  # not where the layout of the source has its videos

@@ -1,14 +1,18 @@
-"""Decoding on the CPU with PyAV: the backend for everything that FFmpeg decodes.
+"""Reading videos with PyAV: which frame is frame number i, and the backend that decodes on the CPU.
 
-In: a video and frame numbers. Out: those frames, as the planes that the codec stores where these
-are 8-bit 4:2:0, which nearly all video is, else as RGB.
+One rule of time for all readers. With a constant rate (CFR), frame i is the first whose time stamp
+is within half a period of i / fps, so that rounded time stamps and dropped frames shift nothing.
+With a variable rate (VFR), it is the one on the screen at i / fps. Times count from the stream's
+first frame. AVI stores decoding times (DTS) only, no presentation times (PTS). Because frames are
+identified by time, a seek changes no frame. Decoders that count frames get their positions from
+`locate_frames`, which reads packets only.
 
-Videos whose shard states where each packet is (`VideoInfo.layout`) are decoded without opening the
-container: packets are sliced from the bytes and fed to a decoder that this thread keeps for all
-videos with the same codec header, which nearly all of a data set have. A window whose stride is the
-number of phases is one run of adjacent packets. Other videos go through their container
-(`timeline`). Either way, decoding starts at the key frame before the first wanted frame and ends
-with the last wanted one.
+The backend returns the planes that the codec stores where these are 8-bit 4:2:0, which nearly all
+video is, else RGB. Videos whose shard states where each packet is (`VideoInfo.layout`) are decoded
+without opening the container: packets are sliced from the bytes and fed to a decoder that this
+thread keeps for all videos with the same codec header, which nearly all of a data set have. A
+window whose stride is the number of phases is one run of adjacent packets. Either way, decoding
+starts at the key frame before the first wanted frame and ends with the last wanted one.
 
 One call uses one thread: the loader decodes many videos side by side. A single-threaded converter
 per call makes the RGB, because PyAV's `to_ndarray(format=...)` sets up a threaded one for every
@@ -19,15 +23,24 @@ from __future__ import annotations
 
 import base64
 import collections
+import io
+import itertools
+import math
 import threading
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from typing import NamedTuple, TypeVar, cast
 
 import av
 import numpy as np
+from av.codec import CodecContext
+from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 
 from svfap_dist.errors import DecodeError
 from svfap_dist.video.frames import (
@@ -35,9 +48,11 @@ from svfap_dist.video.frames import (
     Colors,
     Decoder,
     Frames,
+    Matrix,
     RgbFrames,
     YuvFrames,
     check_frame,
+    matrix_of,
     plane_view,
     stated_colors,
 )
@@ -49,10 +64,291 @@ from svfap_dist.video.info import (
     stored_positions,
     too_short,
 )
-from svfap_dist.video.timeline import decoded_frames
+
+# Only these of FFmpeg's demuxers: a playlist in disguise must not make it open other files or URLs.
+_DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv"
+_VFR_SLACK = Fraction(1, 10_000)  # seconds; time stamps are rounded
 
 _KEPT_DECODERS = 16  # of a thread; each holds a few frames
 _kept = threading.local()
+_matrices: dict[str, Matrix] = {}  # by codec header of phase-ordered videos: a handful per data set
+_Item = TypeVar("_Item")
+_Timed = tuple[int, int, _Item]  # ticks after the stream's first frame, ticks on screen, frame
+
+
+def open_video(data: bytes, probed: bool = False) -> InputContainer:
+    """Open a container.
+
+    Args:
+        data: bytes of the file.
+        probed: whether it is known to be a video; else only the demuxers of the supported
+            containers may open it.
+
+    Raises:
+        av.error.FFmpegError, ValueError, OverflowError: the bytes are no such container.
+    """
+    options = {} if probed else {"format_whitelist": _DEMUXERS}
+    container = av.open(io.BytesIO(data), "r", options=options, metadata_errors="replace")
+    return cast(InputContainer, container)
+
+
+def video_stream(container: InputContainer) -> VideoStream:
+    """Return the first stream of moving pictures, set up to decode in one thread.
+
+    Args:
+        container: an open video.
+
+    Raises:
+        DecodeError: there is none, or none of a codec that this FFmpeg has.
+    """
+    for stream in container.streams.video:
+        codec = cast(CodecContext | None, stream.codec_context)  # its type lacks None
+        # Cover pictures are video streams of one frame.
+        if codec is not None and not stream.disposition & Disposition.attached_pic:
+            codec.thread_count = 1
+            return stream
+    kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
+    where = f"{container.format.name} file"
+    raise DecodeError("No video stream", where=where, found=f"streams: {kinds}", do=LEAVE_OUT)
+
+
+def exact_rate(fps: float) -> Fraction:
+    """Return a frame rate as an exact fraction: 29.97.. is 30000/1001.
+
+    Args:
+        fps: frames per second.
+    """
+    return Fraction(fps).limit_denominator(1_000_000)
+
+
+def frame_rate(
+    times: Sequence[int], tick: Fraction, declared: Sequence[Fraction | None]
+) -> tuple[float, bool]:
+    """Return frames per second, and whether frame i is shown at i / fps to within one tick.
+
+    Args:
+        times: when frames are shown, ascending, in ticks; empty if unknown.
+        tick: seconds per tick.
+        declared: rates that the container names, best first; tried before the measured one.
+    """
+    rates = [rate for rate in declared if rate]
+    if len(times) < 2 or times[-1] == times[0]:
+        return (float(rates[0]), True) if rates else (0.0, False)
+    measured = Fraction(len(times) - 1) / ((times[-1] - times[0]) * tick)
+    for rate in [*rates, measured]:
+        period = 1 / (rate * tick)
+        if all(abs(t - times[0] - i * period) <= 1 for i, t in enumerate(times)):
+            return float(rate), True
+    return float(measured), False
+
+
+def packet_times(packets: Sequence[Packet], container: InputContainer) -> list[int]:
+    """Return when the frames of packets are shown, in ticks, in the order of the packets.
+
+    Where PTS are missing, as in AVI, these are the DTS: the same set of times in another order. An
+    AVI file's DTS count frames, and leave room for dropped ones.
+
+    Args:
+        packets: those of one stream, each with one frame.
+        container: the file they are from.
+
+    Raises:
+        DecodeError: one has neither.
+    """
+    by_dts = container.format.name == "avi" or any(packet.pts is None for packet in packets)
+    times = [p.pts if p.dts is None or not by_dts else p.dts for p in packets]
+    if None in times:
+        where = f"{container.format.name} file"
+        raise DecodeError("Frame has no time stamp", where=where, do=LEAVE_OUT)
+    return cast(list[int], times)
+
+
+class FrameClock:
+    """When the frames of a video are due, in ticks of its stream.
+
+    Args:
+        info: the video's rate, and whether it is constant.
+        tick: seconds per tick, the time base of the stream.
+    """
+
+    def __init__(self, info: VideoInfo, tick: Fraction) -> None:
+        self._tick, self._constant = tick, info.constant_frame_rate
+        self._period = 1 / (exact_rate(info.fps) * tick)
+        self._slack = self._period / 2 if self._constant else _VFR_SLACK / tick
+
+    def latest(self, number: int) -> int:
+        """Return the last tick at which a frame may begin to be frame `number`.
+
+        Args:
+            number: frame number from 0.
+        """
+        return math.floor(number * self._period + self._slack)
+
+    def select(self, timed: Iterable[_Timed[_Item]], numbers: Sequence[int]) -> Iterator[_Item]:
+        """Yield the frames with these numbers; consume no more than the last of them needs.
+
+        Args:
+            timed: frames in presentation order: ticks after the stream's first frame, ticks on
+                screen, frame.
+            numbers: frame numbers, ascending, without repeats.
+
+        Raises:
+            TooShortError: the video ends before one.
+        """
+        pending = iter(numbers)
+        number = next(pending)
+        early, late = self._window(number)
+        shown: _Timed[_Item] | None = None  # the frame on the screen before the new one
+        for new in timed:
+            time, _, frame = new
+            # The frame before it is the wanted one if this is too late; with a constant rate, this
+            # is the wanted one if it is near enough, since no later frame can be nearer.
+            while time > late or (self._constant and time > early):
+                yield frame if shown is None or time <= late else shown[2]
+                if (following := next(pending, None)) is None:
+                    return
+                number = following
+                early, late = self._window(number)
+            shown = new
+        if shown is None:
+            raise DecodeError("No frame could be decoded", do=LEAVE_OUT)
+        time, duration, frame = shown
+        end = time + (self._slack if self._constant else max(self._period, duration))
+        for last in itertools.chain([number], pending):
+            if last * self._period > end:
+                found = f"last frame at {float(time * self._tick):.3f} s"
+                raise too_short(f"{float(last * self._period * self._tick):.3f} s", found)
+            yield frame
+
+    def _window(self, number: int) -> tuple[int, int]:
+        return math.floor(number * self._period - self._slack), self.latest(number)
+
+
+def decoded_frames(
+    video: bytes, info: VideoInfo, numbers: Sequence[int], whole: bool = False
+) -> Iterator[av.VideoFrame]:
+    """Decode the frames with these numbers, one by one.
+
+    Only what is between the key frame before the first and the last one is decoded.
+
+    Args:
+        video: bytes of the file, whose frames are stored in presentation order.
+        info: what is known about it.
+        numbers: frame numbers, ascending, without repeats.
+        whole: decode from the beginning instead, count times from the first frame that can be
+            decoded, and fail on any damaged frame.
+
+    Raises:
+        DecodeError: a frame is missing (TooShortError), damaged or has no time stamp.
+        av.error.FFmpegError: FFmpeg cannot read or decode the file.
+    """
+    seek = not whole
+    while True:
+        with open_video(video, probed=True) as container:
+            stream = video_stream(container)
+            tick, has_pts = stream.time_base, container.format.name != "avi"
+            assert tick is not None
+            clock = FrameClock(info, tick)
+            origin = stream.start_time if has_pts and not whole else None
+            frames = container.decode(stream)
+            if seek and origin is not None:
+                due = origin + clock.latest(numbers[0])
+                container.seek(due, stream=stream)
+                first = next(frames, None)
+                if first is None or (first.pts or 0) > due:
+                    # Some containers can only seek by DTS, and arrive a key frame late.
+                    seek = False
+                    continue
+                frames = itertools.chain([first], frames)
+            yield from clock.select(_timed(frames, origin, has_pts, whole), numbers)
+            return
+
+
+def _timed(
+    frames: Iterable[av.VideoFrame], origin: int | None, has_pts: bool, check: bool
+) -> Iterator[_Timed[av.VideoFrame]]:
+    """Yield decoded frames with their times; `origin` None: that of the first one."""
+    time: int | None = -1
+    for frame in frames:
+        if check and frame.is_corrupt:
+            raise DecodeError("Frame is damaged", where=f"time stamp {frame.pts}", do=LEAVE_OUT)
+        # Without PTS, FFmpeg guesses them, wrongly where there are B frames. The last DTS are None.
+        by_dts = (time or 0) + 1 if frame.dts is None else frame.dts
+        time = frame.pts if has_pts else by_dts
+        if time is None:
+            raise DecodeError("Frame has no time stamp", do=LEAVE_OUT)
+        origin = time if origin is None else origin
+        yield time - origin, frame.duration or 0, frame
+
+
+class Located(NamedTuple):
+    """Where frames are in the presentation order of a file, and the matrix of their colors."""
+
+    positions: list[int]
+    matrix: Matrix
+
+
+def locate_frames(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Located:
+    """Find the frames with these numbers without decoding any.
+
+    Reading all packets also shows whether the file can be opened at all, before a library gets it
+    that a broken one brings down.
+
+    Args:
+        video: bytes of the file.
+        info: what the shard says about it.
+        numbers: frame numbers in any order, repeats allowed.
+
+    Raises:
+        DecodeError: the file has no such frames, as far as its packets show; TooShortError and
+            WrongSizeError are its kinds.
+    """
+    try:
+        if info.layout is None:
+            return _locate_by_time(video, info, numbers)
+        header = info.layout.codec_header
+        end = info.layout.first_byte + sum(info.layout.packet_sizes)
+        if end > len(video):
+            found = f"packets end at byte {end} of {len(video)}"
+            raise DecodeError("Video is cut short", found=found, do=LEAVE_OUT)
+        positions = stored_positions(info, numbers)
+        if header not in _matrices:
+            with open_video(video, probed=True) as container:
+                _matrices[header] = _matrix(_sized_stream(container, info))
+        return Located(positions, _matrices[header])
+    except FFmpegError as error:
+        found = f"{type(error).__name__}: {error}"
+        raise DecodeError("Video cannot be read", found=found, do=LEAVE_OUT) from error
+
+
+def _locate_by_time(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Located:
+    with open_video(video, probed=True) as container:
+        stream = _sized_stream(container, info)
+        # Packets before the start that an edit list sets are decoded, but not shown.
+        packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
+        times = packet_times(packets, container)
+        tick, origin = stream.time_base, stream.start_time
+        if container.format.name == "avi" or origin is None:
+            origin = min(times, default=0)
+        matrix = _matrix(stream)
+    assert tick is not None
+    durations = [packet.duration or 0 for packet in packets]
+    shown = sorted(zip(times, durations, strict=True))
+    timed = ((time - origin, duration, k) for k, (time, duration) in enumerate(shown))
+    distinct = sorted(set(numbers))
+    found = dict(zip(distinct, FrameClock(info, tick).select(timed, distinct), strict=True))
+    return Located([found[number] for number in numbers], matrix)
+
+
+def _sized_stream(container: InputContainer, info: VideoInfo) -> VideoStream:
+    """Return the video stream if it has the stated size."""
+    stream = video_stream(container)
+    check_frame(stream, info)
+    return stream
+
+
+def _matrix(stream: VideoStream) -> Matrix:
+    return matrix_of(int(stream.codec_context.colorspace)) or "bt601"
 
 
 def open_decoder(device: str, *, threads: int, pipelines: int) -> Decoder:

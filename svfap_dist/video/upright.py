@@ -15,7 +15,7 @@ import numpy as np
 from av.error import FFmpegError
 
 from svfap_dist.errors import DecodeError
-from svfap_dist.video.timeline import open_video, video_stream
+from svfap_dist.video.pyav import open_video, video_stream
 
 
 @dataclasses.dataclass(frozen=True)

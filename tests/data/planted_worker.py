@@ -17,7 +17,7 @@ import numpy as np
 
 from svfap_dist.data.clips import ClipRequest, ClipWorker, DecodeJob, DecodeResult
 from svfap_dist.video.frames import Frames
-from svfap_dist.video.views import Crop
+from svfap_dist.video.info import Crop
 
 HANGS, DIES = b"hangs the decoder", b"kills the decoder"
 

@@ -18,8 +18,7 @@ from svfap_dist.data.clips import plan_clips, random_crop, random_window_start
 from svfap_dist.errors import ConfigError
 from svfap_dist.rng import Stream
 from svfap_dist.video.frames import RgbFrames, to_rgb
-from svfap_dist.video.info import TooShortError, VideoInfo
-from svfap_dist.video.views import Crop, region_crop
+from svfap_dist.video.info import Crop, TooShortError, VideoInfo, region_crop
 
 SCALES = (1.0, 0.875, 0.75, 0.66)
 

@@ -21,8 +21,8 @@ from svfap_dist.evaluate.runner import Decoding, Source, ViewedVideo, to_scores,
 from svfap_dist.inference.videos import read_video, view_all
 from svfap_dist.model.weights import ModelInfo
 from svfap_dist.shards.reader import BadSample, SampleReader
-from svfap_dist.video import views as windows
-from svfap_dist.video.views import Crop, Views, segment_views
+from svfap_dist.video import info as windows
+from svfap_dist.video.info import Crop, Views, segment_views
 
 SHAPE = ModelInfo({"size": "nano"}, num_frames=4, frame_size=64, sampling_rate=2)
 

@@ -17,9 +17,8 @@ from svfap_dist.video import backends
 from svfap_dist.video.backends import BACKENDS
 from svfap_dist.video.dali import DaliDecoder
 from svfap_dist.video.frames import RgbFrames, VideoRequest, WrongSizeError
-from svfap_dist.video.info import TooShortError, VideoInfo
-from svfap_dist.video.timeline import locate_frames
-from svfap_dist.video.views import Crop
+from svfap_dist.video.info import Crop, TooShortError, VideoInfo
+from svfap_dist.video.pyav import locate_frames
 
 pytestmark = pytest.mark.skipif(not BACKENDS["dali"].is_installed, reason="DALI is not installed")
 

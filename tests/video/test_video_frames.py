@@ -16,7 +16,7 @@ from svfap_dist.video.frames import (
     rgb_from_yuv,
     to_rgb,
 )
-from svfap_dist.video.views import Crop
+from svfap_dist.video.info import Crop
 
 KINDS = [("bt601", False), ("bt601", True), ("bt709", False), ("bt709", True)]
 

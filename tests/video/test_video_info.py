@@ -8,8 +8,15 @@ import pytest
 
 from data_sharding import pipeline
 from svfap_dist.errors import ConfigError
-from svfap_dist.video.info import PhaseLayout, VideoInfo, dump_info, load_info
-from svfap_dist.video.views import Crop, region_crop, stored_region
+from svfap_dist.video.info import (
+    Crop,
+    PhaseLayout,
+    VideoInfo,
+    dump_info,
+    load_info,
+    region_crop,
+    stored_region,
+)
 
 LAYOUT = PhaseLayout(4, 16, "AWQ=", 48, (700, 31), "center", 0, 32, 160, 160, 224, 224)
 INFO = VideoInfo(61, 25.0, 160, 160, "h264", layout=LAYOUT)

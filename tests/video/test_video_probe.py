@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from svfap_dist.video.info import VideoInfo
 from svfap_dist.video.probe import Limits, Rejected, missing_bytes, probe
-from svfap_dist.video.timeline import frame_rate
+from svfap_dist.video.pyav import frame_rate
 
 CONTAINERS = [
     ("libx264", "mp4"),

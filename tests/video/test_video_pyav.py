@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from svfap_dist.errors import DecodeError
-from svfap_dist.video import pyav, timeline
+from svfap_dist.video import pyav
 from svfap_dist.video.frames import Frames, RgbFrames, WrongSizeError, YuvFrames
 from svfap_dist.video.info import TooShortError, VideoInfo
 
@@ -211,14 +211,14 @@ def test_matrix_and_range_are_those_of_the_stream(flags, expected):
 def count_decoded(monkeypatch) -> list[int]:
     """Counts frames that leave the decoder, by watching the generator that decode reads from."""
     seen: list[int] = []
-    original = timeline._timed
+    original = pyav._timed
 
     def counting(*arguments):
         for time, duration, frame in original(*arguments):
             seen.append(int(time * frame.time_base * 25))
             yield time, duration, frame
 
-    monkeypatch.setattr(timeline, "_timed", counting)
+    monkeypatch.setattr(pyav, "_timed", counting)
     return seen
 
 

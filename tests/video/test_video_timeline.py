@@ -16,7 +16,7 @@ from svfap_dist.errors import DecodeError
 from svfap_dist.video import pyav
 from svfap_dist.video.frames import WrongSizeError, YuvFrames
 from svfap_dist.video.info import TooShortError, VideoInfo
-from svfap_dist.video.timeline import FrameClock, locate_frames
+from svfap_dist.video.pyav import FrameClock, locate_frames
 
 
 def positions(video: bytes, info: VideoInfo, numbers: list[int]) -> list[int]:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svfap_dist.video import views as windows
-from svfap_dist.video.views import Crop, Views
+from svfap_dist.video import info as windows
+from svfap_dist.video.info import Crop, Views
 
 NUMBERS = st.integers(1, 60)
 
