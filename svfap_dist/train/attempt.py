@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -43,8 +43,7 @@ _REFERENCE_BATCH = 256  # clips; the recipe's learning rates are for this global
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
-    """How a run ended. The losses are those of the whole run, not only of its last attempt, and
-    None where none was computed."""
+    """End of a run. Losses are of the whole run, not only its last attempt; None: not computed."""
 
     step: int
     total_steps: int
@@ -57,9 +56,8 @@ class RunResult:
 
     def lines(self) -> list[str]:
         """Return the text for a terminal."""
-        text = [
-            f"Run {self.run_url}: {self.stop_reason} at step {self.step} of {self.total_steps}."
-        ]
+        at = f"step {self.step} of {self.total_steps}"
+        text = [f"Run {self.run_url}: {self.stop_reason} at {at}."]
         if self.stop_reason != FINISHED:
             text.append("A checkpoint is saved: run the same command again to resume.")
         for name, first, last in (
@@ -76,13 +74,13 @@ class RunContext:
     """Facts about a run that are read once, before its ranks start; picklable."""
 
     manifest: Manifest
-    sides: TaskSplit | None  # training and test samples of a task; None: pre-training
+    split: TaskSplit | None  # training and test samples of a task; None: pre-training
     state: TrainState | None  # of the newest checkpoint; None: a new run
     attempt: int  # number of the attempt, from 1
 
     @property
     def step(self) -> int:
-        """Return the completed optimizer steps that the run continues from."""
+        """Return the number of completed optimizer steps."""
         return self.state.step if self.state else 0
 
 
@@ -91,8 +89,7 @@ def load_run_context(config: Config, known: RunContext | None = None) -> RunCont
 
     Args:
         config: The run's recipe.
-        known: An earlier context of the same recipe: only the newest checkpoint and the number of
-            the attempt are read again.
+        known: An earlier context of it: only newest checkpoint and attempt number are read again.
 
     Raises:
         ConfigError: If recipe, data and checkpoint do not fit each other.
@@ -105,30 +102,28 @@ def load_run_context(config: Config, known: RunContext | None = None) -> RunCont
         if config.data.eval_url:
             open_data(config, config.data.eval_url)
         task = config.task
-        sides = protocol.split_samples(config, manifest, task.fold) if task else None
+        split = protocol.split_samples(config, manifest, task.fold) if task else None
     else:
-        manifest, sides = known.manifest, known.sides
+        manifest, split = known.manifest, known.split
     run_url, state = config.run.url, None
     step = store.latest_committed(run_url)
     if step is not None:
         state = store.read_state(run_url, step)
         state.check_resumable(config, manifest.fingerprint, store.checkpoint_url(run_url, step))
-    return RunContext(manifest, sides, state, next_attempt(run_url))
+    return RunContext(manifest, split, state, next_attempt(run_url))
 
 
 class Attempt:
-    """The parts of one attempt at a run on one rank.
-
-    step: completed optimizer steps.
+    """The parts of one attempt at a run on one rank. step: completed optimizer steps.
 
     Args:
         config: The run's recipe.
         world: This rank's place among all ranks.
-        device: From `engine.process_group`.
+        device: Device of this rank, from `engine.process_group`.
         on_log: Called with each row of metrics, on rank 0.
         on_begin: Called with all ranks' metrics addresses, on rank 0.
         stack: Closes the parts.
-        context: On rank 0, what `load_run_context` returned; None: read here.
+        context: On rank 0, the result of `load_run_context`; None: read here.
     """
 
     def __init__(
@@ -149,8 +144,8 @@ class Attempt:
         config = _with_backend(config, world, self._manifest, state)
         self._config, self._world = config, world
         self._ownership = RunOwnership(config.run.url, world)
-        train_on = found.sides.train if found.sides else None
-        self._test_on = found.sides.test if found.sides else None
+        train_on = found.split.train if found.split else None
+        self._test_on = found.split.test if found.split else None
         self._loader = ClipLoader(config, config.data.url, self._manifest, world, train_on)
         self.total_steps = config.train.total_steps(self._loader.steps_per_epoch)
         self.step = found.step
@@ -165,9 +160,8 @@ class Attempt:
         self._recorder = stack.enter_context(recorder)
         self._checkpointer = stack.enter_context(Checkpointer(config, world, recorder.sync))
         stack.enter_context(self._errors_recorded())
-        self._fingerprint = self._manifest.fingerprint
-        versions = store.package_versions()
-        recorder.record_start(self.step, self.total_steps, self._fingerprint, versions)
+        fingerprint, versions = self._manifest.fingerprint, store.package_versions()
+        recorder.record_start(self.step, self.total_steps, fingerprint, versions)
 
         reshard = state is not None and load.needs_resharding(state, config, world)
         self.engine = Engine(config, objective, world, device, universal=reshard)
@@ -195,7 +189,6 @@ class Attempt:
             stack: Closes the loader.
         """
         batches = self._loader.batches(self.step, self.total_steps)
-        assert isinstance(batches, Generator)
         stack.callback(batches.close)
         return self._recorder.meter.waiting(batches)
 
@@ -220,7 +213,7 @@ class Attempt:
         Args:
             batch: This rank's clips.
             loss: Their mean loss.
-            notice: This rank's notices to stop or save.
+            notice: This rank's reasons to stop or save.
         """
         next_step, epoch = self.step + 1, self.step // self._loader.steps_per_epoch
         self._recorder.count_step(next_step, epoch, batch)
@@ -256,8 +249,7 @@ class Attempt:
             self._recorder.record_evaluation(self.step, loss, time.perf_counter() - began)
 
     def _test(self, notice: Notice) -> bool:
-        """Write predictions.jsonl of the task's test samples unless there is no task or the file
-        exists; False if a rank has a reason to stop first."""
+        """Write predictions.jsonl of a task unless it exists; return False if stopped before."""
         if self._test_on is None:
             return True
         is_main, run_url = self._world.is_main, self._config.run.url
@@ -285,18 +277,14 @@ class Attempt:
         return True
 
     def save(self) -> None:
-        """Start to save a checkpoint once the upload of the one before has finished."""
+        """Wait for the previous checkpoint's upload, then start to save another."""
         self.finish_upload()
         self._ownership.check()
         self._recorder.close_window(self.step)  # recorded before the checkpoint that keeps it
         began = time.perf_counter()
-        state = TrainState.of_run(
-            self._config,
-            self.step,
-            self._loader.steps_per_epoch,
-            self._fingerprint,
-            self._world.world_size,
-        )
+        epoch_steps, ranks = self._loader.steps_per_epoch, self._world.world_size
+        fingerprint = self._manifest.fingerprint
+        state = TrainState.of_run(self._config, self.step, epoch_steps, fingerprint, ranks)
         self._checkpointer.save(self.engine, state)
         self._recorder.add_checkpoint_seconds(time.perf_counter() - began)
 
@@ -314,7 +302,7 @@ class Attempt:
         """Commit the last checkpoint (with one retry), test a finished network, and sum up.
 
         Args:
-            notice: This rank's notices to stop or save.
+            notice: This rank's reasons to stop or save.
         """
         if not self.finish_upload():
             self.save()
@@ -366,7 +354,7 @@ def _with_own_init(config: Config, state: TrainState | None) -> Config:
     """Replace finetune.init of a resumed run by its own checkpoint.
 
     DeepSpeed's universal form does not restore frozen parameters (the encoder of a linear probe),
-    so they come from `build`; the original finetune.init may have changed or be gone by now.
+    so `build` loads them; the original finetune.init may have changed or been deleted since.
     """
     if state is None or config.task is None:
         return config
@@ -378,10 +366,7 @@ def _with_own_init(config: Config, state: TrainState | None) -> Config:
 def _with_backend(
     config: Config, world: World, manifest: Manifest, state: TrainState | None
 ) -> Config:
-    """Replace decode backend `auto` by a resumed run's own, or by one chosen now; a collective.
-
-    Raises: ConfigError if a rank cannot use it.
-    """
+    """Replace decode backend `auto` by a resumed run's own, or by one chosen now; a collective."""
     if state is not None:
         config = decoding.pin_backend(config, state.config)
     name = distributed.run_on_all_ranks(

@@ -28,13 +28,7 @@ from svfap_dist.evaluate import protocol
 from svfap_dist.progress import Progress
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import Manifest
-from svfap_dist.telemetry.journal import (
-    Line,
-    PastAttempt,
-    read_attempts,
-    read_ledgers,
-    read_recipe,
-)
+from svfap_dist.telemetry.journal import Line, PastAttempt, read_attempts, read_ledgers, read_recipe
 
 _ROWS_KEPT = 20
 
@@ -54,11 +48,11 @@ class Mismatch:
 class Audit:
     """Result of an audit.
 
-    steps: those that count, from first_step on. samples: planned for them. lost: planned for a step
-    and lane, but in no line. duplicated: lines beyond the plan. misplaced: lines of a sample that
-    was planned for the same step, but another lane or epoch. substituted: lines whose clips are of
-    a neighbor, because the sample was bad. redone: steps whose lines of an earlier attempt do not
-    count. pending: steps after the newest checkpoint, not checked. torn: unreadable lines.
+    steps: those that count, from first_step on. samples: planned for them. lost: planned, but in no
+    line. duplicated: lines beyond the plan. misplaced: lines of a sample planned for the same step,
+    but another lane or epoch. substituted: lines whose clips come from a neighbor, because the
+    sample was bad. redone: repeated steps, whose earlier lines do not count. pending: steps after
+    the newest checkpoint, not checked. torn: unreadable lines.
     """
 
     run_url: str
@@ -107,7 +101,7 @@ def audit(run_url: str, data_url: str = "") -> Audit:
 
     Args:
         run_url: URL of the run.
-        data_url: Of its shards; empty: as the run's recipe says.
+        data_url: URL of its shards; empty: data.url of the run's recipe.
 
     Raises:
         ConfigError: If there is no run or ledger, the shards are not the run's, or no step counts
@@ -123,9 +117,9 @@ def audit(run_url: str, data_url: str = "") -> Audit:
     manifest = shard_format.load_manifest(data_url)
     for attempt in attempts:
         if attempt.manifest_fingerprint != manifest.fingerprint:
-            found = f"manifest {manifest.fingerprint}, but attempt {attempt.number} had "
-            found += f"{attempt.manifest_fingerprint}"
-            advice = "name the shards of the run with --data"
+            found, trained = manifest.fingerprint, attempt.manifest_fingerprint
+            found = f"manifest {found}, but attempt {attempt.number} had {trained}"
+            advice = "give the shards of the run with --data"
             raise ConfigError("The run was trained on other data", data_url, found, advice)
     sizes = storage.list_files(storage.join(run_url, "ledger"))
     if not sizes:
@@ -197,11 +191,11 @@ class _Plan:
         return shard_format.load_index(self._config.data.url, self._manifest.shards[shard]).keys
 
     def epoch_of(self, step: int) -> int:
-        """Epoch of a step; steps count from 1, over all epochs."""
+        """Return the epoch of a step; steps count from 1, over all epochs."""
         return (step - 1) // self._steps_per_epoch
 
     def places(self, step: int) -> list[tuple[int, str]]:
-        """Lane and key of each sample of a step."""
+        """Return lane and key of each sample of a step."""
         epoch, step_in_epoch = divmod(step - 1, self._steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._used = epoch, bytearray(len(self._used))

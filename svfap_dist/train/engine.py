@@ -4,9 +4,9 @@ In: an `Objective`, this rank's `ClipBatch` and a learning rate. Out: the loss, 
 the host does not wait for, and the `Update`. The step is in two halves, `backward` and `update`,
 because all ranks agree between them whether the weights may be changed.
 
-DeepSpeed's requirements stay in this file: it is imported late and on CPU without any compiled
-kernel (no compiler is needed at run time), its process group is created or taken over here, and its
-log output is reduced. `checkpoint.load` is the only other file that knows DeepSpeed.
+DeepSpeed's requirements stay in this file: it is imported late, on CPU without any compiled kernel
+(no compiler is needed at run time), its process group is created here unless Ray Train has created
+one, and its log output is reduced. `checkpoint.load` is the only other file that uses DeepSpeed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ REDUCE_BUCKET = 50_000_000  # elements per ZeRO reduction; its default takes 2 G
 
 @dataclasses.dataclass(frozen=True)
 class StepContext:
-    """When and where a loss is computed: all that its random choices may depend on.
+    """Device, rank and step of a loss: all that its random choices may depend on.
 
     step: completed optimizer steps; None: an evaluation, without random choices.
     """
@@ -50,10 +50,9 @@ class StepContext:
 
 
 class Objective(Protocol):
-    """What is trained: the network, its loss on a batch, and their costs.
+    """The network to train, its loss on a batch, and their costs.
 
-    The loop, the engine and the checkpoints are the same for pre-training and fine-tuning; the
-    differences are behind this protocol (`objective`, `labelled`).
+    Pre-training (`objective`) and fine-tuning (`labelled`) differ only behind this protocol.
     """
 
     @property
@@ -80,7 +79,7 @@ class Objective(Protocol):
         """Check the weights that a new run would start from, before any rank is started.
 
         Raises:
-            ConfigError: If they are of another network than the recipe's.
+            ConfigError: If they do not fit the recipe's network.
             CheckpointError: If there are none.
         """
         ...
@@ -93,7 +92,7 @@ class Objective(Protocol):
         """Put the trained part of the network into training mode.
 
         Args:
-            model: What `build` returned.
+            model: Network from `build`.
         """
         ...
 
@@ -103,10 +102,10 @@ class Objective(Protocol):
         """Return the mean loss, a scalar on the device, over some clips of a batch.
 
         Args:
-            network: What `build` returned, perhaps wrapped.
+            network: Network from `build`, perhaps wrapped.
             batch: This rank's clips.
             part: Which of them.
-            context: When and where.
+            context: Device, rank and step.
         """
         ...
 
@@ -135,7 +134,8 @@ def process_group(config: Config, world: World) -> Iterator[torch.device]:
         ClusterError: If the recipe wants a GPU and there is none, or the rendezvous fails.
     """
     device = _device(config, world)
-    torch.set_num_threads(config.train.threads_per_rank or _fair_threads(world))
+    fair_threads = max(1, len(os.sched_getaffinity(0)) // world.local_world_size)
+    torch.set_num_threads(config.train.threads_per_rank or fair_threads)
     if device.type == "cpu":
         keep_freed_memory()
     is_ours = not dist.is_initialized()
@@ -163,10 +163,6 @@ def _device(config: Config, world: World) -> torch.device:
     return device
 
 
-def _fair_threads(world: World) -> int:
-    return max(1, len(os.sched_getaffinity(0)) // world.local_world_size)
-
-
 def _connect(config: Config, world: World, device: torch.device) -> None:
     try:
         dist.init_process_group(
@@ -178,12 +174,10 @@ def _connect(config: Config, world: World, device: torch.device) -> None:
         )
     except (RuntimeError, ValueError, OSError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise ClusterError(
-            "Group initialization failed (rendezvous)",
-            where=f"rank {world.rank} of {world.world_size} at {address}",
-            found=str(error),
-            do="check that all ranks were started and that MASTER_ADDR and MASTER_PORT name rank 0",
-        ) from error
+        title = "Group initialization failed (rendezvous)"
+        where = f"rank {world.rank} of {world.world_size} at {address}"
+        do = "check that all ranks were started and that MASTER_ADDR and MASTER_PORT name rank 0"
+        raise ClusterError(title, where, str(error), do) from error
 
 
 def _deepspeed(device: torch.device) -> Any:
@@ -317,7 +311,7 @@ class Engine:
         """Clip the gradient and take one optimizer step, unless the gradient is not finite.
 
         Args:
-            learning_rate: Of this step, before each group's layer decay.
+            learning_rate: Rate of this step, before each group's layer decay.
         """
         groups = self._engine.optimizer.param_groups
         for group, scale in zip(groups, self._rate_scales, strict=True):
@@ -396,9 +390,9 @@ def open_engine(objective: Objective, config: Config, world: World) -> Iterator[
     """Open the engine of a rank together with its process group, for measurements.
 
     Args:
-        objective: network and loss.
-        config: recipe.
-        world: this rank's place among all.
+        objective: Network and loss.
+        config: The recipe.
+        world: This rank's place among all ranks.
     """
     with process_group(config, world) as device:
         engine = Engine(config, objective, world, device)

@@ -1,9 +1,9 @@
 """Per-step consensus of all ranks by one all-reduce, before a step changes the weights.
 
-Each rank contributes its own view: whether it has a reason to stop, whether its loss is finite,
-whether its upload has ended, how many of its samples were bad. After one small sum over all ranks,
-every rank knows the same and acts alike. The vote makes the host wait for the device once per step,
-which adds nothing: DeepSpeed's ZeRO waits there anyway, to see whether the gradient is finite.
+Each rank contributes whether it has a reason to stop, whether its loss is finite, whether its
+upload has ended, and how many of its samples were bad. After one small sum over all ranks, every
+rank takes the same decision. The vote makes the host wait for the device once per step, at no extra
+cost: DeepSpeed's ZeRO waits there anyway, to see whether the gradient is finite.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Health:
     """Votes of one rank.
 
     Args:
-        device: Of the losses and of the collective.
+        device: Device of the losses and of the collective.
         max_bad_fraction: Share of bad samples above which the run ends.
     """
 
@@ -61,8 +61,8 @@ class Health:
 
         Args:
             step: Number of the step, from 1.
-            keys: Of this rank's clips.
-            num_bad: How many of its samples were bad.
+            keys: Keys of this rank's clips.
+            num_bad: Number of its bad samples.
             loss: Its mean loss, a scalar on the device.
             vote: What it wants all to do after the step.
 
@@ -80,30 +80,24 @@ class Health:
         self._all_bad += bad
         self._all_seen += seen
         if self._all_bad > self._max_bad_fraction * max(self._all_seen, _MIN_SAMPLES):
-            raise self._too_many_bad()
+            found = f"{self._all_bad:.0f} of {self._all_seen:.0f} samples, more than "
+            found += f"data.max_bad_fraction = {self._max_bad_fraction}"
+            do = "see quarantine.jsonl of the run for keys and reasons; try `svfap shards verify`"
+            raise HealthError("Too many bad samples", "data.url", found, do)
         mean = total / dist.get_world_size()
         return StepDecision(
             stop=stops > 0, finish_upload=uploads > 0, check_nodes=checks > 0, loss=mean
         )
 
-    def _too_many_bad(self) -> HealthError:
-        found = f"{self._all_bad:.0f} of {self._all_seen:.0f} samples, more than "
-        found += f"data.max_bad_fraction = {self._max_bad_fraction}"
-        advice = "see quarantine.jsonl of the run for keys and reasons; try `svfap shards verify`"
-        return HealthError("Too many samples cannot be used", "data.url", found, advice)
-
 
 def _not_finite(step: int, own_keys: list[str]) -> NotFiniteError:
-    """Name the clips of the ranks whose loss is not finite; a collective."""
+    """Return an error that names the clips of the ranks whose loss is not finite; a collective."""
     keys = [key for found in distributed.all_gather_object(own_keys) for key in found]
     more = f" and {len(keys) - _KEYS_NAMED} more" if len(keys) > _KEYS_NAMED else ""
-    return NotFiniteError(
-        "Loss is not finite",
-        where=f"step {step}",
-        found=f"among the clips {', '.join(keys[:_KEYS_NAMED])}{more}",
-        do="look at these clips, lower optim.lr or set optim.clip_grad_norm; the weights are "
-        "untouched and the newest checkpoint is from before",
-    )
+    found = f"among the clips {', '.join(keys[:_KEYS_NAMED])}{more}"
+    advice = "look at these clips, lower optim.lr or set optim.clip_grad_norm; the weights are "
+    advice += "untouched and the newest checkpoint is from before"
+    return NotFiniteError("Loss is not finite", f"step {step}", found, advice)
 
 
 def gradient_not_finite(step: int) -> NotFiniteError:

@@ -3,8 +3,8 @@
 `run` is what every rank executes, started by Ray Train, srun, torchrun or a plain process; the
 recipe says whether it pre-trains or fine-tunes. Batches come from `data.loader`, the arithmetic is
 in `engine`, and files are written by `telemetry.recorder` and `checkpoint.saver`; this file is the
-order of events. Between backward and update all ranks agree (`health`); a run that stops early does
-so after a step, on all ranks alike, or while a task is tested, between two batches.
+order of events. Between backward and update all ranks agree (`health`). All ranks stop early
+together, after a step or, while a task is tested, between two batches.
 """
 
 from __future__ import annotations
@@ -36,19 +36,18 @@ def run(
     Args:
         config: The run's recipe.
         on_log: Called with a row of metrics at each log step, on rank 0.
-        on_begin: Called with the "host:port" of all ranks' metrics before the first step, on
-            rank 0.
+        on_begin: Called before the first step with all ranks' metrics addresses, on rank 0.
         stop_requested: Returns a reason to stop, or "". Once it returns one on any rank, all save a
             checkpoint and stop, as they do at SIGTERM, SIGUSR1, Ctrl-C and `train.max_seconds`.
-        nodes_leaving: Returns the nodes that will be taken away; a collective. At a new one all
+        nodes_leaving: Returns the nodes that will be preempted; a collective. At a new one all
             ranks save a checkpoint and continue.
-        context: On rank 0, what `preflight` returned; None: read again.
+        context: On rank 0, the result of `preflight`; None: read again.
 
     Raises:
-        ConfigError: Before the first step, if recipe, data or checkpoint do not fit.
-        ShardError: Before the first step, if the data cannot be used.
-        ClusterError: Before the first step, if the ranks cannot connect.
-        HealthError: At a step, if the loss is not finite or too many samples are bad.
+        ConfigError: If recipe, data and checkpoint do not fit each other.
+        ShardError: If the data cannot be used.
+        ClusterError: If the ranks cannot connect.
+        HealthError: If the loss is not finite or too many samples are bad.
         CheckpointError: If checkpoints cannot be read or written.
     """
     require_urls(config)
@@ -85,14 +84,14 @@ def run(
 
 
 def preflight(config: Config, known: RunContext | None = None) -> RunContext:
-    """Check what can be checked before any rank is started: recipe, data, newest checkpoint.
+    """Check recipe, data and newest checkpoint before any rank is started.
 
     Args:
         config: The run's recipe.
         known: An earlier context of the same recipe, whose manifest and split are reused.
 
     Returns:
-        The facts that were read, for `run`.
+        The context for `run`.
 
     Raises:
         ConfigError: If recipe, data and checkpoint do not fit each other.

@@ -35,9 +35,9 @@ def parameter_groups(
     these two groups, with `lr_scale` = layer_decay to the power of the number of layers after it.
 
     Args:
-        model: a network; with layer decay, a classifier.
-        weight_decay: of matrices and kernels.
-        layer_decay: factor of the learning rate from a layer to the one before it; 1: none.
+        model: Network; with layer decay, a classifier.
+        weight_decay: Weight decay of matrices and kernels.
+        layer_decay: Factor of the learning rate from a layer to the one before it; 1: none.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if layer_decay == 1:
@@ -69,8 +69,8 @@ def layer_ids(names: Iterable[str], encoder: EncoderSpec) -> dict[str, int]:
     """Return the layer of each parameter of a classifier: 0..L + 1 for L blocks.
 
     Args:
-        names: of all its parameters.
-        encoder: row of its encoder, for the names of the parameters of blocks.
+        names: Names of all its parameters.
+        encoder: Row of its encoder, for the names of the parameters of blocks.
     """
     within = {name: name.removeprefix("encoder.") for name in names}
     blocks = {name: re.match(encoder.block, inner) for name, inner in within.items()}
@@ -86,9 +86,9 @@ def adamw(model: nn.Module, optim: OptimConfig, layer_decay: float = 1.0) -> tor
     """Return a fused AdamW for a model that is already on its device.
 
     Args:
-        model: the network.
+        model: The network.
         optim: [optim] of the recipe.
-        layer_decay: see `parameter_groups`.
+        layer_decay: See `parameter_groups`.
     """
     return torch.optim.AdamW(
         parameter_groups(model, optim.weight_decay, layer_decay),

@@ -1,14 +1,13 @@
-"""Reasons to save a checkpoint early: signals, a time limit, nodes that are taken away.
+"""Reasons to save a checkpoint early: signals, a time limit, preempted nodes.
 
-Each rank notices them for itself; all ranks agree after a step on what follows (`health`). There
-are two kinds:
+Each rank notices its own; all ranks agree after a step on what follows (`health`). There are two
+kinds:
 
 - *Stop*: save and end. SIGTERM, SIGUSR1 (Slurm's warning before the time limit) and SIGINT
-  (Ctrl-C), requests that the launcher forwards by other means than signals, and
-  `train.max_seconds`. The first one becomes the run's stop reason, which `exit_code` translates for
-  a shell or a scheduler.
-- *Save*: a node will be taken away (Ray's preemption notice). The run saves and continues; the
-  launcher restarts the ranks elsewhere when the node is gone.
+  (Ctrl-C), a launcher's request by other means than signals, and `train.max_seconds`. The first one
+  becomes the run's stop reason, which `exit_code` translates for a shell or a scheduler.
+- *Save*: a node will be preempted (Ray's notice). The run saves and continues; the launcher
+  restarts the ranks elsewhere when the node is gone.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def exit_code(stop_reason: str) -> int:
     """Return 0 for a finished run, 128 + number for a signal, 75 for the time limit.
 
     Args:
-        stop_reason: Of a `RunResult`.
+        stop_reason: `RunResult.stop_reason`.
     """
     if stop_reason == FINISHED:
         return 0
@@ -49,9 +48,9 @@ def exit_code(stop_reason: str) -> int:
 def catch_stop_signals() -> Iterator[Callable[[], str]]:
     """Catch STOP_SIGNALS and yield a function that returns the first one's name, or "".
 
-    A second signal has its previous effect. Signals reach the main thread only: in others (Ray's
-    workers) none is caught. A nested call returns what the outer one caught, so a signal between
-    two folds of a fine-tuning stops the next.
+    A second signal has its previous effect. Signals reach the main thread only; in others (Ray's
+    workers) none is caught. A nested call shares what the outer one caught, so a signal between two
+    folds of a fine-tuning stops the next.
     """
     if _outermost:
         outer = _outermost[0]
@@ -63,7 +62,7 @@ def catch_stop_signals() -> Iterator[Callable[[], str]]:
     def handle(number: int, _: object) -> None:
         caught.append(signal.Signals(number).name)
         signal.signal(number, before[number])
-        log.info("Stopping at the next step and saving a checkpoint; once more stops without one.")
+        log.info("Saving a checkpoint and stopping after this step; a second signal stops at once.")
 
     if threading.current_thread() is threading.main_thread():
         for number in STOP_SIGNALS:
@@ -78,13 +77,13 @@ def catch_stop_signals() -> Iterator[Callable[[], str]]:
 
 
 class Notice:
-    """Notices of one rank to stop or to save.
+    """Reasons of one rank to stop or to save.
 
     Args:
         caught: Returns the name of a signal, or "".
         requested: Returns the launcher's reason to stop, or "".
-        nodes_leaving: Returns the names of the run's nodes that will be taken away; a collective,
-            called about every five seconds. None where the launcher cannot know.
+        nodes_leaving: Returns the run's nodes that will be preempted; a collective, called about
+            every five seconds. None where the launcher cannot know.
         max_seconds: Time limit from now on; 0: none.
         clock: Seconds, for tests.
     """
@@ -108,15 +107,12 @@ class Notice:
         return self._caught() or self._requested()
 
     def stop_reason(self) -> str:
-        """Return the same, or that the time limit is over."""
-        return self.external_stop_reason() or (self._time_is_up() and TIME_IS_UP) or ""
-
-    def _time_is_up(self) -> bool:
-        return self._clock() >= self._end
+        """Return the reason to stop, the time limit included, "" without one."""
+        return self.external_stop_reason() or (TIME_IS_UP if self._clock() >= self._end else "")
 
     @property
     def nodes_check_due(self) -> bool:
-        """Return whether it is time that all ranks check for nodes that leave."""
+        """Return whether all ranks should check for nodes that leave."""
         return self._nodes_leaving is not None and self._clock() >= self._next_check
 
     def new_nodes_leaving(self) -> bool:

@@ -21,7 +21,7 @@ def test_a_context_is_picklable_and_its_manifest_is_read_once(
     tables = recipe_tables(str(tmp_path / "shards"), str(tmp_path / "run"))
     config = recipe.from_tables(tables, where="test")
     context = loop.preflight(config)
-    assert (context.step, context.attempt, context.sides) == (0, 1, None)
+    assert (context.step, context.attempt, context.split) == (0, 1, None)
     copied = pickle.loads(pickle.dumps(context))
     assert copied.manifest.fingerprint == context.manifest.fingerprint
     monkeypatch.setattr(attempt, "open_data", pytest.fail)
