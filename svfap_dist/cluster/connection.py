@@ -19,10 +19,10 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     """Connect to the Ray cluster in RAY_ADDRESS, else to one of our own on loopback.
 
     Args:
-        cluster: section of the recipe, for the CPUs of a cluster of our own.
+        cluster: The recipe's section, for the CPUs of a cluster of our own.
 
     Raises:
-        ClusterError: There is no cluster at that address, or it refuses.
+        ClusterError: If there is no cluster at that address, or it refuses.
     """
     cpus = max(os.cpu_count() or 1, cluster.num_workers * cluster.cpus_per_worker)
     fix = "check RAY_ADDRESS and the cluster's token, or use --on local"
@@ -31,13 +31,13 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
 
 
 def check_resources(cluster: ClusterConfig) -> None:
-    """Check that the connected cluster can hold the worker group, instead of waiting for ever.
+    """Check that the connected cluster has room for the worker group, which would wait forever.
 
     Args:
-        cluster: section of the recipe; nodes have its `wait_seconds` to join.
+        cluster: The recipe's section; nodes have its `wait_seconds` to join.
 
     Raises:
-        ClusterError: the cluster is still too small.
+        ClusterError: If the cluster is still too small.
     """
     deadline = time.monotonic() + cluster.wait_seconds
     while lacking := shortage(cluster):
@@ -50,10 +50,10 @@ def check_resources(cluster: ClusterConfig) -> None:
 
 
 def shortage(cluster: ClusterConfig) -> str:
-    """Return which resources the connected cluster lacks for the worker group, "" if none.
+    """Return the resources that the connected cluster lacks for the worker group, "" if none.
 
     Args:
-        cluster: section of the recipe.
+        cluster: The recipe's section.
     """
     import ray
 

@@ -2,7 +2,7 @@
 
 The template is launch/kubernetes/rayjob.yaml. The resolved recipe is in a ConfigMap that the head
 pod mounts. A job's state is the status of the RayJob. Stopping goes through Ray's job agent in the
-head pod, because deleting the RayJob would leave the ranks no time to save a checkpoint.
+head pod, since deleting the RayJob would leave the ranks no time to save a checkpoint.
 """
 
 from __future__ import annotations

@@ -116,14 +116,14 @@ class RayJobs:
         """Pass on a job's output from its beginning until it ends; reconnect where needed.
 
         Args:
-            job: of `submit`.
-            write: takes pieces of the output.
+            job: Result of `submit`.
+            write: Called with pieces of the output.
 
         Returns:
             The job's exit code where Ray knows it, 143 for a stopped job.
 
         Raises:
-            ClusterError: the cluster is gone.
+            ClusterError: If the cluster cannot be reached any more.
         """
         import aiohttp
 
@@ -140,7 +140,7 @@ class RayJobs:
                     skip = max(0, skip - len(text))
 
             while not (now := _status(client, job)).ended:
-                # A broken or silent connection; `_status` finds out whether the cluster is there.
+                # A broken or silent connection: `_status` raises if the cluster is gone.
                 with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
                     asyncio.run(copy())
                 time.sleep(_SECONDS_BETWEEN_POLLS)
@@ -155,19 +155,15 @@ class RayJobs:
             try:
                 lines = Path(self.env_file).read_text().splitlines()
             except OSError as error:
-                raise ConfigError(
-                    "Cannot read the environment file",
-                    self.env_file,
-                    str(error),
-                    "check --env-file",
-                ) from error
+                title, do = "Cannot read the environment file", "check --env-file"
+                raise ConfigError(title, self.env_file, str(error), do) from error
         words = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
         found: dict[str, str] = {}
         for setting in [*words, *self.env]:
             name, equals, value = setting.partition("=")
             if not equals and name not in os.environ:
                 advice = f"set it, or give --env {name}=VALUE"
-                raise ConfigError("No such variable here", f"--env {name}", "it is not set", advice)
+                raise ConfigError("Unset variable", f"--env {name}", "it is not set here", advice)
             found[name] = value if equals else os.environ[name]
         return found
 

@@ -1,14 +1,13 @@
 """Ranks by Ray Train: start the group, watch it, restart it after a failure, report progress.
 
 Ray Train places one process per worker, sets the torch rendezvous variables, and restarts the whole
-group when one dies (`cluster.max_failures` times). Each rank calls `train.loop.run`, the function
-that torchrun and srun start too; it resumes from the newest committed checkpoint, so no state goes
-through Ray.
+group when one dies (`cluster.max_failures` times). Each rank calls `train.loop.run`, as under
+torchrun and srun; it resumes from the newest committed checkpoint, so no state passes through Ray.
 
 Driver and ranks share a `_Board`, a small actor. Rank 0 posts its log rows; a rank posts an error
-that no restart can fix, so that the next attempt gives up at once; the driver posts what asked it
-to stop (Ctrl-C, a signal of Slurm or of Ray's job agent). When a node will be preempted, the ranks
-learn it from Ray Train, save a checkpoint and continue until the group is restarted.
+that no restart can fix, so that the next attempt ends at once; the driver posts its reason to stop
+(Ctrl-C, a signal of Slurm or of Ray's job agent). When Ray Train announces that a node will be
+preempted, the ranks save a checkpoint and continue until the group is restarted.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class _Board:
         self._rows.append(row)
 
     def put(self, name: str, value: Any) -> None:
-        """Store a value, unless there is one: the first error, the last addresses count."""
+        """Store a value; only addresses replace an earlier one, so the first error counts."""
         if name == "addresses" or name not in self._values:
             self._values[name] = value
 
@@ -77,20 +76,20 @@ def train(
     ends the process at once.
 
     Args:
-        config: the recipe.
-        on_log: gets rank 0's log rows.
-        on_wait: called twice a second.
-        context: result of `loop.preflight`; None: it is called here.
+        config: The recipe.
+        on_log: Called with rank 0's log rows.
+        on_wait: Called twice a second.
+        context: Result of `loop.preflight`; None: it is called here.
 
     Raises:
-        SvfapError: the rank's own.
-        ClusterError: the group could not be kept alive.
+        SvfapError: The error of a rank.
+        ClusterError: If the group keeps failing.
     """
     context = context or loop.preflight(config)
     # Ray installs its own handler of SIGTERM when it connects: ours must come after.
     with (
         connected(config.cluster),
-        catch_stop_signals() as heard,
+        catch_stop_signals() as stop_reason,
         Discovery(config.metrics, config.run.name) as discovery,
     ):
         import ray
@@ -106,8 +105,8 @@ def train(
             discovery.show(values.get("addresses", []))
             for row in rows:
                 on_log(row)
-            if heard():
-                ray.get(board.put.remote("stop_reason", heard()))
+            if stop_reason():
+                ray.get(board.put.remote("stop_reason", stop_reason()))
     storage.delete(_ray_folder(config.run.url))
     if "fatal" in values:
         raise values["fatal"]
@@ -133,7 +132,7 @@ class _Fit:
             self.error = error
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the end, and return whether it is still running."""
+        """Wait for the end, and return whether training still runs."""
         self._thread.join(seconds)
         return self._thread.is_alive()
 
@@ -152,9 +151,7 @@ def _trainer(config: Config, board: Any) -> Any:
             timeout_s=config.train.collective_timeout_seconds,
         ),
         scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers,
-            use_gpu=cluster.use_gpu,
-            resources_per_worker=resources,
+            num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
         ),
         run_config=RunConfig(
             # A new name each time: with an old one Ray Train would restore that run's state.
@@ -193,7 +190,9 @@ def _rank(spec: dict[str, Any]) -> None:
 
     logs.set_up()
     board = spec["board"]
-    if ray.get(board.get.remote("fatal")) is not None:  # an earlier attempt's: none can succeed
+    if (
+        ray.get(board.get.remote("fatal")) is not None
+    ):  # of an earlier attempt: no restart can fix it
         return
     config = recipe.from_tables(spec["config"], where="the driver's recipe")
     is_main = os.environ["RANK"] == "0"
@@ -227,7 +226,7 @@ def _nodes_leaving() -> Set[str]:
 
 @contextlib.contextmanager
 def _stop_reason(board: Any) -> Iterator[Callable[[], str]]:
-    """Yield a function that returns what asked the driver to stop, "" if nothing did.
+    """Yield a function that returns the driver's reason to stop, "" without one.
 
     A thread polls the board, so that no step waits for it.
     """
@@ -236,12 +235,12 @@ def _stop_reason(board: Any) -> Iterator[Callable[[], str]]:
     done = threading.Event()
     found: list[str] = []
 
-    def look() -> None:
+    def poll() -> None:
         while not done.wait(_SECONDS_BETWEEN_POLLS) and not found:
             if reason := str(ray.get(board.get.remote("stop_reason")) or ""):
                 found.append(reason)
 
-    thread = threading.Thread(target=look, name="watch-for-stop", daemon=True)
+    thread = threading.Thread(target=poll, name="watch-for-stop", daemon=True)
     thread.start()
     try:
         yield lambda: found[0] if found else ""
@@ -259,6 +258,5 @@ def _explained(error: BaseException, config: Config) -> SvfapError:
             return cause
         error = failure if rank == min(failures) else error
     title = f"Training group failed {config.cluster.max_failures + 1} times"
-    advice = "look at events.jsonl of the run and Ray's logs, then run the same command again to "
-    advice += "resume from the newest checkpoint"
+    advice = "see events.jsonl of the run and Ray's logs; run the same command again to resume"
     return ClusterError(title, config.run.url, str(error).strip().splitlines()[-1], advice)

@@ -9,8 +9,8 @@ and add a row to `SCHEDULERS`; `svfap launch NAME` and its options follow from t
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
+import pkgutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -70,11 +70,11 @@ class Scheduler(Protocol):
         """Return the job of a recipe, checked as far as possible without the cluster.
 
         Args:
-            name: the recipe, a path or a bundled name.
-            overrides: its overrides, `section.key=value`.
+            name: The recipe, a path or a bundled name.
+            overrides: Texts `section.key=value`.
 
         Raises:
-            ConfigError: the recipe or the options are wrong, or do not fit each other.
+            ConfigError: If the recipe or the options are wrong, or do not fit each other.
         """
         ...
 
@@ -82,10 +82,10 @@ class Scheduler(Protocol):
         """Submit a job.
 
         Args:
-            submission: of `prepare`.
+            submission: Result of `prepare`.
 
         Raises:
-            ClusterError: the scheduler cannot be reached or refuses.
+            ClusterError: If the scheduler cannot be reached or refuses.
         """
         ...
 
@@ -93,10 +93,10 @@ class Scheduler(Protocol):
         """Return a job's state.
 
         Args:
-            job: of `submit`.
+            job: Result of `submit`.
 
         Raises:
-            ClusterError: the scheduler cannot be reached or does not know the job.
+            ClusterError: If the scheduler cannot be reached or does not know the job.
         """
         ...
 
@@ -104,10 +104,10 @@ class Scheduler(Protocol):
         """Make a job save a checkpoint and end, and wait until it has.
 
         Args:
-            job: of `submit`.
+            job: Result of `submit`.
 
         Raises:
-            ClusterError: the scheduler cannot be reached or does not know the job.
+            ClusterError: If the scheduler cannot be reached or does not know the job.
         """
         ...
 
@@ -116,9 +116,9 @@ def cli_option(default: Any, help: str, **more: Any) -> Any:
     """Return a dataclass field that is an option of the command line.
 
     Args:
-        default: its default; () for an option that may be repeated.
-        help: what it is, with its unit.
-        **more: further arguments of `typer.Option`: min, metavar, envvar.
+        default: Its default; () for an option that may be repeated.
+        help: Its help text, with the unit.
+        **more: Further arguments of `typer.Option`: min, metavar, envvar.
     """
     return dataclasses.field(default=default, metadata={"help": help, **more})
 
@@ -127,10 +127,9 @@ def scheduler_class(name: str) -> Any:
     """Return the class of a scheduler.
 
     Args:
-        name: a key of `SCHEDULERS`.
+        name: Key of `SCHEDULERS`.
     """
-    module, _, attribute = SCHEDULERS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return pkgutil.resolve_name(SCHEDULERS[name])
 
 
 def parse_job(text: str) -> Job:
@@ -140,7 +139,7 @@ def parse_job(text: str) -> Job:
         text: "scheduler:name", as `svfap launch` prints it.
 
     Raises:
-        ConfigError: it has another form or an unknown scheduler.
+        ConfigError: If it has another form or an unknown scheduler.
     """
     scheduler, _, name = text.partition(":")
     if scheduler not in SCHEDULERS or not name:
@@ -151,14 +150,14 @@ def parse_job(text: str) -> Job:
 
 
 def load_recipe(name: str, overrides: Sequence[str]) -> Config:
-    """Return a resolved recipe that says where to read and write.
+    """Return a resolved recipe that has the URLs to read from and write to.
 
     Args:
-        name: a path or a bundled name.
-        overrides: `section.key=value`.
+        name: Path or bundled name.
+        overrides: Texts `section.key=value`.
 
     Raises:
-        ConfigError: the recipe is wrong or lacks a URL.
+        ConfigError: If the recipe is wrong or lacks a URL.
     """
     config = recipe.load(name, overrides)
     require_urls(config, hint="an s3:// prefix, or a folder that all nodes share")
@@ -169,7 +168,7 @@ def verb(config: Config) -> str:
     """Return the verb of the command line that runs a recipe.
 
     Args:
-        config: the recipe.
+        config: The recipe.
     """
     return "pretrain" if config.task is None else "finetune"
 
@@ -180,12 +179,12 @@ def run_scheduler_command(
     """Run a command of a scheduler and return its standard output.
 
     Args:
-        command: the program and its arguments.
-        env: variables on top of this process's.
-        stdin: text for its standard input.
+        command: The program and its arguments.
+        env: Environment variables beside this process's.
+        stdin: Text for its standard input.
 
     Raises:
-        ClusterError: there is no such program, it fails, or it takes more than 120 s.
+        ClusterError: If there is no such program, it fails, or it takes more than 120 s.
     """
     try:
         done = subprocess.run(  # noqa: S603 - our own words, no shell

@@ -63,9 +63,8 @@ class Slurm:
     def prepare(self, name: str, overrides: Sequence[str]) -> Submission:
         """See `Scheduler.prepare`; the content is the words of the sbatch command."""
         if self.on not in SCRIPTS:
-            raise ConfigError(
-                "No such way to start ranks", "--on", self.on, f"use {' or '.join(SCRIPTS)}"
-            )
+            advice = f"use {' or '.join(SCRIPTS)}"
+            raise ConfigError("Unknown way to start ranks", "--on", self.on, advice)
         ranks = self.ranks_per_node or self.gpus_per_node or 1
         own = [f"cluster.num_workers={self.nodes * ranks}"]
         if self.on == "ray":
@@ -127,7 +126,7 @@ def _export(options: Sequence[str], verb: str) -> list[str]:
     """Return the option that adds the script's own variables to those the user exports."""
     wanted = [option.partition("=")[2] for option in options if option.startswith("--export=")]
     if not wanted and verb == "pretrain":
-        return []  # everything is exported, and the script needs no more
+        return []  # sbatch exports everything, and the script's defaults suffice
     theirs = (wanted or ["ALL"])[-1]
     names = [] if theirs in ("NONE", "NIL") else [theirs]
     return [f"--export={','.join([*names, 'SVFAP_PYTHON', f'SVFAP_VERB={verb}'])}"]

@@ -1,9 +1,9 @@
 """Ablations: train a recipe once for every combination of values; one table of results.
 
-In: a recipe, overrides, and axes `key=v1,v2`. Out: a run per combination below `run.url`, each in a
-folder named after it, and a `Trial` per combination. Trials are Ray tasks, so Ray schedules them;
-each is an ordinary run of one rank in its own process. A sweep that is started again resumes
-interrupted trials and skips finished ones.
+In: a recipe, overrides, and axes `key=v1,v2`. Out: per combination, a run in a folder of that name
+below `run.url`, and a `Trial`. Trials are Ray tasks; each is an ordinary run of one rank in its own
+process. A sweep that is started again resumes interrupted trials and skips
+finished ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from svfap_dist.config import Config, recipe, require_urls
 from svfap_dist.errors import ConfigError, SvfapError
 from svfap_dist.text_table import format_table
 
-_OWN_KEYS = ("run.url", "cluster.num_workers", "metrics.port")  # what a sweep sets itself
+_OWN_KEYS = ("run.url", "cluster.num_workers", "metrics.port")  # set by the sweep
 _COLUMNS = ("combination", "parameters", "GFLOP/clip", "clips/s", "loss", "validation loss")
 
 
@@ -46,7 +46,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """The combination as one word."""
+        """Return the combination as one word."""
         return ",".join(f"{key}={value}" for key, value in self.combination.items())
 
     def row(self) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ class SweepResult:
 
     @property
     def failed(self) -> int:
-        """How many trials failed."""
+        """Return the number of failed trials."""
         return sum(bool(trial.error) for trial in self.trials)
 
     def lines(self) -> list[str]:
@@ -92,17 +92,17 @@ def run(
 ) -> SweepResult:
     """Train a recipe once for every combination of the axes' values.
 
-    A trial that fails says so in its row and stops no other.
+    A failed trial is a row of the table and stops no other.
 
     Args:
-        name: the recipe, a path or a bundled name.
-        axes: texts `key=v1,v2`.
-        overrides: texts `key=value`, for all trials.
-        on_trial: called with the number of finished trials, of all trials, and the latest's name.
+        name: The recipe, a path or a bundled name.
+        axes: Texts `key=v1,v2`.
+        overrides: Texts `key=value`, for all trials.
+        on_trial: Called with the number of finished trials, of all trials, and the latest's name.
 
     Raises:
-        ConfigError: an axis cannot be read, or no combination is possible.
-        ClusterError: Ray cannot be reached or is too small for one trial.
+        ConfigError: If an axis cannot be read, or no combination is possible.
+        ClusterError: If Ray cannot be reached or is too small for one trial.
     """
     combinations = _combinations([_axis(axis) for axis in axes])
     base = recipe.load(name, overrides)
@@ -140,7 +140,7 @@ def _axis(text: str) -> tuple[str, list[str]]:
         advice = "write e.g. --axis mask.ratio=0.75,0.9"
         raise ConfigError("Unreadable axis", text, "not of the form section.key=v1,v2", advice)
     if key in _OWN_KEYS:
-        raise ConfigError("Not for an axis", key, text, "leave it to the sweep, or override it")
+        raise ConfigError("Key cannot be swept", key, text, "the sweep sets it; name another key")
     return key, found
 
 
@@ -165,8 +165,8 @@ def _check_distinct(configs: dict[int, Config], trials: Sequence[Trial]) -> None
         recipe_text = config.model_dump_json(exclude={"run": {"url"}})
         twin = seen.setdefault(recipe_text, index)
         if twin != index:
-            found = f"{trials[twin].name} and {trials[index].name} are one recipe"
-            advice = "give each value once, however it is written"
+            found = f"{trials[twin].name} and {trials[index].name} are the same recipe"
+            advice = "give each value once, in one notation"
             raise ConfigError("Duplicate sweep key or value", "--axis", found, advice)
 
 
@@ -181,7 +181,7 @@ def _folder(combination: dict[str, str]) -> str:
 def _run_all(
     configs: dict[int, Config], trials: list[Trial], on_trial: Callable[[int, int, str], None]
 ) -> None:
-    """Run the trials of `configs` (by their index) as Ray tasks, and put in their results."""
+    """Run the trials of `configs` (by index) as Ray tasks, and replace them by their results."""
     import ray
     from ray.exceptions import RayError
 
@@ -204,7 +204,7 @@ def _run_all(
             index = pending.pop(reference)
             try:
                 trials[index] = ray.get(reference)
-            except RayError as error:  # its process died, or any other error than SvfapError
+            except RayError as error:  # its process died or raised another error than SvfapError
                 reason = str(error).strip().splitlines()[-1]
                 trials[index] = dataclasses.replace(trials[index], error=reason)
             on_trial(len(configs) - len(pending), len(configs), trials[index].name)
@@ -212,13 +212,20 @@ def _run_all(
 
 def _trial(tables: dict[str, Any], trial: Trial) -> Trial:
     """Run a whole pre-training as the only rank, in a Ray task."""
+    import torch
+
     from svfap_dist.telemetry.journal import METRICS_FILE
     from svfap_dist.train import loop
+    from svfap_dist.train.objective import build_objective
 
     logs.set_up()
     config = recipe.from_tables(tables, where=trial.name)
     try:
-        trial = dataclasses.replace(trial, **_size(config))
+        objective = build_objective(config)
+        with torch.device("meta"):
+            parameters = sum(parameter.numel() for parameter in objective.build().parameters())
+        gflops = objective.flops_per_clip / 1e9
+        trial = dataclasses.replace(trial, parameters=parameters, gflops=gflops)
         result = loop.run(config)
     except SvfapError as error:
         return dataclasses.replace(trial, error=str(error))
@@ -231,18 +238,3 @@ def _trial(tables: dict[str, Any], trial: Trial) -> Trial:
         loss=result.loss,
         held_out_loss=result.held_out_loss,
     )
-
-
-def _size(config: Config) -> dict[str, Any]:
-    """Return the number of parameters, and the operations of a training step for one clip."""
-    import torch
-
-    from svfap_dist.train.objective import build_objective
-
-    learned = build_objective(config)
-    with torch.device("meta"):
-        model = learned.build()
-    return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "gflops": learned.flops_per_clip / 1e9,
-    }

@@ -4,12 +4,7 @@ Start in `sections` (what a recipe may say, section by section), then `config` (
 between sections, the fingerprint) and `recipe` (TOML files, `extends`, overrides, old names).
 """
 
-from svfap_dist.config.config import (
-    Config,
-    check_window,
-    check_world_size,
-    require_urls,
-)
+from svfap_dist.config.config import Config, check_window, check_world_size, require_urls
 from svfap_dist.config.sections import (
     AugmentConfig,
     ClusterConfig,

@@ -1,8 +1,8 @@
 """`Config`: all sections of a run, the rules between them, and the run's fingerprint.
 
-What can be checked without data or a cluster is checked when a `Config` is made; `check_world_size`
-and `check_window` need to know the ranks or the data set and are called by those who do. A recipe
-with a section [task] is one of fine-tuning, any other is one of pre-training.
+Checks that need neither data nor a cluster run when a `Config` is made; `check_world_size` and
+`check_window` need the number of ranks or the data set, and run where that is known. A recipe with
+a section [task] fine-tunes, any other pre-trains.
 """
 
 from __future__ import annotations
@@ -61,10 +61,8 @@ class Config(sections.Section):
         if self.task is None:
             self._check_mask()
         elif data.eval_url:
-            raise _impossible(
-                "data.eval_url", data.eval_url,
-                "held-out clips are for pre-training; a [task] names its own test samples",
-            )  # fmt: skip
+            why = "held-out clips are for pre-training; a [task] names its own test samples"
+            raise _impossible("data.eval_url", data.eval_url, why)
         self._check_batch()
         return self
 
@@ -74,35 +72,27 @@ class Config(sections.Section):
         total = tubelets if kind.whole_frames else self.num_patches
         if not 0 < round(total * mask.ratio) < total:
             units = "tubelet frames" if kind.whole_frames else "patches"
-            raise _impossible(
-                "mask.ratio", mask.ratio, f"of {total} {units} it must mask some and leave some"
-            )
+            why = f"it must mask some of {total} {units}, and not all"
+            raise _impossible("mask.ratio", mask.ratio, why)
         # Over 4 tubelet frames the running cell visits each of its places once, so every masked
         # tube, and with it every clip, has equally many predicted tokens. Only tubes ensure that.
         if mask.decoder_ratio < 1 and (not kind.same_in_all_frames or tubelets % 4):
-            raise _impossible(
-                "mask.decoder_ratio",
-                mask.decoder_ratio,
-                "below 1 it needs mask.kind = tube and a multiple of 4 tubelet frames, not "
-                f"{mask.kind} and {tubelets}",
-            )
+            why = "below 1 it needs mask.kind = tube and a multiple of 4 tubelet frames, not "
+            why += f"{mask.kind} and {tubelets}"
+            raise _impossible("mask.decoder_ratio", mask.decoder_ratio, why)
 
     def _check_batch(self) -> None:
         train, data = self.train, self.data
         if train.global_batch_size % (data.num_lanes * data.repeated_sampling):
-            raise _impossible(
-                "train.global_batch_size",
-                train.global_batch_size,
-                "every step takes equally many samples from each lane and cuts equally many clips "
-                f"from each sample: data.num_lanes = {data.num_lanes} times "
-                f"data.repeated_sampling = {data.repeated_sampling} does not divide it",
+            why = f"data.num_lanes = {data.num_lanes} times data.repeated_sampling = "
+            why += (
+                f"{data.repeated_sampling} must divide it, so that every step takes equally many "
             )
+            why += "samples from each lane and equally many clips from each sample"
+            raise _impossible("train.global_batch_size", train.global_batch_size, why)
         if train.zero_stage == 0 and train.dtype == "bfloat16":
-            raise _impossible(
-                "train.zero_stage",
-                0,
-                "DeepSpeed's stage 0 is wrong with train.dtype = bfloat16; use 1, 2 or 3",
-            )
+            why = "DeepSpeed's stage 0 is wrong with train.dtype = bfloat16; use 1, 2 or 3"
+            raise _impossible("train.zero_stage", 0, why)
         check_world_size(self, self.cluster.num_workers, key="cluster.num_workers")
 
     @property
@@ -135,9 +125,8 @@ class Config(sections.Section):
     def fingerprint(self) -> str:
         """Digest of all fields that decide the numbers of a run.
 
-        Where a run is stored, where it runs and how often it logs or saves do not count. Renamed
-        keys and values count under their first names, so that fingerprints in old checkpoints stay
-        equal to today's.
+        Storage, place and the frequency of logs and checkpoints do not count. Renamed keys and
+        values count under their first names, so that old checkpoints' fingerprints stay valid.
         """
         fields = self.model_dump(mode="json", include={"data", "mask", "model", "optim", "train"})
         fields["run"] = {"seed": self.run.seed}
@@ -161,21 +150,20 @@ def check_world_size(config: Config, world_size: int, key: str = "world size") -
     """Return the gradient accumulation steps for a number of ranks.
 
     Args:
-        config: the recipe, for its lanes and its batch sizes.
-        world_size: ranks.
-        key: what an error names as the place of the number.
+        config: The recipe, for its lanes and its batch sizes.
+        world_size: Number of ranks.
+        key: Place of that number, for an error.
 
     Raises:
-        ConfigError: the lanes or the global batch cannot be shared equally among the ranks.
+        ConfigError: If lanes or global batch cannot be shared equally among the ranks.
     """
     lanes, batch = config.data.num_lanes, config.train.global_batch_size
     possible = [size for size in range(1, lanes + 1) if lanes % size == 0]
     if world_size not in possible:
         found = f"{world_size} ranks for data.num_lanes = {lanes}"
         advice = f"use one of {', '.join(map(str, possible))} ranks, or a multiple of {world_size} "
-        raise ConfigError(
-            "Lanes cannot be shared equally", key, found, advice + "as data.num_lanes"
-        )
+        advice += "as data.num_lanes"
+        raise ConfigError("Lanes cannot be shared equally", key, found, advice)
     per_rank = batch // world_size
     micro = min(config.train.micro_batch_size, per_rank)
     if per_rank % micro:
@@ -189,32 +177,31 @@ def check_window(data: sections.DataConfig, min_frames: int, where: str) -> None
     """Check that the shortest video of a data set is long enough for a clip.
 
     Args:
-        data: section of the recipe, for the window of its clips.
-        min_frames: frames of the shortest video.
-        where: the data set, for the error.
+        data: The recipe's section, for the window of its clips.
+        min_frames: Frames of the shortest video.
+        where: The data set, for the error.
 
     Raises:
-        ConfigError: a clip's window is longer.
+        ConfigError: If a clip's window is longer.
     """
     if data.window > min_frames:
-        found = f"data.num_frames = {data.num_frames} at data.sampling_rate = "
-        found += f"{data.sampling_rate} spans {data.window} frames, the shortest video has "
-        found += f"{min_frames}"
+        found = f"data.num_frames = {data.num_frames} at data.sampling_rate = {data.sampling_rate} "
+        found += f"spans {data.window} frames, the shortest video has {min_frames}"
         advice = "lower data.num_frames or data.sampling_rate, or shard again with "
         advice += f"--min-frames {data.window}"
         raise ConfigError("Window is longer than a clip of the data set", where, found, advice)
 
 
 def require_urls(config: Config, *keys: str, hint: str = "an s3:// prefix or a folder") -> None:
-    """Check that a recipe says where to read and write.
+    """Check that a recipe has the URLs to read from and write to.
 
     Args:
-        config: the recipe.
+        config: The recipe.
         *keys: "data.url", "run.url", ...; none: these two.
-        hint: what to give, for the error.
+        hint: Form of the value, for the error.
 
     Raises:
-        ConfigError: one of them is empty.
+        ConfigError: If one of them is empty.
     """
     for key in keys or ("data.url", "run.url"):
         section, _, name = key.partition(".")

@@ -1,4 +1,4 @@
-"""Recipes: TOML files, what they extend, overrides, and the errors for what is wrong in them.
+"""Read recipes: TOML files, the recipes they extend, overrides, and the errors in them.
 
 In: a recipe's path or bundled name (launch/recipes) and overrides. Out: a `Config`. The tables of a
 recipe are the sections of `Config`; an omitted field keeps its default, or the value of the recipe
@@ -32,11 +32,11 @@ def load(recipe: str, overrides: Iterable[str] = ()) -> Config:
     """Return the configuration of a recipe.
 
     Args:
-        recipe: path of a .toml file, or a bundled name.
-        overrides: texts `section.key=value`; later ones win.
+        recipe: Path of a .toml file, or a bundled name.
+        overrides: Texts `section.key=value`; later ones win.
 
     Raises:
-        ConfigError: names the key, the value and the remedy.
+        ConfigError: Naming the key, the value and the remedy.
     """
     tables = _read(recipe)
     for override in overrides:
@@ -53,11 +53,11 @@ def from_tables(tables: dict[str, Any], where: str) -> Config:
     """Return the configuration in nested tables, such as an old run's config.toml.
 
     Args:
-        tables: by section, then key. Renamed keys are understood.
-        where: their place, for errors.
+        tables: Values by section and key; old names of keys are understood.
+        where: Their place, for errors.
 
     Raises:
-        ConfigError: an unknown key, a wrong value, or values that exclude each other.
+        ConfigError: If a key is unknown, a value wrong, or values exclude each other.
     """
     try:
         # Through JSON: strict mode then takes arrays for tuples, still no number for a string.
@@ -71,7 +71,7 @@ def dumps(config: Config) -> str:
     """Return the resolved configuration as TOML; `load` of it gives an equal `Config`.
 
     Args:
-        config: the configuration.
+        config: The configuration.
     """
     lines: list[str] = []
     for section, values in config:
@@ -149,7 +149,7 @@ def _parse(override: str) -> dict[str, Any]:
 
 
 def _with_new_names(tables: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the tables with renamed keys and values under the names of today."""
+    """Return the tables with renamed keys and values under their new names."""
     tables = {key: dict(t) if isinstance(t, dict) else t for key, t in tables.items()}
     for key, new in _RENAMED_KEYS.items():
         section, _, old = key.partition(".")
@@ -177,13 +177,13 @@ def _warn_renamed(old: str, new: str) -> None:
 def explain(
     error: ValidationError, where: str, model: type[BaseModel] = Config, prefix: str = ""
 ) -> ConfigError:
-    """Return one error for the first thing pydantic complains about.
+    """Return our error for the first of pydantic's.
 
     Args:
-        error: pydantic's.
-        where: what was read.
-        model: what it was read as.
-        prefix: of keys, such as "model.".
+        error: Error of pydantic.
+        where: The file or URL read.
+        model: The model it was read as.
+        prefix: Prefix of keys, such as "model.".
     """
     first = error.errors()[0]
     key = prefix + ".".join(str(part) for part in first["loc"])

@@ -1,8 +1,8 @@
-"""The sections of a recipe: what a run reads, computes and writes, and the task it fine-tunes on.
+"""The sections of a recipe: data, model, training and storage of a run, and its downstream task.
 
-Each field says its unit, its range and, where it comes from the paper or the released code, so. A
-downstream protocol is a table too, never a branch in code: which column of a sample's labels is
-learned, which samples train and which test, what is reported, and what others published.
+A field's comment has its unit, its range and its source, if that is the paper or the released code.
+A downstream protocol is a table too, never a branch in code: the column of the labels that is
+learned, the samples that train and test, the metrics, and the published values.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ def _tokens_per_stage(value: Any) -> int | tuple[int, ...]:
 def table(place: str) -> Any:
     """Return a table of another room.
 
-    Tables are named as text and imported only when a recipe is checked: their rooms are built on
-    top of this one, and some are slow to import.
+    Imported only when a recipe is checked: the other rooms import this one, and some are slow.
 
     Args:
         place: "module:attribute", a dict by name or a sequence of names.
@@ -61,7 +60,7 @@ def _one_of(place: str, *more: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-# Names of things that other rooms own: a new row of their table is a new value here.
+# Names from tables of other rooms: a new row there is a new value here.
 Backend = Annotated[str, _one_of("svfap_dist.video.backends:BACKENDS", "auto")]
 Encoder = Annotated[str, _one_of("svfap_dist.model.sizes:ENCODERS")]
 MaskKind = Annotated[str, _one_of("svfap_dist.data.masking:MASKS")]
@@ -79,7 +78,7 @@ class Section(BaseModel):
 
 
 class RunConfig(Section):
-    """Where a run is stored and what makes it reproducible."""
+    """Storage of a run and what makes it reproducible."""
 
     name: str = "pretrain"  # label of the metrics
     url: str = ""  # folder or s3:// prefix of the run's files; required to train
@@ -88,7 +87,7 @@ class RunConfig(Section):
 
 
 class DataConfig(Section):
-    """Which clips, in which order, and how they are cut."""
+    """The clips of a run, their order, and how they are cut."""
 
     url: str = ""  # folder or s3:// prefix of the shards; required to train
     eval_url: str = ""  # held-out shards for the validation loss; empty: none
@@ -131,7 +130,7 @@ class DecodeConfig(Section):
 
 
 class MaskConfig(Section):
-    """Which tokens the encoder does not see."""
+    """The tokens that the encoder does not see."""
 
     # tube: the same patches in every tubelet frame (paper). random: equally many in every tubelet
     # frame, drawn for each. frame: all patches of whole tubelet frames.
@@ -143,7 +142,7 @@ class MaskConfig(Section):
 
 
 class ModelOptions(Section):
-    """What a recipe's [model] and the dimensions of a network (`model.sizes.Size`) have in common.
+    """Fields that a recipe's [model] and `model.sizes.Size` have in common.
 
     Each of the paper's ablations is one field here, in `ModelConfig`, in [mask] or in [data].
     """
@@ -264,7 +263,7 @@ class MetricsConfig(Section):
 
 
 class TaskConfig(Section):
-    """What is learned from a labelled data set, and how it is tested."""
+    """The task that is learned from a labeled data set, and its test protocol."""
 
     kind: Literal["classification", "regression"]
     set: str  # name of the data set in the samples' labels: "dfew", "mafw", ...
@@ -276,7 +275,7 @@ class TaskConfig(Section):
     # Folds of the cross-validation: fold i tests samples with fold == i, trains on all others. 0:
     # no folds, use the splits.
     folds: NonNegative = 0
-    fold: NonNegative = 0  # the only fold to run; 0: all, one after the other
+    fold: NonNegative = 0  # the only fold to run; 0: all, in order
     train_splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("train",)
     test_splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("test",)
     subject_independent: bool = False  # refuse subjects in both training and test

@@ -69,11 +69,11 @@ def test_an_impossible_combination_is_an_error_in_its_row(no_ray: list[Any]) -> 
     [
         ([], ["run.url=runs"], "Duplicate sweep key or value"),
         (["mask.ratio=0.9,0.8,0.9"], ["run.url=runs"], "Duplicate sweep key or value"),
-        (["mask.ratio=0.9,0.90"], ["run.url=runs"], r"ratio=0\.9 and .*ratio=0\.90 are one"),
+        (["mask.ratio=0.9,0.90"], ["run.url=runs"], r"ratio=0\.9 and .*ratio=0\.90 are the same"),
         (["mask.ratio=0.9", "mask.ratio=0.8"], ["run.url=runs"], "Duplicate sweep key or value"),
         (["mask.ratio"], ["run.url=runs"], "Unreadable axis"),
         (["mask.ratio=0.9,"], ["run.url=runs"], "Unreadable axis"),
-        (["run.url=a,b"], ["run.url=runs"], "Not for an axis"),
+        (["run.url=a,b"], ["run.url=runs"], "Key cannot be swept"),
         (["mask.ratio=0.9,0.8"], [], "run.url"),
         (["mask.ration=0.9,0.8"], ["run.url=runs"], "did you mean ratio"),
     ],
