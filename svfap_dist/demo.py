@@ -32,12 +32,12 @@ def run(out: str, videos: str, overrides: Sequence[str]) -> None:
     """Run the demo.
 
     Args:
-        out: folder for all files it makes.
-        videos: folder of face videos to train on; empty: rendered faces.
-        overrides: of the recipe tiny_cpu, `section.key=value`.
+        out: Folder for all files of the demo.
+        videos: Folder of face videos to train on; empty: rendered faces.
+        overrides: Texts `section.key=value`, for the recipe tiny_cpu.
 
     Raises:
-        SvfapError: of the step that fails.
+        SvfapError: The error of the step that fails.
     """
     out = storage.local_path(out)
     run_url = _fresh_run_folder(os.path.join(out, "run"))
@@ -66,12 +66,11 @@ def run(out: str, videos: str, overrides: Sequence[str]) -> None:
 
 
 def _fresh_run_folder(folder: str) -> str:
-    """Return an empty run folder; replaces that of an earlier demo, and nothing else."""
+    """Return an empty run folder; delete one of an earlier demo, and nothing else."""
     if os.path.isdir(folder) and os.listdir(folder):
         if not os.path.exists(os.path.join(folder, _RUN_MARK)):
-            found = "a folder without the mark of an earlier demo"
-            advice = "choose another folder with --out"
-            raise ConfigError("Folder has files of others", folder, found, advice)
+            found, advice = "files that no demo wrote", "choose another folder with --out"
+            raise ConfigError("Folder is not empty", folder, found, advice)
         shutil.rmtree(folder)
     storage.write_bytes(os.path.join(folder, _RUN_MARK), b"made by svfap demo\n")
     return folder
@@ -80,8 +79,8 @@ def _fresh_run_folder(folder: str) -> str:
 def _split(videos: str, folder: str) -> tuple[str, tuple[str, str]]:
     """Link the videos into a training and a held-out folder: every seventh clip is held out.
 
-    A few people are too few to hold out whole subjects, so a held-out clip may show a subject of
-    the training set; rendered faces are enough to hold out whole subjects.
+    A held-out clip may show a subject of the training set, since a small folder has too few
+    subjects to hold out; rendered faces have enough.
     """
     paths = [video.where for video in sources.load("folder").samples(videos)]
     if len(paths) < _EVERY:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import glob
+import hashlib
 import json
 import logging
 import os
@@ -360,7 +361,8 @@ def _no_room(folder: str, error: Exception) -> CheckpointError:
 
 def _prefix(config: Config, world: World) -> str:
     """Return the prefix of the names of this rank's local folders for this run."""
-    return f"svfap-{store.sha256(config.run.url.encode())[:12]}-rank-{world.rank:05d}-"
+    digest = hashlib.sha256(config.run.url.encode()).hexdigest()
+    return f"svfap-{digest[:12]}-rank-{world.rank:05d}-"
 
 
 def _message(future: Future[Any]) -> str:

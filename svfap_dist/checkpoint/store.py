@@ -298,7 +298,8 @@ def _file_rows(url: str) -> list[dict[str, Any]]:
         data = storage.read_bytes(storage.join(url, FILES))
     except storage.StorageMissingError as error:
         raise _damaged(url, FILES, "it is missing") from error
-    if sha256(data) != storage.read_bytes(storage.join(url, COMMIT)).decode(errors="replace"):
+    committed = storage.read_bytes(storage.join(url, COMMIT)).decode(errors="replace")
+    if hashlib.sha256(data).hexdigest() != committed:
         raise _damaged(url, FILES, "its digest differs from COMMIT")
     return json.loads(data)["files"]
 
@@ -317,15 +318,6 @@ def _download(url: str, row: dict[str, Any], folder: str) -> None:
 def _damaged(url: str, name: str, found: str) -> CheckpointError:
     advice = f"delete {storage.join(url, COMMIT)}: the run then resumes from the one before it"
     return CheckpointError("Checkpoint is damaged", storage.join(url, name), found, advice)
-
-
-def sha256(data: bytes) -> str:
-    """Return the SHA-256 in hex.
-
-    Args:
-        data: Bytes to digest.
-    """
-    return hashlib.sha256(data).hexdigest()
 
 
 def _file_sha256(path: str) -> str:
@@ -360,7 +352,7 @@ def commit(url: str, rows: list[dict[str, Any]]) -> None:
     """
     files = json.dumps({"files": rows}, indent=1).encode()
     storage.write_bytes(storage.join(url, FILES), files)
-    storage.write_bytes(storage.join(url, COMMIT), sha256(files).encode())
+    storage.write_bytes(storage.join(url, COMMIT), hashlib.sha256(files).hexdigest().encode())
 
 
 def upload(folder: str, url: str) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """The command line: `svfap <verb>`.
 
-Verbs only translate arguments into calls and errors into exit codes; each module here has some of
-them, `app` what they share. Heavy modules are imported inside the verbs, which keeps `svfap --help`
-fast.
+Start in `app`, which the verbs share; each other module has some of the verbs. They only translate
+arguments into calls and errors into exit codes, and import heavy modules inside, which keeps
+`svfap --help` fast.
 """
 
 from __future__ import annotations

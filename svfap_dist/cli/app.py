@@ -1,7 +1,8 @@
-"""What the verbs share: the application and its groups, common options, printing of results."""
+"""The application and its groups, options that verbs share, and printing of results."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from typing import Annotated, Any
@@ -104,12 +105,7 @@ def print_result(result: Any, as_json: bool) -> None:
     """Print a result on standard output.
 
     Args:
-        result: a dataclass with a method `lines`.
-        as_json: whether to print one JSON object instead of these lines.
+        result: Dataclass with a method `lines`.
+        as_json: Whether to print one JSON object instead of these lines.
     """
-    import dataclasses
-
-    if as_json:
-        print(json.dumps(dataclasses.asdict(result)))
-    else:
-        print("\n".join(result.lines()))
+    print(json.dumps(dataclasses.asdict(result)) if as_json else "\n".join(result.lines()))

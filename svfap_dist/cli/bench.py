@@ -8,12 +8,12 @@ import typer
 
 from svfap_dist.cli.app import AsJson, Overrides, bench_app, print_result
 
+Size = Annotated[str, typer.Option(help="Named model size: nano, tiny, small, base or large.")]
+
 
 @bench_app.command("model")
 def bench_model(
-    size: Annotated[
-        str, typer.Option(help="Named model size: nano, tiny, small, base or large.")
-    ] = "base",
+    size: Size = "base",
     batch_size: Annotated[int, typer.Option(help="Clips per step.", min=1)] = 8,
     dtype: Annotated[
         str, typer.Option(help="Precision of the step: float32 or bfloat16.")
@@ -36,7 +36,7 @@ def bench_model(
     from svfap_dist.errors import ConfigError
 
     if compare not in ("", "vit"):
-        raise ConfigError("Nothing to compare with", where="--compare", found=compare, do="use vit")
+        raise ConfigError("Unknown model to compare with", "--compare", compare, "use vit")
     result = model.run(
         size,
         batch_size,
@@ -105,9 +105,7 @@ def bench_data(
 
 @bench_app.command("checkpoint")
 def bench_checkpoint(
-    size: Annotated[
-        str, typer.Option(help="Named model size: nano, tiny, small, base or large.")
-    ] = "base",
+    size: Size = "base",
     zero_stage: Annotated[int, typer.Option(help="DeepSpeed ZeRO stage (0-3).", min=0, max=3)] = 2,
     ranks: Annotated[int, typer.Option(help="Number of ranks on this machine.", min=1)] = 2,
     url: Annotated[

@@ -16,11 +16,7 @@ def checkpoint_ls(run_url: RunUrl, as_json: AsJson = False) -> None:
 
     Example: svfap checkpoint ls runs/a
     """
-    from svfap_dist.checkpoint import load, store
-
-    steps = store.committed_steps(run_url)
-    if not steps:
-        load.locate_weights(run_url)  # raises the error that says where it looked
+    steps = _committed_steps(run_url)
     print(json.dumps({"steps": steps}) if as_json else "\n".join(f"step {step}" for step in steps))
 
 
@@ -36,17 +32,23 @@ def checkpoint_verify(
 
     Example: svfap checkpoint verify runs/a 1000
     """
-    from svfap_dist.checkpoint import load, store
+    from svfap_dist.checkpoint import store
 
-    if step is None:
-        steps = store.committed_steps(run_url)
-        if not steps:
-            load.locate_weights(run_url)  # raises the error that says where it looked
-        step = steps[-1]
+    step = _committed_steps(run_url)[-1] if step is None else step
     store.verify(run_url, step)
-    print(
-        json.dumps({"step": step, "ok": True}) if as_json else f"step {step}: every file is intact"
-    )
+    text = f"step {step}: every file is intact"
+    print(json.dumps({"step": step, "ok": True}) if as_json else text)
+
+
+def _committed_steps(run_url: str) -> list[int]:
+    from svfap_dist.checkpoint import load, store
+    from svfap_dist.errors import ConfigError
+
+    if not (steps := store.committed_steps(run_url)):
+        load.locate_weights(run_url)  # raises if there is no checkpoint at all
+        advice = "give the run.url of its run, then the step"
+        raise ConfigError("Not the URL of a run", run_url, "it is one checkpoint", advice)
+    return steps
 
 
 @checkpoint_app.command("gc")
@@ -93,7 +95,7 @@ def checkpoint_gc(
         if not sys.stdin.isatty():
             advice = "give --yes to delete, or --dry-run to print only"
             title = "Confirmation required (stdin is not a terminal)"
-            raise ConfigError(title, where="svfap checkpoint gc", do=advice)
+            raise ConfigError(title, "svfap checkpoint gc", do=advice)
         typer.confirm("Delete them?", abort=True, err=True)
     gc.run_gc(found, lambda step: say(f"deleted step {step}"))
 

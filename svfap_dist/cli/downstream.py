@@ -15,10 +15,7 @@ from svfap_dist.progress import Progress, say
 
 @app.command()
 def finetune(
-    name: Recipe,
-    overrides: Overrides = None,
-    on: On = "local",
-    as_json: AsJson = False,
+    name: Recipe, overrides: Overrides = None, on: On = "local", as_json: AsJson = False
 ) -> None:
     """Fine-tune on a labeled data set and test, all folds.
 
@@ -85,8 +82,7 @@ def evaluate(
     ],
     overrides: Overrides = None,
     predictions: Annotated[
-        str,
-        typer.Option(help="File for each sample's scores, as JSON lines (default: none)."),
+        str, typer.Option(help="File for each sample's scores, as JSON lines (default: none).")
     ] = "",
     as_json: AsJson = False,
 ) -> None:

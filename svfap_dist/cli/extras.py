@@ -20,7 +20,7 @@ def missing_extra(error: ModuleNotFoundError) -> ConfigError | None:
     """Return the error that names the extra to install, None for a module of no extra.
 
     Args:
-        error: of an import.
+        error: Error of an import.
     """
     module = (error.name or "").partition(".")[0]
     for extra, modules in _EXTRAS.items():

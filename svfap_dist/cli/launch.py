@@ -1,4 +1,4 @@
-"""`svfap launch`: submit a recipe to a scheduler, look at the job, stop it; and `svfap files`.
+"""`svfap launch`: submit a recipe to a scheduler, show the job's state, stop it; `svfap files`.
 
 The verbs `svfap launch NAME` follow from the rows of `cluster.schedulers.SCHEDULERS`: a scheduler's
 docstring is its help, its fields are its options.
@@ -110,7 +110,7 @@ def _follow(scheduler: Any, job: Any) -> None:
 
 
 def _scheduler_of(text: str, **options: Any) -> tuple[Any, Any]:
-    """Return a job and its scheduler, with those of the options that it has."""
+    """Return a job and its scheduler, made with those options that its class has."""
     from svfap_dist.cluster.schedulers import parse_job, scheduler_class
 
     job = parse_job(text)

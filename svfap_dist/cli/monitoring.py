@@ -48,9 +48,9 @@ def audit(
 
     Example: svfap audit s3://bucket/runs/a
     """
-    from svfap_dist.train import audit as proof
+    from svfap_dist.train import audit as auditing
 
-    found = proof.audit(run_url, data)
+    found = auditing.audit(run_url, data)
     print_result(found, as_json)
     if not found.is_exact:
         raise typer.Exit(1)

@@ -36,10 +36,7 @@ def demo(
 
 @app.command()
 def pretrain(
-    name: Recipe,
-    overrides: Overrides = None,
-    on: On = "local",
-    as_json: AsJson = False,
+    name: Recipe, overrides: Overrides = None, on: On = "local", as_json: AsJson = False
 ) -> None:
     """Pre-train the masked autoencoder.
 
@@ -52,9 +49,8 @@ def pretrain(
 
     config = recipe.load(name, overrides or [])
     if config.task is not None:
-        raise ConfigError(
-            "Recipe fine-tunes", where=name, found="a [task]", do=f"use `svfap finetune {name}`"
-        )
+        do = f"use `svfap finetune {name}`"
+        raise ConfigError("Recipe is for fine-tuning", name, "it has a [task]", do)
     check_place(on)
     from svfap_dist.train import loop
 
@@ -79,7 +75,7 @@ def check_place(on: str) -> None:
     """Check the value of --on.
 
     Args:
-        on: Where to train.
+        on: Value of the option.
 
     Raises:
         ConfigError: If it is neither local nor ray.
@@ -87,7 +83,7 @@ def check_place(on: str) -> None:
     from svfap_dist.errors import ConfigError
 
     if on not in ("local", "ray"):
-        raise ConfigError("Unknown place to train", where="--on", found=on, do="use local or ray")
+        raise ConfigError("Unknown place to train", "--on", on, "use local or ray")
 
 
 def launch_training(config: Any, context: Any, on: str, progress: Progress) -> Any:
@@ -95,11 +91,15 @@ def launch_training(config: Any, context: Any, on: str, progress: Progress) -> A
 
     Args:
         config: The run's recipe.
-        context: What `loop.preflight` returned.
+        context: Result of `loop.preflight`.
         on: local or ray.
         progress: Shows the steps.
     """
-    show = _show_step(progress)
+
+    def show(row: dict[str, Any]) -> None:
+        note = f"loss {row['loss']:.4f}  {row['clips_per_second']:.1f} clips/s"
+        progress.update(row["step"], row["total_steps"], note)
+
     if on == "ray":
         from svfap_dist.cluster import ray_train
 
@@ -138,11 +138,3 @@ def sweep(
     if result.failed:
         log.error("%d of %d trials failed.", result.failed, len(result.trials))
         raise typer.Exit(1)
-
-
-def _show_step(progress: Progress) -> Any:
-    def show(row: dict[str, Any]) -> None:
-        note = f"loss {row['loss']:.4f}  {row['clips_per_second']:.1f} clips/s"
-        progress.update(row["step"], row["total_steps"], note)
-
-    return show

@@ -26,12 +26,11 @@ Region = Annotated[
 SamplingRate = Annotated[
     int,
     typer.Option(
-        help="Source frames from one frame of a clip to the next (default: as in training, else 4)."
+        help="Frame stride: source frames per frame of a clip (default: as in training, else 4)."
     ),
 ]
 Names = Annotated[
-    str,
-    typer.Option(help="Names of the outputs, in order: happy,sad,... (default: the task's)."),
+    str, typer.Option(help="Names of the outputs, in order: happy,sad,... (default: the task's).")
 ]
 Device = Annotated[
     str, typer.Option(help="Device of the network: cpu, cuda, ... (default: cuda if available).")

@@ -201,10 +201,7 @@ _DATA = (
         limits=((None, "red"), (0.5, "yellow"), (1, "green")),
     ),
     _number(
-        "Clips per second",
-        "none",
-        _recorded(alerts.CLIPS_RATE),
-        "Of all ranks, over five minutes.",
+        "Clips per second", "none", _recorded(alerts.CLIPS_RATE), "Of all ranks, over five minutes."
     ),
     _number(
         "Read from the store",
@@ -267,13 +264,7 @@ _DATA = (
         "SvfapStorageFailing fires at 5 % of all requests.",
         width=8,
     ),
-    _by_label(
-        "Storage retries per second",
-        "none",
-        metrics.STORAGE_RETRIES,
-        "operation",
-        width=8,
-    ),
+    _by_label("Storage retries per second", "none", metrics.STORAGE_RETRIES, "operation", width=8),
 )
 
 

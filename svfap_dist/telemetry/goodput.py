@@ -19,19 +19,12 @@ goodput.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 CLASSES = ("productive", "data_wait", "checkpoint", "restart", "redone", "idle")
 WINDOW = "window"
 _BEGINNINGS = ("start", "resume")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Window:
-    step: int  # completed at its end
-    seconds: dict[str, float]
 
 
 class Goodput:
@@ -45,7 +38,7 @@ class Goodput:
         self._began: float | None = None
         self._latest = 0.0  # every second up to here is counted
         self._stopped = False  # the latest attempt ended without an error
-        self._windows: list[_Window] = []
+        self._windows: list[tuple[int, dict[str, float]]] = []  # step at its end, seconds by class
         self._seconds: dict[str, float] = dict.fromkeys(CLASSES, 0.0)
         for event in events:
             self.add(event)
@@ -84,19 +77,18 @@ class Goodput:
             "idle": event["evaluation_seconds"],
         }
         seconds["productive"] = max(time - self._latest - sum(seconds.values()), 0.0)
-        self._windows.append(_Window(event["step"], seconds))
+        self._windows.append((event["step"], seconds))
         for name, amount in seconds.items():
             self._seconds[name] += amount
         self._latest = max(time, self._latest)
 
     def _redo(self, step: int) -> None:
         """Move windows after `step`, which have to be repeated, to class redone."""
-        for window in self._windows:
-            if window.step > step:
-                for name, amount in window.seconds.items():
-                    self._seconds[name] -= amount
-                    self._seconds["redone"] += amount
-        self._windows = [window for window in self._windows if window.step <= step]
+        for seconds in (seconds for last, seconds in self._windows if last > step):
+            for name, amount in seconds.items():
+                self._seconds[name] -= amount
+                self._seconds["redone"] += amount
+        self._windows = [window for window in self._windows if window[0] <= step]
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds by class, up to the latest event."""

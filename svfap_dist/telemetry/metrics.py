@@ -146,9 +146,7 @@ STORAGE_RETRIES = declare(
     "operation",
 )
 RUN_SECONDS = declare(
-    "svfap_run_seconds",
-    "Wall time of the run so far, over all attempts, by class of use.",
-    "class",
+    "svfap_run_seconds", "Wall time of the run so far, over all attempts, by class of use.", "class"
 )
 GOODPUT = declare(
     "svfap_goodput_ratio",
@@ -177,8 +175,7 @@ NON_FINITE = declare(
 )
 GPU_MEMORY = declare("svfap_gpu_memory_bytes", "Memory of this rank's GPU that torch holds.")
 GPU_UTILIZATION = declare(
-    "svfap_gpu_utilization_ratio",
-    "Share of time in which this rank's GPU ran kernels, by NVML.",
+    "svfap_gpu_utilization_ratio", "Share of time in which this rank's GPU ran kernels, by NVML."
 )
 CLIPS_PER_SECOND = declare(
     "svfap_clips_per_second",

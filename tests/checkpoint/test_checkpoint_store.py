@@ -17,9 +17,10 @@ from svfap_dist import storage
 from svfap_dist.checkpoint import store
 from svfap_dist.checkpoint.saver import Checkpointer
 from svfap_dist.checkpoint.store import TrainState
+from svfap_dist.cli import checkpoints
 from svfap_dist.config import Config, recipe
 from svfap_dist.distributed import World
-from svfap_dist.errors import CheckpointError
+from svfap_dist.errors import CheckpointError, ConfigError
 from svfap_dist.model import weights
 from svfap_dist.train.objective import build_objective
 
@@ -95,6 +96,14 @@ def test_a_checkpoint_is_whole_and_says_what_it_is(tmp_path: Path) -> None:
         "state.json",
         "model.safetensors",
     }
+
+
+def test_verbs_of_a_run_refuse_the_url_of_a_checkpoint(tmp_path: Path) -> None:
+    save(a_config(tmp_path), 30)
+    checkpoints.checkpoint_verify(str(tmp_path))
+    for verb in (checkpoints.checkpoint_ls, checkpoints.checkpoint_verify):
+        with pytest.raises(ConfigError, match=r"one checkpoint.*give the run\.url"):
+            verb(str(folder_of(tmp_path, 30)))
 
 
 class MovingEngine(SmallEngine):
