@@ -17,7 +17,9 @@ from data_sharding.sources import SOURCES, Source, SourceVideo
 from svfap_dist.cli.app import app
 from svfap_dist.config import Config, recipe
 
-SIZES = {"a": (80, 33), "b": (64, 20), "c": (64, 5)}  # width, frames: two crops, one, one window
+# Width and frames. a: three windows, two crops that differ; b: one crop, and windows at 0, 0 and 1,
+# which count unequally; c: shorter than a window.
+SIZES = {"a": (80, 33), "b": (64, 8), "c": (64, 5)}
 KINDS = {"classification": (emotions, 3), "regression": (functools.partial(traits, "sigmoid"), 2)}
 
 
@@ -75,6 +77,11 @@ def test_predict_and_evaluate_give_bit_equal_scores(kind, folder, tmp_path, monk
     shards, (make_config, outputs) = tmp_path / "shards", KINDS[kind]
     sharding.shard("toy", f"{kind} {folder}", str(shards), min_frames=1, workers=0)
     config = make_config()
+    update = {
+        "data": config.data.model_copy(update={"region": "full"}),  # a square region has one crop
+        "finetune": config.finetune.model_copy(update={"test_segments": 3}),
+    }
+    config = config.model_copy(update=update)
     run = save_run(tmp_path / "run", finetuned(outputs), config)
     scores = evaluated(config, run, shards, tmp_path)
     assert scores.keys() == SIZES.keys()
