@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import typer
+from clips import make_video
 
+from data_sharding import pipeline
 from svfap_dist import cli
 
 
@@ -90,10 +92,16 @@ def test_every_verb_has_an_example_and_every_option_a_help():
     [
         ("prometheus_client", "train", ["pretrain", "tiny_cpu"]),
         ("ray", "ray", ["launch", "status", "ray:a"]),
+        ("webdataset", "shard", ["shards", "verify", "shards"]),
+        ("cv2", "faces", ["faces", "videos", "out"]),
         ("jinja2", "report", ["report", "run"]),
+        ("grafana_foundation_sdk", "dev", ["dashboards", "--check"]),
     ],
 )
 def test_a_missing_extra_is_named(module, extra, arguments, tmp_path):
+    make_video(tmp_path / "videos/a.mp4", 61)
+    if module == "webdataset":
+        pipeline.shard("folder", str(tmp_path / "videos"), str(tmp_path / "shards"), workers=0)
     code = (
         "import sys; sys.modules[sys.argv.pop(1)] = None\nfrom svfap_dist.cli import main; main()"
     )

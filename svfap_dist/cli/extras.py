@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from svfap_dist.errors import ConfigError
 
-_EXTRAS = {
+EXTRAS = {
     "train": ("deepspeed", "prometheus_client"),
     "ray": ("ray", "aiohttp", "pyarrow"),
     "shard": ("webdataset",),
@@ -23,7 +23,7 @@ def missing_extra(error: ModuleNotFoundError) -> ConfigError | None:
         error: Error of an import.
     """
     module = (error.name or "").partition(".")[0]
-    for extra, modules in _EXTRAS.items():
+    for extra, modules in EXTRAS.items():
         if module in modules:
             advice = f"pip install 'svfap-dist[{extra}]'"
             return ConfigError("Missing optional dependency", module, "it is not installed", advice)

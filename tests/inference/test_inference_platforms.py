@@ -1,4 +1,4 @@
-"""Extraction and prediction import and run where Linux's own modules do not exist."""
+"""Extraction and prediction run without Linux's own modules and without any extra."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 from clips import make_video
-from made_networks import pretrained, recipe, save_run
+from made_networks import emotions, finetuned, pretrained, recipe, save_run
+
+from svfap_dist.cli.extras import EXTRAS
 
 _SCRIPT = """
 import os, sys
@@ -15,30 +17,39 @@ import os, sys
 for name in ("memfd_create", "sched_getaffinity", "fork"):
     if hasattr(os, name):
         delattr(os, name)
-sys.modules.update(dict.fromkeys(("fcntl", "resource")))  # None: importing them fails
+pretrained, finetuned, folder, missing = sys.argv[1:]
+# None: importing them fails.
+sys.modules.update(dict.fromkeys(("fcntl", "resource", *missing.split(","))))
 
 import svfap_dist
-import svfap_dist.inference.export, svfap_dist.inference.predict
+import svfap_dist.inference.export
 
-network = svfap_dist.load(sys.argv[1])
-print(svfap_dist.extract(network, sys.argv[2]).shape)
+print(svfap_dist.extract(svfap_dist.load(pretrained), f"{folder}/a.mp4").shape)
 
-from svfap_dist.cli.app import app
-from svfap_dist.inference.extract import extract_to
-from svfap_dist.inference.videos import list_videos
+from svfap_dist.cli import app
 
-print(extract_to(network, list_videos([sys.argv[3]]), sys.argv[4]).clips)
+for words in (
+    ["extract", pretrained, folder, "-o", f"{folder}/features.npz"],
+    ["predict", finetuned, folder],
+):
+    app(words, standalone_mode=False)
 """
 
 
-def test_extraction_runs_without_fcntl_resource_and_memfd(tmp_path):
-    run = save_run(tmp_path / "run", pretrained(), recipe())
-    (tmp_path / "videos").mkdir()
-    video = tmp_path / "videos" / "a.mp4"
-    make_video(video, 20, size=(64, 64))
-    arguments = [run, str(video), str(video.parent), str(tmp_path / "features.npz")]
-    done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, *arguments], capture_output=True, text=True, check=False
+def test_inference_runs_without_modules_of_linux_and_of_extras(tmp_path):
+    runs = (
+        save_run(tmp_path / "pretrained", pretrained(), recipe()),
+        save_run(tmp_path / "finetuned", finetuned(3), emotions()),
     )
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    make_video(folder / "a.mp4", 20, size=(64, 64))
+    # s3fs needs aiohttp, which is therefore there.
+    missing = [name for modules in EXTRAS.values() for name in modules if name != "aiohttp"]
+    command = [sys.executable, "-c", _SCRIPT, *runs, str(folder), ",".join(missing)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["(3,", "32)", "3"]
+    shape, features, prediction = done.stdout.splitlines()
+    assert shape == "(3, 32)"
+    assert features.endswith("features.npz: 3 clips of 1 videos, 32 features each")
+    assert prediction.startswith(f"{folder}/a.mp4: ")
