@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from project_files import PACKAGES, SourceFile, arguments, python_files
 
 _EXEMPT = {"command", "callback", "overload", "property", "cached_property", "setter"}
-_ENTRY = re.compile(r"(\s+)\*{0,2}(\w+)\s*(?:\([^)]*\))?\s*:")
+_ENTRY = re.compile(r"(\s+)\*{0,2}(\w+)\s*(?:\([^)]*\))?\s*:\s*\S")  # an empty one says nothing
 _SECTION = re.compile(r"\s*(?:Args|Arguments):\s*$")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

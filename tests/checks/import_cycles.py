@@ -3,8 +3,8 @@
 An import counts for the file that holds the imported name: `from pkg import sub` is an import of
 `pkg/sub.py`, and of `pkg/__init__.py` only where `__init__` defines the name; `import pkg.sub` is
 one of `pkg/__init__.py` only if the file uses one of its names. Imports under `if TYPE_CHECKING:`
-never run: circles that need them are counted but do not fail the check. Modules that are named in
-strings (`importlib`) are not seen.
+never run: circles that need them are counted but do not fail the check. `import_module("a.b")` is
+an import; the names in tables of rows ("module:function") are not: a table may name what uses it.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ def _statements(node: ast.AST, kind: str = "top") -> Iterator[tuple[ast.stmt, st
         below = kind
         if isinstance(child, ast.Import | ast.ImportFrom):
             yield child, kind
+        elif isinstance(child, ast.Call) and (name := _imported_by_call(child)):
+            yield ast.Import([ast.alias(name, "_")], lineno=child.lineno), kind
         elif isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
             for statement in child.body:
                 yield from _statements(ast.Module([statement], []), "typing")
@@ -89,6 +91,15 @@ def _statements(node: ast.AST, kind: str = "top") -> Iterator[tuple[ast.stmt, st
         elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             below = "lazy" if kind == "top" else kind
         yield from _statements(child, below)
+
+
+def _imported_by_call(call: ast.Call) -> str:
+    """The module that `importlib.import_module("a.b")` or `__import__("a.b")` names, or ""."""
+    function = ast.unparse(call.func).split(".")[-1]
+    if function in ("import_module", "__import__") and call.args:
+        name = call.args[0]
+        return str(name.value) if isinstance(name, ast.Constant) else ""
+    return ""
 
 
 def _uses(tree: ast.Module) -> dict[str, set[str]]:

@@ -28,7 +28,7 @@ def write(path, data, *rest):
         path: Where to write,
             size: not an entry.
         data (bytes): What to write.
-        rest: More.
+        rest:
         mode: Gone.
 
     Returns:
@@ -103,7 +103,7 @@ def test_missing_entries_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "package without a docstring",
         "Reader.read: no entry for limit",
         "fetch: no docstring",
-        "write: entry for unknown mode",
+        "write: no entry for rest; entry for unknown mode",
         "Base.build: no docstring",
         "Base.load: no docstring",
         "6 findings in 5 public functions with parameters",

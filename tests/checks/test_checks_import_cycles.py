@@ -25,6 +25,8 @@ def _run(root: Path, files: dict[str, str], capsys: pytest.CaptureFixture[str]) 
         "from . import a\n",
         "from .a import f\n",
         "import svfap_dist.room.a\n",
+        'import importlib\na = importlib.import_module("svfap_dist.room.a")\n',
+        'def g():\n    return __import__("svfap_dist.room.a")\n',
         "def g():\n    from svfap_dist.room.a import f\n",
         "class C:\n    def g(self):\n        if self:\n            import svfap_dist.room.a as a\n",
     ],
