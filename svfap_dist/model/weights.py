@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, get_args
 
@@ -27,6 +28,8 @@ from svfap_dist.model.convert import import_official, read_pth
 from svfap_dist.model.patches import IMAGENET_MEAN, IMAGENET_STD
 from svfap_dist.model.sizes import Size, size_of_build
 from svfap_dist.video.info import REGIONS, Region, region_name
+
+log = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -135,6 +138,8 @@ class ModelInfo:
         if "names" in given:
             given["names"] = tuple(given["names"])
         if "region" in given:
+            if given["region"] == "centre":
+                log.warning("region centre is now called center; the old name still works")
             given["region"] = region_name(given["region"])
         unknown = sorted(given.keys() - _OVERRIDABLE)
         if unknown:

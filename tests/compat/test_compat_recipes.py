@@ -33,6 +33,11 @@ def test_an_old_name_gives_a_warning(old: str, now: dict[str, Any]) -> None:
         assert RENAMED[old] in now["stderr"][name]
 
 
+@pytest.mark.parametrize("name", ["shard train", "predict import", "export import"])
+def test_an_old_region_as_an_option_gives_a_warning(name: str, now: dict[str, Any]) -> None:
+    assert "region centre is now called center" in now["stderr"][name]
+
+
 def test_the_old_recipes_have_every_key_of_their_version(old_files: Path) -> None:
     """A run's config.toml has every key except those that model.size decides."""
     whole = {**_keys("recipes/every_key.toml", old_files)}
