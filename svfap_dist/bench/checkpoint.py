@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,15 +45,7 @@ _PLAIN = "plain"  # folder beside checkpoints/
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointBench:
-    """Figures of both ways; seconds of wall time are medians of the rounds, of the slowest rank.
-
-    Args:
-        stall_seconds: for which training is blocked.
-        commit_seconds: from the start of saving to COMMIT, most of it beside training.
-        bytes: of the checkpoint, with the full weights, which `plain_bytes` lacks.
-        load_seconds: from the store into the engine, digests checked.
-        ratio: plain_seconds to stall_seconds.
-    """
+    """Figures of both ways; seconds of wall time are medians of the rounds, of the slowest rank."""
 
     size: str
     zero_stage: int
@@ -60,14 +53,14 @@ class CheckpointBench:
     device: str
     url: str
     rounds: int
-    stall_seconds: float
-    commit_seconds: float
-    bytes: int
+    stall_seconds: float  # while training is blocked
+    commit_seconds: float  # from the start of saving to COMMIT, most of it beside training
+    bytes: int  # of the checkpoint, with the full weights, which `plain_bytes` lacks
     megabytes_per_second: float
-    load_seconds: float
+    load_seconds: float  # from the store into the engine, digests checked
     plain_seconds: float
     plain_bytes: int
-    ratio: float
+    ratio: float  # plain_seconds to stall_seconds
 
     def lines(self) -> list[str]:
         """Return the text for people."""
@@ -75,16 +68,14 @@ class CheckpointBench:
         ours += f"{self.megabytes_per_second:.0f} MB/s"
         plain = f"blocked: {self.plain_bytes / 1e6:.0f} MB, {self.ratio:.2f} times as long"
         rows = [
-            ("Ours", self.stall_seconds, ours),
-            ("torch.save", self.plain_seconds, plain),
-            ("Loading", self.load_seconds, ""),
+            ("Ours", f"{self.stall_seconds:.3f} s", ours),
+            ("torch.save", f"{self.plain_seconds:.3f} s", plain),
+            ("Loading", f"{self.load_seconds:.3f} s", ""),
         ]
         return [
             f"Autoencoder {self.size}, ZeRO stage {self.zero_stage}, {self.ranks} ranks on "
             f"{self.device}, to {self.url}:",
-            *format_table(
-                ((name, f"{value:.3f} s", text) for name, value, text in rows), right=(1,)
-            ),
+            *format_table(rows, right=(1,)),
         ]
 
 
@@ -133,7 +124,7 @@ def run(
 
 
 def _measure_rank(config: Config, rounds: int, world: World) -> dict[str, Any]:
-    """Measured fields of `CheckpointBench`: medians of the rounds, and bytes in the store."""
+    """Return measured fields of `CheckpointBench`: medians of the rounds, bytes in the store."""
     outcomes: list[SaveOutcome] = []
     url = config.run.url
 
@@ -177,20 +168,15 @@ def _measure_rank(config: Config, rounds: int, world: World) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _saved_state(engine: Engine) -> Iterator[dict[str, Any]]:
-    """This rank's state by file, as DeepSpeed passes it to `torch.save`."""
+    """Yield this rank's state by file, as DeepSpeed passes it to `torch.save`."""
     with tempfile.TemporaryDirectory(prefix="svfap-bench-") as folder:
         engine.save(folder, "tag")
-        files = os.path.join(folder, "tag")
-        yield {
-            name: torch.load(
-                os.path.join(files, name), map_location=engine.device, weights_only=False
-            )
-            for name in os.listdir(files)
-        }
+        load_part = functools.partial(torch.load, map_location=engine.device, weights_only=False)
+        yield {path.name: load_part(path) for path in Path(folder, "tag").iterdir()}
 
 
 def _save_plainly(url: str, parts: dict[str, Any]) -> None:
-    """`torch.save` to the destination, through a local file where that is remote."""
+    """Write by `torch.save` to the destination, through a local file where that is remote."""
     for name, part in parts.items():
         target = storage.join(url, name)
         if storage.is_remote(target):
@@ -205,7 +191,7 @@ def _save_plainly(url: str, parts: dict[str, Any]) -> None:
 
 
 def _timed(action: Callable[[], object]) -> float:
-    """Seconds until the slowest rank has done it."""
+    """Return the seconds until the slowest rank has done it."""
     distributed.barrier()
 
     def on_all_ranks() -> None:

@@ -29,12 +29,7 @@ from svfap_dist import storage
 from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.config import Config, recipe
 from svfap_dist.profiling.loader import LoaderRun, time_loader
-from svfap_dist.profiling.timing import (
-    Rate,
-    call_in_new_process,
-    take_turns,
-    time_batches,
-)
+from svfap_dist.profiling.timing import Rate, call_in_new_process, take_turns, time_batches
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.reader import Sample, SampleReader
 from svfap_dist.text_table import format_table
@@ -47,26 +42,15 @@ _MAX_SAMPLES_IN_MEMORY = 256  # that decode_only cycles through
 
 @dataclasses.dataclass(frozen=True)
 class PipelineRun(LoaderRun):
-    """Batches of a pipeline that are to be timed.
+    """A measurement of a pipeline."""
 
-    Args:
-        cores: processes that decode.
-        files: folder of videos, for the DataLoader over files.
-    """
-
-    cores: int = 1
-    files: str = ""
+    cores: int = 1  # processes that decode
+    files: str = ""  # folder of videos, for the DataLoader over files
 
 
 @dataclasses.dataclass(frozen=True)
 class DataBench:
-    """Clips per second of wall time, or of CPU time (`*_per_cpu_second`).
-
-    Args:
-        share: of decode_only, by CPU time.
-        ratio: to plain_webdataset, by CPU time.
-        rss_slope_bytes: growth of our pipeline's memory per batch, median of the rounds.
-    """
+    """Clips per second of wall time, or of CPU time (`*_per_cpu_second`)."""
 
     url: str
     source_url: str
@@ -83,29 +67,26 @@ class DataBench:
     plain_webdataset_per_cpu_second: float
     dataloader_files: float
     dataloader_files_per_cpu_second: float
-    share: float
-    ratio: float
-    rss_slope_bytes: float
+    share: float  # of decode_only, by CPU time
+    ratio: float  # to plain_webdataset, by CPU time
+    rss_slope_bytes: float  # growth of our pipeline's memory per batch, median of the rounds
 
     def lines(self) -> list[str]:
         """Return the text for people."""
-        rows = [
+        rates = [
             ("Ours", self.clips_per_second, self.clips_per_cpu_second),
             ("Decoding only", self.decode_only, self.decode_only_per_cpu_second),
             ("webdataset", self.plain_webdataset, self.plain_webdataset_per_cpu_second),
             ("Files", self.dataloader_files, self.dataloader_files_per_cpu_second),
         ]
+        rows = [
+            (name, f"{wall:.1f} clips/s", f"{cpu:.1f} per CPU-second") for name, wall, cpu in rates
+        ]
         return [
             f"{self.url} (profile {self.profile}) against {self.source_url}",
             f"{self.cores} decoding processes; {self.batches} batches of {self.batch_size} clips "
             f"in {self.rounds} rounds",
-            *format_table(
-                (
-                    (name, f"{wall:.1f} clips/s", f"{cpu:.1f} per CPU-second")
-                    for name, wall, cpu in rows
-                ),
-                right=(1, 2),
-            ),
+            *format_table(rows, right=(1, 2)),
             f"By CPU time: {self.share:.0%} of decoding only, {self.ratio:.1f} times webdataset.",
             f"Memory grows by {self.rss_slope_bytes:.0f} bytes per batch.",
         ]
@@ -140,7 +121,7 @@ def run(
 
 
 def _render_shards(folder: str) -> tuple[str, str]:
-    """Shards of rendered faces, of the profiles `train` and `source`."""
+    """Write shards of rendered faces, of the profiles `train` and `source`; return their URLs."""
     from data_sharding import pipeline as sharding
 
     urls = []
@@ -293,7 +274,7 @@ class _PublicDecoder:
         self._config = config
 
     def __call__(self, sample: dict[str, Any]) -> Any:
-        """uint8 [F, S, S, 3] of a sample's `mp4`."""
+        """Return uint8 [F, S, S, 3] of a sample's `mp4`."""
         import av
         import torch
 

@@ -41,18 +41,13 @@ class DeviceRow:
 
 @dataclasses.dataclass(frozen=True)
 class DeviceDecodeBench:
-    """Figures of decoding on a device.
-
-    Args:
-        threads: of each pipeline.
-        model_clips_per_second: of a training step; None where it was not measured.
-    """
+    """Figures of decoding on a device."""
 
     device: str
     batch_size: int
-    threads: int
+    threads: int  # of each pipeline
     rows: tuple[DeviceRow, ...]
-    model_clips_per_second: float | None = None
+    model_clips_per_second: float | None = None  # of a training step, if measured
 
     def lines(self) -> list[str]:
         """Return the text for people."""
@@ -94,15 +89,12 @@ def run(
 
     Raises:
         ConfigError: if no backend is installed or the device is missing.
-        DecodeError: if a video is bad.
+        DecodeError: a video is bad.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "There is no GPU to measure",
-            "--device cuda",
-            f"torch {torch.__version__} sees none",
-            "run it on a machine with one, or use --device cpu",
-        )
+        found = f"torch {torch.__version__} sees none"
+        advice = "run it on a machine with one, or use --device cpu"
+        raise ConfigError("No GPU to measure", "--device cuda", found, advice)
     name = torch.cuda.get_device_name() if device == "cuda" else device
     backends = {key: row for key, row in BACKENDS.items() if row.batched}
     installed = [key for key, row in backends.items() if row.is_installed]
@@ -127,7 +119,7 @@ def run(
 def _random_windows(
     videos: Sequence[Video], batch_size: int, data: DataConfig, turn: int
 ) -> list[VideoRequest]:
-    """A batch of windows at random places, whole regions of the frames."""
+    """Return a batch of windows at random places, with whole regions of the frames."""
     window = (data.num_frames - 1) * data.sampling_rate + 1
     requests = []
     for row in range(batch_size):

@@ -84,12 +84,10 @@ class ModelBench:
     def lines(self) -> list[str]:
         """Return the text for people."""
         place = f"{self.device}, {self.threads} threads, torch {self.torch}"
+        text = f"ours is {self.ratio:.2f} times as fast"
         rows = [
             ("Ours", self.clips_per_second, self.peak_bytes, ""),
-            (
-                *("Baseline", self.baseline_clips_per_second, self.baseline_peak_bytes),
-                f"ours is {self.ratio:.2f} times as fast",
-            ),
+            ("Baseline", self.baseline_clips_per_second, self.baseline_peak_bytes, text),
         ]
         notes = []
         if self.vit_clips_per_second is not None:
@@ -148,7 +146,7 @@ def run(
 
     Raises:
         ConfigError: for an unknown size or type, or a missing device.
-        ClusterError: if a step fails, for lack of memory, say.
+        ClusterError: a step fails, for lack of memory, say.
     """
     device = _check_device(device, dtype)
     ours = StepSpec(size, batch_size, dtype, device, compile)
@@ -233,14 +231,13 @@ def _check_device(device: str, dtype: str) -> str:
     if device == "auto":
         return devices[-1]
     if device not in devices:
-        raise ConfigError(
-            "No such device", "--device", device, f"use auto or {' or '.join(devices)}"
-        )
+        advice = f"use auto or {' or '.join(devices)}"
+        raise ConfigError("Device not available", "--device", device, advice)
     return device
 
 
 def _count_operations(spec: StepSpec) -> tuple[int, int, dict[str, int]]:
-    """Operations for a clip: nominal and exact of a training step; of the forward pass by part."""
+    """Return a clip's operations: nominal and exact of a step; of the forward pass by part."""
     size, batch = resolve(spec.size, {"encoder": spec.encoder}), noise_batch(spec.config, 1)
     visible, masked = batch.visible.shape[1], batch.masked.shape[1]
     parts = flops.autoencoder(size, visible, masked)

@@ -36,23 +36,19 @@ _CLIP_NORM = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
-    """A variant of a training step.
-
-    Args:
-        straightforward: whether `baseline` computes the model, instead of our own code.
-    """
+    """A variant of a training step."""
 
     size: str
     batch_size: int
     dtype: str
     device: str
     compile: bool = False
-    straightforward: bool = False
+    straightforward: bool = False  # whether `baseline` computes the model, instead of our own code
     encoder: str = ModelConfig().encoder
 
     @property
     def config(self) -> Config:
-        """The recipe of the model and its clips."""
+        """Return the recipe of the model and its clips."""
         return bench_recipe(self.size, self.batch_size, model={"encoder": self.encoder})
 
 
@@ -113,7 +109,7 @@ class TrainingStep:
         self._optimizer, self._pairs = self._make_optimizer()
 
     def _make_optimizer(self) -> tuple[torch.optim.Optimizer, list[tuple[Tensor, Tensor]]]:
-        """AdamW, and (weight, float32 copy) where it updates copies."""
+        """Return AdamW, and (weight, float32 copy) where it updates copies."""
         pairs: list[tuple[Tensor, Tensor]] = []
         if self._spec.dtype != "float32":
             pairs = [(p, nn.Parameter(p.detach().float())) for p in self._model.parameters()]
@@ -179,7 +175,7 @@ class StepProcess:
         """See `TrainingStep.run`.
 
         Raises:
-            ClusterError: if the process dies or the step fails, for lack of memory, say.
+            ClusterError: the process dies or the step fails, for lack of memory, say.
         """
         return self._ask("step")
 
@@ -195,12 +191,8 @@ class StepProcess:
         try:
             return self._process(request)
         except (RuntimeError, CrashedError) as error:  # torch's lack of memory is a RuntimeError
-            raise ClusterError(
-                "Benchmark step failed",
-                self._name,
-                str(error).splitlines()[0],
-                "try a smaller --batch-size or --size",
-            ) from error
+            found, advice = str(error).splitlines()[0], "try a smaller --batch-size or --size"
+            raise ClusterError("Benchmark step failed", self._name, found, advice) from error
 
 
 @dataclasses.dataclass
@@ -236,10 +228,10 @@ def _answer(spec: StepSpec, request: str) -> tuple[float, float]:
     state.training = state.training or TrainingStep(spec)
     answer = state.training.run()
     # Read after steps only: the factors of the products are not part of the model's memory.
-    used = (
-        _resident_bytes("VmHWM") - state.resident if is_cpu else torch.cuda.max_memory_allocated()
-    )
-    state.peak = max(state.peak, used)
+    if is_cpu:
+        state.peak = max(state.peak, _resident_bytes("VmHWM") - state.resident)
+    else:
+        state.peak = max(state.peak, torch.cuda.max_memory_allocated())
     return answer
 
 
@@ -260,7 +252,7 @@ def _matmul_rates(spec: StepSpec) -> tuple[float, float]:
 
 
 def _resident_bytes(field: Literal["VmRSS", "VmHWM"]) -> int:
-    """Bytes of this process in memory: VmRSS now, VmHWM at most so far."""
+    """Return the bytes of this process in memory: VmRSS now, VmHWM at most so far."""
     with open("/proc/self/status") as status:
         (line,) = [line for line in status if line.startswith(field)]
     return int(line.split()[1]) * 1024

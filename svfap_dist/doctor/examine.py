@@ -77,7 +77,7 @@ def _run_groups(
     seconds: float,
     on_group: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Finding]:
-    """Findings of all groups; one that exceeds its timeout fails."""
+    """Return the findings of all groups; one that exceeds its timeout fails."""
     with ThreadPoolExecutor(len(groups)) as pool:
         answers = [pool.submit(_run_group, name, groups[name], seconds) for name in groups]
         on_group(0, len(groups))

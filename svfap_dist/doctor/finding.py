@@ -12,33 +12,26 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Result of one check.
-
-    Args:
-        name: of the check.
-        status: OK, WARN or FAIL.
-        found: what the check saw.
-        do: what helps; "" where nothing is wrong.
-    """
+    """Result of one check."""
 
     name: str
-    status: str
-    found: str
-    do: str = ""
+    status: str  # OK: no problem; WARN: training may start, at a risk; FAIL: it would not
+    found: str  # what the check saw
+    do: str = ""  # what helps; "" where nothing is wrong
 
 
 def ok(name: str, found: str) -> Finding:
-    """See `Finding`; without a problem."""
+    """See `Finding`; its status is OK."""
     return Finding(name, OK, found)
 
 
 def warn(name: str, found: str, do: str) -> Finding:
-    """See `Finding`; training may start, with a risk."""
+    """See `Finding`; its status is WARN."""
     return Finding(name, WARN, found, do)
 
 
 def fail(name: str, found: str, do: str) -> Finding:
-    """See `Finding`; training would not start, or end soon."""
+    """See `Finding`; its status is FAIL."""
     return Finding(name, FAIL, found, do)
 
 

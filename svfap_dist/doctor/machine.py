@@ -115,7 +115,7 @@ def _check_versions(requirements: Iterable[str]) -> list[Finding]:
 
 
 def _usable_cores() -> float:
-    """Cores of this process's affinity mask, limited by a container's quota."""
+    """Return the cores of this process's affinity mask, limited by a container's quota."""
     cores = float(len(os.sched_getaffinity(0)))
     try:
         with open(_CGROUP_CPUS) as file:
@@ -255,11 +255,7 @@ def _check_compiler(train: TrainConfig, use_gpu: bool) -> Finding:
 
 
 def _check_cuda(devices: list[str], built: str, is_needed: bool, is_elsewhere: bool) -> Finding:
-    """Check CUDA as torch sees it.
-
-    built: CUDA version of torch. is_elsewhere: whether ranks run on a cluster, maybe without this
-    machine.
-    """
+    """Check CUDA as torch, `built` for this version, sees it; `is_elsewhere`: on a Ray cluster."""
     name = "CUDA"
     if devices:
         kinds = ", ".join(f"{devices.count(kind)} x {kind}" for kind in dict.fromkeys(devices))
@@ -334,14 +330,14 @@ def examine_disks(config: Config) -> list[Finding]:
 
 
 def _free(path: str) -> int:
-    """Free bytes where a folder is, or will be."""
+    """Return the free bytes where a folder is, or will be."""
     while not os.path.exists(path):
         path = os.path.dirname(path)
     return shutil.disk_usage(path).free
 
 
 def _check_staging(free: int, checkpoint: int, folder: str) -> Finding:
-    """All ranks may be on this machine, and two checkpoints overlap for a moment."""
+    """Check the room for all ranks' files on this machine; two checkpoints overlap for a moment."""
     text = f"{_gib(free)} free in {folder}, a checkpoint of all ranks takes {_gib(checkpoint)}"
     if free >= 2 * checkpoint:
         return ok(_CHECKPOINTS, text)

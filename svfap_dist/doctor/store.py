@@ -32,17 +32,16 @@ def examine_run(url: str) -> list[Finding]:
     folder = storage.join(_existing_folder(url), f"doctor-{uuid.uuid4().hex[:8]}")
     try:
         found = catch_errors(name, lambda: _put_get_list(url, folder))
-        clock = (
-            catch_errors("clock", lambda: _compare_clocks(folder)) if found.status == OK else None
-        )
+        clocks = []
+        if found.status == OK:
+            clocks = [catch_errors("clock", lambda: _compare_clocks(folder))]
     finally:
         deleted = catch_errors("run.url, deleting", lambda: _delete(folder))
-    found = deleted if found.status == OK and deleted.status != OK else found
-    return [found, *([clock] if clock else [])]
+    return [deleted if found.status == OK and deleted.status != OK else found, *clocks]
 
 
 def _existing_folder(url: str) -> str:
-    """`url`, or the nearest existing folder above a local path, so that none is left behind."""
+    """Return `url`, or the nearest existing folder above a local path, so that none is left."""
     if storage.is_remote(url):
         return url
     path = storage.local_path(url)
@@ -58,27 +57,22 @@ def _put_get_list(url: str, folder: str) -> Finding:
     if storage.read_bytes(where) != data:
         return fail(name, f"{url}: read back other bytes than written", "do not train on it")
     if storage.list_files(folder) != {"probe": _BYTES}:
-        return fail(
-            name,
-            f"{url}: a file just written is not listed",
-            "use a store that lists new files immediately, as S3 does: checkpoints rely on it",
-        )
+        advice = "use a store that lists new files immediately, as S3 does: checkpoints rely on it"
+        return fail(name, f"{url}: a file just written is not listed", advice)
     milliseconds = (time.perf_counter() - began) * 1000
     return ok(name, f"{url}: put, get and list in {milliseconds:.0f} ms")
 
 
 def _delete(folder: str) -> Finding:
     storage.delete(folder)
-    name = "run.url"
     if storage.exists(storage.join(folder, "probe")):
-        return fail(
-            name, f"{folder}: still there after deletion", "allow deleting (s3:DeleteObject)"
-        )
-    return ok(name, "deleted")
+        found = f"{folder}: still there after deletion"
+        return fail("run.url", found, "allow deleting (s3:DeleteObject)")
+    return ok("run.url", "deleted")
 
 
 def _compare_clocks(folder: str) -> Finding:
-    """This machine's clock against the store's."""
+    """Compare this machine's clock with the store's."""
     where = storage.join(folder, "probe")
     before = time.time()
     if where.startswith("s3://"):
@@ -98,7 +92,7 @@ def _compare_clocks(folder: str) -> Finding:
 
 
 def _check_clock(ahead: float) -> Finding:
-    """`ahead`: seconds by which this machine's clock is ahead of the store's."""
+    """Judge by how many seconds this machine's clock is ahead of the store's."""
     name, advice = "clock", "set it by NTP: systemctl enable --now systemd-timesyncd (or chrony)"
     text = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the store's"
     if abs(ahead) >= _SKEW_REFUSED:
@@ -126,11 +120,8 @@ def _read_sample(config: Config) -> Finding:
     text = f"{url}: {manifest.num_samples} samples in {len(manifest.shards)} shards, profile "
     text += manifest.profile
     if manifest.num_samples < config.samples_per_step:
-        return fail(
-            name,
-            f"{text}; a step takes {config.samples_per_step}",
-            "lower train.global_batch_size, or shard more videos",
-        )
+        advice = "lower train.global_batch_size, or shard more videos"
+        return fail(name, f"{text}; a step takes {config.samples_per_step}", advice)
     sample = SampleReader(url, manifest, range_bytes=1, cache_bytes=1).read(0)
     if isinstance(sample, BadSample):
         advice = "run `svfap shards verify` on data.url"

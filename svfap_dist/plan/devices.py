@@ -17,21 +17,13 @@ _GB = 1e9
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """One kind of GPU.
+    """One kind of GPU."""
 
-    Args:
-        cuda_name: as CUDA and `flops.peak_rate` call it.
-        memory_bytes: of one GPU.
-        link_rate: to the other GPUs of a node, bytes per second.
-        network_rate: share of one GPU in its node's network, bytes per second.
-        source: of these numbers.
-    """
-
-    cuda_name: str
-    memory_bytes: float
-    link_rate: float
-    network_rate: float
-    source: str
+    cuda_name: str  # as CUDA and `flops.peak_rate` call it
+    memory_bytes: float  # of one GPU
+    link_rate: float  # to the other GPUs of a node, bytes per second
+    network_rate: float  # share of one GPU in its node's network, bytes per second
+    source: str  # of these numbers
 
 
 _SHEET = "NVIDIA's data sheets of the GPU"

@@ -24,33 +24,19 @@ COMPUTE, NETWORK, DECODE, STORAGE = "compute", "network", "decode", "storage"
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Costs of a step and what the nodes have; None: unknown, and bounds nothing.
+    """Costs of a step and what the nodes have; None: unknown, so no bound."""
 
-    Args:
-        nodes: number of machines.
-        clips: of a step, over all ranks of all nodes.
-        step_seconds: computing time of a rank with nothing beside it.
-        network_seconds: time of sending between ranks, where not in `step_seconds`.
-        compute_cpu_seconds: CPU time of training on a clip, on the cores that decode, too.
-        decode_cpu_seconds: CPU time of fetching, decoding and cropping a clip.
-        decoders: processes and threads of a node that decode at a time.
-        cores: of a node.
-        slowdown: factor by which a step takes longer while the same cores decode; None: computed.
-        clip_bytes: fetched for a clip.
-        storage_rate: bytes per second that a node reads.
-    """
-
-    nodes: int
-    clips: int
-    step_seconds: float
-    network_seconds: float
-    compute_cpu_seconds: float
-    decode_cpu_seconds: float | None
-    decoders: int
-    cores: int
-    slowdown: float | None = None
-    clip_bytes: float | None = None
-    storage_rate: float | None = None
+    nodes: int  # number of machines
+    clips: int  # of a step, over all ranks of all nodes
+    step_seconds: float  # computing time of a rank with nothing beside it
+    network_seconds: float  # time of sending between ranks, where not in `step_seconds`
+    compute_cpu_seconds: float  # CPU time of training on a clip, on the cores that decode, too
+    decode_cpu_seconds: float | None  # CPU time of fetching, decoding and cropping a clip
+    decoders: int  # processes and threads of a node that decode at a time
+    cores: int  # of a node
+    slowdown: float | None = None  # of a step while the same cores decode, as a factor
+    clip_bytes: float | None = None  # fetched for a clip
+    storage_rate: float | None = None  # bytes per second that a node reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +63,8 @@ def throughput(costs: Costs) -> Throughput:
     if costs.clip_bytes and costs.storage_rate:
         alone[STORAGE] = costs.nodes * costs.storage_rate / costs.clip_bytes
     steps = costs.clips / (costs.step_seconds + costs.network_seconds)
-    is_sending = costs.network_seconds > costs.step_seconds
-    candidates = {
-        NETWORK if is_sending else COMPUTE: steps,
-        **{name: rate for name, rate in alone.items() if name in (DECODE, STORAGE)},
-    }
+    candidates = {NETWORK if costs.network_seconds > costs.step_seconds else COMPUTE: steps}
+    candidates |= {name: rate for name, rate in alone.items() if name in (DECODE, STORAGE)}
     bound_by = min(candidates, key=lambda name: candidates[name])
     rate = candidates[bound_by]
     shared = _shared_rate(costs)
@@ -95,7 +78,7 @@ def throughput(costs: Costs) -> Throughput:
 
 
 def _shared_rate(costs: Costs) -> float | None:
-    """Clips per second of shared cores: as measured, or as if none were ever idle; or unknown."""
+    """Return clips per second of shared cores: as measured, or as if none were ever idle."""
     if costs.slowdown is not None:
         return costs.clips / (costs.step_seconds * costs.slowdown + costs.network_seconds)
     if costs.decode_cpu_seconds is None:
@@ -156,11 +139,11 @@ def rank_bytes_by_stage(
 
 
 def _states(model: ModelBytes, world_size: int, stage: int) -> tuple[int, int, int]:
-    """Bytes of weights, gradients and optimizer, as DeepSpeed 0.19 holds them.
+    """Return bytes of weights, gradients and optimizer, as DeepSpeed 0.19 holds them.
 
-    Stage 0 updates the weights in place; the others a rank's share of float32 copies, in float32
-    runs, too. Stage 3 partitions the weights, but keeps gathered ones below 1e9 weights, and all
-    models here are smaller. Stages 2 and 3 reduce gradients by the bucket.
+    Stage 0 updates the weights in place; the others update a rank's share of float32 copies, in
+    float32 runs, too. Stage 3 partitions the weights, but keeps gathered ones below 1e9 weights,
+    and all models here are smaller. Stages 2 and 3 reduce gradients by the bucket.
     """
     numbers, weights = model.parameters, model.parameters * model.number_bytes
     share = -(-numbers // world_size)

@@ -1,6 +1,6 @@
 """Predict what a recipe will do on some machines.
 
-In: a recipe, a number of nodes and devices, and what the user knows better. Out: `Plan`: clips per
+In: a recipe, a number of nodes and devices, and rates that the user knows. Out: `Plan`: clips per
 second and what bounds them, hours, bytes per rank, and every number behind them with its source.
 CPU ranks are assumed to be like this machine and are measured here: steps by the engine, decoding
 by the loader. GPUs are planned from data sheets and an assumed share of their peak rate (MFU).
@@ -38,23 +38,14 @@ _RECOMPUTED = 4 / 3  # work of a step with two forward passes, relative to one
 
 @dataclasses.dataclass(frozen=True)
 class KnownRates:
-    """What the user knows better than data sheets and measurements; None: not known.
+    """Rates that the user gives instead of data sheets and measurements; None: not given."""
 
-    Args:
-        mfu: share of a GPU's peak rate.
-        decode_rate: clips per CPU-second.
-        network_gbps: of a node, in Gbit/s.
-        storage_rate: of a node, in MB/s.
-        cores: of a node.
-        samples: of the data set.
-    """
-
-    mfu: float | None = None
-    decode_rate: float | None = None
-    network_gbps: float | None = None
-    storage_rate: float | None = None
-    cores: int | None = None
-    samples: int | None = None
+    mfu: float | None = None  # share of a GPU's peak rate
+    decode_rate: float | None = None  # clips per CPU-second
+    network_gbps: float | None = None  # of a node, in Gbit/s
+    storage_rate: float | None = None  # of a node, in MB/s
+    cores: int | None = None  # of a node
+    samples: int | None = None  # of the data set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,17 +65,7 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Predictions for a run.
-
-    Args:
-        hours: of training, for the recipe's epochs or max_steps; None where the number of samples
-            is unknown.
-        alone: clips per second of each part if nothing else bounded the run.
-        bytes_per_rank: by ZeRO stage.
-        standing_bytes: weights and optimizer as measured at the recipe's stage; None where nothing
-            was measured.
-        device_bytes: memory of a rank's GPU.
-    """
+    """Predictions for a run."""
 
     gpu: str
     nodes: int
@@ -94,12 +75,12 @@ class Plan:
     bound_by: str
     step_seconds: float
     total_steps: int | None
-    hours: float | None
-    alone: dict[str, float]
+    hours: float | None  # for the recipe's epochs or max_steps; None: number of samples unknown
+    alone: dict[str, float]  # clips per second of each part if nothing else bounded the run
     zero_stage: int
-    bytes_per_rank: dict[int, RankBytes]
-    standing_bytes: int | None
-    device_bytes: float | None
+    bytes_per_rank: dict[int, RankBytes]  # by ZeRO stage
+    standing_bytes: int | None  # measured: weights and optimizer at the recipe's stage
+    device_bytes: float | None  # memory of a rank's GPU
     inputs: list[Input]
     notes: list[str]
 
@@ -149,12 +130,8 @@ def plan_run(config: Config, nodes: int, gpus_per_node: int, gpu: str, known: Kn
         ClusterError: if steps cannot be measured.
     """
     if config.task is not None:
-        raise ConfigError(
-            "Only pre-training can be planned",
-            "the recipe",
-            "it has a section [task]",
-            "give a recipe of pre-training",
-        )
+        what, found = "Only pre-training can be planned", "it has a section [task]"
+        raise ConfigError(what, "the recipe", found, "give a recipe of pre-training")
     world_size = nodes * gpus_per_node
     check_world_size(config, world_size, key="--nodes x --gpus-per-node")
     use_gpu = {"use_gpu": gpu != devices.CPU, "num_workers": world_size}
@@ -235,7 +212,7 @@ class _Planner:
         return train.total_steps(samples // self._config.samples_per_step)
 
     def _decode_cpu_seconds(self, found: DataCost | None) -> float | None:
-        """CPU seconds of a clip; None if it is decoded on the GPU, or unknown."""
+        """Return the CPU seconds of a clip; None if it is decoded on the GPU, or unknown."""
         rate, backend = None, self._config.decode.backend
         if self._known.decode_rate is not None:
             rate, source = self._known.decode_rate, _GIVEN
@@ -255,7 +232,7 @@ class _Planner:
         return None if rate is None else 1 / rate
 
     def _storage(self, found: DataCost | None) -> tuple[float | None, float | None]:
-        """Bytes of a clip; bytes per second that a node reads."""
+        """Return the bytes of a clip, and bytes per second that a node reads."""
         clip = found.clip_bytes if found else None
         rate, source = self._known.storage_rate, _GIVEN
         if rate is None and found is not None:
@@ -313,17 +290,13 @@ class _Planner:
         )
 
     def _gpu_step_seconds(self, clips: int) -> float:
-        """Seconds of a step of that many clips on a rank."""
+        """Return the seconds of a step of that many clips on a rank."""
         assert self._device is not None
         dtype = self._config.train.dtype
         peak = flops.peak_rate(self._device.cuda_name, dtype)
         if peak is None:
-            raise ConfigError(
-                "Unknown peak rate",
-                "--gpu",
-                f"{self._gpu} in train.dtype = {dtype}",
-                "plan another device or type",
-            )
+            found = f"{self._gpu} in train.dtype = {dtype}"
+            raise ConfigError("Unknown peak rate", "--gpu", found, "plan another device or type")
         work = float(self._objective.flops_per_clip)
         if self._config.train.activation_checkpointing:
             work *= _RECOMPUTED
@@ -336,7 +309,7 @@ class _Planner:
         return clips * work / (mfu * peak)
 
     def _cores(self) -> int:
-        """Cores of a node."""
+        """Return the cores of a node."""
         cores, source = self._known.cores, _GIVEN
         if cores is None and self._on_gpu:
             cores = self._config.cluster.cpus_per_worker * self._ranks
@@ -349,7 +322,7 @@ class _Planner:
     # ---- network and memory ----
 
     def _network_seconds(self, model: ModelBytes) -> float:
-        """Seconds of a step on the slowest link; 0 where the measured step includes them."""
+        """Return a step's seconds on the slowest link; 0 where the measured step includes them."""
         if self._world_size == 1 or (self._nodes == 1 and not self._on_gpu):
             return 0.0
         sent = limits.bytes_sent(
@@ -362,8 +335,7 @@ class _Planner:
         seconds = 0.0
         if self._device and self._ranks > 1:
             link = self._device.link_rate
-            source = self._device.source
-            self._add("link between GPUs of a node", link / 1e9, "GB/s", source)
+            self._add("link between GPUs of a node", link / 1e9, "GB/s", self._device.source)
             seconds = sent / link
         if self._nodes > 1:
             # A ring enters and leaves each node once; several rings use all its network cards.
@@ -371,7 +343,7 @@ class _Planner:
         return seconds
 
     def _node_network(self) -> float:
-        """Bytes per second out of a node."""
+        """Return the bytes per second out of a node."""
         if self._known.network_gbps is not None:
             rate, source = self._known.network_gbps * 1e9 / 8, _GIVEN
         elif self._device:
@@ -382,7 +354,7 @@ class _Planner:
         return rate
 
     def _device_bytes(self, needed: RankBytes) -> float | None:
-        """Memory of a rank's GPU, with a note if the run does not fit."""
+        """Return the memory of a rank's GPU; add a note if the run does not fit."""
         if self._device is None:
             return None
         room = self._device.memory_bytes

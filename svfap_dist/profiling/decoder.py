@@ -1,4 +1,4 @@
-"""How fast videos are decoded, and the choice of a run's decode backend by that.
+"""Measure how fast videos are decoded, and choose a run's decode backend by that.
 
 In: decoders and windows of videos. Out: `Rate`s. On the host the CPU time counts, because decoders
 share the cores; a batched decoder works on the device and is timed by the clock. Color conversion
@@ -14,13 +14,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from svfap_dist.config import Config
-from svfap_dist.data.decoding import (
-    check_backend,
-    decoder_of,
-    first_samples,
-    rank_device,
-    with_backend,
-)
+from svfap_dist.data import decoding
 from svfap_dist.errors import DecodeError
 from svfap_dist.profiling.timing import Rate, repeat
 from svfap_dist.shards.format import Manifest
@@ -31,7 +25,7 @@ from svfap_dist.video.info import Crop
 
 log = logging.getLogger(__name__)
 
-_SECONDS = 1.0  # that each backend is timed, at least
+_SECONDS = 1.0  # for which each backend is timed, at least
 
 
 def time_decoder(decoder: Decoder, requests: Sequence[VideoRequest], min_seconds: float) -> Rate:
@@ -43,7 +37,7 @@ def time_decoder(decoder: Decoder, requests: Sequence[VideoRequest], min_seconds
         min_seconds: CPU seconds for which requests are repeated.
 
     Raises:
-        DecodeError: if a video is bad.
+        DecodeError: a video is bad.
     """
 
     def decode() -> int:
@@ -56,10 +50,7 @@ def time_decoder(decoder: Decoder, requests: Sequence[VideoRequest], min_seconds
 
 
 def time_batch_decoder(
-    decoder: BatchDecoder,
-    batches: Sequence[Sequence[VideoRequest]],
-    size: int,
-    min_seconds: float,
+    decoder: BatchDecoder, batches: Sequence[Sequence[VideoRequest]], size: int, min_seconds: float
 ) -> Rate:
     """Return the rate of a batched decoder, after a warm-up.
 
@@ -70,7 +61,7 @@ def time_batch_decoder(
         min_seconds: wall time for which batches are repeated.
 
     Raises:
-        DecodeError: if a video is bad.
+        DecodeError: a video is bad.
     """
     turns = itertools.cycle(batches)
 
@@ -103,9 +94,9 @@ def choose_backend(config: Config, url: str, manifest: Manifest) -> str:
         ShardError, StorageError: the samples cannot be read.
     """
     if config.decode.backend != "auto":
-        check_backend(config, url, manifest)
+        decoding.check_backend(config, url, manifest)
         return config.decode.backend
-    samples, device = first_samples(url, manifest), rank_device(config)
+    samples, device = decoding.first_samples(url, manifest), decoding.rank_device(config)
     if config.task is not None or not samples:
         return DEFAULT
     able = [set(available(sample.info.codec, device)) for sample in samples]
@@ -122,16 +113,17 @@ def choose_backend(config: Config, url: str, manifest: Manifest) -> str:
 def _measure_backends(
     config: Config, samples: Sequence[Sample], names: Sequence[str]
 ) -> dict[str, float]:
-    """Clips per second of backends for one rank with all its decode threads; 0 where one fails."""
+    """Return clips per second of backends for a rank with all its decode threads; 0: it failed."""
     requests = _spread_windows(config, samples)
 
     def rate_of(name: str) -> float:
-        choice = with_backend(config, name)
+        choice = decoding.with_backend(config, name)
         try:
+            decoder = decoding.decoder_of(choice)
             if capabilities(name).batched:
-                decoder, size = cast(BatchDecoder, decoder_of(choice)), config.data.frame_size
-                return time_batch_decoder(decoder, [requests], size, _SECONDS).per_second
-            rate = time_decoder(decoder_of(choice), requests, _SECONDS)
+                batched, size = cast(BatchDecoder, decoder), config.data.frame_size
+                return time_batch_decoder(batched, [requests], size, _SECONDS).per_second
+            rate = time_decoder(decoder, requests, _SECONDS)
         except (DecodeError, RuntimeError):
             return 0.0
         return rate.per_cpu_second * config.data.decode_threads
@@ -140,7 +132,7 @@ def _measure_backends(
 
 
 def _spread_windows(config: Config, samples: Sequence[Sample]) -> list[VideoRequest]:
-    """Windows all over the samples, enough to keep all pipelines busy."""
+    """Return windows all over the samples, enough to keep all pipelines busy."""
     requests = []
     for turn, sample in itertools.product(range(config.decode.pipelines), samples):
         info = sample.info

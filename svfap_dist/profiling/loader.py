@@ -1,4 +1,4 @@
-"""What a clip costs on its way from the store to a ready batch.
+"""Measure what a clip costs on its way from the store to a ready batch.
 
 In: a recipe with data.url. Out: rates of the loader that trains, in a process of its own with
 nothing else to do, and of raw reads. CPU seconds count, because the trainer shares the cores.
@@ -26,38 +26,23 @@ _READ_BYTES, _READS, _READERS = 8 << 20, 16, 8
 
 @dataclasses.dataclass(frozen=True)
 class LoaderRun:
-    """Batches of one rank's loader that are to be timed.
+    """A measurement of one rank's loader."""
 
-    Args:
-        config: recipe, with a batch for one rank.
-        url: shards.
-        batches: that are timed.
-        warm_up: batches before them.
-    """
-
-    config: Config
-    url: str
-    batches: int
-    warm_up: int
+    config: Config  # recipe, with a batch for one rank
+    url: str  # shards
+    batches: int  # that are timed
+    warm_up: int  # batches before them
 
 
 @dataclasses.dataclass(frozen=True)
 class DataCost:
-    """Costs of the recipe's data.
+    """Costs of the recipe's data."""
 
-    Args:
-        samples: of the data set.
-        profile: of its shards.
-        cpu_seconds: per clip.
-        clip_bytes: of the shards, per clip.
-        storage_rate: bytes per second that this machine read from the store.
-    """
-
-    samples: int
-    profile: str
-    cpu_seconds: float
-    clip_bytes: float
-    storage_rate: float
+    samples: int  # of the data set
+    profile: str  # of its shards
+    cpu_seconds: float  # per clip
+    clip_bytes: float  # of the shards, per clip
+    storage_rate: float  # bytes per second that this machine read from the store
 
 
 def time_loader(run: LoaderRun) -> Rate:
@@ -95,30 +80,28 @@ def measure_data(config: Config, on_gpu: bool) -> DataCost:
 
 
 def _one_rank(config: Config, on_gpu: bool) -> LoaderRun:
-    """The recipe on one rank of this machine: the smallest batch that its lanes allow."""
+    """Return the recipe for one rank of this machine: the smallest batch that its lanes allow."""
     cores = len(os.sched_getaffinity(0))
     batch = config.data.num_lanes * config.data.repeated_sampling
-    wish = config.data.colors
+    colors = config.data.colors
     data = {
         "decode_workers": min(config.data.decode_workers, cores),
         "decode_threads": min(config.data.decode_threads, 2 * cores),
-        "colors": "device" if wish == "auto" and on_gpu else wish,
+        "colors": "device" if colors == "auto" and on_gpu else colors,
     }
-    small = config.model_copy(
-        update={
-            "data": config.data.model_copy(update=data),
-            "decode": config.decode.model_copy(
-                update={"backend": host_backend(config.decode.backend)}
-            ),
-            "train": config.train.model_copy(update={"global_batch_size": batch}),
-            "cluster": config.cluster.model_copy(update={"use_gpu": False}),
-        }
-    )
+    decode = {"backend": host_backend(config.decode.backend)}
+    sections = {
+        "data": config.data.model_copy(update=data),
+        "decode": config.decode.model_copy(update=decode),
+        "train": config.train.model_copy(update={"global_batch_size": batch}),
+        "cluster": config.cluster.model_copy(update={"use_gpu": False}),
+    }
+    small = config.model_copy(update=sections)
     return LoaderRun(small, config.data.url, max(_MIN_BATCHES, -(-_MIN_CLIPS // batch)), _WARM_UP)
 
 
 def _storage_rate(url: str, manifest: Manifest) -> float:
-    """Bytes per second of a few concurrent reads at places all over the shards."""
+    """Return bytes per second of a few concurrent reads all over the shards."""
     shards = manifest.shards
 
     def read(number: int) -> int:

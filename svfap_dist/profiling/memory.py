@@ -1,4 +1,4 @@
-"""Bytes of a model, counted by running it: weights, and what the backward pass keeps of a clip.
+"""Count the bytes of a model by running it: weights, and what the backward pass keeps of a clip.
 
 In: how a model is built, and its loss on one clip. The model runs here, on the CPU, in the recipe's
 type, and torch reports every tensor that it saves for the backward pass. What a rank needs follows
@@ -24,19 +24,12 @@ ADAM_MOMENTS = 2  # numbers of AdamW per weight
 
 @dataclasses.dataclass(frozen=True)
 class ModelBytes:
-    """Counts of a model.
+    """Counts of a model."""
 
-    Args:
-        parameters: weights.
-        number_bytes: of one weight or gradient in the computing type.
-        buffers: bytes of its tables.
-        kept_per_clip: bytes that the backward pass keeps of a clip.
-    """
-
-    parameters: int
-    number_bytes: int
-    buffers: int
-    kept_per_clip: int
+    parameters: int  # weights
+    number_bytes: int  # of one weight or gradient in the computing type
+    buffers: int  # bytes of its tables
+    kept_per_clip: int  # bytes that the backward pass keeps of a clip
 
 
 def count_model(
@@ -69,7 +62,7 @@ def count_model(
 
 
 def _kept_bytes(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> int:
-    """Bytes of the storages that the backward pass of a loss keeps, except weights."""
+    """Return bytes of the storages that the backward pass of a loss keeps, except weights."""
     owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}  # references, so that no address is used twice
 

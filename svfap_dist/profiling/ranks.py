@@ -1,4 +1,4 @@
-"""Connected ranks on this machine, for measurements: what torchrun does, without its agent."""
+"""Start connected ranks on this machine for measurements, as torchrun does, without its agent."""
 
 from __future__ import annotations
 
@@ -49,12 +49,9 @@ def run_on_local_ranks(
                 call.result()
             return [call.result() for call in calls]
         except (HungError, CrashedError) as error:
-            raise ClusterError(
-                "A rank failed",
-                f"{ranks} ranks on this machine",
-                str(error),
-                "try a smaller train.micro_batch_size or fewer ranks: memory may be short",
-            ) from error
+            advice = "try a smaller train.micro_batch_size or fewer ranks: memory may be short"
+            where = f"{ranks} ranks on this machine"
+            raise ClusterError("A rank failed", where, str(error), advice) from error
 
 
 def _call_rank(function: Callable[[World], _Result], ranks: int, port: int, rank: int) -> _Result:

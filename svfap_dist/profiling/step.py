@@ -1,4 +1,4 @@
-"""Training steps of a node's ranks, timed on this machine's CPUs.
+"""Time training steps of a node's ranks on this machine's CPUs.
 
 In: a recipe, a number of ranks, and what opens an engine. Out: `StepCost`. The engine is the one
 that trains, in as many connected processes as there will be ranks, so that ranks which share cores
@@ -53,26 +53,15 @@ OpenEngine = Callable[[Config, World], AbstractContextManager[_Engine]]
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-    """Cost of a step for a rank; times are medians over steps, of the slowest rank.
+    """Cost of a step for a rank; times are medians over steps, of the slowest rank."""
 
-    Args:
-        clips: of a micro batch.
-        micro_seconds: forward and backward pass of a micro batch, gradient reduction included.
-        update_seconds: of the optimizer.
-        cpu_seconds: CPU seconds per second of a step, of one rank.
-        slowdown: duration of a step beside the loader, waiting for it included, divided by that of
-            a step alone; None where it was not measured.
-        standing_bytes: of a rank's tensors between two steps.
-        threads: of torch in a rank.
-    """
-
-    clips: int
-    micro_seconds: float
-    update_seconds: float
-    cpu_seconds: float
-    slowdown: float | None
-    standing_bytes: int
-    threads: int
+    clips: int  # of a micro batch
+    micro_seconds: float  # forward and backward pass of a micro batch, gradient reduction included
+    update_seconds: float  # of the optimizer
+    cpu_seconds: float  # CPU seconds per second of a step, of one rank
+    slowdown: float | None  # of a step beside the loader, as a factor; None: not measured
+    standing_bytes: int  # of a rank's tensors between two steps
+    threads: int  # of torch in a rank
 
     def step_seconds(self, micro_batches: int) -> float:
         """Return the seconds of a step.
@@ -127,13 +116,10 @@ def measure_steps(config: Config, ranks: int, world_size: int, open_engine: Open
     micro = config.train.global_batch_size // world_size // accumulation
     batch = micro * ranks * min(accumulation, _MAX_MICRO_BATCHES)
     small = {"global_batch_size": batch, "micro_batch_size": micro}
-    train = config.train.model_copy(update=small)
-    repeats = config.data.repeated_sampling
-    order = {  # does not matter here, but must fit such a small batch
-        "num_lanes": ranks,
-        "repeated_sampling": 1 if batch % (ranks * repeats) else repeats,
-    }
-    data = config.data.model_copy(update=order)
+    train, repeats = config.train.model_copy(update=small), config.data.repeated_sampling
+    repeats = 1 if batch % (ranks * repeats) else repeats
+    # The order of samples does not matter here, but must fit a batch this small.
+    data = config.data.model_copy(update={"num_lanes": ranks, "repeated_sampling": repeats})
     config = config.model_copy(update={"train": train, "data": data})
     measure = functools.partial(_measure_rank, config, open_engine)
     costs = run_on_local_ranks(measure, ranks, _RANK_SECONDS)
@@ -170,13 +156,13 @@ def _measure_rank(config: Config, open_engine: OpenEngine, world: World) -> Step
 
 
 def _num_steps(step_seconds: float) -> int:
-    """Number of steps that are timed: rank 0's, for all."""
+    """Return the number of steps to time, which rank 0 decides for all."""
     fitting = int(_SECONDS / step_seconds)
     return distributed.broadcast_object(max(_MIN_STEPS, min(fitting, _MAX_STEPS)))
 
 
 def _take_step(engine: _Engine, batch: ClipBatch) -> tuple[float, float]:
-    """Seconds until the gradient is complete, and of the update."""
+    """Return seconds until the gradient is complete, and of the update."""
     return (
         seconds_of(lambda: float(engine.backward(batch, step=0))),
         seconds_of(lambda: engine.update(_LEARNING_RATE)),
@@ -184,7 +170,7 @@ def _take_step(engine: _Engine, batch: ClipBatch) -> tuple[float, float]:
 
 
 def _seconds_beside_loader(config: Config, engine: _Engine, world: World) -> float:
-    """Seconds of a step on the recipe's clips, waiting for them included, with a full ring."""
+    """Return seconds of a step on the recipe's clips, waiting included, with a full ring."""
     loader = ClipLoader(config, config.data.url, shard_format.load_manifest(config.data.url), world)
     full = ring_length(config.data, config.train.global_batch_size // world.world_size) - 1
     with contextlib.closing(loader.batches(0, 1 << 40)) as batches:
@@ -207,7 +193,7 @@ def _seconds_beside_loader(config: Config, engine: _Engine, world: World) -> flo
 
 
 def _standing_bytes(batch: ClipBatch) -> int:
-    """Bytes of all tensors of this process except the batch's."""
+    """Return bytes of all tensors of this process except the batch's."""
     gc.collect()
     storages: dict[int, int] = {}
     for found in gc.get_objects():

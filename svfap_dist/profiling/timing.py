@@ -1,4 +1,4 @@
-"""Clocks and rates: what a measurement is, and how several of them take turns.
+"""Clocks and rates, and measurements that take turns.
 
 Variants that are compared run in turns, round by round, because machines get faster and slower
 meanwhile; medians of the rounds count. CPU time includes all processes below this one, because
@@ -27,19 +27,12 @@ _MAX_MEMORY_READINGS = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """Clips made in some time.
+    """Clips made in some time."""
 
-    Args:
-        clips: how many.
-        seconds: wall time.
-        cpu_seconds: CPU time of all processes.
-        rss_slope_bytes: growth of the resident memory per batch, over all processes.
-    """
-
-    clips: int
-    seconds: float
-    cpu_seconds: float
-    rss_slope_bytes: float = 0.0
+    clips: int  # how many
+    seconds: float  # wall time
+    cpu_seconds: float  # CPU time of all processes
+    rss_slope_bytes: float = 0.0  # growth of the resident memory per batch, over all processes
 
     @property
     def per_second(self) -> float:
@@ -78,9 +71,7 @@ def seconds_of(
 
 
 def repeat(
-    work: Callable[[], int],
-    min_seconds: float,
-    clock: Callable[[], float] = time.perf_counter,
+    work: Callable[[], int], min_seconds: float, clock: Callable[[], float] = time.perf_counter
 ) -> Rate:
     """Call `work` until some time has passed, and return its rate. Warm up before.
 
@@ -172,7 +163,7 @@ def _tree_resident_bytes() -> int:
 
 
 def _process_tree() -> list[list[str]]:
-    """Fields of /proc/PID/stat, from the state on, of this process and all below it."""
+    """Return fields of /proc/PID/stat, from the state on, of this process and all below it."""
     children: dict[int, list[int]] = {}
     fields: dict[int, list[str]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):

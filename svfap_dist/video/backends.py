@@ -3,7 +3,7 @@
 `pyav` decodes on the CPU whatever FFmpeg decodes. `dali` decodes on the GPU, whose decoding units
 leave the cores free; on a CPU it has a few codecs only, for tests. Backends keep the contract of
 `frames.Decoder` and return the same frames, but not the same bits, since they round colors
-differently: a run keeps one for life (`data.decoding`).
+differently: a run never changes its backend (`data.decoding`).
 
 To add a backend, write one file with a factory and add one row here. The rest of the code asks the
 row what the backend can do, and never compares names.
@@ -37,7 +37,7 @@ class Backend:
     codecs: Mapping[str, frozenset[str] | None]
     batched: bool = False  # the decoder is a `BatchDecoder`, which makes RGB clips on the device
     gives_planes: bool = False  # returns YUV planes, so that the device can convert colors
-    module: str = ""  # that it needs besides the project's dependencies
+    module: str = ""  # an import it needs beyond the project's dependencies
     install: str = ""  # the command that installs it
 
     @property
@@ -124,12 +124,9 @@ def open_decoder(name: str, device: str = "cpu", threads: int = 1, pipelines: in
     """
     row = capabilities(name)
     if not row.is_installed:
-        raise ConfigError(
-            "Decode backend is not installed",
-            where=f"decode.backend = {name}",
-            found=f"no module {row.module}",
-            do=f"install it with `{row.install}`, or set decode.backend={DEFAULT}",
-        )
+        where, found = f"decode.backend = {name}", f"no module {row.module}"
+        advice = f"install it with `{row.install}`, or set decode.backend={DEFAULT}"
+        raise ConfigError("Decode backend is not installed", where, found, advice)
     module, _, attribute = row.factory.partition(":")
     factory = getattr(importlib.import_module(module), attribute)
     return factory(device, threads=threads, pipelines=pipelines)

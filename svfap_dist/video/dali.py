@@ -58,7 +58,7 @@ class DaliDecoder:
     def __call__(self, video: bytes, info: VideoInfo, numbers: Sequence[int]) -> RgbFrames:
         """See `Decoder.__call__`; the frames are copied to the host."""
         request = VideoRequest(video, info, numbers, [Crop(0, 0, info.height, info.width)])
-        job = _job(request, (info.height, info.width))
+        job = _make_job(request, (info.height, info.width))
         with self._lock:
             (found,) = _one_by_one(self._pipelines[0], [job])
         if isinstance(found, DecodeError):
@@ -73,7 +73,7 @@ class DaliDecoder:
         jobs: dict[int, _Job] = {}
         for row, request in enumerate(requests):
             try:
-                jobs[row] = _job(request, (size, size))
+                jobs[row] = _make_job(request, (size, size))
             except DecodeError as error:
                 found[row] = error
         with self._lock:
@@ -112,7 +112,7 @@ class _Job(NamedTuple):
     matrix: Matrix
 
 
-def _job(request: VideoRequest, size: tuple[int, int]) -> _Job:
+def _make_job(request: VideoRequest, size: tuple[int, int]) -> _Job:
     positions, matrix = locate_frames(request.video, request.info, request.numbers)
     inputs = {
         "video": np.frombuffer(request.video, np.uint8),

@@ -188,8 +188,7 @@ def check_frame(frame: av.VideoFrame | VideoStream, info: VideoInfo, where: str 
         raise DecodeError("Frame is damaged", where=where, do=LEAVE_OUT)
     if (frame.width, frame.height) != (info.width, info.height):
         found = f"{frame.width}x{frame.height} for {info.width}x{info.height}"
-        what = "Frame has another size than the shard states"
-        raise WrongSizeError(what, where=where, found=found, do=LEAVE_OUT)
+        raise WrongSizeError("Frame size differs from the shard's", where, found, LEAVE_OUT)
 
 
 def to_rgb(frames: Frames, crop: Crop, size: int) -> np.ndarray:
@@ -320,13 +319,8 @@ def rgb_from_yuv(colors: Colors) -> np.ndarray:
     kr, kb = MATRICES[colors.matrix].red, MATRICES[colors.matrix].blue
     luma, chroma, black = (1.0, 1.0, 0) if colors.full_range else (255 / 219, 255 / 224, 16)
     blue, red = 2 * (1 - kb) * chroma, 2 * (1 - kr) * chroma
-    linear = np.array(
-        [
-            [luma, 0, red],
-            [luma, -blue * kb / (1 - kr - kb), -red * kr / (1 - kr - kb)],
-            [luma, blue, 0],
-        ]
-    )
+    green = -blue * kb / (1 - kr - kb), -red * kr / (1 - kr - kb)
+    linear = np.array([[luma, 0, red], [luma, *green], [luma, blue, 0]])
     return np.column_stack((linear, linear @ [-black, -128, -128]))
 
 
@@ -370,9 +364,7 @@ class YuvClips:
         """
         import torch
 
-        y = torch.from_numpy(_padded([clip.y for clip in clips]))
-        u = torch.from_numpy(_padded([clip.u for clip in clips]))
-        v = torch.from_numpy(_padded([clip.v for clip in clips]))
+        y, u, v = (torch.from_numpy(_padded([getattr(c, k) for c in clips])) for k in "yuv")
         kinds = [kind_of(clip) for clip in clips]
         boxes = [dataclasses.astuple(crop) for crop in crops]
         return cls(y, u, v, torch.tensor(boxes), torch.tensor(kinds), size)
@@ -400,7 +392,7 @@ class YuvClips:
 
 
 def _padded(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Pad arrays [F, H, W] to [B, F, max H, max W]."""
+    """Return arrays [F, H, W], padded, as [B, F, max H, max W]."""
     batch = np.zeros((len(arrays), *np.max([array.shape for array in arrays], axis=0)), np.uint8)
     for k, array in enumerate(arrays):
         batch[k, :, : array.shape[1], : array.shape[2]] = array

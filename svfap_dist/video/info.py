@@ -120,13 +120,12 @@ def load_info(raw: bytes) -> VideoInfo:
         raw: its bytes.
 
     Raises:
-        ValueError, KeyError, TypeError: it is not one.
+        ValueError, KeyError, TypeError: it is not valid.
     """
     fields = json.loads(raw)
     layout = fields.pop("order", None)
     if layout is not None:
-        names = {stored: name for name, stored in STORED_REGIONS.items()}
-        layout["region"] = names.get(layout["region"], layout["region"])
+        layout["region"] = region_name(layout["region"])
         layout["packet_sizes"] = tuple(layout["packet_sizes"])
         layout = PhaseLayout(**layout)
     return VideoInfo(**fields, layout=layout)
@@ -206,12 +205,9 @@ def stored_region(info: VideoInfo, name: str) -> Crop:
         return region_crop(name, info.height, info.width)
     cut = info.layout.region
     if region_name(cut) != region_name(name):
-        raise ConfigError(
-            "Shards were cut to another region",
-            where="data.region",
-            found=f"{name}, where the shards have {cut}",
-            do=f"set data.region={cut}, or shard again with --region {name}",
-        )
+        found = f"{name}, where the shards have {cut}"
+        advice = f"set data.region={cut}, or shard again with --region {name}"
+        raise ConfigError("Shards were cut to another region", "data.region", found, advice)
     return Crop(0, 0, info.height, info.width)
 
 
@@ -241,7 +237,7 @@ class Views:
 
 
 class ClipShape(Protocol):
-    """What a network's clips are made of: `DataConfig` and `ModelInfo` have these fields."""
+    """Frames, size and stride of a network's clips: `DataConfig` and `ModelInfo` have them."""
 
     @property
     def num_frames(self) -> int: ...
@@ -280,12 +276,10 @@ def covering_views(shape: ClipShape, region: str, step: int) -> ChooseViews:
         step: frames from one window to the next; 0: end to end.
 
     Raises:
-        ConfigError: The step is negative.
+        ConfigError: the step is negative.
     """
     if step < 0:
-        raise ConfigError(
-            "Negative step", where="step", found=str(step), do="give frames from clip to clip"
-        )
+        raise ConfigError("Negative step", "step", str(step), "give frames from clip to clip")
 
     def choose(info: VideoInfo) -> Views:
         stride = step or shape.num_frames * shape.sampling_rate

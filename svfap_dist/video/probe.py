@@ -7,7 +7,7 @@ times cheaper than decoding and exact for the codecs of the table below; others 
 
 In: the bytes of a file. Out: `VideoInfo` or `Rejected`. A file is truncated if its outermost
 structure reaches beyond its end, its last packet is incomplete, or its packets end well before the
-declared duration. FFmpeg is no judge of the first: it plays what is there and reports nothing. An
+declared duration. FFmpeg does not report the first: it plays what is there. An
 mp4 is a row of boxes with their sizes (ISO/IEC 14496-12, 4.2), a Matroska or WebM file is one
 segment with its size (RFC 8794, 4 and 6; RFC 9559, 4.5). AVI and FLV have no such structure.
 """
@@ -43,7 +43,7 @@ Reason = Literal[
     "too_long",  # a longer video than `Limits` allow
     "too_short",  # fewer frames than the training window needs
     "hung",  # not read and examined in time
-    "crashed",  # brought the process down that examined it
+    "crashed",  # ended the process that examined it
     "out_of_memory",  # needed more memory than `Limits` allow
 ]
 
@@ -141,7 +141,7 @@ def _probe_stream(
     packets = _read_packets(container, video, limits.frames)
     if packets is None:
         return Rejected("too_long", f"more than {limits.frames} frames")
-    if cut := _cut_short(container, video, packets):
+    if cut := _find_cut(container, video, packets):
         return Rejected("truncated", cut)
     countable = packets.starts_with_keyframe and context.name in _ONE_FRAME_PER_PACKET
     times = _decode(data, limits, stop_after=1 if countable else None)
@@ -155,11 +155,11 @@ def _probe_stream(
         [video.base_rate, video.average_rate, video.guessed_rate],
     )
     info = VideoInfo(len(times), fps, context.width, context.height, context.name, constant)
-    return _misfit(info, min_frames, limits) or info
+    return _exceeded_limit(info, min_frames, limits) or info
 
 
-def _misfit(info: VideoInfo, min_frames: int, limits: Limits) -> Rejected | None:
-    """Return why a video that can be decoded is left out."""
+def _exceeded_limit(info: VideoInfo, min_frames: int, limits: Limits) -> Rejected | None:
+    """Return why a video that can be decoded is left out; None: it is not."""
     if info.num_frames < min_frames:
         return Rejected("too_short", f"{info.num_frames} frames, fewer than {min_frames}")
     if not _LOWEST_RATE <= info.fps <= _HIGHEST_RATE:
@@ -195,7 +195,7 @@ def _read_packets(
     return _Packets(times, keyframe, corrupt, end_seconds)
 
 
-def _cut_short(container: InputContainer, video: VideoStream, packets: _Packets) -> str | None:
+def _find_cut(container: InputContainer, video: VideoStream, packets: _Packets) -> str | None:
     if packets.ends_corrupt:
         return f"packet {len(packets.times)} is incomplete"
     declared_end = 0.0
@@ -236,13 +236,13 @@ def missing_bytes(data: bytes) -> str | None:
         data: bytes of the file.
     """
     if data[4:8] == b"ftyp":
-        return _mp4_box_cut(data)
+        return _find_cut_mp4_box(data)
     if data[:4] == _EBML_HEADER:
-        return _matroska_segment_cut(data)
+        return _find_cut_matroska_segment(data)
     return None
 
 
-def _mp4_box_cut(data: bytes) -> str | None:
+def _find_cut_mp4_box(data: bytes) -> str | None:
     start = 0
     while start + 8 <= len(data):
         size = int.from_bytes(data[start : start + 4], "big")
@@ -257,7 +257,7 @@ def _mp4_box_cut(data: bytes) -> str | None:
     return None
 
 
-def _matroska_segment_cut(data: bytes) -> str | None:
+def _find_cut_matroska_segment(data: bytes) -> str | None:
     header = _ebml_size(data, 4)
     if header is None:
         return "the EBML header is incomplete"

@@ -70,7 +70,7 @@ _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv"
 _VFR_SLACK = Fraction(1, 10_000)  # seconds; time stamps are rounded
 
 _KEPT_DECODERS = 16  # of a thread; each holds a few frames
-_kept = threading.local()
+_of_thread = threading.local()
 _matrices: dict[str, Matrix] = {}  # by codec header of phase-ordered videos: a handful per data set
 _Item = TypeVar("_Item")
 _Timed = tuple[int, int, _Item]  # ticks after the stream's first frame, ticks on screen, frame
@@ -368,17 +368,14 @@ def decode(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Frames:
     try:
         if info.layout is not None:
             return _decode_packets(video, info, info.layout, numbers)
-        decoded = zip(distinct, decoded_frames(video, info, distinct), strict=True)
         found: dict[int, av.VideoFrame] = {}
-        for number, frame in decoded:
+        for number, frame in zip(distinct, decoded_frames(video, info, distinct), strict=True):
             check_frame(frame, info, f"frame {number}")
             found[number] = frame
     except FFmpegError as error:
         where = f"{info.codec} video, frames {distinct[0]} to {distinct[-1]}"
-        found_error = f"{type(error).__name__}: {error}"
-        raise DecodeError(
-            "Video cannot be decoded", where=where, found=found_error, do=LEAVE_OUT
-        ) from error
+        what = f"{type(error).__name__}: {error}"
+        raise DecodeError("Video cannot be decoded", where, what, LEAVE_OUT) from error
     return _collect([found[number] for number in numbers])
 
 
@@ -410,7 +407,7 @@ def _decode_packets(
     half = (len(numbers), (info.height + 1) // 2, (info.width + 1) // 2)
     planes = y, np.empty(half, np.uint8), np.empty(half, np.uint8)
     colors = None
-    for position, frame in _fed(video, info, layout, sorted(slots)):
+    for position, frame in _decode_positions(video, info, layout, sorted(slots)):
         check_frame(frame, info, f"packet {position}")
         colors = _planar_colors(frame)
         if colors is None:
@@ -424,7 +421,7 @@ def _decode_packets(
     return YuvFrames(*planes, colors)
 
 
-def _fed(
+def _decode_positions(
     video: bytes, info: VideoInfo, layout: PhaseLayout, wanted: Sequence[int]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield the frames at the wanted positions (ascending) of the stream, with their positions."""
@@ -436,9 +433,7 @@ def _fed(
         frames = codec.decode(av.Packet(video[offsets[position] : offsets[position + 1]]))
         if len(frames) != 1:
             where, found = f"packet {position}", f"{len(frames)} frames"
-            raise DecodeError(
-                "Packet does not hold one frame", where=where, found=found, do=LEAVE_OUT
-            )
+            raise DecodeError("Packet does not hold one frame", where, found, LEAVE_OUT)
         if position in needed:
             yield position, frames[0]
 
@@ -457,7 +452,7 @@ def _needed_packets(wanted: Sequence[int], num_frames: int, layout: PhaseLayout)
 def _decoder(codec: str, header: str) -> VideoCodecContext:
     """Return this thread's decoder for a codec and its header, ready for a key frame."""
     decoders: collections.OrderedDict[tuple[str, str], VideoCodecContext]
-    decoders = _kept.__dict__.setdefault("decoders", collections.OrderedDict())
+    decoders = _of_thread.__dict__.setdefault("decoders", collections.OrderedDict())
     decoder = decoders.pop((codec, header), None)
     if decoder is None:
         decoder = cast(VideoCodecContext, av.CodecContext.create(codec, "r"))

@@ -43,5 +43,5 @@ def test_without_a_gpu():
 
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    with pytest.raises(ConfigError, match="no GPU"):
+    with pytest.raises(ConfigError, match="No GPU"):
         decode_device.run({})
