@@ -32,13 +32,14 @@ MORE_LABELLED = ["shard", "synthetic", f"clips=10,{_SYNTHETIC}", *_LABELLED]
 TWO_RANKS = ["run.url=runs/two-ranks", "data.url=shards/train"]
 TWO_RANKS += ["data.eval_url=", "train.zero_stage=2", "train.keep_last=1"]
 ON_ONE = ["run.url=runs/two-ranks-on-one", *TWO_RANKS[1:]]
+ON_TWO = ["run.url=runs/two-ranks-on-two", *TWO_RANKS[1:]]
 RESHAPED = ["run.url=runs/reshaped", *TWO_RANKS[1:]]
 STOPPED = ["run.url=runs/finetune-stopped"]
 IMPORT = ["--num-heads", "2", "--stage-depths", "1,2", "--frame-size", "32", "--num-frames", "4"]
 OLD_KEYS = ["run.url=runs/old-keys", "data.region=centre", "data.colours=device"]
 
 PRETRAIN, FINETUNE = "recipes/pretrain.toml", "recipes/finetune.toml"
-COPIES = {"runs/two-ranks": "runs/two-ranks-on-one"}
+COPIES = ("runs/two-ranks-on-one", "runs/two-ranks-on-two")  # of runs/two-ranks
 
 COMMANDS: dict[str, list[str]] = {
     # Shards
@@ -99,7 +100,7 @@ COMMANDS: dict[str, list[str]] = {
     "verify more": ["shards", "verify", "shards/labelled", "--json"],
 }
 RUNS = (
-    *("pretrain", "two-ranks", "two-ranks-on-one", "reshaped", "every_key", "old-keys"),
+    *("pretrain", "two-ranks-on-two", "two-ranks-on-one", "reshaped", "every_key", "old-keys"),
     *("finetune-stopped/fold-1", "finetune-stopped/fold-2", "from-export/fold-1"),
     "every_finetune_key/fold-1",
 )
@@ -127,8 +128,8 @@ def observe(folder: Path) -> dict[str, Any]:
         run. features: the arrays of each NPZ. python: features of one video by `load` and
         `extract`, by network. stderr: of each command, by name.
     """
-    for run, copy in COPIES.items():
-        shutil.copytree(folder / run, folder / copy)
+    for copy in COPIES:
+        shutil.copytree(folder / "runs/two-ranks", folder / copy)
     python = {name: _extract(folder, url) for name, url in NETWORKS.items()}
     with _two_ranks(folder):
         finished = svfap_commands.run(COMMANDS, folder, _environment())
@@ -150,16 +151,16 @@ def _environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _two_ranks(folder: Path) -> Iterator[None]:
-    """Resume runs/two-ranks on two ranks while the body of the `with` statement runs."""
+    """Resume runs/two-ranks-on-two while the body of the `with` statement runs."""
     torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     command = [sys.executable, "-m", *torchrun, "-m", "svfap_dist", "pretrain", PRETRAIN]
     with open(folder / "two-ranks.log", "w+") as log:
         process = subprocess.Popen(
-            [*command, *TWO_RANKS], cwd=folder, env=_environment(), stdout=log, stderr=log
+            [*command, *ON_TWO], cwd=folder, env=_environment(), stdout=log, stderr=log
         )
         try:
             yield
-            code = process.wait(timeout=120)
+            code = process.wait(timeout=280)
         finally:
             if process.poll() is None:
                 process.terminate()

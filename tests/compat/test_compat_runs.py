@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from alike import differences
 
-RESUMED = {  # run: the command that resumed it; torchrun resumed two-ranks
+RESUMED = {  # run: the command that resumed it; torchrun resumed two-ranks-on-two
     "pretrain": "pretrain",
-    "two-ranks": "",
+    "two-ranks-on-two": "",
     "two-ranks-on-one": "pretrain on one",
     "reshaped": "pretrain reshaped",
     "finetune-stopped/fold-1": "finetune stopped",
