@@ -106,7 +106,7 @@ def bytes_sent(weight_bytes: int, world_size: int, stage: int, accumulation: int
 
 @dataclasses.dataclass(frozen=True)
 class RankBytes:
-    """Bytes of one rank. `total` is the device's; it includes prefetch where that is the host."""
+    """Bytes of one rank; `total` is that of its device, which holds the prefetch on CPUs only."""
 
     weights: int
     gradients: int
