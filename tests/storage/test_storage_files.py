@@ -14,6 +14,8 @@ from svfap_dist import storage
 from svfap_dist.errors import StorageError
 from svfap_dist.storage import StorageMissingError, s3
 
+PATTERNS = ["a[1]", "a*", "a?", "[ab]?", "**", "{a1,b1}"]
+
 
 def test_join_and_local_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert storage.join("s3://b/p/", "x", "y/") == "s3://b/p/x/y/"
@@ -94,8 +96,17 @@ def test_deleting(root: str) -> None:
     assert list(storage.list_files(root)) == ["ab"]
 
 
-@pytest.mark.parametrize("pattern", ["a[1]", "a*", "a?", "[ab]?", "**", "{a1,b1}"])
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_deleting_a_name_spares_those_it_matches_as_a_pattern(root: str, pattern: str) -> None:
+    _check_deletion_is_literal(root, pattern)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_deleting_is_literal_on_stores_other_than_s3(pattern: str, tmp_path: Path) -> None:
+    _check_deletion_is_literal(f"memory:/{tmp_path}", pattern)
+
+
+def _check_deletion_is_literal(root: str, pattern: str) -> None:
     others = ["a1", "a2/1", "b1/x", "b1/y"]
     for name in [*others, f"f/{pattern}", f"{pattern}/1", f"{pattern}/deep/2", f"{pattern}x/1"]:
         storage.write_bytes(storage.join(root, name), b"x")
