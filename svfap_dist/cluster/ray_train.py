@@ -85,6 +85,7 @@ def train(
         SvfapError: The error of a rank.
         ClusterError: If the group keeps failing.
     """
+    config = _with_absolute_paths(config)
     context = context or loop.preflight(config)
     # Ray installs its own handler of SIGTERM when it connects: ours must come after.
     with (
@@ -113,6 +114,19 @@ def train(
     if fit.error is not None:
         raise _explained(fit.error, config)
     return values["result"]
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Return the recipe with absolute local paths: Ray Train's ranks run in another folder."""
+    places = {"data": ("url", "eval_url", "cache_dir"), "run": ("url",), "finetune": ("init",)}
+    sections = {}
+    for name, keys in places.items():
+        section = getattr(config, name)
+        urls = {key: getattr(section, key) for key in keys}
+        local = {k: url for k, url in urls.items() if url and not storage.is_remote(url)}
+        absolute = {key: storage.local_path(url) for key, url in local.items()}
+        sections[name] = section.model_copy(update=absolute)
+    return config.model_copy(update=sections)
 
 
 class _Fit:

@@ -39,6 +39,16 @@ def config_of(shards: str, run: Path | str, *overrides: str):
     return recipe.load("tiny_cpu", [*places, *SMALL, *overrides])
 
 
+def test_local_paths_do_not_depend_on_the_folder_of_a_rank():
+    """Ray Train starts ranks in another folder than the driver's."""
+    init = "s3://bucket/runs/base"
+    config = config_of("shards", "runs/a", f"finetune.init={init}")
+    found = ray_train._with_absolute_paths(config)
+    assert (found.data.url, found.run.url) == (os.path.abspath("shards"), os.path.abspath("runs/a"))
+    assert (found.data.eval_url, found.finetune.init) == ("", init)
+    assert found.fingerprint == config.fingerprint
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
