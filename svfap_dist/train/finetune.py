@@ -33,8 +33,7 @@ Fold = int  # from 1; 0: the task has a fixed split
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneResult:
-    """How it ended. stop_reason: "finished", or what stopped the run of a fold; `results` is None
-    then."""
+    """How a fine-tuning ended: "finished" with `results`, or what stopped a fold and None."""
 
     run_url: str
     stop_reason: str

@@ -233,8 +233,7 @@ def _cut(pixels: np.ndarray, crop: Crop) -> np.ndarray:
 
 
 def _convert(frames: YuvFrames, crop: Crop) -> tuple[np.ndarray, Crop]:
-    """Return uint8 RGB of the pixels of a crop and of the few more that share chroma samples with
-    it, and where the crop is in them."""
+    """Return uint8 RGB of a crop grown to whole chroma samples, and the crop's place in it."""
     top, left = crop.top & ~1, crop.left & ~1
     height = (crop.top + crop.height - top + 1) & ~1
     width = (crop.left + crop.width - left + 1) & ~1
@@ -428,8 +427,9 @@ def convert_batch(clips: YuvClips, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _weights(start: torch.Tensor, length: torch.Tensor, size: int, out: int) -> torch.Tensor:
-    """Return the weights [B, out, size] of `size` samples in each of `out` that are resampled from
-    start .. start + length, [B] each, by Pillow's bilinear filter: a triangle as wide as a step.
+    """Return the weights [B, out, size] of Pillow's bilinear filter, a triangle as wide as a step.
+
+    `size` samples become `out`, resampled from start .. start + length, [B] each.
     """
     import torch
 

@@ -37,9 +37,9 @@ class TooShortError(DecodeError):
 
 @dataclasses.dataclass(frozen=True)
 class PhaseLayout:
-    """How the frames of a video of the `train` profile are stored, so that a reader can seek to
-    the packets it needs without opening the container.
+    """How the frames of a video of the `train` profile are stored.
 
+    With it a reader seeks to the packets it needs without opening the container.
     Frames are stored phase by phase: 0, P, 2P, ..., then 1, P + 1, ..., for P phases, which makes
     the frames of a window of stride P adjacent. Each phase begins with a key frame, and within it
     every `group`-th frame is one. Every packet holds one frame, and packets are contiguous.
@@ -191,8 +191,7 @@ def region_crop(name: str, height: int, width: int) -> Crop:
 
 
 def stored_region(info: VideoInfo, name: str) -> Crop:
-    """Return where a region is in the stored frames of a video: all of them if it was cut out when
-    the shards were made.
+    """Return where a region is in the stored frames: all of them if sharding has cut it out.
 
     Args:
         info: what the shard says about the video.
@@ -230,8 +229,7 @@ class Views:
 
     @property
     def weights(self) -> np.ndarray:
-        """Return the weight of each crop of each window in an average, crops of a window adjacent;
-        they sum to 1."""
+        """Weight of each view in an average, the crops of a window adjacent; they sum to 1."""
         counts = np.outer(list(self.starts.values()), list(self.crops.values())).ravel()
         return counts / counts.sum()
 
@@ -240,11 +238,19 @@ class ClipShape(Protocol):
     """Frames, size and stride of a network's clips: `DataConfig` and `ModelInfo` have them."""
 
     @property
-    def num_frames(self) -> int: ...
+    def num_frames(self) -> int:
+        """Frames of a clip."""
+        ...
+
     @property
-    def frame_size(self) -> int: ...
+    def frame_size(self) -> int:
+        """Height and width in pixels."""
+        ...
+
     @property
-    def sampling_rate(self) -> int: ...
+    def sampling_rate(self) -> int:
+        """Distance between frames of the clip, in frames of the video."""
+        ...
 
 
 ChooseViews = Callable[[VideoInfo], Views]
