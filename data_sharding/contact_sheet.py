@@ -27,10 +27,10 @@ def draw_contact_sheet(url: str, png: str, *, num_samples: int = 24, seed: int =
     """Write a PNG of random samples.
 
     Args:
-        url: folder or prefix of the data set.
-        png: path or URL to write to.
-        num_samples: how many; all, if there are fewer.
-        seed: of the choice.
+        url: Folder or prefix of the data set.
+        png: Path or URL to write to.
+        num_samples: Samples to draw; all if there are fewer.
+        seed: Seed of the choice.
 
     Raises:
         ShardError: The data set is incomplete or damaged.
@@ -73,8 +73,7 @@ def _frame(key: str, video: bytes, info: VideoInfo, number: int) -> Image.Image:
     try:
         picture = Image.fromarray(whole_frames(decode(video, info, [number]))[0])
     except DecodeError as error:
-        raise DecodeError(
-            "Cannot decode a sample", where=key, found=str(error), do="run `svfap shards verify`"
-        ) from error
+        do = "run `svfap shards verify`"
+        raise DecodeError("Cannot decode a sample", key, str(error), do) from error
     picture.thumbnail((_SIDE, _SIDE))
     return picture

@@ -35,13 +35,7 @@ SUFFIX = "mp4"
 _READS_AT_ONCE = 8  # from a store, where each frame is a request
 _END_OF_JPEG = b"\xff\xd9"
 # One thread and no macroblock tree: else x264's bytes depend on threads and on the heap.
-_H264 = {
-    "crf": "17",
-    "preset": "veryfast",
-    "g": "16",
-    "threads": "1",
-    "x264-params": "mbtree=0",
-}
+_H264 = {"crf": "17", "preset": "veryfast", "g": "16", "threads": "1", "x264-params": "mbtree=0"}
 
 
 class BrokenFrame(DecodeError):
@@ -71,8 +65,8 @@ def read_frames(folder: str, names: str) -> bytes:
     The probe rejects such bytes, so that the clip is listed as unreadable, like a broken video.
 
     Args:
-        folder: folder or prefix of the frames.
-        names: of the frames, separated by `/`.
+        folder: Folder or prefix of the frames.
+        names: Names of the frames, separated by `/`.
 
     Raises:
         StorageMissingError: A frame is gone.
@@ -94,7 +88,7 @@ def natural_order(name: str) -> list[str | int]:
     """Return a sort key that puts `2.jpg` before `10.jpg`.
 
     Args:
-        name: of a file.
+        name: Name of a file.
     """
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]
 
@@ -103,8 +97,8 @@ def encode_frames(frames: Sequence[bytes], fps: int = FPS) -> bytes:
     """Return an mp4 of constant frame rate.
 
     Args:
-        frames: picture files in presentation order.
-        fps: frames per second.
+        frames: Picture files in presentation order.
+        fps: Frames per second.
 
     Raises:
         BrokenFrame: One is not a complete picture.
@@ -170,11 +164,7 @@ def _pictures(frames: Sequence[bytes], size: tuple[int, int]) -> Iterator[Image.
 
 
 def _add_stream(
-    container: OutputContainer,
-    codec: str,
-    size: tuple[int, int],
-    fps: int,
-    options: dict[str, str],
+    container: OutputContainer, codec: str, size: tuple[int, int], fps: int, options: dict[str, str]
 ) -> av.video.stream.VideoStream:
     stream = cast(
         av.video.stream.VideoStream, container.add_stream(codec, rate=fps, options=options)

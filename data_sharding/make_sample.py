@@ -44,8 +44,8 @@ def open_sample_pool(options: SampleOptions, processes: int = 1) -> VideoPool[Sa
     Their `map` raises StorageError if the store fails in another way than by lacking a file.
 
     Args:
-        options: which videos, and how they are stored.
-        processes: number of processes.
+        options: Which videos, and how they are stored.
+        processes: Number of processes.
     """
     work = functools.partial(make_sample, options)
     return VideoPool(work, options.limits, _reject, processes)
@@ -59,8 +59,8 @@ def make_sample(options: SampleOptions, video: SourceVideo) -> Sample | Rejected
     """Read a video, probe it and, for the profile `train`, transcode it; it may hang or crash.
 
     Args:
-        options: which videos, and how they are stored.
-        video: of the source.
+        options: Which videos, and how they are stored.
+        video: Video of the source.
 
     Raises:
         StorageError: the store fails in another way than by lacking the file.

@@ -48,8 +48,8 @@ class ShardMaker:
     """Makes one shard after the other; a context manager, picklable before its first use.
 
     Args:
-        job: what all shards have in common.
-        processes: how many make samples.
+        job: What all shards have in common.
+        processes: How many make samples.
     """
 
     def __init__(self, job: ShardJobSpec, processes: int = 1) -> None:
@@ -67,8 +67,8 @@ class ShardMaker:
         """Read, probe, transcode and pack the videos of a group; upload the shard, then its marker.
 
         Args:
-            group: the videos.
-            on_video: called after each video with the tally so far.
+            group: The videos.
+            on_video: Called after each video with the tally so far.
 
         Raises:
             StorageError: The store or the temporary disk failed.
@@ -106,12 +106,12 @@ def make_here(
     """Make shards on this machine: several at a time, or one by one with all processes.
 
     Args:
-        job: what all shards have in common.
-        groups: taken as the workers get to them.
-        num_groups: how many there are.
-        num_videos: how many videos they have.
-        workers: processes in all; None: by the number of CPUs and videos.
-        on_video: called after each video, where shards are made one by one.
+        job: What all shards have in common.
+        groups: Taken as the workers get to them.
+        num_groups: How many there are.
+        num_videos: How many videos they have.
+        workers: Processes in all; None: by the number of CPUs and videos.
+        on_video: Called after each video, where shards are made one by one.
 
     Raises:
         StorageError: The store or the temporary disk failed.
@@ -135,10 +135,10 @@ def make_by_processes(
     """Make shards by worker processes.
 
     Args:
-        job: what all shards have in common.
-        groups: taken as the workers get to them.
-        workers: processes that make a shard each at a time.
-        processes: processes of each worker that make samples.
+        job: What all shards have in common.
+        groups: Taken as the workers get to them.
+        workers: Processes that make a shard each at a time.
+        processes: Processes of each worker that make samples.
 
     Raises:
         StorageError: The store or the temporary disk failed.
@@ -168,10 +168,10 @@ def make_by_ray(
     """Make shards by Ray tasks, which Ray starts again elsewhere when their machine is lost.
 
     Args:
-        job: what all shards have in common.
-        groups: taken as the cluster gets to them.
-        address: of the cluster; "local" starts one on this machine.
-        workers: shards made at a time; None: one per CPU of the cluster.
+        job: What all shards have in common.
+        groups: Taken as the cluster gets to them.
+        address: Address of the cluster; "local" starts one on this machine.
+        workers: Shards made at a time; None: one per CPU of the cluster.
 
     Raises:
         StorageError: The store or a temporary disk failed.
@@ -231,9 +231,7 @@ def _with_retries(make: Callable[[Group], Tally], group: Group) -> Tally:
 
 
 def _worker_died(group: Group, found: str) -> ClusterError:
-    return ClusterError(
-        f"A worker process died {_ATTEMPTS} times over the same shard",
-        f"{group.name}, videos {group.keys[0]} to {group.keys[-1]}",
-        found,
-        "see whether the machine is short of memory, then run the same command again",
-    )
+    what = f"A worker process died {_ATTEMPTS} times over the same shard"
+    where = f"{group.name}, videos {group.keys[0]} to {group.keys[-1]}"
+    do = "check whether the machine is short of memory, then run the same command again"
+    return ClusterError(what, where, found, do)

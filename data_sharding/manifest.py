@@ -31,10 +31,9 @@ class Stock:
     """What exists under a URL, and so what is still to be made.
 
     Args:
-        url: of the data set.
-        options: of this sharding.
-        manifest: of the complete data set that is there, with the same options; None: there is
-            none.
+        url: URL of the data set.
+        options: Options of this sharding.
+        manifest: Manifest of the complete data set there, with the same options, if any.
     """
 
     def __init__(self, url: str, options: Mapping[str, object], manifest: Manifest | None) -> None:
@@ -62,7 +61,7 @@ class Stock:
         """Return the marker of a group whose shard is finished; None if it is to be made.
 
         Args:
-            group: of this sharding.
+            group: Group of this sharding.
         """
         if markers.name(group.number) not in self._sizes:
             return None
@@ -77,7 +76,7 @@ class Stock:
         """Yield all groups of the data set: those of existing shards, then new ones.
 
         Args:
-            plan: in which `keep_old` has marked the old videos.
+            plan: Plan in which `keep_old` has marked the old videos.
         """
         for number in range(self.num_old):
             yield plan.group(number, markers.load(self.url, number).keys)
@@ -87,7 +86,7 @@ class Stock:
         """Mark in the plan which videos are in shards already.
 
         Args:
-            plan: of all videos of the source.
+            plan: Plan with all videos of the source.
 
         Raises:
             ConfigError: One of them is gone or has changed, or a marker is missing.
@@ -100,9 +99,7 @@ class Stock:
                 what = "Marker of a finished shard is missing or unreadable"
                 raise ConfigError(what, where, str(error), _ELSEWHERE) from error
             plan.keep(marker.keys, marker.digests)
-        if misfits := plan.misfits():
-            found = f"{misfits.vanished} of its videos are gone from the source and "
-            found += f"{misfits.changed} have changed, such as {misfits.example!r}"
+        if found := plan.changes():
             raise ConfigError(_OTHER_DATA, self.url, found, _ELSEWHERE)
 
 
@@ -110,8 +107,8 @@ def take_stock(url: str, options: Mapping[str, object]) -> Stock:
     """List what exists under a URL.
 
     Args:
-        url: of the data set.
-        options: of this sharding.
+        url: URL of the data set.
+        options: Options of this sharding.
 
     Raises:
         ConfigError: Something else is there.
@@ -127,15 +124,12 @@ def take_stock(url: str, options: Mapping[str, object]) -> Stock:
         what = "Output holds a manifest that cannot be read"
         raise ConfigError(what, url, str(error), _ELSEWHERE) from error
     if manifest.options != options:
-        found = f"{manifest.num_samples} samples of source {manifest.source!r}, "
-        found += _differences(manifest.options, options)
+        old = manifest.options
+        names = [name for name in sorted({*old, *options}) if old.get(name) != options.get(name)]
+        changes = "; ".join(f"{name} was {old.get(name)}, is {options.get(name)}" for name in names)
+        found = f"{manifest.num_samples} samples of source {manifest.source!r}, {changes}"
         raise ConfigError(_OTHER_DATA, url, found, _ELSEWHERE)
     return Stock(url, options, manifest)
-
-
-def _differences(old: Mapping[str, object], new: Mapping[str, object]) -> str:
-    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    return "; ".join(f"{name} was {old.get(name)}, is {new.get(name)}" for name in names)
 
 
 def _refuse_foreign_shards(url: str) -> None:
@@ -155,10 +149,10 @@ def begin(url: str) -> None:
     """Delete the manifest: from now on nothing under the URL counts as complete.
 
     Args:
-        url: of the data set.
+        url: URL of the data set.
 
     Raises:
-        StorageError: It cannot be written, which is noticed here, before any work.
+        StorageError: The output cannot be written, which is noticed here, before any work.
     """
     storage.delete(storage.join(url, MANIFEST_NAME))
     storage.write_bytes(storage.join(url, REJECTED_NAME), b"")
@@ -170,9 +164,9 @@ def gather(
     """Write the list of rejected videos, one JSON object a line, from the markers of all groups.
 
     Args:
-        url: of the data set.
-        groups: all of its groups.
-        options: of this sharding.
+        url: URL of the data set.
+        groups: All of its groups.
+        options: Options of this sharding.
 
     Returns:
         The existing shards, and the tally of all videos.
@@ -212,11 +206,10 @@ def complete(url: str, manifest: Manifest) -> None:
     """Delete files of an earlier sharding and, last of all, write the manifest.
 
     Args:
-        url: of the data set.
-        manifest: of all its shards.
+        url: URL of the data set.
+        manifest: Manifest of all its shards.
     """
-    named = {entry.name for entry in manifest.shards}
-    named |= {entry.index_name for entry in manifest.shards}
+    named = {name for entry in manifest.shards for name in (entry.name, entry.index_name)}
     named |= {markers.name(number) for number in range(manifest.num_groups)}
     for name in storage.list_files(url):
         if _SHARD_FILE.fullmatch(name) and name not in named:
@@ -228,7 +221,7 @@ def options_of(**options: object) -> dict[str, object]:
     """Return options as they are read back from a manifest: JSON values, nested by kind.
 
     Args:
-        options: plain values and dataclasses; None is left out.
+        options: Plain values and dataclasses; None is left out.
     """
     plain = {
         name: dataclasses.asdict(value)  # type: ignore[call-overload]

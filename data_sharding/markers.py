@@ -56,7 +56,7 @@ class Tally:
         """Add one more video.
 
         Args:
-            result: what it became.
+            result: What it became.
         """
         if isinstance(result, Rejected):
             self.add(Tally(reasons={result.reason: 1}))
@@ -69,7 +69,7 @@ class Tally:
         """Add the videos of another tally.
 
         Args:
-            other: is left as it is.
+            other: Is left as it is.
         """
         self.num_samples += other.num_samples
         self.seconds += other.seconds
@@ -95,8 +95,8 @@ def group_digest(group: Group, options_digest: str) -> str:
     """Return the digest of all that decides a shard's bytes.
 
     Args:
-        group: its videos, in order.
-        options_digest: digest of the options.
+        group: Its videos, in order.
+        options_digest: Digest of the options.
     """
     rows = [options_digest, group.number, group.keys, group.digests]
     return digest(json.dumps(rows).encode())
@@ -106,7 +106,7 @@ def name(number: int) -> str:
     """Return the name of a marker.
 
     Args:
-        number: of its shard.
+        number: Number of its shard.
     """
     return f"shard-{number:06d}.done.json"
 
@@ -115,7 +115,7 @@ def number(file: str) -> int | None:
     """Return the number of the shard that a file marks, or None if it is not a marker.
 
     Args:
-        file: its name.
+        file: Its name.
     """
     found = _NAME.fullmatch(file)
     return int(found[1]) if found else None
@@ -125,9 +125,9 @@ def store(url: str, number: int, marker: Marker) -> None:
     """Write the marker of a shard whose files are all in place.
 
     Args:
-        url: of the data set.
-        number: of the shard.
-        marker: what to write.
+        url: URL of the data set.
+        number: Number of the shard.
+        marker: What to write.
     """
     raw = (json.dumps(dataclasses.asdict(marker)) + "\n").encode()
     storage.write_bytes(storage.join(url, name(number)), raw)
@@ -137,8 +137,8 @@ def load(url: str, number: int) -> Marker:
     """Read the marker of a shard.
 
     Args:
-        url: of the data set.
-        number: of the shard.
+        url: URL of the data set.
+        number: Number of the shard.
 
     Raises:
         ShardError: It is malformed.

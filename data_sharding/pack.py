@@ -29,9 +29,9 @@ def pack(samples: Iterable[Sample], url: str, name: str) -> ShardEntry | None:
     """Write samples, in their order, to `NAME.tar` and `NAME.index.json`.
 
     Args:
-        samples: taken one by one.
-        url: of the data set.
-        name: of the shard.
+        samples: Taken one by one.
+        url: URL of the data set.
+        name: Name of the shard.
 
     Returns:
         Its row of the manifest; None if there are no samples, and nothing was written.
@@ -44,24 +44,13 @@ def pack(samples: Iterable[Sample], url: str, name: str) -> ShardEntry | None:
     if first is None:
         return None
     with temporary.file() as (file, path):
-        places = _fill(file, itertools.chain([first], rest))
-        return _store(path, places, url, name)
+        index = _write_tar(file, itertools.chain([first], rest))
+        return _store(path, index, url, name)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """Position of a sample in its tar, and what the index has of it."""
-
-    key: str
-    offset: int
-    size: int
-    num_frames: int
-    labels: dict[str, Any]
-
-
-def _fill(file: IO[bytes], samples: Iterable[Sample]) -> list[_Place]:
-    """Write a tar; return its samples' places."""
-    places: list[_Place] = []
+def _write_tar(file: IO[bytes], samples: Iterable[Sample]) -> ShardIndex:
+    """Write a tar; return its index, still without digests."""
+    rows: list[tuple[str, int, int, str, int, dict[str, Any]]] = []  # of the index, field by field
     tar = tarfile.open(fileobj=file, mode="w")  # noqa: SIM115 - closed below, where a full disk is reported
     try:
         for sample in samples:
@@ -70,9 +59,8 @@ def _fill(file: IO[bytes], samples: Iterable[Sample]) -> list[_Place]:
                 # JSON first, so that the first kilobytes of a sample suffice to describe it.
                 _add(tar, f"{sample.key}.json", dump_info(sample.info))
                 _add(tar, f"{sample.key}.{sample.suffix}", sample.data)
-            info = sample.info
-            size = tar.offset - offset
-            places.append(_Place(sample.key, offset, size, info.num_frames, info.labels))
+            info, size = sample.info, tar.offset - offset
+            rows.append((sample.key, offset, size, "", info.num_frames, info.labels))
         with temporary.explained():
             tar.close()
             file.flush()
@@ -80,7 +68,9 @@ def _fill(file: IO[bytes], samples: Iterable[Sample]) -> list[_Place]:
         with contextlib.suppress(OSError):  # the first error is reported
             tar.close()
         raise
-    return places
+    index = ShardIndex(*zip(*rows, strict=True))
+    is_labeled = any("set" in labels for labels in index.labels)
+    return index if is_labeled else dataclasses.replace(index, labels=())
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -89,35 +79,25 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
-def _store(path: str, places: list[_Place], url: str, name: str) -> ShardEntry:
-    """Upload a finished tar and, after it, its index."""
+def _store(path: str, index: ShardIndex, url: str, name: str) -> ShardEntry:
+    """Upload a finished tar and, after it, its index with digests."""
     whole = hashlib.sha256()
     digests: list[str] = []
     with open(path, "rb") as tar:
-        for place in places:  # samples are contiguous from the first byte on
-            content = tar.read(place.size)
+        for size in index.sizes:  # samples are contiguous from the first byte on
+            content = tar.read(size)
             whole.update(content)
             digests.append(digest(content))
         whole.update(tar.read())
         num_bytes = tar.tell()
-    is_labelled = any("set" in place.labels for place in places)
-    index = dump(
-        ShardIndex(
-            keys=tuple(place.key for place in places),
-            offsets=tuple(place.offset for place in places),
-            sizes=tuple(place.size for place in places),
-            digests=tuple(digests),
-            num_frames=tuple(place.num_frames for place in places),
-            labels=tuple(place.labels for place in places) if is_labelled else (),
-        )
-    )
+    raw = dump(dataclasses.replace(index, digests=tuple(digests)))
     entry = ShardEntry(
         name=f"{name}.tar",
-        num_samples=len(places),
+        num_samples=len(digests),
         num_bytes=num_bytes,
         sha256=whole.hexdigest(),
-        index_sha256=hashlib.sha256(index).hexdigest(),
+        index_sha256=hashlib.sha256(raw).hexdigest(),
     )
     storage.upload_file(path, storage.join(url, entry.name))
-    storage.write_bytes(storage.join(url, entry.index_name), index)
+    storage.write_bytes(storage.join(url, entry.index_name), raw)
     return entry

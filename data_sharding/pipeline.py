@@ -113,21 +113,21 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
     """Make shards of a source's videos.
 
     Args:
-        source: a key of `sources.SOURCES`.
-        text: its INPUT, mostly a folder or URL.
-        output_url: folder or prefix to write to.
+        source: A key of `sources.SOURCES`.
+        text: Its INPUT, mostly a folder or URL.
+        output_url: Folder or prefix to write to.
         profile: "source": video bytes unchanged; "train": transcoded as `train` says.
-        train: options of the profile train.
-        shuffle_seed: seed of the order of samples.
-        min_frames: shorter videos are rejected.
-        max_samples_per_shard: videos of a group at most.
-        max_shard_bytes: bytes of the source's files of a group at most.
-        limits: of what a video may cost.
-        workers: processes that make samples; None: by the number of CPUs and videos.
-        ray: address of a Ray cluster that makes the shards, or `local` to start one here;
+        train: Options of the profile train.
+        shuffle_seed: Seed of the order of samples.
+        min_frames: Shorter videos are rejected.
+        max_samples_per_shard: Videos of a group at most.
+        max_shard_bytes: Bytes of the source's files of a group at most.
+        limits: Limits of what a video may cost.
+        workers: Processes that make samples; None: by the number of CPUs and videos.
+        ray: Address of a Ray cluster that makes the shards, or `local` to start one here;
             `workers` is then how many shards it makes at a time.
-        overwrite: replace a data set of other inputs or options.
-        progress: called as videos get done.
+        overwrite: Replace a data set of other inputs or options.
+        progress: Called as videos get done.
 
     Raises:
         ConfigError: An option is invalid, or something else is at the output.
@@ -179,8 +179,8 @@ def train_profile(*, region: str | None, size: int | None, crf: float | None) ->
     """Return the train profile of these options, of which None is the default.
 
     Args:
-        region: part of the frame that is kept.
-        size: pixels of a side, even; None: as it is cut.
+        region: Part of the frame that is kept.
+        size: Pixels of a side, even; None: as it is cut.
         crf: x264's quality, 0 to 51, lower is better.
 
     Raises:

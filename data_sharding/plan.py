@@ -47,22 +47,13 @@ class Group:
         return f"shard-{self.number:06d}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Misfits:
-    """Videos of the existing data set that have vanished or changed: how many, and one key."""
-
-    vanished: int
-    changed: int
-    example: str
-
-
 class Plan:
     """The videos of a data set, on disk, and their groups.
 
     Args:
-        seed: of the order.
-        max_samples: videos of a group at most.
-        max_bytes: bytes of a group at most, with what a tar adds.
+        seed: Seed of the order.
+        max_samples: Videos of a group at most.
+        max_bytes: Bytes of a group at most, with what a tar adds.
     """
 
     def __init__(self, seed: int, max_samples: int, max_bytes: int) -> None:
@@ -79,16 +70,16 @@ class Plan:
         """Add all videos of a source; return their number.
 
         Args:
-            videos: of the source.
+            videos: Videos of the source.
 
         Raises:
             ShardError: Two have the same key.
             StorageError: The temporary disk failed.
         """
-        rows = (self._row(video) for video in videos)
+        insert = "insert into videos values (?,?,?,?,?)"
         try:
             with temporary.explained():
-                return self._db.executemany("insert into videos values (?,?,?,?,?)", rows).rowcount
+                return self._db.executemany(insert, map(self._row, videos)).rowcount
         except sqlite3.IntegrityError as error:
             fix = "report it: the source's module has to make keys unique"
             what = "Two videos of the source have the same key"
@@ -107,7 +98,7 @@ class Plan:
         It covers the videos' names, sizes and labels, not the order in which the source lists them.
 
         Args:
-            options: of the sharding.
+            options: Options of the sharding.
         """
         rows = hashlib.sha256(options_digest(options).encode())
         for (digest,) in self._db.execute("select digest from videos order by key"):
@@ -118,8 +109,8 @@ class Plan:
         """Mark videos as being in the data set already: they go into no new group.
 
         Args:
-            keys: of the videos.
-            digests: of the videos, as of `Group`.
+            keys: Keys of the videos.
+            digests: Digests of the videos, as in `Group`.
         """
         with temporary.explained():
             self._db.executemany(
@@ -130,33 +121,33 @@ class Plan:
         """Mark all videos as new."""
         self._db.execute("delete from kept")
 
-    def misfits(self) -> Misfits | None:
-        """Return the kept videos that the source no longer lists, or lists differently."""
+    def changes(self) -> str:
+        """Return how many kept videos the source no longer lists, or lists differently; or ""."""
         # The comparison is null for a video that vanished, true for one that changed.
         joined = "from kept left join videos using (key) where kept.digest is not videos.digest"
         found, changed, example = self._db.execute(
             f"select count(*), count(videos.key), min(key) {joined}"
         ).fetchone()
-        return Misfits(found - changed, changed, example) if found else None
+        if not found:
+            return ""
+        gone = f"{found - changed} of its videos are gone from the source"
+        return f"{gone} and {changed} have changed, such as {example!r}"
 
     def group(self, number: int, keys: Iterable[str]) -> Group:
         """Return the group of these videos.
 
         Args:
-            number: of the group.
-            keys: of videos of the source.
+            number: Number of the group.
+            keys: Keys of videos of the source.
         """
-        rows = []
-        for key in keys:
-            select = "select digest, video from videos where key = ?"
-            rows.append(self._db.execute(select, [key]).fetchone())
-        return _group(number, rows)
+        select = "select digest, video from videos where key = ?"
+        return _group(number, [self._db.execute(select, [key]).fetchone() for key in keys])
 
     def new_groups(self, first_number: int) -> Iterator[Group]:
         """Yield the groups of the videos that are not kept.
 
         Args:
-            first_number: number of the first group.
+            first_number: Number of the first group.
         """
         rows: list[tuple[str, bytes]] = []
         number, num_bytes = first_number, 0
@@ -180,7 +171,7 @@ def options_digest(options: Mapping[str, object]) -> str:
     """Return the digest of the options that decide the bytes of a data set.
 
     Args:
-        options: of the sharding.
+        options: Options of the sharding.
     """
     text = json.dumps([FORMAT_VERSION, options], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

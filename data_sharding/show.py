@@ -44,7 +44,7 @@ class Statistics:
     frame_rates: dict[str, int]
     codecs: dict[str, int]
     num_variable_rate: int
-    labels: dict[str, dict[str, int]]  # samples by class, fold, split, ..., of labelled sets
+    labels: dict[str, dict[str, int]]  # samples by class, fold, split, ..., of labeled sets
     num_subjects: int  # 0 if unknown
 
     def lines(self) -> list[str]:
@@ -74,7 +74,7 @@ def show(url: str) -> Statistics:
     """Return statistics of a data set.
 
     Args:
-        url: of the data set.
+        url: URL of the data set.
 
     Raises:
         ShardError: It is incomplete or damaged.

@@ -63,7 +63,7 @@ def output_lock(url: str) -> Iterator[None]:
     """Lock a local output, and remove what killed jobs have left there unfinished.
 
     Args:
-        url: output folder; nothing is done for a prefix of an object store.
+        url: Output folder; nothing is done for a prefix of an object store.
 
     Raises:
         ConfigError: Another job works there.

@@ -93,9 +93,9 @@ def transcode(data: bytes, info: VideoInfo, profile: TrainProfile) -> tuple[byte
     """Return a video as a profile stores it: an mp4 and its `VideoInfo`.
 
     Args:
-        data: bytes of the source.
-        info: what `probe` found it to be.
-        profile: how to store it.
+        data: Bytes of the source.
+        info: What `probe` found it to be.
+        profile: How to store it.
 
     Raises:
         TranscodeError: it cannot be decoded throughout, is too long or has too few pixels.

@@ -59,9 +59,9 @@ def verify(url: str, progress: Progress = silent, *, workers: int | None = None)
     """Read every shard of a data set and check it.
 
     Args:
-        url: folder or prefix of the data set.
-        progress: called with the shards done, their number, and the damaged ones.
-        workers: shards checked at a time; None: one per CPU.
+        url: Folder or prefix of the data set.
+        progress: Called with the shards done, their number, and the damaged ones.
+        workers: Shards checked at a time; None: one per CPU.
 
     Raises:
         ShardError: Something is damaged; the error says what.

@@ -25,10 +25,10 @@ class VideoPool(Generic[_Result]):
     """Processes that work on videos: started on demand, kept until closed; picklable before that.
 
     Args:
-        work: video -> result; picklable. `map` raises what it raises.
-        limits: of time and memory.
-        reject: video, reason and what was seen -> the result of one that hung or crashed twice.
-        processes: how many work at a time.
+        work: Video -> result; picklable. `map` raises what it raises.
+        limits: Limits of time and memory.
+        reject: Video, reason and what was seen -> the result of one that hung or crashed twice.
+        processes: How many work at a time.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class VideoPool(Generic[_Result]):
         """Yield each video with its result, in order; few are in flight, so memory is bounded.
 
         Args:
-            videos: taken as the processes get to them.
+            videos: Taken as the processes get to them.
         """
         limits = self._limits
         pool = self._pool = self._pool or ProcessPool(

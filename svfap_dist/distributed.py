@@ -38,7 +38,7 @@ def world_from_environment() -> World:
     """Return this process's world, after setting the variables of a world of one if it has none.
 
     Raises:
-        ClusterError: The environment numbers ranks in part only.
+        ClusterError: The environment has RANK but not the other variables.
     """
     if "RANK" not in os.environ:
         _refuse_unnumbered_tasks()
@@ -47,13 +47,10 @@ def world_from_environment() -> World:
         os.environ.setdefault("MASTER_PORT", str(free_port()))
     missing = [name for name in ("WORLD_SIZE", "LOCAL_RANK") if name not in os.environ]
     if missing:
-        raise ClusterError(
-            "Incomplete rank environment",
-            "environment",
-            f"RANK is set, {' and '.join(missing)} not",
-            "start ranks with torchrun or Ray, or set RANK, LOCAL_RANK, WORLD_SIZE, "
-            "LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT",
-        )
+        found = f"RANK is set, {' and '.join(missing)} not"
+        do = "start ranks with torchrun or Ray, or set RANK, LOCAL_RANK, WORLD_SIZE, "
+        do += "LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+        raise ClusterError("Incomplete rank environment", "environment", found, do)
     world_size = int(os.environ["WORLD_SIZE"])
     return World(
         rank=int(os.environ["RANK"]),
@@ -67,13 +64,10 @@ def _refuse_unnumbered_tasks() -> None:
     """Raise if this is one of several Slurm tasks, each of which would act as rank 0 of the run."""
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks > 1:
-        raise ClusterError(
-            "Missing rank environment",
-            f"task {os.environ.get('SLURM_PROCID')} of a Slurm step of {tasks}",
-            "no RANK in the environment",
-            "have srun start one torchrun per node, or export RANK=$SLURM_PROCID, "
-            "LOCAL_RANK=$SLURM_LOCALID, WORLD_SIZE=$SLURM_NTASKS, MASTER_ADDR and MASTER_PORT",
-        )
+        where = f"task {os.environ.get('SLURM_PROCID')} of a Slurm step of {tasks}"
+        do = "have srun start one torchrun per node, or export RANK=$SLURM_PROCID, "
+        do += "LOCAL_RANK=$SLURM_LOCALID, WORLD_SIZE=$SLURM_NTASKS, MASTER_ADDR and MASTER_PORT"
+        raise ClusterError("Missing rank environment", where, "no RANK in the environment", do)
 
 
 def free_port() -> int:
@@ -86,12 +80,9 @@ def free_port() -> int:
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("127.0.0.1", port))
             return port
-    raise ClusterError(
-        "No free port",
-        "127.0.0.1",
-        f"all of {_PORTS.start} to {_PORTS.stop - 1} are in use",
-        "end what listens there, or set MASTER_PORT",
-    )
+    found = f"all of {_PORTS.start} to {_PORTS.stop - 1} are in use"
+    do = "stop a process that listens there, or set MASTER_PORT"
+    raise ClusterError("No free port", "127.0.0.1", found, do)
 
 
 def barrier() -> None:

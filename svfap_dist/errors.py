@@ -87,8 +87,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return advice for a name that does not exist: the name that was meant, or all there are.
 
     Args:
-        word: the unknown name.
-        known: the names that exist.
+        word: The unknown name.
+        known: The names that exist.
     """
     names = list(known)
     close = difflib.get_close_matches(word, names, n=1)

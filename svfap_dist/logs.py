@@ -13,7 +13,6 @@ import logging
 import os
 import sys
 import time
-from typing import TextIO
 
 from svfap_dist.errors import ConfigError
 
@@ -24,7 +23,7 @@ _PACKAGES = ("svfap_dist", "data_sharding")
 
 
 class _Handler(logging.Handler):
-    """Write to the standard error of the moment; a record with `once` only the first time."""
+    """Write to what is `sys.stderr` at the time; a record with `once` only the first time."""
 
     def __init__(self, as_json: bool) -> None:
         super().__init__()
@@ -38,12 +37,9 @@ class _Handler(logging.Handler):
                 return
             self._seen.add(text)
         try:
-            print(self._line(record, text), file=self._stream(), flush=True)
+            print(self._line(record, text), file=sys.stderr, flush=True)
         except Exception:
             self.handleError(record)
-
-    def _stream(self) -> TextIO:
-        return sys.stderr  # looked up each time: tests and notebooks replace it
 
     def _line(self, record: logging.LogRecord, text: str) -> str:
         level = record.levelname.lower()
@@ -62,7 +58,7 @@ def set_up(level: str = "") -> None:
     """Send the log lines of this project to standard error, as SVFAP_LOG says.
 
     Args:
-        level: replaces that of SVFAP_LOG, for this process and its children; empty: keep it.
+        level: Replaces that of SVFAP_LOG, for this process and its children; empty: keep it.
 
     Raises:
         ConfigError: SVFAP_LOG has an unknown word.

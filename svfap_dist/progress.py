@@ -93,7 +93,7 @@ def say(line: str) -> None:
     """Log a line at level info, or print it where no log is set up.
 
     Args:
-        line: the text.
+        line: The text.
     """
     log = logging.getLogger("svfap_dist")
     if log.handlers:

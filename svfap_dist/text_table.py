@@ -13,9 +13,9 @@ def format_table(
     """Return a table's lines.
 
     Args:
-        rows: cells of each row.
-        header: column titles; empty: none.
-        right: numbers of the columns that are aligned to the right.
+        rows: Cells of each row.
+        header: Column titles; empty: none.
+        right: Numbers of the columns that are aligned to the right.
     """
     import io
 
@@ -30,13 +30,8 @@ def format_table(
     for row in rows:
         table.add_row(*row)
     file = io.StringIO()
-    console = Console(
-        file=file,
-        width=_UNLIMITED,
-        color_system=None,
-        markup=False,  # brackets in cells are text
-        emoji=False,
-        highlight=False,
-    )
-    console.print(table)
+    # Brackets and colons in cells are text, not markup or emoji.
+    Console(
+        file=file, width=_UNLIMITED, color_system=None, markup=False, emoji=False, highlight=False
+    ).print(table)
     return [line.rstrip() for line in file.getvalue().splitlines()]

@@ -1,4 +1,4 @@
-"""Small copies of the labelled sets, laid out as their publications and split files describe.
+"""Small copies of the labeled sets, laid out as their publications and split files describe.
 
 Each function fills a folder with the parts of a set that its source looks at: tiny pictures or
 videos, all alike where their content does not matter, and lists. What a clip is follows from its

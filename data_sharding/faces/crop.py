@@ -55,9 +55,9 @@ class FaceOptions:
     """What decides the crops of a video.
 
     Attributes:
-        size: pixels of a side of the crop, even.
-        margin: on each side of the face, as a fraction of the face box.
-        detector: one of `detect.DETECTORS`, with its file if it needs one.
+        size: Pixels of a side of the crop, even.
+        margin: On each side of the face, as a fraction of the face box.
+        detector: One of `detect.DETECTORS`, with its file if it needs one.
         tracks: "best": the face that is longest and largest in view, in one shot; "all": all faces
             of all shots, a crop for each.
     """
@@ -66,14 +66,6 @@ class FaceOptions:
     margin: float = MARGIN
     detector: str = "haar"
     tracks: str = "best"
-
-
-@dataclasses.dataclass(frozen=True)
-class Rejection:
-    """Why a video has no crops: a reason of `probe` or `no_face`, and what was seen."""
-
-    reason: str
-    detail: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +82,10 @@ class Cropped:
     """The faces of a video.
 
     Attributes:
-        info: the video; width and height are as shown: upright, with square pixels.
-        every: the detector looked at every `every`-th frame.
-        cuts: first frames of all shots but the first.
-        tracks: its faces, largest weight first.
+        info: The video; width and height are as shown: upright, with square pixels.
+        every: The detector looked at every `every`-th frame.
+        cuts: First frames of all shots but the first.
+        tracks: Its faces, largest weight first.
     """
 
     info: VideoInfo
@@ -104,30 +96,30 @@ class Cropped:
 
 def crop_faces(
     data: bytes, detector: Detector, options: FaceOptions, limits: Limits | None = None
-) -> Cropped | Rejection:
+) -> Cropped | Rejected:
     """Find, follow and cut out the faces of a video; bad bytes raise nothing.
 
     Args:
-        data: the video's file.
-        detector: finds faces in a picture.
-        options: what to crop.
-        limits: of the probe; None: its defaults.
+        data: The video's file.
+        detector: Finds faces in a picture.
+        options: What to crop.
+        limits: Limits of the probe; None: its defaults.
     """
     info = probe(data, min_frames=1, limits=limits)
     if isinstance(info, Rejected):
-        return Rejection(info.reason, info.detail)
+        return info
     every = max(1, round(info.fps / _LOOKS_PER_SECOND))
     try:
         info, looks, cuts = _look(data, detector, info, every)
         tracks = find_tracks(looks, every, info.num_frames, info.fps, cuts)
         if not tracks:
             seen = sum(len(look.boxes) > 0 for look in looks)
-            return Rejection("no_face", f"in {seen} of {len(looks)} frames looked at, none lasting")
+            return Rejected("no_face", f"in {seen} of {len(looks)} frames looked at, none lasting")
         if options.tracks == "best":
             del tracks[1:]
         return Cropped(info, every, cuts, _cut_out(data, info, tracks, options))
     except DecodeError as error:
-        return Rejection("undecodable", error.found)
+        return Rejected("undecodable", error.found)
 
 
 def _look(
@@ -174,10 +166,10 @@ def track_squares(track: Track, margin: float, width: int, height: int) -> np.nd
     """Return the square to cut from each frame: float64 [T, 4], x0, y0, x1, y1, of one size.
 
     Args:
-        track: the face.
-        margin: on each side of the face, as a fraction of the face box.
-        width: of the frame, in pixels.
-        height: of the frame, in pixels.
+        track: The face.
+        margin: On each side of the face, as a fraction of the face box.
+        width: Width of the frame, in pixels.
+        height: Height of the frame, in pixels.
     """
     face = float(np.median(sides(track.boxes)))
     side = face * (1 + 2 * margin)
@@ -196,9 +188,9 @@ def cut_square(rgb: np.ndarray, square: np.ndarray, size: int) -> np.ndarray:
     """Return the part of a picture in a square, resized: uint8 [size, size, 3].
 
     Args:
-        rgb: the picture, uint8 [H, W, 3].
+        rgb: The picture, uint8 [H, W, 3].
         square: x0, y0, x1, y1 in pixels; beyond the picture, its edge is repeated.
-        size: pixels of a side of the result.
+        size: Pixels of a side of the result.
     """
     height, width = rgb.shape[:2]
     x0, y0, x1, y1 = square
@@ -216,8 +208,8 @@ class Mp4Writer:
     """Encodes pictures to an mp4; equal pictures give equal bytes.
 
     Args:
-        size: width and height of the pictures, even.
-        fps: rate at which a player shows them.
+        size: Width and height of the pictures, even.
+        fps: Rate at which a player shows them.
     """
 
     def __init__(self, size: int, fps: float) -> None:
@@ -238,7 +230,7 @@ class Mp4Writer:
 
         Args:
             rgb: uint8 [size, size, 3].
-            seconds: when it is shown, from the first one; None: by the rate.
+            seconds: When it is shown, from the first one; None: by the rate.
         """
         exact = self._num_frames / self._rate if seconds is None else seconds
         frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
@@ -273,7 +265,7 @@ class CutDetector:
         """Add the next frame.
 
         Args:
-            rgb: small picture of it, uint8 [h, w, 3], of the same size as all others.
+            rgb: Small picture of it, uint8 [h, w, 3], of the same size as all others.
         """
         small = rgb.astype(np.int16)
         differences = [float(np.abs(small - other).mean()) for other in self._last[::-1]]

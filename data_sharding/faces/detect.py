@@ -54,7 +54,7 @@ def load(text: str) -> Detector:
     """Return a detector.
 
     Args:
-        text: its name in `DETECTORS`, with its argument: `haar`, or `yunet:MODEL.onnx`.
+        text: Its name in `DETECTORS`, with its argument: `haar`, or `yunet:MODEL.onnx`.
 
     Raises:
         ConfigError: There is none of that name, or OpenCV or a file is missing.

@@ -55,7 +55,7 @@ class FacesSummary:
         """Return the lines that the command prints."""
         lines = [
             f"{self.url}: {self.num_crops} crops, {self.num_frames} frames, "
-            f"{self.seconds / 3600:.3f} hours, from {self.num_videos} videos",
+            f"{self.seconds / 3600:.3f} hours, from {self.num_videos} videos"
         ]
         if self.num_crops:
             share = f"{self.detected_share:.0%} of the frames looked at"
@@ -83,13 +83,13 @@ def make_crops(
     """Crop the faces of all videos below a folder.
 
     Args:
-        folder: folder or prefix of the videos.
-        output_url: folder or prefix of the crops.
-        options: what decides the crops.
-        limits: of what a video may cost.
-        workers: processes; 0: none besides this one, without limits of time and memory; None: by
+        folder: Folder or prefix of the videos.
+        output_url: Folder or prefix of the crops.
+        options: What decides the crops.
+        limits: Limits of what a video may cost.
+        workers: Processes; 0: none besides this one, without limits of time and memory; None: by
             the number of CPUs and videos.
-        progress: called as videos get done.
+        progress: Called as videos get done.
 
     Raises:
         ConfigError: An option is invalid, or the output is in use or among the inputs.
@@ -166,7 +166,7 @@ class _Lists:
         """Add a video.
 
         Args:
-            row: of its record.
+            row: Row of its record.
         """
         about = {"key": row.key, "where": row.where}
         self.num_videos += 1

@@ -18,11 +18,11 @@ import json
 from typing import Any
 
 from data_sharding.faces import detect
-from data_sharding.faces.crop import Cropped, FaceOptions, Rejection, crop_faces
+from data_sharding.faces.crop import Cropped, FaceOptions, crop_faces
 from data_sharding.sources import SourceVideo
 from svfap_dist import storage
 from svfap_dist.storage import StorageMissingError
-from svfap_dist.video.probe import Limits, Reason
+from svfap_dist.video.probe import Limits, Reason, Rejected
 
 _VERSION = 2  # incremented when the same options give other crops
 
@@ -45,8 +45,8 @@ def record_url(output_url: str, key: str) -> str:
     """Return where the record of a video is.
 
     Args:
-        output_url: folder of the crops.
-        key: of the video.
+        output_url: Folder of the crops.
+        key: Key of the video.
     """
     return storage.join(output_url, f"{key}.boxes.json")
 
@@ -56,9 +56,9 @@ class FaceCropper:
     """Crops one video after the other into a folder; picklable.
 
     Attributes:
-        output_url: folder or prefix of the crops.
-        options: what decides them.
-        limits: of what a video may cost.
+        output_url: Folder or prefix of the crops.
+        options: What decides them.
+        limits: Limits of what a video may cost.
     """
 
     output_url: str
@@ -69,7 +69,7 @@ class FaceCropper:
         """Crop one video and write its record, unless that is done; may hang or crash.
 
         Args:
-            video: the video.
+            video: The video.
 
         Raises:
             ConfigError: The detector cannot be loaded.
@@ -90,8 +90,8 @@ class FaceCropper:
             return _row(video, missing, already_done=False)
         except MemoryError as error:
             found = f"more than {self.limits.memory_bytes} bytes {error}".rstrip()
-            result = Rejection("out_of_memory", found)
-        if isinstance(result, Rejection):
+            result = Rejected("out_of_memory", found)
+        if isinstance(result, Rejected):
             return self._write(video, self._without_crops(result))
         found = _describe(video.key, result)
         for track, cut in zip(found["tracks"], result.tracks, strict=True):
@@ -102,12 +102,12 @@ class FaceCropper:
         """Write the record of a video that hung or crashed the process that cropped it.
 
         Args:
-            video: the video.
-            reason: which of both.
-            found: what was seen.
+            video: The video.
+            reason: "hung" or "crashed".
+            found: What was seen.
         """
         self._delete(video.key, 0)
-        return self._write(video, self._without_crops(Rejection(reason, found)))
+        return self._write(video, self._without_crops(Rejected(reason, found)))
 
     def _url(self, name: str) -> str:
         return storage.join(self.output_url, name)
@@ -116,7 +116,7 @@ class FaceCropper:
         options = dataclasses.asdict(self.options)
         return {"version": _VERSION, "stamp": video.stamp, "options": options}
 
-    def _without_crops(self, why: Rejection) -> dict[str, Any]:
+    def _without_crops(self, why: Rejected) -> dict[str, Any]:
         limits = dataclasses.asdict(self.limits)
         return {"left_out": dataclasses.asdict(why), "limits": limits, "tracks": []}
 

@@ -28,9 +28,9 @@ def draw(record_urls: Sequence[str], crops_url: str, output: str) -> None:
     """Write the sheet of a few videos; those that can no longer be read are skipped.
 
     Args:
-        record_urls: records of the videos.
-        crops_url: folder or prefix of the crops.
-        output: path or URL of the PNG.
+        record_urls: Records of the videos.
+        crops_url: Folder or prefix of the crops.
+        output: Path or URL of the PNG.
 
     Raises:
         StorageError: The store failed.

@@ -29,7 +29,7 @@ class Track:
     """One face in frames `first` to `first + T - 1` of a video.
 
     Attributes:
-        first: number of its first frame.
+        first: Number of its first frame.
         boxes: float64 [T, 4], x0, y0, x1, y1 in pixels, of the detector's proportions.
         scores: float64 [T], NaN where the box is interpolated and not detected.
     """
@@ -68,21 +68,17 @@ def sides(boxes: np.ndarray) -> np.ndarray:
 
 
 def find_tracks(
-    looks: Sequence[Detections],
-    every: int,
-    num_frames: int,
-    fps: float,
-    cuts: Sequence[int] = (),
+    looks: Sequence[Detections], every: int, num_frames: int, fps: float, cuts: Sequence[int] = ()
 ) -> list[Track]:
     """Return the faces of a video, largest weight first; none spans two shots.
 
     Args:
-        looks: what was detected on frames 0, every, 2 * every, ...
-        every: frames between looks; a track extends up to `every` - 1 frames beyond its first and
+        looks: What was detected on frames 0, every, 2 * every, ...
+        every: Frames between looks; a track extends up to `every` - 1 frames beyond its first and
             last detection, where the detector did not look.
-        num_frames: of the whole video.
-        fps: frames per second.
-        cuts: first frames of all shots but the first, ascending.
+        num_frames: Frames of the whole video.
+        fps: Frames per second.
+        cuts: First frames of all shots but the first, ascending.
     """
     enough = min(_MIN_DETECTIONS, len(looks))
     max_gap = max(1, round(_MAX_GAP_SECONDS * fps / every))
@@ -132,8 +128,8 @@ def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the intersection over union of each pair of boxes, [m, n].
 
     Args:
-        a: boxes [m, 4].
-        b: boxes [n, 4].
+        a: Boxes [m, 4].
+        b: Boxes [n, 4].
     """
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
@@ -163,7 +159,7 @@ def smooth(values: np.ndarray, sigma: float) -> np.ndarray:
 
     Args:
         values: [T, C], NaN in unknown rows; a known row within 6 sigma of each frame.
-        sigma: of the Gaussian, in frames.
+        sigma: Width of the Gaussian, in frames.
     """
     distance = np.arange(-round(6 * sigma) - 1, round(6 * sigma) + 2)
     kernel = np.exp(-0.5 * (distance / sigma) ** 2)

@@ -6,7 +6,7 @@ later, by whichever process probes them, so a `SourceVideo` carries a picklable 
 
 To add a source, write a module with `samples(input) -> Iterator[SourceVideo]` and add its row; the
 command line's help, the errors and docs/datasets.md follow the table. Start with `folder`, then
-`labelled`, which the labelled sets share. What those say about a video has one form, `Labels`.
+`labeled`, which the labeled sets share. What those say about a video has one form, `Labels`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class SourceVideo:
     """One video of a source, not yet read.
 
     Attributes:
-        key: unique name in the data set, without dots (webdataset splits names at the first).
-        read: returns the file's bytes; picklable, so that a worker process can call it.
-        labels: what the source knows (identity, expression, fold, ...), JSON values.
-        where: path or URL for messages.
-        suffix: the container's suffix, one of `VIDEO_SUFFIXES`.
-        stamp: changes when the content changes, as far as that is cheap to know: a file's size in
+        key: Unique name in the data set, without dots (webdataset splits names at the first).
+        read: Returns the file's bytes; picklable, so that a worker process can call it.
+        labels: What the source knows (identity, expression, fold, ...), JSON values.
+        where: Path or URL for messages.
+        suffix: The container's suffix, one of `VIDEO_SUFFIXES`.
+        stamp: Changes when the content changes, as far as that is cheap to know: a file's size in
             bytes, a rendered clip's parameters.
-        misfit: why the source cannot place this file in its layout; it is then rejected.
-        num_bytes: size of the file, 0 if it is not known.
+        misfit: Why the source cannot place this file in its layout; it is then rejected.
+        num_bytes: Size of the file, 0 if it is not known.
     """
 
     key: str
@@ -47,21 +47,21 @@ class SourceVideo:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
-    """What a labelled set says about one sample; `as_dict` is a `SourceVideo`'s `labels`.
+    """What a labeled set says about one sample; `as_dict` is a `SourceVideo`'s `labels`.
 
     A protocol is a filter on these columns: fold k of a k-fold protocol tests the samples with
     `fold == k` and trains on all others; a fixed protocol goes by `split`.
 
     Attributes:
-        set: the source's name.
-        subject: the person, where the set names one.
-        class_index: number of the expression, from 0; under the key `class`.
-        class_name: the expression.
-        classes: class numbers by dimension, for sets of several classifications.
-        class_names: class names by dimension.
-        values: numbers by dimension or trait, for sets of regressions.
-        fold: number, from 1, of the only fold in which the sample is tested.
-        split: train, val or test.
+        set: The source's name.
+        subject: The person, where the set names one.
+        class_index: Number of the expression, from 0; under the key `class`.
+        class_name: The expression.
+        classes: Class numbers by dimension, for sets of several classifications.
+        class_names: Class names by dimension.
+        values: Numbers by dimension or trait, for sets of regressions.
+        fold: Number, from 1, of the only fold in which the sample is tested.
+        split: Train, val or test.
     """
 
     set: str
@@ -87,15 +87,15 @@ class Source:
     """One row of `SOURCES`.
 
     Attributes:
-        name: what the command line calls it.
-        is_labelled: whether its videos have `Labels`, to fine-tune on.
-        input: what INPUT holds or says; errors repeat it.
-        help: what the set is, in one line.
-        module: defines `samples`; imported on first use. "": the module of that name in this room.
+        name: What the command line calls it.
+        is_labeled: Whether its videos have `Labels`, to fine-tune on.
+        input: What INPUT holds or says; errors repeat it.
+        help: What the set is, in one line.
+        module: Defines `samples`; imported on first use. "": the module of that name in this room.
     """
 
     name: str
-    is_labelled: bool
+    is_labeled: bool
     input: str
     help: str
     module: str = ""
@@ -104,7 +104,7 @@ class Source:
         """Return the videos, in an order that is the same on every call.
 
         Args:
-            text: the INPUT of the command line.
+            text: The INPUT of the command line.
 
         Raises:
             ConfigError: INPUT is no folder, or cannot be understood.
@@ -192,7 +192,7 @@ def load(name: str) -> Source:
     """Return the source of that name.
 
     Args:
-        name: a key of `SOURCES`.
+        name: A key of `SOURCES`.
 
     Raises:
         ConfigError: There is none; the error lists those there are.

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.folds import fixed_splits
-from data_sharding.sources.labelled import Place, join, media_of, not_the_layout, read_rows
+from data_sharding.sources.labeled import Place, find_clips, join_labels, not_the_layout, read_rows
 from svfap_dist import storage
 
 AFFECT = {
@@ -23,10 +23,7 @@ LOADS = ("mental_demand", "temporal_demand", "effort")  # 0 to 21
 LOAD_CLASSES = ("low", "high")
 HIGH_LOAD_ABOVE = 10
 TRUTHS = "ground_truths/{dimension}.txt"  # rows `aiimNNN_task_N, value`
-SPLITS = {
-    "train": "info/train.txt",
-    "val": "info/val.txt",
-}  # a person per row
+SPLITS = {"train": "info/train.txt", "val": "info/val.txt"}  # a person per row
 PLACES = (Place("videos/shorter_segments", "videos"),)  # aiimNNN/task_N/*.avi
 _CLIP = re.compile(r"(aiim\d+)/(task_\d+)/[^/]+")
 
@@ -36,23 +33,23 @@ def samples(folder: str) -> Iterator[SourceVideo]:
 
     Classes: arousal and valence in five, and the loads that have a file in two.
     """
-    media = media_of(folder, PLACES)
+    clips = find_clips(folder, PLACES)
     people = {split: _people(folder, path) for split, path in SPLITS.items()}
     split_of = {person: split for person, _, split in fixed_splits("info", people)}
     truths = {dimension: _truths(folder, dimension) for dimension in AFFECT}
     there = [d for d in LOADS if storage.exists(storage.join(folder, TRUTHS.format(dimension=d)))]
     truths |= {dimension: _truths(folder, dimension) for dimension in there}
     labels = {}
-    for name in media:
+    for name in clips:
         if (found := _CLIP.fullmatch(name)) and (split := split_of.get(found[1])):
             task = f"{found[1]}_{found[2]}"
             classes = {d: rows[task] for d, rows in truths.items() if task in rows}
             if AFFECT.keys() <= classes.keys():
-                labels[name] = _labelled(found[1], classes, split)
-    return join("avcaffe", folder, media, labels)
+                labels[name] = _labels(found[1], classes, split)
+    return join_labels("avcaffe", folder, clips, labels)
 
 
-def _labelled(subject: str, classes: dict[str, int], split: str) -> Labels:
+def _labels(subject: str, classes: dict[str, int], split: str) -> Labels:
     names = {d: AFFECT.get(d, LOAD_CLASSES)[index] for d, index in classes.items()}
     return Labels(set="avcaffe", subject=subject, classes=classes, class_names=names, split=split)
 
@@ -65,7 +62,7 @@ def _people(folder: str, path: str) -> list[tuple[str, str]]:
 
 
 def _truths(folder: str, dimension: str) -> dict[str, int]:
-    """Class of each `aiimNNN_task_N` in one dimension."""
+    """Return the class of each `aiimNNN_task_N` in one dimension."""
     path = TRUTHS.format(dimension=dimension)
     rows = [row for row in read_rows("avcaffe", folder, path, ",") if len(row) > 1]
     try:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.folds import block_of
-from data_sharding.sources.labelled import labelled_by_path
+from data_sharding.sources.labeled import labeled_by_path
 from data_sharding.sources.listing import suffix_of
 
 CODES = ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")
@@ -24,7 +24,7 @@ _CLIP = re.compile(rf"(?:.*/)?((\d{{4}})_[A-Z]{{3}}_({'|'.join(CODES)})_[A-Z]{{2
 
 def samples(folder: str) -> Iterator[SourceVideo]:
     """See `Source.samples`; key: `1001_DFA_ANG_XX`. The four broken clips are misfits."""
-    return labelled_by_path(
+    return labeled_by_path(
         "cremad", folder, _parse, preferred=lambda path: suffix_of(path) == "flv"
     )
 

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 
 from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.folds import Rows, official_folds
-from data_sharding.sources.labelled import (
-    Medium,
+from data_sharding.sources.labeled import (
     Place,
-    add,
-    join,
-    media_of,
+    add_clip,
+    find_clips,
+    join_labels,
     not_the_layout,
     read_rows,
 )
@@ -34,9 +33,9 @@ PLACES = (
 
 def samples(folder: str) -> Iterator[SourceVideo]:
     """See `Source.samples`; key: the clip's number in five digits."""
-    media: dict[str, Medium] = {}
-    for name, medium in media_of(folder, PLACES).items():
-        add(media, name.zfill(5), name, medium)
+    clips: dict[str, SourceVideo] = {}
+    for name, clip in find_clips(folder, PLACES).items():
+        add_clip(clips, name.zfill(5), name, clip)
     lists = {fold: {p: _rows(folder, p, fold) for p in ("train", "test")} for fold in FOLDS}
     labels = {
         name: Labels(
@@ -44,7 +43,7 @@ def samples(folder: str) -> Iterator[SourceVideo]:
         )
         for name, label, fold in official_folds(LISTS, lists)
     }
-    return join("dfew", folder, media, labels)
+    return join_labels("dfew", folder, clips, labels)
 
 
 def _rows(folder: str, part: str, fold: int) -> Rows:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.folds import block_of
-from data_sharding.sources.labelled import labelled_by_path
+from data_sharding.sources.labeled import labeled_by_path
 
 CLASSES = ("anger", "disgust", "fear", "happiness", "sadness", "surprise")
 SUBJECTS = [number for number in range(1, 45) if number != 6]
@@ -25,7 +25,7 @@ _CLIP = re.compile(
 
 def samples(folder: str) -> Iterator[SourceVideo]:
     """See `Source.samples`; key: the path from `subject N` on, with `_` for blanks."""
-    return labelled_by_path("enterface05", folder, _parse)
+    return labeled_by_path("enterface05", folder, _parse)
 
 
 def _parse(path: str) -> tuple[str, Labels] | str:

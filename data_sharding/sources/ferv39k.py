@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.folds import Rows, fixed_splits
-from data_sharding.sources.labelled import Place, join, media_of, not_the_layout, read_rows
+from data_sharding.sources.labeled import Place, find_clips, join_labels, not_the_layout, read_rows
 
 CLASSES = ("Happy", "Sad", "Neutral", "Angry", "Surprise", "Disgust", "Fear")  # as lists spell them
 LISTS = "4_setups/All_scenes"
@@ -20,7 +20,7 @@ PLACES = (Place("2_ClipsforFaceCrop", "frames"),)  # Scene/Emotion/NNNN/*.jpg
 
 def samples(folder: str) -> Iterator[SourceVideo]:
     """See `Source.samples`; key: `Scene/Emotion/NNNN`."""
-    media = media_of(folder, PLACES)
+    clips = find_clips(folder, PLACES)
     lists = {split: _rows(folder, split) for split in ("train", "test")}
     labels = {
         name: Labels(
@@ -28,7 +28,7 @@ def samples(folder: str) -> Iterator[SourceVideo]:
         )
         for name, label, split in fixed_splits(LISTS, lists)
     }
-    return join("ferv39k", folder, media, labels)
+    return join_labels("ferv39k", folder, clips, labels)
 
 
 def _rows(folder: str, split: str) -> Rows:

@@ -16,8 +16,8 @@ from typing import Any
 
 from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.folds import fixed_splits
-from data_sharding.sources.labelled import Medium, add, join, not_the_layout, video_file
-from data_sharding.sources.listing import check_folder, is_video
+from data_sharding.sources.labeled import add_clip, join_labels, not_the_layout
+from data_sharding.sources.listing import check_folder, is_video, video_file
 from svfap_dist import storage
 from svfap_dist.errors import ShardError
 
@@ -42,20 +42,20 @@ class _NumbersOnly(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if (module_name, global_name) in _ALLOWED:
             return super().find_class(module_name, global_name)
-        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
+        raise pickle.UnpicklingError(f"it loads {module_name}.{global_name}")
 
 
 def samples(folder: str) -> Iterator[SourceVideo]:
     """See `Source.samples`; key: `<YouTube id>_NNN`."""
     check_folder(folder)
-    media: dict[str, Medium] = {}
+    clips: dict[str, SourceVideo] = {}
     annotations: dict[str, str] = {}
     for path, size in storage.list_files(folder).items():
         name = os.path.basename(path)
         if name in ANNOTATIONS.values():
             annotations.setdefault(name, storage.join(folder, path))
         elif is_video(path):
-            add(media, _sample(name), path, video_file(folder, path, size))
+            add_clip(clips, _sample(name), path, video_file(folder, path, size))
     if missing := sorted(set(ANNOTATIONS.values()) - annotations.keys()):
         raise not_the_layout("firstimpressions", folder, f"no {', '.join(missing)}")
     values = {split: _read(annotations[name]) for split, name in ANNOTATIONS.items()}
@@ -64,19 +64,16 @@ def samples(folder: str) -> Iterator[SourceVideo]:
         name: Labels(set="firstimpressions", values=values[split][name], split=split)
         for name, _, split in fixed_splits(folder, lists)
     }
-    return join("firstimpressions", folder, media, labels)
+    return join_labels("firstimpressions", folder, clips, labels)
 
 
 def _sample(video: str) -> str:
-    """`<YouTube id>_NNN`: the name that `svfap faces` gives its crop of `<YouTube id>.NNN.mp4`."""
+    """Return `<YouTube id>_NNN`, the name that `svfap faces` gives the crop of a video."""
     return video.removesuffix(".mp4").replace(".", "_")
 
 
 def _read(url: str) -> dict[str, dict[str, float]]:
-    """Values of the five traits by video, from one annotation file.
-
-    Raises: ShardError if the pickle is damaged, dangerous or of another form.
-    """
+    """Return the values of the five traits by video, from one annotation file."""
     try:
         content = _NumbersOnly(io.BytesIO(storage.read_bytes(url)), encoding="latin-1").load()
     except Exception as error:  # a damaged pickle can raise anything

@@ -15,11 +15,11 @@ def samples(folder: str) -> Iterator[SourceVideo]:
 
 
 def named_by_path(folder: str, videos: Listing) -> Iterator[SourceVideo]:
-    """Return unlabelled samples for a listing, with their paths as keys.
+    """Return unlabeled samples for a listing, with their paths as keys.
 
     Args:
-        folder: folder or prefix that was listed.
-        videos: its video files.
+        folder: Folder or prefix that was listed.
+        videos: Its video files.
     """
     return as_samples(
         folder, (Found(path, size, os.path.splitext(path)[0], {}) for path, size in videos)

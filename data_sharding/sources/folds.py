@@ -22,8 +22,8 @@ def official_folds(
     """Return (name, label, fold that tests it) of every sample of official folds, by name.
 
     Args:
-        where: folder of the lists, for the error.
-        lists: rows of `train` and `test` for each fold.
+        where: Folder of the lists, for the error.
+        lists: Rows of `train` and `test` for each fold.
 
     Raises:
         ShardError: The lists contradict each other; the error has examples.
@@ -44,8 +44,8 @@ def fixed_splits(where: str, lists: Mapping[str, Rows]) -> Iterator[tuple[str, s
     """Return (name, label, split) of every sample of a fixed protocol, by name.
 
     Args:
-        where: folder of the lists, for the error.
-        lists: rows by split.
+        where: Folder of the lists, for the error.
+        lists: Rows by split.
 
     Raises:
         ShardError: A sample is in two splits; the error has examples.
@@ -63,8 +63,8 @@ def block_of(position: int, sizes: Sequence[int]) -> int | None:
     """Return the number, from 1, of the block that contains a position; None if none does.
 
     Args:
-        position: from 0.
-        sizes: sizes of the consecutive blocks.
+        position: From 0.
+        sizes: Sizes of the consecutive blocks.
     """
     if position < 0:
         return None

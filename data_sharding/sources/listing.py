@@ -29,10 +29,10 @@ class Listing:
     """The videos of a listing, on disk: iterate, repeatedly, over (path, size) in order of path.
 
     Args:
-        files: paths of all files, with their sizes in bytes.
+        files: Paths of all files, with their sizes in bytes.
 
     Attributes:
-        num_others: files that are not videos.
+        num_others: Files that are not videos.
     """
 
     def __init__(self, files: Iterable[tuple[str, int]]) -> None:
@@ -70,7 +70,7 @@ def list_videos(folder: str) -> Listing:
     Hidden files are skipped: macOS leaves `._name.mp4` files, which are not videos.
 
     Args:
-        folder: path or URL.
+        folder: Path or URL.
 
     Raises:
         ConfigError: There is no such local folder.
@@ -91,7 +91,7 @@ def check_folder(folder: str) -> None:
     """Check that a folder exists, if it is local.
 
     Args:
-        folder: path or URL.
+        folder: Path or URL.
 
     Raises:
         ConfigError: It does not, or is a file.
@@ -105,7 +105,7 @@ def is_video(path: str) -> bool:
     """Return whether a file has a video's suffix and is not hidden.
 
     Args:
-        path: path or name.
+        path: Path or name.
     """
     return suffix_of(path) in VIDEO_SUFFIXES and not os.path.basename(path).startswith(".")
 
@@ -114,7 +114,7 @@ def suffix_of(path: str) -> str:
     """Return the suffix of a file's name in lower case, without its dot.
 
     Args:
-        path: path or name.
+        path: Path or name.
     """
     return os.path.splitext(path)[1].lower().removeprefix(".")
 
@@ -129,8 +129,8 @@ class Keys:
         """Return a key unlike those returned before.
 
         Args:
-            name: to make the key from.
-            path: to distinguish keys of the same name; unique.
+            name: Name from which the key is made.
+            path: Unique path, which distinguishes keys of the same name.
         """
         key = "/".join(filter(None, name.split("/")))
         key = "".join("_" if c == "." or not c.isprintable() else c for c in key)
@@ -142,6 +142,29 @@ class Keys:
 
     def _is_new(self, key: str) -> bool:
         return self._db.execute("insert or ignore into keys values (?)", [key]).rowcount == 1
+
+
+def video_file(
+    folder: str,
+    path: str,
+    size: int,
+    key: str = "",
+    labels: dict[str, Any] | None = None,
+    misfit: str = "",
+) -> SourceVideo:
+    """Return a video file as a video of a source.
+
+    Args:
+        folder: Folder or prefix.
+        path: Path of the file below it.
+        size: Bytes of the file.
+        key: Unique key; "": assigned later.
+        labels: What the source knows about the video.
+        misfit: Why it is rejected; "": it is not.
+    """
+    url = storage.join(folder, path)
+    read = functools.partial(storage.read_bytes, url)
+    return SourceVideo(key, read, labels or {}, url, suffix_of(path), str(size), misfit, size)
 
 
 class Found(NamedTuple):
@@ -158,19 +181,9 @@ def as_samples(folder: str, videos: Iterable[Found]) -> Iterator[SourceVideo]:
     """Yield samples for video files.
 
     Args:
-        folder: folder or prefix.
-        videos: files below it, in order of path.
+        folder: Folder or prefix.
+        videos: Files below it, in order of path.
     """
     keys = Keys()
     for path, size, name, labels, misfit in videos:
-        url = storage.join(folder, path)
-        yield SourceVideo(
-            key=keys.assign(name, path),
-            read=functools.partial(storage.read_bytes, url),
-            labels=labels,
-            where=url,
-            suffix=suffix_of(path),
-            stamp=str(size),
-            misfit=misfit,
-            num_bytes=size,
-        )
+        yield video_file(folder, path, size, keys.assign(name, path), labels, misfit)

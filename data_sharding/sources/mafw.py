@@ -10,20 +10,11 @@ from collections.abc import Iterator
 
 from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.folds import Rows, official_folds
-from data_sharding.sources.labelled import Place, join, media_of, not_the_layout, read_rows
+from data_sharding.sources.labeled import Place, find_clips, join_labels, not_the_layout, read_rows
 
 CLASSES = (
-    "anger",
-    "disgust",
-    "fear",
-    "happiness",
-    "neutral",
-    "sadness",
-    "surprise",
-    "contempt",
-    "anxiety",
-    "helplessness",
-    "disappointment",
+    *("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"),
+    *("contempt", "anxiety", "helplessness", "disappointment"),
 )
 FOLDS = range(1, 6)
 LISTS = "Train & Test Set/single/no_caption"
@@ -36,13 +27,13 @@ PLACES = (
 
 def samples(folder: str) -> Iterator[SourceVideo]:
     """See `Source.samples`; key: the clip's number in five digits."""
-    media = media_of(folder, PLACES)
+    clips = find_clips(folder, PLACES)
     lists = {fold: {p: _rows(folder, p, fold) for p in ("train", "test")} for fold in FOLDS}
     labels = {
         name: Labels(set="mafw", class_index=CLASSES.index(label), class_name=label, fold=fold)
         for name, label, fold in official_folds(LISTS, lists)
     }
-    return join("mafw", folder, media, labels)
+    return join_labels("mafw", folder, clips, labels)
 
 
 def _rows(folder: str, part: str, fold: int) -> Rows:

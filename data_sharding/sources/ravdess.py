@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.folds import block_of
-from data_sharding.sources.labelled import labelled_by_path
+from data_sharding.sources.labeled import labeled_by_path
 
 CLASSES = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")  # 01 - 08
 ACTORS_PER_FOLD = (4,) * 6  # in order of number
@@ -24,7 +24,7 @@ _CLIP = re.compile(r"(?:.*/)?Actor_\d\d/(?:01|02)-((0[12])-(0[1-8])-0[12]-0[12]-
 
 def samples(folder: str) -> Iterator[SourceVideo]:
     """See `Source.samples`; key: `VC-EE-II-SS-RR-AA`, the file's name without its modality."""
-    return labelled_by_path("ravdess", folder, _parse, preferred=_is_silent)
+    return labeled_by_path("ravdess", folder, _parse, preferred=_is_silent)
 
 
 def _is_silent(path: str) -> bool:

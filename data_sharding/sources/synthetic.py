@@ -73,7 +73,7 @@ class SyntheticClip:
         """Return this clip's random generator for one purpose.
 
         Args:
-            purpose: name of the stream.
+            purpose: Name of the stream.
         """
         return np.random.default_rng([self.seed, self.identity, self.number, *purpose.encode()])
 
@@ -175,7 +175,7 @@ def render_clip(clip: SyntheticClip) -> bytes:
     """Return the mp4 of a clip.
 
     Args:
-        clip: what to render.
+        clip: What to render.
     """
     who = draw_identity(clip.seed, clip.identity)
     faces = expression_faces(clip.rng("motion"), clip.expression, clip.intensity, clip.frames)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from data_sharding.sources import SourceVideo
-from data_sharding.sources.labelled import not_the_layout
+from data_sharding.sources import SOURCES, SourceVideo
+from data_sharding.sources.labeled import not_the_layout
 from data_sharding.sources.listing import Found, as_samples, list_videos
 
-_MISFIT = "not at idNNNNN/<video>/NNNNN.mp4"
 _CLIP = re.compile(r"(?:.*/)?((id\d{5})/[^/]+/\d{5})\.mp4")
 
 
@@ -29,4 +28,4 @@ def samples(folder: str) -> Iterator[SourceVideo]:
 def _found(path: str, size: int) -> Found:
     if clip := _CLIP.fullmatch(path):
         return Found(path, size, clip[1], {"identity": clip[2]})
-    return Found(path, size, path, {}, _MISFIT)
+    return Found(path, size, path, {}, f"not at {SOURCES['voxceleb2'].input}")

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.folds import block_of
-from data_sharding.sources.labelled import Medium, add, join, not_the_layout, read_rows, video_file
-from data_sharding.sources.listing import list_videos
+from data_sharding.sources.labeled import add_clip, join_labels, not_the_layout, read_rows
+from data_sharding.sources.listing import list_videos, video_file
 from svfap_dist.errors import ShardError
 
 TABLE = "labels.csv"  # its name is from publications: rename yours
@@ -32,11 +32,11 @@ _CLIP = re.compile(r"((\d\d)_\d\d)_\d+")
 
 def samples(folder: str) -> Iterator[SourceVideo]:
     """See `Source.samples`; key: the clip's name, `SS_PP_N`."""
-    media: dict[str, Medium] = {}
+    clips: dict[str, SourceVideo] = {}
     for path, size in list_videos(folder):
         name = os.path.splitext(os.path.basename(path))[0]
-        add(media, name, path, video_file(folder, path, size))
-    return join("werewolfxl", folder, media, dict(_labels(folder)))
+        add_clip(clips, name, path, video_file(folder, path, size))
+    return join_labels("werewolfxl", folder, clips, dict(_labels(folder)))
 
 
 def _labels(folder: str) -> Iterator[tuple[str, Labels]]:

@@ -14,8 +14,8 @@ from svfap_dist.progress import Progress
 def _list_of_sources() -> str:
     """Return the table of sources for the help of `svfap shard`."""
     tables = []
-    for title, is_labelled in (("Sources without labels", False), ("Labeled data sets", True)):
-        rows = [row for row in SOURCES.values() if row.is_labelled == is_labelled]
+    for title, is_labeled in (("Sources without labels", False), ("Labeled data sets", True)):
+        rows = [row for row in SOURCES.values() if row.is_labeled == is_labeled]
         lines = [f"  {row.name:17} {row.help}\n{'':20}INPUT: {row.input}" for row in rows]
         tables.append("\b\n" + "\n".join([f"{title}:", *lines]))
     return "\n\n".join(tables)

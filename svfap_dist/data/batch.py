@@ -135,13 +135,10 @@ class DecodePool:
         try:
             return self._pool(jobs)
         except StartError as error:
-            raise ClusterError(
-                "Decode workers cannot be started",
-                "data.decode_workers",
-                str(error),
-                "see what the worker wrote to standard error; a training script needs "
-                '`if __name__ == "__main__":` around its calls',
-            ) from error
+            what = "Decode workers cannot be started"
+            do = "see what the worker wrote to standard error; a training script needs "
+            do += '`if __name__ == "__main__":` around its calls'
+            raise ClusterError(what, "data.decode_workers", str(error), do) from error
         except HungError:
             reason, detail = "hung", f"the decoder gave no answer for {self._seconds:g} s"
         except CrashedError as error:
@@ -191,8 +188,9 @@ def ring_length(data: DataConfig, clips: int, planes: tuple[int, int] | None = N
 
 
 class BatchRing:
-    """Buffers for batches, in shared memory or on the device, with the threads and workers that
-    fill them; a context manager.
+    """Buffers for batches, in shared memory or on the device, and what fills them.
+
+    A context manager, which ends the threads and workers.
 
     Args:
         config: Recipe.

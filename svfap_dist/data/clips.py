@@ -88,11 +88,9 @@ def random_window_start(stream: Stream, num_frames: int, window: int) -> int:
         TooShortError: The video has fewer frames.
     """
     if num_frames < window:
-        raise TooShortError(
-            "Video is shorter than a clip's window",
-            found=f"{num_frames} frames for a window of {window}",
-            do=f"shard again with --min-frames {window}",
-        )
+        found = f"{num_frames} frames for a window of {window}"
+        do = f"shard again with --min-frames {window}"
+        raise TooShortError("Video is shorter than a clip's window", "", found, do)
     return stream.integer(num_frames - window + 1)
 
 
@@ -175,12 +173,9 @@ class SharedArrays:
                 os.ftruncate(descriptor, self.num_bytes)
             memory = mmap.mmap(-1 if descriptor is None else descriptor, self.num_bytes)
         except (OSError, ValueError, OverflowError) as error:
-            raise ConfigError(
-                "No memory for batches",
-                "data.prefetch_bytes",
-                f"{self.num_bytes} bytes cannot be shared between processes ({error})",
-                "make data.prefetch_bytes or the batch smaller",
-            ) from error
+            found = f"{self.num_bytes} bytes cannot be shared between processes ({error})"
+            do, key = "make data.prefetch_bytes or the batch smaller", "data.prefetch_bytes"
+            raise ConfigError("No memory for batches", key, found, do) from error
         self._descriptor = descriptor
         self.address = np.frombuffer(memory, np.uint8).ctypes.data
         self.arrays = {
@@ -190,12 +185,8 @@ class SharedArrays:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._descriptor is None:
-            raise ConfigError(
-                "Decode workers are not supported on this system",
-                "data.decode_workers",
-                "no memfd_create",
-                "set data.decode_workers=0",
-            )
+            what, key = "Decode workers are not supported on this system", "data.decode_workers"
+            raise ConfigError(what, key, "no memfd_create", f"set {key}=0")
         return _attach, (self._shapes, reduction.DupFd(self._descriptor))
 
     def close(self) -> None:
@@ -286,11 +277,9 @@ class ClipWorker:
             plane, place = getattr(frames, name), arrays[name][batch, row]
             height, width = plane.shape[1:]
             if height > place.shape[1] or width > place.shape[2]:
-                raise WrongSizeError(
-                    "Frames are larger than those of other samples",
-                    found=f"{frames.y.shape[1:]}",
-                    do="shard with one --size for all videos, or set data.colors=workers",
-                )
+                what = "Frames are larger than those of other samples"
+                do = "shard with one --size for all videos, or set data.colors=workers"
+                raise WrongSizeError(what, "", f"{frames.y.shape[1:]}", do)
             place[:, :height, :width] = plane
         arrays["crops"][batch, row] = dataclasses.astuple(crop)
         arrays["kinds"][batch, row] = kind_of(frames)

@@ -34,7 +34,7 @@ def decoder_of(config: Config) -> Decoder:
         config: Recipe.
 
     Raises:
-        ConfigError: It is not installed.
+        ConfigError: The backend is not installed.
     """
     pipelines = config.decode.pipelines
     threads = -(-config.data.decode_threads // pipelines)
@@ -75,7 +75,7 @@ def check_backend(config: Config, url: str, manifest: Manifest) -> None:
         manifest: The data set.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: It does not decode a codec of the first samples.
     """
     name = config.decode.backend
     row = capabilities(name)
@@ -83,12 +83,10 @@ def check_backend(config: Config, url: str, manifest: Manifest) -> None:
         return  # whatever FFmpeg decodes: nothing to read
     for codec in sorted({sample.info.codec for sample in first_samples(url, manifest)}):
         if not row.decodes(codec, rank_device(config)):
-            raise ConfigError(
-                f"Backend {name} does not decode {codec} on this device",
-                f"decode.backend = {name}",
-                f"{url} has {codec} videos, and cluster.use_gpu = {config.cluster.use_gpu}",
-                f"set decode.backend={DEFAULT}, or cluster.use_gpu=true on machines with a GPU",
-            )
+            what = f"Backend {name} does not decode {codec} on this device"
+            found = f"{url} has {codec} videos, and cluster.use_gpu = {config.cluster.use_gpu}"
+            do = f"set decode.backend={DEFAULT}, or cluster.use_gpu=true on machines with a GPU"
+            raise ConfigError(what, f"decode.backend = {name}", found, do)
 
 
 def first_samples(url: str, manifest: Manifest) -> list[Sample]:

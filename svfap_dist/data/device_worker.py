@@ -119,13 +119,12 @@ class DeviceClipWorker:
                 if self._group is not group or pending.done.done():
                     continue  # another group has finished meanwhile
                 self._is_hung = True
-                raise HealthError(
-                    "Decoder does not respond",
-                    f"decode.backend = {self._config.decode.backend}",
-                    f"nothing for {self._seconds:g} s, decoding {', '.join(p.key for p in group)}",
-                    f"continue with decode.backend={DEFAULT} and data.decode_workers >= 1, where a "
-                    "video that hangs costs only itself; or raise data.decode_seconds",
-                ) from error
+                where = f"decode.backend = {self._config.decode.backend}"
+                keys = ", ".join(each.key for each in group)
+                do = f"continue with decode.backend={DEFAULT} and data.decode_workers >= 1, where "
+                do += "a video that hangs costs only itself; or raise data.decode_seconds"
+                found = f"nothing for {self._seconds:g} s, decoding {keys}"
+                raise HealthError("Decoder does not respond", where, found, do) from error
 
     def _serve(self) -> None:
         device = self._frames.device

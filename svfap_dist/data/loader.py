@@ -198,12 +198,10 @@ class ClipLoader:
             results += ring.read(self._reader, [(index, request)])
             if results[-1].bad is None:
                 return results
-        raise HealthError(
-            "Too many unreadable samples in a row",
-            f"lane {slot.lane}, position {slot.position}",
-            f"{len(results)} bad samples; the first: {first.bad}",
-            "run `svfap shards verify` on data.url",
-        )
+        where = f"lane {slot.lane}, position {slot.position}"
+        found = f"{len(results)} bad samples; the first: {first.bad}"
+        do = "run `svfap shards verify` on data.url"
+        raise HealthError("Too many unreadable samples in a row", where, found, do)
 
     def _finish(self, ring: BatchRing, batch: _Pending, ready: int) -> ClipBatch:
         """Wait for all rows; the first error of a task is raised here."""
@@ -251,12 +249,9 @@ def _check_made_on_host(config: Config) -> None:
         ("data.colors", colors, "workers", colors == "device"),
     ):
         if is_on_device:
-            raise ConfigError(
-                "Clips of a task are augmented on the host",
-                key,
-                f"{value}, with a [task]",
-                f"set {key}={other}, or leave it out",
-            )
+            what = "Clips of a task are augmented on the host"
+            do = f"set {key}={other}, or leave it out"
+            raise ConfigError(what, key, f"{value}, with a [task]", do)
 
 
 def _planes(config: Config, manifest: Manifest, reader: SampleReader) -> tuple[int, int] | None:

@@ -47,12 +47,10 @@ def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
         ConfigError: There is not even one.
     """
     if num_samples < global_batch_size:
-        raise ConfigError(
-            "Data set is smaller than one global batch",
-            "train.global_batch_size",
-            f"{global_batch_size} samples per step, {num_samples} to train on",
-            f"lower train.global_batch_size to at most {num_samples}, or train on more videos",
-        )
+        what, key = "Data set is smaller than one global batch", "train.global_batch_size"
+        found = f"{global_batch_size} samples per step, {num_samples} to train on"
+        do = f"lower {key} to at most {num_samples}, or train on more videos"
+        raise ConfigError(what, key, found, do)
     return num_samples // global_batch_size
 
 

@@ -86,10 +86,8 @@ def _labels_of_shards(url: str, shards: tuple[ShardEntry, ...]) -> Sequence[dict
 def _labels_of_shard(url: str, entry: ShardEntry) -> tuple[dict[str, Any], ...]:
     index = shard_format.load_index(url, entry)
     if len(index.labels) != entry.num_samples:
-        raise ShardError(
-            "Shards have no labels",
-            storage.join(url, entry.index_name),
-            f"labels of {len(index.labels)} of {entry.num_samples} samples",
-            "shard again with a labeled source",
-        )
+        where = storage.join(url, entry.index_name)
+        found = f"labels of {len(index.labels)} of {entry.num_samples} samples"
+        do = "shard again with a labeled source"
+        raise ShardError("Shards have no labels", where, found, do)
     return index.labels

@@ -28,9 +28,9 @@ def in_flight(
     the thread that iterates.
 
     Args:
-        start: starts the work on an item, without waiting for it, and returns a handle of it.
-        items: taken one by one, as the limit allows.
-        limit: items in flight, at least 1.
+        start: Starts the work on an item, without waiting for it, and returns a handle of it.
+        items: Taken one by one, as the limit allows.
+        limit: Items in flight, at least 1.
     """
     rest = iter(items)
     started: collections.deque[tuple[_Item, _Result]] = collections.deque()
@@ -43,18 +43,16 @@ def in_flight(
 
 
 def as_completed(
-    start: Callable[[_Item], Future[_Result]],
-    items: Iterable[_Item],
-    limit: Callable[[], int],
+    start: Callable[[_Item], Future[_Result]], items: Iterable[_Item], limit: Callable[[], int]
 ) -> Generator[tuple[_Item, Future[_Result]]]:
     """Yield each item with its finished future, in the order of completion.
 
     Unlike its namesake in `concurrent.futures`, it takes items only while few are in flight.
 
     Args:
-        start: starts the work on an item and returns its future.
-        items: taken one by one, as the limit allows.
-        limit: returns how many items may be in flight; called again after each completion.
+        start: Starts the work on an item and returns its future.
+        items: Taken one by one, as the limit allows.
+        limit: Returns how many items may be in flight; called again after each completion.
     """
     rest = iter(items)
     started: dict[Future[_Result], _Item] = {}
@@ -83,12 +81,12 @@ def ordered_map(
     threads are joined: none is left behind. Iterate under `contextlib.closing`.
 
     Args:
-        function: called with one item in one of the threads.
-        items: taken in the thread that iterates, as the limit allows.
-        threads: threads that call the function.
-        limit: items in flight at most, the one last yielded included.
+        function: Called with one item in one of the threads.
+        items: Taken in the thread that iterates, as the limit allows.
+        threads: Threads that call the function.
+        limit: Items in flight at most, the one last yielded included.
         in_order: False: in the order of completion, so that a slow item holds up no other.
-        stop: called when the iteration ends early, before the threads are joined; ends the calls
+        stop: Called when the iteration ends early, before the threads are joined; ends the calls
             under way (`ProcessPool.kill`).
     """
     executor = ThreadPoolExecutor(threads)

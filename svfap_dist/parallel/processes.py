@@ -4,8 +4,7 @@ In: a picklable function and requests. Out: its results, or `HungError` / `Crash
 video can keep a decoder busy forever or bring it down, and Python can neither interrupt nor survive
 either. So the parent kills a child that misses its deadline, and the next call starts another one.
 Requests and results go through a pipe; large results belong in shared memory that the function
-fills. What a failed call is worth (a second chance, a rejected sample, an error) the caller
-decides.
+fills. The caller decides what follows from a failed call: a retry, a rejected sample, an error.
 """
 
 from __future__ import annotations
@@ -46,12 +45,12 @@ class ChildProcess(Generic[_Request, _Response]):
     As a context manager, it ends the process on exit.
 
     Args:
-        function: picklable; called with each request. The caller gets the exceptions it raises.
-        seconds: deadline of a call; None: no deadline.
-        memory_bytes: limit of the child's address space, beyond which allocations in it fail; 0: no
+        function: Picklable; called with each request. The caller gets the exceptions it raises.
+        seconds: Deadline of a call; None: no deadline.
+        memory_bytes: Limit of the child's address space, beyond which allocations in it fail; 0: no
             limit. Ignored where the system has no such limits (Windows).
-        may_have_children: whether the function may start processes of its own.
-        ignore_interrupts: whether the child ignores Ctrl-C, which a terminal sends to parent and
+        may_have_children: Whether the function may start processes of its own.
+        ignore_interrupts: Whether the child ignores Ctrl-C, which a terminal sends to parent and
             child alike; for parents that kill their children when they are interrupted.
     """
 
@@ -80,8 +79,8 @@ class ChildProcess(Generic[_Request, _Response]):
         """Return the function's result, starting the process if there is none.
 
         Args:
-            request: picklable argument of the function.
-            more_seconds: added to the deadline of this call.
+            request: Picklable argument of the function.
+            more_seconds: Added to the deadline of this call.
 
         Raises:
             HungError: The call missed its deadline.
@@ -154,14 +153,14 @@ class ChildProcess(Generic[_Request, _Response]):
 class ProcessPool(Generic[_Request, _Response]):
     """Calls a function in one of several child processes; see `ChildProcess` for the arguments.
 
-    The processes ignore Ctrl-C: whoever is interrupted has to `kill` and `close` the pool.
+    The processes ignore Ctrl-C: a caller that is interrupted has to `kill` and `close` the pool.
 
     Args:
-        function: picklable; called with each request.
-        processes: how many there may be, at least 1.
-        seconds: deadline of a call; None: no deadline.
-        memory_bytes: limit of each child's address space; 0: no limit.
-        may_have_children: whether the function may start processes of its own.
+        function: Picklable; called with each request.
+        processes: Largest number of processes, at least 1.
+        seconds: Deadline of a call; None: no deadline.
+        memory_bytes: Limit of each child's address space; 0: no limit.
+        may_have_children: Whether the function may start processes of its own.
     """
 
     def __init__(
@@ -193,8 +192,8 @@ class ProcessPool(Generic[_Request, _Response]):
         """Call the function in the next idle process.
 
         Args:
-            request: picklable argument of the function.
-            more_seconds: added to the deadline of this call.
+            request: Picklable argument of the function.
+            more_seconds: Added to the deadline of this call.
 
         Raises:
             HungError: The call missed its deadline.

@@ -26,10 +26,10 @@ def connected_to_ray(address: str | None, *, num_cpus: int, fix: str) -> Iterato
     """Connect this process to a Ray cluster, unless it is connected; disconnect on exit.
 
     Args:
-        address: of the cluster, in Ray's forms; `LOCAL` starts one; None connects to one that runs
+        address: Address in Ray's forms; `LOCAL` starts a cluster; None connects to one that runs
             on this machine, or else starts one.
         num_cpus: CPUs of a cluster that is started.
-        fix: advice for the error.
+        fix: Advice for the error.
 
     Raises:
         ClusterError: There is no cluster at the address, or it refuses.
@@ -66,8 +66,8 @@ def check_answers(address: str, fix: str, seconds: float = _SECONDS_TO_ANSWER) -
 
     Args:
         address: "host:port" or "ray://host:port"; others, such as "auto", are left to Ray.
-        fix: advice for the error.
-        seconds: how long to retry.
+        fix: Advice for the error.
+        seconds: How long to retry.
 
     Raises:
         ClusterError: Nothing listens there.

@@ -102,7 +102,7 @@ class SampleReader:
         url: str,
         manifest: Manifest,
         *,
-        range_bytes: int = 8 << 20,
+        range_bytes: int = _RANGE_BYTES,
         cache_bytes: int = 256 << 20,
         shards: ShardCache | None = None,
     ) -> None:
@@ -205,12 +205,9 @@ class SampleReader:
             )
             raise
         if len(data) < stop - start:
-            raise ShardError(
-                "Shard was cut short",
-                where,
-                f"{start + len(data)} bytes where the manifest says {entry.num_bytes}",
-                "copy the shard again from where the data set was made, or shard again",
-            )
+            found = f"{start + len(data)} bytes where the manifest says {entry.num_bytes}"
+            do = "copy the shard again from where the data set was made, or shard again"
+            raise ShardError("Shard was cut short", where, found, do)
         with self._lock:
             self._bytes_fetched += len(data)
         return data
@@ -243,12 +240,9 @@ def read_ahead(
 
 
 class _LruCache(Generic[_Value]):
-    """Values by key, each made once by the first thread that needs it; least recently used first.
+    """Values by key, each made once, by the first thread that needs it; the LRU one is evicted."""
 
-    limit: of the sum of the costs of the values kept; the newest is kept in any case.
-    """
-
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int) -> None:  # of the sum of costs; the newest value always stays
         self._limit, self._total = limit, 0
         self._entries: collections.OrderedDict[Hashable, tuple[int, Future[_Value]]] = (
             collections.OrderedDict()
@@ -315,23 +309,16 @@ class ShardCache:
         if not data.cache_dir:
             return None
         if fcntl is None:
-            raise ConfigError(
-                "No file locks on this system",
-                "data.cache_dir",
-                "ranks share copies of shards by fcntl",
-                "leave out data.cache_dir",
-            )
+            found, do = "ranks share copies of shards by fcntl", "leave out data.cache_dir"
+            raise ConfigError("No file locks on this system", "data.cache_dir", found, do)
         sizes = sorted((shard.num_bytes for shard in manifest.shards), reverse=True)
         lanes = data.num_lanes * world.local_world_size // world.world_size
         needed = sum(sizes[: 2 * lanes])  # a lane may be at the border of two blocks
         if needed > data.cache_bytes:
-            raise ConfigError(
-                "Shard cache is too small",
-                "data.cache_bytes",
-                f"{data.cache_bytes}, while the {lanes} lanes of a node may use shards of {needed} "
-                "bytes at a time",
-                "raise it, lower data.num_lanes, make smaller shards, or leave out data.cache_dir",
-            )
+            found = f"{data.cache_bytes}, while the {lanes} lanes of a node may use shards of "
+            found += f"{needed} bytes at a time"
+            do = "raise it, lower data.num_lanes, make smaller shards, or leave out data.cache_dir"
+            raise ConfigError("Shard cache is too small", "data.cache_bytes", found, do)
         return cls(data.cache_dir, data.cache_bytes)
 
     def read(self, url: str, entry: ShardEntry, start: int, stop: int) -> bytes | None:
@@ -375,8 +362,9 @@ class ShardCache:
         """Download a shard, or wait until another rank has; return False if it has no room."""
         os.makedirs(self._folder, exist_ok=True)
         with _locked(f"{path}.lock"):
-            if _has_size(path, entry.num_bytes):
-                return True
+            with contextlib.suppress(OSError):
+                if os.path.getsize(path) == entry.num_bytes:
+                    return True
             part = f"{path}.part"
             file = self._reserve(part, entry.num_bytes)
             if file is None:
@@ -466,13 +454,6 @@ def _read_copy(path: str, num_bytes: int, start: int, stop: int) -> bytes | None
         os.close(file)
 
 
-def _has_size(path: str, num_bytes: int) -> bool:
-    try:
-        return os.path.getsize(path) == num_bytes
-    except OSError:
-        return False
-
-
 @contextlib.contextmanager
 def _locked(path: str) -> Iterator[None]:
     """Hold a lock among all processes and threads; a process that dies releases it."""
@@ -490,9 +471,8 @@ def _is_locked(path: str) -> bool:
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
     except BlockingIOError:
         return True
-    else:
-        return False
     finally:
         os.close(file)

@@ -42,6 +42,7 @@ Reason = Literal[
     "too_large",  # more pixels per frame than `Limits` allow
     "too_long",  # a longer video than `Limits` allow
     "too_short",  # fewer frames than the training window needs
+    "no_face",  # nothing to crop
     "hung",  # not read and examined in time
     "crashed",  # ended the process that examined it
     "out_of_memory",  # needed more memory than `Limits` allow

@@ -1,4 +1,4 @@
-"""The labelled sets laid out once, and copies of them for tests that damage them."""
+"""The labeled sets laid out once, and copies of them for tests that damage them."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def test_shards_of_a_set_of_frames(tmp_path: Path) -> None:
     lines = storage.read_bytes(storage.join(out, "rejected.jsonl")).splitlines()
     rows = {row["key"]: row for row in map(json.loads, lines)}
     assert rows["00099"]["detail"] == "in none of the set's lists"
-    assert rows["00005"]["detail"] == "labelled, but not there"
+    assert rows["00005"]["detail"] == "labeled, but not there"
     assert rows["00003"]["where"] == str(root / "Clip/clip_224x224/00003")
 
     manifest = shard_format.load_manifest(out)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_sharding.plan import Misfits, Plan
+from data_sharding.plan import Plan
 from data_sharding.sources import SourceVideo
 from svfap_dist.errors import ShardError
 
@@ -72,12 +72,15 @@ def test_old_videos_stay_where_they_are_and_their_changes_are_told() -> None:
         plan.read(video(number) for number in range(5))
         (first, *rest) = plan.new_groups(0)
         plan.keep(first.keys, first.digests)
-        assert plan.misfits() is None
+        assert plan.changes() == ""
         assert [group.keys for group in plan.new_groups(1)] == [group.keys for group in rest]
         again = plan.group(0, first.keys)
         assert (again.keys, again.digests) == (first.keys, first.digests)
         plan.keep(["gone", rest[0].keys[0]], ["1", "2"])
-        assert plan.misfits() == Misfits(1, 1, min("gone", rest[0].keys[0]))
+        example = min("gone", rest[0].keys[0])
+        assert plan.changes() == (
+            f"1 of its videos are gone from the source and 1 have changed, such as {example!r}"
+        )
         plan.forget()
         assert [group.keys for group in plan.new_groups(0)] == [first.keys, *(g.keys for g in rest)]
 

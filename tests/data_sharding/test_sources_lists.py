@@ -1,4 +1,4 @@
-"""Lists of the labelled sets: contradictions, other forms, and pickles that must not run."""
+"""Lists of the labeled sets: contradictions, other forms, and pickles that must not run."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Opens:
 def test_a_pickle_cannot_run_code(copy_of, tmp_path: Path) -> None:
     root, path = copy_of("firstimpressions"), "annotations/annotation_training.pkl"
     put(root / path, pickle.dumps({"openness": Opens(tmp_path / "opened")}))
-    with pytest.raises(ShardError, match=r"cannot be trusted.*training\.pkl.*asks for .*open"):
+    with pytest.raises(ShardError, match=r"cannot be trusted.*training\.pkl.*loads .*open"):
         videos("firstimpressions", root)
     assert not (tmp_path / "opened").exists()
     put(root / path, b"\x80\x02}q")

@@ -1,4 +1,4 @@
-"""What labelled sets have too much of or too little, and the forms in which their clips come."""
+"""What labeled sets have too much of or too little, and the forms in which their clips come."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def test_what_has_no_label_is_listed(name: str, copy_of) -> None:
         ("firstimpressions", "test-1", "f_004"),
     ],
 )
-def test_what_is_labelled_but_not_there_is_listed(name: str, path: str, key: str, copy_of) -> None:
+def test_what_is_labeled_but_not_there_is_listed(name: str, path: str, key: str, copy_of) -> None:
     root = copy_of(name)
     shutil.rmtree(root / path)
-    assert misfits(name, root)[key] == "labelled, but not there"
+    assert misfits(name, root)[key] == "labeled, but not there"
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_clips_are_taken_where_there_are_no_frames(
     first, *others = videos(name, root)
     assert (first.key, first.suffix, first.where) == ("00001", clip[-3:], str(root / clip))
     assert (first.labels["set"], first.labels["class"], first.labels["fold"]) == (name, 0, 1)
-    assert {v.misfit for v in others} == {"labelled, but not there"}
+    assert {v.misfit for v in others} == {"labeled, but not there"}
     put((root / clip).with_suffix(".webm"), video())  # the same clip again
     strays = [v for v in videos(name, root) if v.misfit == "in none of the set's lists"]
     assert [(v.suffix, v.labels) for v in strays] == [("webm", {})]

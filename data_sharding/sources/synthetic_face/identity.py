@@ -71,8 +71,8 @@ def draw_identity(seed: int, index: int) -> Identity:
     """Return a person of a population.
 
     Args:
-        seed: of the population.
-        index: number of the person.
+        seed: Seed of the population.
+        index: Number of the person.
     """
     rng = np.random.default_rng([seed, index])
     tone = rng.integers(len(_SKINS))
@@ -130,9 +130,9 @@ def face_radius(who: Identity, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return the squared distance from the face's middle, 1 on its outline.
 
     Args:
-        who: whose face.
-        x: columns of the points, in units.
-        y: rows of the points, in units.
+        who: Whose face.
+        x: Columns of the points, in units.
+        y: Rows of the points, in units.
     """
     down = (y - CENTER_Y) / who.half_height
     taper = 1 - who.taper * np.clip(down, 0, 1.2) ** 2

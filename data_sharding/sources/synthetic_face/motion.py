@@ -104,10 +104,10 @@ def expression_faces(
     """Return the faces of a talking clip in which an expression comes and goes.
 
     Args:
-        rng: the same state gives the same talking, blinking and head motion for every expression.
-        expression: a key of `EXPRESSIONS`.
-        intensity: height of the apex, 1 is full.
-        num_frames: length of the clip.
+        rng: The same state gives the same talking, blinking and head motion for every expression.
+        expression: A key of `EXPRESSIONS`.
+        intensity: Height of the apex, 1 is full.
+        num_frames: Length of the clip.
     """
     channels = {name: np.zeros(num_frames) for name in Face._fields}
     channels |= _head_motion(rng, num_frames)

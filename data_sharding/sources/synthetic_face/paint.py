@@ -35,9 +35,9 @@ class Pictures:
     """What the renderer samples.
 
     Attributes:
-        head: premultiplied RGBA packed into one integer per texel, uint32 [448 * 448].
+        head: Premultiplied RGBA packed into one integer per texel, uint32 [448 * 448].
         backdrop: RGB, uint8 [3, 480, 480].
-        creases: brightness change at full weight by `CREASES`, float32 [6, 224 * 224].
+        creases: Brightness change at full weight by `CREASES`, float32 [6, 224 * 224].
     """
 
     head: np.ndarray
@@ -49,7 +49,7 @@ def paint(who: Identity) -> Pictures:
     """Paint the pictures of one person.
 
     Args:
-        who: the person.
+        who: The person.
     """
     rng = np.random.default_rng(who.texture_seed)
     canvas = _Canvas()
@@ -74,7 +74,7 @@ class _Canvas:
         """Composite a color over the canvas.
 
         Args:
-            mask: opacity, 0 to 1, [448, 448].
+            mask: Opacity, 0 to 1, [448, 448].
             color: RGB, 0 to 255, one or [448, 448, 3].
         """
         self.color += mask[..., None] * (np.asarray(color, np.float32) - self.color)

@@ -38,9 +38,9 @@ def render_frames(who: Identity, faces: Iterable[Face], size: int) -> Iterator[n
     """Yield frames of a person, uint8 RGB [size, size, 3].
 
     Args:
-        who: the person.
-        faces: what the face does in each frame.
-        size: pixels of a side, a multiple of 4.
+        who: The person.
+        faces: What the face does in each frame.
+        size: Pixels of a side, a multiple of 4.
     """
     pictures = _painted(who)
     for face in faces:

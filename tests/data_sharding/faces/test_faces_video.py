@@ -19,10 +19,10 @@ from face_videos import (
 )
 
 from data_sharding.faces import detect
-from data_sharding.faces.crop import Cropped, FaceOptions, Rejection, crop_faces
+from data_sharding.faces.crop import Cropped, FaceOptions, crop_faces
 from data_sharding.faces.detect import Detections
 from svfap_dist.video.info import VideoInfo
-from svfap_dist.video.probe import probe
+from svfap_dist.video.probe import Rejected, probe
 from svfap_dist.video.upright import read_upright_frames
 
 SQUARE = 40  # pixels of the painted square
@@ -156,7 +156,7 @@ def test_what_gives_no_crop_says_why() -> None:
 
     def reason(data: bytes) -> str:
         result = crop_faces(data, haar, FaceOptions())
-        assert isinstance(result, Rejection), result
+        assert isinstance(result, Rejected), result
         return result.reason
 
     good = make_video(None, 20)
@@ -171,7 +171,7 @@ def test_a_video_that_breaks_in_the_middle_is_left_out_or_cropped_as_far_as_it_g
     middle = data.index(b"mdat") + int.from_bytes(data[data.index(b"mdat") - 4 :][:4], "big") // 2
     data[middle : middle + 2000] = b"\x00" * 2000
     result = crop_faces(bytes(data), detect.load("haar"), FaceOptions())
-    if isinstance(result, Rejection):
+    if isinstance(result, Rejected):
         assert result.reason in {"undecodable", "truncated"}
     else:
         assert len(decoded(result.tracks[0].mp4)) == len(result.tracks[0].squares)

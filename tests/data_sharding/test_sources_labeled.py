@@ -1,4 +1,4 @@
-"""The nine labelled sets, each laid out small: labels, folds, order, and other layouts."""
+"""The nine labeled sets, each laid out small: labels, folds, order, and other layouts."""
 
 from __future__ import annotations
 

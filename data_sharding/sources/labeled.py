@@ -1,10 +1,10 @@
-"""Join the clips on disk with their labels: shared by the sources of labelled sets.
+"""Join the clips on disk with their labels: shared by the sources of labeled sets.
 
-In: clips (`Medium`) and `Labels`, both keyed by the sample's name in its set. Out: `SourceVideo`s.
-A clip without a label, or a label without a clip, is yielded as a misfit, so that it is listed
-among the rejected videos. The folder is refused only if nothing fits.
+In: clips and `Labels`, both keyed by the sample's name in its set. Out: the clips with key and
+labels. A clip without a label, or a label without a clip, is yielded as a misfit, so that it is
+listed among the rejected videos. The folder is refused only if nothing fits.
 
-A medium is a video file, or a folder of frames, which its `read` turns into a video (`frames`). A
+A clip is a video file, or a folder of frames, which its `read` turns into a video (`frames`). A
 tree of frames has millions of files; it is listed once, as a stream, and the names of a clip's
 frames are kept as one string.
 """
@@ -19,7 +19,7 @@ import itertools
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from data_sharding import temporary
 from data_sharding.frames import ENCODER, FPS, FRAME_SUFFIXES, SUFFIX, natural_order, read_frames
@@ -33,33 +33,16 @@ from data_sharding.sources.listing import (
     is_video,
     list_videos,
     suffix_of,
+    video_file,
 )
 from svfap_dist import storage
 from svfap_dist.errors import ShardError
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Medium:
-    """A video file or a folder of frames; see `SourceVideo` for the fields."""
-
-    where: str
-    read: Callable[[], bytes]
-    suffix: str
-    stamp: str
-    num_bytes: int
-
-    def sample(self, key: str, labels: Labels | None, misfit: str = "") -> SourceVideo:
-        """Return this medium as a sample.
-
-        Args:
-            key: unique name.
-            labels: what the set says about it.
-            misfit: why it is rejected, or "".
-        """
-        columns = labels.as_dict() if labels else {}
-        return SourceVideo(
-            key, self.read, columns, self.where, self.suffix, self.stamp, misfit, self.num_bytes
-        )
+_CHOSEN = "create table chosen (name text primary key, path blob, is_other int) without rowid"
+_CHOOSE = """
+    insert into chosen values (?,?,?) on conflict (name) do update
+    set path = excluded.path, is_other = 0 where excluded.is_other < is_other
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +53,14 @@ class Place:
     kind: Literal["frames", "videos"]
 
 
-def media_of(folder: str, places: Sequence[Place]) -> dict[str, Medium]:
-    """Return the clips of the first place that has any, by path below it, without a suffix.
+def find_clips(folder: str, places: Sequence[Place]) -> dict[str, SourceVideo]:
+    """Return the clips of the first place that has any, by path below it without suffix.
+
+    They have no keys and labels yet: `join_labels` adds them.
 
     Args:
         folder: INPUT.
-        places: where to look, in this order.
+        places: Where to look, in this order.
 
     Raises:
         ConfigError: There is no such local folder.
@@ -84,47 +69,33 @@ def media_of(folder: str, places: Sequence[Place]) -> dict[str, Medium]:
     check_folder(folder)
     for place in places:
         url = storage.join(folder, place.path)
-        media = _frame_folders(url) if place.kind == "frames" else _video_files(url)
-        if media:
-            return media
+        clips = _frame_folders(url) if place.kind == "frames" else _video_files(url)
+        if clips:
+            return clips
     return {}
 
 
-def add(media: dict[str, Medium], name: str, path: str, medium: Medium) -> None:
-    """Add a medium under its sample's name, or under its path if the name is in use.
-
-    A path has no label, so such a clip is rejected.
+def add_clip(clips: dict[str, SourceVideo], name: str, path: str, clip: SourceVideo) -> None:
+    """Add a clip under its name, or under its path, which has no label, if the name is in use.
 
     Args:
-        media: dictionary to add to.
-        name: the sample's name in its set.
-        path: path below INPUT.
-        medium: what to add.
+        clips: Dictionary to add to.
+        name: The sample's name in its set.
+        path: Path below INPUT.
+        clip: The clip.
     """
-    media[path if name in media else name] = medium
+    clips[path if name in clips else name] = clip
 
 
-def _video_files(url: str) -> dict[str, Medium]:
-    media: dict[str, Medium] = {}
+def _video_files(url: str) -> dict[str, SourceVideo]:
+    clips: dict[str, SourceVideo] = {}
     for path, size in sorted(storage.walk_files(url)):
         if is_video(path):
-            add(media, os.path.splitext(path)[0], path, video_file(url, path, size))
-    return media
+            add_clip(clips, os.path.splitext(path)[0], path, video_file(url, path, size))
+    return clips
 
 
-def video_file(folder: str, path: str, size: int) -> Medium:
-    """Return the medium of a video file.
-
-    Args:
-        folder: folder or prefix.
-        path: path below it.
-        size: bytes of the file.
-    """
-    url = storage.join(folder, path)
-    return Medium(url, functools.partial(storage.read_bytes, url), suffix_of(path), str(size), size)
-
-
-def _frame_folders(url: str) -> dict[str, Medium]:
+def _frame_folders(url: str) -> dict[str, SourceVideo]:
     frames = (
         (path.removesuffix(name := os.path.basename(path)), name, size)
         for path, size in storage.walk_files(url)
@@ -135,62 +106,64 @@ def _frame_folders(url: str) -> dict[str, Medium]:
     for place, files in itertools.groupby(frames, key=lambda file: file[0]):
         more = "/".join(f"{file}:{size}" for _, file, size in files)
         packed[place] = f"{packed[place]}/{more}" if place in packed else more
-    media: dict[str, Medium] = {}
+    clips: dict[str, SourceVideo] = {}
     for place in list(packed):
-        medium = _frames(storage.join(url, place), packed.pop(place))
-        add(media, place.removesuffix("/"), place, medium)
-    return media
+        clip = _frame_folder(storage.join(url, place), packed.pop(place))
+        add_clip(clips, place.removesuffix("/"), place, clip)
+    return clips
 
 
-def _frames(url: str, packed: str) -> Medium:
+def _frame_folder(url: str, packed: str) -> SourceVideo:
     files = sorted(packed.split("/"), key=natural_order)
-    content = hashlib.sha256(os.fsencode(repr((ENCODER, FPS, files))))
+    stamp = hashlib.sha256(os.fsencode(repr((ENCODER, FPS, files)))).hexdigest()[:16]
     names, _, sizes = zip(*(file.rpartition(":") for file in files), strict=True)
     read = functools.partial(read_frames, url, "/".join(names))
-    return Medium(
-        url.removesuffix("/"), read, SUFFIX, content.hexdigest()[:16], sum(map(int, sizes))
+    num_bytes = sum(map(int, sizes))
+    return SourceVideo(
+        "", read, {}, url.removesuffix("/"), SUFFIX, stamp=stamp, num_bytes=num_bytes
     )
 
 
-def join(
-    source: str, folder: str, media: Mapping[str, Medium], labels: Mapping[str, Labels]
+def join_labels(
+    source: str, folder: str, clips: Mapping[str, SourceVideo], labels: Mapping[str, Labels]
 ) -> Iterator[SourceVideo]:
     """Return samples, in order of name, for all clips on disk and all labels.
 
     Args:
-        source: name of the source.
+        source: Name of the source.
         folder: INPUT.
-        media: clips on disk, by the sample's name.
-        labels: labels, by the sample's name.
+        clips: Clips on disk, by the sample's name.
+        labels: Labels, by the sample's name.
 
     Raises:
         ShardError: No clip on disk has a label.
     """
-    if not media.keys() & labels.keys():
-        on_disk, listed = _in_words(media, "clips"), _in_words(labels, "labels")
+    if not clips.keys() & labels.keys():
+        on_disk, listed = (
+            f"{len(names)} {what}" + (f" such as {min(names)}" if names else "")
+            for names, what in ((clips, "clips"), (labels, "labels"))
+        )
         raise not_the_layout(source, folder, f"{on_disk} and {listed}, none for the other")
-    return _joined(folder, media, labels)
-
-
-def _in_words(names: Mapping[str, Any], what: str) -> str:
-    return f"{len(names)} {what}" + (f" such as {min(names)}" if names else "")
+    return _joined(folder, clips, labels)
 
 
 def _joined(
-    folder: str, media: Mapping[str, Medium], labels: Mapping[str, Labels]
+    folder: str, clips: Mapping[str, SourceVideo], labels: Mapping[str, Labels]
 ) -> Iterator[SourceVideo]:
     keys = Keys()
-    for name in sorted(media.keys() | labels.keys()):
-        key, medium, said = keys.assign(name, name), media.get(name), labels.get(name)
-        if medium is None:
+    for name in sorted(clips.keys() | labels.keys()):
+        key, clip, found = keys.assign(name, name), clips.get(name), labels.get(name)
+        if clip is None:
             url = storage.join(folder, name)
             missing = functools.partial(storage.read_bytes, url)
-            yield SourceVideo(key, missing, {}, url, misfit="labelled, but not there")
-            continue
-        yield medium.sample(key, said, "" if said else "in none of the set's lists")
+            yield SourceVideo(key, missing, {}, url, misfit="labeled, but not there")
+        elif found is None:
+            yield dataclasses.replace(clip, key=key, misfit="in none of the set's lists")
+        else:
+            yield dataclasses.replace(clip, key=key, labels=found.as_dict())
 
 
-def labelled_by_path(
+def labeled_by_path(
     source: str,
     folder: str,
     parse: Callable[[str], tuple[str, Labels] | str],
@@ -199,11 +172,11 @@ def labelled_by_path(
     """Return the samples of a set whose labels are in its paths, in order of path.
 
     Args:
-        source: name of the source.
+        source: Name of the source.
         folder: INPUT.
-        parse: path -> name of the sample and its labels, or why it is rejected; "": the path is not
+        parse: Path -> name of the sample and its labels, or why it is rejected; "": the path is not
             in the layout.
-        preferred: which file to read where several are the same sample; default: the first.
+        preferred: Which file to read where several are the same sample; default: the first.
 
     Raises:
         ShardError: No video is in the layout, or there is none.
@@ -220,13 +193,6 @@ def labelled_by_path(
         found = f"{len(videos)} videos, such as {videos.first()}"
         raise not_the_layout(source, folder, found)
     return as_samples(folder, _by_path(source, videos, parse, chosen))
-
-
-_CHOSEN = "create table chosen (name text primary key, path blob, is_other int) without rowid"
-_CHOOSE = """
-    insert into chosen values (?,?,?) on conflict (name) do update
-    set path = excluded.path, is_other = 0 where excluded.is_other < is_other
-"""
 
 
 def _by_path(
@@ -252,10 +218,10 @@ def not_the_layout(source: str, where: str, found: str, expected: str = "") -> S
     """Return the error for an INPUT that is not in the layout of its source.
 
     Args:
-        source: name of the source.
-        where: folder or list.
-        found: what is there.
-        expected: what should be there; "": the layout in `SOURCES`.
+        source: Name of the source.
+        where: Folder or list.
+        found: What is there.
+        expected: What should be there; "": the layout in `SOURCES`.
     """
     expected = expected or SOURCES[source].input
     advice = f"check that it is the right folder; expected: {expected} (see docs/datasets.md)"
@@ -268,11 +234,11 @@ def read_rows(
     """Return the rows of a list, without empty ones; fields are stripped.
 
     Args:
-        source: name of the source, for the error.
+        source: Name of the source, for the error.
         folder: INPUT.
-        path: path of the list below it.
-        delimiter: between fields.
-        num_columns: columns that every row must have; None: any number.
+        path: Path of the list below it.
+        delimiter: Between fields.
+        num_columns: Columns that every row must have; None: any number.
 
     Raises:
         ShardError: There is no such list, or it is not of this form.
