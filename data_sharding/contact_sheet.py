@@ -35,7 +35,6 @@ def draw_contact_sheet(url: str, png: str, *, num_samples: int = 24, seed: int =
     Raises:
         ShardError: The data set is incomplete or damaged.
         DecodeError: A sample cannot be decoded.
-        StorageError: The store failed.
     """
     cells = [
         image_grid.add_caption(

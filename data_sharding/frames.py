@@ -33,12 +33,13 @@ ENCODER = 1  # incremented when the same frames give other bytes
 SUFFIX = "mp4"
 
 _READS_AT_ONCE = 8  # from a store, where each frame is a request
+_PICTURE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 _END_OF_JPEG = b"\xff\xd9"
 # One thread and no macroblock tree: else x264's bytes depend on threads and on the heap.
 _H264 = {"crf": "17", "preset": "veryfast", "g": "16", "threads": "1", "x264-params": "mbtree=0"}
 
 
-class BrokenFrame(DecodeError):
+class BrokenFrameError(DecodeError):
     """A frame that is not a complete picture."""
 
     def __init__(self, index: int, found: str) -> None:
@@ -70,7 +71,6 @@ def read_frames(folder: str, names: str) -> bytes:
 
     Raises:
         StorageMissingError: A frame is gone.
-        StorageError: The store failed.
     """
     urls = [storage.join(folder, name) for name in names.split("/")]
     if storage.is_remote(folder):
@@ -80,7 +80,7 @@ def read_frames(folder: str, names: str) -> bytes:
         frames = [storage.read_bytes(url) for url in urls]
     try:
         return encode_frames(frames)
-    except BrokenFrame as error:
+    except BrokenFrameError as error:
         return frames[error.index]
 
 
@@ -101,7 +101,7 @@ def encode_frames(frames: Sequence[bytes], fps: int = FPS) -> bytes:
         fps: Frames per second.
 
     Raises:
-        BrokenFrame: One is not a complete picture.
+        BrokenFrameError: A frame is not a complete picture.
     """
     headers = [_read_header(frame, index) for index, frame in enumerate(frames)]
     first = headers[0]
@@ -118,8 +118,8 @@ def _read_header(frame: bytes, index: int) -> _Header:
             copyable = baseline and picture.mode in ("RGB", "L") and _END_OF_JPEG in frame[-1024:]
             sampling = tuple((layer[1], layer[2]) for layer in layers)
             return _Header(picture.size, sampling, copyable)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BrokenFrame(index, str(error)) from error
+    except _PICTURE_ERRORS as error:
+        raise BrokenFrameError(index, str(error)) from error
 
 
 def _copied(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> bytes:
@@ -129,11 +129,9 @@ def _copied(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> bytes:
         stream.pix_fmt = "yuvj420p"  # for the muxer; decoders read each picture's own header
         for number, frame in enumerate(frames):
             packet = av.Packet(frame)
-            packet.stream = stream
-            packet.time_base = Fraction(1, fps)
+            packet.stream, packet.time_base = stream, Fraction(1, fps)
             packet.pts = packet.dts = number
-            packet.duration = 1
-            packet.is_keyframe = True
+            packet.duration, packet.is_keyframe = 1, True
             container.mux(packet)
     return file.getvalue()
 
@@ -141,7 +139,7 @@ def _copied(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> bytes:
 def _encoded(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> bytes:
     even = (size[0] - size[0] % 2, size[1] - size[1] % 2)
     if not all(even):
-        raise BrokenFrame(0, f"{size[0]}x{size[1]} pixels")
+        raise BrokenFrameError(0, f"{size[0]}x{size[1]} pixels")
     file = io.BytesIO()
     with av.open(file, "w", format=SUFFIX, options={"fflags": "+bitexact"}) as container:
         stream = _add_stream(container, "libx264", even, fps, _H264)
@@ -158,8 +156,8 @@ def _pictures(frames: Sequence[bytes], size: tuple[int, int]) -> Iterator[Image.
         try:
             with Image.open(io.BytesIO(frame), formats=("JPEG", "PNG")) as opened:
                 picture = opened.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BrokenFrame(index, str(error)) from error
+        except _PICTURE_ERRORS as error:
+            raise BrokenFrameError(index, str(error)) from error
         yield picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
 
 

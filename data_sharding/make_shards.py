@@ -69,9 +69,6 @@ class ShardMaker:
         Args:
             group: The videos.
             on_video: Called after each video with the tally so far.
-
-        Raises:
-            StorageError: The store or the temporary disk failed.
         """
         tally = Tally()
         rejected: list[dict[str, str]] = []
@@ -114,7 +111,6 @@ def make_here(
         on_video: Called after each video, where shards are made one by one.
 
     Raises:
-        StorageError: The store or the temporary disk failed.
         ClusterError: A group's worker died again and again.
     """
     if workers is None:
@@ -141,7 +137,6 @@ def make_by_processes(
         processes: Processes of each worker that make samples.
 
     Raises:
-        StorageError: The store or the temporary disk failed.
         ClusterError: A group's worker died again and again.
     """
     make = ShardMaker(job, processes).__call__
@@ -174,7 +169,6 @@ def make_by_ray(
         workers: Shards made at a time; None: one per CPU of the cluster.
 
     Raises:
-        StorageError: The store or a temporary disk failed.
         ClusterError: There is no cluster, or a group's task was lost again and again.
     """
     cpus = workers or len(os.sched_getaffinity(0))

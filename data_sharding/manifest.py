@@ -112,7 +112,6 @@ def take_stock(url: str, options: Mapping[str, object]) -> Stock:
 
     Raises:
         ConfigError: Something else is there.
-        StorageError: The store failed.
     """
     if not storage.exists(storage.join(url, MANIFEST_NAME)):
         stock = Stock(url, options, None)
@@ -173,7 +172,6 @@ def gather(
 
     Raises:
         ShardError: A marker is not of this data set.
-        StorageError: The store or the temporary disk failed.
     """
     entries: list[ShardEntry] = []
     tally, digest = Tally(), options_digest(options)

@@ -25,13 +25,13 @@ from svfap_dist.video.probe import Rejected
 _NAME = re.compile(r"shard-(\d{6,})\.done\.json")
 
 
-class Progress(Protocol):
-    """Called as work gets done: units done (videos, or shards), of how many, how many were bad."""
+class ProgressCallback(Protocol):
+    """Called as work gets done: units (videos or shards) done, units in all, bad ones."""
 
     def __call__(self, done: int, total: int | None, rejected: int, /) -> None: ...
 
 
-silent: Progress = lambda done, total, rejected, /: None  # noqa: E731 - reports nothing
+silent: ProgressCallback = lambda done, total, rejected, /: None  # noqa: E731 - reports nothing
 
 
 @dataclasses.dataclass
@@ -46,30 +46,31 @@ class Tally:
 
     @property
     def num_rejected(self) -> int:
+        """Number of rejected videos."""
         return sum(self.reasons.values())
 
     @property
     def num_videos(self) -> int:
+        """Number of all videos."""
         return self.num_samples + self.num_rejected
 
     def count(self, result: Sample | Rejected) -> None:
         """Add one more video.
 
         Args:
-            result: What it became.
+            result: Outcome of the video.
         """
         if isinstance(result, Rejected):
             self.add(Tally(reasons={result.reason: 1}))
         else:
-            info = result.info
-            seconds = info.num_frames / info.fps
-            self.add(Tally(1, seconds, info.num_frames, result.num_read))
+            frames = result.info.num_frames
+            self.add(Tally(1, frames / result.info.fps, frames, result.num_read))
 
     def add(self, other: Tally) -> None:
         """Add the videos of another tally.
 
         Args:
-            other: Is left as it is.
+            other: Tally to add; unchanged.
         """
         self.num_samples += other.num_samples
         self.seconds += other.seconds
@@ -142,7 +143,7 @@ def load(url: str, number: int) -> Marker:
 
     Raises:
         ShardError: It is malformed.
-        StorageError: The store failed, or there is none.
+        StorageMissingError: There is none.
     """
     where = storage.join(url, name(number))
     try:
@@ -151,5 +152,5 @@ def load(url: str, number: int) -> Marker:
         lists = {key: tuple(fields[key]) for key in ("rejected", "keys", "digests")}
         return Marker(**{**fields, **lists, "entry": entry, "tally": Tally(**fields["tally"])})
     except (ValueError, KeyError, TypeError) as error:
-        what = "Unreadable marker of a shard"
-        raise ShardError(what, where, repr(error), "delete the file") from error
+        do = "delete the file"
+        raise ShardError("Unreadable marker of a shard", where, repr(error), do) from error

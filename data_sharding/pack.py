@@ -35,9 +35,6 @@ def pack(samples: Iterable[Sample], url: str, name: str) -> ShardEntry | None:
 
     Returns:
         Its row of the manifest; None if there are no samples, and nothing was written.
-
-    Raises:
-        StorageError: The store or the temporary disk failed.
     """
     rest = iter(samples)
     first = next(rest, None)

@@ -23,7 +23,7 @@ from data_sharding.contact_sheet import draw_contact_sheet
 from data_sharding.make_sample import SampleOptions
 from data_sharding.make_shards import ShardJobSpec
 from data_sharding.manifest import Stock
-from data_sharding.markers import Progress, Tally, silent
+from data_sharding.markers import ProgressCallback, Tally, silent
 from data_sharding.plan import Plan, options_digest
 from data_sharding.show import Statistics, show
 from data_sharding.transcode import TrainProfile
@@ -31,7 +31,7 @@ from data_sharding.verify import Verified, verify
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError, ShardError
 from svfap_dist.shards.format import REJECTED_NAME, Manifest
-from svfap_dist.video.info import REGIONS, region_name
+from svfap_dist.video.info import region_name
 from svfap_dist.video.probe import MIN_FRAMES, Limits
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,6 @@ __all__ = [
 ]
 
 _PROFILES = ("source", "train")
-_RANGE = "Option out of range"
 _MAX_SHARD_BYTES = 512 << 20  # a shard has to fit on local disk, and a rank reads parts of it
 
 
@@ -108,7 +107,7 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
     workers: int | None = None,
     ray: str | None = None,
     overwrite: bool = False,
-    progress: Progress = silent,
+    progress: ProgressCallback = silent,
 ) -> ShardSummary:
     """Make shards of a source's videos.
 
@@ -132,7 +131,6 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
     Raises:
         ConfigError: An option is invalid, or something else is at the output.
         ShardError: The input is not in the source's layout, or no video is usable.
-        StorageError: The store or the temporary disk failed.
         ClusterError: Worker processes or tasks died again and again, or there is no cluster.
     """
     started = time.monotonic()
@@ -186,18 +184,12 @@ def train_profile(*, region: str | None, size: int | None, crf: float | None) ->
     Raises:
         ConfigError: An option is unknown or out of range.
     """
-    default = TrainProfile()
     if region == "centre":
         log.warning("--region centre is now called center; the old name still works.")
-    region = region_name(region or default.region)
-    if region not in REGIONS:
-        raise ConfigError("Unknown region", "", region, f"use one of: {', '.join(REGIONS)}")
-    if size is not None and (size < 16 or size % 2):
-        raise ConfigError(_RANGE, "", f"size={size}", "use an even size from 16")
-    crf = default.crf if crf is None else crf
-    if not 0 <= crf <= 51:
-        raise ConfigError(_RANGE, "", f"crf={crf}", "use 0 to 51")
-    return TrainProfile(region=region, size=size, crf=crf)
+    profile = TrainProfile(size=size)
+    region = region_name(region or profile.region)
+    crf = profile.crf if crf is None else crf
+    return dataclasses.replace(profile, region=region, crf=crf)
 
 
 def _take_stock(
@@ -223,7 +215,7 @@ def _make_missing(
     total: int,
     workers: int | None,
     ray: str | None,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> int:
     """Make the shards of all groups that are not finished; return the number of groups."""
     so_far, finished, num_groups = Tally(), set[int](), 0
@@ -232,12 +224,12 @@ def _make_missing(
         if marker := stock.marker(group):
             finished.add(group.number)
             so_far.add(marker.tally)
-    progress(so_far.num_videos, total, so_far.num_rejected)
 
     def report(more: Tally) -> None:
-        videos, rejected = more.num_videos, more.num_rejected
-        progress(so_far.num_videos + videos, total, so_far.num_rejected + rejected)
+        videos = so_far.num_videos + more.num_videos
+        progress(videos, total, so_far.num_rejected + more.num_rejected)
 
+    report(Tally())
     missing = (group for group in stock.groups(plan) if group.number not in finished)
     if ray is not None:
         making = make_shards.make_by_ray(job, missing, ray, workers)
@@ -255,16 +247,17 @@ def _check_options(
     profile: str, train: TrainProfile | None, workers: int | None, numbers: Mapping[str, int]
 ) -> None:
     if profile not in _PROFILES:
-        advice = f"use one of: {', '.join(_PROFILES)}"
-        raise ConfigError("Unknown profile", "", profile, advice)
+        raise ConfigError("Unknown profile", "", profile, f"use one of: {', '.join(_PROFILES)}")
     if train and profile != "train":
-        found = f"profile {profile}"
-        raise ConfigError("Options of the profile train", "", found, "use --profile train")
+        what, fix = "Options of another profile", "use --profile train"
+        raise ConfigError(what, "", f"profile {profile} with options of train", fix)
     for name, value in numbers.items():
         if value < (0 if name == "shuffle_seed" else 1):
-            raise ConfigError(_RANGE, "", f"{name}={value}", "make it positive")
+            raise ConfigError("Option out of range", "", f"{name}={value}", "make it positive")
     if workers is not None and workers < 0:
-        raise ConfigError(_RANGE, "", f"workers={workers}", "use 0 or 1 for no processes")
+        raise ConfigError(
+            "Option out of range", "", f"workers={workers}", "use 0 or 1 for no processes"
+        )
 
 
 def _summarize(

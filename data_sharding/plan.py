@@ -40,10 +40,12 @@ class Group:
 
     @property
     def keys(self) -> tuple[str, ...]:
+        """Keys of the videos, in order."""
         return tuple(video.key for video in self.videos)
 
     @property
     def name(self) -> str:
+        """Name of the shard, without suffix."""
         return f"shard-{self.number:06d}"
 
 
@@ -74,7 +76,6 @@ class Plan:
 
         Raises:
             ShardError: Two have the same key.
-            StorageError: The temporary disk failed.
         """
         insert = "insert into videos values (?,?,?,?,?)"
         try:

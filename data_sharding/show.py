@@ -12,12 +12,12 @@ import contextlib
 import dataclasses
 import itertools
 import tarfile
+from collections.abc import Iterable
 from typing import Any
 
 from svfap_dist import storage
 from svfap_dist.errors import ShardError
 from svfap_dist.shards import format as shard_format
-from svfap_dist.shards.format import Manifest
 from svfap_dist.video.info import VideoInfo, load_info
 
 _LOOK_AT = 256  # samples
@@ -78,7 +78,6 @@ def show(url: str) -> Statistics:
 
     Raises:
         ShardError: It is incomplete or damaged.
-        StorageError: The store failed.
     """
     manifest = shard_format.load_manifest(url)
     shard_format.check_shards(url, manifest)
@@ -98,31 +97,6 @@ def show(url: str) -> Statistics:
             following = next(wanted)
         lengths += index.num_frames
         labels += index.labels
-    return _statistics(url, manifest, lengths, infos, labels)
-
-
-def _peek(tar_url: str, offset: int, size: int) -> VideoInfo:
-    """Return the JSON of a sample, from its first kilobytes if they contain it, else from all."""
-    for stop in (min(size, _PEEK_BYTES), size):
-        content = storage.read_range(tar_url, offset, offset + stop)
-        with contextlib.suppress(tarfile.ReadError):  # cut behind its first kilobytes
-            for name, data in shard_format.iter_members(content):
-                if name.endswith(".json"):
-                    return load_info(data)
-    found, fix = f"no sample at byte {offset}", "run `svfap shards verify`"
-    raise ShardError("Shard is damaged", tar_url, found, fix)
-
-
-def _statistics(
-    url: str,
-    manifest: Manifest,
-    lengths: list[int],
-    infos: list[VideoInfo],
-    labels: list[dict[str, Any]],
-) -> Statistics:
-    def counts(values: list[str]) -> dict[str, int]:
-        return dict(collections.Counter(values).most_common())
-
     frames_looked_at = sum(info.num_frames for info in infos)
     seconds_looked_at = sum(info.num_frames / info.fps for info in infos)
     return Statistics(
@@ -138,16 +112,32 @@ def _statistics(
         longest_frames=max(lengths),
         seconds=seconds_looked_at * sum(lengths) / frames_looked_at,
         num_looked_at=len(infos),
-        resolutions=counts([f"{info.width}x{info.height}" for info in infos]),
-        frame_rates=counts([f"{info.fps:.3f}".rstrip("0").rstrip(".") for info in infos]),
-        codecs=counts([info.codec for info in infos]),
+        resolutions=_counts(f"{info.width}x{info.height}" for info in infos),
+        frame_rates=_counts(f"{info.fps:.3f}".rstrip("0").rstrip(".") for info in infos),
+        codecs=_counts(info.codec for info in infos),
         num_variable_rate=sum(not info.constant_frame_rate for info in infos),
-        labels=_of_labels(labels),
+        labels=_label_counts(labels),
         num_subjects=len({row["subject"] for row in labels if "subject" in row}),
     )
 
 
-def _of_labels(labels: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+def _counts(values: Iterable[str]) -> dict[str, int]:
+    return dict(collections.Counter(values).most_common())
+
+
+def _peek(tar_url: str, offset: int, size: int) -> VideoInfo:
+    """Return the JSON of a sample, from its first kilobytes if they contain it, else from all."""
+    for stop in (min(size, _PEEK_BYTES), size):
+        content = storage.read_range(tar_url, offset, offset + stop)
+        with contextlib.suppress(tarfile.ReadError):  # cut behind its first kilobytes
+            for name, data in shard_format.iter_members(content):
+                if name.endswith(".json"):
+                    return load_info(data)
+    found, fix = f"no sample at byte {offset}", "run `svfap shards verify`"
+    raise ShardError("Shard is damaged", tar_url, found, fix)
+
+
+def _label_counts(labels: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     """Return the number of samples by column and label, sorted by label."""
     counted: dict[str, collections.Counter[str]] = {}
     for row in labels:

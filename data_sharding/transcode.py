@@ -34,7 +34,16 @@ from av.video.stream import VideoStream
 
 from svfap_dist.errors import ConfigError, DecodeError
 from svfap_dist.video.frames import MATRICES, Colors, check_frame, crop_planar_420, to_planar_420
-from svfap_dist.video.info import STORED_REGIONS, Crop, PhaseLayout, Region, VideoInfo, region_crop
+from svfap_dist.video.info import (
+    REGIONS,
+    STORED_REGIONS,
+    Crop,
+    PhaseLayout,
+    Region,
+    VideoInfo,
+    region_crop,
+    region_name,
+)
 from svfap_dist.video.pyav import decoded_frames, exact_rate, open_video
 
 _IN_MEMORY_BYTES = 256 << 20  # planes of a video beyond this are spooled to a temporary file
@@ -58,10 +67,15 @@ class TrainProfile:
     preset: str = "medium"  # x264's effort
 
     def __post_init__(self) -> None:
-        if self.size is not None and (self.size < 2 or self.size % 2):
-            what, where = "Frames cannot have this size", "size of the train profile"
-            advice = "give an even number of pixels"
-            raise ConfigError(what, where=where, found=str(self.size), do=advice)
+        if region_name(self.region) not in REGIONS:
+            raise ConfigError(
+                "Unknown region", "", self.region, f"use one of: {', '.join(REGIONS)}"
+            )
+        if self.size is not None and (self.size < 16 or self.size % 2):
+            found, fix = f"size={self.size}", "use an even size from 16"
+            raise ConfigError("Option out of range", "", found, fix)
+        if not 0 <= self.crf <= 51:
+            raise ConfigError("Option out of range", "", f"crf={self.crf}", "use 0 to 51")
 
     def stored(self) -> dict[str, Any]:
         """Return the fields as the manifest has them, in the spelling of shard format 1."""
@@ -135,8 +149,7 @@ def transcode(data: bytes, info: VideoInfo, profile: TrainProfile) -> tuple[byte
 
 
 def _plan_frames(num_frames: int, profile: TrainProfile) -> tuple[list[tuple[int, bool]], int]:
-    """Return the frame numbers in stored order, each with whether it is a key frame, and how many
-    frames of a phase share a key frame.
+    """Return (frame number, whether a key frame) in stored order, and the frames of a group.
 
     Groups divide a phase evenly, because a key frame near its end would serve few windows, and key
     frames cost the most bytes and time.

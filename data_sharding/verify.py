@@ -23,7 +23,7 @@ import av
 from av.error import FFmpegError
 
 from data_sharding import markers, temporary
-from data_sharding.markers import Progress, silent
+from data_sharding.markers import ProgressCallback, silent
 from svfap_dist import storage
 from svfap_dist.errors import ShardError
 from svfap_dist.parallel.ordered_map import ordered_map
@@ -55,7 +55,9 @@ class Verified:
         ]
 
 
-def verify(url: str, progress: Progress = silent, *, workers: int | None = None) -> Verified:
+def verify(
+    url: str, progress: ProgressCallback = silent, *, workers: int | None = None
+) -> Verified:
     """Read every shard of a data set and check it.
 
     Args:
@@ -65,7 +67,6 @@ def verify(url: str, progress: Progress = silent, *, workers: int | None = None)
 
     Raises:
         ShardError: Something is damaged; the error says what.
-        StorageError: The store failed.
     """
     manifest = shard_format.load_manifest(url)
     damages: list[str] = list(_stale(url, manifest))

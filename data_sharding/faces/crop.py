@@ -52,19 +52,12 @@ _AROUND = 2  # frames on each side
 
 @dataclasses.dataclass(frozen=True)
 class FaceOptions:
-    """What decides the crops of a video.
+    """What decides the crops of a video."""
 
-    Attributes:
-        size: Pixels of a side of the crop, even.
-        margin: On each side of the face, as a fraction of the face box.
-        detector: One of `detect.DETECTORS`, with its file if it needs one.
-        tracks: "best": the face that is longest and largest in view, in one shot; "all": all faces
-            of all shots, a crop for each.
-    """
-
-    size: int = 224
-    margin: float = MARGIN
-    detector: str = "haar"
+    size: int = 224  # pixels of a side of the crop, even
+    margin: float = MARGIN  # on each side of the face, as a fraction of the face box
+    detector: str = "haar"  # one of `detect.DETECTORS`, with its file if it needs one
+    # "best": the face that is longest and largest in view, in one shot; "all": a crop of each face.
     tracks: str = "best"
 
 
@@ -79,19 +72,12 @@ class CutTrack:
 
 @dataclasses.dataclass(frozen=True)
 class Cropped:
-    """The faces of a video.
+    """The faces of a video."""
 
-    Attributes:
-        info: The video; width and height are as shown: upright, with square pixels.
-        every: The detector looked at every `every`-th frame.
-        cuts: First frames of all shots but the first.
-        tracks: Its faces, largest weight first.
-    """
-
-    info: VideoInfo
-    every: int
-    cuts: list[int]
-    tracks: list[CutTrack]
+    info: VideoInfo  # the video; width and height are as shown: upright, with square pixels
+    every: int  # the detector looked at every `every`-th frame
+    cuts: list[int]  # first frames of all shots but the first
+    tracks: list[CutTrack]  # its faces, largest weight first
 
 
 def crop_faces(

@@ -27,15 +27,10 @@ _YUNET_SCORE, _YUNET_OVERLAP, _YUNET_CANDIDATES = 0.7, 0.3, 500
 
 
 class Detections(NamedTuple):
-    """Faces in one picture.
+    """Faces in one picture."""
 
-    Attributes:
-        boxes: float64 [n, 4], x0, y0, x1, y1 in pixels.
-        scores: float64 [n], higher is more certain; comparable only within one detector.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
+    boxes: np.ndarray  # float64 [n, 4], x0, y0, x1, y1 in pixels
+    scores: np.ndarray  # float64 [n], higher is more certain; comparable only within one detector
 
 
 class Detector(Protocol):

@@ -22,7 +22,7 @@ from data_sharding import temporary
 from data_sharding.faces import detect, sheet
 from data_sharding.faces.crop import TRACKS, FaceOptions
 from data_sharding.faces.record import FaceCropper, Row, record_url
-from data_sharding.markers import Progress, silent
+from data_sharding.markers import ProgressCallback, silent
 from data_sharding.sources import SourceVideo
 from data_sharding.sources.folder import named_by_path
 from data_sharding.sources.listing import list_videos
@@ -37,19 +37,19 @@ FACES_NAME, NO_FACE_NAME, SHEET_NAME = "faces.jsonl", "no_face.jsonl", "faces.pn
 LIMITS = Limits(seconds=120, seconds_per_mib=20)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class FacesSummary:
     """What `svfap faces` did, and found done."""
 
     url: str
-    num_videos: int
-    num_crops: int
-    num_frames: int  # of the crops
-    seconds: float  # of the crops
-    detected_share: float  # frames with a detection, of those looked at within tracks
-    left_out: dict[str, int]  # videos, by reason
-    already_done: int  # videos
-    sheet: str  # "" if there is nothing to show
+    num_videos: int = 0
+    num_crops: int = 0
+    num_frames: int = 0  # of the crops
+    seconds: float = 0.0  # of the crops
+    detected_share: float = 0.0  # frames with a detection, of those looked at within tracks
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)  # videos, by reason
+    already_done: int = 0  # videos
+    sheet: str = ""  # picture of some crops, if there are any
 
     def lines(self) -> list[str]:
         """Return the lines that the command prints."""
@@ -78,7 +78,7 @@ def make_crops(
     *,
     limits: Limits = LIMITS,
     workers: int | None = None,
-    progress: Progress = silent,
+    progress: ProgressCallback = silent,
 ) -> FacesSummary:
     """Crop the faces of all videos below a folder.
 
@@ -87,14 +87,12 @@ def make_crops(
         output_url: Folder or prefix of the crops.
         options: What decides the crops.
         limits: Limits of what a video may cost.
-        workers: Processes; 0: none besides this one, without limits of time and memory; None: by
-            the number of CPUs and videos.
+        workers: Processes; 0: this one, without limits; None: by the number of CPUs and videos.
         progress: Called as videos get done.
 
     Raises:
         ConfigError: An option is invalid, or the output is in use or among the inputs.
         ShardError: There are no videos.
-        StorageError: The store or the temporary disk failed.
     """
     _check(options, workers)
     _refuse_output_among_inputs(folder, output_url)
@@ -112,24 +110,24 @@ def make_crops(
         lists = _Lists(output_url, faces, no_face)
         for row in done:
             lists.add(row)
-            progress(lists.num_videos, len(videos), lists.left_out.total())
+            progress(lists.summary.num_videos, len(videos), lists.left_out.total())
         return lists.finish()
 
 
 def _check(options: FaceOptions, workers: int | None) -> None:
-    wrong = "Option out of range"
-    if options.size < 16 or options.size % 2:
-        raise ConfigError(wrong, "", f"size={options.size}", "use an even size, 16 or more")
-    if not 0 <= options.margin <= 4:
-        raise ConfigError(wrong, "", f"margin={options.margin}", "use 0 to 4")
-    if options.tracks not in TRACKS:
-        raise ConfigError(wrong, "", f"tracks={options.tracks}", "use best or all")
-    if workers is not None and workers < 0:
-        raise ConfigError(wrong, "", f"workers={workers}", "use 0 or 1 for no processes")
+    size, margin, tracks = options.size, options.margin, options.tracks
+    for is_valid, found, fix in (
+        (size >= 16 and size % 2 == 0, f"size={size}", "use an even size, 16 or more"),
+        (0 <= margin <= 4, f"margin={margin}", "use 0 to 4"),
+        (tracks in TRACKS, f"tracks={tracks}", "use best or all"),
+        (workers is None or workers >= 0, f"workers={workers}", "use 0 or 1 for no processes"),
+    ):
+        if not is_valid:
+            raise ConfigError("Option out of range", "", found, fix)
 
 
 def _refuse_output_among_inputs(folder: str, output_url: str) -> None:
-    """Crops among the inputs would be cropped again by the next run."""
+    """Raise if the output is an input, since the next run would crop the crops again."""
     paths = [
         url.rstrip("/") if storage.is_remote(url) else os.path.realpath(storage.local_path(url))
         for url in (folder, output_url)
@@ -157,27 +155,22 @@ class _Lists:
         self, url: str, faces: tuple[IO[bytes], str], no_face: tuple[IO[bytes], str]
     ) -> None:
         self._url, self._faces, self._no_face = url, faces, no_face
-        self.num_videos = self._num_cropped = self._num_crops = self._num_frames = 0
-        self._looks = self._detections = self._already_done = 0
-        self._seconds = 0.0
+        self.summary = FacesSummary(url)
+        self._num_cropped = self._looks = self._detections = 0
         self.left_out = collections.Counter[str]()
 
     def add(self, row: Row) -> None:
-        """Add a video.
-
-        Args:
-            row: Row of its record.
-        """
-        about = {"key": row.key, "where": row.where}
-        self.num_videos += 1
-        self._already_done += row.already_done
+        """Add a video."""
+        about, summary = {"key": row.key, "where": row.where}, self.summary
+        summary.num_videos += 1
+        summary.already_done += row.already_done
         self._num_cropped += bool(row.crops)
         self._looks += row.looks
         self._detections += row.detections
         for crop in row.crops:
-            self._num_crops += 1
-            self._num_frames += crop["num_frames"]
-            self._seconds += crop["num_frames"] / crop["fps"]
+            summary.num_crops += 1
+            summary.num_frames += crop["num_frames"]
+            summary.seconds += crop["num_frames"] / crop["fps"]
             _add_line(self._faces, about | crop)
         if row.reason:
             self.left_out[row.reason] += 1
@@ -189,20 +182,12 @@ class _Lists:
             with temporary.explained():
                 lines.flush()
             storage.upload_file(path, storage.join(self._url, name))
-        picture = storage.join(self._url, SHEET_NAME) if self._num_cropped else ""
-        if picture:
-            sheet.draw(self._some_records(), self._url, picture)
-        return FacesSummary(
-            url=self._url,
-            num_videos=self.num_videos,
-            num_crops=self._num_crops,
-            num_frames=self._num_frames,
-            seconds=self._seconds,
-            detected_share=self._detections / max(1, self._looks),
-            left_out=dict(self.left_out.most_common()),
-            already_done=self._already_done,
-            sheet=picture,
-        )
+        if self._num_cropped:
+            self.summary.sheet = storage.join(self._url, SHEET_NAME)
+            sheet.draw(self._some_records(), self._url, self.summary.sheet)
+        self.summary.detected_share = self._detections / max(1, self._looks)
+        self.summary.left_out = dict(self.left_out.most_common())
+        return self.summary
 
     def _some_records(self) -> list[str]:
         """Return the records of some videos with crops, evenly spaced."""

@@ -53,17 +53,11 @@ def record_url(output_url: str, key: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class FaceCropper:
-    """Crops one video after the other into a folder; picklable.
+    """Crops one video after the other into a folder; picklable."""
 
-    Attributes:
-        output_url: Folder or prefix of the crops.
-        options: What decides them.
-        limits: Limits of what a video may cost.
-    """
-
-    output_url: str
-    options: FaceOptions
-    limits: Limits
+    output_url: str  # folder or prefix of the crops
+    options: FaceOptions  # what decides them
+    limits: Limits  # limits of what a video may cost
 
     def __call__(self, video: SourceVideo) -> Row:
         """Crop one video and write its record, unless that is done; may hang or crash.
@@ -73,7 +67,6 @@ class FaceCropper:
 
         Raises:
             ConfigError: The detector cannot be loaded.
-            StorageError: The store failed.
         """
         inputs, within = self._inputs(video), dataclasses.asdict(self.limits)
         record = _read(record_url(self.output_url, video.key))

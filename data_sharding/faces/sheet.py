@@ -31,9 +31,6 @@ def draw(record_urls: Sequence[str], crops_url: str, output: str) -> None:
         record_urls: Records of the videos.
         crops_url: Folder or prefix of the crops.
         output: Path or URL of the PNG.
-
-    Raises:
-        StorageError: The store failed.
     """
     rows: list[tuple[str, Sequence[image_grid.Picture]]] = []
     for url in record_urls:

@@ -26,17 +26,11 @@ _SMOOTHING_SECONDS = 0.2  # sigma
 
 @dataclasses.dataclass(frozen=True)
 class Track:
-    """One face in frames `first` to `first + T - 1` of a video.
+    """One face in frames `first` to `first + T - 1` of a video."""
 
-    Attributes:
-        first: Number of its first frame.
-        boxes: float64 [T, 4], x0, y0, x1, y1 in pixels, of the detector's proportions.
-        scores: float64 [T], NaN where the box is interpolated and not detected.
-    """
-
-    first: int
-    boxes: np.ndarray
-    scores: np.ndarray
+    first: int  # number of its first frame
+    boxes: np.ndarray  # float64 [T, 4], x0, y0, x1, y1 in pixels, of the detector's proportions
+    scores: np.ndarray  # float64 [T], NaN where the box is interpolated and not detected
 
     @property
     def detected(self) -> np.ndarray:

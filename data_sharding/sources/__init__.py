@@ -21,28 +21,16 @@ from svfap_dist.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SourceVideo:
-    """One video of a source, not yet read.
+    """One video of a source, not yet read."""
 
-    Attributes:
-        key: Unique name in the data set, without dots (webdataset splits names at the first).
-        read: Returns the file's bytes; picklable, so that a worker process can call it.
-        labels: What the source knows (identity, expression, fold, ...), JSON values.
-        where: Path or URL for messages.
-        suffix: The container's suffix, one of `VIDEO_SUFFIXES`.
-        stamp: Changes when the content changes, as far as that is cheap to know: a file's size in
-            bytes, a rendered clip's parameters.
-        misfit: Why the source cannot place this file in its layout; it is then rejected.
-        num_bytes: Size of the file, 0 if it is not known.
-    """
-
-    key: str
-    read: Callable[[], bytes]
-    labels: dict[str, Any]
-    where: str
-    suffix: str = "mp4"
-    stamp: str = ""
-    misfit: str = ""
-    num_bytes: int = 0
+    key: str  # unique name in the data set, without dots (webdataset splits names at the first)
+    read: Callable[[], bytes]  # returns the file's bytes; picklable, for worker processes
+    labels: dict[str, Any]  # what the source knows (identity, expression, fold, ...), JSON values
+    where: str  # path or URL for messages
+    suffix: str = "mp4"  # the container's suffix, one of `VIDEO_SUFFIXES`
+    stamp: str = ""  # cheap fingerprint of the content: a file's size, a rendered clip's parameters
+    misfit: str = ""  # why the source cannot place this file in its layout; it is then rejected
+    num_bytes: int = 0  # size of the file, 0 if it is not known
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,28 +39,17 @@ class Labels:
 
     A protocol is a filter on these columns: fold k of a k-fold protocol tests the samples with
     `fold == k` and trains on all others; a fixed protocol goes by `split`.
-
-    Attributes:
-        set: The source's name.
-        subject: The person, where the set names one.
-        class_index: Number of the expression, from 0; under the key `class`.
-        class_name: The expression.
-        classes: Class numbers by dimension, for sets of several classifications.
-        class_names: Class names by dimension.
-        values: Numbers by dimension or trait, for sets of regressions.
-        fold: Number, from 1, of the only fold in which the sample is tested.
-        split: Train, val or test.
     """
 
-    set: str
-    subject: str | None = None
-    class_index: int | None = None
-    class_name: str | None = None
-    classes: dict[str, int] | None = None
-    class_names: dict[str, str] | None = None
-    values: dict[str, float] | None = None
-    fold: int | None = None
-    split: str | None = None
+    set: str  # the source's name
+    subject: str | None = None  # the person, where the set names one
+    class_index: int | None = None  # number of the expression, from 0; under the key `class`
+    class_name: str | None = None  # the expression
+    classes: dict[str, int] | None = None  # class numbers by dimension, for several classifications
+    class_names: dict[str, str] | None = None  # class names by dimension
+    values: dict[str, float] | None = None  # numbers by dimension or trait, for sets of regressions
+    fold: int | None = None  # number, from 1, of the only fold in which the sample is tested
+    split: str | None = None  # train, val or test
 
     def as_dict(self) -> dict[str, Any]:
         """Return the columns that this sample has, by name; JSON values."""
@@ -84,21 +61,13 @@ class Labels:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One row of `SOURCES`.
+    """One row of `SOURCES`."""
 
-    Attributes:
-        name: What the command line calls it.
-        is_labeled: Whether its videos have `Labels`, to fine-tune on.
-        input: What INPUT holds or says; errors repeat it.
-        help: What the set is, in one line.
-        module: Defines `samples`; imported on first use. "": the module of that name in this room.
-    """
-
-    name: str
-    is_labeled: bool
-    input: str
-    help: str
-    module: str = ""
+    name: str  # what the command line calls it
+    is_labeled: bool  # whether its videos have `Labels`, to fine-tune on
+    input: str  # what INPUT holds or says; errors repeat it
+    help: str  # what the set is, in one line
+    module: str = ""  # defines `samples`; "": the module of that name in this room
 
     def samples(self, text: str) -> Iterator[SourceVideo]:
         """Return the videos, in an order that is the same on every call.

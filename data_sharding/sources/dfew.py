@@ -1,7 +1,8 @@
-"""DFEW: film clips of seven expressions, five official folds. https://dfew-dataset.github.io/
+"""DFEW: film clips of seven expressions, five official folds.
 
 INPUT is the folder with `Clip` and `EmoLabel_DataSplit`. Frames are used where they exist, else the
-clips. The folds hold the 11,697 clips that have a single label; others are rejected.
+clips. The folds have the 11,697 clips with a single label; others are rejected.
+https://dfew-dataset.github.io
 """
 
 from __future__ import annotations

@@ -64,7 +64,6 @@ def find_clips(folder: str, places: Sequence[Place]) -> dict[str, SourceVideo]:
 
     Raises:
         ConfigError: There is no such local folder.
-        StorageError: The store failed.
     """
     check_folder(folder)
     for place in places:
@@ -181,7 +180,6 @@ def labeled_by_path(
     Raises:
         ShardError: No video is in the layout, or there is none.
         ConfigError: There is no such folder.
-        StorageError: The store or the temporary disk failed.
     """
     videos = list_videos(folder)
     chosen = temporary.database(_CHOSEN)
@@ -242,7 +240,6 @@ def read_rows(
 
     Raises:
         ShardError: There is no such list, or it is not of this form.
-        StorageError: The store failed.
     """
     where = storage.join(folder, path)
     try:

@@ -75,7 +75,6 @@ def list_videos(folder: str) -> Listing:
     Raises:
         ConfigError: There is no such local folder.
         ShardError: It contains no videos.
-        StorageError: The store or the temporary disk failed.
     """
     check_folder(folder)
     videos = Listing(storage.walk_files(folder))

@@ -1,7 +1,8 @@
-"""MAFW: clips of eleven expressions, five official folds. https://mafw-database.github.io/MAFW/
+"""MAFW: clips of eleven expressions, five official folds.
 
 INPUT is the folder with `data` and `Train & Test Set`. Frames are used where they exist,
 else the clips. Clips with compound expressions only are in no fold and are rejected.
+https://mafw-database.github.io/MAFW
 """
 
 from __future__ import annotations

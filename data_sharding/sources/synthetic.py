@@ -128,23 +128,12 @@ def _clips(wanted: SyntheticSet) -> Iterator[SourceVideo]:
         turn, person = divmod(number, wanted.identities)
         # Each person goes through the expressions; in a turn, persons show different ones.
         expression = names[(turn + person) % len(names)]
-        clip = SyntheticClip(
-            seed=wanted.seed,
-            identity=wanted.first_identity + person,
-            number=number,
-            expression=expression,
-            frames=wanted.frames,
-            size=wanted.size,
-        )
-        key = f"synthetic/id{clip.identity:04d}/clip{number:05d}"
-        yield SourceVideo(
-            key=key,
-            read=partial(render_clip, clip),
-            labels=_labels(clip),
-            where=f"{key} of seed {clip.seed}",
-            suffix="mp4",
-            stamp=f"{_RENDERER}:{dataclasses.astuple(clip)}",
-        )
+        identity = wanted.first_identity + person
+        clip = SyntheticClip(wanted.seed, identity, number, expression, wanted.frames, wanted.size)
+        key = f"synthetic/id{identity:04d}/clip{number:05d}"
+        read, where = partial(render_clip, clip), f"{key} of seed {clip.seed}"
+        stamp = f"{_RENDERER}:{dataclasses.astuple(clip)}"
+        yield SourceVideo(key, read, _labels(clip), where, "mp4", stamp)
 
 
 def _labels(clip: SyntheticClip) -> dict[str, Any]:
@@ -183,11 +172,8 @@ def render_clip(clip: SyntheticClip) -> bytes:
 
 
 def _encoded(frames: Iterable[np.ndarray], size: int) -> bytes:
-    """H.264 in mp4, the same bytes for the same frames.
-
-    One thread, since x264's bytes depend on the number of threads. No macroblock tree: with it,
-    x264 165 sometimes gives other bytes for the same 224-pixel frames, depending on the heap.
-    """
+    """Return an mp4 with H.264, the same bytes for the same frames."""
+    # x264's bytes depend on the number of threads, and with mbtree on the heap.
     options = {"preset": "veryfast", "crf": "23", "g": "250", "threads": "1"}
     options["x264-params"] = "mbtree=0"
     file = io.BytesIO()

@@ -39,16 +39,15 @@ class ShardIndex:
     """Samples of one shard, in tar order: parallel tuples.
 
     A sample is the byte range [offset, offset + size) of the tar: headers, contents and padding of
-    its members. digest: first 16 hex digits of the SHA-256 of those bytes. labels: of the sets for
-    fine-tuning (they name their `set`), so that a fold is selected without reading tars; else ().
+    its members.
     """
 
     keys: tuple[str, ...]
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
-    digests: tuple[str, ...]
+    digests: tuple[str, ...]  # see `digest`
     num_frames: tuple[int, ...]
-    labels: tuple[dict[str, Any], ...] = ()
+    labels: tuple[dict[str, Any], ...] = ()  # of labeled sets: folds are selected without tars
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +62,7 @@ class ShardEntry:
 
     @property
     def index_name(self) -> str:
+        """Name of the shard's index."""
         return self.name.removesuffix(".tar") + ".index.json"
 
 
@@ -81,6 +81,7 @@ class Manifest:
 
     @property
     def num_samples(self) -> int:
+        """Number of samples in all shards."""
         return sum(shard.num_samples for shard in self.shards)
 
     @property

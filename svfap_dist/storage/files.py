@@ -128,18 +128,13 @@ def _endpoint() -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class RequestCounts:
-    """Storage requests of this process so far.
+    """Storage requests of this process so far."""
 
-    Attributes:
-        requests: Number by (operation, outcome). One call of this package is one request, whatever
-            it sends and retries.
-        bytes: Bytes of files read and written, by operation.
-        retries: Requests that the S3 client sent again because a store was busy or a connection
-            broke, by operation. Bodies that s3fs reads again after they broke off are not counted.
-    """
-
+    # By (operation, outcome). A call of this package is one request, whatever it sends and retries.
     requests: dict[tuple[str, str], int]
-    bytes: dict[str, int]
+    bytes: dict[str, int]  # bytes of files read and written, by operation
+    # Requests that the S3 client sent again because a store was busy or a connection broke, by
+    # operation; without the bodies that s3fs reads again after they broke off.
     retries: dict[str, int]
 
 

@@ -16,7 +16,7 @@ from layouts import dfew, picture, put, put_frames
 from PIL import Image
 
 from data_sharding import pipeline
-from data_sharding.frames import BrokenFrame, encode_frames, natural_order, read_frames
+from data_sharding.frames import BrokenFrameError, encode_frames, natural_order, read_frames
 from svfap_dist import storage
 from svfap_dist.shards import format as shard_format
 from svfap_dist.video.info import VideoInfo
@@ -105,7 +105,7 @@ def test_encoding_loses_little() -> None:
     ],
 )
 def test_a_broken_frame_makes_the_clip_unreadable(frames: list[bytes], tmp_path: Path) -> None:
-    with pytest.raises(BrokenFrame, match=r"Unreadable frame\. Where: frame 1") as caught:
+    with pytest.raises(BrokenFrameError, match=r"Unreadable frame\. Where: frame 1") as caught:
         encode_frames(frames)
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (copy.index, str(copy)) == (1, str(caught.value))

@@ -120,7 +120,7 @@ def expression_faces(
 
 
 def _head_motion(rng: np.random.Generator, num_frames: int) -> dict[str, np.ndarray]:
-    """Slow sway around a resting pose, small as in a face track."""
+    """Return a slow sway around a resting pose, small as in a face track."""
     reach = {"yaw": 0.2, "pitch": 0.08, "roll": 0.06, "shift_x": 3.0, "shift_y": 2.0, "zoom": 0.03}
     motion = {
         name: size * (0.6 * rng.uniform(-1, 1) + 0.6 * _sway(rng, num_frames, 0.15, 0.7))
@@ -133,7 +133,7 @@ def _head_motion(rng: np.random.Generator, num_frames: int) -> dict[str, np.ndar
 
 
 def _talking(rng: np.random.Generator, num_frames: int) -> dict[str, np.ndarray]:
-    """Syllables of four to five a second, in phrases with rests between them."""
+    """Return syllables, four to five a second, in phrases with rests between them."""
     seconds = np.arange(num_frames) / FPS
     rate, phase = rng.uniform(3.6, 4.8), rng.uniform(0, 2 * np.pi)
     wobble = 0.8 * _sway(rng, num_frames, 0.5, 1.5)
@@ -145,7 +145,7 @@ def _talking(rng: np.random.Generator, num_frames: int) -> dict[str, np.ndarray]
 
 
 def _blinks(rng: np.random.Generator, num_frames: int) -> np.ndarray:
-    """Lid closure: a blink of about a quarter of a second every two to four seconds."""
+    """Return the lid closure: a blink of a quarter of a second every two to four seconds."""
     frames = np.arange(num_frames)
     closed = np.zeros(num_frames)
     at = rng.uniform(0.3, 2.0) * FPS
@@ -156,7 +156,7 @@ def _blinks(rng: np.random.Generator, num_frames: int) -> np.ndarray:
 
 
 def _onset_apex_offset(rng: np.random.Generator, num_frames: int) -> np.ndarray:
-    """Course of an expression: 0 at frame 0, up within a fifth of the clip, down at its end."""
+    """Return an expression's course: 0 at frame 0, up in a fifth of the clip, down at its end."""
     time = np.arange(num_frames) / max(num_frames - 1, 1)
     start, stop = rng.uniform(0.06, 0.16), rng.uniform(0.78, 0.86)
     return _smooth_step((time - start) / 0.2) * (1 - _smooth_step((time - stop) / 0.14))
@@ -168,7 +168,7 @@ def _smooth_step(x: np.ndarray) -> np.ndarray:
 
 
 def _sway(rng: np.random.Generator, num_frames: int, low_hz: float, high_hz: float) -> np.ndarray:
-    """A smooth random curve within [-1, 1]: three sines."""
+    """Return a smooth random curve within [-1, 1]: three sines."""
     seconds = np.arange(num_frames)[:, None] / FPS
     rates, phases = rng.uniform(low_hz, high_hz, 3), rng.uniform(0, 2 * np.pi, 3)
     return (np.sin(2 * np.pi * rates * seconds + phases) * [0.5, 0.3, 0.2]).sum(axis=1)

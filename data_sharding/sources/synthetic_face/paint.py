@@ -32,17 +32,11 @@ _HEAD_DEPTH = 44.0  # units from the plane of the ears to the front of the face
 
 @dataclass(frozen=True)
 class Pictures:
-    """What the renderer samples.
+    """What the renderer samples."""
 
-    Attributes:
-        head: Premultiplied RGBA packed into one integer per texel, uint32 [448 * 448].
-        backdrop: RGB, uint8 [3, 480, 480].
-        creases: Brightness change at full weight by `CREASES`, float32 [6, 224 * 224].
-    """
-
-    head: np.ndarray
-    backdrop: np.ndarray
-    creases: np.ndarray
+    head: np.ndarray  # premultiplied RGBA packed into one integer per texel, uint32 [448 * 448]
+    backdrop: np.ndarray  # RGB, uint8 [3, 480, 480]
+    creases: np.ndarray  # brightness change at full weight by `CREASES`, float32 [6, 224 * 224]
 
 
 def paint(who: Identity) -> Pictures:
@@ -71,12 +65,7 @@ class _Canvas:
         self.alpha = np.zeros((side, side), np.float32)
 
     def over(self, mask: np.ndarray, color: np.ndarray | Sequence[float]) -> None:
-        """Composite a color over the canvas.
-
-        Args:
-            mask: Opacity, 0 to 1, [448, 448].
-            color: RGB, 0 to 255, one or [448, 448, 3].
-        """
+        """Composite a color, RGB [3] or [448, 448, 3], where `mask` [448, 448] is 1."""
         self.color += mask[..., None] * (np.asarray(color, np.float32) - self.color)
         self.alpha += mask * (1 - self.alpha)
 
@@ -86,7 +75,7 @@ class _Canvas:
 
 
 def _backdrop(who: Identity, rng: np.random.Generator) -> np.ndarray:
-    """A wall lit from above, darker towards the sides, faintly mottled.
+    """Return a wall lit from above, darker towards the sides, faintly mottled.
 
     The light falls off downwards everywhere, so that a model can predict any patch of it, wherever
     augmentation has put the crop.
@@ -101,7 +90,7 @@ def _backdrop(who: Identity, rng: np.random.Generator) -> np.ndarray:
 
 
 def _paint_back_hair(canvas: _Canvas, who: Identity, rng: np.random.Generator) -> None:
-    """The hair that falls behind neck and shoulders."""
+    """Paint the hair that falls behind neck and shoulders."""
     if who.length < 0.3:
         return
     x, y = canvas.x - CENTER_X, canvas.y
@@ -170,7 +159,7 @@ def _paint_front_hair(canvas: _Canvas, who: Identity, rng: np.random.Generator) 
 
 
 def _relief(who: Identity, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Height of the face in units, at points relative to its middle line and frame rows."""
+    """Return the height of the face in units; x from its middle line, y in frame rows."""
     skull = np.sqrt(np.clip(1.03 - face_radius(who, x + CENTER_X, y), 0.03, 1))
     side = np.abs(x)
     hills = (  # height, distance from the middle line, row, half width, half height
@@ -193,10 +182,7 @@ def _relief(who: Identity, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _lit_skin(who: Identity, rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The face at rest under its light, RGB float32 [h, w, 3].
-
-    x [1, w], y [h, 1]: units of the texels from the middle line and from the frame's top.
-    """
+    """Return the face at rest under its light, RGB float32 [h, w, 3]; x [1, w], y [h, 1]."""
     slope_y, slope_x = np.gradient(_relief(who, x, y), 1 / DENSITY)
     normal = np.sqrt(slope_x**2 + slope_y**2 + 1)
     towards = (who.light[2] - who.light[0] * slope_x - who.light[1] * slope_y) / normal
@@ -211,7 +197,7 @@ def _lit_skin(who: Identity, rng: np.random.Generator, x: np.ndarray, y: np.ndar
 def _complexion(
     who: Identity, rng: np.random.Generator, x: np.ndarray, y: np.ndarray
 ) -> np.ndarray:
-    """Color of the unlit skin [h, w, 3]: flushed cheeks and nose, nostrils, freckles, beard."""
+    """Return the unlit skin [h, w, 3]: flushed cheeks and nose, nostrils, freckles, beard."""
     skin = np.broadcast_to(np.asarray(who.skin, np.float32), (y.size, x.size, 3)).copy()
     side = np.abs(x)
     flush = 0.8 * _bump(side - 25, y - who.nose_y - 3, 11, 9) + 0.6 * _bump(x, y - who.nose_y, 7, 5)
@@ -241,10 +227,7 @@ def _sprinkle_freckles(
 
 
 def _creases(who: Identity) -> np.ndarray:
-    """Change of brightness by each of `CREASES` at full weight, float32 [6, 224 * 224].
-
-    A fold is a dark line with a lit rim below or beside it.
-    """
+    """Return `Pictures.creases`: a fold is a dark line with a lit rim below or beside it."""
     x, y = _texel_grid(UNITS, 1)
     x = x - CENTER_X
     side = np.abs(x)
@@ -277,24 +260,24 @@ def _creases(who: Identity) -> np.ndarray:
 
 
 def _texel_grid(side: int, density: int) -> tuple[np.ndarray, np.ndarray]:
-    """Units of the texel centers, x [1, side] and y [side, 1]."""
+    """Return the units of the texel centers, x [1, side] and y [side, 1]."""
     at = ((np.arange(side) + 0.5) / density).astype(np.float32)
     return at[None, :], at[:, None]
 
 
 def _soft(distance: np.ndarray, width: float = 1.0) -> np.ndarray:
-    """0 outside, 1 inside, over an edge of `width` units; distance: units inside the edge."""
+    """Return 0 outside and 1 inside, over an edge of `width` units; distance: units inside."""
     t = np.clip(distance / width + 0.5, 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def _bump(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
-    """A Gaussian hill of the given half widths around 0."""
+    """Return a Gaussian hill of the given half widths around 0."""
     return np.exp(-((x / width) ** 2)) * np.exp(-((y / height) ** 2))
 
 
 def _grain(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, period: float) -> np.ndarray:
-    """Smooth random texture within about -1 .. 1: plane waves of lengths around `period` units."""
+    """Return a smooth random texture, about -1 .. 1: plane waves around `period` units long."""
     waves = 7
     angle, phase = rng.uniform(0, np.pi, waves), rng.uniform(0, 2 * np.pi, waves)
     number = 2 * np.pi / (period * rng.uniform(0.6, 1.6, waves))
@@ -307,6 +290,6 @@ def _grain(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, period: float
 
 
 def _shaded(color: Sequence[float] | np.ndarray, light: np.ndarray) -> np.ndarray:
-    """Color under a light of strength [h, w]: shadows turn warm, as on skin and cloth."""
+    """Return a color under a light [h, w]: shadows turn warm, as on skin and cloth."""
     warmth = np.array([0.9, 1.03, 1.1], np.float32)
     return np.asarray(color, np.float32) * np.maximum(light, 0.02)[..., None] ** warmth

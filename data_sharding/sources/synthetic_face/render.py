@@ -79,12 +79,12 @@ def _render(who: Identity, pictures: Pictures, face: Face, size: int) -> np.ndar
 
 
 def _coarse_units(size: int) -> np.ndarray:
-    """Units of the coarse grid's points, [size / 4 + 1]; point i lies before pixel 4 i."""
+    """Return units of the coarse grid's points, [size / 4 + 1]; point i is before pixel 4 i."""
     return (np.arange(size // _CELL + 1) * (_CELL * UNITS / size)).astype(np.float32)
 
 
 def _finer(grids: np.ndarray) -> np.ndarray:
-    """Coarse grids [k, n + 1, n + 1] to pixels [k, 4 n, 4 n], bilinear at the pixel centers."""
+    """Return coarse grids [k, n + 1, n + 1] at the pixel centers [k, 4 n, 4 n], bilinear."""
     pixels = np.arange(_CELL * (grids.shape[1] - 1))
     cell, weight = pixels // _CELL, ((pixels % _CELL + 0.5) / _CELL).astype(np.float32)
     grids = grids.take(cell, axis=2) + weight * np.diff(grids, axis=2).take(cell, axis=2)
@@ -96,7 +96,7 @@ def _finer(grids: np.ndarray) -> np.ndarray:
 def _undo_pose(
     who: Identity, face: Face, x: np.ndarray, y: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points of the frame to points of the face at rest; shoulders take no part in the pose."""
+    """Map points of the frame to the face at rest; shoulders take no part in the pose."""
     turn = np.clip((178 - y) / 44, 0, 1)
     turn = turn * turn * (3 - 2 * turn)
     x = x - CENTER_X - face.shift_x * (0.4 + 0.6 * turn)
@@ -112,7 +112,7 @@ def _undo_pose(
 
 
 def _depth(who: Identity, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Units before the plane of the ears; x, y: from the middle of the face."""
+    """Return units before the plane of the ears; x, y: from the middle of the face."""
     r2 = (x / (1.25 * who.half_width)) ** 2 + (y / (1.2 * who.half_height)) ** 2
     nose_y = who.nose_y - CENTER_Y
     nose = np.exp(-((x / 7) ** 2) - ((y - nose_y) / np.where(y < nose_y, 15, 6)) ** 2)
@@ -122,7 +122,7 @@ def _depth(who: Identity, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _undo_muscles(
     who: Identity, face: Face, x: np.ndarray, y: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points of the moving skin to points of the skin at rest."""
+    """Map points of the moving skin to points of the skin at rest."""
     dx = x - CENTER_X
     side = np.abs(dx)
 
@@ -141,7 +141,7 @@ def _undo_muscles(
 
 
 def _relit(who: Identity, face: Face, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Brightness, 1 at rest: the parts of the head that turn to the light grow brighter."""
+    """Return the brightness, 1 at rest: what turns to the light grows brighter."""
     across = np.clip((x - CENTER_X) / who.half_width, -1, 1)
     down = np.clip((y - CENTER_Y) / who.half_height, -1, 1)
     near = np.clip((160 - y) / 20, 0, 1)
@@ -151,7 +151,7 @@ def _relit(who: Identity, face: Face, x: np.ndarray, y: np.ndarray) -> np.ndarra
 
 
 def _crease_light(pictures: Pictures, face: Face, texel: np.ndarray) -> np.ndarray:
-    """Change of brightness by the folds that this face makes, [size, size]."""
+    """Return the change of brightness by the folds that this face makes, [size, size]."""
     raised = 0.5 * (face.brow_inner + face.brow_outer)
     depth: dict[str, float] = {
         "forehead": 0.14 * max(0.0, raised),
@@ -170,7 +170,7 @@ def _crease_light(pictures: Pictures, face: Face, texel: np.ndarray) -> np.ndarr
 
 
 def _backdrop(pictures: Pictures, face: Face, size: int) -> np.ndarray:
-    """The wall behind, float32 [3, size, size]: it drifts against the head, as in a face track."""
+    """Return the wall, float32 [3, size, size], which drifts against the head."""
     at = (np.arange(size) + 0.5) * (UNITS / size) + MARGIN
     limit = pictures.backdrop.shape[1] - 1
     columns = np.clip((at - 0.9 * face.shift_x) * DENSITY, 0, limit).astype(np.int32)
@@ -179,7 +179,7 @@ def _backdrop(pictures: Pictures, face: Face, size: int) -> np.ndarray:
 
 
 def _window(face: Face, center_y: float, reach: Sequence[float], size: int) -> tuple[slice, slice]:
-    """Rows and columns of the frame about a point of the middle line, where the pose takes it."""
+    """Return rows and columns about a point of the middle line, where the pose moves it."""
     up = center_y - _PIVOT_Y
     x = CENTER_X + face.shift_x - face.roll * up + 0.9 * _DEPTH * np.sin(face.yaw)
     y = _PIVOT_Y + face.shift_y + up + 0.6 * _DEPTH * np.sin(face.pitch)
@@ -192,20 +192,17 @@ def _window(face: Face, center_y: float, reach: Sequence[float], size: int) -> t
 
 
 def _edge(distance: np.ndarray, width: float = 1.2) -> np.ndarray:
-    """0 outside, 1 inside; distance: units inside the edge."""
+    """Return 0 outside and 1 inside; distance: units inside the edge."""
     return np.clip(distance / width + 0.5, 0, 1)
 
 
 def _ridge(distance: np.ndarray, width: float | np.ndarray) -> np.ndarray:
-    """A Gaussian of the distance, in units; 1 at distance 0."""
+    """Return a Gaussian of the distance, in units; 1 at distance 0."""
     return np.exp(-((distance / width) ** 2))
 
 
 class _FeaturePainter:
-    """Draws eyes, brows and mouth into a window of a frame.
-
-    image: float32 [3, h, w]; light: [h, w]; as are x and y, the points that the pixels show.
-    """
+    """Draws into a window of a frame [3, h, w]; x, y [h, w]: the points that its pixels show."""
 
     def __init__(self, image: np.ndarray, who: Identity, face: Face, light: np.ndarray) -> None:
         self._image, self._who, self._face, self._light = image, who, face, light
