@@ -106,8 +106,8 @@ def encode_frames(frames: Sequence[bytes], fps: int = FPS) -> bytes:
     headers = [_read_header(frame, index) for index, frame in enumerate(frames)]
     first = headers[0]
     if all(header.copyable and header == first for header in headers):
-        return _copied(frames, first.size, fps)
-    return _encoded(frames, first.size, fps)
+        return _mux_jpegs(frames, first.size, fps)
+    return _encode_h264(frames, first.size, fps)
 
 
 def _read_header(frame: bytes, index: int) -> _Header:
@@ -122,7 +122,7 @@ def _read_header(frame: bytes, index: int) -> _Header:
         raise BrokenFrameError(index, str(error)) from error
 
 
-def _copied(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> bytes:
+def _mux_jpegs(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format=SUFFIX, options={"fflags": "+bitexact"}) as container:
         stream = _add_stream(container, "mjpeg", size, fps, {})
@@ -136,7 +136,7 @@ def _copied(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> bytes:
     return file.getvalue()
 
 
-def _encoded(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> bytes:
+def _encode_h264(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> bytes:
     even = (size[0] - size[0] % 2, size[1] - size[1] % 2)
     if not all(even):
         raise BrokenFrameError(0, f"{size[0]}x{size[1]} pixels")

@@ -39,9 +39,7 @@ class Sample:
 
 
 def open_sample_pool(options: SampleOptions, processes: int = 1) -> VideoPool[Sample | Rejected]:
-    """Return processes that turn videos into samples.
-
-    Their `map` raises StorageError if the store fails in another way than by lacking a file.
+    """Return processes that turn videos into samples with `make_sample`.
 
     Args:
         options: Which videos, and how they are stored.

@@ -1,10 +1,10 @@
 """Make shards: one group of videos each, in this process, by worker processes or by Ray tasks.
 
 In: a job and its groups. Out: a tally per group, in the order of completion. A group needs nothing
-but its videos and the job's options, and making it twice does no harm. Through pipes and through
-Ray go lists of videos and tallies; videos are read and shards written by the workers, with at most
-one group per worker in memory. A worker that dies loses its group, which is tried again a few
-times. Workers are spawned, not forked: a forked copy of an S3 client hangs.
+but its videos and the job's options, and making it is idempotent. Pipes and Ray transfer lists of
+videos and tallies; workers read the videos and write the shards, with at most one group per worker
+in memory. A group whose worker dies is retried a few times. Workers are spawned, not forked: a
+forked copy of an S3 client hangs.
 
 The machines of a Ray cluster need this package, the input and the output under the same names, and
 the store's credentials.
@@ -88,7 +88,7 @@ class ShardMaker:
             entry = pack(samples(), job.url, group.name)
         digest = markers.group_digest(group, job.options_digest)
         marker = Marker(digest, entry, tally, tuple(rejected), group.keys, group.digests)
-        markers.store(job.url, group.number, marker)
+        markers.store_marker(job.url, group.number, marker)
         return tally
 
 

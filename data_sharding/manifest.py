@@ -1,4 +1,4 @@
-"""Take stock of an output before a sharding, and commit its manifest at the end.
+"""Inspect an output before a sharding, and commit its manifest at the end.
 
 The manifest is written when everything else is in place, so its presence means "complete". It
 contains its options and a digest of its inputs: the same command on the same inputs has nothing to
@@ -27,8 +27,8 @@ _OTHER_DATA = "Output holds a data set of other inputs or options"
 _ELSEWHERE = "use another URL, or replace it with --overwrite"
 
 
-class Stock:
-    """What exists under a URL, and so what is still to be made.
+class ExistingOutput:
+    """Finished shards under a URL, which decide what is still to be made.
 
     Args:
         url: URL of the data set.
@@ -42,11 +42,11 @@ class Stock:
         self._sizes = storage.list_files(url)
 
     @property
-    def num_old(self) -> int:
-        """Number of groups of the existing data set, and of the first new group."""
+    def num_groups(self) -> int:
+        """Number of groups of the existing data set."""
         return self.manifest.num_groups if self.manifest else 0
 
-    def is_whole(self) -> bool:
+    def is_intact(self) -> bool:
         """Return whether all shards of the manifest exist, at their full size."""
         assert self.manifest is not None
         return all(self._has(entry) for entry in self.manifest.shards)
@@ -58,31 +58,41 @@ class Stock:
         return same_size and entry.index_name in self._sizes
 
     def marker(self, group: Group) -> Marker | None:
-        """Return the marker of a group whose shard is finished; None if it is to be made.
+        """Return the marker of a group whose shard is finished, or None.
 
         Args:
             group: Group of this sharding.
         """
-        if markers.name(group.number) not in self._sizes:
+        if markers.marker_name(group.number) not in self._sizes:
             return None
         try:
-            marker = markers.load(self.url, group.number)
+            marker = markers.load_marker(self.url, group.number)
         except ShardError:
             return None
         digest = markers.group_digest(group, self._options_digest)
         return marker if marker.group_digest == digest and self._has(marker.entry) else None
 
+    def refuse_foreign_shards(self) -> None:
+        """Raise ConfigError if another tool has written shards with our names here."""
+        tars = [
+            name for name in self._sizes if _SHARD_FILE.fullmatch(name) and name.endswith("tar")
+        ]
+        if tars and REJECTED_NAME not in self._sizes:  # which an interrupted sharding has left
+            what = "Output holds shards that this command did not write"
+            found = f"{len(tars)} tars, such as {tars[0]}, and no {REJECTED_NAME}"
+            raise ConfigError(what, self.url, found, _ELSEWHERE)
+
     def groups(self, plan: Plan) -> Iterator[Group]:
         """Yield all groups of the data set: those of existing shards, then new ones.
 
         Args:
-            plan: Plan in which `keep_old` has marked the old videos.
+            plan: Plan in which `mark_existing` has marked the existing videos.
         """
-        for number in range(self.num_old):
-            yield plan.group(number, markers.load(self.url, number).keys)
-        yield from plan.new_groups(self.num_old)
+        for number in range(self.num_groups):
+            yield plan.group(number, markers.load_marker(self.url, number).keys)
+        yield from plan.new_groups(self.num_groups)
 
-    def keep_old(self, plan: Plan) -> None:
+    def mark_existing(self, plan: Plan) -> None:
         """Mark in the plan which videos are in shards already.
 
         Args:
@@ -91,11 +101,11 @@ class Stock:
         Raises:
             ConfigError: One of them is gone or has changed, or a marker is missing.
         """
-        for number in range(self.num_old):
+        for number in range(self.num_groups):
             try:
-                marker = markers.load(self.url, number)
+                marker = markers.load_marker(self.url, number)
             except (ShardError, storage.StorageMissingError) as error:
-                where = storage.join(self.url, markers.name(number))
+                where = storage.join(self.url, markers.marker_name(number))
                 what = "Marker of a finished shard is missing or unreadable"
                 raise ConfigError(what, where, str(error), _ELSEWHERE) from error
             plan.keep(marker.keys, marker.digests)
@@ -103,20 +113,20 @@ class Stock:
             raise ConfigError(_OTHER_DATA, self.url, found, _ELSEWHERE)
 
 
-def take_stock(url: str, options: Mapping[str, object]) -> Stock:
-    """List what exists under a URL.
+def inspect_output(url: str, options: Mapping[str, object]) -> ExistingOutput:
+    """Return what exists under a URL.
 
     Args:
         url: URL of the data set.
         options: Options of this sharding.
 
     Raises:
-        ConfigError: Something else is there.
+        ConfigError: A data set of other options, or something else, is there.
     """
     if not storage.exists(storage.join(url, MANIFEST_NAME)):
-        stock = Stock(url, options, None)
-        _refuse_foreign_shards(url)
-        return stock
+        existing = ExistingOutput(url, options, None)
+        existing.refuse_foreign_shards()
+        return existing
     try:
         manifest = shard_format.load_manifest(url)
     except ShardError as error:
@@ -128,23 +138,10 @@ def take_stock(url: str, options: Mapping[str, object]) -> Stock:
         changes = "; ".join(f"{name} was {old.get(name)}, is {options.get(name)}" for name in names)
         found = f"{manifest.num_samples} samples of source {manifest.source!r}, {changes}"
         raise ConfigError(_OTHER_DATA, url, found, _ELSEWHERE)
-    return Stock(url, options, manifest)
+    return ExistingOutput(url, options, manifest)
 
 
-def _refuse_foreign_shards(url: str) -> None:
-    """Refuse to overwrite shards of another tool that have the names of ours.
-
-    An interrupted sharding has left the list of rejected videos beside its own shards.
-    """
-    names = storage.list_files(url)
-    tars = [name for name in names if _SHARD_FILE.fullmatch(name) and name.endswith(".tar")]
-    if tars and REJECTED_NAME not in names:
-        what = "Output holds shards that this command did not write"
-        found = f"{len(tars)} tars, such as {tars[0]}, and no {REJECTED_NAME}"
-        raise ConfigError(what, url, found, _ELSEWHERE)
-
-
-def begin(url: str) -> None:
+def invalidate_manifest(url: str) -> None:
     """Delete the manifest: from now on nothing under the URL counts as complete.
 
     Args:
@@ -157,7 +154,7 @@ def begin(url: str) -> None:
     storage.write_bytes(storage.join(url, REJECTED_NAME), b"")
 
 
-def gather(
+def gather_markers(
     url: str, groups: Iterable[Group], options: Mapping[str, object]
 ) -> tuple[list[ShardEntry], Tally]:
     """Write the list of rejected videos, one JSON object a line, from the markers of all groups.
@@ -180,7 +177,7 @@ def gather(
             marker = _marker_of(url, group, digest)
             tally.add(marker.tally)
             entries += [marker.entry] if marker.entry else []
-            with temporary.explained():
+            with temporary.as_storage_error():
                 lines.writelines(json.dumps(row).encode() + b"\n" for row in marker.rejected)
                 lines.flush()
         storage.upload_file(path, storage.join(url, REJECTED_NAME))
@@ -188,19 +185,19 @@ def gather(
 
 
 def _marker_of(url: str, group: Group, digest: str) -> Marker:
-    """Return the marker of a finished group, unless another job has replaced or deleted it."""
+    """Return the marker of a finished group; raise if another job replaced or deleted it."""
     found = "it is gone"
     with contextlib.suppress(storage.StorageMissingError):
-        marker = markers.load(url, group.number)
+        marker = markers.load_marker(url, group.number)
         if marker.group_digest == markers.group_digest(group, digest):
             return marker
         found = "it was made from other videos or with other options"
     what = "Another job has written to this output meanwhile"
     fix = "let it end, then run the same command again, with another URL if both are wanted"
-    raise ShardError(what, storage.join(url, markers.name(group.number)), found, fix)
+    raise ShardError(what, storage.join(url, markers.marker_name(group.number)), found, fix)
 
 
-def complete(url: str, manifest: Manifest) -> None:
+def commit_manifest(url: str, manifest: Manifest) -> None:
     """Delete files of an earlier sharding and, last of all, write the manifest.
 
     Args:
@@ -208,14 +205,14 @@ def complete(url: str, manifest: Manifest) -> None:
         manifest: Manifest of all its shards.
     """
     named = {name for entry in manifest.shards for name in (entry.name, entry.index_name)}
-    named |= {markers.name(number) for number in range(manifest.num_groups)}
+    named |= {markers.marker_name(number) for number in range(manifest.num_groups)}
     for name in storage.list_files(url):
         if _SHARD_FILE.fullmatch(name) and name not in named:
             storage.delete(storage.join(url, name))
     storage.write_bytes(storage.join(url, MANIFEST_NAME), shard_format.dump(manifest))
 
 
-def options_of(**options: object) -> dict[str, object]:
+def options_as_json(**options: object) -> dict[str, object]:
     """Return options as they are read back from a manifest: JSON values, nested by kind.
 
     Args:

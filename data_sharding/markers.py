@@ -103,7 +103,7 @@ def group_digest(group: Group, options_digest: str) -> str:
     return digest(json.dumps(rows).encode())
 
 
-def name(number: int) -> str:
+def marker_name(number: int) -> str:
     """Return the name of a marker.
 
     Args:
@@ -112,7 +112,7 @@ def name(number: int) -> str:
     return f"shard-{number:06d}.done.json"
 
 
-def number(file: str) -> int | None:
+def shard_number(file: str) -> int | None:
     """Return the number of the shard that a file marks, or None if it is not a marker.
 
     Args:
@@ -122,7 +122,7 @@ def number(file: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def store(url: str, number: int, marker: Marker) -> None:
+def store_marker(url: str, number: int, marker: Marker) -> None:
     """Write the marker of a shard whose files are all in place.
 
     Args:
@@ -131,10 +131,10 @@ def store(url: str, number: int, marker: Marker) -> None:
         marker: What to write.
     """
     raw = (json.dumps(dataclasses.asdict(marker)) + "\n").encode()
-    storage.write_bytes(storage.join(url, name(number)), raw)
+    storage.write_bytes(storage.join(url, marker_name(number)), raw)
 
 
-def load(url: str, number: int) -> Marker:
+def load_marker(url: str, number: int) -> Marker:
     """Read the marker of a shard.
 
     Args:
@@ -145,7 +145,7 @@ def load(url: str, number: int) -> Marker:
         ShardError: It is malformed.
         StorageMissingError: There is none.
     """
-    where = storage.join(url, name(number))
+    where = storage.join(url, marker_name(number))
     try:
         fields: dict[str, Any] = json.loads(storage.read_bytes(where))
         entry = fields["entry"] and ShardEntry(**fields["entry"])

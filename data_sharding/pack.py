@@ -52,13 +52,13 @@ def _write_tar(file: IO[bytes], samples: Iterable[Sample]) -> ShardIndex:
     try:
         for sample in samples:
             offset = tar.offset
-            with temporary.explained():
+            with temporary.as_storage_error():
                 # JSON first, so that the first kilobytes of a sample suffice to describe it.
                 _add(tar, f"{sample.key}.json", dump_info(sample.info))
                 _add(tar, f"{sample.key}.{sample.suffix}", sample.data)
             info, size = sample.info, tar.offset - offset
             rows.append((sample.key, offset, size, "", info.num_frames, info.labels))
-        with temporary.explained():
+        with temporary.as_storage_error():
             tar.close()
             file.flush()
     except BaseException:

@@ -22,7 +22,7 @@ from data_sharding import manifest as manifests
 from data_sharding.contact_sheet import draw_contact_sheet
 from data_sharding.make_sample import SampleOptions
 from data_sharding.make_shards import ShardJobSpec
-from data_sharding.manifest import Stock
+from data_sharding.manifest import ExistingOutput
 from data_sharding.markers import ProgressCallback, Tally, silent
 from data_sharding.plan import Plan, options_digest
 from data_sharding.show import Statistics, show
@@ -145,31 +145,31 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
     train = (train or TrainProfile()) if profile == "train" else None
     if train:  # 22 and 22.0 are one quality, but two texts
         train = dataclasses.replace(train, crf=float(train.crf))
-    options = manifests.options_of(
+    options = manifests.options_as_json(
         source=source, profile=profile, **numbers, limits=limits, train=train and train.stored()
     )
     with Plan(shuffle_seed, max_samples_per_shard, max_shard_bytes) as plan:
-        total = plan.read(sources.load(source).samples(text))
+        total = plan.read(sources.find_source(source).samples(text))
         digest = plan.digest(options)
         with temporary.output_lock(output_url):
-            stock = _take_stock(output_url, options, digest, plan, overwrite)
-            before = stock.manifest
-            if before and before.inputs_digest == digest and stock.is_whole():
+            existing = _inspect_output(output_url, options, digest, plan, overwrite)
+            before = existing.manifest
+            if before and before.inputs_digest == digest and existing.is_intact():
                 tally = Tally()
                 for number in range(before.num_groups):
-                    tally.add(markers.load(output_url, number).tally)
+                    tally.add(markers.load_marker(output_url, number).tally)
                 return _summarize(output_url, before, tally, 0.0, before)
             if before is None:
-                manifests.begin(output_url)
+                manifests.invalidate_manifest(output_url)
             sample_options = SampleOptions(min_frames, limits, train)
             job = ShardJobSpec(output_url, sample_options, options_digest(options))
-            num_groups = _make_missing(plan, stock, job, total, workers, ray, progress)
-            entries, tally = manifests.gather(output_url, stock.groups(plan), options)
+            num_groups = _make_missing(plan, existing, job, total, workers, ray, progress)
+            entries, tally = manifests.gather_markers(output_url, existing.groups(plan), options)
             if not entries:
                 raise _no_usable_video(text, output_url, tally)
             least, rows = tally.shortest, tuple(entries)
             made = Manifest(source, profile, shuffle_seed, least, digest, rows, num_groups, options)
-            manifests.complete(output_url, made)
+            manifests.commit_manifest(output_url, made)
     return _summarize(output_url, made, tally, time.monotonic() - started, before)
 
 
@@ -192,25 +192,26 @@ def train_profile(*, region: str | None, size: int | None, crf: float | None) ->
     return dataclasses.replace(profile, region=region, crf=crf)
 
 
-def _take_stock(
+def _inspect_output(
     url: str, options: dict[str, object], digest: str, plan: Plan, overwrite: bool
-) -> Stock:
+) -> ExistingOutput:
     """Return what is there already, with its videos kept in the plan; nothing if it is replaced."""
     try:
-        stock = manifests.take_stock(url, options)
-        if stock.manifest and not (stock.manifest.inputs_digest == digest and stock.is_whole()):
-            stock.keep_old(plan)
-        return stock
+        existing = manifests.inspect_output(url, options)
+        manifest = existing.manifest
+        if manifest and not (manifest.inputs_digest == digest and existing.is_intact()):
+            existing.mark_existing(plan)
+        return existing
     except ConfigError:
         if not overwrite:
             raise
         plan.forget()
-        return Stock(url, options, None)
+        return ExistingOutput(url, options, None)
 
 
 def _make_missing(
     plan: Plan,
-    stock: Stock,
+    existing: ExistingOutput,
     job: ShardJobSpec,
     total: int,
     workers: int | None,
@@ -219,9 +220,9 @@ def _make_missing(
 ) -> int:
     """Make the shards of all groups that are not finished; return the number of groups."""
     so_far, finished, num_groups = Tally(), set[int](), 0
-    for group in stock.groups(plan):
+    for group in existing.groups(plan):
         num_groups += 1
-        if marker := stock.marker(group):
+        if marker := existing.marker(group):
             finished.add(group.number)
             so_far.add(marker.tally)
 
@@ -230,7 +231,7 @@ def _make_missing(
         progress(videos, total, so_far.num_rejected + more.num_rejected)
 
     report(Tally())
-    missing = (group for group in stock.groups(plan) if group.number not in finished)
+    missing = (group for group in existing.groups(plan) if group.number not in finished)
     if ray is not None:
         making = make_shards.make_by_ray(job, missing, ray, workers)
     else:

@@ -79,7 +79,7 @@ class Plan:
         """
         insert = "insert into videos values (?,?,?,?,?)"
         try:
-            with temporary.explained():
+            with temporary.as_storage_error():
                 return self._db.executemany(insert, map(self._row, videos)).rowcount
         except sqlite3.IntegrityError as error:
             fix = "report it: the source's module has to make keys unique"
@@ -113,7 +113,7 @@ class Plan:
             keys: Keys of the videos.
             digests: Digests of the videos, as in `Group`.
         """
-        with temporary.explained():
+        with temporary.as_storage_error():
             self._db.executemany(
                 "insert or ignore into kept values (?,?)", zip(keys, digests, strict=True)
             )
@@ -152,7 +152,7 @@ class Plan:
         """
         rows: list[tuple[str, bytes]] = []
         number, num_bytes = first_number, 0
-        with temporary.explained():
+        with temporary.as_storage_error():
             for size, digest, video in self._db.execute(
                 "select size, digest, video from videos "
                 "where key not in (select key from kept) order by place, key"

@@ -7,7 +7,7 @@ process ends, however it ends, so a job that was killed leaves nothing behind.
 A local output folder is locked by the kernel while a job works on it, since two jobs would undo
 each other's work. Whoever holds the lock may also remove the half-written files of jobs that were
 killed. Object stores have neither locks nor half-written files; there two equal jobs do the same
-work twice, and of two different ones the manifest is refused (`manifest.gather`).
+work twice, and of two different ones the manifest is refused (`manifest.gather_markers`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def database(tables: str) -> sqlite3.Connection:
 @contextlib.contextmanager
 def file() -> Iterator[tuple[IO[bytes], str]]:
     """Open an empty file to write; also yield a path of it, valid in this process while open."""
-    with explained():
+    with as_storage_error():
         opened = tempfile.TemporaryFile()  # noqa: SIM115 - it is closed below
     try:
         yield opened, f"/proc/{os.getpid()}/fd/{opened.fileno()}"
@@ -47,7 +47,7 @@ def file() -> Iterator[tuple[IO[bytes], str]]:
 
 
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
+def as_storage_error() -> Iterator[None]:
     """Turn what a full or broken temporary disk raises into a `StorageError`."""
     try:
         yield

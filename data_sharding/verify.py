@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import os
 import sqlite3
 import tempfile
@@ -87,25 +88,25 @@ def verify(
         fix = "copy them again from where the data set was made, or shard the videos again"
         raise ShardError(what, url, "; ".join(damages[:_SHOWN]) + more, fix)
     num_bytes = sum(entry.num_bytes for entry in manifest.shards)
-    return Verified(
-        url, len(manifest.shards), manifest.num_samples, num_bytes, manifest.fingerprint
-    )
+    return Verified(url, total, manifest.num_samples, num_bytes, manifest.fingerprint)
 
 
 def _stale(url: str, manifest: Manifest) -> Iterator[str]:
     """Yield where the manifest differs from the markers of finished shards."""
     named = {entry.name: entry for entry in manifest.shards}
     numbers = {
-        number for name in storage.list_files(url) if (number := markers.number(name)) is not None
+        number
+        for name in storage.list_files(url)
+        if (number := markers.shard_number(name)) is not None
     }
     for number in sorted(numbers):
         try:
-            entry = markers.load(url, number).entry
+            entry = markers.load_marker(url, number).entry
         except ShardError as error:
-            yield f"{markers.name(number)}: {error.what}"
+            yield f"{markers.marker_name(number)}: {error.what}"
             continue
         if number >= manifest.num_groups:
-            yield f"{markers.name(number)}: not in the manifest: finish the sharding that made it"
+            yield f"{markers.marker_name(number)}: not in the manifest: finish that sharding"
         elif entry is not None and named.get(entry.name) != entry:
             yield f"{entry.name}: stale manifest: the shard was made again since"
     if missing := manifest.num_groups - len([n for n in numbers if n < manifest.num_groups]):
@@ -113,7 +114,7 @@ def _stale(url: str, manifest: Manifest) -> Iterator[str]:
 
 
 def _add_keys(db: sqlite3.Connection, keys: Sequence[str]) -> list[str]:
-    """Add the keys of one more shard to those on disk; return what is wrong with them."""
+    """Add the keys of a shard to those on disk; return the damage: a key that was there."""
     insert = "insert or ignore into keys values (?)"
     twice = [key for key in keys if not db.execute(insert, [key]).rowcount]
     return [f"key {min(twice)!r} is in another shard too"] if twice else []
@@ -207,11 +208,9 @@ def _fits(sample: Mapping[str, Any], index: ShardIndex, row: int) -> bool:
         info = load_info(members.pop("json"))
     except (ValueError, KeyError, TypeError):
         return False
-    if len(members) != 1 or not members.keys() <= set(VIDEO_SUFFIXES):
-        return False
-    if info.num_frames != index.num_frames[row]:
-        return False
-    if index.labels and info.labels != index.labels[row]:
+    is_video = len(members) == 1 and members.keys() <= set(VIDEO_SUFFIXES)
+    same_labels = not index.labels or info.labels == index.labels[row]
+    if not (is_video and same_labels and info.num_frames == index.num_frames[row]):
         return False
     (video,) = members.values()
     return info.layout is None or _packets_fit(video, info)
@@ -222,13 +221,10 @@ def _packets_fit(video: bytes, info: VideoInfo) -> bool:
     assert info.layout is not None
     try:
         with av.open(io.BytesIO(video), "r") as container:
-            found = [
-                (packet.pos, packet.size) for packet in container.demux(video=0) if packet.size
-            ]
+            packets = container.demux(video=0)
+            found = [(packet.pos, packet.size) for packet in packets if packet.size]
     except FFmpegError:
         return False
-    start, said = info.layout.first_byte, []
-    for size in info.layout.packet_sizes:
-        said.append((start, size))
-        start += size
-    return found == said and len(said) == info.num_frames
+    sizes = info.layout.packet_sizes
+    starts = itertools.accumulate(sizes, initial=info.layout.first_byte)
+    return found == list(zip(starts, sizes, strict=False)) and len(sizes) == info.num_frames

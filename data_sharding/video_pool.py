@@ -1,9 +1,9 @@
-"""Work on one video after the other, in processes that a video may hang, crash or fill up.
+"""Process videos in child processes, which a video may hang, crash or fill up.
 
 In: videos and a function of one. Out: each video with its result, in order. The code that reads a
 video runs in a child process with a time limit and a memory limit, which lives on from video to
 video. A video that hangs or crashes it gets a second chance, for a machine that was short of memory
-or time says nothing about the video; after that it is rejected, and the rest goes on.
+or time says nothing about the video; after that it is rejected, and the others are processed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _Result = TypeVar("_Result")
 
 
 class VideoPool(Generic[_Result]):
-    """Processes that work on videos: started on demand, kept until closed; picklable before that.
+    """Processes that work on videos: started on demand, kept until closed; picklable until then.
 
     Args:
         work: Video -> result; picklable. `map` raises what it raises.
@@ -56,9 +56,9 @@ class VideoPool(Generic[_Result]):
         def attempt(video: SourceVideo) -> _Result:
             reason: Reason = "crashed"
             found = ""
+            more_seconds = limits.seconds_per_mib * video.num_bytes / 2**20
             for _ in range(_ATTEMPTS):
                 try:
-                    more_seconds = limits.seconds_per_mib * video.num_bytes / 2**20
                     return pool(video, more_seconds=more_seconds)
                 except HungError as error:
                     reason, found = "hung", str(error)

@@ -82,7 +82,7 @@ def _split(videos: str, folder: str) -> tuple[str, tuple[str, str]]:
     A held-out clip may show a subject of the training set, since a small folder has too few
     subjects to hold out; rendered faces have enough.
     """
-    paths = [video.where for video in sources.load("folder").samples(videos)]
+    paths = [video.where for video in sources.find_source("folder").samples(videos)]
     if len(paths) < _EVERY:
         advice = f"give a folder of at least {_EVERY} videos"
         raise ConfigError("Too few videos to hold some out", videos, f"{len(paths)} videos", advice)
@@ -129,7 +129,7 @@ def _pretrain(config: Any) -> Any:
 def _some_videos(source: str, text: str, folder: str) -> list[str]:
     """Write a few held-out videos as files, for the picture and for the user."""
     paths = []
-    for video in itertools.islice(sources.load(source).samples(text), _PICTURED):
+    for video in itertools.islice(sources.find_source(source).samples(text), _PICTURED):
         path = os.path.join(folder, f"{video.key.replace('/', '-')}.{video.suffix}")
         storage.write_bytes(path, video.read())
         paths.append(path)

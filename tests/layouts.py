@@ -179,7 +179,7 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
 
 def videos(name: str, root: Path | str) -> list[SourceVideo]:
     """What the source `name` finds below `root`."""
-    return list(sources.load(name).samples(str(root)))
+    return list(sources.find_source(name).samples(str(root)))
 
 
 def misfits(name: str, root: Path) -> dict[str, str]:

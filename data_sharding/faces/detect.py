@@ -45,7 +45,7 @@ class Detector(Protocol):
         ...
 
 
-def load(text: str) -> Detector:
+def load_detector(text: str) -> Detector:
     """Return a detector.
 
     Args:

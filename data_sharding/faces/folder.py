@@ -96,7 +96,7 @@ def make_crops(
     """
     _check(options, workers)
     _refuse_output_among_inputs(folder, output_url)
-    detect.load(options.detector)  # a wrong name fails here, once
+    detect.load_detector(options.detector)  # a wrong name fails here, once
     videos = list_videos(folder)
     if workers is None:
         workers = min(len(os.sched_getaffinity(0)), len(videos))
@@ -179,7 +179,7 @@ class _Lists:
     def finish(self) -> FacesSummary:
         """Store the lists and the picture; return the summary."""
         for (lines, path), name in ((self._faces, FACES_NAME), (self._no_face, NO_FACE_NAME)):
-            with temporary.explained():
+            with temporary.as_storage_error():
                 lines.flush()
             storage.upload_file(path, storage.join(self._url, name))
         if self._num_cropped:
@@ -199,5 +199,5 @@ class _Lists:
 
 
 def _add_line(file: tuple[IO[bytes], str], fields: dict[str, Any]) -> None:
-    with temporary.explained():
+    with temporary.as_storage_error():
         file[0].write(json.dumps(fields).encode() + b"\n")

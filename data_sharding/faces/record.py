@@ -131,7 +131,7 @@ class FaceCropper:
             storage.delete(crop)
 
 
-_detector = functools.lru_cache(maxsize=1)(detect.load)  # one per process
+_detector = functools.lru_cache(maxsize=1)(detect.load_detector)  # one per process
 
 
 def _read(url: str) -> dict[str, Any]:

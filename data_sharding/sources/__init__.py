@@ -157,7 +157,7 @@ _ROWS = (
 SOURCES = {row.name: row for row in _ROWS}
 
 
-def load(name: str) -> Source:
+def find_source(name: str) -> Source:
     """Return the source of that name.
 
     Args:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.folds import fixed_splits
-from data_sharding.sources.labeled import Place, find_clips, join_labels, not_the_layout, read_rows
+from data_sharding.sources.labeled import Place, find_clips, join_labels, layout_error, read_rows
 from svfap_dist import storage
 
 AFFECT = {
@@ -57,7 +57,7 @@ def _labels(subject: str, classes: dict[str, int], split: str) -> Labels:
 def _people(folder: str, path: str) -> list[tuple[str, str]]:
     people = [row[0] for row in read_rows("avcaffe", folder, path, ",", 1)]
     if strange := [person for person in people if not re.fullmatch(r"aiim\d+", person)]:
-        raise not_the_layout("avcaffe", path, f"the row {strange[0]}", "a person `aiimNNN` per row")
+        raise layout_error("avcaffe", path, f"the row {strange[0]}", "a person `aiimNNN` per row")
     return [(person, "") for person in people]
 
 
@@ -69,7 +69,7 @@ def _truths(folder: str, dimension: str) -> dict[str, int]:
         return {task: _class_of(dimension, value) for task, value in rows}
     except ValueError as error:
         form = "rows `aiimNNN_task_N, value`"
-        raise not_the_layout("avcaffe", path, str(error), form) from error
+        raise layout_error("avcaffe", path, str(error), form) from error
 
 
 def _class_of(dimension: str, value: str) -> int:

@@ -16,7 +16,7 @@ from data_sharding.sources.labeled import (
     add_clip,
     find_clips,
     join_labels,
-    not_the_layout,
+    layout_error,
     read_rows,
 )
 
@@ -54,5 +54,5 @@ def _rows(folder: str, part: str, fold: int) -> Rows:
     strange = [row for row in rows if not row[0].isdecimal() or row[1] not in numbers]
     if header != HEADER or strange:
         found = f"the row {strange[0] if strange else header}"
-        raise not_the_layout("dfew", path, found, "columns video_name,label with labels 1 to 7")
+        raise layout_error("dfew", path, found, "columns video_name,label with labels 1 to 7")
     return [(number.zfill(5), label) for number, label in rows]

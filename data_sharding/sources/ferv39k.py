@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.folds import Rows, fixed_splits
-from data_sharding.sources.labeled import Place, find_clips, join_labels, not_the_layout, read_rows
+from data_sharding.sources.labeled import Place, find_clips, join_labels, layout_error, read_rows
 
 CLASSES = ("Happy", "Sad", "Neutral", "Angry", "Surprise", "Disgust", "Fear")  # as lists spell them
 LISTS = "4_setups/All_scenes"
@@ -36,5 +36,5 @@ def _rows(folder: str, split: str) -> Rows:
     rows = read_rows("ferv39k", folder, path, " ", 2)
     if strange := [row for row in rows if row[1] not in CLASSES]:
         form = "rows `Scene/Emotion/NNNN Emotion`"
-        raise not_the_layout("ferv39k", path, f"the row {strange[0]}", form)
+        raise layout_error("ferv39k", path, f"the row {strange[0]}", form)
     return [(clip.strip("/"), emotion) for clip, emotion in rows]

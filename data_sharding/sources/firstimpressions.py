@@ -16,7 +16,7 @@ from typing import Any
 
 from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.folds import fixed_splits
-from data_sharding.sources.labeled import add_clip, join_labels, not_the_layout
+from data_sharding.sources.labeled import add_clip, join_labels, layout_error
 from data_sharding.sources.listing import check_folder, is_video, video_file
 from svfap_dist import storage
 from svfap_dist.errors import ShardError
@@ -57,7 +57,7 @@ def samples(folder: str) -> Iterator[SourceVideo]:
         elif is_video(path):
             add_clip(clips, _sample(name), path, video_file(folder, path, size))
     if missing := sorted(set(ANNOTATIONS.values()) - annotations.keys()):
-        raise not_the_layout("firstimpressions", folder, f"no {', '.join(missing)}")
+        raise layout_error("firstimpressions", folder, f"no {', '.join(missing)}")
     values = {split: _read(annotations[name]) for split, name in ANNOTATIONS.items()}
     lists = {split: [(name, "") for name in rated] for split, rated in values.items()}
     labels = {
@@ -85,7 +85,7 @@ def _read(url: str) -> dict[str, dict[str, float]]:
         return _by_video(content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         form = "pickles of {trait: {video: value from 0 to 1}}"
-        raise not_the_layout("firstimpressions", url, repr(error), form) from error
+        raise layout_error("firstimpressions", url, repr(error), form) from error
 
 
 def _by_video(content: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:

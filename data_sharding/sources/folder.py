@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 from data_sharding.sources import SourceVideo
-from data_sharding.sources.listing import Found, Listing, as_samples, list_videos
+from data_sharding.sources.listing import Found, Listing, as_videos, list_videos
 
 
 def samples(folder: str) -> Iterator[SourceVideo]:
@@ -21,6 +21,6 @@ def named_by_path(folder: str, videos: Listing) -> Iterator[SourceVideo]:
         folder: Folder or prefix that was listed.
         videos: Its video files.
     """
-    return as_samples(
+    return as_videos(
         folder, (Found(path, size, os.path.splitext(path)[0], {}) for path, size in videos)
     )

@@ -28,7 +28,7 @@ from data_sharding.sources.listing import (
     Found,
     Keys,
     Listing,
-    as_samples,
+    as_videos,
     check_folder,
     is_video,
     list_videos,
@@ -142,7 +142,7 @@ def join_labels(
             f"{len(names)} {what}" + (f" such as {min(names)}" if names else "")
             for names, what in ((clips, "clips"), (labels, "labels"))
         )
-        raise not_the_layout(source, folder, f"{on_disk} and {listed}, none for the other")
+        raise layout_error(source, folder, f"{on_disk} and {listed}, none for the other")
     return _joined(folder, clips, labels)
 
 
@@ -183,14 +183,14 @@ def labeled_by_path(
     """
     videos = list_videos(folder)
     chosen = temporary.database(_CHOSEN)
-    with temporary.explained():
+    with temporary.as_storage_error():
         for path, _ in videos:  # in order of path: of equals the first stays
             if not isinstance(found := parse(path), str):
                 chosen.execute(_CHOOSE, [found[0], os.fsencode(path), not preferred(path)])
     if not chosen.execute("select exists (select * from chosen)").fetchone()[0]:
         found = f"{len(videos)} videos, such as {videos.first()}"
-        raise not_the_layout(source, folder, found)
-    return as_samples(folder, _by_path(source, videos, parse, chosen))
+        raise layout_error(source, folder, found)
+    return as_videos(folder, _by_path(source, videos, parse, chosen))
 
 
 def _by_path(
@@ -212,7 +212,7 @@ def _by_path(
             yield Found(path, size, found[0], found[1].as_dict())
 
 
-def not_the_layout(source: str, where: str, found: str, expected: str = "") -> ShardError:
+def layout_error(source: str, where: str, found: str, expected: str = "") -> ShardError:
     """Return the error for an INPUT that is not in the layout of its source.
 
     Args:
@@ -245,13 +245,13 @@ def read_rows(
     try:
         text = storage.read_bytes(where).decode("utf-8-sig")
     except storage.StorageMissingError as error:
-        raise not_the_layout(source, where, "no such file", path) from error
+        raise layout_error(source, where, "no such file", path) from error
     except UnicodeDecodeError as error:
-        raise not_the_layout(source, where, f"no text ({error})", path) from error
+        raise layout_error(source, where, f"no text ({error})", path) from error
     lines = csv.reader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
     rows = [[field.strip() for field in line] for line in lines if any(map(str.strip, line))]
     for row in rows:
         if num_columns is not None and len(row) != num_columns:
             found = f"{len(row)} columns in the row {delimiter.join(row)!r}, not {num_columns}"
-            raise not_the_layout(source, where, found, path)
+            raise layout_error(source, where, found, path)
     return rows

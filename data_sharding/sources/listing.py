@@ -38,7 +38,7 @@ class Listing:
     def __init__(self, files: Iterable[tuple[str, int]]) -> None:
         self._db = temporary.database("create table videos (path blob, size int)")
         self.num_others = 0
-        with temporary.explained():
+        with temporary.as_storage_error():
             self._num_videos = self._db.executemany(
                 "insert into videos values (?,?)", self._rows(files)
             ).rowcount
@@ -54,7 +54,7 @@ class Listing:
         return max(self._num_videos, 0)  # SQLite says -1 where there was nothing to do
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
-        with temporary.explained():
+        with temporary.as_storage_error():
             for path, size in self._db.execute("select path, size from videos order by path"):
                 yield os.fsdecode(path), size
 
@@ -133,7 +133,7 @@ class Keys:
         """
         key = "/".join(filter(None, name.split("/")))
         key = "".join("_" if c == "." or not c.isprintable() else c for c in key)
-        with temporary.explained():
+        with temporary.as_storage_error():
             if not self._is_new(key):
                 key += "-" + hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
                 self._is_new(key)
@@ -176,7 +176,7 @@ class Found(NamedTuple):
     misfit: str = ""
 
 
-def as_samples(folder: str, videos: Iterable[Found]) -> Iterator[SourceVideo]:
+def as_videos(folder: str, videos: Iterable[Found]) -> Iterator[SourceVideo]:
     """Yield samples for video files.
 
     Args:

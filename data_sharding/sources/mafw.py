@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.folds import Rows, official_folds
-from data_sharding.sources.labeled import Place, find_clips, join_labels, not_the_layout, read_rows
+from data_sharding.sources.labeled import Place, find_clips, join_labels, layout_error, read_rows
 
 CLASSES = (
     *("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"),
@@ -41,5 +41,5 @@ def _rows(folder: str, part: str, fold: int) -> Rows:
     path = LIST.format(part=part, fold=fold)
     rows = read_rows("mafw", folder, path, " ", 2)
     if strange := [row for row in rows if row[1] not in CLASSES]:
-        raise not_the_layout("mafw", path, f"the row {strange[0]}", "rows `NNNNN.mp4 emotion`")
+        raise layout_error("mafw", path, f"the row {strange[0]}", "rows `NNNNN.mp4 emotion`")
     return [(clip.partition(".")[0], emotion) for clip, emotion in rows]

@@ -101,23 +101,23 @@ def parse(text: str) -> SyntheticSet:
         if not equals:  # a bare number: how many clips
             key, value = "clips", key
         if key not in _BOUNDS:
-            raise _refused(text, f"unknown key {key!r}", f"use {', '.join(_BOUNDS)}")
+            raise _invalid(text, f"unknown key {key!r}", f"use {', '.join(_BOUNDS)}")
         if key in values:
-            raise _refused(text, f"{key} given twice", "give each key once")
+            raise _invalid(text, f"{key} given twice", "give each key once")
         low, high = _BOUNDS[key]
         if not (value.isascii() and value.isdigit() and low <= int(value) <= high):
-            raise _refused(text, f"{key}={value}", f"give {key} as a number from {low} to {high}")
+            raise _invalid(text, f"{key}={value}", f"give {key} as a number from {low} to {high}")
         values[key] = int(value)
     found = SyntheticSet(**values)
     if found.size % 4:
-        raise _refused(text, f"size={found.size}", "give a size that is a multiple of 4")
+        raise _invalid(text, f"size={found.size}", "give a size that is a multiple of 4")
     if found.first_identity + found.identities > 10_000:
         last = found.first_identity + found.identities - 1
-        raise _refused(text, f"identities up to {last}", "let first_identity + identities be 10000")
+        raise _invalid(text, f"identities up to {last}", "let first_identity + identities be 10000")
     return found
 
 
-def _refused(text: str, found: str, do: str) -> ConfigError:
+def _invalid(text: str, found: str, do: str) -> ConfigError:
     example = 'for example "64" or "clips=64,seed=1,identities=16"'
     return ConfigError("Invalid synthetic set", f"synthetic:{text}", found, f"{do}, {example}")
 
@@ -168,10 +168,10 @@ def render_clip(clip: SyntheticClip) -> bytes:
     """
     who = draw_identity(clip.seed, clip.identity)
     faces = expression_faces(clip.rng("motion"), clip.expression, clip.intensity, clip.frames)
-    return _encoded(render_frames(who, faces, clip.size), clip.size)
+    return _encode_h264(render_frames(who, faces, clip.size), clip.size)
 
 
-def _encoded(frames: Iterable[np.ndarray], size: int) -> bytes:
+def _encode_h264(frames: Iterable[np.ndarray], size: int) -> bytes:
     """Return an mp4 with H.264, the same bytes for the same frames."""
     # x264's bytes depend on the number of threads, and with mbtree on the heap.
     options = {"preset": "veryfast", "crf": "23", "g": "250", "threads": "1"}

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 
 from data_sharding.sources import SOURCES, SourceVideo
-from data_sharding.sources.labeled import not_the_layout
-from data_sharding.sources.listing import Found, as_samples, list_videos
+from data_sharding.sources.labeled import layout_error
+from data_sharding.sources.listing import Found, as_videos, list_videos
 
 _CLIP = re.compile(r"(?:.*/)?((id\d{5})/[^/]+/\d{5})\.mp4")
 
@@ -21,8 +21,8 @@ def samples(folder: str) -> Iterator[SourceVideo]:
     videos = list_videos(folder)
     if not any(_CLIP.fullmatch(path) for path, _ in videos):
         found = f"{len(videos)} videos, such as {videos.first()}"
-        raise not_the_layout("voxceleb2", folder, found)
-    return as_samples(folder, (_found(path, size) for path, size in videos))
+        raise layout_error("voxceleb2", folder, found)
+    return as_videos(folder, (_found(path, size) for path, size in videos))
 
 
 def _found(path: str, size: int) -> Found:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.folds import block_of
-from data_sharding.sources.labeled import add_clip, join_labels, not_the_layout, read_rows
+from data_sharding.sources.labeled import add_clip, join_labels, layout_error, read_rows
 from data_sharding.sources.listing import list_videos, video_file
 from svfap_dist.errors import ShardError
 
@@ -44,7 +44,7 @@ def _labels(folder: str) -> Iterator[tuple[str, Labels]]:
     needed = [NAME_COLUMN, *VALUE_COLUMNS.values()]
     if missing := set(needed) - set(header):
         found = f"no column {', '.join(sorted(missing))} among {', '.join(header)}"
-        raise not_the_layout("werewolfxl", TABLE, found)
+        raise layout_error("werewolfxl", TABLE, found)
     for row in rows:
         name, *values = (dict(zip(header, row, strict=False)).get(column, "") for column in needed)
         clip = _CLIP.fullmatch(name)
@@ -60,4 +60,4 @@ def _labels(folder: str) -> Iterator[tuple[str, Labels]]:
 
 def _bad_row(row: list[str]) -> ShardError:
     form = f"{TABLE} with names SS_PP_N of sessions 01 to 30 and numbers"
-    return not_the_layout("werewolfxl", TABLE, f"the row {','.join(row)}", form)
+    return layout_error("werewolfxl", TABLE, f"the row {','.join(row)}", form)

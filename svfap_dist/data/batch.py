@@ -59,7 +59,7 @@ class ClipBatch:
     decode_seconds: float  # summed over the clips, as spent by threads or workers
     bytes_fetched: int = 0  # from the store, since the batch before
     batches_ready: int = 0  # prefetched when this one was requested, itself included
-    # Of what the frames show, substituted or not: classes int64 [B], or values float32 [B, K].
+    # Targets of the clips shown, substituted or not: classes int64 [B], or values float32 [B, K].
     targets: torch.Tensor | None = None
 
     def frames_on(self, device: torch.device, part: slice) -> torch.Tensor:

@@ -37,7 +37,7 @@ from svfap_dist.video.backends import open_decoder
 from svfap_dist.video.frames import Frames, WrongSizeError, YuvFrames, kind_of, to_rgb
 from svfap_dist.video.info import Crop, TooShortError, VideoInfo, stored_region
 
-Key = tuple[int | str, ...]  # of a random stream
+Key = tuple[int | str, ...]  # key of a random stream
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # dtype and shape of arrays, by name
 
 _ALIGNMENT = 64  # bytes
@@ -53,11 +53,11 @@ _PLACES = (
 class ClipRequest:
     """Which clips to cut from a sample, and where to write them."""
 
-    window: Key  # of the stream that chooses the window
-    crops: tuple[Key, ...]  # of the stream of each clip's crop
+    window: Key  # key of the stream that chooses the window
+    crops: tuple[Key, ...]  # key of the stream of each clip's crop
     batch: int  # index in the shared arrays
     row: int  # of the first clip in the batch; the others follow it
-    augments: tuple[Key, ...] = ()  # of the stream of each clip's augmentation; (): none
+    augments: tuple[Key, ...] = ()  # key of the stream of each clip's augmentation; (): none
 
 
 @dataclasses.dataclass(frozen=True)

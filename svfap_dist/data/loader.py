@@ -49,7 +49,7 @@ _PROBED_SAMPLES = 8  # to find the size of planes
 class _Pending:
     """A batch whose rows are being filled, by one task for a few slots."""
 
-    buffer: int  # of the ring
+    buffer: int  # index in the ring
     slots: list[Slot]
     visible: torch.Tensor
     masked: torch.Tensor

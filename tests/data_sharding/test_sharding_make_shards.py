@@ -105,10 +105,10 @@ def test_a_failing_store_stops_and_a_file_that_vanished_does_not(tmp_path: Path)
     folder = functools.partial(storage.read_bytes, str(tmp_path))
     (tally,) = make_shards.make_by_processes(order(tmp_path / "out"), [group(0, gone)], workers=1)
     assert tally.reasons == {"missing": 1}
-    assert markers.load(str(tmp_path / "out"), 0).entry is None
+    assert markers.load_marker(str(tmp_path / "out"), 0).entry is None
     with pytest.raises(StorageError, match="a folder"):
         list(make_shards.make_by_processes(order(tmp_path / "out"), [group(1, folder)], workers=1))
-    assert markers.name(1) not in contents(tmp_path / "out")
+    assert markers.marker_name(1) not in contents(tmp_path / "out")
 
 
 def test_only_few_groups_are_in_flight(tmp_path: Path) -> None:

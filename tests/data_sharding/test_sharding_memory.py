@@ -10,14 +10,14 @@ import pytest
 PROGRAM = """if True:
     import sys
     from data_sharding.plan import Plan
-    from data_sharding.sources.listing import Found, Listing, as_samples
+    from data_sharding.sources.listing import Found, Listing, as_videos
 
     def peak(count):
         names = (f"id{n * 7919 % count:06d}/{n % 10}/{n:07d}" for n in range(count))
         listing = Listing((f"{name}.mp4", 0) for name in names)
         found = (Found(path, size, path[:-4], {"n": path}) for path, size in listing)
         with Plan(0, 1000, 1 << 30) as plan:
-            plan.read(as_samples("/data", found))
+            plan.read(as_videos("/data", found))
             plan.digest({})
             assert sum(len(group.keys) for group in plan.new_groups(0)) == count
         # Not `ru_maxrss`, which a process has from the one that started it.

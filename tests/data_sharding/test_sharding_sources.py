@@ -140,7 +140,7 @@ def test_a_source_is_a_module_and_a_row(tmp_path: Path, monkeypatch: pytest.Monk
     summary = shard("toy", str(tmp_path / "videos"), str(tmp_path / "out"), workers=0)
     assert summary.num_samples == 3
     with pytest.raises(ConfigError, match=r"Unknown source.*toys.*voxceleb2"):
-        sources.load("toys")
+        sources.find_source("toys")
 
 
 def test_the_documentation_lists_every_source() -> None:

@@ -263,12 +263,12 @@ def test_labels_folds_and_people_are_counted() -> None:
         {"class_name": "angry", "fold": 1, "subject": "a"},
         {"class_name": "happy", "fold": 1, "subject": "a"},
     ]
-    assert show._of_labels(rows) == {
+    assert show._label_counts(rows) == {
         "class": {"angry": 1, "happy": 2},
         "fold": {"1": 2, "2": 1},
     }
-    assert show._of_labels([{"class_names": {"arousal": "dull"}, "split": "val"}]) == {
+    assert show._label_counts([{"class_names": {"arousal": "dull"}, "split": "val"}]) == {
         "arousal": {"dull": 1},
         "split": {"val": 1},
     }
-    assert show._of_labels([]) == {}
+    assert show._label_counts([]) == {}

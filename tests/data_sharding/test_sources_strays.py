@@ -83,7 +83,7 @@ def test_strays_of_other_kinds(name: str, path: str, reason: str, copy_of) -> No
 def test_face_crops_have_the_labels_of_their_videos(
     name: str, roots: dict[str, Path], tmp_path: Path
 ) -> None:
-    for clip in sources.load("folder").samples(str(roots[name])):
+    for clip in sources.find_source("folder").samples(str(roots[name])):
         put(tmp_path / f"{clip.key}.mp4", video())  # where `svfap faces` writes its crop
     for lists in ("info", "ground_truths", "annotations", "labels.csv"):
         if (roots[name] / lists).exists():

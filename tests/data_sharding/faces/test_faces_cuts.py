@@ -58,11 +58,11 @@ def test_a_track_ends_at_a_cut_though_the_next_face_is_at_the_same_place() -> No
     scene[60:180, 60:180] = portrait(3)
     first, second = [with_faces(way) for way in straight_way(60)[10:31]], [scene] * 30
     data = encode([*first, *second])
-    both = crop_faces(data, detect.load("haar"), FaceOptions(size=64, tracks="all"))
+    both = crop_faces(data, detect.load_detector("haar"), FaceOptions(size=64, tracks="all"))
     assert isinstance(both, Cropped)
     assert both.cuts == [21]
     spans = {(c.track.first, c.track.first + len(c.track.boxes)) for c in both.tracks}
     assert spans == {(0, 21), (21, 51)}
-    best = crop_faces(data, detect.load("haar"), FaceOptions(size=64))
+    best = crop_faces(data, detect.load_detector("haar"), FaceOptions(size=64))
     assert isinstance(best, Cropped)
     assert [(cut.track.first, len(cut.track.boxes)) for cut in best.tracks] == [(21, 30)]

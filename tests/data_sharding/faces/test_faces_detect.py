@@ -15,7 +15,7 @@ from svfap_dist.errors import ConfigError
 
 @pytest.fixture(scope="module")
 def haar() -> detect.Detector:
-    return detect.load("haar")
+    return detect.load_detector("haar")
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (100, 60), (200, 120)])
@@ -55,19 +55,19 @@ def test_haar_finds_no_face_where_there_is_none(haar: detect.Detector) -> None:
 @pytest.mark.parametrize("name", ["mtcnn", "", "haar:x.xml", "yunet", "yunet:/no/such/file.onnx"])
 def test_what_cannot_be_loaded_is_told(name: str) -> None:
     with pytest.raises(ConfigError):
-        detect.load(name)
+        detect.load_detector(name)
 
 
 def test_a_file_that_is_no_network_is_told(tmp_path: Path) -> None:
     (tmp_path / "junk.onnx").write_bytes(b"this is no network" * 50)
     with pytest.raises(ConfigError, match=r"junk\.onnx"):
-        detect.load(f"yunet:{tmp_path / 'junk.onnx'}")
+        detect.load_detector(f"yunet:{tmp_path / 'junk.onnx'}")
 
 
 def test_of_yunets_network_boxes_and_scores_are_read(tmp_path: Path) -> None:
     def detected(probability: float) -> detect.Detections:
         (tmp_path / "net.onnx").write_bytes(one_face(probability))
-        return detect.load(f"yunet:{tmp_path / 'net.onnx'}").detect(backdrop(0))
+        return detect.load_detector(f"yunet:{tmp_path / 'net.onnx'}").detect(backdrop(0))
 
     boxes, scores = detected(0.9)
     # The centre at (7.5, 5.25) cells of 16 pixels, 4 by 5 cells large.

@@ -133,7 +133,7 @@ def test_times_of_a_variable_rate_go_into_the_crop() -> None:
 
 def test_the_real_detector_keeps_a_moving_face_in_the_middle() -> None:
     way = straight_way(60)[:40]
-    result = cropped(encode(map(with_faces, way)), FaceOptions(), detect.load("haar"))
+    result = cropped(encode(map(with_faces, way)), FaceOptions(), detect.load_detector("haar"))
     (found,) = result.tracks
     centres = (found.track.boxes[:, :2] + found.track.boxes[:, 2:]) / 2
     np.testing.assert_allclose(centres, way + MIDDLE, atol=9)  # the painted head is 60 wide
@@ -144,7 +144,7 @@ def test_of_two_faces_the_longer_seen_is_taken_or_both() -> None:
     frames = [
         with_faces((10, 20), (180, 90)) if i < 20 else with_faces((10, 20)) for i in range(32)
     ]
-    data, haar = encode(frames), detect.load("haar")
+    data, haar = encode(frames), detect.load_detector("haar")
     both = cropped(data, FaceOptions(size=64, tracks="all"), haar)
     assert [len(found.squares) for found in both.tracks] == [32, 20]
     best = cropped(data, FaceOptions(size=64), haar)
@@ -152,7 +152,7 @@ def test_of_two_faces_the_longer_seen_is_taken_or_both() -> None:
 
 
 def test_what_gives_no_crop_says_why() -> None:
-    haar = detect.load("haar")
+    haar = detect.load_detector("haar")
 
     def reason(data: bytes) -> str:
         result = crop_faces(data, haar, FaceOptions())
@@ -170,7 +170,7 @@ def test_a_video_that_breaks_in_the_middle_is_left_out_or_cropped_as_far_as_it_g
     data = bytearray(encode(map(with_faces, straight_way(60)[:24])))
     middle = data.index(b"mdat") + int.from_bytes(data[data.index(b"mdat") - 4 :][:4], "big") // 2
     data[middle : middle + 2000] = b"\x00" * 2000
-    result = crop_faces(bytes(data), detect.load("haar"), FaceOptions())
+    result = crop_faces(bytes(data), detect.load_detector("haar"), FaceOptions())
     if isinstance(result, Rejected):
         assert result.reason in {"undecodable", "truncated"}
     else:
