@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import cast
 
 from data_sharding.sources import SourceVideo
 from data_sharding.transcode import TrainProfile, TranscodeError, transcode
@@ -73,7 +72,7 @@ def make_sample(options: SampleOptions, video: SourceVideo) -> Sample | Rejected
     except StorageMissingError as error:
         return Rejected("missing", str(error))
     except TranscodeError as error:
-        return Rejected(cast(Reason, error.reason), error.found)
+        return Rejected(error.reason, error.found)
     except MemoryError as error:
         found = f"more than {limits.memory_bytes} bytes {error}".rstrip()
         return Rejected("out_of_memory", found)

@@ -149,12 +149,8 @@ def make_by_processes(
         in_order=False,
         stop=pool.kill,
     )
-    try:
-        for _, tally in tallies:
-            yield tally
-    finally:
-        tallies.close()
-        pool.close()
+    with contextlib.closing(pool), contextlib.closing(tallies):  # `tallies` is closed first
+        yield from (tally for _, tally in tallies)
 
 
 def make_by_ray(

@@ -21,7 +21,7 @@ import io
 import math
 import tempfile
 from collections.abc import Sequence
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, cast
 
 import av
 import numpy as np
@@ -44,6 +44,7 @@ from svfap_dist.video.info import (
     region_crop,
     region_name,
 )
+from svfap_dist.video.probe import Reason
 from svfap_dist.video.pyav import decoded_frames, exact_rate, open_video
 
 _IN_MEMORY_BYTES = 256 << 20  # planes of a video beyond this are spooled to a temporary file
@@ -83,20 +84,13 @@ class TrainProfile:
         return {**dataclasses.asdict(self), "region": region}
 
 
-Reason = Literal[
-    "undecodable",  # a frame cannot be decoded, is damaged, missing or of another size
-    "too_long",  # more bytes of planes than allowed
-    "too_small",  # less than two pixels wide or high
-]
-
-
 class TranscodeError(DecodeError):
-    """A video that cannot be stored for training: `reason` is a word for lists, `found` more."""
+    """A video that cannot be stored for training: `reason` is for lists, `found` for details."""
 
     @property
-    def reason(self) -> str:
-        """Return the reason, one of `Reason`."""
-        return self.what
+    def reason(self) -> Reason:
+        """Return why it cannot be stored."""
+        return cast(Reason, self.what)
 
 
 def _refused(reason: Reason, found: str) -> TranscodeError:

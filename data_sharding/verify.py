@@ -9,6 +9,7 @@ an older one may fit some of them. All damage is collected before it is reported
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -17,7 +18,7 @@ import itertools
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import av
@@ -74,13 +75,15 @@ def verify(
     damaged_shards, total = 0, len(manifest.shards)
     progress(0, total, 0)
     db = temporary.database(_KEYS)
-    checked = _check_all(url, manifest.shards, workers)
-    for done, (entry, (keys, seen)) in enumerate(zip(manifest.shards, checked, strict=True), 1):
-        found = [*seen, *_add_keys(db, keys)]
-        damages += [f"{entry.name}: {damage}" for damage in found]
-        damaged_shards += bool(found)
-        progress(done, total, damaged_shards)
-    db.close()
+    with (
+        contextlib.closing(db),
+        contextlib.closing(_check_all(url, manifest.shards, workers)) as checked,
+    ):
+        for done, (entry, (keys, seen)) in enumerate(zip(manifest.shards, checked, strict=True), 1):
+            found = [*seen, *_add_keys(db, keys)]
+            damages += [f"{entry.name}: {damage}" for damage in found]
+            damaged_shards += bool(found)
+            progress(done, total, damaged_shards)
     if damages:
         more = f"; and {len(damages) - _SHOWN} more" if len(damages) > _SHOWN else ""
         stale = "Manifest is not that of the shards"
@@ -122,7 +125,7 @@ def _add_keys(db: sqlite3.Connection, keys: Sequence[str]) -> list[str]:
 
 def _check_all(
     url: str, entries: Sequence[ShardEntry], workers: int | None
-) -> Iterator[tuple[Sequence[str], list[str]]]:
+) -> Generator[tuple[Sequence[str], list[str]]]:
     """Yield the keys of each shard, in order, and its damage."""
     check = functools.partial(_check, url)
     cpus = len(os.sched_getaffinity(0)) if workers is None else workers
@@ -130,14 +133,11 @@ def _check_all(
     if processes <= 1:
         yield from map(check, entries)
         return
-    pool = ProcessPool(check, processes, seconds=None)
-    try:
-        for _, found in ordered_map(
-            pool, entries, threads=processes, limit=2 * processes, stop=pool.kill
-        ):
-            yield found
-    finally:
-        pool.close()
+    pool, limit = ProcessPool(check, processes, seconds=None), 2 * processes
+    checked = ordered_map(pool, entries, threads=processes, limit=limit, stop=pool.kill)
+    # `checked` is closed first: its threads call the pool.
+    with contextlib.closing(pool), contextlib.closing(checked):
+        yield from (found for _, found in checked)
 
 
 def _check(url: str, entry: ShardEntry) -> tuple[Sequence[str], list[str]]:

@@ -135,9 +135,10 @@ def _cut_out(
     starts: list[float | None] = [None] * len(tracks)
     for number, frame in enumerate(read_upright_frames(data)):
         here = [i for i, t in enumerate(tracks) if 0 <= number - t.first < len(t.boxes)]
-        rgb = frame.rgb() if here else None
+        if not here:
+            continue
+        rgb = frame.rgb()
         for i in here:
-            assert rgb is not None
             seconds = None
             if not info.constant_frame_rate and frame.seconds is not None:
                 starts[i] = frame.seconds if starts[i] is None else starts[i]
