@@ -166,7 +166,10 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
             num_groups = _make_missing(plan, existing, job, total, workers, ray, progress)
             entries, tally = manifests.gather_markers(output_url, existing.groups(plan), options)
             if not entries:
-                raise _no_usable_video(text, output_url, tally)
+                found = ", ".join(f"{reason} {count}" for reason, count in tally.reasons.items())
+                do = f"see {storage.join(output_url, REJECTED_NAME)}"
+                do += ", or lower --min-frames" if tally.reasons.get("too_short") else ""
+                raise ShardError("No usable video", text, found, do)
             least, rows = tally.shortest, tuple(entries)
             made = Manifest(source, profile, shuffle_seed, least, digest, rows, num_groups, options)
             manifests.commit_manifest(output_url, made)
@@ -281,11 +284,3 @@ def _summarize(
         new_samples=new,
         fingerprint_before=before.fingerprint if before else "",
     )
-
-
-def _no_usable_video(text: str, url: str, tally: Tally) -> ShardError:
-    reasons = ", ".join(f"{reason} {count}" for reason, count in tally.reasons.items())
-    advice = f"see {storage.join(url, REJECTED_NAME)}"
-    if tally.reasons.get("too_short"):
-        advice += ", or lower --min-frames"
-    return ShardError("No usable video", text, reasons, advice)

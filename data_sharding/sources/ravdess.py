@@ -24,11 +24,9 @@ _CLIP = re.compile(r"(?:.*/)?Actor_\d\d/(?:01|02)-((0[12])-(0[1-8])-0[12]-0[12]-
 
 def samples(folder: str) -> Iterator[SourceVideo]:
     """See `Source.samples`; key: `VC-EE-II-SS-RR-AA`, the file's name without its modality."""
-    return labeled_by_path("ravdess", folder, _parse, preferred=_is_silent)
-
-
-def _is_silent(path: str) -> bool:
-    return os.path.basename(path).startswith(WITHOUT_SOUND)
+    return labeled_by_path(
+        "ravdess", folder, _parse, lambda path: os.path.basename(path).startswith(WITHOUT_SOUND)
+    )
 
 
 def _parse(path: str) -> tuple[str, Labels] | str:

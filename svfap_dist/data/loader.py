@@ -117,7 +117,10 @@ class ClipLoader:
             ConfigError: There is no memory for the batches.
             ClusterError: Decode workers cannot be started.
         """
-        order_of = functools.lru_cache(maxsize=2)(self._order)
+        selected = None if self._selection is None else self._selection.indices
+        order_of = functools.lru_cache(maxsize=2)(
+            lambda epoch: EpochOrder.of_run(self._config, self._shard_sizes, epoch, selected)
+        )
         started: collections.deque[_Pending] = collections.deque()
         rows = self._config.samples_per_step // self._world.world_size
         clips = rows * self._config.data.repeated_sampling
@@ -133,10 +136,6 @@ class ClipLoader:
                 ready = sum(1 for _ in itertools.takewhile(lambda batch: batch.is_ready, started))
                 started.popleft()
                 yield self._finish(ring, pending, ready)
-
-    def _order(self, epoch: int) -> EpochOrder:
-        selected = None if self._selection is None else self._selection.indices
-        return EpochOrder.of_run(self._config, self._shard_sizes, epoch, selected)
 
     def _start(
         self, ring: BatchRing, buffer: int, order: EpochOrder, epoch: int, step_in_epoch: int

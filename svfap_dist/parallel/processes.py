@@ -9,6 +9,7 @@ fills. The caller decides what follows from a failed call: a retry, a rejected s
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import queue
@@ -237,7 +238,10 @@ def _serve(
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     if memory_bytes:
-        _limit_memory(memory_bytes)
+        with contextlib.suppress(ImportError):  # Windows has no such limits
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     pipe.send(())
     while True:
         try:
@@ -252,14 +256,6 @@ def _serve(
             pipe.send(answer)
         except BrokenPipeError:
             return
-
-
-def _limit_memory(num_bytes: int) -> None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
 
 
 def _exit_with(parent: int) -> None:

@@ -264,7 +264,9 @@ class _LruCache(Generic[_Value]):
             try:
                 future.set_result(make())
             except BaseException as error:
-                self._forget(key, future)
+                with self._lock:
+                    if key in self._entries and self._entries[key][1] is future:
+                        self._total -= self._entries.pop(key)[0]
                 future.set_exception(error)
         return future.result()
 
@@ -272,11 +274,6 @@ class _LruCache(Generic[_Value]):
         with self._lock:
             self._entries.clear()
             self._total = 0
-
-    def _forget(self, key: Hashable, future: Future[_Value]) -> None:
-        with self._lock:
-            if key in self._entries and self._entries[key][1] is future:
-                self._total -= self._entries.pop(key)[0]
 
 
 class ShardCache:

@@ -310,7 +310,8 @@ def upload_file(local: str, url: str) -> None:
         else:
             with _renamed_into_place(path) as temporary:
                 shutil.copyfile(local, temporary)
-                _flush_to_disk(temporary)
+                with open(temporary, "rb+") as copy:  # on the disk before a commit marker is
+                    os.fsync(copy.fileno())
         _counter.bytes(WRITE, os.path.getsize(local))
 
 
@@ -352,23 +353,16 @@ def delete(url: str) -> None:
         url: What to delete; no error if there is nothing.
     """
     with _request(DELETE, url), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        _delete_remote(url) if is_remote(url) else _delete_local(local_path(url))
-
-
-def _delete_remote(url: str) -> None:
-    fs, path = filesystem(url)
-    if url.startswith("s3://"):
-        fs.rm(path, recursive=True)
-    else:  # `rm` would expand patterns in the name
-        for name in fs.find(path):
-            fs.rm_file(name)
-
-
-def _delete_local(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
-    else:
-        os.unlink(path)
+        fs, path = filesystem(url)
+        if url.startswith("s3://"):
+            fs.rm(path, recursive=True)
+        elif is_remote(url):  # `rm` would expand patterns in the name
+            for name in fs.find(path):
+                fs.rm_file(name)
+        elif os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
 
 
 def delete_unfinished(folder: str) -> None:
@@ -393,15 +387,6 @@ def _renamed_into_place(path: str) -> Iterator[str]:
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
-
-
-def _flush_to_disk(path: str) -> None:
-    """Flush a file, which must be on the disk before a commit marker that vouches for it is."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def list_files(url: str) -> dict[str, int]:

@@ -48,7 +48,8 @@ def render_frames(who: Identity, faces: Iterable[Face], size: int) -> Iterator[n
 
 
 def _render(who: Identity, pictures: Pictures, face: Face, size: int) -> np.ndarray:
-    at = _coarse_units(size)
+    # Units of the coarse grid's points, [size / 4 + 1]; point i is before pixel 4 i.
+    at = (np.arange(size // _CELL + 1) * (_CELL * UNITS / size)).astype(np.float32)
     x, y = _undo_pose(who, face, at[None, :], at[:, None])
     skin_x, skin_y = np.clip(_undo_muscles(who, face, x, y), 0.5, UNITS - 1)
     light = _relit(who, face, x, y)
@@ -76,11 +77,6 @@ def _render(who: Identity, pictures: Pictures, face: Face, size: int) -> np.ndar
         draw(painter, x[window], y[window])
     pixels = np.clip(frame + 0.5, 0, 255, out=frame).astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(1, 2, 0))
-
-
-def _coarse_units(size: int) -> np.ndarray:
-    """Return units of the coarse grid's points, [size / 4 + 1]; point i is before pixel 4 i."""
-    return (np.arange(size // _CELL + 1) * (_CELL * UNITS / size)).astype(np.float32)
 
 
 def _finer(grids: np.ndarray) -> np.ndarray:
