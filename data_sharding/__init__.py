@@ -1,4 +1,4 @@
-"""Turn videos of any source into shards for training, and look after them.
+"""Turn videos of any source into shards for training; verify and describe shards.
 
 Start with `pipeline`, which runs all steps: `sources` names the videos, `plan` groups them,
 `make_sample` probes and transcodes one, `make_shards` makes a shard of each group, `pack` writes a

@@ -1,4 +1,4 @@
-"""One video of a source -> a sample for a shard, or why it is rejected: read, probe, transcode.
+"""Turn a video of a source into a sample for a shard, or reject it: read, probe, transcode.
 
 The work is done in child processes (`video_pool`), because a video may hang or crash its decoder; a
 video that does is rejected like any other that is broken.

@@ -177,7 +177,7 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
 
 
 def train_profile(*, region: str | None, size: int | None, crf: float | None) -> TrainProfile:
-    """Return the train profile of these options, of which None is the default.
+    """Return the train profile of these options; None means the default.
 
     Args:
         region: Part of the frame that is kept.
@@ -198,7 +198,7 @@ def train_profile(*, region: str | None, size: int | None, crf: float | None) ->
 def _inspect_output(
     url: str, options: dict[str, object], digest: str, plan: Plan, overwrite: bool
 ) -> ExistingOutput:
-    """Return what is there already, with its videos kept in the plan; nothing if it is replaced."""
+    """Return the existing output, its videos marked in the plan; an empty one if it is replaced."""
     try:
         existing = manifests.inspect_output(url, options)
         manifest = existing.manifest

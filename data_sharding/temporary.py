@@ -5,9 +5,9 @@ written there before they are uploaded. These files have no name: the kernel rem
 process ends, however it ends, so a job that was killed leaves nothing behind.
 
 A local output folder is locked by the kernel while a job works on it, since two jobs would undo
-each other's work. Whoever holds the lock may also remove the half-written files of jobs that were
-killed. Object stores have neither locks nor half-written files; there two equal jobs do the same
-work twice, and of two different ones the manifest is refused (`manifest.gather_markers`).
+each other's work. The holder of the lock also deletes half-written files of jobs that were killed.
+Object stores have neither locks nor half-written files: there two equal jobs do the same work
+twice, and two different ones end with an error (`manifest.gather_markers`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The profile `train`: a source video -> the same frames, stored for fast training.
+"""Transcode a video for the profile `train`: the same frames, stored for fast training.
 
 Decoding dominates the cost of loading clips, and most of it is wasted on usual videos: pixels
 outside the region, frames between those of a strided window, and frames before it. So the region

@@ -71,7 +71,7 @@ class VideoPool(Generic[_Result]):
             yield from ordered_map(
                 attempt, videos, threads=threads, limit=_AHEAD * threads, stop=pool.kill
             )
-        except BaseException:  # of which GeneratorExit is one: the processes were killed
+        except BaseException:  # GeneratorExit too: the processes were killed
             self.close()
             raise
 

@@ -1,4 +1,4 @@
-"""The files of launch/ and monitoring/, from a wheel or a checkout.
+"""Locate the files of launch/ and monitoring/, in a wheel or a checkout.
 
 A wheel has both folders in `svfap_dist/_bundled/`; in a checkout or an editable install they are
 beside the package.

@@ -5,9 +5,9 @@ or why there are none. The video is decoded twice, to find faces and to cut them
 frames would take memory, and two decodes cost less than the detector.
 
 The center of the square follows the face; its side is the same for the whole track (from the median
-face). A model of expressions is to see how the face moves within itself: the moving center removes
-the head's way through the room, while a side that followed every box would make the face grow and
-shrink with the detector's jitter, and would hide that a person leans in.
+face). A model of expressions should see movement within the face: the moving center removes the
+head's path through the frame. A side that followed every box would make the face grow and shrink
+with the detector's jitter, and would hide that a person leans in.
 
 The default margin and lift give the look of VoxCeleb2's crops: on face clips in its format the
 frontal cascade's box is 0.60 of the frame's side, and its center at 0.54 of the height. A square
@@ -237,7 +237,7 @@ class CutDetector:
     """Finds where a video cuts to another shot, from small pictures of all its frames.
 
     Within a shot a frame resembles the one before it, and where a camera shakes or pans, all
-    differences thereabouts are large. So a cut is a difference that is large in itself and several
+    differences nearby are large. So a cut is a difference that is large in itself and several
     times the differences around it, and that lasts: after a flash the picture is what it was. (As
     PySceneDetect's AdaptiveDetector; the last condition is ours.) Slow fades are not cuts: a face
     on both sides is followed through them, and another one is distinguished by its place.

@@ -1,4 +1,4 @@
-"""Where videos come from: one module per layout of a data set, one row of `SOURCES` for each.
+"""Sources of videos: one module per layout of a data set, one row of `SOURCES` for each.
 
 In: the INPUT of the command line: a folder or prefix of files, or, for `synthetic`, what to render.
 Out: `SourceVideo`s, in an order that is the same on every call. Videos are named here and read

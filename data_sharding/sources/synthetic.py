@@ -6,7 +6,7 @@ about three seconds, a face in the middle. Nothing is stored; a clip is a pure f
 text, and rendering it twice on one machine gives the same bytes.
 
 `synthetic_face` draws the persons and their motion; the list of clips and their encoding are here.
-It is a stand-in: what a model learns from it shows that the code works, and nothing about people.
+What a model learns from it shows that the code works, and nothing about people.
 """
 
 from __future__ import annotations

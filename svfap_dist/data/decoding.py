@@ -1,4 +1,4 @@
-"""Which backend decodes the clips of a run.
+"""Choose the backend that decodes the clips of a run.
 
 Backends return the same frames, but round colors differently, so a run keeps one for life:
 

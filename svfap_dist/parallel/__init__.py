@@ -1,4 +1,4 @@
-"""Work done side by side: killable child processes, pools of them, and bounded ordered iteration.
+"""Parallel work: killable child processes, pools of them, and bounded ordered iteration.
 
 Start with `ordered_map` (results in order, a bounded number in flight), then `processes` (calls
 that may hang, crash or exhaust memory). `ray_connection` connects to a Ray cluster. Every room may

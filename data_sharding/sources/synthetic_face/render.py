@@ -57,7 +57,7 @@ def _render(who: Identity, pictures: Pictures, face: Face, size: int) -> np.ndar
     x, y, skin_x, skin_y, light = _finer(np.stack([x, y, skin_x, skin_y, light]))
 
     frame = _backdrop(pictures, face, size)
-    # Half a texel off: at rest the pixel centers lie on the edges between texels, where the last
+    # Half a texel off: at rest the pixel centers are on the edges between texels, where the last
     # bit would decide.
     row = (skin_y * DENSITY - 0.5).astype(np.int32)
     column = (skin_x * DENSITY - 0.5).astype(np.int32)
