@@ -117,8 +117,8 @@ def audit(run_url: str, data_url: str = "") -> Audit:
     manifest = shard_format.load_manifest(data_url)
     for attempt in attempts:
         if attempt.manifest_fingerprint != manifest.fingerprint:
-            found, trained = manifest.fingerprint, attempt.manifest_fingerprint
-            found = f"manifest {found}, but attempt {attempt.number} had {trained}"
+            trained = attempt.manifest_fingerprint
+            found = f"manifest {manifest.fingerprint}, but attempt {attempt.number} had {trained}"
             advice = "give the shards of the run with --data"
             raise ConfigError("The run was trained on other data", data_url, found, advice)
     sizes = storage.list_files(storage.join(run_url, "ledger"))

@@ -2,9 +2,9 @@
 
 Each fold is an ordinary run in a folder of its own, `fold-1/`, ..., below `run.url` (a task with a
 fixed split is one run, in `run.url` itself). So the same command started again skips finished
-folds, resumes the interrupted one, and continues. Notice to stop and `train.max_seconds` apply to
-all folds together; only a notice interrupts a test that has begun. `results.json` and the confusion
-matrix (`pictures/confusion.png`) come last, from the predictions of all folds.
+folds, resumes the interrupted one, and continues. A request to stop and `train.max_seconds` apply
+to all folds together; only a request interrupts a test that has begun. `results.json` and the
+confusion matrix (`pictures/confusion.png`) come last, from the predictions of all folds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class FinetuneResult:
     fold: Fold = 0
 
     def lines(self) -> list[str]:
-        """Return a summary to print."""
+        """Return the text for a terminal."""
         if self.results is None:
             which = f"Fold {self.fold} of {self.run_url}" if self.fold else f"Run {self.run_url}"
             ended = f"{which}: {self.stop_reason} at step {self.step}."
@@ -54,10 +54,10 @@ def configs_of_folds(config: Config) -> dict[Fold, Config]:
     """Return the recipe of each fold's run, in order.
 
     Args:
-        config: the recipe of the fine-tuning.
+        config: The recipe of the fine-tuning.
 
     Raises:
-        ConfigError: There is no task.
+        ConfigError: If there is no task.
     """
     task = protocol.require_task(config)
     if not task.folds:
@@ -67,12 +67,8 @@ def configs_of_folds(config: Config) -> dict[Fold, Config]:
 
 def _config_of_fold(config: Config, task: TaskConfig, fold: Fold) -> Config:
     url, name = storage.join(config.run.url, f"fold-{fold}"), f"{config.run.name}-fold-{fold}"
-    return config.model_copy(
-        update={
-            "task": task.model_copy(update={"fold": fold}),
-            "run": config.run.model_copy(update={"url": url, "name": name}),
-        }
-    )
+    run = config.run.model_copy(update={"url": url, "name": name})
+    return config.model_copy(update={"task": task.model_copy(update={"fold": fold}), "run": run})
 
 
 def run(
@@ -86,17 +82,17 @@ def run(
     """Train and test every fold, and summarize.
 
     Args:
-        config: the recipe; it has a [task].
-        train: trains the run of a fold to its end, from facts read before, and writes its test
-            samples' predictions.
-        on_fold: called before each fold that is trained, with the step it resumes from.
-        on_tested: called with the results of each fold that was trained, if `writes`.
-        writes: whether this process writes the results; one of the ranks does.
+        config: The recipe; it has a [task].
+        train: Trains the run of a fold to its end, given its context, and writes predictions of its
+            test samples.
+        on_fold: Called before each fold that is trained, with the step it resumes from.
+        on_tested: Called with the results of each fold that was trained, if `writes`.
+        writes: Whether this process writes the results; one of the ranks does.
 
     Raises:
-        ConfigError: Before anything starts: the recipe does not fit the data.
-        ShardError: Before anything starts: the data cannot be read.
-        SvfapError: Whatever `train` raises.
+        ConfigError: If the recipe does not fit the data; before any fold starts.
+        ShardError: If the data cannot be read; before any fold starts.
+        SvfapError: Any error of `train`.
     """
     task, folds, began = protocol.require_task(config), configs_of_folds(config), time.monotonic()
     contexts = {fold: loop.preflight(one) for fold, one in folds.items()}
@@ -110,7 +106,7 @@ def run(
         ended = train(_with_time_left(one, time.monotonic() - began), context)
         if ended.stop_reason != FINISHED:
             return FinetuneResult(config.run.url, ended.stop_reason, None, ended.step, fold)
-        if writes:  # on one rank, so a failed read must not raise: the others are in the next fold
+        if writes:  # on one rank: others are in the next fold already, so a failed read only skips
             with contextlib.suppress(StorageError):
                 on_tested(fold, summarize(task, {fold: _predictions(one)}))
     results = summarize(task, {fold: _predictions(one) for fold, one in folds.items()})
@@ -131,19 +127,15 @@ def _is_tested(config: Config) -> bool:
     for name in ("test_segments", "test_crops"):
         before, wanted = getattr(then, name), getattr(now, name)
         if before != wanted:
-            raise ConfigError(
-                "Already tested with other views",
-                where=f"finetune.{name}",
-                found=f"{wanted}, but {config.run.url} was tested with {before}",
-                do="set it back, and test again with `svfap evaluate`, which takes other values",
-            )
+            found = f"{wanted}, but {config.run.url} was tested with {before}"
+            do = "set it back, and test again with `svfap evaluate`, which takes other values"
+            raise ConfigError("Already tested with other views", f"finetune.{name}", found, do)
     return True
 
 
 def _with_time_left(config: Config, spent: float) -> Config:
     """Return the recipe of a fold that begins `spent` seconds into train.max_seconds."""
-    limit = config.train.max_seconds
-    if not limit:
+    if not (limit := config.train.max_seconds):
         return config
     train = config.train.model_copy(update={"max_seconds": max(math.ceil(limit - spent), 1)})
     return config.model_copy(update={"train": train})

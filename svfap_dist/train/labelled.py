@@ -1,8 +1,8 @@
 """The objective of fine-tuning: classes or values of whole clips.
 
 Clips come augmented from the decode workers; mixing them needs the whole batch and is done here,
-on the device. What is random in a step, mixing and drop path, is drawn from the seed, the step and
-the rank, so that a resumed run goes on with the same bits.
+on the device. The random choices of a step, mixing and drop path, depend on seed, step and rank
+only, so a resumed run continues with the same bits.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from svfap_dist.train.mixing import mix, soft_targets
 
 
 class Labelled:
-    """The objective of classification or regression; an `Objective`.
+    """Classification or regression of whole clips; an `Objective`.
 
     Args:
-        config: the recipe; it has a [task].
+        config: The recipe; it has a [task].
     """
 
     def __init__(self, config: Config) -> None:
@@ -86,13 +86,10 @@ class Labelled:
         for name in self._size.encoder_fields:
             mine, other = getattr(self._size, name), getattr(found, name)
             if mine != other:
-                raise ConfigError(
-                    "finetune.init does not match [model]",
-                    where=f"model.{name}",
-                    found=f"{mine}, where {self._finetune.init} has {other}",
-                    do="repeat the [model] of the pre-training, e.g. "
-                    f"model.size={build['size']}, in this recipe",
-                )
+                found = f"{mine}, where {self._finetune.init} has {other}"
+                do = f"repeat the [model] of the pre-training here, e.g. model.size={build['size']}"
+                title = "finetune.init does not match [model]"
+                raise ConfigError(title, f"model.{name}", found, do)
 
     def train_mode(self, model: nn.Module) -> None:
         """See `Objective.train_mode`."""

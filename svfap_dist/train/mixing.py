@@ -1,14 +1,14 @@
 """Mixup and CutMix: two clips of a batch become one, and so do their targets.
 
-In: a rank's clips and the targets they are trained towards. Out: both, mixed. Clip i is mixed with
-clip B-1-i, in the whole batch with one share: all pixels are averaged (mixup), or a box is taken
-from the other clip (CutMix), the same box in all frames. Either way the targets are averaged, in
-CutMix by the area of the box that lies inside the frame.
+In: a rank's clips and their targets. Out: both, mixed. Clip i is mixed with clip B-1-i, with one
+share for the whole batch: all pixels are averaged (mixup), or a box is copied from the other clip
+(CutMix), the same box in all frames. Either way the targets are averaged, in CutMix by the area of
+the box inside the frame.
 
 This is timm's `Mixup` in its mode "batch", which VideoMAE's fine-tuning uses, with one difference:
-VideoMAE's copy cuts the box out of dimensions 2 and 3 of clips [B, 3, F, H, W], that is out of
-frames and rows, so that most batches keep all their pixels and only their targets are mixed. Here
-the box is in rows and columns, as in the papers and in timm.
+VideoMAE's copy cuts the box out of dimensions 2 and 3 of clips [B, 3, F, H, W], frames and rows, so
+most batches keep all their pixels while their targets are mixed. Here the box is in rows and
+columns, as in the papers and in timm.
 
 Sources: mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899; timm data/mixup.py.
 """
@@ -29,9 +29,9 @@ def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
     """Return smoothed one-hot targets, float32 [B, C].
 
     Args:
-        labels: class indices, int64 [B].
-        num_classes: C.
-        smoothing: share of each target that is spread over all classes.
+        labels: Class indices, int64 [B].
+        num_classes: Number of classes, C.
+        smoothing: Share of each target that is spread over all classes.
     """
     one_hot = torch.nn.functional.one_hot(labels, num_classes).float()
     return one_hot * (1 - smoothing) + smoothing / num_classes
@@ -43,10 +43,10 @@ def mix(
     """Return the clips and targets of a batch, mixed; unchanged ones are not copied.
 
     Args:
-        clips: uint8 frames [B, F, H, W, 3] or normalized floats [B, 3, F, H, W].
-        targets: float [B, C].
-        stream: random numbers of the step and rank.
-        finetune: alphas and probabilities.
+        clips: Frames uint8 [B, F, H, W, 3], or normalized floats [B, 3, F, H, W].
+        targets: Class scores, float [B, C].
+        stream: Random numbers of the step and rank.
+        finetune: Alphas and probabilities.
     """
     share, by_box = _draw(stream, finetune)
     if share == 1:
@@ -76,10 +76,10 @@ def cut_box(stream: Stream, share: float, height: int, width: int) -> Crop:
     """Return a box of area 1 - share around a random pixel, clipped to the frame.
 
     Args:
-        stream: random numbers.
-        share: of the frame's area that stays.
-        height: of the frame, pixels.
-        width: of the frame, pixels.
+        stream: Random numbers.
+        share: Share of the frame's area outside the box.
+        height: Height of the frame in pixels.
+        width: Width of the frame in pixels.
     """
     top, bottom = _span(stream, share, height)
     left, right = _span(stream, share, width)

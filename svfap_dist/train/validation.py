@@ -33,8 +33,8 @@ class ValidationSet:
     """This rank's share of the clips of `data.eval_url`.
 
     Args:
-        config: the recipe; it has a data.eval_url.
-        world: this rank and the number of ranks.
+        config: The recipe; it has a data.eval_url.
+        world: This rank's place among all ranks.
 
     Raises:
         ShardError: On every rank, if the clips cannot be read on any.
@@ -49,12 +49,9 @@ class ValidationSet:
         )
         counts = distributed.all_gather_object(len(mine))
         if not any(counts):
-            raise ShardError(
-                "No validation clip can be used",
-                where=url,
-                found=f"{manifest.num_samples} samples, none readable",
-                do="run `svfap shards verify` on data.eval_url",
-            )
+            found = f"{manifest.num_samples} samples, none readable"
+            do = "run `svfap shards verify` on data.eval_url"
+            raise ShardError("No validation clip can be used", url, found, do)
         self._rounds = [(batch, len(batch.frames)) for batch in mine]
         if min(counts) < max(counts):
             spare = mine[0] if mine else None
@@ -65,10 +62,10 @@ class ValidationSet:
             self._rounds += [(spare, 0)] * (max(counts) - len(mine))
 
     def loss(self, engine: Engine) -> float:
-        """Return the mean loss over the clips of all ranks, which call it together.
+        """Return the mean loss over the clips of all ranks; a collective.
 
         Args:
-            engine: the network in training.
+            engine: Engine of the run.
         """
         total = torch.zeros(2, dtype=torch.float64, device=engine.device)
         with engine.evaluating():
@@ -88,15 +85,15 @@ def validation_batches(
     left out and listed. Ranks may get different numbers of clips and batches.
 
     Args:
-        config: the recipe.
-        url: the data set.
-        manifest: of the data set.
-        world: this rank and the number of ranks.
-        max_clips: number of samples, over all ranks.
+        config: The recipe.
+        url: URL of the data set.
+        manifest: Manifest of the data set.
+        world: This rank's place among all ranks.
+        max_clips: Maximum number of samples, over all ranks.
 
     Raises:
-        ShardError: The data set cannot be read.
-        StorageError: The store fails.
+        ShardError: If the data set cannot be read.
+        StorageError: If the store fails.
     """
     reader = SampleReader(url, manifest)
     indices = range(world.rank, min(max_clips, manifest.num_samples), world.world_size)
