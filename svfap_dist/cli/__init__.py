@@ -14,7 +14,6 @@ from svfap_dist.cli import (  # noqa: F401 - their verbs
     bench,
     checkpoints,
     downstream,
-    faces,
     launch,
     models,
     monitoring,
