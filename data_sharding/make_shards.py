@@ -26,8 +26,7 @@ from data_sharding.markers import Marker, Tally
 from data_sharding.pack import pack
 from data_sharding.plan import Group
 from svfap_dist.errors import ClusterError, SvfapError
-from svfap_dist.parallel.ordered_map import as_completed, ordered_map
-from svfap_dist.parallel.processes import CrashedError, ProcessPool
+from svfap_dist.parallel.processes import CrashedError, ProcessPool, as_completed, ordered_map
 from svfap_dist.parallel.ray_connection import connected_to_ray
 from svfap_dist.video.probe import Rejected
 

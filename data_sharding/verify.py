@@ -28,8 +28,7 @@ from data_sharding import markers, temporary
 from data_sharding.markers import ProgressCallback, silent
 from svfap_dist import storage
 from svfap_dist.errors import ShardError
-from svfap_dist.parallel.ordered_map import ordered_map
-from svfap_dist.parallel.processes import ProcessPool
+from svfap_dist.parallel.processes import ProcessPool, ordered_map
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import Manifest, ShardEntry, ShardIndex
 from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo, load_info

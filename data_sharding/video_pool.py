@@ -12,8 +12,7 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Generic, TypeVar
 
 from data_sharding.sources import SourceVideo
-from svfap_dist.parallel.ordered_map import ordered_map
-from svfap_dist.parallel.processes import CrashedError, HungError, ProcessPool
+from svfap_dist.parallel.processes import CrashedError, HungError, ProcessPool, ordered_map
 from svfap_dist.video.probe import Limits, Reason
 
 _ATTEMPTS = 2

@@ -35,7 +35,7 @@ from svfap_dist.data.sample_order import EpochOrder, Slot, steps_per_epoch
 from svfap_dist.data.selection import Selection
 from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError, HealthError
-from svfap_dist.parallel.ordered_map import in_flight
+from svfap_dist.parallel.processes import in_flight
 from svfap_dist.rng import Stream
 from svfap_dist.shards.format import Manifest, Sample
 from svfap_dist.shards.reader import SampleReader, ShardCache, read_ahead

@@ -38,8 +38,13 @@ from svfap_dist.distributed import World
 from svfap_dist.errors import ClusterError, DecodeError, ShardError
 from svfap_dist.evaluate.results import Predictions
 from svfap_dist.model.classifier import ACTIVATIONS
-from svfap_dist.parallel.ordered_map import ordered_map
-from svfap_dist.parallel.processes import CrashedError, HungError, ProcessPool, StartError
+from svfap_dist.parallel.processes import (
+    CrashedError,
+    HungError,
+    ProcessPool,
+    StartError,
+    ordered_map,
+)
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import BadSample, Sample, SampleReader
 from svfap_dist.video import backends

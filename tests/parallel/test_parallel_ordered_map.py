@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from svfap_dist.parallel.ordered_map import in_flight, ordered_map
+from svfap_dist.parallel.processes import in_flight, ordered_map
 
 
 def endless(taken: list[int]) -> Iterator[int]:
