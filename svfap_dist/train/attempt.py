@@ -160,8 +160,8 @@ class Attempt:
         self._recorder = stack.enter_context(recorder)
         self._checkpointer = stack.enter_context(Checkpointer(config, world, recorder.sync))
         stack.enter_context(self._errors_recorded())
-        fingerprint, versions = self._manifest.fingerprint, store.package_versions()
-        recorder.record_start(self.step, self.total_steps, fingerprint, versions)
+        self._fingerprint, versions = self._manifest.fingerprint, store.package_versions()
+        recorder.record_start(self.step, self.total_steps, self._fingerprint, versions)
 
         reshard = state is not None and load.needs_resharding(state, config, world)
         self.engine = Engine(config, objective, world, device, universal=reshard)
@@ -283,8 +283,7 @@ class Attempt:
         self._recorder.close_window(self.step)  # recorded before the checkpoint that keeps it
         began = time.perf_counter()
         epoch_steps, ranks = self._loader.steps_per_epoch, self._world.world_size
-        fingerprint = self._manifest.fingerprint
-        state = TrainState.of_run(self._config, self.step, epoch_steps, fingerprint, ranks)
+        state = TrainState.of_run(self._config, self.step, epoch_steps, self._fingerprint, ranks)
         self._checkpointer.save(self.engine, state)
         self._recorder.add_checkpoint_seconds(time.perf_counter() - began)
 
