@@ -28,7 +28,9 @@ _NAME = re.compile(r"shard-(\d{6,})\.done\.json")
 class ProgressCallback(Protocol):
     """Called as work gets done: units (videos or shards) done, units in all, bad ones."""
 
-    def __call__(self, done: int, total: int | None, rejected: int, /) -> None: ...
+    def __call__(self, done: int, total: int | None, rejected: int, /) -> None:
+        """See `ProgressCallback`."""
+        ...
 
 
 silent: ProgressCallback = lambda done, total, rejected, /: None  # noqa: E731 - reports nothing
