@@ -52,7 +52,7 @@ class StepContext:
 class Objective(Protocol):
     """The network to train, its loss on a batch, and their costs.
 
-    Pre-training (`objective`) and fine-tuning (`labelled`) differ only behind this protocol.
+    Pre-training (`objective`) and fine-tuning (`labeled`) differ only behind this protocol.
     """
 
     @property

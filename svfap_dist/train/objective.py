@@ -1,7 +1,7 @@
 """The objective of pre-training, and the choice of a recipe's objective.
 
 Pre-training learns to predict the pixels of masked patches from the visible ones. A recipe with a
-[task] fine-tunes (`labelled`).
+[task] fine-tunes (`labeled`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from svfap_dist.data.batch import ClipBatch
 from svfap_dist.model import autoencoder, flops, patches, sizes
 from svfap_dist.rng import Stream
 from svfap_dist.train.engine import Objective, StepContext
-from svfap_dist.train.labelled import Labelled
+from svfap_dist.train.labeled import Labeled
 
 
 def build_objective(config: Config) -> Objective:
@@ -29,7 +29,7 @@ def build_objective(config: Config) -> Objective:
     Raises:
         ConfigError: If the dimensions of its network do not fit each other.
     """
-    return MaskedReconstruction(config) if config.task is None else Labelled(config)
+    return MaskedReconstruction(config) if config.task is None else Labeled(config)
 
 
 def build_arguments(config: Config) -> dict[str, Any]:

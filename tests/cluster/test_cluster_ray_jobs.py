@@ -30,8 +30,8 @@ def test_the_job_carries_the_resolved_recipe_and_time_to_save(tmp_path):
     again, _ = RayJobs().prepare("tiny_cpu", overrides).content
     assert again["submission_id"] != arguments["submission_id"]
     assert "svfap_dist pretrain recipe.toml --on ray" in again["entrypoint"]
-    labelled, _ = RayJobs().prepare("finetune_dfew", PLACES).content
-    assert "svfap_dist finetune recipe.toml --on ray" in labelled["entrypoint"]
+    labeled, _ = RayJobs().prepare("finetune_dfew", PLACES).content
+    assert "svfap_dist finetune recipe.toml --on ray" in labeled["entrypoint"]
 
 
 def test_variables_come_from_a_file_from_here_and_from_the_command_line(tmp_path, monkeypatch):

@@ -111,7 +111,7 @@ def _bicubic_weights(t: np.ndarray) -> np.ndarray:
 
 
 def _warped(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Pixel centres (x, y) taken from matrix @ (x, y, 1), bicubically; 128 outside."""
+    """Pixel centers (x, y) taken from matrix @ (x, y, 1), bicubically; 128 outside."""
     side = len(pixels)
     y, x = np.mgrid[:side, :side] + 0.5
     u, v = np.einsum("ij,jyx->iyx", matrix, np.stack([x, y, np.ones_like(x)]))

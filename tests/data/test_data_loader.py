@@ -319,7 +319,7 @@ def test_read_ahead_keeps_the_blocks_of_all_lanes_or_fetches_samples_alone():
     )
     huge_blocks = config_of(num_lanes=8, shuffle_block=8192).data
     assert read_ahead(huge_blocks, large, world()) == (1, 1)
-    # Where every other sample is used, a block reaches twice as far; where fewer are, neighbours
+    # Where every other sample is used, a block reaches twice as far; where fewer are, neighbors
     # would mostly be fetched for nothing.
     assert read_ahead(data, large, world(0, 8), 512_000)[1] == int((1.25 * 51 + 16) * mib)
     assert read_ahead(data, large, world(0, 8), 511_999) == (1, 1)

@@ -1,4 +1,4 @@
-"""Training on some samples of a labelled set: the right ones, each clip with its own target."""
+"""Training on some samples of a labeled set: the right ones, each clip with its own target."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from labelled import INFO, selection_of, target_of, task_config
+from labeled import INFO, selection_of, target_of, task_config
 from loaders import NO_VIDEO, SIZES, bits, config_of, cut_clips, kept, shown, world
 from numbered_shards import FRAMES
 
@@ -147,11 +147,11 @@ def test_clips_of_a_task_are_not_made_on_the_device(make_data_set, section, key,
 
 def test_labels_come_from_the_indexes_in_order(make_data_set, videos):
     rows = [{"set": "painted", "class": sample % 2} for sample in range(13)]
-    labelled = {
+    labeled = {
         sample: (videos[sample], dataclasses.replace(INFO, labels=labels))
         for sample, labels in enumerate(rows)
     }
-    data_set = make_data_set([4, 1, 8], labelled)
+    data_set = make_data_set([4, 1, 8], labeled)
     assert list(labels_of(data_set.url, data_set.manifest)) == rows
 
 

@@ -151,8 +151,8 @@ def test_picture_is_darker_where_more_was_said():
     grey = np.asarray(picture.convert("L"), np.float64)
     assert min(picture.size) > 300
     # The matrix is the largest square of colour: its cells' corners, away from text.
-    coloured = np.argwhere(np.ptp(np.asarray(picture.convert("RGB"), np.int16), axis=2) > 60)
-    (top, left), (bottom, right) = coloured.min(axis=0), coloured.max(axis=0)
+    colored = np.argwhere(np.ptp(np.asarray(picture.convert("RGB"), np.int16), axis=2) > 60)
+    (top, left), (bottom, right) = colored.min(axis=0), colored.max(axis=0)
     rows = [top + 8, bottom - 8]
     columns = [left + 8, right - 8]
     shades = [[grey[row, column] for column in columns] for row in rows]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from clips import make_video, read_frame_number
-from labelled import INFO, task_config
+from labeled import INFO, task_config
 from loaders import NO_VIDEO, SIZES
 from numbered_shards import FRAMES, sample_and_frame
 

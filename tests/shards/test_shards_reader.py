@@ -10,7 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from labelled import CLASSES
+from labeled import CLASSES
 
 from svfap_dist import storage
 from svfap_dist.config import Config, DataConfig, ModelConfig
@@ -71,7 +71,7 @@ def test_locate_counts_over_the_shards_in_manifest_order(make_data_set):
     ]
 
 
-def test_neighbours_come_with_one_request(make_data_set, ranges):
+def test_neighbors_come_with_one_request(make_data_set, ranges):
     reader = reader_of(make_data_set([20, 20]))
     for i in range(40):
         reader.read(i)

@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(folder: Path) -> Path:
-    """Thirty labelled videos of 6 to 15 frames: some shorter than a clip."""
+    """Thirty labeled videos of 6 to 15 frames: some shorter than a clip."""
     for number, actor in enumerate(ACTORS):
         for place, emotion in enumerate(("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")):
             path = folder / f"set/VideoFlash/{actor}_DFA_{emotion}_XX.flv"

@@ -1,4 +1,4 @@
-"""Every recipe of the labelled sets, from its published layout to its result, at a tiny size."""
+"""Every recipe of the labeled sets, from its published layout to its result, at a tiny size."""
 
 from __future__ import annotations
 

@@ -18,17 +18,17 @@ def track_of(boxes: np.ndarray) -> Track:
     return Track(0, boxes, np.ones(len(boxes)))
 
 
-def boxes_around(centres: np.ndarray, sides: np.ndarray) -> np.ndarray:
-    return np.concatenate([centres - sides[:, None] / 2, centres + sides[:, None] / 2], axis=1)
+def boxes_around(centers: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    return np.concatenate([centers - sides[:, None] / 2, centers + sides[:, None] / 2], axis=1)
 
 
 def test_the_square_follows_the_centre_and_keeps_its_side() -> None:
-    centres = np.linspace([130, 110], [180, 130], 9)
+    centers = np.linspace([130, 110], [180, 130], 9)
     sides = np.array([58, 60, 62, 60, 90, 60, 58, 62, 60.0])  # one look too large
-    found = track_squares(track_of(boxes_around(centres, sides)), 0.25, WIDTH, HEIGHT)
+    found = track_squares(track_of(boxes_around(centers, sides)), 0.25, WIDTH, HEIGHT)
     np.testing.assert_allclose(found[:, 2:] - found[:, :2], 90)  # 60 and a quarter on each side
-    np.testing.assert_allclose((found[:, 0] + found[:, 2]) / 2, centres[:, 0])
-    np.testing.assert_allclose((found[:, 1] + found[:, 3]) / 2, centres[:, 1] - 0.07 * 60)
+    np.testing.assert_allclose((found[:, 0] + found[:, 2]) / 2, centers[:, 0])
+    np.testing.assert_allclose((found[:, 1] + found[:, 3]) / 2, centers[:, 1] - 0.07 * 60)
 
 
 @given(

@@ -42,8 +42,8 @@ def test_two_faces_are_followed_apart_and_the_weightier_comes_first() -> None:
     seen = looks(*[[box(50 + 4 * i, 60), box(200 - 4 * i, 62, 60)] for i in range(12)])
     large, small = find_tracks(seen, EVERY, 60, FPS)
     assert (large.first, len(large.boxes), small.first, len(small.boxes)) == (0, 60, 0, 60)
-    centres = (small.boxes[:, :2] + small.boxes[:, 2:]) / 2
-    np.testing.assert_allclose(centres[:56, 0], 50 + 4 * np.arange(56) / EVERY, atol=0.01)
+    centers = (small.boxes[:, :2] + small.boxes[:, 2:]) / 2
+    np.testing.assert_allclose(centers[:56, 0], 50 + 4 * np.arange(56) / EVERY, atol=0.01)
     assert small.detected.nonzero()[0].tolist() == list(range(0, 60, EVERY))
 
 
@@ -67,8 +67,8 @@ def test_a_face_missed_for_a_moment_is_interpolated() -> None:
     seen = looks(*[[] if 4 <= i < 8 else [box(50 + 3 * i, 60)] for i in range(12)])
     (track,) = find_tracks(seen, EVERY, 60, FPS)
     assert not track.detected[16:40].any()
-    centres = (track.boxes[:, 0] + track.boxes[:, 2]) / 2
-    np.testing.assert_allclose(centres[:56], 50 + 3 * np.arange(56) / EVERY, atol=0.01)
+    centers = (track.boxes[:, 0] + track.boxes[:, 2]) / 2
+    np.testing.assert_allclose(centers[:56], 50 + 3 * np.arange(56) / EVERY, atol=0.01)
 
 
 def test_a_face_gone_for_long_comes_back_as_another_track() -> None:
@@ -128,10 +128,10 @@ def test_jitter_of_the_detector_is_smoothed_away() -> None:
     noise = np.random.default_rng(1).normal(0, 3, (40, 2))
     seen = looks(*[[box(100 + 2 * i + dx, 80 + dy)] for i, (dx, dy) in enumerate(noise)])
     (track,) = find_tracks(seen, EVERY, 200, FPS)
-    centres = (track.boxes[:, :2] + track.boxes[:, 2:]) / 2
-    jerk = np.abs(np.diff(centres[::EVERY], 2, axis=0)).mean()
+    centers = (track.boxes[:, :2] + track.boxes[:, 2:]) / 2
+    jerk = np.abs(np.diff(centers[::EVERY], 2, axis=0)).mean()
     assert jerk < np.abs(np.diff(noise, 2, axis=0)).mean() / 2
-    assert np.abs(np.diff(centres, 2, axis=0)).max() < 0.5  # pixels, frame to frame
+    assert np.abs(np.diff(centers, 2, axis=0)).max() < 0.5  # pixels, frame to frame
 
 
 def test_no_track_goes_on_beyond_a_cut() -> None:

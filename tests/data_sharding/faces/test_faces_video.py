@@ -135,8 +135,8 @@ def test_the_real_detector_keeps_a_moving_face_in_the_middle() -> None:
     way = straight_way(60)[:40]
     result = cropped(encode(map(with_faces, way)), FaceOptions(), detect.load_detector("haar"))
     (found,) = result.tracks
-    centres = (found.track.boxes[:, :2] + found.track.boxes[:, 2:]) / 2
-    np.testing.assert_allclose(centres, way + MIDDLE, atol=9)  # the painted head is 60 wide
+    centers = (found.track.boxes[:, :2] + found.track.boxes[:, 2:]) / 2
+    np.testing.assert_allclose(centers, way + MIDDLE, atol=9)  # the painted head is 60 wide
     assert decoded(found.mp4).shape == (40, 224, 224, 3)
 
 

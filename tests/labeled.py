@@ -1,4 +1,4 @@
-"""Little labelled data sets: the target of each sample names it, as its frames do."""
+"""Little labeled data sets: the target of each sample names it, as its frames do."""
 
 from __future__ import annotations
 

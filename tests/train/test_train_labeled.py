@@ -13,7 +13,7 @@ from svfap_dist.model import flops
 from svfap_dist.rng import Stream
 from svfap_dist.train import mixing
 from svfap_dist.train.engine import StepContext
-from svfap_dist.train.labelled import Labelled
+from svfap_dist.train.labeled import Labeled
 from svfap_dist.train.objective import build_objective
 
 TASK = {"set": "toy", "folds": 2, "names": ["a", "b", "c"]}
@@ -44,7 +44,7 @@ def says(outputs: torch.Tensor, heard: list[torch.Tensor] | None = None) -> Any:
 def test_classes_are_told_by_the_cross_entropy_with_their_own_clips() -> None:
     config = a_recipe(CLASSES, **CALM)
     batch = random_batch(config, 0)
-    found = Labelled(config).loss(says(OUTPUTS), batch, ALL, StepContext(CPU, 0, 3))
+    found = Labeled(config).loss(says(OUTPUTS), batch, ALL, StepContext(CPU, 0, 3))
     assert batch.targets is not None
     expected = -OUTPUTS.log_softmax(1)[range(4), batch.targets].mean()
     torch.testing.assert_close(found, expected)
@@ -52,7 +52,7 @@ def test_classes_are_told_by_the_cross_entropy_with_their_own_clips() -> None:
 
 def test_smoothing_and_mixing_are_for_training_and_drawn_by_step_rank_and_part() -> None:
     config = a_recipe(CLASSES, label_smoothing=0.3)
-    batch, learned = random_batch(config, 0), Labelled(config)
+    batch, learned = random_batch(config, 0), Labeled(config)
     assert batch.targets is not None
     plain = torch.nn.functional.cross_entropy(OUTPUTS, batch.targets)
     torch.testing.assert_close(learned.loss(says(OUTPUTS), batch, ALL, StepContext(CPU, 0)), plain)
@@ -84,7 +84,7 @@ def test_smoothing_and_mixing_are_for_training_and_drawn_by_step_rank_and_part()
 
 
 def test_drop_path_falls_the_same_again_in_the_same_step() -> None:
-    learned = Labelled(a_recipe(CLASSES, **CALM, drop_path=0.5, head_init_scale=1.0))
+    learned = Labeled(a_recipe(CLASSES, **CALM, drop_path=0.5, head_init_scale=1.0))
     torch.manual_seed(0)
     model = learned.build()
     batch = random_batch(a_recipe(CLASSES), 0)
@@ -101,7 +101,7 @@ def test_drop_path_falls_the_same_again_in_the_same_step() -> None:
 
 def test_a_linear_probe_trains_its_head_before_a_still_encoder() -> None:
     config = a_recipe(CLASSES, mode="linear", drop_path=0.5, layer_decay=0.5)
-    learned = Labelled(config)
+    learned = Labeled(config)
     model = learned.build()
     learned.train_mode(model)
     trained = {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
@@ -109,7 +109,7 @@ def test_a_linear_probe_trains_its_head_before_a_still_encoder() -> None:
     assert not any(part.training for part in model.get_submodule("encoder").modules())
     assert model.training
     assert learned.layer_decay == 1
-    whole = Labelled(a_recipe(CLASSES, layer_decay=0.5))
+    whole = Labeled(a_recipe(CLASSES, layer_decay=0.5))
     assert whole.layer_decay == 0.5
     forward = flops.classifier(whole._size, 3)
     assert learned.flops_per_clip == sum(forward.values())
@@ -122,7 +122,7 @@ def test_a_linear_probe_trains_its_head_before_a_still_encoder() -> None:
 def test_values_are_squashed_alike_in_the_loss_and_in_the_scores(output: str, squash: Any) -> None:
     config = a_recipe(VALUES, output=output)
     learned, batch = build_objective(config), random_batch(config, 0)
-    assert isinstance(learned, Labelled)
+    assert isinstance(learned, Labeled)
     assert batch.targets is not None
     expected = (squash(OUTPUTS) - batch.targets).square().mean()
     for step in (None, 2):

@@ -25,7 +25,7 @@ from svfap_dist.train.engine import StepContext
 from svfap_dist.train.mixing import mix, soft_targets
 
 
-class Labelled:
+class Labeled:
     """Classification or regression of whole clips; an `Objective`.
 
     Args:
