@@ -109,7 +109,7 @@ def predict(
     from svfap_dist.inference.videos import list_videos
     from svfap_dist.progress import Progress
 
-    network.check_head()
+    network.check_head(checkpoint)
     found = list_videos(videos)
     with Progress("Predicting", len(found)) as progress:
         result = prediction.predict(

@@ -88,8 +88,11 @@ class Network(nn.Module):
         """
         return self.activation(self.outputs(clips))
 
-    def check_head(self) -> None:
+    def check_head(self, url: str = "") -> None:
         """Check that the network is fine-tuned.
+
+        Args:
+            url: where it was loaded from, for the error (default: the run that trained it).
 
         Raises:
             CheckpointError: It has no head.
@@ -97,7 +100,7 @@ class Network(nn.Module):
         if self.head is None:
             raise CheckpointError(
                 "Network has no head",
-                where=self.info.provenance.get("run_url", ""),
+                where=url or self.info.provenance.get("run_url", ""),
                 found="a pre-trained network, which gives features and no labels",
                 do="fine-tune it with `svfap finetune`, or take features with `svfap extract`",
             )

@@ -58,6 +58,19 @@ def test_values_of_a_regression_are_squashed_as_in_training(tmp_path, clips, out
         torch.testing.assert_close(network(clips), squash(model(clips)))
 
 
+def test_a_network_without_a_head_is_named_by_where_it_was_loaded_from(tmp_path):
+    from typer.testing import CliRunner
+
+    from svfap_dist.cli.app import app
+
+    run = save_run(tmp_path / "run", pretrained(), recipe())
+    exported = str(tmp_path / "exported")
+    assert CliRunner().invoke(app, ["export", run, "-o", exported]).exit_code == 0
+    error = CliRunner().invoke(app, ["predict", exported, "a.mp4"]).exception
+    assert isinstance(error, CheckpointError)
+    assert error.where == exported
+
+
 def test_how_clips_are_cut_and_averaged_is_the_recipes(tmp_path):
     config = emotions()
     config = config.model_copy(
