@@ -36,7 +36,7 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["pretrain", "tiny_cp"], 2, ["No such recipe", "did you mean tiny_cpu"]),
+        (["pretrain", "tiny_cp"], 2, ["No such recipe", "did you mean tiny_cpu? (or give"]),
         (
             ["pretrain", "tiny_cpu", "train.max_step=3"],
             2,

@@ -96,12 +96,12 @@ def _read(recipe: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
         if recipe not in known:
             where = extended_by[-1] if extended_by else recipe
             found = f"{recipe} is neither a .toml file nor a bundled recipe"
-            advice = f"{nearest(recipe, known)}, or give the path of a .toml file"
+            advice = f"{nearest(recipe, known)} (or give the path of a .toml file)"
             raise ConfigError("No such recipe", where, found, advice)
         path = bundled.folder("launch/recipes") / f"{recipe}.toml"
     place = str(path.resolve())
     if place in extended_by:
-        title, found = "Recipes extend each other in a circle", " -> ".join((*extended_by, place))
+        title, found = "Recipes extend each other in a cycle", " -> ".join((*extended_by, place))
         raise ConfigError(title, extended_by[0], found, "remove `extends` from one of them")
     try:
         tables = tomllib.loads(path.read_text())

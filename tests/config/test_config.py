@@ -68,7 +68,7 @@ def test_recipes_extend_each_other_in_chains(tmp_path):
 @pytest.mark.parametrize(
     ("extends", "message"),
     [
-        ('"mine.toml"', r"in a circle.*mine\.toml -> .*mine\.toml"),
+        ('"mine.toml"', r"in a cycle.*mine\.toml -> .*mine\.toml"),
         ('"none.toml"', r"extends in .*mine\.toml.*none\.toml: No such file"),
         ('"finetune_dfw"', r"No such recipe.*mine\.toml.*did you mean finetune_dfew"),
         ("3", r"extends in .*mine\.toml"),
