@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from data_sharding.sources.synthetic import SyntheticClip, _encoded, samples
+from data_sharding.sources.synthetic import SyntheticClip, _encode_h264, samples
 from data_sharding.sources.synthetic_face.identity import draw_identity
 from data_sharding.sources.synthetic_face.motion import expression_faces
 from data_sharding.sources.synthetic_face.render import render_frames
@@ -55,7 +55,7 @@ def test_the_same_frames_encode_to_the_same_bytes_whatever_the_heap_held():
         rubbish.append(np.full(rng.integers(1, 300_000), rng.integers(256), np.uint8))
         if len(rubbish) > 8:
             rubbish.pop(int(rng.integers(8)))
-        encoded.add(_encoded(frames, clip.size))
+        encoded.add(_encode_h264(frames, clip.size))
     assert len(encoded) == 1
 
 

@@ -132,7 +132,7 @@ def test_a_classifier_sees_all_frames_after_pre_training_on_some() -> None:
     ("overrides", "words"),
     [
         ("mask.kind=frame", r"mask.ratio.*2 of 8 tubelet frames visible.*merge 4"),
-        ("mask.kind=frame mask.ratio=0.95", r"of 8 tubelet frames it must mask some"),
+        ("mask.kind=frame mask.ratio=0.95", r"must mask some of 8 tubelet frames"),
         ("model.encoder=vit model.stage_depths=[2,2]", "vit has at most 1 stage"),
         ("model.num_bottleneck_tokens=[4,2,1]", "one number for each stage but the first, 2"),
         ("model.num_bottleneck_tokens=[]", "model.num_bottleneck_tokens.*per stage"),
@@ -143,7 +143,7 @@ def test_a_classifier_sees_all_frames_after_pre_training_on_some() -> None:
         ("mask.decoder_ratio=0.3", "mask.decoder_ratio.*multiple of 0.25"),
         ("mask.decoder_ratio=0.5 mask.kind=random", "mask.decoder_ratio.*not random and 8"),
         ("mask.decoder_ratio=0.5 model.tubelet_size=8", "mask.decoder_ratio.*not tube and 2"),
-        ("data.repeated_sampling=3", "data.repeated_sampling = 3 does not divide"),
+        ("data.repeated_sampling=3", "data.repeated_sampling = 3 must divide"),
     ],
 )
 def test_what_does_not_fit_is_refused(overrides: str, words: str) -> None:
