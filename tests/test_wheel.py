@@ -55,7 +55,7 @@ def test_it_extracts(svfap, tmp_path):
         assert any(np.isfinite(arrays[name]).all() for name in arrays if arrays[name].ndim == 2)
 
 
-@pytest.mark.parametrize("inputs", ["videos", "shards/labeled"])
+@pytest.mark.parametrize("inputs", ["videos", "shards/labelled"])
 def test_it_predicts(svfap, inputs):
     done = svfap("predict", "exports/classifier", inputs, "--json")
     assert done.returncode == 0, done.stderr
