@@ -96,7 +96,7 @@ def test_the_bytes_are_those_of_webdatasets_own_writer(tmp_path: Path) -> None:
     samples = [sample(i, 1000 + i) for i in range(7)] + [sample(8, 10, suffix="avi")]
     entry, _ = pack_all(samples, str(tmp_path))
     with TarWriter(str(tmp_path / "b.tar"), user="", group="", mtime=0, encoder=False) as writer:
-        for each in samples:  # JSON first: by itself, it writes members in order of suffix
+        for each in samples:  # JSON first: otherwise it writes members in order of suffix
             writer.write({"__key__": each.key, "json": dump_info(each.info)})
             writer.write({"__key__": each.key, each.suffix: each.data})
     assert (tmp_path / "b.tar").read_bytes() == (tmp_path / entry.name).read_bytes()
