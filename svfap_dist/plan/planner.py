@@ -166,9 +166,10 @@ class _Planner:
             log.info("Measuring how fast %s is read and decoded ...", config.data.url)
             found = measure_data(config, self._on_gpu)
         learned, context = self._objective, StepContext(torch.device("cpu"), 0)
-        clip = noise_batch(config, 1)
-        loss = functools.partial(learned.loss, batch=clip, part=slice(0, 1), context=context)
-        model = memory.count_model(learned.build, loss, config.train)
+        inputs = learned.inputs(noise_batch(config, 1), slice(0, 1), context)
+        model = memory.count_model(
+            learned.build, lambda network: learned.loss(network, *inputs), config.train
+        )
         step = None if self._on_gpu else self._measure_steps()
         throughput = limits.throughput(self._costs(model, step, found))
         total = self._total_steps(found)

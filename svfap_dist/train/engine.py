@@ -96,16 +96,24 @@ class Objective(Protocol):
         """
         ...
 
-    def loss(
-        self, network: Callable[..., Tensor], batch: ClipBatch, part: slice, context: StepContext
-    ) -> Tensor:
-        """Return the mean loss, a scalar on the device, over some clips of a batch.
+    def inputs(self, batch: ClipBatch, part: slice, context: StepContext) -> tuple[Tensor, ...]:
+        """Return what `loss` needs of some clips, as tensors on the device that need no gradient.
+
+        All random choices of a step are made here, those of the network by seeding torch.
 
         Args:
-            network: Network from `build`, perhaps wrapped.
             batch: This rank's clips.
             part: Which of them.
             context: Device, rank and step.
+        """
+        ...
+
+    def loss(self, network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Return the mean loss, a scalar on the device; a function of tensors, to be compiled.
+
+        Args:
+            network: Network from `build`, perhaps wrapped.
+            *inputs: From `inputs`.
         """
         ...
 
@@ -274,7 +282,7 @@ class Engine:
             step: Completed optimizer steps, for random choices; None: none, for evaluation.
         """
         context = StepContext(self.device, self._rank, step)
-        return self.objective.loss(self._engine, batch, part, context)
+        return self.objective.loss(self._engine, *self.objective.inputs(batch, part, context))
 
     def network(self, *inputs: Tensor) -> Tensor:
         """Return the network's output; a collective under ZeRO-3.

@@ -97,10 +97,8 @@ class Labeled:
         if self._is_linear:
             model.get_submodule("encoder").eval()
 
-    def loss(
-        self, network: Callable[..., Tensor], batch: ClipBatch, part: slice, context: StepContext
-    ) -> Tensor:
-        """See `Objective.loss`."""
+    def inputs(self, batch: ClipBatch, part: slice, context: StepContext) -> tuple[Tensor, ...]:
+        """See `Objective.inputs`."""
         assert batch.targets is not None
         frames = batch.frames_on(context.device, part)
         targets = batch.targets[part].to(context.device, non_blocking=True)
@@ -110,10 +108,16 @@ class Labeled:
             chance = Stream(seed, "fine-tuning", context.step, context.rank, part.start)
             torch.manual_seed(chance.integer(1 << 62))  # drop path draws from torch's generator
         if self._task.kind == "regression":
-            output = self._activation(network(frames).float())
-            return nn.functional.mse_loss(output, targets.float())
+            return frames, targets.float()
         if chance is None:
-            return nn.functional.cross_entropy(network(frames).float(), targets)
+            return frames, targets
         towards = soft_targets(targets, len(self._task.names), self._finetune.label_smoothing)
-        clips, towards = mix(normalize(frames), towards, chance, self._finetune)
-        return nn.functional.cross_entropy(network(clips).float(), towards)
+        return mix(normalize(frames), towards, chance, self._finetune)
+
+    def loss(self, network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """See `Objective.loss`."""
+        clips, targets = inputs
+        output = network(clips).float()
+        if self._task.kind == "regression":
+            return nn.functional.mse_loss(self._activation(output), targets)
+        return nn.functional.cross_entropy(output, targets)

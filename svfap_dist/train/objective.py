@@ -84,14 +84,14 @@ class MaskedReconstruction:
         """See `Objective.train_mode`."""
         model.train()
 
-    def loss(
-        self, network: Callable[..., Tensor], batch: ClipBatch, part: slice, context: StepContext
-    ) -> Tensor:
-        """See `Objective.loss`."""
+    def inputs(self, batch: ClipBatch, part: slice, context: StepContext) -> tuple[Tensor, ...]:
+        """See `Objective.inputs`."""
         frames = batch.frames_on(context.device, part)
-        visible, masked = (
-            tensor[part].to(context.device, non_blocking=True)
-            for tensor in (batch.visible, batch.masked)
-        )
+        indices = (batch.visible, batch.masked)
+        return frames, *(i[part].to(context.device, non_blocking=True) for i in indices)
+
+    def loss(self, network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """See `Objective.loss`."""
+        frames, visible, masked = inputs
         target = patches.targets(frames, masked, self._model.patch)
         return patches.masked_patch_loss(network(frames, visible, masked), target)

@@ -27,10 +27,10 @@ _SMALL = (
 
 
 def _count(config: Config) -> ModelBytes:
-    learned, clip = build_objective(config), noise_batch(config, 1)
-    context = StepContext(torch.device("cpu"), 0)
+    learned, context = build_objective(config), StepContext(torch.device("cpu"), 0)
+    inputs = learned.inputs(noise_batch(config, 1), slice(0, 1), context)
     return memory.count_model(
-        learned.build, lambda model: learned.loss(model, clip, slice(0, 1), context), config.train
+        learned.build, lambda model: learned.loss(model, *inputs), config.train
     )
 
 

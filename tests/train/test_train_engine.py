@@ -102,7 +102,7 @@ def plain_layers(config: Config) -> tuple[list[float], dict[str, Tensor]]:
     losses = []
     for step, rate in enumerate(RATES):
         batch, context = random_batch(config, step), StepContext(torch.device("cpu"), 0, step)
-        value = learned.loss(model, batch, slice(None), context)
+        value = learned.loss(model, *learned.inputs(batch, slice(None), context))
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         for group in optimizer.param_groups:

@@ -41,10 +41,16 @@ def says(outputs: torch.Tensor, heard: list[torch.Tensor] | None = None) -> Any:
     return network
 
 
+def loss_of(
+    learned: Any, network: Any, batch: Any, *, rank: int = 0, step: int | None, part: slice = ALL
+) -> torch.Tensor:
+    return learned.loss(network, *learned.inputs(batch, part, StepContext(CPU, rank, step)))
+
+
 def test_classes_are_told_by_the_cross_entropy_with_their_own_clips() -> None:
     config = a_recipe(CLASSES, **CALM)
     batch = random_batch(config, 0)
-    found = Labeled(config).loss(says(OUTPUTS), batch, ALL, StepContext(CPU, 0, 3))
+    found = loss_of(Labeled(config), says(OUTPUTS), batch, step=3)
     assert batch.targets is not None
     expected = -OUTPUTS.log_softmax(1)[range(4), batch.targets].mean()
     torch.testing.assert_close(found, expected)
@@ -55,9 +61,9 @@ def test_smoothing_and_mixing_are_for_training_and_drawn_by_step_rank_and_part()
     batch, learned = random_batch(config, 0), Labeled(config)
     assert batch.targets is not None
     plain = torch.nn.functional.cross_entropy(OUTPUTS, batch.targets)
-    torch.testing.assert_close(learned.loss(says(OUTPUTS), batch, ALL, StepContext(CPU, 0)), plain)
+    torch.testing.assert_close(loss_of(learned, says(OUTPUTS), batch, step=None), plain)
     heard: list[torch.Tensor] = []
-    loss = learned.loss(says(OUTPUTS, heard), batch, ALL, StepContext(CPU, 1, 5))
+    loss = loss_of(learned, says(OUTPUTS, heard), batch, rank=1, step=5)
     chance = Stream(config.run.seed, "fine-tuning", 5, 1, None)
     chance.integer(1 << 62)
     towards = mixing.soft_targets(batch.targets, 3, 0.3)
@@ -68,7 +74,7 @@ def test_smoothing_and_mixing_are_for_training_and_drawn_by_step_rank_and_part()
 
     def value(rank: int, step: int, part: slice) -> float:
         network = says(OUTPUTS[part])
-        return learned.loss(network, batch, part, StepContext(CPU, rank, step)).item()
+        return loss_of(learned, network, batch, rank=rank, step=step, part=part).item()
 
     first, second = slice(0, 2), slice(2, 4)
     assert value(1, 5, first) == value(1, 5, first)
@@ -77,9 +83,7 @@ def test_smoothing_and_mixing_are_for_training_and_drawn_by_step_rank_and_part()
     batch.targets[2:] = batch.targets[:2]
     batch.frames[2:] = batch.frames[:2]
     same = says(OUTPUTS[first])
-    of_parts = [
-        learned.loss(same, batch, p, StepContext(CPU, 0, 5)).item() for p in (first, second)
-    ]
+    of_parts = [loss_of(learned, same, batch, step=5, part=p).item() for p in (first, second)]
     assert of_parts[0] != of_parts[1]
 
 
@@ -90,7 +94,7 @@ def test_drop_path_falls_the_same_again_in_the_same_step() -> None:
     batch = random_batch(a_recipe(CLASSES), 0)
 
     def value(step: int | None, rank: int = 0) -> float:
-        return learned.loss(model, batch, ALL, StepContext(CPU, rank, step)).item()
+        return loss_of(learned, model, batch, rank=rank, step=step).item()
 
     learned.train_mode(model)
     assert value(1) == value(1)
@@ -126,5 +130,5 @@ def test_values_are_squashed_alike_in_the_loss_and_in_the_scores(output: str, sq
     assert batch.targets is not None
     expected = (squash(OUTPUTS) - batch.targets).square().mean()
     for step in (None, 2):
-        found = learned.loss(says(OUTPUTS), batch, ALL, StepContext(CPU, 0, step))
+        found = loss_of(learned, says(OUTPUTS), batch, step=step)
         torch.testing.assert_close(found, expected)
