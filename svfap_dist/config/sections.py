@@ -225,7 +225,7 @@ class TrainConfig(Section):
     checkpoint_every: Positive = 1000  # steps
     keep_last: Positive = 3  # newest checkpoints kept
     keep_every: NonNegative = 0  # also keep checkpoints at multiples of this step; 0: none
-    threads_per_rank: NonNegative = 0  # torch's CPU threads; 0: cores / ranks of the node
+    threads_per_rank: NonNegative = 0  # torch's CPU threads; 0: cores / ranks that share them
     collective_timeout_seconds: Positive = 600  # an unresponsive rank ends the attempt after this
 
     def total_steps(self, steps_per_epoch: int) -> int:

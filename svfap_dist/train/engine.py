@@ -16,6 +16,7 @@ import dataclasses
 import datetime
 import logging
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data.batch import ClipBatch
-from svfap_dist.distributed import World, barrier
+from svfap_dist.distributed import World, all_gather_object, barrier
 from svfap_dist.errors import ClusterError
 from svfap_dist.model import layers
 from svfap_dist.telemetry.meter import Phases
@@ -142,8 +143,6 @@ def process_group(config: Config, world: World) -> Iterator[torch.device]:
         ClusterError: If the recipe wants a GPU and there is none, or the rendezvous fails.
     """
     device = _device(config, world)
-    fair_threads = max(1, len(os.sched_getaffinity(0)) // world.local_world_size)
-    torch.set_num_threads(config.train.threads_per_rank or fair_threads)
     if device.type == "cpu":
         keep_freed_memory()
     is_ours = not dist.is_initialized()
@@ -151,6 +150,7 @@ def process_group(config: Config, world: World) -> Iterator[torch.device]:
         _connect(config, world, device)
     try:
         _deepspeed(device).init_distributed(auto_mpi_discovery=False)
+        torch.set_num_threads(config.train.threads_per_rank or _fair_threads())
         yield device
         barrier()  # destroying the group early would fail peers' pending collectives
     finally:
@@ -165,10 +165,27 @@ def _device(config: Config, world: World) -> torch.device:
         found = "cluster.use_gpu = true, but torch sees no CUDA device"
         advice = "run where there is one, or set cluster.use_gpu=false"
         raise ClusterError("No GPU", f"rank {world.rank}", found, advice)
+    count, ranks = torch.cuda.device_count(), world.local_world_size
+    if 1 < count < ranks:
+        found = f"{ranks} ranks on a machine where torch sees {count} CUDA devices"
+        advice = "start one rank per GPU (cluster.num_workers), or set CUDA_VISIBLE_DEVICES to all"
+        raise ClusterError("Fewer GPUs than ranks", f"rank {world.rank}", found, advice)
     # Ray may expose only its own GPU to each rank, which is then number 0 for any local rank.
-    device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
+    device = torch.device("cuda", world.local_rank % count)
     torch.cuda.set_device(device)
     return device
+
+
+def _fair_threads() -> int:
+    """Return this rank's share of the cores it may use; a collective.
+
+    Under torchrun or Ray all ranks of a machine have the same cores; srun may have given each rank
+    cores of its own, which nothing else shares.
+    """
+    cores = os.sched_getaffinity(0)
+    placed = all_gather_object((socket.gethostname(), cores))
+    sharing = sum(host == socket.gethostname() and not cores.isdisjoint(c) for host, c in placed)
+    return max(1, len(cores) // sharing)
 
 
 def _connect(config: Config, world: World, device: torch.device) -> None:
@@ -196,8 +213,11 @@ def _deepspeed(device: torch.device) -> Any:
     import deepspeed
     import deepspeed.ops
 
-    # Its shared-memory all-reduce for CPUs is compiled with g++ at first use; gloo needs none.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device.type == "cpu":
+        # Its shared-memory all-reduce for CPUs is compiled with g++ at first use; gloo needs none.
+        # The attribute is assigned, not read: reading it compiles test programs for all its
+        # kernels and prints on standard output what fails.
+        deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.ERROR)
     for handler in logger.handlers:
@@ -379,8 +399,9 @@ class Engine:
         # of the first, and lets all parameters share one step counter tensor.
         for group, decay in zip(self._engine.optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay
+        # It also leaves the counter on the CPU, where fused AdamW of a GPU refuses it.
         for state in self._engine.basic_optimizer.state.values():
-            state["step"] = state["step"].clone()
+            state["step"] = state["step"].to(self.device, torch.float32, copy=True)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all weights on rank 0 (others may get an empty dictionary); a collective."""

@@ -1,0 +1,101 @@
+"""What the engine sets up on a rank: device, threads, DeepSpeed, and the optimizer's counters."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+
+from svfap_dist.config import recipe
+from svfap_dist.distributed import World
+from svfap_dist.errors import ClusterError
+from svfap_dist.train import engine
+
+
+def recipe_on_gpu() -> Any:
+    return recipe.from_tables({"cluster": {"use_gpu": True}}, where="test")
+
+
+@pytest.mark.parametrize(("gpus", "local_ranks"), [(4, 8), (2, 3)])
+def test_ranks_that_would_share_a_gpu_are_refused(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, local_ranks: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    world = World(rank=1, local_rank=1, world_size=local_ranks, local_world_size=local_ranks)
+    with pytest.raises(ClusterError, match=f"{local_ranks} ranks .* {gpus} CUDA devices"):
+        engine._device(recipe_on_gpu(), world)
+
+
+@pytest.mark.parametrize(("gpus", "index"), [(1, 0), (8, 5), (16, 5)])
+def test_a_rank_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch, gpus: int, index: int) -> None:
+    """With one visible device it is the rank's own: Ray hides those of other ranks."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    world = World(rank=5, local_rank=5, world_size=8, local_world_size=8)
+    assert engine._device(recipe_on_gpu(), world) == torch.device("cuda", index)
+
+
+@pytest.mark.parametrize(
+    ("others", "threads"),
+    [
+        ([], 4),
+        ([{0, 1, 2, 3}], 2),  # torchrun: the same cores
+        ([{4, 5, 6, 7}, {8, 9}], 4),  # srun: cores of their own
+        ([{2, 3, 4, 5}], 2),
+    ],
+)
+def test_threads_are_divided_only_among_ranks_on_the_same_cores(
+    monkeypatch: pytest.MonkeyPatch, others: list[set[int]], threads: int
+) -> None:
+    here, mine = socket.gethostname(), {0, 1, 2, 3}
+    placed = [(here, mine), *((here, cores) for cores in others), ("elsewhere", mine)]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: mine)
+    monkeypatch.setattr(engine, "all_gather_object", lambda value: placed)
+    assert engine._fair_threads() == threads
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_no_kernel_of_deepspeed_is_probed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str
+) -> None:
+    """Reading the table of kernels prints what does not compile, between lines of results."""
+
+    def probe(name: str) -> dict[str, bool]:
+        print(f"[WARNING] {name}: compatibility check failed")
+        return {"deepspeed_shm_comm": True}
+
+    package, ops = types.ModuleType("deepspeed"), types.ModuleType("deepspeed.ops")
+    package.ops = ops  # type: ignore[attr-defined]
+    ops.__getattr__ = probe  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "deepspeed", package)
+    monkeypatch.setitem(sys.modules, "deepspeed.ops", ops)
+    monkeypatch.setenv("DS_ACCELERATOR", device)
+    assert engine._deepspeed(torch.device(device)) is package
+    assert capsys.readouterr().out == ""
+    assert vars(ops).get("__compatible_ops__") == (
+        {"deepspeed_shm_comm": False} if device == "cpu" else None
+    )
+
+
+def test_counters_of_the_optimizer_move_to_the_device_after_a_load() -> None:
+    """Fused AdamW of a GPU refuses a step counter on the CPU, where DeepSpeed loads it."""
+    shared = torch.tensor(7, dtype=torch.int64)
+    states = {name: {"step": shared} for name in ("a", "b")}
+    fake = types.SimpleNamespace(
+        optimizer=types.SimpleNamespace(param_groups=[{"weight_decay": 0.1}]),
+        basic_optimizer=types.SimpleNamespace(state=states),
+        load_checkpoint=lambda folder, tag: (folder, {}),
+    )
+    loaded = engine.Engine.__new__(engine.Engine)
+    loaded.device, loaded._engine = torch.device("meta"), fake
+    loaded.load("folder", "tag")
+    counters = [state["step"] for state in states.values()]
+    assert {(c.device.type, c.dtype) for c in counters} == {("meta", torch.float32)}
+    assert counters[0] is not counters[1]
