@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import time
 
@@ -16,7 +17,24 @@ def behave(request: str) -> object:
         raise ValueError("no such frame")
     if request == "eat":
         return len(bytearray(8 << 30))
+    if request == "niceness":
+        return os.nice(0)
+    if request == "threads":
+        return os.environ.get("OPENBLAS_NUM_THREADS"), os.environ.get("OMP_NUM_THREADS")
     return os.getpid() if request == "pid" else request.upper()
+
+
+class MapsOnArrival:
+    """A function whose import maps address space, as a CUDA build of torch does."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._num_bytes = num_bytes
+
+    def __call__(self, request: str) -> object:
+        return behave(request)
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self._mapped = mmap.mmap(-1, state["_num_bytes"], prot=mmap.PROT_READ)
 
 
 class DiesOnArrival:

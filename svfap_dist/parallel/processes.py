@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import itertools
 import multiprocessing
 import os
@@ -23,13 +24,15 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, TypeVar
 
 _START_SECONDS = 120.0  # for a child to start and to import what the function needs
+_THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_starting = threading.Lock()  # a child inherits the environment, which all threads share
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 _Item = TypeVar("_Item")
@@ -57,11 +60,15 @@ class ChildProcess(Generic[_Request, _Response]):
     Args:
         function: Picklable; called with each request. The caller gets the exceptions it raises.
         seconds: Deadline of a call; None: no deadline.
-        memory_bytes: Limit of the child's address space, beyond which allocations in it fail; 0: no
-            limit. Ignored where the system has no such limits (Windows).
+        memory_bytes: Address space that calls may use, beside what the child has mapped once the
+            function is imported (a CUDA build of torch maps gigabytes). Allocations beyond it fail;
+            0: no limit. Ignored where the system has no such limits (Windows, macOS).
         may_have_children: Whether the function may start processes of its own.
         ignore_interrupts: Whether the child ignores Ctrl-C, which a terminal sends to parent and
             child alike; for parents that kill their children when they are interrupted.
+        niceness: By how much the child's priority is below the parent's, 0 to 19.
+        one_thread: Whether numeric libraries (OpenMP, OpenBLAS) use one thread in it, unless the
+            environment says how many; for children that share the cores.
     """
 
     def __init__(
@@ -72,9 +79,12 @@ class ChildProcess(Generic[_Request, _Response]):
         memory_bytes: int = 0,
         may_have_children: bool = False,
         ignore_interrupts: bool = False,
+        niceness: int = 0,
+        one_thread: bool = False,
     ) -> None:
-        self._function, self._seconds, self._memory_bytes = function, seconds, memory_bytes
-        self._daemon, self._ignore_interrupts = not may_have_children, ignore_interrupts
+        self._function, self._seconds = function, seconds
+        self._daemon, self._one_thread = not may_have_children, one_thread
+        self._limits = _Limits(memory_bytes, niceness, ignore_interrupts, os.getpid())
         self._killed = self._has_served = False
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
@@ -125,11 +135,11 @@ class ChildProcess(Generic[_Request, _Response]):
     def _start(self) -> Connection:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        options = self._memory_bytes, self._ignore_interrupts, os.getpid()
         process = context.Process(
-            target=_serve, args=(self._function, theirs, *options), daemon=self._daemon
+            target=_serve, args=(self._function, theirs, self._limits), daemon=self._daemon
         )
-        process.start()
+        with _one_library_thread() if self._one_thread else contextlib.nullcontext():
+            process.start()
         self._process = process
         theirs.close()
         try:
@@ -169,8 +179,9 @@ class ProcessPool(Generic[_Request, _Response]):
         function: Picklable; called with each request.
         processes: Largest number of processes, at least 1.
         seconds: Deadline of a call; None: no deadline.
-        memory_bytes: Limit of each child's address space; 0: no limit.
+        memory_bytes: Address space that calls in each child may use; 0: no limit.
         may_have_children: Whether the function may start processes of its own.
+        niceness: By how much the children's priority is below the parent's, 0 to 19.
     """
 
     def __init__(
@@ -181,6 +192,7 @@ class ProcessPool(Generic[_Request, _Response]):
         seconds: float | None,
         memory_bytes: int = 0,
         may_have_children: bool = False,
+        niceness: int = 0,
     ) -> None:
         self._children = [
             ChildProcess(
@@ -189,6 +201,8 @@ class ProcessPool(Generic[_Request, _Response]):
                 memory_bytes=memory_bytes,
                 may_have_children=may_have_children,
                 ignore_interrupts=True,
+                niceness=niceness,
+                one_thread=True,
             )
             for _ in range(processes)
         ]
@@ -235,22 +249,51 @@ class ProcessPool(Generic[_Request, _Response]):
             child.close()
 
 
-def _serve(
-    function: Callable[[_Request], _Response],
-    pipe: Connection,
-    memory_bytes: int,
-    ignore_interrupts: bool,
-    parent: int,
-) -> None:
-    """Serve calls until the pipe is closed; runs in the child."""
-    if ignore_interrupts:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
-    if memory_bytes:
-        with contextlib.suppress(ImportError):  # Windows has no such limits
-            import resource
+@dataclasses.dataclass(frozen=True)
+class _Limits:
+    """How a child differs from its parent; see `ChildProcess`."""
 
-            resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    memory_bytes: int
+    niceness: int
+    ignore_interrupts: bool
+    parent: int
+
+    def apply(self) -> None:
+        """Apply them to this process, whose imports are done."""
+        if self.ignore_interrupts:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=_exit_with, args=(self.parent,), daemon=True).start()
+        if self.niceness:
+            os.nice(self.niceness)
+        if self.memory_bytes:
+            with contextlib.suppress(ImportError, OSError):  # Windows, macOS
+                import resource
+
+                with open("/proc/self/statm") as file:
+                    mapped = int(file.read().split()[0]) * resource.getpagesize()
+                limit = mapped + self.memory_bytes
+                resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+@contextlib.contextmanager
+def _one_library_thread() -> Iterator[None]:
+    """Start children within this context whose numeric libraries use one thread each.
+
+    OpenBLAS otherwise starts a thread per core, and maps memory for each, as NumPy is imported.
+    """
+    with _starting:
+        added = [name for name in _THREAD_COUNTS if name not in os.environ]
+        os.environ |= dict.fromkeys(added, "1")
+        try:
+            yield
+        finally:
+            for name in added:
+                del os.environ[name]
+
+
+def _serve(function: Callable[[_Request], _Response], pipe: Connection, limits: _Limits) -> None:
+    """Serve calls until the pipe is closed; runs in the child."""
+    limits.apply()
     pipe.send(())
     while True:
         try:

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from child_calls import behave
+from child_calls import MapsOnArrival, behave
 
-from svfap_dist.parallel.processes import ChildProcess, CrashedError, HungError
+from svfap_dist.parallel.processes import ChildProcess, CrashedError, HungError, ProcessPool
 
 
 def test_calls_share_one_process_and_errors_come_back() -> None:
@@ -44,6 +44,29 @@ def test_memory_has_a_limit() -> None:
         pytest.raises(MemoryError),
     ):
         call("eat")
+
+
+def test_what_the_imports_have_mapped_does_not_count() -> None:
+    """A CUDA build of torch maps more than a small limit before the first call."""
+    with ChildProcess(MapsOnArrival(4 << 30), seconds=30, memory_bytes=2 << 30) as call:
+        assert call("x" * (64 << 20)) == "X" * (64 << 20)
+        with pytest.raises(MemoryError):
+            call("eat")
+
+
+def test_children_of_a_pool_use_one_thread_and_may_be_nice(monkeypatch) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # of the user
+    pool = ProcessPool(behave, 1, seconds=30, niceness=2)
+    try:
+        assert pool("threads") == ("1", "3")
+        assert pool("niceness") == os.nice(0) + 2
+    finally:
+        pool.close()
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+    with ChildProcess(behave, seconds=30) as call:  # one that has the machine to itself
+        assert call("threads") == (None, "3")
+        assert call("niceness") == os.nice(0)
 
 
 def test_a_hung_child_ends_when_its_parent_was_killed() -> None:
