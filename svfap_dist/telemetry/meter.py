@@ -137,7 +137,8 @@ def gpu_readings() -> dict[Metric, float]:
     if not torch.cuda.is_available():
         return {}
     found: dict[Metric, float] = {metrics.GPU_MEMORY: torch.cuda.memory_reserved()}
-    # Without nvidia-ml-py, or where NVML fails, only the memory is known.
-    with contextlib.suppress(ModuleNotFoundError, RuntimeError):
+    # Without nvidia-ml-py, or where NVML fails (MIG, missing rights), only the memory is known.
+    # NVML's errors have no base class of their own, and a gauge is no reason to end a run.
+    with contextlib.suppress(Exception):
         found[metrics.GPU_UTILIZATION] = torch.cuda.utilization() / 100
     return found
