@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import socket
 import time
@@ -26,7 +27,9 @@ from svfap_dist.telemetry.goodput import CLASSES, WINDOW, Goodput
 from svfap_dist.telemetry.journal import EVENTS_FILE, METRICS_FILE, QUARANTINE_FILE, Journal
 from svfap_dist.telemetry.meter import Meter, Window, gpu_readings
 
+log = logging.getLogger(__name__)
 Row = dict[str, Any]
+_LOOPBACK = ("127.", "localhost:", "::1:")
 _ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 - to listen on; not an address to connect to
 _COMBINE: dict[str, Callable[[list[float]], float]] = {"sum": sum, "max": max, "min": min}
 
@@ -108,7 +111,7 @@ class Recorder:
             {"host": socket.gethostname(), "pid": os.getpid(), "metrics": self._address()}
         )
         if self._world.is_main:
-            self._on_begin([rank["metrics"] for rank in ranks if rank["metrics"]])
+            self._on_begin(_reachable(ranks))
         self._write_event(
             "resume" if step else "start",
             attempt=self._attempt,
@@ -320,3 +323,24 @@ class Recorder:
             [row["loss"] for row in self._journal.read_lines(METRICS_FILE)],
             [event["held_out_loss"] for event in events if event["event"] == "eval"],
         )
+
+
+def _reachable(ranks: list[dict[str, Any]]) -> list[str]:
+    """Return the metrics addresses of ranks that rank 0's host can reach; log which it cannot.
+
+    The loopback address of another host is the scraper's own: equal ports of several hosts would
+    be one rank's metrics under several names.
+    """
+    served = [rank for rank in ranks if rank["metrics"]]
+    hidden = {
+        rank["host"]
+        for rank in served
+        if rank["host"] != ranks[0]["host"] and rank["metrics"].startswith(_LOOPBACK)
+    }
+    if hidden:
+        log.warning(
+            "Metrics of the ranks on %s are served on their loopback interface and not listed: "
+            "set metrics.host=0.0.0.0 in a network that you trust.",
+            ", ".join(sorted(hidden)),
+        )
+    return [rank["metrics"] for rank in served if rank["host"] not in hidden]

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from svfap_dist.config import recipe
 from svfap_dist.distributed import World
-from svfap_dist.telemetry import metrics
-from svfap_dist.telemetry.meter import Meter, Window
+from svfap_dist.telemetry import metrics, recorder
+from svfap_dist.telemetry.meter import Meter, Window, gpu_readings
 from svfap_dist.telemetry.recorder import Recorder
 
 
@@ -66,13 +67,47 @@ def test_a_windowed_metric_needs_one_row(tmp_path: Any, monkeypatch: pytest.Monk
     config = recipe.from_tables({"run": {"url": str(tmp_path)}}, where="test")
     rows: list[dict[str, Any]] = []
     world = World(0, 0, 1, 1)
-    with Recorder(config, world, 1, 0, rows.append, lambda found: None, (1, 1), None) as recorder:
+    with Recorder(config, world, 1, 0, rows.append, lambda found: None, (1, 1), None) as opened:
         for first in (1, 3):
             for value in (first, first + 1):
-                recorder.meter.count_step({toy: value, level: value})
-            recorder.close_window(first + 1)
+                opened.meter.count_step({toy: value, level: value})
+            opened.close_window(first + 1)
         numbers = {"step": 4, "total_steps": 4, "epoch": 0, "loss": 1, "lr": 1, "grad_norm": 1}
-        recorder.log_step(numbers, {})
-        served = recorder._exporter._series[toy.name].labels(run=config.run.name, rank="0")
+        opened.log_step(numbers, {})
+        served = opened._exporter._series[toy.name].labels(run=config.run.name, rank="0")
         assert served._value.get() == 10
     assert (rows[0]["toys"], rows[0]["toy_level"]) == (10, 1.5)
+
+
+def rank(host: str, metrics: str) -> dict[str, Any]:
+    return {"host": host, "pid": 1, "metrics": metrics}
+
+
+def test_loopback_addresses_of_other_hosts_are_not_listed(caplog: pytest.LogCaptureFixture) -> None:
+    ranks = [rank("a", "127.0.0.1:9000"), rank("a", "127.0.0.1:9001"), rank("b", "127.0.0.1:9000")]
+    assert recorder._reachable(ranks) == ["127.0.0.1:9000", "127.0.0.1:9001"]
+    assert "ranks on b" in caplog.text
+    assert "metrics.host=0.0.0.0" in caplog.text
+
+
+def test_hosts_with_addresses_of_their_own_are_all_listed(caplog: pytest.LogCaptureFixture) -> None:
+    ranks = [rank("a", "a:9000"), rank("b", "b:9000"), rank("b", "")]
+    assert recorder._reachable(ranks) == ["a:9000", "b:9000"]
+    assert not caplog.text
+
+
+def test_an_error_of_nvml_costs_its_gauge_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML's errors derive from Exception only."""
+
+    class NVMLError(Exception):
+        pass
+
+    def utilization() -> int:
+        raise NVMLError("Not Supported")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 5)
+    monkeypatch.setattr(torch.cuda, "utilization", utilization)
+    assert gpu_readings() == {metrics.GPU_MEMORY: 5}
+    monkeypatch.setattr(torch.cuda, "utilization", lambda: 40)
+    assert gpu_readings() == {metrics.GPU_MEMORY: 5, metrics.GPU_UTILIZATION: 0.4}
