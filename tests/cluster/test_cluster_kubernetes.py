@@ -10,6 +10,7 @@ import pytest
 import ray
 import yaml
 
+from svfap_dist import bundled
 from svfap_dist.cluster import kubernetes
 from svfap_dist.cluster.kubernetes import Kubernetes
 from svfap_dist.cluster.schedulers import Job
@@ -70,6 +71,13 @@ def test_every_pod_and_the_config_map_are_what_kubernetes_knows(name):
     for template in found:
         pod = {"apiVersion": "v1", "kind": "Pod", **template}
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+def test_the_image_asks_for_the_decoding_units():
+    """The container toolkit's default, compute and utility, leaves out NVDEC's library."""
+    text = (bundled.folder("launch/kubernetes") / "Dockerfile").read_text()
+    (capabilities,) = re.findall(r"^ENV .*\bNVIDIA_DRIVER_CAPABILITIES=(\S+)", text, re.MULTILINE)
+    assert {"compute", "video", "utility"} <= set(capabilities.split(","))
 
 
 def test_a_run_on_cpus_requests_no_gpu():
