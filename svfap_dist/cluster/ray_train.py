@@ -31,6 +31,9 @@ from svfap_dist.train.attempt import RunContext, RunResult
 from svfap_dist.train.signals import catch_stop_signals
 
 _SECONDS_BETWEEN_POLLS = 0.5
+# Variables of the driver that ranks on other nodes need, too: access to the store, the network's
+# settings, torch's, logging.
+_INHERITED = ("AWS_", "NCCL_", "GLOO_", "UCX_", "TORCH_", "TORCHINDUCTOR_", logs.VARIABLE)
 
 
 class _Board:
@@ -170,17 +173,21 @@ def _trainer(config: Config, board: Any) -> Any:
         run_config=RunConfig(
             # A new name each time: with an old one Ray Train would restore that run's state.
             name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
-            worker_runtime_env={"env_vars": _inherited() | ONE_ARENA},
+            worker_runtime_env={"env_vars": _variables(config)},
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             **_state_storage(config.run.url),
         ),
     )
 
 
-def _inherited() -> dict[str, str]:
-    """Return the driver's variables for ranks on other nodes: access to the store, logging."""
-    names = [name for name in os.environ if name.startswith(("AWS_", logs.VARIABLE))]
-    return {name: os.environ[name] for name in names}
+def _variables(config: Config) -> dict[str, str]:
+    """Return the environment of ranks: the driver's settings, and how a CPU rank allocates.
+
+    A GPU rank allocates little in the host's memory, but its threads would share one arena's lock.
+    """
+    names = [name for name in os.environ if name.startswith(_INHERITED)]
+    inherited = {name: os.environ[name] for name in names}
+    return inherited if config.cluster.use_gpu else inherited | ONE_ARENA
 
 
 def _state_storage(run_url: str) -> dict[str, Any]:

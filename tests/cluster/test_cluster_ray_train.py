@@ -142,11 +142,26 @@ def test_cluster_too_small_is_an_error_at_once(shards, tmp_path):
         ray_train.train(config, on_log=lambda row: None)
 
 
-def test_ranks_inherit_access_to_the_store_and_the_log_level(monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store")
-    monkeypatch.setenv("SVFAP_LOG", "debug,json")
+def test_ranks_get_the_settings_of_the_driver(shards, tmp_path, monkeypatch):
+    """Access to the store, the network's settings and the log level; no secrets of other things."""
+    settings = {
+        "AWS_ENDPOINT_URL": "http://store",
+        "SVFAP_LOG": "debug,json",
+        "NCCL_SOCKET_IFNAME": "eth1",
+        "GLOO_SOCKET_IFNAME": "eth1",
+        "UCX_NET_DEVICES": "mlx5_0:1",
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": "100",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("SECRET", "x")
-    inherited = ray_train._inherited()
-    assert inherited["AWS_ENDPOINT_URL"] == "http://store"
-    assert inherited["SVFAP_LOG"] == "debug,json"
-    assert "SECRET" not in inherited
+    found = ray_train._variables(config_of(shards, tmp_path))
+    assert settings.items() <= found.items()
+    assert "SECRET" not in found
+
+
+def test_only_ranks_on_cpus_have_one_arena(shards, tmp_path):
+    """On a GPU rank dozens of threads would wait for one lock of the allocator."""
+    assert ray_train._variables(config_of(shards, tmp_path))["MALLOC_ARENA_MAX"] == "1"
+    on_gpu = config_of(shards, tmp_path, "cluster.use_gpu=true")
+    assert "MALLOC_ARENA_MAX" not in ray_train._variables(on_gpu)
