@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import time
 from collections.abc import Sequence
 from typing import cast
@@ -113,8 +114,11 @@ def choose_backend(config: Config, url: str, manifest: Manifest) -> str:
 def _measure_backends(
     config: Config, samples: Sequence[Sample], names: Sequence[str]
 ) -> dict[str, float]:
-    """Return clips per second of backends for a rank with all its decode threads; 0: it failed."""
+    """Return clips per second of backends for a rank with all its decoders; 0: it failed."""
     requests = _spread_windows(config, samples)
+    # With worker processes the threads only fetch; and more than the cores decode no faster.
+    at_a_time = config.data.decode_workers or config.data.decode_threads
+    decoders = min(at_a_time, len(os.sched_getaffinity(0)))
 
     def rate_of(name: str) -> float:
         choice = decoding.with_backend(config, name)
@@ -126,7 +130,7 @@ def _measure_backends(
             rate = time_decoder(decoder, requests, _SECONDS)
         except (DecodeError, RuntimeError):
             return 0.0
-        return rate.per_cpu_second * config.data.decode_threads
+        return rate.per_cpu_second * decoders
 
     return {name: rate_of(name) for name in names}
 

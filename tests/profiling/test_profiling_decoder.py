@@ -12,6 +12,7 @@ from svfap_dist.config import ClusterConfig, Config, DataConfig, DecodeConfig, M
 from svfap_dist.data import decoding
 from svfap_dist.errors import ConfigError
 from svfap_dist.profiling import decoder
+from svfap_dist.profiling.timing import Rate
 from svfap_dist.train import loop
 from svfap_dist.video.backends import BACKENDS, open_decoder
 from svfap_dist.video.info import VideoInfo
@@ -75,6 +76,20 @@ def test_the_faster_of_two_backends_is_chosen_and_logged(data_sets, monkeypatch,
         assert f"Decoding with {faster}" in said
         assert f"{faster} 400" in said
         assert f"{slower} 90" in said
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "decoders"), [(3, 64, 3), (0, 64, 28), (14, 8, 8), (0, 2, 2)]
+)
+def test_threads_that_only_fetch_and_missing_cores_do_not_count(
+    data_sets, monkeypatch, workers, cores, decoders
+):
+    """The default backend's rate is that of the workers, or of threads, that decode at a time."""
+    monkeypatch.setattr(decoder, "time_decoder", lambda *_: Rate(10, 1.0, 1.0))
+    monkeypatch.setattr(decoder.os, "sched_getaffinity", lambda _: set(range(cores)))
+    samples = decoding.first_samples(data_sets["h264"].url, data_sets["h264"].manifest)
+    config = config_of(decode_workers=workers, decode_threads=28)
+    assert decoder._measure_backends(config, samples, ["pyav"]) == {"pyav": 10.0 * decoders}
 
 
 def test_naming_one_always_wins(data_sets, monkeypatch):
