@@ -213,11 +213,12 @@ def _deepspeed(device: torch.device) -> Any:
     import deepspeed
     import deepspeed.ops
 
+    ops: Any = deepspeed.ops
     if device.type == "cpu":
         # Its shared-memory all-reduce for CPUs is compiled with g++ at first use; gloo needs none.
-        # The attribute is assigned, not read: reading it compiles test programs for all its
-        # kernels and prints on standard output what fails.
-        deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
+        # The table is replaced, not read: reading it compiles test programs for all its kernels
+        # and prints on standard output what fails.
+        ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.ERROR)
     for handler in logger.handlers:
