@@ -5,8 +5,9 @@ group when one dies (`cluster.max_failures` times). Each rank calls `train.loop.
 torchrun and srun; it resumes from the newest committed checkpoint, so no state passes through Ray.
 
 Driver and ranks share a `_Board`, a small actor. Rank 0 posts its log rows; a rank posts an error
-that no restart can fix, so that the next attempt ends at once; the driver posts its reason to stop
-(Ctrl-C, a signal of Slurm or of Ray's job agent). When Ray Train announces that a node will be
+that no restart can fix, so that the next attempt ends at once, as it does when a rank has failed
+twice in the same way at the same step; the driver posts its reason to stop (Ctrl-C, a signal of
+Slurm or of Ray's job agent). When Ray Train announces that a node will be
 preempted, the ranks save a checkpoint and continue until the group is restarted.
 """
 
@@ -24,7 +25,7 @@ from svfap_dist import logs, storage
 from svfap_dist.allocator import ONE_ARENA
 from svfap_dist.cluster.connection import check_resources, connected
 from svfap_dist.config import Config, recipe
-from svfap_dist.errors import ClusterError, SvfapError
+from svfap_dist.errors import ClusterError, HealthError, SvfapError
 from svfap_dist.telemetry.exporter import Discovery
 from svfap_dist.train import loop
 from svfap_dist.train.attempt import RunContext, RunResult
@@ -42,6 +43,8 @@ class _Board:
     def __init__(self, context: RunContext) -> None:
         self._rows: list[dict[str, Any]] = []
         self._values: dict[str, Any] = {"context": context}
+        self._attempts = 0
+        self._failures: dict[tuple[int, str], int] = {}  # attempt of the first one
 
     def post(self, row: dict[str, Any]) -> None:
         """Append a log row."""
@@ -56,9 +59,18 @@ class _Board:
         """Return a value, None where there is none."""
         return self._values.get(name)
 
-    def take(self, name: str) -> Any:
-        """Return a value and remove it."""
-        return self._values.pop(name, None)
+    def begin(self) -> RunContext | None:
+        """Count an attempt; return the driver's context, which is out of date after the first."""
+        self._attempts += 1
+        return self._values.pop("context", None)
+
+    def fail(self, step: int, found: str) -> None:
+        """Store a rank's failure; one that an earlier attempt had at the same step is fatal."""
+        if self._failures.setdefault((step, found), self._attempts) != self._attempts:
+            what, where = "Training fails again at the same step", f"step {step + 1}"
+            advice = "see the stop events of events.jsonl and the rank's log; for errors of memory "
+            advice += "or CUDA lower train.micro_batch_size"
+            self.put("fatal", HealthError(what, where, found, advice))
 
     def read(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Return the new log rows, and all values but the context."""
@@ -226,8 +238,8 @@ def _rank(spec: dict[str, Any]) -> None:
                 on_begin=functools.partial(board.put.remote, "addresses"),
                 stop_requested=stop_reason,
                 nodes_leaving=_nodes_leaving,
-                # After a restart the context of the driver is out of date.
-                context=ray.get(board.take.remote("context")) if is_main else None,
+                context=ray.get(board.begin.remote()) if is_main else None,
+                on_failure=lambda step, error: _report_failure(board, step, error),
             )
     except SvfapError as error:
         if not error.retryable:
@@ -235,6 +247,17 @@ def _rank(spec: dict[str, Any]) -> None:
         raise
     if is_main:
         ray.get(board.put.remote("result", result))
+
+
+def _report_failure(board: Any, step: int, error: Exception) -> None:
+    """Tell the board of a rank's own error, one that says nothing about another rank or a store."""
+    import ray
+    import torch.distributed as dist
+
+    text = f"{type(error).__name__}: {error}".partition("\n")[0]
+    is_of_peer = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
+    if not (is_of_peer or isinstance(error, SvfapError)):
+        ray.get(board.fail.remote(step, text))
 
 
 def _nodes_leaving() -> Set[str]:

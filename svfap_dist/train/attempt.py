@@ -124,6 +124,7 @@ class Attempt:
         on_begin: Called with all ranks' metrics addresses, on rank 0.
         stack: Closes the parts.
         context: On rank 0, the result of `load_run_context`; None: read here.
+        on_failure: Called with the completed steps and the error that ends the attempt.
     """
 
     def __init__(
@@ -135,7 +136,10 @@ class Attempt:
         on_begin: Callable[[list[str]], None],
         stack: contextlib.ExitStack,
         context: RunContext | None = None,
+        on_failure: Callable[[int, Exception], None] = lambda step, error: None,
     ) -> None:
+        self._on_failure = on_failure
+
         def read() -> RunContext | None:
             return (context or load_run_context(config)) if world.is_main else None
 
@@ -176,11 +180,20 @@ class Attempt:
     def _errors_recorded(self) -> Iterator[None]:
         try:
             yield
+        except torch.OutOfMemoryError as cause:
+            error = health.out_of_memory(self._config.train, self._world.rank, self.step + 1, cause)
+            self._record_error(error)
+            raise error from cause
         except BaseException as error:
-            self._recorder.record_stop(self.step, type(error).__name__, str(error) or repr(error))
-            if isinstance(error, health.NotFiniteError):
-                self._recorder.expose_non_finite()
+            self._record_error(error)
             raise
+
+    def _record_error(self, error: BaseException) -> None:
+        self._recorder.record_stop(self.step, type(error).__name__, str(error) or repr(error))
+        if isinstance(error, health.NotFiniteError):
+            self._recorder.expose_non_finite()
+        if isinstance(error, Exception):
+            self._on_failure(self.step, error)
 
     def batches(self, stack: contextlib.ExitStack) -> Iterator[ClipBatch]:
         """Return this rank's batches of all remaining steps; waiting for them is measured.

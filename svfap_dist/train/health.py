@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from svfap_dist import distributed
+from svfap_dist.config import TrainConfig
 from svfap_dist.errors import HealthError
 
 _MIN_SAMPLES = 1000  # lower bound of the denominator, so that a few early bad samples may pass
@@ -110,3 +111,21 @@ def gradient_not_finite(step: int) -> NotFiniteError:
     advice = "lower optim.lr or set optim.clip_grad_norm; the weights are untouched and the newest "
     advice += "checkpoint is from before"
     return NotFiniteError("Gradient is not finite", f"step {step}", found, advice)
+
+
+def out_of_memory(
+    train: TrainConfig, rank: int, step: int, cause: torch.OutOfMemoryError
+) -> HealthError:
+    """Return the error for a device that is too small, which no restart can fix.
+
+    Args:
+        train: The recipe's section.
+        rank: Number of the rank.
+        step: Number of the step, from 1.
+        cause: torch's error.
+    """
+    advice = f"lower train.micro_batch_size (now {train.micro_batch_size})"
+    if not train.activation_checkpointing:
+        advice += ", or set train.activation_checkpointing=true"
+    where, found = f"rank {rank}, step {step}", str(cause).strip().partition("\n")[0]
+    return HealthError("Device is out of memory", where, found, advice)

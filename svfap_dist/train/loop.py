@@ -30,6 +30,7 @@ def run(
     stop_requested: Callable[[], str] = lambda: "",
     nodes_leaving: NodesLeaving | None = None,
     context: RunContext | None = None,
+    on_failure: Callable[[int, Exception], None] = lambda step, error: None,
 ) -> RunResult:
     """Train one rank of a run to its end, resuming from the newest committed checkpoint.
 
@@ -42,6 +43,7 @@ def run(
         nodes_leaving: Returns the nodes that will be preempted; a collective. At a new one all
             ranks save a checkpoint and continue.
         context: On rank 0, the result of `preflight`; None: read again.
+        on_failure: Called with the completed steps and the error that ends this rank.
 
     Raises:
         ConfigError: If recipe, data and checkpoint do not fit each other.
@@ -57,7 +59,7 @@ def run(
         caught = stack.enter_context(catch_stop_signals())
         notice = Notice(caught, stop_requested, nodes_leaving, config.train.max_seconds)
         device = stack.enter_context(process_group(config, world))
-        attempt = Attempt(config, world, device, on_log, on_begin, stack, context)
+        attempt = Attempt(config, world, device, on_log, on_begin, stack, context, on_failure)
         if attempt.step == 0:
             attempt.evaluate()
         for batch in attempt.batches(stack):

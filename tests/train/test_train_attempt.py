@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from numbered_shards import video_of, write_data_set
 from train_ranks import recipe_tables
 
 from svfap_dist.config import recipe
-from svfap_dist.errors import ConfigError
+from svfap_dist.distributed import World
+from svfap_dist.errors import ConfigError, HealthError
 from svfap_dist.train import attempt, loop
 
 
@@ -35,3 +38,19 @@ def test_a_context_is_picklable_and_its_manifest_is_read_once(
 def test_a_run_without_urls_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"Missing required setting: data\.url"):
         loop.preflight(recipe.load("tiny_cpu"))
+
+
+def test_running_out_of_memory_is_an_error_with_advice_that_no_restart_fixes() -> None:
+    recorded: list[tuple[int, str, str]] = []
+    failures: list[tuple[int, Exception]] = []
+    ours = object.__new__(attempt.Attempt)
+    ours.step, ours._config, ours._world = 7, recipe.load("tiny_cpu"), World(3, 0, 4, 1)
+    ours._recorder = SimpleNamespace(record_stop=lambda *row: recorded.append(row))  # type: ignore[assignment]
+    ours._on_failure = lambda step, error: failures.append((step, error))
+    found = r"rank 3, step 8.*Tried to allocate"
+    with pytest.raises(HealthError, match=found) as caught, ours._errors_recorded():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nSee ...")
+    assert not caught.value.retryable
+    assert "lower train.micro_batch_size" in caught.value.do
+    assert [row[:2] for row in recorded] == [(7, "HealthError")]
+    assert failures == [(7, caught.value)]
