@@ -250,7 +250,7 @@ def _rank(spec: dict[str, Any]) -> None:
 
 
 def _report_failure(board: Any, step: int, error: Exception) -> None:
-    """Tell the board of a rank's own error, one that says nothing about another rank or a store."""
+    """Report a rank's own error to the board, not one of a store or a collective."""
     import ray
     import torch.distributed as dist
 

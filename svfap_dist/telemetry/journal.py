@@ -3,11 +3,12 @@
 Under `run.url`: config.toml (resolved recipe) · metrics.jsonl (a line per log step) · events.jsonl
 (start, resume, ready, window, checkpoint, checkpoint_failed, eval, stop; see `goodput`) ·
 quarantine.jsonl (samples that could not be used) · ledger/attempt-0001/rank-0000.jsonl (a line per
-sample used, if run.ledger is set).
+sample used, if run.ledger is set; its further parts are rank-0000.0001.jsonl, ...0002, and so on).
 
 Rank 0 writes the first four, every rank its own ledger. A local file grows by appended lines. An
 object store cannot append, so there a local copy grows and is uploaded whole: every half minute, at
-each checkpoint before its COMMIT, and at the end.
+each checkpoint before its COMMIT, and at the end. A ledger grows by the size of a key with every
+sample, so it is in parts: one that has reached its size is uploaded once more and never again.
 
 A killed attempt may leave lines of steps after the one that the next attempt resumes from. In
 metrics and quarantine the resume drops them, and a torn last line. Ledgers are never changed: every
@@ -40,6 +41,8 @@ from svfap_dist.errors import ConfigError, StorageError
 RECIPE_FILE, METRICS_FILE = "config.toml", "metrics.jsonl"
 EVENTS_FILE, QUARANTINE_FILE = "events.jsonl", "quarantine.jsonl"
 UPLOAD_EVERY_SECONDS = 30.0
+_PART_BYTES = 16 << 20  # of a ledger, after which the next part begins
+_PART_NAME = re.compile(r"rank-(\d+)(?:\.(\d+))?\.jsonl")
 _PIECE_BYTES = 1 << 20  # read at a time of a file
 _TOTAL_BYTES = 64 << 20  # read at a time of all ledgers of an attempt together
 _MIN_PIECE_BYTES = 1 << 16
@@ -106,10 +109,10 @@ class Journal:
             for name in (METRICS_FILE, QUARANTINE_FILE):
                 self._files[name] = _LineFile(storage.join(url, name), until_step=step)
             self._files[EVENTS_FILE] = _LineFile(storage.join(url, EVENTS_FILE))
-        self._ledger: _LineFile | None = None
+        self._ledger: _Ledger | None = None
         if config.run.ledger:
-            name = f"ledger/attempt-{attempt:04d}/rank-{rank:04d}.jsonl"
-            self._ledger = self._files[name] = _LineFile(storage.join(url, name))
+            name = f"ledger/attempt-{attempt:04d}/rank-{rank:04d}"
+            self._ledger = _Ledger(storage.join(url, name))
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         if storage.is_remote(url):
@@ -135,16 +138,16 @@ class Journal:
             line: Its fields.
         """
         if name in self._files:
-            self._files[name].append([line])
+            self._files[name].append(encode_lines([line]))
 
-    def write_ledger(self, lines: Iterable[Line]) -> None:
+    def write_ledger(self, lines: bytes | Iterable[Line]) -> None:
         """Write the samples this rank used in a step, if run.ledger is set.
 
         Args:
-            lines: One line per sample.
+            lines: One line per sample, or the result of `encode_lines`.
         """
         if self._ledger is not None:
-            self._ledger.append(lines)
+            self._ledger.append(lines if isinstance(lines, bytes) else encode_lines(lines))
 
     def read_lines(self, name: str) -> list[Line]:
         """Return all lines of one of rank 0's files, over all attempts.
@@ -156,8 +159,11 @@ class Journal:
 
     def sync(self) -> None:
         """Store everything written so far, so that a kill of this process cannot lose it."""
-        for file in self._files.values():
+        for file in self._open_files():
             file.sync()
+
+    def _open_files(self) -> list[_LineFile | _Ledger]:
+        return [*self._files.values(), *([self._ledger] if self._ledger else [])]
 
     def _upload_periodically(self) -> None:
         while not self._closing.wait(UPLOAD_EVERY_SECONDS):
@@ -177,14 +183,14 @@ class Journal:
             self.sync()
         except StorageError as error:
             log.warning("The last lines of the run's files are lost: %s", error)
-        for file in self._files.values():
+        for file in self._open_files():
             file.close()
 
 
 class _LineFile:
     """A file of JSON lines that grows locally and is uploaded whole to an object store."""
 
-    def __init__(self, url: str, until_step: int | None = None) -> None:
+    def __init__(self, url: str, until_step: int | None = None, is_new: bool = False) -> None:
         self._url = url
         self._lock = threading.Lock()  # of the local file
         self._uploading = threading.Lock()  # so that an older copy never replaces a newer one
@@ -192,20 +198,20 @@ class _LineFile:
         self._path = (
             os.path.join(self._folder.name, "lines") if self._folder else storage.local_path(url)
         )
-        found = _read(url)
+        found = b"" if is_new else _read(url)
         kept = [
             line
             for line in _complete_lines(found)
             if until_step is None or line.get("step", 0) <= until_step
         ]
-        data = _encoded(kept)
+        data = encode_lines(kept)
         storage.write_bytes(self._path, data)
         self._unsaved = data != found
         self._file = open(self._path, "ab")  # noqa: SIM115 - closed by close()
 
-    def append(self, lines: Iterable[Line]) -> None:
+    def append(self, data: bytes) -> None:
         with self._lock:
-            self._file.write(_encoded(lines))
+            self._file.write(data)
             self._file.flush()
             self._unsaved = True
 
@@ -234,6 +240,38 @@ class _LineFile:
             self._folder.cleanup()
 
 
+class _Ledger:
+    """A rank's ledger of an attempt: a line file at a time, until it has reached its size."""
+
+    def __init__(self, stem: str) -> None:
+        self._stem, self._number, self._written = stem, 0, 0
+        self._lock = threading.Lock()  # of the list
+        self._parts = [_LineFile(f"{stem}.jsonl")]  # unsaved ones; lines go to the last
+
+    def append(self, data: bytes) -> None:
+        if self._written >= _PART_BYTES:
+            self._number, self._written = self._number + 1, 0
+            part = _LineFile(f"{self._stem}.{self._number:04d}.jsonl", is_new=True)
+            with self._lock:
+                self._parts.append(part)
+        self._written += len(data)
+        self._parts[-1].append(data)
+
+    def sync(self) -> None:
+        with self._lock:
+            parts = list(self._parts)
+        for part in parts:
+            part.sync()
+        with self._lock:
+            self._parts = [part for part in self._parts if part not in parts[:-1]]
+        for part in parts[:-1]:
+            part.close()
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.close()
+
+
 def _read(url: str) -> bytes:
     try:
         return storage.read_bytes(url)
@@ -241,7 +279,12 @@ def _read(url: str) -> bytes:
         return b""
 
 
-def _encoded(lines: Iterable[Line]) -> bytes:
+def encode_lines(lines: Iterable[Line]) -> bytes:
+    """Return lines as the bytes of a file.
+
+    Args:
+        lines: Fields of each line.
+    """
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
@@ -299,30 +342,36 @@ def read_events(run_url: str) -> Iterator[Line]:
         run_url: URL of the run.
     """
     size = storage.list_files(run_url).get(EVENTS_FILE, 0)
-    return iter(_Lines(storage.join(run_url, EVENTS_FILE), size, _PIECE_BYTES))
+    return iter(_Lines({storage.join(run_url, EVENTS_FILE): size}, _PIECE_BYTES))
 
 
 def read_ledgers(run_url: str, attempt: int, sizes: Mapping[str, int]) -> list[Ledger]:
-    """Return the ledgers of an attempt's ranks.
+    """Return the ledgers of an attempt's ranks, in order of their number.
 
     Args:
         run_url: URL of the run.
         attempt: Number of the attempt.
         sizes: Bytes of the files below ledger/, by name.
     """
-    folder = f"attempt-{attempt:04d}/"
-    names = [name for name in sizes if name.startswith(folder)]
-    piece = min(_PIECE_BYTES, max(_TOTAL_BYTES // max(len(names), 1), _MIN_PIECE_BYTES))
-    return [
-        Ledger(_Lines(storage.join(run_url, "ledger", name), sizes[name], piece)) for name in names
-    ]
+    folder = f"attempt-{attempt:04d}"
+    parts: dict[int, dict[int, str]] = {}  # names, by rank and number of the part
+    for name in sizes:
+        if match := _PART_NAME.fullmatch(name.removeprefix(f"{folder}/")):
+            parts.setdefault(int(match[1]), {})[int(match[2] or 0)] = name
+    piece = min(_PIECE_BYTES, max(_TOTAL_BYTES // max(len(parts), 1), _MIN_PIECE_BYTES))
+    ledgers = []
+    for _, of_rank in sorted(parts.items()):
+        names = [name for _, name in sorted(of_rank.items())]
+        files = {storage.join(run_url, "ledger", name): sizes[name] for name in names}
+        ledgers.append(Ledger(_Lines(files, piece)))
+    return ledgers
 
 
 class Ledger:
     """The lines of one rank of an attempt, read step by step.
 
     Args:
-        lines: Lines of its file.
+        lines: Lines of its parts.
     """
 
     def __init__(self, lines: _Lines) -> None:
@@ -368,24 +417,25 @@ def _is_whole(line: Line) -> bool:
 
 
 class _Lines:
-    """The JSON objects of a file of lines, read in pieces; unreadable ones are counted."""
+    """The JSON objects of files of lines, read in pieces; unreadable ones are counted."""
 
-    def __init__(self, url: str, size: int, piece_bytes: int) -> None:
-        self._url, self._size, self._piece = url, size, piece_bytes
+    def __init__(self, sizes: Mapping[str, int], piece_bytes: int) -> None:
+        self._sizes, self._piece = sizes, piece_bytes  # bytes of the files, by URL
         self.torn = 0
 
     def __iter__(self) -> Iterator[Line]:
-        rest = b""
-        for start in range(0, self._size, self._piece):
-            data = storage.read_range(self._url, start, min(start + self._piece, self._size))
-            *whole, rest = (rest + data).split(b"\n")
-            for text in whole:
-                line = _parsed(text)
-                if line is None:
-                    self.torn += 1
-                else:
-                    yield line
-        self.torn += bool(rest)
+        for url, size in self._sizes.items():
+            rest = b""
+            for start in range(0, size, self._piece):
+                data = storage.read_range(url, start, min(start + self._piece, size))
+                *whole, rest = (rest + data).split(b"\n")
+                for text in whole:
+                    line = _parsed(text)
+                    if line is None:
+                        self.torn += 1
+                    else:
+                        yield line
+            self.torn += bool(rest)
 
 
 def _parsed(text: bytes) -> Line | None:

@@ -8,12 +8,14 @@ import pytest
 
 from svfap_dist import storage
 from svfap_dist.config import Config, recipe
+from svfap_dist.telemetry import journal
 from svfap_dist.telemetry.journal import (
     EVENTS_FILE,
     METRICS_FILE,
     QUARANTINE_FILE,
     Journal,
     next_attempt,
+    read_ledgers,
 )
 
 
@@ -26,12 +28,12 @@ def lines(url: str | Path, name: str) -> list[dict[str, Any]]:
 
 
 def write_attempt(config: Config, attempt: int, first: int, last: int, rank: int = 0) -> None:
-    with Journal(config, rank, attempt, step=first, clock=lambda: 5.0) as journal:
-        journal.write_event("resume" if first else "start", attempt=attempt, step=first)
+    with Journal(config, rank, attempt, step=first, clock=lambda: 5.0) as opened:
+        opened.write_event("resume" if first else "start", attempt=attempt, step=first)
         for step in range(first + 1, last + 1):
-            journal.write_ledger([{"step": step, "key": f"k{step}"}])
-            journal.write_line(METRICS_FILE, {"step": step, "loss": 1 / step})
-            journal.write_line(QUARANTINE_FILE, {"step": step, "key": "bad"})
+            opened.write_ledger([{"step": step, "key": f"k{step}"}])
+            opened.write_line(METRICS_FILE, {"step": step, "loss": 1 / step})
+            opened.write_line(QUARANTINE_FILE, {"step": step, "key": "bad"})
 
 
 def test_lines_and_recipe_of_a_run(tmp_path: Path) -> None:
@@ -86,15 +88,69 @@ def test_an_attempt_whose_events_were_lost_still_has_its_number(tmp_path: Path) 
 def test_an_object_store_gets_whole_files_at_each_sync(s3_bucket: str) -> None:
     url = f"{s3_bucket}/run"
     config = a_config(url)
-    with Journal(config, rank=0, attempt=1, step=0) as journal:
-        journal.write_line(METRICS_FILE, {"step": 1})
-        journal.sync()
+    with Journal(config, rank=0, attempt=1, step=0) as opened:
+        opened.write_line(METRICS_FILE, {"step": 1})
+        opened.sync()
         assert lines(url, METRICS_FILE) == [{"step": 1}]
-        journal.write_line(METRICS_FILE, {"step": 2})
+        opened.write_line(METRICS_FILE, {"step": 2})
         assert lines(url, METRICS_FILE) == [{"step": 1}]
     assert lines(url, METRICS_FILE) == [{"step": 1}, {"step": 2}]
     write_attempt(config, attempt=2, first=1, last=3)
     assert [row["step"] for row in lines(url, METRICS_FILE)] == [1, 2, 3]
+
+
+def test_a_ledger_is_uploaded_in_parts_not_again_and_again(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every sync uploads at most one unfinished part: bytes grow with the run, not its square."""
+    monkeypatch.setattr(journal, "_PART_BYTES", 1000)
+    uploaded: dict[str, int] = {}
+    write_bytes = storage.write_bytes
+
+    def counted(url: str, data: bytes) -> None:
+        if "ledger/" in url:
+            uploaded[url] = uploaded.get(url, 0) + len(data)
+        write_bytes(url, data)
+
+    monkeypatch.setattr(storage, "write_bytes", counted)
+    url, steps = f"{s3_bucket}/run", 200
+    with Journal(a_config(url), rank=0, attempt=1, step=0) as opened:
+        for step in range(1, steps + 1):
+            line = {"step": step, "epoch": 0, "lane": 0, "key": f"k{step}"}
+            opened.write_ledger([line] if step % 2 else journal.encode_lines([line]))
+            opened.sync()
+            sizes = storage.list_files(f"{url}/ledger")
+            assert len(opened._ledger._parts) == 1  # type: ignore[union-attr]
+    assert len(sizes) > 5
+    assert min(sorted(sizes.values())[1:]) >= 1000  # all but the last part are full
+    # A part of n lines is uploaded n times at most, here after every line.
+    assert max(uploaded.values()) < 1100 * 1100 / 50
+    (ledger,) = read_ledgers(url, 1, sizes)
+    assert [line["step"] for line in ledger.take(steps)] == list(range(1, steps + 1))
+    assert ledger.torn == 0
+
+
+def test_a_part_whose_upload_failed_is_uploaded_later(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_PART_BYTES", 100)
+    write_bytes, fails = storage.write_bytes, [True]
+
+    def failing(url: str, data: bytes) -> None:
+        if "ledger/" in url and fails[0]:
+            raise storage.StorageError("Store is down")
+        write_bytes(url, data)
+
+    monkeypatch.setattr(storage, "write_bytes", failing)
+    url = f"{s3_bucket}/run"
+    with Journal(a_config(url), rank=2, attempt=1, step=0) as opened:
+        for step in range(1, 21):
+            opened.write_ledger([{"step": step, "epoch": 0, "lane": 0, "key": "k"}])
+            with pytest.raises(storage.StorageError):
+                opened.sync()
+        fails[0] = False
+    (ledger,) = read_ledgers(url, 1, storage.list_files(f"{url}/ledger"))
+    assert len(ledger.take(20)) == 20
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_advice(tmp_path: Path) -> None:

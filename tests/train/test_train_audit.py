@@ -212,6 +212,21 @@ def test_small_pieces_give_the_same(finished: Run, monkeypatch: pytest.MonkeyPat
     assert audit(finished.url) == whole
 
 
+def test_a_ledger_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as it takes, read in their order; one that is missing is a loss of its lines."""
+    monkeypatch.setattr(journal, "_PART_BYTES", 500)
+    run = Run(str(tmp_path))
+    run.attempt(1, first=0, last=12, ranks=2, saved=(12,))
+    parts = sorted(run.ledger(1, 0).parent.glob("rank-0001*"))
+    assert len(parts) > 3
+    found = audit(run.url)
+    assert found.is_exact
+    assert (found.steps, found.torn) == (12, 0)
+    lost = len(parts[1].read_text().splitlines())
+    parts[1].unlink()
+    assert audit(run.url).lost == lost
+
+
 def test_a_run_in_an_object_store(s3_bucket: str) -> None:
     run = Run(s3_bucket)
     run.attempt(1, first=0, last=3, ranks=2, saved=(3,))
