@@ -11,10 +11,11 @@ from numbered_shards import FRAMES, SIDE, sample_and_frame
 
 from svfap_dist.config import Config, DataConfig, MaskConfig, ModelConfig, RunConfig, TrainConfig
 from svfap_dist.data.batch import ClipBatch
-from svfap_dist.data.clips import Key, plan_clips
+from svfap_dist.data.clips import Key, plan_clips, random_window_start
 from svfap_dist.data.loader import ClipLoader
-from svfap_dist.data.sample_order import EpochOrder
+from svfap_dist.data.sample_order import EpochOrder, Slot
 from svfap_dist.distributed import World
+from svfap_dist.rng import Stream
 from svfap_dist.video import backends
 from svfap_dist.video.frames import to_rgb
 from svfap_dist.video.info import VideoInfo
@@ -88,16 +89,30 @@ def order_of(config: Config, sizes: list[int], epoch: int) -> EpochOrder:
         sizes,
         seed=config.run.seed,
         epoch=epoch,
-        global_batch_size=config.train.global_batch_size,
+        global_batch_size=config.samples_per_step,
         num_lanes=config.data.num_lanes,
         shuffle_block=config.data.shuffle_block,
+        version=config.data.order_version,
     )
 
 
+def window_start(config: Config, order: EpochOrder, epoch: int, slot: Slot) -> int:
+    """Where the window of a slot starts, which of the numbered videos has `FRAMES` frames."""
+    data = config.data
+    phase = order.window_phase(slot.lane, slot.position, data.sampling_rate)
+    stream = Stream(config.run.seed, "window", epoch, slot.sample)
+    return random_window_start(stream, FRAMES, data.window, phase, data.sampling_rate)
+
+
 def cut_clips(
-    video: bytes, info: VideoInfo, data: DataConfig, window: Key, crops: Sequence[Key]
+    video: bytes,
+    info: VideoInfo,
+    data: DataConfig,
+    window: Key,
+    crops: Sequence[Key],
+    phase: int | None = None,
 ) -> list[torch.Tensor]:
     """Clips of pre-training, cut one by one: uint8 [F, size, size, 3] each."""
-    numbers, cuts = plan_clips(info, data, window, crops)
+    numbers, cuts = plan_clips(info, data, window, crops, phase=phase)
     frames = backends.decode(video, info, numbers)
     return [torch.from_numpy(to_rgb(frames, cut, data.frame_size)) for cut in cuts]

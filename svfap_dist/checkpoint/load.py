@@ -72,7 +72,7 @@ def locate_weights(url: str) -> tuple[str, Config]:
         url = store.checkpoint_url(url, step)
     where = storage.join(url, store.STATE)
     state = TrainState.from_json(storage.read_bytes(where), where)
-    return storage.join(url, store.WEIGHTS), recipe.from_tables(state.config, where=where)
+    return storage.join(url, store.WEIGHTS), recipe.from_stored(state.config, where=where)
 
 
 def _no_checkpoint(url: str) -> CheckpointError:

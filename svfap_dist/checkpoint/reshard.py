@@ -58,7 +58,7 @@ def reshard_checkpoint(url: str, run_url: str, world_size: int | None = None) ->
     state = store.read_state(source, step)
     where, target = checkpoint_url(source, step), checkpoint_url(run_url, step)
     if world_size is not None:
-        check_world_size(recipe.from_tables(state.config, where=where), world_size, "--world-size")
+        check_world_size(recipe.from_stored(state.config, where=where), world_size, "--world-size")
     if state.zero_stage == 0 or state.universal:
         found = "ZeRO stage 0" if state.zero_stage == 0 else "the universal form"
         found += ", which any number of ranks loads"

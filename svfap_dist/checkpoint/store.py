@@ -117,11 +117,21 @@ class TrainState:
             do = "delete that checkpoint's COMMIT file to fall back to the one before it"
             raise CheckpointError("Unreadable train state", where, repr(error), do) from error
 
+    def with_order(self, config: Config) -> Config:
+        """Return a recipe with the order of samples that the run began with.
+
+        Args:
+            config: The recipe to continue with.
+        """
+        version = recipe.from_stored(self.config, where="state.json").data.order_version
+        data = config.data.model_copy(update={"order_version": version})
+        return config.model_copy(update={"data": data})
+
     def check_resumable(self, config: Config, fingerprint: str, where: str) -> None:
         """Check that a recipe and its data continue the run of this state.
 
         Args:
-            config: The recipe to continue with.
+            config: The recipe to continue with; the run keeps its own order of samples.
             fingerprint: Fingerprint of its data's manifest.
             where: URL of the checkpoint, for the error.
 
@@ -133,6 +143,7 @@ class TrainState:
             found = f"manifest {fingerprint}, but {where} was trained on {trained}"
             advice = "set data.url to what the run was started with, or run.url to start a new run"
             raise ConfigError(title, f"data.url = {config.data.url}", found, advice)
+        config = self.with_order(config)
         if self.config_fingerprint != config.fingerprint:
             differences = self._differences(config, where)
             found = "; ".join(differences) or "another version of the recipe"
@@ -149,7 +160,7 @@ class TrainState:
 
     def _differences(self, config: Config, where: str) -> list[str]:
         """Return the keys that differ from `config` and count in the fingerprint."""
-        saved = recipe.from_tables(self.config, where=where)
+        saved = recipe.from_stored(self.config, where=where)
         found = []
         for section, values in config:
             earlier = getattr(saved, section)

@@ -126,7 +126,8 @@ class Config(sections.Section):
         """Digest of all fields that decide the numbers of a run.
 
         Storage, place and the frequency of logs and checkpoints do not count. Renamed keys and
-        values count under their first names, so that old checkpoints' fingerprints stay valid.
+        values count under their first names, and later keys are left out where they have the value
+        of the time before them, so that old checkpoints' fingerprints stay valid.
         """
         fields = self.model_dump(mode="json", include={"data", "mask", "model", "optim", "train"})
         fields["run"] = {"seed": self.run.seed}
@@ -138,6 +139,8 @@ class Config(sections.Section):
         data = fields["data"]
         data["colours"] = data.pop("colors")
         data["region"] = {"center": "centre"}.get(data["region"], data["region"])
+        if data["order_version"] == 1:
+            data.pop("order_version")
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _RENAMED_KEYS = {"data.colours": "colors"}
 _RENAMED_VALUES = [("data.region", "centre", "center")]
+# Values of keys that stored recipes of older runs lack, where the default is another one today.
+_VALUES_BEFORE = {"data.order_version": 1}
 
 
 def load(recipe: str, overrides: Iterable[str] = ()) -> Config:
@@ -65,6 +67,25 @@ def from_tables(tables: dict[str, Any], where: str) -> Config:
         return Config.model_validate_json(text)
     except ValidationError as error:
         raise explain(error, where) from error
+
+
+def from_stored(tables: dict[str, Any], where: str) -> Config:
+    """Return the resolved configuration that a run has stored.
+
+    A key that did not exist then has the value that the run was computed with.
+
+    Args:
+        tables: Values by section and key.
+        where: Their place, for errors.
+
+    Raises:
+        ConfigError: As for `from_tables`.
+    """
+    before: dict[str, Any] = {}
+    for key, value in _VALUES_BEFORE.items():
+        section, _, name = key.partition(".")
+        before.setdefault(section, {})[name] = value
+    return from_tables(_merge(before, tables), where)
 
 
 def dumps(config: Config) -> str:

@@ -101,6 +101,9 @@ class DataConfig(Section):
     crop_scales: Scales = (1.0, 0.875, 0.75, 0.66)  # of the region's shorter side; released code
     num_lanes: Positive = 8  # slices of an epoch; world sizes that divide it give the same batches
     shuffle_block: Positive = 256  # samples shuffled together inside a lane
+    # Rule of the order of samples and windows (data/sample_order). A run keeps the one it began
+    # with; 1: runs that began before there was this key.
+    order_version: Literal[1, 2] = 2
     max_bad_fraction: Fraction = 0.01  # share of unreadable samples at which the run stops
     # Decoding processes of a rank. 0: its threads decode, and a video that hangs or crashes the
     # decoder ends the run.

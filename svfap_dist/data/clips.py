@@ -58,6 +58,7 @@ class ClipRequest:
     batch: int  # index in the shared arrays
     row: int  # of the first clip in the batch; the others follow it
     augments: tuple[Key, ...] = ()  # key of the stream of each clip's augmentation; (): none
+    phase: int | None = None  # remainder of the window's start by the stride; None: any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +77,21 @@ class DecodeResult:
     seconds: float  # of unpacking, decoding and cutting
 
 
-def random_window_start(stream: Stream, num_frames: int, window: int) -> int:
+def random_window_start(
+    stream: Stream, num_frames: int, window: int, phase: int | None = None, stride: int = 1
+) -> int:
     """Return the first frame of a random window, uniform over the video.
+
+    Where the phase is random, starts are equally likely up to one part in their number per phase:
+    one phase may have one start more than another.
 
     Args:
         stream: Random numbers.
         num_frames: Frames of the video.
         window: Frames that a clip spans.
+        phase: Remainder of the start by the stride; None: any. A video that is so short that it has
+            no such start gets another one.
+        stride: Video frames from one frame of a clip to the next.
 
     Raises:
         TooShortError: The video has fewer frames.
@@ -91,7 +100,11 @@ def random_window_start(stream: Stream, num_frames: int, window: int) -> int:
         found = f"{num_frames} frames for a window of {window}"
         do = f"shard again with --min-frames {window}"
         raise TooShortError("Video is shorter than a clip's window", "", found, do)
-    return stream.integer(num_frames - window + 1)
+    starts = num_frames - window + 1
+    if phase is None:
+        return stream.integer(starts)
+    phase %= min(starts, stride)
+    return phase + stride * stream.integer(-(-(starts - phase) // stride))
 
 
 def random_crop(stream: Stream, within: Crop, scales: tuple[float, ...]) -> Crop:
@@ -122,6 +135,7 @@ def plan_clips(
     window: Key,
     crops: Sequence[Key],
     *,
+    phase: int | None = None,
     allow_short: bool = False,
 ) -> tuple[Sequence[int], list[Crop]]:
     """Return the frame numbers of a random window, and a random crop for each of its clips.
@@ -131,6 +145,7 @@ def plan_clips(
         data: Window, region and scales of crops.
         window: Key of the stream that chooses the window.
         crops: Keys of the streams of each clip's crop.
+        phase: Of the window's start, as for `random_window_start`.
         allow_short: Repeat the last frame of a video that is shorter than a window.
 
     Raises:
@@ -138,7 +153,8 @@ def plan_clips(
         ConfigError: The shards were cut to another region than data.region.
     """
     length = max(info.num_frames, data.window) if allow_short else info.num_frames
-    start = random_window_start(Stream(*window), length, data.window)
+    stream = Stream(*window)
+    start = random_window_start(stream, length, data.window, phase, data.sampling_rate)
     within = stored_region(info, data.region)
     cuts = [random_crop(Stream(*key), within, data.crop_scales) for key in crops]
     numbers = range(start, start + data.window, data.sampling_rate)
@@ -251,6 +267,7 @@ class ClipWorker:
                 self._data,
                 request.window,
                 request.crops,
+                phase=request.phase,
                 allow_short=self._augmentation is not None,
             )
             frames = open_decoder(self._backend)(sample.video, sample.info, numbers)

@@ -95,7 +95,11 @@ class DeviceClipWorker:
     def _cut(self, sample: Sample, request: ClipRequest) -> BadSample | None:
         try:
             numbers, crops = plan_clips(
-                sample.info, self._config.data, request.window, request.crops
+                sample.info,
+                self._config.data,
+                request.window,
+                request.crops,
+                phase=request.phase,
             )
         except DecodeError as error:
             return BadSample(sample.index, sample.key, error.reason, str(error))

@@ -145,7 +145,8 @@ class ClipLoader:
         keys = [key for slot in slots for key in self._keys("mask", epoch, slot)]
         visible, masked = self._masks([Stream(*key) for key in keys])
         requests = [
-            self._request(slot, epoch, buffer, row * repeats) for row, slot in enumerate(slots)
+            self._request(slot, order, epoch, buffer, row * repeats)
+            for row, slot in enumerate(slots)
         ]
         fills = list(zip(slots, requests, strict=True))
         tasks = [
@@ -167,11 +168,16 @@ class ClipLoader:
         repeats = range(1, self._config.data.repeated_sampling)
         return (key, *((*key, repeat) for repeat in repeats))
 
-    def _request(self, slot: Slot, epoch: int, buffer: int, row: int) -> ClipRequest:
+    def _request(
+        self, slot: Slot, order: EpochOrder, epoch: int, buffer: int, row: int
+    ) -> ClipRequest:
         """Return the clips of a slot; their streams are the slot's, whichever sample fills it."""
-        window = (self._config.run.seed, "window", epoch, slot.sample)
-        augments = self._keys("augment", epoch, slot) if self._config.task else ()
-        return ClipRequest(window, self._keys("crop", epoch, slot), buffer, row, augments)
+        config, window = self._config, (self._config.run.seed, "window", epoch, slot.sample)
+        crops = self._keys("crop", epoch, slot)
+        if config.task:  # videos may be shorter than a window, which then has frames of all phases
+            return ClipRequest(window, crops, buffer, row, self._keys("augment", epoch, slot))
+        phase = order.window_phase(slot.lane, slot.position, config.data.sampling_rate)
+        return ClipRequest(window, crops, buffer, row, phase=phase)
 
     def _fill(
         self, ring: BatchRing, fills: Sequence[tuple[Slot, ClipRequest]], order: EpochOrder

@@ -79,7 +79,7 @@ def read_recipe(run_url: str) -> Config:
     except storage.StorageMissingError as error:
         do = "give the run.url of a run"
         raise ConfigError("No run at this URL", where, "no such file", do) from error
-    return recipe.from_tables(tomllib.loads(text), where=where)
+    return recipe.from_stored(tomllib.loads(text), where=where)
 
 
 class Journal:

@@ -145,6 +145,7 @@ class Attempt:
 
         found: RunContext = distributed.broadcast_object(distributed.run_on_all_ranks(read))
         self._manifest, state = found.manifest, found.state
+        config = state.with_order(config) if state else config
         config = _with_backend(config, world, self._manifest, state)
         self._config, self._world = config, world
         self._ownership = RunOwnership(config.run.url, world)

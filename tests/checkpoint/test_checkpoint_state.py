@@ -42,6 +42,20 @@ def test_what_changes_no_number_may_change() -> None:
     a_state(before).check_resumable(after, "m1", where="here")
 
 
+def test_a_run_keeps_the_order_of_samples_that_it_began_with() -> None:
+    first = a_state(a_config(data={"order_version": 1}))
+    del first.config["data"]["order_version"]  # as stored before there was the key
+    now = a_config()
+    assert now.data.order_version == 2
+    first.check_resumable(now, "m1", where="here")
+    assert first.with_order(now).data.order_version == 1
+    assert first.with_order(now).fingerprint == first.config_fingerprint != now.fingerprint
+    assert a_state(now).with_order(now) == now
+    with pytest.raises(ConfigError) as caught:
+        first.check_resumable(a_config(optim={"lr": 1e-3}), "m1", where="here")
+    assert "order_version" not in caught.value.found
+
+
 def test_other_data_is_refused() -> None:
     config = a_config()
     with pytest.raises(ConfigError, match=r"other data.*m2.*m1"):

@@ -106,6 +106,9 @@ RUNS = (
 )
 
 
+# Commands that begin a run, rather than resume one of the old files.
+NEW_RUNS = ("every key", "every finetune key", "old overrides", "finetune from export")
+
 FEATURES = ("features.npz", "out/features.npz", "out/shards.npz", "out/imported.npz")
 VIDEO = "videos/clip0.mp4"
 NETWORKS = {  # opened by `svfap_dist.load`
@@ -120,8 +123,11 @@ NETWORKS = {  # opened by `svfap_dist.load`
 _VOLATILE = {"seconds", "wall_seconds", "clips_per_second", "bytes_read"}
 
 
-def observe(folder: Path) -> dict[str, Any]:
+def observe(folder: Path, of_new_runs: tuple[str, ...] = ()) -> dict[str, Any]:
     """Run all COMMANDS in `folder`, a copy of the old files.
+
+    Args:
+        of_new_runs: overrides for NEW_RUNS.
 
     Returns:
         commands: exit code and JSON output, by name. runs: metrics, samples and checkpoints, by
@@ -132,7 +138,8 @@ def observe(folder: Path) -> dict[str, Any]:
         shutil.copytree(folder / "runs/two-ranks", folder / copy)
     python = {name: _extract(folder, url) for name, url in NETWORKS.items()}
     with _two_ranks(folder):
-        finished = svfap_commands.run(COMMANDS, folder, _environment())
+        commands = COMMANDS | {name: [*COMMANDS[name], *of_new_runs] for name in NEW_RUNS}
+        finished = svfap_commands.run(commands, folder, _environment())
     return {
         "commands": {name: _seen(each) for name, each in finished.items()},
         "runs": {run: _seen_of_run(folder / "runs" / run) for run in RUNS},

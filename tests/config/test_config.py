@@ -30,9 +30,19 @@ OLD = json.loads((Path(__file__).parent / "recipes_f84d50d.json").read_text())
 @pytest.mark.parametrize("name", OLD)
 def test_bundled_recipe_resolves_to_what_it_was_before_recipes_could_extend(name, caplog):
     """Values and fingerprint of f84d50d, whose ten fine-tuning recipes repeated each other."""
-    then = recipe.from_tables(OLD[name]["config"], where="f84d50d")
-    assert recipe.load(name) == then
+    then = recipe.from_stored(OLD[name]["config"], where="f84d50d")
+    assert recipe.load(name, ["data.order_version=1"]) == then
     assert then.fingerprint == OLD[name]["fingerprint"]
+
+
+def test_a_stored_recipe_without_an_order_version_has_the_first():
+    config = recipe.load("tiny_cpu")
+    assert config.data.order_version == 2
+    tables = tomllib.loads(recipe.dumps(config))
+    assert recipe.from_stored(tables, where="config.toml") == config
+    tables["data"].pop("order_version")
+    assert recipe.from_stored(tables, where="config.toml").data.order_version == 1
+    assert recipe.from_tables(tables, where="tiny_cpu.toml").data.order_version == 2
 
 
 def test_old_names_are_understood_with_one_warning_each(tmp_path, caplog):

@@ -39,6 +39,19 @@ def test_windows_start_everywhere_equally_often():
     assert max(abs(count - 1000) for count in counts.values()) < 150  # standard deviation 28
 
 
+def test_windows_of_a_phase_start_everywhere_in_it_equally_often():
+    starts = [random_window_start(Stream(k), 200, 61, k % 4, 4) for k in range(14_000)]
+    assert all(start % 4 == k % 4 for k, start in enumerate(starts))
+    counts = collections.Counter(starts)
+    assert sorted(counts) == list(range(140))
+    assert max(abs(count - 100) for count in counts.values()) < 50  # standard deviation 10
+
+
+def test_a_video_that_lacks_a_phase_has_windows_of_others():
+    found = {phase: random_window_start(Stream(0), 62, 61, phase, 4) for phase in range(4)}
+    assert found == {0: 0, 1: 1, 2: 0, 3: 1}
+
+
 def test_a_window_as_long_as_the_video_starts_at_its_beginning():
     assert random_window_start(Stream(0), 61, 61) == 0
 

@@ -18,14 +18,14 @@ from loaders import (
     order_of,
     shown,
     threads,
+    window_start,
     world,
 )
 from numbered_shards import FRAMES, SIDE
 
 from svfap_dist.config import Config
-from svfap_dist.data.clips import random_window_start
 from svfap_dist.data.masking import MASKS
-from svfap_dist.data.sample_order import EpochOrder
+from svfap_dist.data.sample_order import Slot
 from svfap_dist.errors import ConfigError, HealthError, ShardError
 from svfap_dist.rng import Stream
 from svfap_dist.shards.format import Manifest, ShardEntry
@@ -40,7 +40,8 @@ def test_batches_hold_what_order_window_and_mask_say(make_data_set):
     assert loader.steps_per_epoch == 6
     for step, batch in enumerate(loader.batches(0, 15)):
         epoch, step_in_epoch = divmod(step, 6)
-        slots = order_of(config, SIZES, epoch).slots(step_in_epoch, 0, 1)
+        order = order_of(config, SIZES, epoch)
+        slots = order.slots(step_in_epoch, 0, 1)
         assert batch.samples == [slot.sample for slot in slots]
         assert batch.keys == [f"clip-{slot.sample:03d}" for slot in slots]
         assert list(zip(batch.lanes, batch.positions, strict=True)) == [
@@ -50,7 +51,7 @@ def test_batches_hold_what_order_window_and_mask_say(make_data_set):
         assert (batch.frames.dtype, batch.visible.dtype) == (torch.uint8, torch.int64)
         for row, frames in enumerate(shown(batch)):
             sample = slots[row].sample
-            start = random_window_start(Stream(3, "window", epoch, sample), FRAMES, 7)
+            start = window_start(config, order, epoch, slots[row])
             assert frames == [(sample, start + 2 * k) for k in range(4)]
             split = MASKS["tube"].split(Stream(3, "mask", epoch, sample), 2, 4, 0.5)
             assert batch.visible[row].tolist() == split.visible.tolist()
@@ -72,11 +73,13 @@ def test_clips_are_cut_by_streams_of_the_seed_the_epoch_and_the_sample(make_data
     first = per_epoch - 4
     for step, batch in enumerate(loader_of(data_set, config).batches(first, per_epoch + 4), first):
         epoch = step // per_epoch
+        order = order_of(config, SIZES, epoch)
         rows = iter(batch.frames)
-        for sample in batch.samples:
+        for slot in zip(batch.samples, batch.lanes, batch.positions, strict=True):
+            sample, phase = slot[0], order.window_phase(*slot[1:], config.data.sampling_rate)
             window = (3, "window", epoch, sample)
             keys = [(3, "crop", epoch, sample), (3, "crop", epoch, sample, 1)][:repeats]
-            clips = cut_clips(data_set.videos[sample], info, config.data, window, keys)
+            clips = cut_clips(data_set.videos[sample], info, config.data, window, keys, phase)
             for clip in clips:
                 assert torch.equal(next(rows), clip)
             seen.add((epoch, sample))
@@ -127,15 +130,13 @@ def test_repeated_samples_are_clips_of_one_window(make_data_set):
     assert loader.steps_per_epoch == 51 // 4
     for step, batch in enumerate(loader.batches(0, 14)):
         epoch, step_in_epoch = divmod(step, 12)
-        order = EpochOrder(
-            SIZES, seed=3, epoch=epoch, global_batch_size=4, num_lanes=2, shuffle_block=5
-        )
+        order = order_of(config, SIZES, epoch)
         slots = order.slots(step_in_epoch, 0, 1)
         assert batch.samples == [slot.sample for slot in slots]
         assert len(batch.frames) == len(batch.visible) == len(batch.masked) == 8
         for row, frames in enumerate(shown(batch)):
             sample, repeat = slots[row // 2].sample, row % 2
-            start = random_window_start(Stream(3, "window", epoch, sample), FRAMES, 7)
+            start = window_start(config, order, epoch, slots[row // 2])
             assert frames == [(sample, start + 2 * k) for k in range(4)]
             key = (3, "mask", epoch, sample, *([repeat] if repeat else []))
             assert (
@@ -220,7 +221,7 @@ def test_a_bad_sample_is_replaced_by_the_previous_good_one_of_its_lane(make_data
             assert batch.substituted[row] == (slot in expected)
             if slot in expected:
                 stand_in = order.sample(slot[0], expected[slot])
-                start = random_window_start(Stream(3, "window", 0, sample), FRAMES, 7)
+                start = window_start(config, order, 0, Slot(*slot, sample))
                 assert frames == [(stand_in, start + 2 * k) for k in range(4)]
         found |= {bad.index: (bad.key, bad.reason) for bad in batch.bad}
         assert len(batch.bad) == sum(batch.substituted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import time
 
@@ -15,7 +16,15 @@ from svfap_dist.errors import ConfigError
 from svfap_dist.rng import Stream
 
 
-def oracle(sizes, seed, epoch, batch, lanes, block):
+def shift_of(lane: int, block: int) -> int:
+    """How much shorter the first block of a lane is: the lane's bits behind the binary point."""
+    fraction, place = 0.0, 0.5
+    while lane:
+        fraction, lane, place = fraction + place * (lane % 2), lane // 2, place / 2
+    return int(fraction * block)
+
+
+def oracle(sizes, seed, epoch, batch, lanes, block, version=1):
     """All lanes of an epoch as lists of samples, by doing what the design says, one by one."""
     samples, first = [], 0
     for size in sizes:
@@ -30,8 +39,9 @@ def oracle(sizes, seed, epoch, batch, lanes, block):
     cut = [laid[lane * length : (lane + 1) * length] for lane in range(lanes)]
     for lane, content in enumerate(cut):
         shuffled = []
-        for number, start in enumerate(range(0, length, block)):
-            part = content[start : start + block]
+        first = -shift_of(lane, block) if version == 2 else 0
+        for number, start in enumerate(range(first, length, block)):
+            part = content[max(start, 0) : start + block]
             order = Stream(seed, "block", epoch, lane, number).permutation(len(part))
             shuffled += [part[i] for i in order]
         cut[lane] = shuffled
@@ -52,6 +62,7 @@ def epochs(draw):
         "batch": batch,
         "lanes": lanes,
         "block": draw(st.integers(1, 20)),
+        "version": draw(st.sampled_from([1, 2])),
     }
 
 
@@ -63,7 +74,45 @@ def order_of(case) -> EpochOrder:
         global_batch_size=case["batch"],
         num_lanes=case["lanes"],
         shuffle_block=case["block"],
+        version=case["version"],
     )
+
+
+RECORDED = [
+    {"sizes": [13, 20, 8, 10], "seed": 3, "batch": 8, "lanes": 4, "block": 5},
+    {"sizes": [993] * 7, "seed": 0, "batch": 96, "lanes": 24, "block": 64},
+    {"sizes": [40, 1, 0, 77], "seed": 1, "batch": 6, "lanes": 3, "block": 16, "every": 3},
+]
+
+
+@pytest.mark.parametrize(
+    ("version", "digests"),
+    [
+        # Of the code of before there were versions, commit f84d50d.
+        (1, ["e8b78f0ca166f35d", "468db40c4207021e", "199d7634f0e73865"]),
+        (2, ["0bb2315f396dd792", "d1adaa138381d06f", "b1ae2b15fb0f9cf3"]),
+    ],
+)
+def test_orders_are_those_that_were_recorded(version, digests):
+    """Runs that began with an earlier release resume in their order."""
+    for case, expected in zip(RECORDED, digests, strict=True):
+        seen = hashlib.sha256()
+        for epoch in range(3):
+            every = case.get("every")
+            order = EpochOrder(
+                case["sizes"],
+                seed=case["seed"],
+                epoch=epoch,
+                global_batch_size=case["batch"],
+                num_lanes=case["lanes"],
+                shuffle_block=case["block"],
+                selected=np.arange(0, sum(case["sizes"]), every) if every else None,
+                version=version,
+            )
+            for step in range(order.steps):
+                slots = order.slots(step, 0, 1)
+                seen.update(repr([(s.lane, s.position, s.sample) for s in slots]).encode())
+        assert seen.hexdigest()[:16] == expected
 
 
 @given(epochs())
@@ -110,6 +159,44 @@ def test_slots_come_by_lane_then_position():
     slots = order.slots(2, rank=1, world_size=2)
     assert [(slot.lane, slot.position) for slot in slots] == [(2, 4), (2, 5), (3, 4), (3, 5)]
     assert slots[0] == Slot(2, 4, order.sample(2, 4))
+
+
+@given(epochs(), st.integers(1, 8))
+@settings(max_examples=60)
+def test_windows_of_a_block_share_a_phase(case, stride):
+    order = order_of(case)
+    for lane in range(case["lanes"]):
+        phases = [order.window_phase(lane, p, stride) for p in range(order.lane_length)]
+        if case["version"] == 1:
+            assert set(phases) == {None}
+            continue
+        assert set(phases) <= set(range(stride))
+        first = case["block"] - shift_of(lane, case["block"])
+        starts = [0, *range(first, order.lane_length, case["block"]), order.lane_length]
+        parts = [phases[start:stop] for start, stop in itertools.pairwise(starts)]
+        assert all(len(set(part)) <= 1 for part in parts)
+
+
+def test_phases_are_equally_likely():
+    order = EpochOrder(
+        [993] * 40, seed=0, epoch=0, global_batch_size=64, num_lanes=64, shuffle_block=4, version=2
+    )
+    lanes = range(64)
+    found = [order.window_phase(lane, p, 4) for lane in lanes for p in range(0, 600, 4)]
+    assert all(2200 < found.count(phase) < 2600 for phase in range(4))  # of 9,600
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8, 16, 32])
+def test_blocks_of_a_ranks_lanes_begin_at_steps_that_are_spread_evenly(ranks):
+    order = EpochOrder(
+        [993] * 1100, seed=0, epoch=0, global_batch_size=256, num_lanes=64, shuffle_block=512,
+        version=2,
+    )  # fmt: skip
+    count = 64 // ranks
+    for rank in range(ranks):
+        lanes = range(rank * count, (rank + 1) * count)
+        begins = [order.block(lane, 1).start for lane in lanes]
+        assert sorted((begin - 1) // (512 // count) for begin in begins) == list(range(count))
 
 
 def left_out(sizes, epoch):

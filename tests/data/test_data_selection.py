@@ -77,7 +77,7 @@ def test_clips_of_a_task_are_augmented_by_a_stream_of_their_slot(make_data_set, 
     config = task_config(AugmentConfig(), **RANDOM)
     order = EpochOrder(
         SIZES, seed=3, epoch=1, global_batch_size=8, num_lanes=4, shuffle_block=5,
-        selected=np.array(TRAIN),
+        selected=np.array(TRAIN), version=2,
     )  # fmt: skip
     stand_ins = {order.sample(1, 2): order.sample(1, 1)}
     data_set = make_data_set(SIZES, dict.fromkeys(stand_ins, NO_VIDEO))

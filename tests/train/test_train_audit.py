@@ -44,12 +44,17 @@ def a_data_set(url: str) -> Manifest:
 class Run:
     """A run whose attempts leave what real ones leave, by the loader's own order."""
 
-    def __init__(self, root: str, ledger: bool = True) -> None:
+    def __init__(self, root: str, ledger: bool = True, order_version: int = 2) -> None:
         self.url, self.data = f"{root}/run", f"{root}/shards"
         self.manifest = a_data_set(self.data)
         tables = {
             "run": {"url": self.url, "ledger": ledger, "seed": 7},
-            "data": {"url": self.data, "num_lanes": LANES, "shuffle_block": 3},
+            "data": {
+                "url": self.data,
+                "num_lanes": LANES,
+                "shuffle_block": 3,
+                "order_version": order_version,
+            },
             "train": {"global_batch_size": BATCH, "micro_batch_size": 1},
         }
         self.config: Config = recipe.from_tables(tables, where="test")
@@ -79,6 +84,7 @@ class Run:
             global_batch_size=BATCH,
             num_lanes=LANES,
             shuffle_block=3,
+            version=self.config.data.order_version,
         )
         keys = [f"{shard}/{row:02d}" for shard, size in enumerate(SIZES) for row in range(size)]
         return [
@@ -102,6 +108,18 @@ def finished(tmp_path: Path) -> Run:
     run = Run(str(tmp_path))
     run.attempt(1, first=0, last=7, ranks=2, saved=(4, 7))
     return run
+
+
+def test_a_run_of_before_there_were_order_versions_is_exact(tmp_path: Path) -> None:
+    run = Run(str(tmp_path), order_version=1)
+    run.attempt(1, first=0, last=7, ranks=2, saved=(7,))
+    stored = tmp_path / "run/config.toml"
+    stored.write_text(stored.read_text().replace("order_version = 1\n", ""))
+    assert audit(run.url).is_exact
+    stored.write_text(
+        stored.read_text().replace("shuffle_block", "order_version = 2\nshuffle_block")
+    )
+    assert not audit(run.url).is_exact
 
 
 def edited(file: Path, edit: Callable[[list[dict[str, Any]]], object]) -> None:
