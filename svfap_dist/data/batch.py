@@ -211,8 +211,8 @@ class BatchRing:
             rgb = torch.empty(shapes["rgb"][1], dtype=torch.uint8, device=device)
             self._tensors = {"rgb": rgb}
             self._workers = DeviceClipWorker(config, rgb)
-            # Threads wait for each other: enough to fetch one batch while another is decoded.
-            threads = max(threads, 2 * slots)
+            # Few threads wait with many samples each: one batch is fetched as another is decoded.
+            self.slots_per_task = min(slots, -(-2 * slots // threads))
         else:
             self._shared = SharedArrays(shapes)
             self._tensors = {name: torch.from_numpy(a) for name, a in self._shared.arrays.items()}

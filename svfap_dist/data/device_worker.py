@@ -1,9 +1,9 @@
 """Clips decoded on the device, many samples at a time: `DecodePool` for batched backends.
 
 In: the jobs that worker processes would do, from any number of threads. Out: uint8 frames, written
-straight into batches on the device; only compressed bytes are copied there. Threads submit their
-jobs and wait; one thread decodes together all jobs that arrived while it decoded the previous
-group. How jobs are grouped does not change a bit of a clip.
+straight into batches on the device; only compressed bytes are copied there. Threads submit all jobs
+of a call and wait, so a few threads keep the device busy; one thread decodes together all jobs that
+arrived while it decoded the previous group. How jobs are grouped does not change a bit of a clip.
 
 Nothing within a process can stop a decoder that hangs. Its thread is abandoned then, and the
 waiting jobs fail with an error that names their samples, which ends the run.
@@ -27,10 +27,10 @@ from typing import cast
 import torch
 
 from svfap_dist.config import Config
-from svfap_dist.data.clips import ClipRequest, DecodeJob, DecodeResult, plan_clips
+from svfap_dist.data.clips import DecodeJob, DecodeResult, plan_clips
 from svfap_dist.data.decoding import decoder_of
 from svfap_dist.errors import DecodeError, HealthError
-from svfap_dist.shards.format import BadSample, Sample, unpack
+from svfap_dist.shards.format import BadSample, unpack
 from svfap_dist.video.backends import DEFAULT
 from svfap_dist.video.frames import BatchDecoder, VideoRequest
 
@@ -39,7 +39,8 @@ _GROUP_SECONDS = 4.0  # deadline of a group, in units of data.decode_seconds
 
 @dataclasses.dataclass(frozen=True)
 class _Pending:
-    key: str  # of the sample
+    index: int  # of the sample
+    key: str
     request: VideoRequest
     clips: torch.Tensor  # rows to write to: [crops, F, S, S, 3]
     done: Future[DecodeError | None]  # None: the clips are written
@@ -55,7 +56,9 @@ class DeviceClipWorker:
 
     def __init__(self, config: Config, frames: torch.Tensor) -> None:
         self._config, self._decoder = config, cast(BatchDecoder, decoder_of(config))
-        self._frames, self._max_clips = frames, frames.shape[1]  # clips decoded at a time
+        # Videos decoded at a time: those of a batch.
+        self._frames, self._max_group = frames, frames.shape[1] // config.data.repeated_sampling
+        self._decoder.reserve(self._max_group)
         self._submitted: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
         self._lock, self._is_closing = threading.Lock(), False
         self._seconds = _GROUP_SECONDS * config.data.decode_seconds
@@ -76,23 +79,26 @@ class DeviceClipWorker:
             self._thread.join()
 
     def __call__(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult]:
-        """Do jobs, grouped with those of other threads.
+        """Do jobs together, grouped with those of other threads.
 
         Args:
-            jobs: Done one after another.
+            jobs: Of one call: all are submitted before the first is waited for.
 
         Raises:
             HealthError: The decoder hangs.
         """
-        return [self._do(job) for job in jobs]
+        results, began = [], time.perf_counter()
+        for submitted in [self._submit(job) for job in jobs]:
+            bad = self._bad_sample(submitted) if isinstance(submitted, _Pending) else submitted
+            results.append(DecodeResult(bad, time.perf_counter() - began))
+            began = time.perf_counter()
+        return results
 
-    def _do(self, job: DecodeJob) -> DecodeResult:
-        began = time.perf_counter()
-        sample = unpack(job.packed)
-        bad = sample if isinstance(sample, BadSample) else self._cut(sample, job.request)
-        return DecodeResult(bad, time.perf_counter() - began)
-
-    def _cut(self, sample: Sample, request: ClipRequest) -> BadSample | None:
+    def _submit(self, job: DecodeJob) -> _Pending | BadSample:
+        """Give a job to the thread that decodes, unless its sample is bad."""
+        sample, request = unpack(job.packed), job.request
+        if isinstance(sample, BadSample):
+            return sample
         try:
             numbers, crops = plan_clips(
                 sample.info,
@@ -105,13 +111,16 @@ class DeviceClipWorker:
             return BadSample(sample.index, sample.key, error.reason, str(error))
         rows = self._frames[request.batch, request.row : request.row + len(crops)]
         video = VideoRequest(sample.video, sample.info, numbers, crops)
-        pending = _Pending(sample.key, video, rows, Future())
+        pending = _Pending(sample.index, sample.key, video, rows, Future())
         with self._lock:
             if self._is_closing:
                 raise CancelledError
             self._submitted.put(pending)
+        return pending
+
+    def _bad_sample(self, pending: _Pending) -> BadSample | None:
         error = self._wait(pending)
-        return error and BadSample(sample.index, sample.key, error.reason, str(error))
+        return error and BadSample(pending.index, pending.key, error.reason, str(error))
 
     def _wait(self, pending: _Pending) -> DecodeError | None:
         """Return the result of a job, which may have to wait for groups before its own."""
@@ -144,10 +153,9 @@ class DeviceClipWorker:
                 self._decode([pending for pending in group if pending])
 
     def _next_group(self) -> list[_Pending | None]:
-        """Return the submitted jobs: at least one, at most the clips of a batch."""
+        """Return the submitted jobs: at least one, at most those of a batch."""
         group = [self._submitted.get()]
-        clips = self._config.data.repeated_sampling
-        while group[-1] is not None and (len(group) + 1) * clips <= self._max_clips:
+        while group[-1] is not None and len(group) < self._max_group:
             try:
                 group.append(self._submitted.get_nowait())
             except queue.Empty:

@@ -55,6 +55,11 @@ class DaliDecoder:
         self._pipelines = [_Pipeline(device, threads) for _ in range(pipelines)]
         self._lock = threading.Lock()
 
+    def reserve(self, videos: int) -> None:
+        """See `BatchDecoder.reserve`."""
+        for pipeline in self._pipelines:
+            pipeline.room = max(pipeline.room, -(-videos // len(self._pipelines)))
+
     def __call__(self, video: bytes, info: VideoInfo, numbers: Sequence[int]) -> RgbFrames:
         """See `Decoder.__call__`; the frames are copied to the host."""
         request = VideoRequest(video, info, numbers, [Crop(0, 0, info.height, info.width)])
@@ -126,19 +131,23 @@ def _make_job(request: VideoRequest, size: tuple[int, int]) -> _Job:
 
 
 class _Pipeline:
-    """A DALI pipeline; built when first needed, after a failure, and for larger batches."""
+    """A DALI pipeline; built when first needed, after a failure, and for more jobs than `room`.
+
+    Building takes seconds on a GPU, so there should be room for all jobs from the start.
+    """
 
     def __init__(self, device: str, threads: int) -> None:
         self._device, self._threads = device, threads
         self._built: Any = None
-        self._room = self._num_crops = 0
+        self.room = 1  # jobs at a time
+        self._built_room = self._num_crops = 0
         self._matrices: list[Matrix] = []  # of the batch in progress
 
     def start(self, jobs: Sequence[_Job]) -> None:
         """Start decoding."""
-        num_crops = jobs[0].num_crops
-        if self._built is None or len(jobs) > self._room or num_crops != self._num_crops:
-            self._room, self._num_crops = max(len(jobs), self._room), num_crops
+        self.room, num_crops = max(len(jobs), self.room), jobs[0].num_crops
+        if self._built is None or (self.room, num_crops) != (self._built_room, self._num_crops):
+            self._built_room, self._num_crops = self.room, num_crops
             self._built = self._build()
         self._matrices = [job.matrix for job in jobs]
         for name in jobs[0].inputs:
@@ -168,7 +177,7 @@ class _Pipeline:
         from nvidia.dali import pipeline as dali
 
         pipeline = dali.Pipeline(
-            batch_size=self._room,
+            batch_size=self.room,
             num_threads=self._threads,
             device_id=torch.cuda.current_device() if self._device == "cuda" else None,
             prefetch_queue_depth=1,

@@ -130,6 +130,14 @@ class DecodedBatch:
 class BatchDecoder(Decoder, Protocol):
     """A `Decoder` that also decodes many videos at once on the training device."""
 
+    def reserve(self, videos: int, /) -> None:
+        """Prepare for batches of any size up to this one, so that none of them is slow to start.
+
+        Args:
+            videos: of the largest batch.
+        """
+        ...
+
     def decode_batch(self, requests: Sequence[VideoRequest], size: int, /) -> DecodedBatch:
         """Return clips of many videos; one that cannot be decoded costs only its own clips.
 

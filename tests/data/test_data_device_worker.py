@@ -86,6 +86,28 @@ def test_who_comes_together_changes_no_bit(data_set):
         assert batch[1:] == other[1:]
 
 
+def test_few_threads_hand_over_whole_batches(data_set, monkeypatch):
+    """Two threads are enough for lots of more clips than there are threads."""
+    lots = []
+    decode_batch = DaliDecoder.decode_batch
+
+    def counted(self, requests, size):
+        lots.append(len(requests))
+        return decode_batch(self, requests, size)
+
+    monkeypatch.setattr(DaliDecoder, "decode_batch", counted)
+    loader = ClipLoader(config_of("dali"), data_set.url, data_set.manifest, ALONE)
+    iterator = loader.batches(0, 20)
+    before = threading.active_count()
+    for _ in range(20):
+        next(iterator)
+        assert len([t for t in threading.enumerate() if t.name.startswith("clips")]) <= 2
+    assert threading.active_count() <= before + 3
+    iterator.close()
+    assert max(lots) == 4  # the samples of a batch
+    assert len(lots) < 2 * 20 + 10  # a few for substitutes
+
+
 def test_an_iterator_that_is_left_early_ends_its_threads(data_set):
     before = threading.active_count()
     loader = ClipLoader(config_of("dali"), data_set.url, data_set.manifest, ALONE)

@@ -26,6 +26,9 @@ class GrayDecoder:
         levels = np.array(numbers, np.uint8)[:, None, None, None]
         return RgbFrames(levels.repeat(info.height, 1).repeat(info.width, 2).repeat(3, 3))
 
+    def reserve(self, videos) -> None:
+        self.reserved = videos
+
     def decode_batch(self, requests, size) -> DecodedBatch:
         clips = [
             torch.from_numpy(self(r.video, r.info, r.numbers).pixels[:, :size, :size].copy())

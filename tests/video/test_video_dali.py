@@ -13,7 +13,7 @@ from clips import make_video, read_frame_number
 from golden import GOLDEN
 
 from svfap_dist.errors import DecodeError
-from svfap_dist.video import backends
+from svfap_dist.video import backends, dali
 from svfap_dist.video.backends import BACKENDS
 from svfap_dist.video.dali import DaliDecoder
 from svfap_dist.video.frames import RgbFrames, VideoRequest, WrongSizeError
@@ -58,6 +58,20 @@ def test_pipelines_and_company_change_no_bit(decoder):
     alone = DaliDecoder("cpu", pipelines=1, threads=2)
     assert torch.equal(alone.decode_batch(requests, SIZE).clips, whole)
     assert torch.equal(alone.decode_batch(requests[3:4], SIZE).clips, whole[6:8])
+
+
+def test_batches_of_any_size_are_decoded_by_the_same_pipelines(monkeypatch):
+    """Each build takes seconds on a GPU; the first batches are small ones that grow."""
+    builds = []
+    build = dali._Pipeline._build
+    monkeypatch.setattr(dali._Pipeline, "_build", lambda self: builds.append(self) or build(self))
+    decoder = DaliDecoder("cpu", pipelines=2)
+    decoder.reserve(7)
+    for count in (1, 3, 4, 7, 2):
+        requests = [request("vp9-webm", [number, 9]) for number in range(count)]
+        batch = decoder.decode_batch(requests, SIZE)
+        assert [painted(clip)[0] for clip in batch.clips] == list(range(count))
+    assert len(builds) == len(set(builds)) == 2
 
 
 def test_a_result_outlives_the_next_batches(decoder):
