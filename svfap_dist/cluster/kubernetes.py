@@ -28,13 +28,26 @@ from svfap_dist.cluster.schedulers import (
     run_scheduler_command,
     verb,
 )
-from svfap_dist.config import check_world_size, recipe
+from svfap_dist.config import Config, check_world_size, recipe
 from svfap_dist.errors import ConfigError
+from svfap_dist.profiling.memory import prefetch_bytes
 
 _ENTRYPOINT = "python -m svfap_dist {verb} /etc/svfap/recipe.toml --on ray"
 _LONGEST_NAME = 40  # KubeRay appends to it, and a name may have 63 characters
 _SECONDS_BETWEEN_POLLS = 2.0
 _ENDED = ("Complete", "Failed")
+
+# Bytes of a worker pod's processes; the ring of batches and /dev/shm count, too, since their pages
+# belong to the pod. Decode workers: a few times what imports and a decoder take.
+_GIB = 1 << 30
+_RANK_BYTES = (
+    5 * _GIB
+)  # Python, torch, CUDA's and NCCL's host memory, a copy of the weights: assumed
+_READER_BYTES = _GIB  # ranges of shards that a rank keeps at most
+_WORKER_BYTES, _RGB_WORKER_BYTES = 160 << 20, 512 << 20  # those that make RGB import torch
+_OBJECT_STORE_BYTES = _GIB  # Ray's, which holds metrics and the recipe only
+_RANK_SHARED_BYTES = _GIB // 2  # of NCCL in /dev/shm
+_SPARE = 1.25  # Ray's own processes, fragmentation, pages being written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +63,18 @@ class Kubernetes:
     gpus_per_node: int = cli_option(
         1, "Ranks of a worker pod, each with one GPU if cluster.use_gpu = true.", min=1
     )
-    memory: str = cli_option("64Gi", "Memory of a worker pod.")
+    memory: str = cli_option("", "Memory of a worker pod; empty: from the recipe and the ranks.")
     shared_memory: str = cli_option("16Gi", "Size of /dev/shm in a worker pod, for NCCL.")
     variables_from: str = cli_option(
         "svfap-store", "Secret whose entries (AWS_...) become environment variables of the pods."
+    )
+    rdma: str = cli_option(
+        "",
+        "Resource of InfiniBand or RoCE devices (rdma/hca_shared_devices_a, nvidia.com/hostdev); "
+        "worker pods get one of it, and may lock memory (IPC_LOCK).",
+    )
+    host_network: bool = cli_option(
+        False, "Put worker pods into their node's network, where NCCL needs its interfaces."
     )
 
     def prepare(self, name: str, overrides: Sequence[str]) -> Submission:
@@ -64,7 +85,9 @@ class Kubernetes:
         config = load_recipe(name, [*overrides, *own])
         check_world_size(config, ranks, key="--nodes times ranks per node")
         resources = {"cpu": str(self.gpus_per_node * config.cluster.cpus_per_worker)}
-        resources["memory"] = self.memory
+        resources["memory"] = self.memory or _in_gib(pod_bytes(config, self.gpus_per_node))
+        if self.rdma:
+            resources[self.rdma] = "1"
         if config.cluster.use_gpu:
             resources["nvidia.com/gpu"] = str(self.gpus_per_node)
         job = Job("kubernetes", _unused_name(config.run.name))
@@ -78,6 +101,10 @@ class Kubernetes:
             nodes=self.nodes,
             resources=json.dumps(resources),
             shared_memory=self.shared_memory,
+            object_store=_OBJECT_STORE_BYTES,
+            security=json.dumps({"capabilities": {"add": ["IPC_LOCK"]}} if self.rdma else {}),
+            host_network=json.dumps(self.host_network),
+            dns_policy="ClusterFirstWithHostNet" if self.host_network else "ClusterFirst",
             variables_from=self.variables_from,
             stop_seconds=STOP_SECONDS,
             ray_version=importlib.metadata.version("ray"),
@@ -110,6 +137,25 @@ class Kubernetes:
         while not (now := self.status(job)).ended:
             time.sleep(_SECONDS_BETWEEN_POLLS)
         return now
+
+
+def pod_bytes(config: Config, ranks: int) -> int:
+    """Return the memory that a worker pod needs.
+
+    Args:
+        config: The recipe; its number of ranks is that of all pods.
+        ranks: Ranks of the pod.
+    """
+    data, clips = config.data, config.train.global_batch_size // config.cluster.num_workers
+    makes_rgb = config.task is not None or data.colors == "workers" or not config.cluster.use_gpu
+    worker = _RGB_WORKER_BYTES if makes_rgb else _WORKER_BYTES
+    rank = _RANK_BYTES + _READER_BYTES + _RANK_SHARED_BYTES + data.decode_workers * worker
+    rank += prefetch_bytes(data, clips)
+    return int(_SPARE * (ranks * rank + _OBJECT_STORE_BYTES))
+
+
+def _in_gib(num_bytes: int) -> str:
+    return f"{-(-num_bytes // _GIB)}Gi"
 
 
 def _unused_name(run_name: str) -> str:

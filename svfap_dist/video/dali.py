@@ -9,8 +9,10 @@ DALI's failure modes decide how it is called. One bad video ends a pipeline and 
 batch, so each is read through first (`pyav.locate_frames`), and where a pipeline still fails,
 it is rebuilt and its videos are retried one by one: a bad one costs one sample. DALI identifies
 frames by counting, and pads with black; the positions and the end also come from `locate_frames`.
-It assumes BT.601, so the colors of BT.709 are corrected here. Nothing in a process can end a
-decoder that hangs: the loader ends the run then.
+It assumes BT.601, so the colors of BT.709 are corrected here. On a GPU, it keeps open decoders by
+their displayed size but looks them up by the coded one, so only videos whose sides are multiples of
+16 find one; each clip of another size opens its own. Nothing in a process can end a decoder that
+hangs: the loader ends the run then.
 
 `nvidia.dali` is imported only here, and only when it is used.
 """

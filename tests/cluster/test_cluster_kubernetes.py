@@ -62,9 +62,53 @@ def test_a_recipe_with_a_task_is_fine_tuned():
     assert "svfap_dist finetune /etc/svfap/recipe.toml" in ray_job["spec"]["entrypoint"]
 
 
+def worker_pod(ray_job: Any) -> Any:
+    return templates(ray_job)[1]["spec"]
+
+
+def gib(ray_job: Any) -> int:
+    memory = worker_pod(ray_job)["containers"][0]["resources"]["limits"]["memory"]
+    return int(memory.removesuffix("Gi"))
+
+
+def test_the_memory_of_a_pod_grows_with_its_ranks_and_their_workers():
+    """64 GiB for any number of ranks were too few for 8: the pod is killed, as if a rank died."""
+
+    def of(ranks: int, *overrides: str) -> int:
+        pods = Kubernetes("svfap", gpus_per_node=ranks)
+        return gib(rendered("svfap_base_voxceleb2", [*PLACES, *overrides], pods)[2])
+
+    assert of(8) > 64 > of(1)
+    assert of(8) - of(4) >= 4 * 5  # more than a rank's own processes
+    assert of(8, "data.decode_workers=30") > of(8)
+    larger = ["train.global_batch_size=2048", "train.micro_batch_size=256"]
+    assert of(8, *larger) > of(8)  # at least two batches are buffered
+    assert of(8, "data.colors=workers") > of(8) + 30  # they import torch
+
+
+def test_the_object_store_of_ray_does_not_take_a_third_of_the_pod():
+    _, _, ray_job = rendered("svfap_base_voxceleb2", PLACES, Kubernetes("svfap"))
+    (group,) = ray_job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert int(group["rayStartParams"]["object-store-memory"]) == 1 << 30
+
+
+def test_pods_with_rdma_may_lock_memory_and_use_the_nodes_network():
+    plain = worker_pod(rendered("svfap_base_voxceleb2", PLACES, Kubernetes("svfap"))[2])
+    assert plain["hostNetwork"] is False
+    assert plain["containers"][0]["securityContext"] == {}
+    pods = Kubernetes("svfap", rdma="rdma/hca_shared_devices_a", host_network=True)
+    found = worker_pod(rendered("svfap_base_voxceleb2", PLACES, pods)[2])
+    assert (found["hostNetwork"], found["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+    (container,) = found["containers"]
+    assert container["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
+    assert container["resources"]["limits"]["rdma/hca_shared_devices_a"] == "1"
+
+
 @pytest.mark.parametrize("name", ["tiny_cpu", "svfap_base_voxceleb2"])
-def test_every_pod_and_the_config_map_are_what_kubernetes_knows(name):
-    _, config_map, ray_job = rendered(name, PLACES, Kubernetes("svfap", nodes=2, gpus_per_node=2))
+@pytest.mark.parametrize("network", [{}, {"rdma": "rdma/hca", "host_network": True}])
+def test_every_pod_and_the_config_map_are_what_kubernetes_knows(name, network):
+    pods = Kubernetes("svfap", nodes=2, gpus_per_node=2, **network)
+    _, config_map, ray_job = rendered(name, PLACES, pods)
     kubernetes_validate.validate(config_map, KUBERNETES, strict=True)
     found = templates(ray_job)
     assert len(found) == 2
