@@ -1,4 +1,4 @@
-"""Rank discovery and object collectives.
+"""Rank discovery, and collectives of objects and numbers.
 
 A rank is a process that has RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its
 environment, as Ray Train and torchrun set them. A process without them is a world of one.
@@ -11,7 +11,7 @@ import dataclasses
 import os
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from svfap_dist.errors import ClusterError, SvfapError
@@ -122,6 +122,25 @@ def all_gather_object(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def all_gather_numbers(values: Sequence[float]) -> list[list[float]]:
+    """Return every rank's numbers, in rank order, on every rank: one small tensor, no pickling.
+
+    Args:
+        values: Equally many on every rank.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return [[float(value) for value in values]]
+    # A host tensor for gloo; NCCL needs one on the device, which also waits for it.
+    device = "cuda" if "nccl" in dist.get_backend() else "cpu"
+    own = torch.tensor([values], dtype=torch.float64, device=device)
+    gathered = own.new_empty(dist.get_world_size(), len(values))
+    dist.all_gather_into_tensor(gathered, own)
+    return gathered.tolist()
 
 
 def run_on_all_ranks(action: Callable[[], Result]) -> Result:

@@ -168,11 +168,14 @@ class Recorder:
             )
         )
 
-    def close_window(self, step: int) -> None:
+    def close_window(self, step: int) -> int:
         """Record the time up to a completed step; a collective.
 
         Args:
             step: Completed optimizer steps.
+
+        Returns:
+            Number of all ranks' bad samples that are not yet in the quarantine list.
         """
         window = self.meter.window()
         for metric in metrics.windowed_metrics():
@@ -180,10 +183,12 @@ class Recorder:
                 self._exporter.add(metric, window.values[metric.name])
             elif window.steps:
                 self._exporter.set(metric, window.values[metric.name])
-        ranks = distributed.all_gather_object(window)
+        own = [window.values[metric.name] for metric in metrics.windowed_metrics()]
+        # A few numbers in one collective: pickles of hundreds of ranks cost more than a step.
+        *columns, bad = zip(*distributed.all_gather_numbers([*own, len(self._bad)]), strict=True)
         values = {
-            metric.name: _COMBINE[metric.over_ranks]([each.values[metric.name] for each in ranks])
-            for metric in metrics.windowed_metrics()
+            metric.name: _like(mine, _COMBINE[metric.over_ranks](list(column)))
+            for metric, mine, column in zip(metrics.windowed_metrics(), own, columns, strict=True)
         }
         self._windows.append(Window(window.steps, values))
         self._write_event(
@@ -194,6 +199,7 @@ class Recorder:
             evaluation_seconds=self._idle_seconds,
         )
         self._checkpoint_seconds = self._idle_seconds = 0.0
+        return int(sum(bad))
 
     def log_step(self, numbers: Row, phase_seconds: dict[str, float]) -> None:
         """Write and show the metrics of a log step, with the throughput since the last one.
@@ -204,7 +210,7 @@ class Recorder:
             numbers: step, total_steps, epoch, loss, lr and grad_norm.
             phase_seconds: Seconds of this rank, by phase.
         """
-        self.close_window(numbers["step"])
+        num_bad = self.close_window(numbers["step"])
         windows, self._windows = self._windows, []
         totals = {
             metric.name: sum(each.values[metric.name] for each in windows)
@@ -220,9 +226,11 @@ class Recorder:
             "data_wait_seconds": waited,
             "data_wait_share": waited / seconds,
             **{m.column: totals[m.name] for m in metrics.windowed_metrics() if m.column},
-            "bad_samples": self.write_quarantine(),
+            "bad_samples": num_bad,
             "time": time.time(),
         }
+        if num_bad:
+            self.write_quarantine()
         self._show(row, phase_seconds)
         self._journal.write_line(METRICS_FILE, row)
         if self._world.is_main:
@@ -245,13 +253,12 @@ class Recorder:
             for name in CLASSES:
                 self._exporter.set(metrics.RUN_SECONDS, seconds_of[name], **{"class": name})
 
-    def write_quarantine(self) -> int:
-        """Write all ranks' new bad samples and return their number; a collective."""
-        rows = [row for found in distributed.all_gather_object(self._bad) for row in found]
-        for row in rows:
-            self._journal.write_line(QUARANTINE_FILE, row)
+    def write_quarantine(self) -> None:
+        """Write all ranks' new bad samples; a collective."""
+        for rows in distributed.all_gather_object(self._bad):
+            for row in rows:
+                self._journal.write_line(QUARANTINE_FILE, row)
         self._bad = []
-        return len(rows)
 
     def record_evaluation(self, step: int, held_out_loss: float, seconds: float) -> None:
         """Record a held-out loss.
@@ -344,3 +351,8 @@ def _reachable(ranks: list[dict[str, Any]]) -> list[str]:
             ", ".join(sorted(hidden)),
         )
     return [rank["metrics"] for rank in served if rank["host"] not in hidden]
+
+
+def _like(own: float, combined: float) -> float:
+    """Return a combined value as a whole number where this rank's is one: bytes, clips."""
+    return int(combined) if isinstance(own, int) and combined.is_integer() else combined

@@ -1,0 +1,78 @@
+"""What ranks record together: combined metrics, and the bad samples of all of them."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from svfap_dist import distributed
+from svfap_dist.config import recipe
+from svfap_dist.distributed import World
+from svfap_dist.profiling.ranks import run_on_local_ranks
+from svfap_dist.shards.format import BadSample
+from svfap_dist.telemetry.recorder import Recorder
+from svfap_dist.train.engine import process_group
+
+NUMBERS = {"total_steps": 3, "epoch": 0, "loss": 1.0, "lr": 1.0, "grad_norm": 1.0}
+
+
+def _batch(rank: int, bad: list[BadSample]) -> Any:
+    """What the recorder reads of a batch of 4 clips."""
+    return SimpleNamespace(
+        frames=[None] * 4,
+        fetch_seconds=0.5 + rank,
+        decode_seconds=0.25,
+        bytes_fetched=100 + rank,
+        batches_ready=3 - rank,
+        bad=bad,
+        lanes=[],
+        keys=[],
+        substituted=[],
+        ledger=b"",
+    )
+
+
+def _record(url: str, world: World) -> tuple[list[dict[str, Any]], list[int]]:
+    """Record three log steps, the second with a bad sample on rank 1; count pickled objects."""
+    config = recipe.load("tiny_cpu", [f"run.url={url}"])
+    rows: list[dict[str, Any]] = []
+    counts, pickled = [], [0]
+    gather = distributed.all_gather_object
+
+    def counted(value: Any) -> list[Any]:
+        pickled[0] += 1
+        return gather(value)
+
+    with (
+        process_group(config, world),
+        Recorder(config, world, 1, 0, rows.append, lambda found: None, (1, 1), None) as recorder,
+    ):
+        distributed.all_gather_object = counted
+        for step in (1, 2, 3):
+            bad = [BadSample(7, "clip-7", "undecodable", "torn")] * (step == 2) * world.rank
+            recorder.count_step(step, 0, _batch(world.rank, bad))
+            recorder.log_step({"step": step, **NUMBERS}, {})
+            counts.append(pickled[0])
+    return rows, counts
+
+
+def test_log_steps_combine_all_ranks_without_pickling(tmp_path: Path) -> None:
+    """Objects are gathered at the one step that has bad samples."""
+    (rows, counts), (_, others) = run_on_local_ranks(
+        functools.partial(_record, str(tmp_path / "run")), 2, seconds=120
+    )
+    assert counts == others == [0, 1, 1]
+    assert [row["bad_samples"] for row in rows] == [0, 1, 0]
+    for row in rows:
+        assert row["fetch_seconds"] == 0.5 + 1.5
+        assert row["batches_ready"] == 2.0  # of the rank that waits
+        assert (row["bytes_fetched"], type(row["bytes_fetched"])) == (201, int)
+    lines = (tmp_path / "run/quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in lines] == ["clip-7"]
+
+
+def test_a_process_alone_gathers_its_own_numbers() -> None:
+    assert distributed.all_gather_numbers([1, 2.5]) == [[1.0, 2.5]]
