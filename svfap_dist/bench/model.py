@@ -19,8 +19,13 @@ from typing import Any
 
 import torch
 
-from svfap_dist.bench.steps import MATMUL_SIZE, StepProcess, StepSpec, describe_variant
-from svfap_dist.errors import ConfigError
+from svfap_dist.bench.steps import (
+    MATMUL_SIZE,
+    StepProcess,
+    StepSpec,
+    check_device,
+    describe_variant,
+)
 from svfap_dist.model import flops
 from svfap_dist.model.sizes import resolve
 from svfap_dist.profiling.step import noise_batch
@@ -148,7 +153,7 @@ def run(
         ConfigError: for an unknown size or type, or a missing device.
         ClusterError: a step fails, for lack of memory, say.
     """
-    device = _check_device(device, dtype)
+    device = check_device(device, dtype)
     ours = StepSpec(size, batch_size, dtype, device, compile)
     baseline = dataclasses.replace(ours, compile=False, straightforward=True)
     variants = {"ours": ours, "baseline": baseline}
@@ -222,18 +227,6 @@ def run(
         parts={name: value / 1e9 for name, value in parts.items()},
         **vit,
     )
-
-
-def _check_device(device: str, dtype: str) -> str:
-    if dtype not in ("float32", "bfloat16"):
-        raise ConfigError("Unsupported type", "--dtype", dtype, "use float32 or bfloat16")
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    if device == "auto":
-        return devices[-1]
-    if device not in devices:
-        advice = f"use auto or {' or '.join(devices)}"
-        raise ConfigError("Device not available", "--device", device, advice)
-    return device
 
 
 def _count_operations(spec: StepSpec) -> tuple[int, int, dict[str, int]]:

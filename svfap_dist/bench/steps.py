@@ -22,7 +22,7 @@ from torch.utils.benchmark import Timer
 from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.bench import baseline
 from svfap_dist.config import Config, ModelConfig, OptimConfig, recipe
-from svfap_dist.errors import ClusterError
+from svfap_dist.errors import ClusterError, ConfigError
 from svfap_dist.model import autoencoder, patches
 from svfap_dist.model.layers import linear, use_convolutions, uses_convolutions
 from svfap_dist.parallel.processes import ChildProcess, CrashedError
@@ -68,6 +68,27 @@ def bench_recipe(size: str, batch_size: int, **sections: dict[str, object]) -> C
         "train": batch | sections.get("train", {}),
     }
     return recipe.from_tables(tables, where="svfap bench")
+
+
+def check_device(device: str, dtype: str) -> str:
+    """Return the device that an option names.
+
+    Args:
+        device: "cpu", "cuda", or "auto": the GPU if there is one.
+        dtype: of the step.
+
+    Raises:
+        ConfigError: for an unknown type or a missing device.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise ConfigError("Unsupported type", "--dtype", dtype, "use float32 or bfloat16")
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    if device == "auto":
+        return devices[-1]
+    if device not in devices:
+        advice = f"use auto or {' or '.join(devices)}"
+        raise ConfigError("Device not available", "--device", device, advice)
+    return device
 
 
 def describe_variant(spec: StepSpec) -> str:

@@ -49,6 +49,64 @@ def bench_model(
     print_result(result, as_json)
 
 
+@bench_app.command("step")
+def bench_step(
+    size: Annotated[
+        str,
+        typer.Option(help="Named model size (default: base on a GPU, host time only on a CPU)."),
+    ] = "",
+    micro_batch: Annotated[
+        str, typer.Option(help="Clips per step, as in 32,128 (default: 32,128,256 on a GPU).")
+    ] = "",
+    stage: Annotated[str, typer.Option(help="DeepSpeed ZeRO stages, as in 1,2.")] = "2",
+    compile: Annotated[str, typer.Option(help="torch.compile: off, on or off,on.")] = "off",
+    dtype: Annotated[str, typer.Option(help="Precision: bfloat16 or float32.")] = "bfloat16",
+    device: Annotated[str, typer.Option(help="auto (cuda if available), cpu or cuda.")] = "auto",
+    steps: Annotated[int, typer.Option(help="Number of timed steps.", min=1)] = 10,
+    trace: Annotated[
+        str, typer.Option(help="File for a Chrome trace of the first row (default: none).")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Time the training engine: host and device time by phase, operations, waits, loader.
+
+    Example: svfap bench step --micro-batch 32,128,256 --stage 1,2 --compile off,on
+    """
+    from svfap_dist.bench import engine_step
+
+    result = engine_step.run(
+        size,
+        _numbers("--micro-batch", micro_batch),
+        _numbers("--stage", stage),
+        _choices("--compile", compile, {"off": False, "on": True}),
+        dtype=dtype,
+        device=device,
+        steps=steps,
+        trace=trace,
+    )
+    print_result(result, as_json)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Return the numbers of a comma-separated list."""
+    from svfap_dist.errors import ConfigError
+
+    try:
+        return [int(word) for word in text.split(",") if word]
+    except ValueError as error:
+        raise ConfigError("Not a list of numbers", option, text, "write it as 32,128") from error
+
+
+def _choices(option: str, text: str, values: dict[str, bool]) -> list[bool]:
+    """Return the values of a comma-separated list of words."""
+    from svfap_dist.errors import ConfigError
+
+    words = text.split(",")
+    if not set(words) <= set(values):
+        raise ConfigError("Unknown choice", option, text, f"use {' or '.join(values)}")
+    return [values[word] for word in words]
+
+
 @bench_app.command("decode")
 def bench_decode(
     videos: Annotated[str, typer.Option(help="Folder of videos (default: synthetic faces).")] = "",

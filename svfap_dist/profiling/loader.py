@@ -6,8 +6,10 @@ nothing else to do, and of raw reads. CPU seconds count, because the trainer sha
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from svfap_dist import storage
@@ -35,6 +37,14 @@ class LoaderRun:
 
 
 @dataclasses.dataclass(frozen=True)
+class RankCost:
+    """What a rank's own process does for a clip, in microseconds of CPU time."""
+
+    thread_us: float  # the training thread, to take the next batch
+    process_us: float  # all threads of the process; decode workers and feeders are others
+
+
+@dataclasses.dataclass(frozen=True)
 class DataCost:
     """Costs of the recipe's data."""
 
@@ -55,6 +65,26 @@ def time_loader(run: LoaderRun) -> Rate:
     loader = ClipLoader(run.config, run.url, manifest, World(0, 0, 1, 1))
     batch_size = run.config.train.global_batch_size
     return time_batches(loader.batches(0, 1 << 40), run.batches, batch_size, run.warm_up)
+
+
+def measure_rank_cost(run: LoaderRun) -> RankCost:
+    """Return what batches cost the process that trains, in a new process with nothing else to do.
+
+    Args:
+        run: recipe, shards and number of batches.
+    """
+    return call_in_new_process(_rank_cost, run)
+
+
+def _rank_cost(run: LoaderRun) -> RankCost:
+    loader = ClipLoader(run.config, run.url, shard_format.load_manifest(run.url), World(0, 0, 1, 1))
+    with contextlib.closing(loader.batches(0, run.warm_up + run.batches)) as batches:
+        for _ in range(run.warm_up):
+            next(batches)
+        thread, process = time.thread_time(), time.process_time()
+        clips = sum(len(next(batches).frames) for _ in range(run.batches))
+        thread, process = time.thread_time() - thread, time.process_time() - process
+    return RankCost(thread / clips * 1e6, process / clips * 1e6)
 
 
 def measure_data(config: Config, on_gpu: bool) -> DataCost:

@@ -31,6 +31,7 @@ from svfap_dist.profiling.ranks import run_on_local_ranks
 from svfap_dist.profiling.timing import seconds_of
 from svfap_dist.rng import Stream
 from svfap_dist.shards import format as shard_format
+from svfap_dist.video.frames import YuvClips
 
 _SECONDS = 6.0  # of timed steps, if that many fit
 _MIN_STEPS, _MAX_STEPS = 2, 20
@@ -72,20 +73,22 @@ class StepCost:
         return micro_batches * self.micro_seconds + self.update_seconds
 
 
-def noise_batch(config: Config, clips: int) -> ClipBatch:
+def noise_batch(config: Config, clips: int, planes: bool = False) -> ClipBatch:
     """Return a batch of clips that show noise, with masks as the recipe has them.
 
     Args:
         config: says the clips' shape and masks.
         clips: of the batch.
+        planes: whether frames are YUV planes, of the clips' size, instead of RGB.
     """
-    shape = clips, config.data.num_frames, config.data.frame_size, config.data.frame_size, 3
+    size = config.data.frame_size
+    shape = clips, config.data.num_frames, size, size, 3
     streams = [Stream("noise", i) for i in range(clips)]
     visible, masked = masking.batch_masks(
         streams, config.mask, config.num_tubelets, config.num_patches
     )
     return ClipBatch(
-        frames=torch.randint(0, 256, shape, dtype=torch.uint8),
+        frames=_noise_planes(shape) if planes else torch.randint(0, 256, shape, dtype=torch.uint8),
         visible=visible,
         masked=masked,
         keys=[f"id{number:05d}/clip{number:05d}" for number in range(clips)],
@@ -96,6 +99,19 @@ def noise_batch(config: Config, clips: int) -> ClipBatch:
         bad=[],
         fetch_seconds=0.0,
         decode_seconds=0.0,
+    )
+
+
+def _noise_planes(shape: tuple[int, ...]) -> YuvClips:
+    clips, frames, size, *_ = shape
+    half = clips, frames, (size + 1) // 2, (size + 1) // 2
+    return YuvClips(
+        y=torch.randint(0, 256, shape[:-1], dtype=torch.uint8),
+        u=torch.randint(0, 256, half, dtype=torch.uint8),
+        v=torch.randint(0, 256, half, dtype=torch.uint8),
+        crops=torch.tensor([[0, 0, size, size]] * clips),
+        kinds=torch.zeros(clips, dtype=torch.int64),
+        size=size,
     )
 
 
