@@ -10,6 +10,7 @@ of the program, so they can be counted on a CPU. Compiled code is not seen: see 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -92,6 +93,7 @@ def counted(device: torch.device) -> Iterator[Operations]:
             (torch.cuda, "synchronize"),
             (torch.cuda.Event, "synchronize"),
             (torch.cuda.Stream, "synchronize"),
+            *_deepspeed_device(),
         ):
             original = getattr(owner, name)
 
@@ -103,3 +105,10 @@ def counted(device: torch.device) -> Iterator[Operations]:
         if device.type == "cpu":
             stack.enter_context(_HostReads(waits))
         yield stack.enter_context(operations)
+
+
+def _deepspeed_device() -> list[tuple[Any, str]]:
+    """Return DeepSpeed's device where it is a CPU, whose `synchronize` does nothing."""
+    module = sys.modules.get("deepspeed.accelerator")
+    device = module.get_accelerator() if module else None
+    return [(type(device), "synchronize")] if device and device.device_name() == "cpu" else []
