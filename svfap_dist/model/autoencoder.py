@@ -74,7 +74,8 @@ class MaskedAutoencoder(nn.Module):
         """Return the standardized pixels [B, M, P] of the masked patches.
 
         Args:
-            clips: normalized floats [B, 3, F, H, W], or frames uint8 [B, F, H, W, 3].
+            clips: normalized floats [B, 3, F, H, W], or frames uint8 [B, F, H, W, 3], or only the
+                visible patches [B, V, P] from `patches.visible_patches`.
             visible: sorted indices of the visible tokens, int64 [B, V].
             masked: sorted indices of the tokens to predict, int64 [B, M]; may leave out masked ones
                 that need not be predicted.

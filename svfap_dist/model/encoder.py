@@ -140,7 +140,8 @@ class Encoder(nn.Module):
         """Return the tokens of each stage, [B, t*s, D], finest in time first.
 
         Args:
-            clips: normalized floats [B, 3, F, H, W], or frames uint8 [B, F, H, W, 3].
+            clips: normalized floats [B, 3, F, H, W], or frames uint8 [B, F, H, W, 3], or the
+                visible patches [B, V, P] from `patches.visible_patches`.
             visible: sorted indices of the visible tokens, [B, V]; None: all tokens. Every tubelet
                 frame that has any has the same number of them, V/T. If they differ between frames
                 (mask.kind = random), the i-th visible patches of adjacent frames are merged.

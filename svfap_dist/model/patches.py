@@ -29,7 +29,7 @@ from svfap_dist.model.sizes import Size
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PATCH = (2, 16)  # frames, and pixels of height and width; the paper's
-_EPSILON = 1e-6  # of standardization; released code
+EPSILON = 1e-6  # of standardization; released code
 
 
 def normalize(frames: Tensor, channel_dim: int = 1) -> Tensor:
@@ -106,6 +106,20 @@ def _gather_rows(frames: Tensor, tokens: Tensor, patch: tuple[int, int] = PATCH)
     rows = frames.reshape(-1, patch_size * 3)  # [B*F*H*Sx, p*3], a view
     index = (first.unsqueeze(-1) + offsets).flatten()
     return rows.index_select(0, index).view(*tokens.shape, len(offsets), -1)
+
+
+def visible_patches(frames: Tensor, visible: Tensor, patch: tuple[int, int] = PATCH) -> Tensor:
+    """Return the normalized pixels of some patches in float32, [B, K, P], channel by channel.
+
+    That is the order of `PatchProjection`'s weights; targets have the channels last.
+
+    Args:
+        frames: uint8 [B, F, H, W, 3].
+        visible: indices of the patches, [B, K].
+        patch: frames and pixels of a patch.
+    """
+    rows = _gather_rows(frames, visible, patch)  # [B, K, pt*p, p*3]
+    return normalize(rows.unflatten(-1, (-1, 3)), 2).flatten(2)
 
 
 def patchify(clips: Tensor, patch: tuple[int, int] = PATCH) -> Tensor:
@@ -189,31 +203,38 @@ class PatchEmbed(nn.Module):
 
         Args:
             clips: normalized floats [B, 3, F, H, W], or frames uint8 [B, F, H, W, 3], which are
-                normalized here.
+                normalized here, or the tokens' patches [B, K, P] from `visible_patches`.
             tokens: sorted indices of the patches, [B, K]; None: all N.
 
         Raises:
             ConfigError: the clips do not have the shape that the model was built for.
         """
-        self._check(clips)
+        self._check(clips, tokens)
         if tokens is None:
             clips = normalize(clips) if clips.dtype == torch.uint8 else clips
             pixels, positions = _grid(clips, self.patch).flatten(1, 3), self.table
-        elif clips.dtype == torch.uint8:
-            rows = _gather_rows(clips, tokens, self.patch)  # [B, K, pt*p, p*3]
-            pixels, positions = normalize(rows.unflatten(-1, (-1, 3)), 2), self.table[tokens]
         else:
-            pixels, positions = _gather_patches(clips, tokens, self.patch), self.table[tokens]
+            pixels, positions = self._pixels(clips, tokens), self.table[tokens]
         x = self.proj(pixels)  # [B, K, 3, ...] -> [B, K, D]
         # DeepSpeed's bfloat16 casts parameters and leaves tables in float32.
         return x + positions.to(x.dtype)
 
-    def _check(self, clips: Tensor) -> None:
+    def _pixels(self, clips: Tensor, tokens: Tensor) -> Tensor:
+        """Return normalized pixels of patches; the last dimensions may be flattened."""
+        if clips.dim() == 3:
+            return clips
+        if clips.dtype == torch.uint8:
+            return visible_patches(clips, tokens, self.patch)
+        return _gather_patches(clips, tokens, self.patch)
+
+    def _check(self, clips: Tensor, tokens: Tensor | None) -> None:
         channels, num_frames, height, width = self.clip_shape
-        is_uint8 = clips.dtype == torch.uint8
-        wanted = (num_frames, height, width, channels) if is_uint8 else self.clip_shape
+        wanted, kind = self.clip_shape, "clips"
+        if clips.dtype == torch.uint8:
+            wanted, kind = (num_frames, height, width, channels), "frames uint8"
+        elif tokens is not None and clips.dim() == 3:
+            wanted, kind = (tokens.shape[1], self.proj.weight[0].numel()), "patches"
         if clips.shape[1:] != wanted:
-            kind = "frames uint8" if is_uint8 else "clips"
             raise ConfigError(
                 "Clips do not fit the model",
                 where="clips",
@@ -256,7 +277,7 @@ def _centered(
     mean = _to_rows(_over_patch(pixels) / number, patch_size)
     centered = pixels.sub_(mean)
     variance = _over_patch(centered.square()) / (number - 1)  # unbiased
-    return centered, mean, _to_rows(variance.sqrt() + 255 * _EPSILON, patch_size)
+    return centered, mean, _to_rows(variance.sqrt() + 255 * EPSILON, patch_size)
 
 
 def targets(clips: Tensor, masked: Tensor, patch: tuple[int, int] = PATCH) -> Tensor:

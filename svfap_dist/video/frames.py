@@ -18,6 +18,7 @@ torch is imported only for resizing and for batches: data sharding and worker pr
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 
@@ -331,6 +332,19 @@ def rgb_from_yuv(colors: Colors) -> np.ndarray:
     return np.column_stack((linear, linear @ [-black, -128, -128]))
 
 
+@functools.cache
+def color_table(device: torch.device) -> torch.Tensor:
+    """Return `rgb_from_yuv` of all kinds, float32 [kinds, 3, 4], which is copied only once.
+
+    Args:
+        device: where the table is kept.
+    """
+    import torch
+
+    table = np.stack([rgb_from_yuv(colors) for colors in _KINDS])
+    return torch.tensor(table, dtype=torch.float32, device=device)
+
+
 def kind_of(frames: YuvFrames) -> int:
     """Return the number of the matrix and range of planes, for `YuvClips.kinds`.
 
@@ -376,6 +390,18 @@ class YuvClips:
         boxes = [dataclasses.astuple(crop) for crop in crops]
         return cls(y, u, v, torch.tensor(boxes), torch.tensor(kinds), size)
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> YuvClips:
+        """Return the batch on a device.
+
+        Args:
+            device: where to copy it.
+            non_blocking: as in `torch.Tensor.to`.
+        """
+        copies = {
+            name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _TENSORS
+        }
+        return dataclasses.replace(self, **copies)
+
     def to_rgb(self, device: torch.device | str) -> torch.Tensor:
         """Return uint8 RGB [B, F, size, size, 3] on a device.
 
@@ -389,8 +415,7 @@ class YuvClips:
             for k in range(len(rgb)):
                 rgb[k] = self._clip(k)
             return torch.from_numpy(rgb)
-        here = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
-        return convert_batch(dataclasses.replace(self, **here), torch.float16)
+        return convert_batch(self.to(device, non_blocking=True), torch.float16)
 
     def _clip(self, k: int) -> np.ndarray:
         y, u, v = (plane[k].numpy() for plane in (self.y, self.u, self.v))
@@ -415,14 +440,13 @@ def convert_batch(clips: YuvClips, dtype: torch.dtype) -> torch.Tensor:
     """
     import torch
 
-    table = torch.tensor(np.stack([rgb_from_yuv(kind) for kind in _KINDS]), dtype=torch.float32)
-    colors = table.to(clips.y.device, non_blocking=True)[clips.kinds]  # [B, 3, 4]
+    colors = color_table(clips.y.device)[clips.kinds]  # [B, 3, 4]
     boxes = clips.crops.float()
     planes = []
     for plane, scale in ((clips.y, 1), (clips.u, 2), (clips.v, 2)):
         top, left, height, width = (boxes / scale).unbind(1)
-        across = _weights(left, width, plane.shape[3], clips.size).to(dtype)  # [B, S, W]
-        down = _weights(top, height, plane.shape[2], clips.size).to(dtype)  # [B, S, H]
+        across = resampling_weights(left, width, plane.shape[3], clips.size).to(dtype)  # [B, S, W]
+        down = resampling_weights(top, height, plane.shape[2], clips.size).to(dtype)  # [B, S, H]
         rows = plane.to(dtype).flatten(1, 2) @ across.mT  # [B, F*H, S]
         rows = rows.unflatten(1, plane.shape[1:3])
         planes.append((down[:, None] @ rows).float())  # [B, F, S, S]
@@ -434,10 +458,16 @@ def convert_batch(clips: YuvClips, dtype: torch.dtype) -> torch.Tensor:
     return rgb
 
 
-def _weights(start: torch.Tensor, length: torch.Tensor, size: int, out: int) -> torch.Tensor:
+def resampling_weights(
+    start: torch.Tensor, length: torch.Tensor, size: int, out: int
+) -> torch.Tensor:
     """Return the weights [B, out, size] of Pillow's bilinear filter, a triangle as wide as a step.
 
-    `size` samples become `out`, resampled from start .. start + length, [B] each.
+    Args:
+        start: of the crop along one side, in samples, [B].
+        length: of the crop, [B].
+        size: samples of the side.
+        out: samples that the crop becomes.
     """
     import torch
 
