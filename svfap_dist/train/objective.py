@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from svfap_dist.config import Config
 from svfap_dist.data import masking
 from svfap_dist.data.batch import ClipBatch
-from svfap_dist.model import autoencoder, flops, patches, sizes
+from svfap_dist.model import autoencoder, flops, patches, planes, sizes
 from svfap_dist.rng import Stream
 from svfap_dist.train.engine import Objective, StepContext
 from svfap_dist.train.labeled import Labeled
@@ -59,7 +60,7 @@ class MaskedReconstruction:
     layer_decay = 1.0
 
     def __init__(self, config: Config) -> None:
-        self._model = config.model
+        self._model, self._dtype = config.model, getattr(torch, config.train.dtype)
         self.build_arguments = build_arguments(config)
         self._size = sizes.size_of_build(self.build_arguments)
         split = masking.split_tokens(
@@ -86,12 +87,17 @@ class MaskedReconstruction:
 
     def inputs(self, batch: ClipBatch, part: slice, context: StepContext) -> tuple[Tensor, ...]:
         """See `Objective.inputs`."""
-        frames = batch.frames_on(context.device, part)
-        indices = (batch.visible, batch.masked)
-        return frames, *(i[part].to(context.device, non_blocking=True) for i in indices)
+        frames = batch.frames[part].to(context.device, non_blocking=True)
+        visible, masked = (
+            tokens[part].to(context.device, non_blocking=True)
+            for tokens in (batch.visible, batch.masked)
+        )
+        seen, target = planes.patches_and_targets(
+            frames, visible, masked, self._model.patch, self._dtype
+        )
+        return seen, visible, masked, target
 
     def loss(self, network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """See `Objective.loss`."""
-        frames, visible, masked = inputs
-        target = patches.targets(frames, masked, self._model.patch)
-        return patches.masked_patch_loss(network(frames, visible, masked), target)
+        seen, visible, masked, target = inputs
+        return patches.masked_patch_loss(network(seen, visible, masked), target)
