@@ -59,11 +59,11 @@ def bits(batch: ClipBatch) -> list[tuple]:
     return [
         (lane, position, sample, key, replaced, *(tensor.numpy().tobytes() for tensor in row))
         for lane, position, sample, key, replaced, row in zip(
-            batch.lanes,
-            batch.positions,
-            batch.samples,
-            batch.keys,
-            batch.substituted,
+            batch.slots.lanes,
+            batch.slots.positions,
+            batch.slots.samples,
+            batch.slots.keys,
+            batch.slots.substituted,
             tensors,
             strict=True,
         )
@@ -76,8 +76,14 @@ def shown(batch: ClipBatch) -> list[list[tuple[int, int]]]:
 
 
 def kept(batches: Iterable[ClipBatch]) -> list[ClipBatch]:
-    """All batches, with frames of their own: the loader uses their memory again."""
-    return [dataclasses.replace(batch, frames=batch.frames.clone()) for batch in batches]
+    """All batches, with tensors of their own: the loader uses their memory again."""
+    names = ("frames", "visible", "masked", "targets")
+    found = []
+    for batch in batches:
+        tensors = {name: getattr(batch, name) for name in names}
+        own = {name: tensor.clone() for name, tensor in tensors.items() if tensor is not None}
+        found.append(dataclasses.replace(batch, **own))
+    return found
 
 
 def threads() -> list[threading.Thread]:

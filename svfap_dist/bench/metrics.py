@@ -132,7 +132,7 @@ class _Recording:
                 with self._phases.measured(phase):
                     pass
             self._step += 1
-            self.recorder.count_step(self._step, 0, batch)
+            self.recorder.count_step(self._step, batch)
         numbers = {"step": self._step, "total_steps": 10**9, "epoch": 0}
         losses = {"loss": 0.5, "lr": 1e-3, "grad_norm": 1.0}
         self.recorder.log_step({**numbers, **losses}, self._phases.take_seconds())

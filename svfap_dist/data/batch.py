@@ -1,41 +1,67 @@
-"""A batch of clips, and the ring of buffers, threads and worker processes that fills batches ahead.
+"""A batch of clips, and the ring of buffers in which batches are prefetched.
 
-In: the recipe and the number of clips of a batch. Out: memory that workers write frames to and the
-rank reads tensors from, and a thread pool for the loader's tasks. A buffer is free again when the
-batch after its own is requested, so the ring bounds the memory of everything that is prefetched.
+In: the recipe and the number of clips of a batch. Out: memory that workers write to and the rank
+reads tensors from. A buffer is filled again once its batch is released: the consumer has read it,
+or, on a GPU, the device has copied it, which an event tells without making the host wait. So the
+ring bounds the memory of everything that is prefetched.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from svfap_dist.config import Config, DataConfig
-from svfap_dist.data.clips import (
-    ClipRequest,
-    ClipWorker,
-    DecodeJob,
-    DecodeResult,
-    Shapes,
-    SharedArrays,
-)
-from svfap_dist.data.device_worker import DeviceClipWorker
-from svfap_dist.errors import ClusterError
-from svfap_dist.parallel.processes import CrashedError, HungError, ProcessPool, StartError
+from svfap_dist.data import masking
+from svfap_dist.data.clips import Shapes, SharedArrays
+from svfap_dist.data.filler import BatchSlots, FilledBatch, PackedSlots
+from svfap_dist.data.selection import Selection
+from svfap_dist.rng import Stream
 from svfap_dist.shards.format import BadSample
-from svfap_dist.shards.reader import SampleReader
 from svfap_dist.video.backends import capabilities
 from svfap_dist.video.frames import YuvClips
 
-_MAX_SLOTS_PER_TASK = 16
 _MIN_PREFETCH, _MAX_PREFETCH = 2, 16  # batches; more than a few gain nothing
-_WORKER_BYTES = 8 << 30  # address space of a worker process, beside the shared memory
+_FRAMES = ("rgb", "y", "u", "v", "crops", "kinds")  # arrays of frames
+
+
+class RingPlace:
+    """A buffer of the ring, in use until the copies of its batch to a device are done.
+
+    Args:
+        event: CUDA event of its own, where batches are copied to a GPU; None: the consumer is done
+            with a batch when it requests the next one.
+    """
+
+    def __init__(self, event: torch.cuda.Event | None = None) -> None:
+        self._event = event
+        self._is_released = True
+
+    def use(self) -> None:
+        """Note that a batch was filled and is handed out."""
+        self._is_released = False
+
+    def release(self) -> None:
+        """Note that no copy will be queued any more: those that were belong to this stream."""
+        if not self._is_released and self._event is not None:
+            self._event.record()
+        self._is_released = True
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the released buffer may be overwritten now."""
+        return self._event is None or self._event.query()
+
+    def wait(self) -> None:
+        """Wait until the released buffer may be overwritten."""
+        if self._event is not None:
+            self._event.synchronize()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +69,12 @@ class ClipBatch:
     """A rank's clips of one step, in slot order.
 
     A slot has one clip, or data.repeated_sampling consecutive clips of one sample: B clips in all.
-    Lists have an entry per slot.
     """
 
     frames: torch.Tensor | YuvClips  # uint8 [B, F, H, W, 3], or planes; see `frames_on`
-    visible: torch.Tensor  # int64 [B, V], tokens that the encoder sees
-    masked: torch.Tensor  # int64 [B, M], tokens that the decoder predicts
-    keys: list[str]  # of the samples that the order chose
-    samples: list[int]  # their global indices
-    lanes: list[int]
-    positions: list[int]  # in the lane
-    substituted: list[bool]  # the frames are those of a neighbor, because the sample is bad
+    visible: torch.Tensor  # int32 or int64 [B, V], tokens that the encoder sees
+    masked: torch.Tensor  # the same type [B, M], tokens that the decoder predicts
+    packed_slots: Sequence[PackedSlots]  # see `slots`
     bad: list[BadSample]
     fetch_seconds: float  # summed over the clips, as spent by threads
     decode_seconds: float  # summed over the clips, as spent by threads or workers
@@ -61,6 +82,25 @@ class ClipBatch:
     batches_ready: int = 0  # prefetched when this one was requested, itself included
     # Targets of the clips shown, substituted or not: classes int64 [B], or values float32 [B, K].
     targets: torch.Tensor | None = None
+    ledger: bytes = b""  # lines for the run's ledger, if it has one
+    place: RingPlace | None = None  # of the ring whose memory the tensors are
+
+    @property
+    def num_slots(self) -> int:
+        """Return the number of slots."""
+        return sum(packed.count for packed in self.packed_slots)
+
+    @functools.cached_property
+    def slots(self) -> BatchSlots:
+        """Return lists with an entry per slot, made when somebody needs them."""
+        parts = [dataclasses.astuple(packed.unpack()) for packed in self.packed_slots]
+        lists = (list(itertools.chain(*column)) for column in zip(*parts, strict=True))
+        return BatchSlots(*lists)
+
+    @property
+    def keys(self) -> list[str]:
+        """Return the keys of the samples that the order chose, one per slot."""
+        return self.slots.keys
 
     def frames_on(self, device: torch.device, part: slice) -> torch.Tensor:
         """Return frames of some clips on a device: uint8 RGB [B, F, H, W, 3].
@@ -74,79 +114,13 @@ class ClipBatch:
             return frames.to(device, non_blocking=True)
         return frames.to_rgb(device)
 
+    def release(self) -> None:
+        """Let the tensors be overwritten once the copies queued on the current stream are done.
 
-@dataclasses.dataclass(frozen=True)
-class SampleResult:
-    """Outcome of reading a sample and cutting clips from it; bad data is a value."""
-
-    index: int
-    key: str
-    bad: BadSample | None  # None: the clips are in their rows
-    fetch_seconds: float
-    decode_seconds: float = 0.0
-
-
-class DecodePool:
-    """`data.decode_workers` killable processes that do jobs; any number of threads may call it.
-
-    A video that hangs or crashes its decoder costs one sample, and the next job a new process.
-    Without workers, the calling thread does the job with the same code, so the bits are the same.
-
-    Args:
-        worker: Does jobs.
-        data: Number of processes, deadline of a job.
-        shared_bytes: Size of the shared memory, which counts as address space of each worker.
-    """
-
-    def __init__(self, worker: ClipWorker, data: DataConfig, shared_bytes: int) -> None:
-        self._worker, self._seconds = worker, data.decode_seconds
-        self._pool: ProcessPool[Sequence[DecodeJob], list[DecodeResult]] | None = None
-        if data.decode_workers:
-            self._pool = ProcessPool(
-                worker,
-                data.decode_workers,
-                seconds=data.decode_seconds,
-                memory_bytes=_WORKER_BYTES + shared_bytes,
-            )
-
-    def interrupt(self) -> None:
-        """Kill the processes: jobs under way, and later ones, raise CancelledError."""
-        if self._pool:
-            self._pool.kill()
-
-    def close(self) -> None:
-        """End the processes, when no thread calls the pool any more."""
-        if self._pool:
-            self._pool.close()
-
-    def __call__(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult]:
-        """Do jobs in the next idle worker.
-
-        Args:
-            jobs: Sent together.
-
-        Raises:
-            ClusterError: Workers cannot be started.
-            CancelledError: After `interrupt`.
+        A batch that is not released is when the next one is requested.
         """
-        if self._pool is None:
-            return self._worker(jobs)
-        began = time.perf_counter()
-        try:
-            return self._pool(jobs)
-        except StartError as error:
-            what = "Decode workers cannot be started"
-            do = "see what the worker wrote to standard error; a training script needs "
-            do += '`if __name__ == "__main__":` around its calls'
-            raise ClusterError(what, "data.decode_workers", str(error), do) from error
-        except HungError:
-            reason, detail = "hung", f"the decoder gave no answer for {self._seconds:g} s"
-        except CrashedError as error:
-            reason, detail = "crashed", f"the decoder died: {error}"
-        if len(jobs) > 1:  # one of them is the cause: find it
-            return [result for job in jobs for result in self([job])]
-        bad = BadSample(jobs[0].packed.index, jobs[0].packed.key, reason, detail)
-        return [DecodeResult(bad, time.perf_counter() - began)]
+        if self.place is not None:
+            self.place.release()
 
 
 def array_shapes(
@@ -187,100 +161,120 @@ def ring_length(data: DataConfig, clips: int, planes: tuple[int, int] | None = N
     return 1 + min(max(data.prefetch_bytes // batch_bytes, _MIN_PREFETCH), _MAX_PREFETCH)
 
 
-class BatchRing:
-    """Buffers for batches, in shared memory or on the device, and what fills them.
+def ring_shapes(
+    config: Config,
+    length: int,
+    clips: int,
+    planes: tuple[int, int] | None = None,
+    selection: Selection | None = None,
+) -> Shapes:
+    """Return all arrays of a ring: those of the frames, indices of tokens, targets, progress.
 
-    A context manager, which ends the threads and workers.
+    Args:
+        config: Recipe.
+        length: Number of batches.
+        clips: Clips per batch.
+        planes: Largest height and width of planes; None: RGB.
+        selection: Has the targets; None: there are none.
+    """
+    tokens = {"visible": 0, "masked": 0}
+    if config.task is None:
+        split = masking.split_tokens(
+            Stream("shape"), config.mask, config.num_tubelets, config.num_patches
+        )
+        tokens = {"visible": len(split.visible), "masked": len(split.masked)}
+    shapes = dict(array_shapes(config.data, length, clips, planes))
+    shapes |= {name: ("int32", (length, clips, count)) for name, count in tokens.items()}
+    if selection is not None:
+        kind, columns = selection.targets.dtype.name, selection.targets.shape[1:]
+        shapes["targets"] = (kind, (length, clips, *columns))
+    return shapes
+
+
+class BatchRing:
+    """Buffers for batches: in shared memory, but frames that a device decodes are there.
+
+    A context manager, which pins the memory for copies to a GPU.
 
     Args:
         config: Recipe.
         clips: Clips per batch.
         planes: Largest height and width of planes, where workers do not convert colors; None: RGB.
+        selection: Has the targets; None: there are none.
     """
 
-    def __init__(self, config: Config, clips: int, planes: tuple[int, int] | None = None) -> None:
-        data, backend = config.data, config.decode.backend
-        self._size, self._is_pinned = data.frame_size, config.cluster.use_gpu
-        self.length = ring_length(data, clips, planes)
-        threads, slots = data.decode_threads, clips // data.repeated_sampling
-        shapes = array_shapes(data, self.length, clips, planes)
-        self._shared: SharedArrays | None = None
-        self.slots_per_task = 1
-        if capabilities(backend).batched:
-            device = "cuda" if config.cluster.use_gpu else "cpu"
-            rgb = torch.empty(shapes["rgb"][1], dtype=torch.uint8, device=device)
-            self._tensors = {"rgb": rgb}
-            self._workers = DeviceClipWorker(config, rgb)
-            # Few threads wait with many samples each: one batch is fetched as another is decoded.
-            self.slots_per_task = min(slots, -(-2 * slots // threads))
-        else:
-            self._shared = SharedArrays(shapes)
-            self._tensors = {name: torch.from_numpy(a) for name, a in self._shared.arrays.items()}
-            augmentation = config.augment if config.task else None
-            worker = ClipWorker(data, backend, self._shared, augmentation)
-            self._workers = DecodePool(worker, data, self._shared.num_bytes)
-            if data.decode_workers:  # each is woken for a few slots, but gets its share of a batch
-                share = slots // (2 * data.decode_workers)
-                self.slots_per_task = max(1, min(_MAX_SLOTS_PER_TASK, share))
-        self.threads = ThreadPoolExecutor(threads, thread_name_prefix="clips")
+    def __init__(
+        self,
+        config: Config,
+        clips: int,
+        planes: tuple[int, int] | None = None,
+        selection: Selection | None = None,
+    ) -> None:
+        on_gpu = config.cluster.use_gpu
+        self._size, self._is_pinned = config.data.frame_size, on_gpu
+        self.length = ring_length(config.data, clips, planes)
+        shapes = dict(ring_shapes(config, self.length, clips, planes, selection))
+        decoded: dict[str, torch.Tensor] = {}
+        if capabilities(config.decode.backend).batched:
+            _, shape = shapes.pop("rgb")
+            device = "cuda" if on_gpu else "cpu"
+            decoded["rgb"] = torch.empty(shape, dtype=torch.uint8, device=device)
+        self.shared = SharedArrays(shapes)
+        arrays = {name: torch.from_numpy(a) for name, a in self.shared.arrays.items()}
+        self.tensors: Mapping[str, torch.Tensor] = decoded | arrays  # [length, B, ...] each
+        self.places = [
+            RingPlace(torch.cuda.Event() if on_gpu else None) for _ in range(self.length)
+        ]
+        self._frames = [self.frames(place) for place in range(self.length)]
 
-    def frames(self, batch: int) -> torch.Tensor | YuvClips:
+    def frames(self, place: int) -> torch.Tensor | YuvClips:
         """Return the frames of a batch.
 
         Args:
-            batch: Index of its buffer.
+            place: Index of its buffer.
         """
-        if "rgb" in self._tensors:
-            return self._tensors["rgb"][batch]
-        return YuvClips(**{k: t[batch] for k, t in self._tensors.items()}, size=self._size)
+        if "rgb" in self.tensors:
+            return self.tensors["rgb"][place]
+        planes = {name: self.tensors[name][place] for name in _FRAMES if name in self.tensors}
+        return YuvClips(**planes, size=self._size)
 
-    def read(
-        self, reader: SampleReader, wanted: Sequence[tuple[int, ClipRequest]]
-    ) -> list[SampleResult]:
-        """Fetch samples and have their clips written to the buffers.
+    def batch(self, place: int, parts: Sequence[FilledBatch], ready: int) -> ClipBatch:
+        """Return the batch of a buffer whose parts are filled.
 
         Args:
-            reader: Of the data set.
-            wanted: Global index of each sample, and its clips.
-
-        Raises:
-            ShardError, StorageError: A shard cannot be read.
-            ClusterError: Workers cannot be started.
+            place: Index of the buffer.
+            parts: In the order of their rows.
+            ready: Batches that were ready when this one was requested.
         """
-        results: list[SampleResult] = []
-        jobs: list[DecodeJob] = []
-        for index, request in wanted:
-            began = time.perf_counter()
-            packed = reader.fetch(index)
-            bad = packed if isinstance(packed, BadSample) else None
-            results.append(SampleResult(index, packed.key, bad, time.perf_counter() - began))
-            if not isinstance(packed, BadSample):
-                jobs.append(DecodeJob(packed, request))
-        decoded = iter(self._workers(jobs) if jobs else [])
-        for number, fetched in enumerate(results):
-            if fetched.bad is None:
-                done = next(decoded)
-                results[number] = dataclasses.replace(
-                    fetched, bad=done.bad, decode_seconds=done.seconds
-                )
-        return results
+        self.places[place].use()
+        tensors = self.tensors
+        return ClipBatch(
+            frames=self._frames[place],
+            visible=tensors["visible"][place],
+            masked=tensors["masked"][place],
+            packed_slots=[part.slots for part in parts],
+            bad=[bad for part in parts for bad in part.bad],
+            fetch_seconds=sum(part.fetch_seconds for part in parts),
+            decode_seconds=sum(part.decode_seconds for part in parts),
+            bytes_fetched=sum(part.bytes_fetched for part in parts),
+            batches_ready=ready,
+            targets=tensors["targets"][place] if "targets" in tensors else None,
+            ledger=b"".join(part.ledger for part in parts),
+            place=self.places[place],
+        )
 
     def __enter__(self) -> BatchRing:
-        shared = self._shared
-        if self._is_pinned and shared:  # copies to the GPU then overlap with computation
+        shared = self.shared
+        if self._is_pinned:  # copies to the GPU then overlap with computation
             torch.cuda.check_error(_cuda().cudaHostRegister(shared.address, shared.num_bytes, 0))
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End threads and processes, however the block is left."""
-        self._workers.interrupt()
-        self.threads.shutdown(wait=True, cancel_futures=True)
-        self._workers.close()
-        if self._shared is None:
-            return
-        self._shared.close()
+        for place in self.places:
+            place.wait()
+        self.shared.close()
         if self._is_pinned:
-            torch.cuda.check_error(_cuda().cudaHostUnregister(self._shared.address))
+            torch.cuda.check_error(_cuda().cudaHostUnregister(self.shared.address))
 
 
 def _cuda() -> Any:

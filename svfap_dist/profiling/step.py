@@ -25,6 +25,7 @@ from svfap_dist import distributed
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data import masking
 from svfap_dist.data.batch import ClipBatch, ring_length
+from svfap_dist.data.filler import BatchSlots
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.distributed import World
 from svfap_dist.profiling.ranks import run_on_local_ranks
@@ -87,15 +88,18 @@ def noise_batch(config: Config, clips: int, planes: bool = False) -> ClipBatch:
     visible, masked = masking.batch_masks(
         streams, config.mask, config.num_tubelets, config.num_patches
     )
-    return ClipBatch(
-        frames=_noise_planes(shape) if planes else torch.randint(0, 256, shape, dtype=torch.uint8),
-        visible=visible,
-        masked=masked,
+    slots = BatchSlots(
         keys=[f"id{number:05d}/clip{number:05d}" for number in range(clips)],
         samples=list(range(clips)),
         lanes=[0] * clips,
         positions=list(range(clips)),
         substituted=[False] * clips,
+    )
+    return ClipBatch(
+        frames=_noise_planes(shape) if planes else torch.randint(0, 256, shape, dtype=torch.uint8),
+        visible=visible,
+        masked=masked,
+        packed_slots=[slots.pack()],
         bad=[],
         fetch_seconds=0.0,
         decode_seconds=0.0,

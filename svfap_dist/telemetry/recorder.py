@@ -138,12 +138,11 @@ class Recorder:
         """Write an event that takes part in the goodput."""
         self._goodput.add(self._journal.write_event(event, **fields))
 
-    def count_step(self, step: int, epoch: int, batch: ClipBatch) -> None:
+    def count_step(self, step: int, batch: ClipBatch) -> None:
         """Count this rank's batch of a step and write its ledger.
 
         Args:
             step: Number of the step, from 1.
-            epoch: Number of the epoch, from 0.
             batch: This rank's clips.
         """
         clips = len(batch.frames)
@@ -161,12 +160,7 @@ class Recorder:
         for bad in batch.bad:
             self._bad.append({"step": step, **dataclasses.asdict(bad)})
             self._exporter.add(metrics.BAD_SAMPLES, 1, reason=bad.reason)
-        self._journal.write_ledger(
-            {"epoch": epoch, "step": step, "lane": lane, "key": key, "substituted": substituted}
-            for lane, key, substituted in zip(
-                batch.lanes, batch.keys, batch.substituted, strict=True
-            )
-        )
+        self._journal.write_ledger(batch.ledger)
 
     def close_window(self, step: int) -> int:
         """Record the time up to a completed step; a collective.

@@ -229,8 +229,8 @@ class Attempt:
             loss: Their mean loss.
             notice: This rank's reasons to stop or save.
         """
-        next_step, epoch = self.step + 1, self.step // self._loader.steps_per_epoch
-        self._recorder.count_step(next_step, epoch, batch)
+        next_step = self.step + 1
+        self._recorder.count_step(next_step, batch)
         vote = health.StepVote(
             stop=bool(notice.stop_reason()),
             finish_upload=self._checkpointer.upload_ended,

@@ -88,8 +88,8 @@ class MaskedReconstruction:
     def inputs(self, batch: ClipBatch, part: slice, context: StepContext) -> tuple[Tensor, ...]:
         """See `Objective.inputs`."""
         frames = batch.frames[part].to(context.device, non_blocking=True)
-        visible, masked = (
-            tokens[part].to(context.device, non_blocking=True)
+        visible, masked = (  # int32 in the ring, half as wide on the way
+            tokens[part].to(context.device, non_blocking=True).long()
             for tokens in (batch.visible, batch.masked)
         )
         seen, target = planes.patches_and_targets(

@@ -17,6 +17,7 @@ from svfap_dist import distributed
 from svfap_dist.config import Config
 from svfap_dist.data import masking
 from svfap_dist.data.batch import ClipBatch
+from svfap_dist.data.filler import BatchSlots
 from svfap_dist.distributed import World
 from svfap_dist.errors import ShardError
 from svfap_dist.evaluate.runner import Decoding, ViewedVideo, view_videos
@@ -120,15 +121,18 @@ def _batch(config: Config, group: list[tuple[int, ViewedVideo | BadSample]]) -> 
     visible, masked = masking.batch_masks(
         streams, config.mask, config.num_tubelets, config.num_patches
     )
-    return ClipBatch(
-        frames=torch.cat([torch.from_numpy(video.outputs) for _, video in good]),
-        visible=visible,
-        masked=masked,
+    slots = BatchSlots(
         keys=[video.key for _, video in good],
         samples=[index for index, _ in good],
         lanes=[0] * len(good),  # validation has no lanes: one, in the order of the data set
         positions=[index for index, _ in good],
         substituted=[False] * len(good),
+    )
+    return ClipBatch(
+        frames=torch.cat([torch.from_numpy(video.outputs) for _, video in good]),
+        visible=visible,
+        masked=masked,
+        packed_slots=[slots.pack()],
         bad=[video for _, video in group if isinstance(video, BadSample)],
         fetch_seconds=0.0,
         decode_seconds=0.0,

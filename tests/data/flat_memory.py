@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from loaders import config_of
 
-import svfap_dist.data.batch
+import svfap_dist.data.loader
 from svfap_dist.config import Config
 from svfap_dist.data.clips import ClipWorker, DecodeJob, DecodeResult
 from svfap_dist.data.loader import ClipLoader
@@ -60,7 +60,7 @@ class Telling(ClipWorker):
 
 
 def main(url: str, count: int) -> None:
-    svfap_dist.data.batch.ClipWorker = Telling
+    svfap_dist.data.loader.ClipWorker = Telling
     fields = config_of(decode_workers=count, num_lanes=1).model_dump()
     fields["train"] |= {"global_batch_size": 1, "micro_batch_size": 1}
     manifest = shard_format.load_manifest(url)

@@ -59,7 +59,12 @@ def data_set(tmp_path_factory):
 def batches(data_set, config: Config) -> list:
     loader = ClipLoader(config, data_set.url, data_set.manifest, ALONE)
     return [
-        (batch.frames.clone(), batch.keys, batch.substituted, [bad.reason for bad in batch.bad])
+        (
+            batch.frames.clone(),
+            batch.keys,
+            batch.slots.substituted,
+            [bad.reason for bad in batch.bad],
+        )
         for batch in loader.batches(0, 2 * loader.steps_per_epoch)
     ]
 

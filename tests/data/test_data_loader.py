@@ -42,13 +42,13 @@ def test_batches_hold_what_order_window_and_mask_say(make_data_set):
         epoch, step_in_epoch = divmod(step, 6)
         order = order_of(config, SIZES, epoch)
         slots = order.slots(step_in_epoch, 0, 1)
-        assert batch.samples == [slot.sample for slot in slots]
+        assert batch.slots.samples == [slot.sample for slot in slots]
         assert batch.keys == [f"clip-{slot.sample:03d}" for slot in slots]
-        assert list(zip(batch.lanes, batch.positions, strict=True)) == [
+        assert list(zip(batch.slots.lanes, batch.slots.positions, strict=True)) == [
             (slot.lane, slot.position) for slot in slots
         ]
         assert batch.frames.shape == (8, 4, 32, 32, 3)
-        assert (batch.frames.dtype, batch.visible.dtype) == (torch.uint8, torch.int64)
+        assert (batch.frames.dtype, batch.visible.dtype) == (torch.uint8, torch.int32)
         for row, frames in enumerate(shown(batch)):
             sample = slots[row].sample
             start = window_start(config, order, epoch, slots[row])
@@ -56,7 +56,7 @@ def test_batches_hold_what_order_window_and_mask_say(make_data_set):
             split = MASKS["tube"].split(Stream(3, "mask", epoch, sample), 2, 4, 0.5)
             assert batch.visible[row].tolist() == split.visible.tolist()
             assert batch.masked[row].tolist() == split.masked.tolist()
-        assert not any(batch.substituted)
+        assert not any(batch.slots.substituted)
         assert batch.bad == []
         assert batch.fetch_seconds > 0
         assert batch.decode_seconds > 0
@@ -75,7 +75,7 @@ def test_clips_are_cut_by_streams_of_the_seed_the_epoch_and_the_sample(make_data
         epoch = step // per_epoch
         order = order_of(config, SIZES, epoch)
         rows = iter(batch.frames)
-        for slot in zip(batch.samples, batch.lanes, batch.positions, strict=True):
+        for slot in zip(batch.slots.samples, batch.slots.lanes, batch.slots.positions, strict=True):
             sample, phase = slot[0], order.window_phase(*slot[1:], config.data.sampling_rate)
             window = (3, "window", epoch, sample)
             keys = [(3, "crop", epoch, sample), (3, "crop", epoch, sample, 1)][:repeats]
@@ -132,7 +132,7 @@ def test_repeated_samples_are_clips_of_one_window(make_data_set):
         epoch, step_in_epoch = divmod(step, 12)
         order = order_of(config, SIZES, epoch)
         slots = order.slots(step_in_epoch, 0, 1)
-        assert batch.samples == [slot.sample for slot in slots]
+        assert batch.slots.samples == [slot.sample for slot in slots]
         assert len(batch.frames) == len(batch.visible) == len(batch.masked) == 8
         for row, frames in enumerate(shown(batch)):
             sample, repeat = slots[row // 2].sample, row % 2
@@ -150,8 +150,10 @@ def test_repeats_differ_in_crop_and_mask_and_the_first_is_the_only_one_of_before
     crops = {"crop_scales": (1.0, 0.66)}
     (one,) = loader_of(data_set, repeated(1, **crops)).batches(0, 1)
     (four,) = loader_of(data_set, repeated(4, **crops)).batches(0, 1)
-    alone = {sample: row for row, sample in enumerate(one.samples)}
-    shared = [(number, sample) for number, sample in enumerate(four.samples) if sample in alone]
+    alone = {sample: row for row, sample in enumerate(one.slots.samples)}
+    shared = [
+        (number, sample) for number, sample in enumerate(four.slots.samples) if sample in alone
+    ]
     assert shared
     for number, sample in shared:
         for part in ("frames", "visible", "masked"):
@@ -171,14 +173,18 @@ def test_repeated_samples_are_the_same_for_every_number_of_ranks(make_data_set):
         for part in ("frames", "visible", "masked"):
             together = torch.cat([getattr(batches[step], part) for batches in ranks])
             assert torch.equal(getattr(batch, part), together)
-        assert batch.substituted == [s for batches in ranks for s in batches[step].substituted]
-    assert any(any(batch.substituted) for batch in alone)
+        assert batch.slots.substituted == [
+            s for batches in ranks for s in batches[step].slots.substituted
+        ]
+    assert any(any(batch.slots.substituted) for batch in alone)
 
 
 def test_an_epoch_uses_each_sample_once(make_data_set):
     loader = loader_of(make_data_set([16, 24, 8]))
     samples = [
-        sample for batch in loader.batches(0, loader.steps_per_epoch) for sample in batch.samples
+        sample
+        for batch in loader.batches(0, loader.steps_per_epoch)
+        for sample in batch.slots.samples
     ]
     assert sorted(samples) == list(range(48))
 
@@ -215,16 +221,16 @@ def test_a_bad_sample_is_replaced_by_the_previous_good_one_of_its_lane(make_data
     found = {}
     for batch in loader_of(data_set, config).batches(0, 6):
         for row, frames in enumerate(shown(batch)):
-            slot = batch.lanes[row], batch.positions[row]
-            sample = batch.samples[row]
+            slot = batch.slots.lanes[row], batch.slots.positions[row]
+            sample = batch.slots.samples[row]
             assert sample == order.sample(*slot)
-            assert batch.substituted[row] == (slot in expected)
+            assert batch.slots.substituted[row] == (slot in expected)
             if slot in expected:
                 stand_in = order.sample(slot[0], expected[slot])
                 start = window_start(config, order, 0, Slot(*slot, sample))
                 assert frames == [(stand_in, start + 2 * k) for k in range(4)]
         found |= {bad.index: (bad.key, bad.reason) for bad in batch.bad}
-        assert len(batch.bad) == sum(batch.substituted)
+        assert len(batch.bad) == sum(batch.slots.substituted)
     assert found == {i: (f"clip-{i:03d}", kind) for i in [first_of_lane, *in_a_row]}
 
 

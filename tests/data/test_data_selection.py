@@ -50,15 +50,17 @@ def test_a_target_is_that_of_the_video_in_the_frames(make_data_set, repeats):
         assert batch.visible.shape == batch.masked.shape == (8, 0)
         assert [target_of(frames[0][0]) for frames in clips] == batch.targets.tolist()
         assert {sample for frames in clips for sample, _ in frames} <= set(TRAIN)
-        own = [sample for sample in batch.samples for _ in range(repeats)]
+        own = [sample for sample in batch.slots.samples for _ in range(repeats)]
         assert [o for o, f in zip(own, clips, strict=True) if f[0][0] != o] == [
             sample
-            for sample, substituted in zip(batch.samples, batch.substituted, strict=True)
+            for sample, substituted in zip(
+                batch.slots.samples, batch.slots.substituted, strict=True
+            )
             for _ in range(repeats)
             if substituted
         ]
-        slots += batch.samples
-        replaced += sum(batch.substituted)
+        slots += batch.slots.samples
+        replaced += sum(batch.slots.substituted)
     assert sorted(slots) == TRAIN
     assert replaced == len({*bad, 21} & set(TRAIN))
 
@@ -69,7 +71,7 @@ def test_values_are_targets_too(make_data_set):
     selection = Selection(np.array(TRAIN), values)
     loader = ClipLoader(config, data_set.url, data_set.manifest, world(), selection)
     (batch,) = loader.batches(0, 1)
-    assert batch.targets.tolist() == [[sample, -sample] for sample in batch.samples]
+    assert batch.targets.tolist() == [[sample, -sample] for sample in batch.slots.samples]
 
 
 def test_clips_of_a_task_are_augmented_by_a_stream_of_their_slot(make_data_set, videos):
@@ -82,10 +84,10 @@ def test_clips_of_a_task_are_augmented_by_a_stream_of_their_slot(make_data_set, 
     stand_ins = {order.sample(1, 2): order.sample(1, 1)}
     data_set = make_data_set(SIZES, dict.fromkeys(stand_ins, NO_VIDEO))
     for step, batch in enumerate(loader_of(data_set, config).batches(5, 8)):
-        assert batch.samples == [slot.sample for slot in order.slots(step, 0, 1)]
-        shown = [stand_ins.get(sample, sample) for sample in batch.samples]
+        assert batch.slots.samples == [slot.sample for slot in order.slots(step, 0, 1)]
+        shown = [stand_ins.get(sample, sample) for sample in batch.slots.samples]
         assert batch.targets.tolist() == [target_of(sample) for sample in shown]
-        for slot, sample, clip in zip(batch.samples, shown, batch.frames, strict=True):
+        for slot, sample, clip in zip(batch.slots.samples, shown, batch.frames, strict=True):
             window, crop = (3, "window", 1, slot), (3, "crop", 1, slot)
             (cut,) = cut_clips(videos[sample], INFO, config.data, window, [crop])
             expected = augment(cut.numpy(), Stream(3, "augment", 1, slot), config.augment)
@@ -123,7 +125,7 @@ def test_a_short_video_goes_on_with_its_last_frame(make_data_set, videos):
     data_set = make_data_set(SIZES, short)
     for batch in loader_of(data_set, task_config(), range(51)).batches(0, 6):
         assert batch.bad == []
-        for sample, frames in zip(batch.samples, shown(batch), strict=True):
+        for sample, frames in zip(batch.slots.samples, shown(batch), strict=True):
             last = lengths.get(sample, FRAMES) - 1
             start = random_window_start(Stream(3, "window", 0, sample), max(last + 1, 7), 7)
             assert frames == [(sample, min(start + 2 * k, last)) for k in range(4)]

@@ -30,7 +30,7 @@ TWO = {"decode_workers": 2, "decode_threads": 4}
 
 @pytest.fixture
 def planted(monkeypatch) -> None:
-    monkeypatch.setattr("svfap_dist.data.batch.ClipWorker", PlantedWorker)
+    monkeypatch.setattr("svfap_dist.data.loader.ClipWorker", PlantedWorker)
 
 
 def children() -> list[int]:
@@ -84,7 +84,7 @@ def test_closing_the_batches_does_not_wait_for_a_decoder_that_hangs(make_data_se
 
 
 def test_workers_that_cannot_start_are_told(make_data_set, monkeypatch):
-    monkeypatch.setattr("svfap_dist.data.batch.ClipWorker", UnstartableWorker)
+    monkeypatch.setattr("svfap_dist.data.loader.ClipWorker", UnstartableWorker)
     with pytest.raises(ClusterError, match=r"Decode workers cannot be started.*code 3"):
         next(loader_of(make_data_set(SIZES), config_of(**TWO)).batches(0, 6))
 
@@ -96,10 +96,10 @@ from svfap_dist.shards.format import load_manifest
 from svfap_dist.data.loader import ClipLoader
 from loaders import config_of, world
 from planted_worker import QuickWorker
-from svfap_dist.data import batch
+from svfap_dist.data import loader as loader_module
 import multiprocessing
 if __name__ == "__main__":
-    batch.ClipWorker = QuickWorker
+    loader_module.ClipWorker = QuickWorker
     config = config_of(decode_workers=2, decode_threads=4)
     loader = ClipLoader(config, {url!r}, load_manifest({url!r}), world())
     for _ in loader.batches(0, 100000):

@@ -22,11 +22,18 @@ def test_held_out_clips_are_the_first_samples_and_always_the_same(make_data_set)
     data_set = make_data_set(SIZES)
     batches = held_out(data_set)
     assert [bits(batch) for batch in held_out(data_set)] == [bits(batch) for batch in batches]
-    assert [batch.samples for batch in batches] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10]]
+    assert [batch.slots.samples for batch in batches] == [
+        [0, 1],
+        [2, 3],
+        [4, 5],
+        [6, 7],
+        [8, 9],
+        [10],
+    ]
     start = (FRAMES - 7) // 2
     for batch in batches:
-        assert shown(batch) == [[(i, start + 2 * k) for k in range(4)] for i in batch.samples]
-        for row, i in enumerate(batch.samples):
+        assert shown(batch) == [[(i, start + 2 * k) for k in range(4)] for i in batch.slots.samples]
+        for row, i in enumerate(batch.slots.samples):
             split = MASKS["tube"].split(Stream(3, "held-out", i), 2, 4, 0.5)
             assert batch.masked[row].tolist() == split.masked.tolist()
 
@@ -47,6 +54,6 @@ def test_ranks_share_the_held_out_clips(make_data_set, size):
 def test_bad_held_out_clips_are_left_out_and_listed(make_data_set):
     data_set = make_data_set(SIZES, replace=dict.fromkeys((1, 2, 3), NO_VIDEO))
     batches = held_out(data_set, max_clips=100)
-    assert [i for batch in batches for i in batch.samples] == [0, *range(4, 51)]
+    assert [i for batch in batches for i in batch.slots.samples] == [0, *range(4, 51)]
     assert [bad.index for batch in batches for bad in batch.bad] == [1]  # 2 and 3: no batch at all
     assert all(len(batch.keys) == len(batch.frames) for batch in batches)

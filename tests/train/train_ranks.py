@@ -158,6 +158,7 @@ def random_batch(config: Config, step: int) -> ClipBatch:
     import torch
 
     from svfap_dist.data.batch import ClipBatch
+    from svfap_dist.data.filler import BatchSlots
     from svfap_dist.data.masking import batch_masks
     from svfap_dist.rng import Stream
 
@@ -166,15 +167,13 @@ def random_batch(config: Config, step: int) -> ClipBatch:
     shape = (count, data.num_frames, data.frame_size, data.frame_size, 3)
     streams = [Stream("mask", step, row) for row in range(count)]
     visible, masked = batch_masks(streams, config.mask, config.num_tubelets, config.num_patches)
+    zeros = [0] * count
+    slots = BatchSlots([""] * count, zeros, zeros, zeros, [False] * count)
     return ClipBatch(
         frames=torch.randint(0, 256, shape, generator=chance, dtype=torch.uint8),
         visible=visible,
         masked=masked,
-        keys=[""] * count,
-        samples=[0] * count,
-        lanes=[0] * count,
-        positions=[0] * count,
-        substituted=[False] * count,
+        packed_slots=[slots.pack()],
         bad=[],
         fetch_seconds=0.0,
         decode_seconds=0.0,

@@ -50,7 +50,7 @@ def batches(data_set, config: Config) -> list[tuple]:
         assert isinstance(batch.frames, YuvClips) == (config.data.colors == "device")
         parts = [batch.frames_on(torch.device("cpu"), slice(k, k + 2)) for k in range(0, 8, 2)]
         bad = {each.index: each.reason for each in batch.bad}
-        found.append((torch.cat(parts).clone(), batch.samples, batch.substituted, bad))
+        found.append((torch.cat(parts).clone(), batch.slots.samples, batch.slots.substituted, bad))
     return found
 
 

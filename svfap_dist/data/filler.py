@@ -1,0 +1,456 @@
+"""Fill batches: order, masks, fetching and decoding of the clips of a rank, or of a part of it.
+
+In: a `DataSource`, the arrays of a ring, a range of steps. Out: frames, indices and targets in the
+rows of the arrays, and a `FilledBatch` that says the rest. What a batch holds follows from its step
+alone, so a step can be filled again, in any process. This module does not import torch: a feeder
+process needs none.
+
+A slot of a step is part of one task of a thread pool: fetch the sample, have its clips decoded into
+the slot's rows of the batch (`clips`), and try a neighbor if it is bad. Tasks share no state, so
+their order cannot matter. Threads wait for the store or for workers, or run PyAV, NumPy and
+hashing, which release the GIL.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import pickle
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+
+from svfap_dist.config import Config, DataConfig
+from svfap_dist.data import masking
+from svfap_dist.data.clips import ClipRequest, ClipWorker, DecodeJob, DecodeResult, Key
+from svfap_dist.data.sample_order import EpochOrder, Slot, steps_per_epoch
+from svfap_dist.data.selection import Selection
+from svfap_dist.distributed import World
+from svfap_dist.errors import ClusterError, HealthError
+from svfap_dist.parallel.processes import CrashedError, HungError, ProcessPool, StartError
+from svfap_dist.rng import Stream
+from svfap_dist.shards.format import BadSample, Manifest
+from svfap_dist.shards.reader import SampleReader, ShardCache, read_ahead
+from svfap_dist.video.backends import capabilities
+
+_MAX_SLOTS_PER_TASK = 16
+_MAX_SUBSTITUTES = 256  # bad samples in a row that cannot be an accident
+Part = tuple[int, int]  # number of a part of a rank, and how many there are
+_WORKER_BYTES = 8 << 30  # address space that a worker may use to decode
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSource:
+    """The data of one rank; picklable.
+
+    Args:
+        config: Recipe.
+        url: Folder or prefix of the shards.
+        manifest: The data set.
+        world: The rank and the number of ranks.
+        selection: Samples to train on, and their targets; None: all, without targets.
+    """
+
+    config: Config
+    url: str
+    manifest: Manifest
+    world: World
+    selection: Selection | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """Return the number of samples to train on."""
+        return self.manifest.num_samples if self.selection is None else len(self.selection)
+
+    @property
+    def num_slots(self) -> int:
+        """Return the number of slots of the rank's batch of a step."""
+        return self.config.samples_per_step // self.world.world_size
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSlots:
+    """The slots of a batch, each of one sample; lists with an entry per slot."""
+
+    keys: list[str]  # of the samples that the order chose
+    samples: list[int]  # their global indices
+    lanes: list[int]
+    positions: list[int]  # in the lane
+    substituted: list[bool]  # the frames are those of a neighbor, because the sample is bad
+
+    def pack(self) -> PackedSlots:
+        """Return them as bytes, which cost a process that receives them nothing per slot."""
+        return PackedSlots(len(self.keys), pickle.dumps(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedSlots:
+    """`BatchSlots` as bytes."""
+
+    count: int
+    data: bytes
+
+    def unpack(self) -> BatchSlots:
+        """Return the lists."""
+        return pickle.loads(self.data)  # noqa: S301 - our own bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class FilledBatch:
+    """What is known of a batch, or of a part of it, beside its arrays; picklable."""
+
+    slots: PackedSlots
+    ledger: bytes  # lines of the run's ledger, if it has one
+    bad: list[BadSample]
+    fetch_seconds: float  # summed over the clips, as spent by threads
+    decode_seconds: float  # summed over the clips, as spent by threads or workers
+    bytes_fetched: int  # from the store, since the batch before
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleResult:
+    """Outcome of reading a sample and cutting clips from it; bad data is a value."""
+
+    index: int
+    key: str
+    bad: BadSample | None  # None: the clips are in their rows
+    fetch_seconds: float
+    decode_seconds: float = 0.0
+
+
+class ClipDecoder(Protocol):
+    """Does decode jobs for any number of threads."""
+
+    def __call__(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult]:
+        """Do jobs and return their outcomes, in order.
+
+        Args:
+            jobs: Done together.
+        """
+        ...
+
+    def interrupt(self) -> None:
+        """Make jobs under way, and later ones, raise CancelledError."""
+        ...
+
+    def close(self) -> None:
+        """End processes and threads, when no thread calls any more."""
+        ...
+
+
+class DecodePool:
+    """Killable processes that do jobs; any number of threads may call it.
+
+    A video that hangs or crashes its decoder costs one sample, and the next job a new process.
+    Without processes, the calling thread does the job with the same code, so the bits are the same.
+
+    Args:
+        worker: Does jobs.
+        data: Number of processes of a rank, deadline of a job.
+        shared_bytes: Size of the shared memory, which counts as address space of each process.
+        part: Number of the part of the rank whose processes these are, and how many there are.
+    """
+
+    def __init__(
+        self, worker: ClipWorker, data: DataConfig, shared_bytes: int, part: Part = (0, 1)
+    ) -> None:
+        self._worker, self._seconds = worker, data.decode_seconds
+        self._pool: ProcessPool[Sequence[DecodeJob], list[DecodeResult]] | None = None
+        if data.decode_workers:
+            self._pool = ProcessPool(
+                worker,
+                share_of(data.decode_workers, part),
+                seconds=data.decode_seconds,
+                memory_bytes=_WORKER_BYTES + shared_bytes,
+            )
+
+    def interrupt(self) -> None:
+        """See `ClipDecoder.interrupt`; the processes are killed."""
+        if self._pool:
+            self._pool.kill()
+
+    def close(self) -> None:
+        """See `ClipDecoder.close`."""
+        if self._pool:
+            self._pool.close()
+
+    def __call__(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult]:
+        """Do jobs in the next idle worker.
+
+        Args:
+            jobs: Sent together.
+
+        Raises:
+            ClusterError: Workers cannot be started.
+            CancelledError: After `interrupt`.
+        """
+        if self._pool is None:
+            return self._worker(jobs)
+        began = time.perf_counter()
+        try:
+            return self._pool(jobs)
+        except StartError as error:
+            what = "Decode workers cannot be started"
+            do = "see what the worker wrote to standard error; a training script needs "
+            do += '`if __name__ == "__main__":` around its calls'
+            raise ClusterError(what, "data.decode_workers", str(error), do) from error
+        except HungError:
+            reason, detail = "hung", f"the decoder gave no answer for {self._seconds:g} s"
+        except CrashedError as error:
+            reason, detail = "crashed", f"the decoder died: {error}"
+        if len(jobs) > 1:  # one of them is the cause: find it
+            return [result for job in jobs for result in self([job])]
+        bad = BadSample(jobs[0].packed.index, jobs[0].packed.key, reason, detail)
+        return [DecodeResult(bad, time.perf_counter() - began)]
+
+
+@dataclasses.dataclass(frozen=True)
+class PendingBatch:
+    """A batch whose rows are being filled, by one task for a few slots."""
+
+    step: int
+    place: int  # index in the ring
+    slots: list[Slot]
+    tasks: list[Future[list[list[SampleResult]]]]  # per slot its own sample's, then substitutes'
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all rows are filled, or a task has failed."""
+        return all(task.done() for task in self.tasks)
+
+
+class BatchFiller:
+    """Fills the rows of a rank, or of one of several equal parts of its lanes.
+
+    A part of a rank is itself like a rank among more ranks: it has fewer lanes, whose samples are
+    read by nobody else, so parts share no range of a shard.
+
+    Args:
+        source: The rank's data.
+        arrays: The ring's arrays (`batch.ring_shapes`), of the whole rank.
+        decode: Writes the clips of samples to the arrays.
+        part: Number of the part and how many there are.
+
+    Raises:
+        ConfigError: The shard cache is too small.
+    """
+
+    def __init__(
+        self,
+        source: DataSource,
+        arrays: Mapping[str, np.ndarray],
+        decode: ClipDecoder,
+        part: Part = (0, 1),
+    ) -> None:
+        config, world = source.config, source.world
+        self._source, self._config, self._arrays, self._decode = source, config, arrays, decode
+        number, parts = part
+        self._rank, self._ranks = world.rank * parts + number, world.world_size * parts
+        self._num_slots = source.num_slots // parts
+        self._first_slot = number * self._num_slots
+        self._steps_per_epoch = steps_per_epoch(source.num_samples, config.samples_per_step)
+        self._shard_sizes = [shard.num_samples for shard in source.manifest.shards]
+        self._order_of = functools.lru_cache(maxsize=2)(self._order)
+        lanes = World(self._rank, world.local_rank, self._ranks, world.local_world_size)
+        range_bytes, cache_bytes = read_ahead(
+            config.data, source.manifest, lanes, source.num_samples
+        )
+        self._reader = SampleReader(
+            source.url,
+            source.manifest,
+            range_bytes=range_bytes,
+            cache_bytes=cache_bytes,
+            shards=ShardCache.of_node(config.data, source.manifest, world),
+        )
+        threads = share_of(config.data.decode_threads, part)
+        self._slots_per_task = 1
+        if capabilities(config.decode.backend).batched:
+            # Few threads wait with many samples each: one batch is fetched as another is decoded.
+            self._slots_per_task = min(self._num_slots, -(-2 * self._num_slots // threads))
+        elif config.data.decode_workers:  # each is woken for a few, but gets its share of a batch
+            share = self._num_slots // (2 * share_of(config.data.decode_workers, part))
+            self._slots_per_task = max(1, min(_MAX_SLOTS_PER_TASK, share))
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="clips")
+
+    def _order(self, epoch: int) -> EpochOrder:
+        selection = self._source.selection
+        selected = None if selection is None else selection.indices
+        return EpochOrder.of_run(self._config, self._shard_sizes, epoch, selected)
+
+    def start(self, step: int, place: int) -> PendingBatch:
+        """Begin to fill the batch of a step, without waiting for it.
+
+        Args:
+            step: Counted over all epochs.
+            place: Index of its buffer in the ring, which is free.
+        """
+        epoch, step_in_epoch = divmod(step, self._steps_per_epoch)
+        order = self._order_of(epoch)
+        slots = order.slots(step_in_epoch, self._rank, self._ranks)
+        repeats = self._config.data.repeated_sampling
+        first = self._first_slot * repeats
+        self._write_masks(slots, epoch, place, first)
+        requests = [
+            self._request(slot, order, epoch, place, first + number * repeats)
+            for number, slot in enumerate(slots)
+        ]
+        fills = list(zip(slots, requests, strict=True))
+        tasks = [
+            self._threads.submit(self._fill, fills[i : i + self._slots_per_task], order)
+            for i in range(0, len(fills), self._slots_per_task)
+        ]
+        return PendingBatch(step, place, slots, tasks)
+
+    def _write_masks(self, slots: Sequence[Slot], epoch: int, place: int, row: int) -> None:
+        config = self._config
+        if config.task is not None:  # nothing is masked
+            return
+        visible, masked = self._arrays["visible"][place], self._arrays["masked"][place]
+        keys = (key for slot in slots for key in self._keys("mask", epoch, slot))
+        for number, key in enumerate(keys, start=row):
+            split = masking.split_tokens(
+                Stream(*key), config.mask, config.num_tubelets, config.num_patches
+            )
+            visible[number], masked[number] = split.visible, split.masked
+
+    def _keys(self, purpose: str, epoch: int, slot: Slot) -> tuple[Key, ...]:
+        """Return a random stream's key per clip of a slot; the first does not depend on repeats."""
+        key = (self._config.run.seed, purpose, epoch, slot.sample)
+        repeats = range(1, self._config.data.repeated_sampling)
+        return (key, *((*key, repeat) for repeat in repeats))
+
+    def _request(
+        self, slot: Slot, order: EpochOrder, epoch: int, place: int, row: int
+    ) -> ClipRequest:
+        """Return the clips of a slot; their streams are the slot's, whichever sample fills it."""
+        config, window = self._config, (self._config.run.seed, "window", epoch, slot.sample)
+        crops = self._keys("crop", epoch, slot)
+        if config.task:  # videos may be shorter than a window, which then has frames of all phases
+            return ClipRequest(window, crops, place, row, self._keys("augment", epoch, slot))
+        phase = order.window_phase(slot.lane, slot.position, config.data.sampling_rate)
+        return ClipRequest(window, crops, place, row, phase=phase)
+
+    def _fill(
+        self, fills: Sequence[tuple[Slot, ClipRequest]], order: EpochOrder
+    ) -> list[list[SampleResult]]:
+        """Have the clips of some slots written to their rows."""
+        firsts = self._read([(slot.sample, request) for slot, request in fills])
+        return [
+            [first] if first.bad is None else self._substitute(slot, request, order, first)
+            for (slot, request), first in zip(fills, firsts, strict=True)
+        ]
+
+    def _read(self, wanted: Sequence[tuple[int, ClipRequest]]) -> list[SampleResult]:
+        """Fetch samples, by global index, and have their clips written to the arrays."""
+        results: list[SampleResult] = []
+        jobs: list[DecodeJob] = []
+        for index, request in wanted:
+            began = time.perf_counter()
+            packed = self._reader.fetch(index)
+            bad = packed if isinstance(packed, BadSample) else None
+            results.append(SampleResult(index, packed.key, bad, time.perf_counter() - began))
+            if not isinstance(packed, BadSample):
+                jobs.append(DecodeJob(packed, request))
+        decoded = iter(self._decode(jobs) if jobs else [])
+        for number, fetched in enumerate(results):
+            if fetched.bad is None:
+                done = next(decoded)
+                results[number] = dataclasses.replace(
+                    fetched, bad=done.bad, decode_seconds=done.seconds
+                )
+        return results
+
+    def _substitute(
+        self, slot: Slot, request: ClipRequest, order: EpochOrder, first: SampleResult
+    ) -> list[SampleResult]:
+        """Fill a slot, whose own sample is bad, from the nearest good one."""
+        results = [first]
+        for index in itertools.islice(_neighbors(order, slot), _MAX_SUBSTITUTES):
+            results += self._read([(index, request)])
+            if results[-1].bad is None:
+                return results
+        where = f"lane {slot.lane}, position {slot.position}"
+        found = f"{len(results)} bad samples; the first: {first.bad}"
+        do = "run `svfap shards verify` on data.url"
+        raise HealthError("Too many unreadable samples in a row", where, found, do)
+
+    def finish(self, batch: PendingBatch) -> FilledBatch:
+        """Wait until all rows are filled, and return what is known of them.
+
+        Args:
+            batch: From `start`.
+
+        Raises:
+            ShardError, StorageError: A shard cannot be read.
+            HealthError: A bad sample has no good neighbor.
+            ClusterError: Decode workers cannot be started.
+        """
+        rows = [results for task in batch.tasks for results in task.result()]
+        results = [result for of_slot in rows for result in of_slot]
+        own = [of_slot[0] for of_slot in rows]
+        self._write_targets(batch.place, [of_slot[-1].index for of_slot in rows])
+        slots = BatchSlots(
+            keys=[result.key for result in own],
+            samples=[slot.sample for slot in batch.slots],
+            lanes=[slot.lane for slot in batch.slots],
+            positions=[slot.position for slot in batch.slots],
+            substituted=[result.bad is not None for result in own],
+        )
+        return FilledBatch(
+            slots=slots.pack(),
+            ledger=self._ledger(batch.step, slots),
+            bad=[result.bad for result in own if result.bad is not None],
+            fetch_seconds=sum(result.fetch_seconds for result in results),
+            decode_seconds=sum(result.decode_seconds for result in results),
+            bytes_fetched=self._reader.take_bytes_fetched(),
+        )
+
+    def _write_targets(self, place: int, shown: Sequence[int]) -> None:
+        """Write the targets of clips, by the samples that their frames are from."""
+        if self._source.selection is None:
+            return
+        repeats = self._config.data.repeated_sampling
+        targets = np.repeat(self._source.selection.targets_of(shown), repeats, axis=0)
+        first = self._first_slot * repeats
+        self._arrays["targets"][place, first : first + len(targets)] = targets
+
+    def _ledger(self, step: int, slots: BatchSlots) -> bytes:
+        """Return a line per slot, if the run has a ledger (`telemetry.journal`)."""
+        if not self._config.run.ledger:
+            return b""
+        epoch = step // self._steps_per_epoch
+        lines = (
+            {"epoch": epoch, "step": step + 1, "lane": lane, "key": key, "substituted": replaced}
+            for lane, key, replaced in zip(slots.lanes, slots.keys, slots.substituted, strict=True)
+        )
+        return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+    def close(self) -> None:
+        """End threads and decode workers."""
+        self._decode.interrupt()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._decode.close()
+
+
+def share_of(count: int, part: Part) -> int:
+    """Return a part's share of a rank's threads or processes, at least 1.
+
+    Args:
+        count: Of the rank.
+        part: Number of the part and how many there are.
+    """
+    number, parts = part
+    return max(1, count // parts + (number < count % parts))
+
+
+def _neighbors(order: EpochOrder, slot: Slot) -> Iterator[int]:
+    """Yield substitutes for a slot: samples of its lane before it, nearest first, then after it."""
+    before = range(slot.position - 1, -1, -1)
+    after = range(slot.position + 1, order.lane_length)
+    for position in itertools.chain(before, after):
+        yield order.sample(slot.lane, position)
