@@ -38,6 +38,7 @@ from svfap_dist.profiling.loader import LoaderRun, measure_rank_cost
 from svfap_dist.profiling.operations import counted
 from svfap_dist.profiling.ranks import run_on_local_ranks
 from svfap_dist.profiling.step import noise_batch
+from svfap_dist.profiling.traffic import kernel_bytes
 from svfap_dist.text_table import format_table
 from svfap_dist.train.engine import Engine, StepContext, open_engine
 from svfap_dist.train.health import Health, StepVote
@@ -371,7 +372,8 @@ class StepBench:
     Args:
         loader_us_per_clip: CPU time of the training thread to take the next batch.
         rank_cpu_us_per_clip: CPU time of the rank's process meanwhile, all threads.
-        bytes_per_clip: read and written from planes to visible patches and targets.
+        bytes_per_clip: read and written from planes to visible patches and targets, by the kernel
+            that a GPU runs.
     """
 
     device: str
@@ -426,6 +428,13 @@ class StepBench:
             f"{self.rank_cpu_us_per_clip:.1f} us of the rank's process.",
             f"Planes to patches and targets: {self.bytes_per_clip / 1e6:.2f} MB per clip.",
         ]
+
+
+def _kernel_bytes(config: Config) -> float:
+    """Return bytes that the kernel reads and writes for a clip."""
+    batch, dtype = noise_batch(config, 1, planes=True), getattr(torch, config.train.dtype)
+    assert isinstance(batch.frames, YuvClips)
+    return float(kernel_bytes(batch.frames, batch.visible, batch.masked, config.model.patch, dtype))
 
 
 def _text(name: str, value: float | None) -> str:
@@ -489,7 +498,7 @@ def run(
         device_waits=first.device_waits,
         loader_us_per_clip=rank.thread_us,
         rank_cpu_us_per_clip=rank.process_us,
-        bytes_per_clip=0.0,
+        bytes_per_clip=_kernel_bytes(specs[0].config()),
         device_ms=first.device_ms,
         mfu=first.mfu,
         idle_share=first.idle_share,

@@ -92,6 +92,7 @@ def test_rows_and_fields_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found["host_ms"], found["update_operations"], found["device_waits"]) == (11.0, 200, 1)
     assert (found["loader_us_per_clip"], found["rank_cpu_us_per_clip"]) == (3.0, 30.0)
     assert found["rows"][-1]["clips_per_second"] == pytest.approx(400)
+    assert 0 < found["bytes_per_clip"] < 10e6  # of the paper's clip
     assert "mfu" in found
     text = CliRunner().invoke(cli.app, words).stdout
     assert "4 clips, stage 2, compiled" in text
