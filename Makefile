@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export RAY_AUTH_MODE ?= disabled
 
 
-.PHONY: demo test test-services check walks bench format clean
+.PHONY: demo test test-services check walks bench bench-peers format clean
 
 demo: $(STAMP)
 	$(BIN)/svfap demo --out svfap-demo
@@ -37,6 +37,10 @@ walks: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/svfap bench model --size base --batch-size 8 --dtype float32
+
+# Other projects' loaders on the same clips, each in an environment of its own; needs FFmpeg's libraries.
+bench-peers: $(STAMP)
+	$(BIN)/python tests/benchmarks/peers/compare.py
 
 format: $(STAMP)
 	$(BIN)/ruff format .
