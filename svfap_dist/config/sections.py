@@ -129,7 +129,8 @@ class DecodeConfig(Section):
     # A row of video/backends, or auto: chosen once per run, by measurement where several backends
     # decode the data set. dali decodes on the GPU; a video that hangs or crashes it ends the run.
     backend: Backend = "auto"
-    pipelines: Positive = 4  # DALI pipelines per GPU; one alone leaves decoding units idle
+    # DALI pipelines per GPU; one alone leaves decoding units idle. 0: as many as the card has.
+    pipelines: NonNegative = 0
 
 
 class MaskConfig(Section):
@@ -247,6 +248,9 @@ class ClusterConfig(Section):
     num_workers: Positive = 1
     use_gpu: bool = False
     cpus_per_worker: Positive = 1
+    # Keep a GPU rank, and what it starts, on the cores of its GPU's socket, by NVML; only if these
+    # are at least cpus_per_worker.
+    bind_cpus: bool = True
     # Restarts of the group before giving up; -1: unlimited. Preempted nodes do not count.
     max_failures: Annotated[int, Field(ge=-1)] = 3
     wait_seconds: NonNegative = 0  # time for nodes to join before the cluster counts as too small

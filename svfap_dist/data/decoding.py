@@ -21,7 +21,7 @@ from svfap_dist.config import Config
 from svfap_dist.errors import ConfigError
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import Sample, SampleReader
-from svfap_dist.video.backends import DEFAULT, capabilities, open_decoder
+from svfap_dist.video.backends import DEFAULT, capabilities, decoding_units, open_decoder
 from svfap_dist.video.frames import Decoder
 
 _SAMPLES = 8  # probed for their codecs
@@ -36,9 +36,24 @@ def decoder_of(config: Config) -> Decoder:
     Raises:
         ConfigError: The backend is not installed.
     """
-    pipelines = config.decode.pipelines
+    pipelines = pipelines_of(config)
     threads = -(-config.data.decode_threads // pipelines)
     return open_decoder(config.decode.backend, rank_device(config), threads, pipelines)
+
+
+def pipelines_of(config: Config) -> int:
+    """Return a recipe's pipelines per device, or as many as this process's GPU has decoding units.
+
+    Args:
+        config: Recipe.
+    """
+    if config.decode.pipelines or rank_device(config) == "cpu":
+        return config.decode.pipelines or 1
+    import torch
+
+    if not torch.cuda.is_available():
+        return 1
+    return decoding_units(torch.cuda.get_device_name(torch.cuda.current_device()))
 
 
 def with_backend(config: Config, name: str) -> Config:

@@ -137,10 +137,10 @@ def _measure_backends(
 
 def _spread_windows(config: Config, samples: Sequence[Sample]) -> list[VideoRequest]:
     """Return windows all over the samples, enough to keep all pipelines busy."""
-    requests = []
-    for turn, sample in itertools.product(range(config.decode.pipelines), samples):
+    requests, pipelines = [], decoding.pipelines_of(config)
+    for turn, sample in itertools.product(range(pipelines), samples):
         info = sample.info
-        start = (info.num_frames - config.window) * turn // config.decode.pipelines
+        start = (info.num_frames - config.window) * turn // pipelines
         numbers = range(start, start + config.window, config.data.sampling_rate)
         crop = Crop(0, 0, info.height, info.width)
         requests.append(VideoRequest(sample.video, info, numbers, [crop]))

@@ -32,6 +32,7 @@ from svfap_dist.data.batch import ClipBatch
 from svfap_dist.distributed import World, all_gather_object, barrier
 from svfap_dist.errors import ClusterError
 from svfap_dist.model import layers
+from svfap_dist.parallel.affinity import bind_to_gpu
 from svfap_dist.telemetry.meter import Phases
 from svfap_dist.train import optim
 
@@ -145,6 +146,8 @@ def process_group(config: Config, world: World) -> Iterator[torch.device]:
     device = _device(config, world)
     if device.type == "cpu":
         keep_freed_memory()
+    elif config.cluster.bind_cpus:  # before anything else is started
+        bind_to_gpu(device.index, config.cluster.cpus_per_worker)
     is_ours = not dist.is_initialized()
     if is_ours:
         _connect(config, world, device)

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -77,6 +78,28 @@ BACKENDS: dict[str, Backend] = {
         install="pip install svfap-dist[gpu]",
     ),
 }
+
+
+# Decoding units (NVDEC) of GPUs, by a word of CUDA's name; from NVIDIA's Video Encode and Decode
+# GPU Support Matrix.
+_DECODING_UNITS = {
+    **{"B200": 7, "GH200": 7, "H200": 7, "H100": 7},
+    **{"A100": 5, "A30": 4, "A40": 2, "A10": 2},
+    **{"L40S": 3, "L40": 3, "L4": 4, "T4": 2, "V100": 1},
+}
+_UNKNOWN_UNITS = 4
+
+
+def decoding_units(device_name: str) -> int:
+    """Return how many videos a GPU decodes at a time.
+
+    Args:
+        device_name: as CUDA calls it, e.g. "NVIDIA H100 80GB HBM3".
+    """
+    words = re.split(r"[^A-Z0-9]+", device_name.upper())
+    return next(
+        (_DECODING_UNITS[word] for word in words if word in _DECODING_UNITS), _UNKNOWN_UNITS
+    )
 
 
 def capabilities(name: str) -> Backend:

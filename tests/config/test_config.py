@@ -31,7 +31,7 @@ OLD = json.loads((Path(__file__).parent / "recipes_f84d50d.json").read_text())
 def test_bundled_recipe_resolves_to_what_it_was_before_recipes_could_extend(name, caplog):
     """Values and fingerprint of f84d50d, whose ten fine-tuning recipes repeated each other."""
     then = recipe.from_stored(OLD[name]["config"], where="f84d50d")
-    assert recipe.load(name, ["data.order_version=1"]) == then
+    assert recipe.load(name, ["data.order_version=1", "decode.pipelines=4"]) == then
     assert then.fingerprint == OLD[name]["fingerprint"]
 
 
@@ -231,7 +231,14 @@ FREE = {
     },
     "task": {"metrics", "published", "published_source"},
     "finetune": {"init", "test_segments", "test_crops"},
-    "cluster": {"num_workers", "use_gpu", "cpus_per_worker", "max_failures", "wait_seconds"},
+    "cluster": {
+        "bind_cpus",
+        "num_workers",
+        "use_gpu",
+        "cpus_per_worker",
+        "max_failures",
+        "wait_seconds",
+    },
     "metrics": {"enabled", "host", "port", "discovery_port", "linger_seconds"},
 }
 TASK = TaskConfig(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 from clips import make_video
 from numbered_shards import write_data_set
 
@@ -129,3 +130,16 @@ def test_dali_for_h264_on_a_cpu_is_refused_before_anything_starts(data_sets, tmp
 def test_a_resumed_run_keeps_its_backend(asked, before, expected):
     tables = config_of(before).model_dump(mode="json")
     assert decoding.pin_backend(config_of(asked), tables).decode.backend == expected
+
+
+def test_there_are_as_many_pipelines_as_the_card_has_decoding_units(monkeypatch):
+    """Unless the recipe says how many; on a CPU, and before there is a device, one."""
+    by_card = config_of("dali", use_gpu=True)
+    by_card = by_card.model_copy(update={"decode": DecodeConfig(backend="dali")})
+    assert decoding.pipelines_of(by_card) == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    assert decoding.pipelines_of(by_card) == 7
+    assert decoding.pipelines_of(config_of("dali", use_gpu=True)) == 2
+    assert decoding.pipelines_of(Config()) == 1

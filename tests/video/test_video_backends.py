@@ -85,3 +85,19 @@ def test_the_default_needs_nothing_and_decodes_everything():
     assert row.is_installed
     assert not row.batched
     assert all(row.decodes("any", device) for device in ("cpu", "cuda"))
+
+
+@pytest.mark.parametrize(
+    ("name", "units"),
+    [
+        ("NVIDIA H100 80GB HBM3", 7),
+        ("NVIDIA A100-SXM4-80GB", 5),
+        ("NVIDIA A10", 2),
+        ("NVIDIA L40S", 3),
+        ("NVIDIA L4", 4),
+        ("Tesla T4", 2),
+        ("NVIDIA Unheard Of", 4),
+    ],
+)
+def test_decoding_units_by_the_name_of_the_card(name, units):
+    assert backends.decoding_units(name) == units
