@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from svfap_dist.bench.against import CheckoutSteps
 from svfap_dist.bench.steps import (
     MATMUL_SIZE,
     StepProcess,
@@ -51,6 +52,7 @@ class ModelBench:
         means, baseline_means: linear layers, allocator and optimizer of both sides.
         parts: operations of the forward pass, in units of 1e9.
         vit_*: of the plain ViT of the same name; None unless it is compared.
+        against_*: of another checkout of this repository; None unless it is compared.
     """
 
     size: str
@@ -85,6 +87,10 @@ class ModelBench:
     vit_gflops: float | None = None
     vit_ratio: float | None = None
     vit_peak_bytes: int | None = None
+    against: str | None = None
+    against_clips_per_second: float | None = None
+    against_ratio: float | None = None
+    against_loss: float | None = None
 
     def lines(self) -> list[str]:
         """Return the text for people."""
@@ -102,6 +108,11 @@ class ModelBench:
             notes.append(
                 "The paper's claim is fewer operations: 43.5 G multiply-adds per clip to ViT-B's "
                 "80.7, fine-tuned."
+            )
+        if self.against is not None:
+            notes.append(
+                f"Ours is {self.against_ratio:.2f} times as fast as {self.against}, "
+                f"which makes {self.against_clips_per_second:.2f} clips/s."
             )
         parts = "  ".join(f"{name} {value:.2f}" for name, value in self.parts.items())
         product = f"{self.matmul_size} x {self.matmul_size}"
@@ -136,6 +147,7 @@ def run(
     device: str = "auto",
     compile: bool = False,
     compare_vit: bool = False,
+    against: str = "",
     steps: int = 7,
 ) -> ModelBench:
     """Time training steps of each variant, after warming up.
@@ -147,6 +159,8 @@ def run(
         device: "cpu", "cuda", or "auto": the GPU if there is one.
         compile: whether torch compiles our model.
         compare_vit: whether the plain ViT is timed, too.
+        against: folder of another checkout of this repository that takes the same steps; empty:
+            none.
         steps: that are timed.
 
     Raises:
@@ -164,14 +178,18 @@ def run(
         processes = {
             name: stack.enter_context(StepProcess(name, spec)) for name, spec in variants.items()
         }
+        steppers: dict[str, StepProcess | CheckoutSteps] = {**processes}
+        if against:
+            options = dataclasses.asdict(ours)
+            steppers["against"] = stack.enter_context(CheckoutSteps(against, options))
         losses: dict[str, float] = {}
-        for name, process in processes.items():
+        for name, process in steppers.items():
             log.info("Warming up %s ...", name)
             losses[name] = process.step()[1]
             for _ in range(_WARM_UP - 1):
                 process.step()
         turns: dict[str, Callable[[int], tuple[float, float]]] = {
-            name: lambda _, process=process: process.step() for name, process in processes.items()
+            name: lambda _, process=process: process.step() for name, process in steppers.items()
         }
         turns["matmul"] = lambda _: processes["ours"].matmul_rates()
 
@@ -182,15 +200,22 @@ def run(
         peaks = {name: process.peak_bytes() for name, process in processes.items()}
     rates = {
         name: batch_size / statistics.median(seconds for seconds, _ in results[name])
-        for name in processes
+        for name in steppers
     }
     matmul, linear = map(statistics.median, zip(*results["matmul"], strict=True))
     rate = rates["ours"]
     name = torch.cuda.get_device_name() if device == "cuda" else platform.machine() + " CPU"
     peak = flops.peak_rate(name, dtype)
-    vit: dict[str, Any] = {}
+    others: dict[str, Any] = {}
+    if against:
+        others = {
+            "against": against,
+            "against_clips_per_second": rates["against"],
+            "against_ratio": rate / rates["against"],
+            "against_loss": losses["against"],
+        }
     if compare_vit:
-        vit = {
+        others |= {
             "vit_clips_per_second": rates["vit"],
             "vit_gflops": _count_operations(variants["vit"])[0] / 1e9,
             "vit_ratio": rate / rates["vit"],
@@ -225,7 +250,7 @@ def run(
         means=describe_variant(ours),
         baseline_means=describe_variant(baseline),
         parts={name: value / 1e9 for name, value in parts.items()},
-        **vit,
+        **others,
     )
 
 

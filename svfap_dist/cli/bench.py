@@ -25,6 +25,10 @@ def bench_model(
     compile: Annotated[
         bool, typer.Option("--compile", help="Use torch.compile for our model.")
     ] = False,
+    against: Annotated[
+        str,
+        typer.Option(help="Folder of another checkout to take turns with (default: none)."),
+    ] = "",
     steps: Annotated[int, typer.Option(help="Number of timed steps.", min=1)] = 7,
     as_json: AsJson = False,
 ) -> None:
@@ -44,6 +48,7 @@ def bench_model(
         device=device,
         compile=compile,
         compare_vit=compare == "vit",
+        against=against,
         steps=steps,
     )
     print_result(result, as_json)

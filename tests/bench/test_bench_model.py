@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 
 from svfap_dist import cli
 from svfap_dist.bench import model, steps
+from svfap_dist.bench.against import CheckoutSteps
 from svfap_dist.bench.steps import StepProcess, StepSpec, TrainingStep, describe_variant
 from svfap_dist.errors import ClusterError, ConfigError
 from svfap_dist.model import flops, layers, sizes
@@ -156,6 +159,32 @@ def test_lines_name_all_figures() -> None:
         "paper's claim",
     ):
         assert word in text
+
+
+def test_another_checkout_takes_turns_with_its_own_modules(tmp_path: Path) -> None:
+    """A copy of the package whose steps claim to take a fixed time, which nothing else does."""
+    package = Path(steps.__file__).parents[1]
+    shutil.copytree(package, tmp_path / "svfap_dist")
+    copied = tmp_path / "svfap_dist/bench/steps.py"
+    text, ending = copied.read_text(), "return time.perf_counter() - began, value.item()"
+    copied.write_text(text.replace(ending, "return 400.0, value.item()"))
+    found = model.run("nano", 2, device="cpu", against=str(tmp_path), steps=1)
+    assert found.against_clips_per_second == pytest.approx(2 / 400)
+    assert found.against_ratio == pytest.approx(found.clips_per_second / (2 / 400))
+    assert found.against_loss == pytest.approx(found.loss)
+    assert f"times as fast as {tmp_path}" in "\n".join(found.lines())
+
+
+def test_a_failing_or_missing_checkout_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="git worktree add"):
+        CheckoutSteps(str(tmp_path), {})
+    (tmp_path / "svfap_dist").mkdir()
+    (tmp_path / "svfap_dist/__init__.py").write_text("raise ImportError('a broken checkout')")
+    with (
+        CheckoutSteps(str(tmp_path), {"device": "cpu"}) as steps_of_it,
+        pytest.raises(ClusterError, match="a broken checkout"),
+    ):
+        steps_of_it.step()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

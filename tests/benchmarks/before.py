@@ -1,4 +1,4 @@
-"""`svfap bench step` for a checkout from before that verb: the same fields, by the same method.
+"""`svfap bench step` beside a checkout from before that verb, in turns and by the same method.
 
     git worktree add /tmp/before f84d50d
     python tests/benchmarks/before.py /tmp/before
@@ -22,7 +22,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-_COUNTER = Path(__file__).parents[2] / "svfap_dist/profiling/operations.py"
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_COUNTER = _REPOSITORY / "svfap_dist/profiling/operations.py"
+_FIELDS = (
+    *("host_ms", "update_operations", "device_waits"),
+    *("loader_us_per_clip", "rank_cpu_us_per_clip", "bytes_per_clip"),
+)
+_ROUNDS = 2
 _NARROW = {"embed_dim": 8, "num_heads": 2, "decoder_embed_dim": 8, "decoder_num_heads": 2}
 _WARM_UP, _STEPS = 3, 10
 _SAMPLES, _CLIPS, _BATCHES, _WORKERS = 256, 64, 40, 8
@@ -188,17 +194,38 @@ def _counter() -> Any:
     return module
 
 
+def compare(checkout: str, rounds: int) -> dict[str, list[float]]:
+    """Measure both sides in turns; return before and now of each field, medians of the rounds."""
+    here = str(_REPOSITORY)
+    commands = {
+        checkout: [sys.executable, "-P", __file__, checkout, "--measure"],
+        here: [sys.executable, "-P", "-m", "svfap_dist", "bench", "step", "--json"],
+    }
+    found: dict[str, list[Any]] = {side: [] for side in commands}
+    for _, (side, command) in itertools.product(range(rounds), commands.items()):
+        environment = os.environ | {"PYTHONPATH": side}
+        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+        found[side].append(json.loads(done.stdout.splitlines()[-1]))
+    return {
+        field: [statistics.median(row[field] for row in found[side]) for side in commands]
+        for field in _FIELDS
+    }
+
+
 def main() -> None:
-    """Start this file again with the checkout's modules, or measure."""
-    checkout = sys.argv[1]
-    if os.environ.get("PYTHONPATH") != checkout:
-        environment = os.environ | {"PYTHONPATH": checkout}
-        subprocess.run([sys.executable, *sys.argv], env=environment, check=True)
+    """Print both sides; with --measure, which this file passes to itself, measure one."""
+    if "--measure" in sys.argv:
+        with tempfile.TemporaryDirectory() as folder:
+            measured = measure_loader(folder) | measure_host() | measure_bytes()
+        print(json.dumps(measured), flush=True)
+        os._exit(0)  # gloo sometimes aborts when an interpreter ends
+    found = compare(str(Path(sys.argv[1]).resolve()), _ROUNDS)
+    if "--json" in sys.argv:
+        print(json.dumps(found))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        found = measure_loader(folder) | measure_host() | measure_bytes()
-    print(json.dumps(found), flush=True)
-    os._exit(0)  # gloo sometimes aborts when an interpreter ends
+    print(f"{'':24} {'before':>14} {'now':>14} {'ratio':>8}")
+    for field, (before, now) in found.items():
+        print(f"{field:24} {before:14,.1f} {now:14,.1f} {before / now if now else 0:8.1f}")
 
 
 if __name__ == "__main__":
