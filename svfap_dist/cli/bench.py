@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from svfap_dist.cli.app import AsJson, Overrides, bench_app, print_result
+from svfap_dist.cli.app import AsJson, Overrides, Recipe, bench_app, print_result
 
 Size = Annotated[str, typer.Option(help="Named model size: nano, tiny, small, base or large.")]
 
@@ -164,6 +164,26 @@ def bench_data(
     from svfap_dist.bench import data
 
     print_result(data.run(url, source_url, overrides or [], steps, rounds), as_json)
+
+
+@bench_app.command("reads")
+def bench_reads(
+    name: Recipe,
+    overrides: Overrides = None,
+    sample_bytes: Annotated[int, typer.Option(help="Bytes of a sample.", min=1)] = 240_000,
+    ranks: Annotated[str, typer.Option(help="Numbers of ranks.")] = "1,2,4,8,16",
+    parts: Annotated[int, typer.Option(help="Phases that shards store apart; 1: none.", min=1)] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Replay the requests of a recipe's reads, without data: their sizes, and when they come.
+
+    Example: svfap bench reads svfap_base_voxceleb2 --sample-bytes 240000 --ranks 1,8
+    """
+    from svfap_dist.bench import reads
+
+    numbers = _numbers(ranks, "--ranks")
+    result = reads.run(name, overrides or [], ranks=numbers, sample_bytes=sample_bytes, parts=parts)
+    print_result(result, as_json)
 
 
 @bench_app.command("checkpoint")

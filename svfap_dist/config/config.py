@@ -23,7 +23,8 @@ _FREE_TO_CHANGE = {
     "finetune": ("init", "test_segments", "test_crops"),
     "data": (
         *("url", "eval_url", "max_bad_fraction", "decode_workers", "decode_seconds"),
-        *("decode_threads", "prefetch_bytes", "cache_dir", "cache_bytes"),
+        *("decode_threads", "prefetch_bytes", "read_ahead_bytes"),
+        *("cache_dir", "cache_bytes"),
     ),
     "train": (
         *("max_seconds", "micro_batch_size", "zero_stage", "compile", "activation_checkpointing"),

@@ -114,6 +114,9 @@ class DataConfig(Section):
     # Where planes of `train` shards become RGB. auto: on the device that trains, if that is a GPU.
     colors: Literal["auto", "workers", "device"] = "auto"
     prefetch_bytes: Positive = 512 << 20  # decoded frames a rank buffers: 2 step batches at least
+    # Bytes of samples that a rank has read and not used yet. 0: the ranks of a node share a quarter
+    # of its memory.
+    read_ahead_bytes: NonNegative = 0
     cache_dir: str = ""  # folder for a node's copies of shards, shared by its ranks; empty: none
     cache_bytes: Positive = 100 << 30  # limit of these copies on a node
 

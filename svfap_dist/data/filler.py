@@ -28,17 +28,20 @@ import numpy as np
 from svfap_dist.config import Config, DataConfig
 from svfap_dist.data import masking
 from svfap_dist.data.clips import ClipRequest, ClipWorker, DecodeJob, DecodeResult, Key
+from svfap_dist.data.read_ahead import ReadAhead
 from svfap_dist.data.sample_order import EpochOrder, Slot, steps_per_epoch
 from svfap_dist.data.selection import Selection
 from svfap_dist.distributed import World
 from svfap_dist.errors import ClusterError, HealthError
 from svfap_dist.parallel.processes import CrashedError, HungError, ProcessPool, StartError
 from svfap_dist.rng import Stream
+from svfap_dist.shards.blocks import Block
 from svfap_dist.shards.format import BadSample, Manifest
-from svfap_dist.shards.reader import SampleReader, ShardCache, read_ahead
+from svfap_dist.shards.reader import SampleReader, ShardCache
 from svfap_dist.video.backends import capabilities
 
 _MAX_SLOTS_PER_TASK = 16
+_THREADS_PER_REQUEST = 4  # fetching threads for each request that is made ahead of its use
 _MAX_SUBSTITUTES = 256  # bad samples in a row that cannot be an accident
 Part = tuple[int, int]  # number of a part of a rank, and how many there are
 _WORKER_BYTES = 8 << 30  # address space that a worker may use to decode
@@ -256,18 +259,25 @@ class BatchFiller:
         self._steps_per_epoch = steps_per_epoch(source.num_samples, config.samples_per_step)
         self._shard_sizes = [shard.num_samples for shard in source.manifest.shards]
         self._order_of = functools.lru_cache(maxsize=2)(self._order)
-        lanes = World(self._rank, world.local_rank, self._ranks, world.local_world_size)
-        range_bytes, cache_bytes = read_ahead(
-            config.data, source.manifest, lanes, source.num_samples
-        )
+        threads = share_of(config.data.decode_threads, part)
         self._reader = SampleReader(
             source.url,
             source.manifest,
-            range_bytes=range_bytes,
-            cache_bytes=cache_bytes,
+            range_bytes=1,
             shards=ShardCache.of_node(config.data, source.manifest, world),
         )
-        threads = share_of(config.data.decode_threads, part)
+        parts_of_node = World(
+            self._rank, world.local_rank, self._ranks, world.local_world_size * parts
+        )
+        self._reads = ReadAhead.of_rank(
+            config,
+            source.manifest,
+            self._reader,
+            parts_of_node,
+            self._order_of,
+            source.num_samples,
+            num_threads=-(-threads // _THREADS_PER_REQUEST),
+        )
         self._slots_per_task = 1
         if capabilities(config.decode.backend).batched:
             # Few threads wait with many samples each: one batch is fetched as another is decoded.
@@ -289,6 +299,7 @@ class BatchFiller:
             step: Counted over all epochs.
             place: Index of its buffer in the ring, which is free.
         """
+        self._reads.advance(step)
         epoch, step_in_epoch = divmod(step, self._steps_per_epoch)
         order = self._order_of(epoch)
         slots = order.slots(step_in_epoch, self._rank, self._ranks)
@@ -299,7 +310,8 @@ class BatchFiller:
             self._request(slot, order, epoch, place, first + number * repeats)
             for number, slot in enumerate(slots)
         ]
-        fills = list(zip(slots, requests, strict=True))
+        blocks = [self._reads.block_of(epoch, slot) for slot in slots]
+        fills = list(zip(slots, requests, blocks, strict=True))
         tasks = [
             self._threads.submit(self._fill, fills[i : i + self._slots_per_task], order)
             for i in range(0, len(fills), self._slots_per_task)
@@ -336,22 +348,22 @@ class BatchFiller:
         return ClipRequest(window, crops, place, row, phase=phase)
 
     def _fill(
-        self, fills: Sequence[tuple[Slot, ClipRequest]], order: EpochOrder
+        self, fills: Sequence[tuple[Slot, ClipRequest, Block]], order: EpochOrder
     ) -> list[list[SampleResult]]:
         """Have the clips of some slots written to their rows."""
-        firsts = self._read([(slot.sample, request) for slot, request in fills])
+        firsts = self._read([(slot.sample, request, block) for slot, request, block in fills])
         return [
             [first] if first.bad is None else self._substitute(slot, request, order, first)
-            for (slot, request), first in zip(fills, firsts, strict=True)
+            for (slot, request, _), first in zip(fills, firsts, strict=True)
         ]
 
-    def _read(self, wanted: Sequence[tuple[int, ClipRequest]]) -> list[SampleResult]:
+    def _read(self, wanted: Sequence[tuple[int, ClipRequest, Block | None]]) -> list[SampleResult]:
         """Fetch samples, by global index, and have their clips written to the arrays."""
         results: list[SampleResult] = []
         jobs: list[DecodeJob] = []
-        for index, request in wanted:
+        for index, request, block in wanted:
             began = time.perf_counter()
-            packed = self._reader.fetch(index)
+            packed = self._reader.fetch(index, block)
             bad = packed if isinstance(packed, BadSample) else None
             results.append(SampleResult(index, packed.key, bad, time.perf_counter() - began))
             if not isinstance(packed, BadSample):
@@ -371,7 +383,7 @@ class BatchFiller:
         """Fill a slot, whose own sample is bad, from the nearest good one."""
         results = [first]
         for index in itertools.islice(_neighbors(order, slot), _MAX_SUBSTITUTES):
-            results += self._read([(index, request)])
+            results += self._read([(index, request, None)])
             if results[-1].bad is None:
                 return results
         where = f"lane {slot.lane}, position {slot.position}"
@@ -435,6 +447,7 @@ class BatchFiller:
         self._decode.interrupt()
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._decode.close()
+        self._reads.close()
 
 
 def share_of(count: int, part: Part) -> int:

@@ -78,6 +78,7 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     num_groups: int = 0  # shards planned; of those without one usable video there is no entry
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # it was made with
+    num_parts: int = 1  # of a sample, each with one phase of its frames; 1: all in one place
 
     @property
     def num_samples(self) -> int:
@@ -108,6 +109,8 @@ def dump(value: Manifest | ShardIndex) -> bytes:
     """
     fields = dataclasses.asdict(value)
     if isinstance(value, Manifest):
+        if value.num_parts == 1:
+            del fields["num_parts"]
         fields = {"format_version": FORMAT_VERSION, "fingerprint": value.fingerprint, **fields}
     return (json.dumps(fields, indent=1 if isinstance(value, Manifest) else None) + "\n").encode()
 

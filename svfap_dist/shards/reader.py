@@ -4,10 +4,10 @@ In: a global sample index from `data.sample_order`. Out: a `Sample`, or a `BadSa
 are not those that were packed. Bad data is a value, since a run of weeks meets some; a shard that
 is cut short or missing is an error, since it puts everything read from it in doubt.
 
-Samples used at about the same time are neighbors in a tar, so a read fetches a range of neighbors
-and keeps it for them, up to a limit of bytes. The first thread that needs a range or an index
-fetches it, while others wait for that result. Ranges come from the node's `ShardCache`, if there is
-one, or else from the store.
+Training reads samples in blocks (`shards.blocks`). Who reads them in the order of the shards
+fetches ranges of neighbors, and keeps each for them, up to a limit of bytes. The first thread that
+needs a range or an index fetches it, while others wait for that result. Ranges come from the node's
+`ShardCache`, if there is one, or else from the store.
 
 A read has two halves: `SampleReader.fetch` gets the bytes, `format.unpack` opens them. The second
 needs no store, so decode workers, which import neither torch nor a client, can do it.
@@ -41,6 +41,7 @@ from svfap_dist.config import Config, DataConfig, check_window
 from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError, ShardError
 from svfap_dist.shards import format as shard_format
+from svfap_dist.shards.blocks import Block
 from svfap_dist.shards.format import (
     BadSample,
     Manifest,
@@ -60,8 +61,6 @@ log = logging.getLogger(__name__)
 
 _INDEXES_KEPT = 256
 _RANGE_BYTES = 8 << 20
-_CACHE_LIMIT = 1 << 30  # bytes of ranges per rank
-_DENSE = 0.5  # share of samples in use from which their neighbors are worth fetching
 _PIECE_BYTES = 16 << 20  # of one request while a shard is downloaded
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _Value = TypeVar("_Value")
@@ -133,6 +132,27 @@ class SampleReader:
         entry = self._manifest.shards[number]
         return entry, index - (int(self._ends[number]) - entry.num_samples)
 
+    def locate_all(
+        self, indices: np.ndarray
+    ) -> Iterator[tuple[ShardEntry, ShardIndex, np.ndarray, np.ndarray]]:
+        """Yield, for each shard that has some of the samples, the shard, its index, their rows.
+
+        Args:
+            indices: Global indices.
+
+        Yields:
+            Shard, its index, rows of the samples in it, and their places in `indices`.
+
+        Raises:
+            ShardError, StorageError: A shard is without index.
+        """
+        numbers = np.searchsorted(self._ends, indices, side="right")
+        for number in np.unique(numbers).tolist():
+            entry = self._manifest.shards[number]
+            (places,) = np.nonzero(numbers == number)
+            rows = indices[places] - (int(self._ends[number]) - entry.num_samples)
+            yield entry, self._index_of(entry), rows, places
+
     def read(self, index: int) -> Sample | BadSample:
         """Fetch and open one sample.
 
@@ -145,19 +165,22 @@ class SampleReader:
         found = self.fetch(index)
         return found if isinstance(found, BadSample) else unpack(found)
 
-    def fetch(self, index: int) -> PackedSample | BadSample:
+    def fetch(self, index: int, block: Block | None = None) -> PackedSample | BadSample:
         """Fetch one sample and check its digest.
 
         Args:
             index: Its global index.
+            block: Reads samples ahead, this one among them; None: it is read for itself.
 
         Raises:
             ShardError, StorageError: Its shard is cut short, missing or without index.
         """
         entry, row = self.locate(index)
-        rows = self._indexes.get(entry.name, 1, lambda: shard_format.load_index(self._url, entry))
+        rows = self._index_of(entry)
         where = f"{entry.name} row {row}"
-        data = self._bytes_of(entry, rows, row)
+        data = block.take(entry, rows, row).get(row) if block else None
+        if data is None:
+            data = self._bytes_of(entry, rows, row)
         found = shard_format.digest(data)
         if found != rows.digests[row] and self._drop_copy(entry):
             data = self._bytes_of(entry, rows, row)
@@ -166,6 +189,9 @@ class SampleReader:
             detail = f"{where}: digest {found}, the index says {rows.digests[row]}"
             return BadSample(index, rows.keys[row], "damaged", detail)
         return PackedSample(index, rows.keys[row], where, bytes(data))
+
+    def _index_of(self, entry: ShardEntry) -> ShardIndex:
+        return self._indexes.get(entry.name, 1, lambda: shard_format.load_index(self._url, entry))
 
     def _drop_copy(self, entry: ShardEntry) -> bool:
         """Drop a local copy, once per shard; return whether reading again may give other bytes."""
@@ -184,12 +210,22 @@ class SampleReader:
         end = bisect.bisect_left(rows.offsets, (number + 1) * self._range_bytes)
         start, stop = rows.offsets[first], rows.offsets[end - 1] + rows.sizes[end - 1]
         data = self._ranges.get(
-            (entry.name, number), stop - start, lambda: self._fetch_range(entry, start, stop)
+            (entry.name, number), stop - start, lambda: self.read_range(entry, start, stop)
         )
         offset = rows.offsets[row] - start
         return memoryview(data)[offset : offset + rows.sizes[row]]
 
-    def _fetch_range(self, entry: ShardEntry, start: int, stop: int) -> bytes:
+    def read_range(self, entry: ShardEntry, start: int, stop: int) -> bytes:
+        """Return bytes of a shard, from the node's copy or the store.
+
+        Args:
+            entry: The shard.
+            start: First byte.
+            stop: Byte after the last one.
+
+        Raises:
+            ShardError, StorageError: The shard is cut short or missing.
+        """
         where = storage.join(self._url, entry.name)
         try:
             kept = self._shards.read(self._url, entry, start, stop) if self._shards else None
@@ -211,32 +247,6 @@ class SampleReader:
         with self._lock:
             self._bytes_fetched += len(data)
         return data
-
-
-def read_ahead(
-    data: DataConfig, manifest: Manifest, world: World, num_selected: int | None = None
-) -> tuple[int, int]:
-    """Return the bytes to fetch at a time and the bytes to keep, for the lanes of a rank.
-
-    Inside a block samples are used in random order, so fetching neighbors pays only if the blocks
-    of all lanes can be kept until they are used up. Where they cannot, or where most neighbors are
-    not used at all, samples are fetched alone.
-
-    Args:
-        data: Lanes and shuffle block.
-        manifest: The data set.
-        world: This rank and the number of ranks.
-        num_selected: Samples in use; None: all of the manifest's.
-    """
-    total = sum(shard.num_bytes for shard in manifest.shards)
-    used = manifest.num_samples if num_selected is None else num_selected
-    if used < _DENSE * manifest.num_samples:
-        return 1, 1
-    block = data.shuffle_block * total / used
-    lanes = data.num_lanes // world.world_size
-    # A quarter more for large samples; the ranges at both ends of a block reach beyond it.
-    needed = min(total, int(lanes * (1.25 * block + 2 * _RANGE_BYTES)))
-    return (_RANGE_BYTES, needed) if needed <= _CACHE_LIMIT else (1, 1)
 
 
 class _LruCache(Generic[_Value]):

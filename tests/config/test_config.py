@@ -211,6 +211,7 @@ FREE = {
         "decode_seconds",
         "decode_threads",
         "prefetch_bytes",
+        "read_ahead_bytes",
         "cache_dir",
         "cache_bytes",
     },

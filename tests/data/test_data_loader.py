@@ -19,7 +19,6 @@ from loaders import (
     shown,
     threads,
     window_start,
-    world,
 )
 from numbered_shards import FRAMES, SIDE
 
@@ -28,8 +27,7 @@ from svfap_dist.data.masking import MASKS
 from svfap_dist.data.sample_order import Slot
 from svfap_dist.errors import ConfigError, HealthError, ShardError
 from svfap_dist.rng import Stream
-from svfap_dist.shards.format import Manifest, ShardEntry
-from svfap_dist.shards.reader import SampleReader, read_ahead
+from svfap_dist.shards.reader import SampleReader
 from svfap_dist.video.info import VideoInfo
 
 
@@ -280,7 +278,9 @@ def test_an_error_of_the_consumer_ends_the_threads(make_data_set):
 
 def test_no_more_is_prepared_than_the_batches_ahead(make_data_set, monkeypatch):
     fetch, fetched = SampleReader.fetch, []
-    monkeypatch.setattr(SampleReader, "fetch", lambda self, i: fetched.append(i) or fetch(self, i))
+    monkeypatch.setattr(
+        SampleReader, "fetch", lambda self, i, *block: fetched.append(i) or fetch(self, i, *block)
+    )
     data_set = make_data_set(SIZES)
     for batches_ahead, room in ((2, 1), (4, 4 * 8 * 4 * 32 * 32 * 3), (16, 1 << 30)):
         config = config_of(prefetch_bytes=room)
@@ -304,32 +304,6 @@ def test_a_world_that_the_lanes_do_not_allow_is_refused(make_data_set):
 def test_a_data_set_smaller_than_a_batch_is_refused(make_data_set):
     with pytest.raises(ConfigError, match="smaller than one global batch"):
         loader_of(make_data_set([7]))
-
-
-def manifest_of(num_shards: int, samples: int, num_bytes: int) -> Manifest:
-    entries = [
-        ShardEntry(f"shard-{i:06d}.tar", samples, num_bytes, "", "") for i in range(num_shards)
-    ]
-    return Manifest("folder", "source", 0, FRAMES, "", tuple(entries))
-
-
-def test_read_ahead_keeps_the_blocks_of_all_lanes_or_fetches_samples_alone():
-    mib = 1 << 20
-    data = config_of(num_lanes=8, shuffle_block=256).data
-    small = manifest_of(3, 10, mib)
-    assert read_ahead(data, small, world()) == (8 * mib, 3 * mib)  # never more than there is
-    large = manifest_of(1000, 1024, 102 * mib)  # 0.1 MiB per sample, 25.5 MiB per block
-    assert read_ahead(data, large, world()) == (8 * mib, int(8 * (1.25 * 25.5 + 16) * mib))
-    assert read_ahead(data, large, world(0, 4)) == (
-        8 * mib,
-        int(2 * (1.25 * 25.5 + 16) * mib),
-    )
-    huge_blocks = config_of(num_lanes=8, shuffle_block=8192).data
-    assert read_ahead(huge_blocks, large, world()) == (1, 1)
-    # Where every other sample is used, a block reaches twice as far; where fewer are, neighbors
-    # would mostly be fetched for nothing.
-    assert read_ahead(data, large, world(0, 8), 512_000)[1] == int((1.25 * 51 + 16) * mib)
-    assert read_ahead(data, large, world(0, 8), 511_999) == (1, 1)
 
 
 def test_batches_are_frozen(make_data_set):

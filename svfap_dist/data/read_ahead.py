@@ -1,0 +1,248 @@
+"""What a rank reads, and when: the blocks of its lanes, opened before they are used.
+
+In: the order of samples, a rank's lanes. Out: for each slot the `Block` that its sample is read
+with. While a lane uses a block, the next one, which may be of the next epoch, is open, and its
+requests are spread over the second half of the time until it is used. As lanes are staggered, the
+requests of all of them are spread evenly.
+
+The samples of a block are used in random order, and each is freed at its use. So about half of the
+block in use is kept, and a quarter of the next one. Where the memory does not suffice for that, a
+block is read in several passes, each for the samples of one part of its steps.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import heapq
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from svfap_dist.config import Config, DataConfig
+from svfap_dist.data.sample_order import EpochOrder, Slot
+from svfap_dist.distributed import World
+from svfap_dist.shards.blocks import REQUEST_COST, Block, RangePool
+from svfap_dist.shards.format import Manifest
+from svfap_dist.shards.reader import SampleReader
+
+log = logging.getLogger(__name__)
+
+_LEAD = 0.5  # part of the block before, over which the requests of a block are spread
+# Blocks of a lane that are kept at a time: half of one and a quarter of the next, on average. In
+# the first order, where all blocks begin at once, all of one.
+_BLOCKS_KEPT = {1: 1.0, 2: 0.75}
+_MEMORY_SHARE = 0.25  # of a node's memory, for the reads of all its ranks
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadPlan:
+    """How a rank reads its samples.
+
+    needed: bytes of samples that were read and not used yet, where each block is read in one pass.
+    limit: bytes of them that are allowed. passes: how often the ranges of a block are read. fill:
+    whether neighbors are worth a request's while, see `Block`.
+    """
+
+    needed: int
+    limit: int
+    passes: int
+    fill: bool
+
+
+def plan_reads(
+    config: Config, manifest: Manifest, world: World, num_selected: int | None = None
+) -> ReadPlan:
+    """Return how a rank reads its samples.
+
+    Args:
+        config: Recipe; without data.read_ahead_bytes, the ranks of a node share a quarter of the
+            memory of the machine or container.
+        manifest: The data set.
+        world: Number of ranks, in all and on a node.
+        num_selected: Samples in use; None: all.
+    """
+    data, used = config.data, num_selected or manifest.num_samples
+    total = sum(shard.num_bytes for shard in manifest.shards)
+    parts = parts_to_read(data, manifest, 0 if uses_phases(config) else None)
+    size = total / manifest.num_samples * len(parts) / manifest.num_parts
+    block_bytes = int(min(data.shuffle_block, -(-used // data.num_lanes)) * size)
+    lanes = data.num_lanes // world.world_size
+    needed = int(lanes * block_bytes * _BLOCKS_KEPT[data.order_version])
+    limit = data.read_ahead_bytes or int(node_memory() * _MEMORY_SHARE / world.local_world_size)
+    passes = max(-(-needed // limit), 1)
+    is_dense = used == manifest.num_samples and passes == 1
+    return ReadPlan(needed, limit, passes, fill=is_dense and block_bytes >= REQUEST_COST)
+
+
+def uses_phases(config: Config) -> bool:
+    """Return whether all windows of a block's samples are in one phase of the stride.
+
+    Args:
+        config: Recipe. Videos of a task may be shorter than a window, which then repeats the last
+            frame, whatever phase it is in.
+    """
+    return config.task is None and config.data.order_version > 1
+
+
+def parts_to_read(data: DataConfig, manifest: Manifest, phase: int | None) -> Sequence[int]:
+    """Return which parts of samples have the frames of their windows.
+
+    Args:
+        data: Frames and stride of a window.
+        manifest: The data set. Frame f is in the part f modulo the number of parts.
+        phase: Of the windows; None: any.
+    """
+    if phase is None:
+        return range(manifest.num_parts)
+    frames = range(phase, phase + data.window, data.sampling_rate)
+    return sorted({frame % manifest.num_parts for frame in frames})
+
+
+def node_memory() -> int:
+    """Return the bytes of memory of this container, or else of this machine."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup versions 2 and 1
+        try:
+            found.append(int(Path("/sys/fs/cgroup", name).read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return min(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """A block that is open, or one pass of it: positions [start, stop) of a lane."""
+
+    epoch: int
+    start: int
+    stop: int
+    first_step: int
+    block: Block
+
+
+class ReadAhead:
+    """Opens the blocks of lanes before they are used.
+
+    Args:
+        config: Recipe.
+        manifest: The data set.
+        reader: Reads its shards.
+        plan: How.
+        order_of: Returns the order of an epoch.
+        lanes: Of the rank.
+        pool: Makes the requests; this object ends it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        manifest: Manifest,
+        reader: SampleReader,
+        plan: ReadPlan,
+        order_of: Callable[[int], EpochOrder],
+        lanes: Sequence[int],
+        pool: RangePool,
+    ) -> None:
+        self._data, self._manifest, self._reader = config.data, manifest, reader
+        self._plan, self._order_of, self._lanes = plan, order_of, lanes
+        self._uses_phases = uses_phases(config)
+        self._pass_length = -(-config.data.shuffle_block // plan.passes)
+        self.pool = pool
+        self._opened: dict[int, collections.deque[_Opened]] = {}
+        self._begins: list[tuple[int, int]] = []  # heap of (first step, lane) of the newest ones
+
+    @classmethod
+    def of_rank(
+        cls,
+        config: Config,
+        manifest: Manifest,
+        reader: SampleReader,
+        world: World,
+        order_of: Callable[[int], EpochOrder],
+        num_selected: int,
+        num_threads: int,
+    ) -> ReadAhead:
+        """Return what a rank reads, with threads of its own.
+
+        Args:
+            config: Recipe.
+            manifest: The data set.
+            reader: Reads its shards.
+            world: The rank, or the part of one, and the number of them.
+            order_of: Returns the order of an epoch.
+            num_selected: Samples in use.
+            num_threads: Requests made ahead at a time.
+        """
+        plan = plan_reads(config, manifest, world, num_selected)
+        if plan.passes > 1:
+            log.warning(
+                "Samples are read %d times: reading ahead needs %d MiB per rank, of %d. Set a "
+                "smaller data.shuffle_block for new runs, or data.read_ahead_bytes.",
+                plan.passes, plan.needed >> 20, plan.limit >> 20, extra={"once": True},
+            )  # fmt: skip
+        lanes_per_rank = config.data.num_lanes // world.world_size
+        lanes = range(world.rank * lanes_per_rank, (world.rank + 1) * lanes_per_rank)
+        pool = RangePool(reader.read_range, plan.limit, num_threads)
+        return cls(config, manifest, reader, plan, order_of, lanes, pool)
+
+    def advance(self, step: int) -> None:
+        """Open what the lanes use at a step, and what they use next.
+
+        Args:
+            step: The next one, counted over all epochs; the first may be any.
+        """
+        if not self._begins:
+            epoch, step_in_epoch = divmod(step, self._order_of(0).steps)
+            position = step_in_epoch * self._order_of(0).per_lane
+            for lane in self._lanes:
+                self._opened[lane] = collections.deque()
+                self._open(lane, epoch, position, step)
+        while self._begins[0][0] <= step:
+            _, lane = heapq.heappop(self._begins)
+            opened = self._opened[lane]
+            self._open(lane, opened[-1].epoch, opened[-1].stop, opened[-1].first_step)
+            while len(opened) > 2 and opened[1].first_step < step:
+                opened.popleft()  # slots of this step and later ones are behind it
+        self.pool.advance(step)
+
+    def block_of(self, epoch: int, slot: Slot) -> Block:
+        """Return what the sample of a slot is read with.
+
+        Args:
+            epoch: The slot's.
+            slot: Of the step that was advanced to.
+        """
+        for each in self._opened[slot.lane]:
+            if each.epoch == epoch and each.start <= slot.position < each.stop:
+                return each.block
+        raise AssertionError("its step was advanced to")
+
+    def close(self) -> None:
+        """End the threads."""
+        self.pool.close()
+
+    def _open(self, lane: int, epoch: int, position: int, previous: int) -> None:
+        """Open the block at a position; previous: first step of the one before."""
+        order = self._order_of(epoch)
+        if position == order.lane_length:
+            epoch, position, order = epoch + 1, 0, self._order_of(epoch + 1)
+        whole = order.block(lane, order.block_number(lane, position))
+        start = position - whole.start
+        stop = min((start // self._pass_length + 1) * self._pass_length, len(whole.samples))
+        phase = None
+        if self._uses_phases:
+            phase = order.window_phase(lane, position, self._data.sampling_rate)
+        first_step = epoch * order.steps + position // order.per_lane
+        block = Block(
+            self.pool,
+            self._reader.locate_all,
+            whole.samples[start:stop],
+            parts_to_read(self._data, self._manifest, phase),
+            (first_step, (first_step - previous) * _LEAD),
+            fill=self._plan.fill,
+        )
+        opened = _Opened(epoch, position, whole.start + stop, first_step, block)
+        self._opened[lane].append(opened)
+        heapq.heappush(self._begins, (first_step, lane))

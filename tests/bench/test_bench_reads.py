@@ -1,0 +1,29 @@
+"""`svfap bench reads`: what is requested, beside the first release."""
+
+from __future__ import annotations
+
+import pytest
+
+from svfap_dist.bench import reads
+from svfap_dist.errors import ConfigError
+
+
+@pytest.mark.parametrize("ranks", [8, 16])
+def test_the_flagship_recipe_makes_few_large_requests_at_even_times(ranks):
+    before, whole, parts = reads.run("svfap_base_voxceleb2", ranks=[ranks]).rows
+    for row in (whole, parts):
+        assert row.smallest_range >= 2 << 20
+        assert row.busiest_tenth <= 0.2
+    assert parts.ranges_per_block < 6
+    assert parts.bytes_per_clip <= 0.4 * before.bytes_per_clip
+    assert whole.bytes_per_clip <= 1.01 * 240_000
+    if ranks == 16:
+        assert before.busiest_tenth > 0.9
+    else:  # single samples
+        assert before.smallest_range < 240_000
+        assert before.ranges_per_block == 512
+
+
+def test_ranks_that_the_lanes_do_not_allow_are_refused():
+    with pytest.raises(ConfigError, match="3 ranks for 64 lanes"):
+        reads.run("svfap_base_voxceleb2", ranks=[3])
