@@ -58,6 +58,14 @@ def plan(
         int | None,
         typer.Option(help="Samples of the data set (default: those of data.url).", min=1),
     ] = None,
+    host_ms: Annotated[
+        float | None,
+        typer.Option(
+            help="CPU time in which the host launches a step, ms (default: measured here; "
+            "see svfap bench step).",
+            min=0.0,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict throughput, hours and memory of pre-training.
@@ -71,7 +79,7 @@ def plan(
     from svfap_dist.plan import planner
 
     known = planner.KnownRates(
-        mfu, decode_rate, network_gbps, storage_rate, cores_per_node, samples
+        mfu, decode_rate, network_gbps, storage_rate, cores_per_node, samples, host_ms
     )
     config = recipe.load(name, overrides or [])
     print_result(planner.plan_run(config, nodes, gpus_per_node, gpu, known), as_json)

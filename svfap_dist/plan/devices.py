@@ -51,8 +51,15 @@ NAMES = (*_DEVICES, CPU)
 
 CPU_NETWORK_RATE = 1.25 * _GB  # between nodes without GPUs: 10 Gbit/s
 
-# Default MFU if neither given nor measured; not validated on a GPU.
-ASSUMED_MFU = 0.3
+# Default share of the peak rate that a GPU reaches while it computes, eager and compiled: sums of
+# the time of matrix products and of memory traffic of SVFAP-B on paper, validated on no GPU.
+ASSUMED_MFU = {False: 0.25, True: 0.4}
+
+# Launches. A CUDA launch takes 2 to 4 microseconds of the host; torch.compile fuses about three
+# operations into a kernel and runs no Python between kernels: both assumed.
+LAUNCH_SECONDS = 3e-6
+OPERATIONS_PER_COMPILED_KERNEL = 3.0
+UPDATE_OPERATIONS = 300  # of an optimizer step: the most that a test of the engine allows
 
 # Clips per CPU-second from shards of the profile `train` to planes in ready batches, from
 # docs/benchmarks.md ("From shards to ready batches"); for plans without data.

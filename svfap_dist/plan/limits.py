@@ -1,10 +1,10 @@
 """Throughput of a run and bytes of a rank, from what a step costs and machines have: arithmetic.
 
 In: `Costs`, of one optimizer step of a rank or of one clip. Out: `Throughput`. On GPUs the parts
-are stages of a pipeline whose slowest one sets the pace; only the network adds to the computation,
-since gradients are reduced while nothing else is computed (with ZeRO as it is set here). On CPUs,
-training and decoding share the cores: together they cannot take more CPU seconds per second than
-there are cores.
+are stages of a pipeline whose slowest one sets the pace: decoding and reading beside the step, and
+in a step the GPU and the host that launches its work. Only the network adds to a step, as far as no
+backward pass hides it (`exposed_seconds`). On CPUs, training and decoding share the cores: together
+they cannot take more CPU seconds per second than there are cores.
 
 In: what `profiling.memory` counted. Out: `RankBytes` by ZeRO stage, from what DeepSpeed partitions
 at each (tests compare with a running engine). Batches prepared ahead are the loader's ring, which
@@ -19,7 +19,8 @@ import dataclasses
 from svfap_dist.profiling.memory import ADAM_MOMENTS, FLOAT_BYTES, ModelBytes
 from svfap_dist.train.engine import REDUCE_BUCKET
 
-COMPUTE, NETWORK, DECODE, STORAGE = "compute", "network", "decode", "storage"
+COMPUTE, HOST, NETWORK, DECODE, STORAGE = "compute", "host", "network", "decode", "storage"
+_BACKWARD_SHARE = 2 / 3  # of a step's operations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +30,12 @@ class Costs:
     nodes: int  # number of machines
     clips: int  # of a step, over all ranks of all nodes
     step_seconds: float  # computing time of a rank with nothing beside it
-    network_seconds: float  # time of sending between ranks, where not in `step_seconds`
+    network_seconds: float  # time of sending between ranks, where nothing hides it
     compute_cpu_seconds: float  # CPU time of training on a clip, on the cores that decode, too
     decode_cpu_seconds: float | None  # CPU time of fetching, decoding and cropping a clip
     decoders: int  # processes and threads of a node that decode at a time
     cores: int  # of a node
+    host_seconds: float = 0.0  # in which the host launches a step, where a GPU computes it
     slowdown: float | None = None  # of a step while the same cores decode, as a factor
     clip_bytes: float | None = None  # fetched for a clip
     storage_rate: float | None = None  # bytes per second that a node reads
@@ -55,6 +57,8 @@ def throughput(costs: Costs) -> Throughput:
         costs: measured, counted or assumed.
     """
     alone = {COMPUTE: costs.clips / costs.step_seconds}
+    if costs.host_seconds:
+        alone[HOST] = costs.clips / costs.host_seconds
     if costs.network_seconds:
         alone[NETWORK] = costs.clips / costs.network_seconds
     if costs.decode_cpu_seconds is not None:
@@ -62,8 +66,10 @@ def throughput(costs: Costs) -> Throughput:
         alone[DECODE] = costs.nodes * at_a_time / costs.decode_cpu_seconds
     if costs.clip_bytes and costs.storage_rate:
         alone[STORAGE] = costs.nodes * costs.storage_rate / costs.clip_bytes
-    steps = costs.clips / (costs.step_seconds + costs.network_seconds)
-    candidates = {NETWORK if costs.network_seconds > costs.step_seconds else COMPUTE: steps}
+    launched = max(costs.step_seconds, costs.host_seconds)
+    name = HOST if costs.host_seconds > costs.step_seconds else COMPUTE
+    steps = costs.clips / (launched + costs.network_seconds)
+    candidates = {NETWORK if costs.network_seconds > launched else name: steps}
     candidates |= {name: rate for name, rate in alone.items() if name in (DECODE, STORAGE)}
     bound_by = min(candidates, key=lambda name: candidates[name])
     rate = candidates[bound_by]
@@ -87,21 +93,65 @@ def _shared_rate(costs: Costs) -> float | None:
     return costs.nodes * costs.cores / per_clip
 
 
-def bytes_sent(weight_bytes: int, world_size: int, stage: int, accumulation: int) -> float:
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Bytes that a rank sends for one optimizer step: gradients to reduce, weights to gather."""
+
+    reduced: float
+    gathered: float
+    last: float  # of `reduced`: what is sent after the last backward pass at the earliest
+
+
+def bytes_sent(
+    model: ModelBytes, world_size: int, stage: int, accumulation: int, bucket: int = REDUCE_BUCKET
+) -> Traffic:
     """Return the bytes that a rank sends for one optimizer step.
 
     A ring of W ranks sends (W - 1) / W of a tensor to reduce-scatter it, and as much to all-gather
-    it. Stages 0 and 1 reduce once per step, 2 and 3 with every micro batch; stage 3 also gathers
-    the weights before each forward and backward pass.
+    it; an all-reduce is both. Stages 0 to 2 all-reduce gradients by the bucket: 0 and 1 the sum of
+    a step, 2 those of each micro batch. Stages 1 and 2 then gather the updated weights. Stage 3
+    reduce-scatters each micro batch and gathers the weights before each forward and backward pass.
 
     Args:
-        weight_bytes: of all weights, in the type in which they are sent.
+        model: counted by `profiling.memory.count_model`.
         world_size: number of ranks.
         stage: of ZeRO.
         accumulation: micro batches of a step.
+        bucket: weights whose gradients are reduced together.
     """
-    passes = {0: 2, 1: 2, 2: accumulation + 1, 3: 3 * accumulation}
-    return weight_bytes * (world_size - 1) / world_size * passes[stage]
+    one = model.parameters * model.number_bytes * (world_size - 1) / world_size
+    reductions, gathers = {
+        0: (2, 0),
+        1: (2, 1),
+        2: (2 * accumulation, 1),
+        3: (accumulation, 2 * accumulation),
+    }[stage]
+    last = 2 * one * min(bucket / model.parameters, 1.0) if stage < 3 else 0.0
+    return Traffic(reductions * one, gathers * one, last)
+
+
+def exposed_seconds(
+    sent: Traffic, rate: float, step_seconds: float, stage: int, accumulation: int
+) -> float:
+    """Return the seconds of a GPU's step in which it only waits for the network.
+
+    Buckets of stages 0 to 2 are reduced while the backward pass computes the next ones, so their
+    time shows only as far as it is longer, and that of the last bucket always. Stage 2 hides each
+    micro batch's behind its own backward pass. The gathers of stage 3 are not hidden here.
+
+    Args:
+        sent: from `bytes_sent`.
+        rate: bytes per second of the slowest link.
+        step_seconds: of the step, without the network.
+        stage: of ZeRO.
+        accumulation: micro batches of the step.
+    """
+    if stage == 3:
+        return (sent.reduced + sent.gathered) / rate
+    backward = _BACKWARD_SHARE * step_seconds / (1 if stage == 2 else accumulation)
+    reductions = accumulation if stage == 2 else 1
+    hidden = sent.reduced / rate - backward
+    return max(hidden, reductions * sent.last / rate) + sent.gathered / rate
 
 
 @dataclasses.dataclass(frozen=True)

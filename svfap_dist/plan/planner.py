@@ -3,7 +3,9 @@
 In: a recipe, a number of nodes and devices, and rates that the user knows. Out: `Plan`: clips per
 second and what bounds them, hours, bytes per rank, and every number behind them with its source.
 CPU ranks are assumed to be like this machine and are measured here: steps by the engine, decoding
-by the loader. GPUs are planned from data sheets and an assumed share of their peak rate (MFU).
+by the loader. GPUs are planned from data sheets and an assumed share of their peak rate (MFU); what
+their host does to launch a step is measured here, on a network as deep but narrow. Each input says
+whether it was measured, counted, given or assumed, and the plan sums that up.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 import os
 
 import torch
@@ -21,6 +24,7 @@ from svfap_dist.model import flops
 from svfap_dist.plan import devices, limits
 from svfap_dist.plan.limits import Costs, RankBytes, rank_bytes_by_stage
 from svfap_dist.profiling import memory
+from svfap_dist.profiling.host import measure_host, narrow_recipe
 from svfap_dist.profiling.loader import DataCost, measure_data
 from svfap_dist.profiling.memory import ModelBytes
 from svfap_dist.profiling.step import StepCost, measure_steps, noise_batch
@@ -32,7 +36,7 @@ from svfap_dist.video.backends import capabilities
 log = logging.getLogger(__name__)
 
 _HERE = "measured on this machine"
-_GIVEN = "given"
+_GIVEN, _ASSUMED = "given", "assumed"
 _RECOMPUTED = 4 / 3  # work of a step with two forward passes, relative to one
 
 
@@ -46,6 +50,7 @@ class KnownRates:
     storage_rate: float | None = None  # of a node, in MB/s
     cores: int | None = None  # of a node
     samples: int | None = None  # of the data set
+    host_ms: float | None = None  # in which a GPU's host launches a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +115,19 @@ class Plan:
             "",
             "Computed from:",
             *format_table(inputs, right=(2,)),
-            *(["", *self.notes] if self.notes else []),
+            "",
+            *self._provenance(),
+            *self.notes,
+        ]
+
+    def _provenance(self) -> list[str]:
+        """Return what this plan rests on, in words."""
+        measured = [given.name for given in self.inputs if given.source.startswith(_HERE)]
+        assumed = [given.name for given in self.inputs if given.source.startswith(_ASSUMED)]
+        nothing = "Nothing was measured on a GPU." if self.device_bytes is not None else ""
+        return [
+            f"{_HERE.capitalize()}: {', '.join(measured) or 'nothing'}. {nothing}".rstrip(),
+            f"{_ASSUMED.capitalize()}: {', '.join(assumed) or 'nothing'}.",
         ]
 
 
@@ -228,7 +245,7 @@ class _Planner:
             self._notes.append("No data.url: decode cost unknown, the rate is an upper bound.")
         else:
             rate = devices.MEASURED_DECODE_RATE
-            source = "docs/benchmarks.md, one CPU; shards assumed to have the profile train"
+            source = f"{_ASSUMED}: docs/benchmarks.md, another machine's CPU, profile train"
         self._add("clips decoded", rate, "per CPU-second", source)
         return None if rate is None else 1 / rate
 
@@ -268,8 +285,10 @@ class _Planner:
             cpu_seconds = step_seconds * step.cpu_seconds / per_rank
             if self._known.decode_rate is None and self._known.cores is None:  # as measured
                 slowdown = step.slowdown
+            host_seconds = 0.0
         else:
             step_seconds, cpu_seconds = self._gpu_step_seconds(per_rank), 0.0
+            host_seconds = self._host_seconds()
         cores = self._cores()
         decoders = config.data.decode_workers or config.data.decode_threads
         key = "data.decode_workers" if config.data.decode_workers else "data.decode_threads"
@@ -279,12 +298,13 @@ class _Planner:
             nodes=self._nodes,
             clips=batch,
             step_seconds=step_seconds,
-            network_seconds=self._network_seconds(model),
+            network_seconds=self._network_seconds(model, max(step_seconds, host_seconds)),
             compute_cpu_seconds=cpu_seconds,
             decode_cpu_seconds=self._decode_cpu_seconds(found),
             decoders=decoders * self._ranks,
             # A GPU's rank keeps a core busy with launching kernels.
             cores=max(1, cores - self._ranks) if self._on_gpu else cores,
+            host_seconds=host_seconds,
             slowdown=slowdown,
             clip_bytes=clip_bytes,
             storage_rate=storage_rate,
@@ -303,11 +323,42 @@ class _Planner:
             work *= _RECOMPUTED
         mfu, source = self._known.mfu, _GIVEN
         if mfu is None:
-            mfu, source = devices.ASSUMED_MFU, "assumed, measured nowhere: give --mfu"
+            mfu = devices.ASSUMED_MFU[self._config.train.compile]
+            source = f"{_ASSUMED}, measured nowhere: give --mfu"
         self._add("work of a clip", work / 1e9, "GFLOP", "counted from the recipe's model")
         self._add(f"peak rate in {dtype}", peak / 1e12, "TFLOP/s", "NVIDIA's data sheet")
         self._add("share of it that is reached (MFU)", mfu, "", source)
         return clips * work / (mfu * peak)
+
+    def _host_seconds(self) -> float:
+        """Return the seconds in which a GPU's host launches a step."""
+        if self._known.host_ms is not None:
+            self._add("host, of a step", self._known.host_ms, "ms", _GIVEN)
+            return self._known.host_ms / 1e3
+        log.info("Measuring how long this machine's host takes for a step ...")
+        narrow = narrow_recipe(self._config)
+        learned, context = build_objective(narrow), StepContext(torch.device("cpu"), 0)
+        inputs = learned.inputs(noise_batch(narrow, 1), slice(0, 1), context)
+        with torch.random.fork_rng(devices=[]):
+            model = learned.build()
+        cost = measure_host(model, lambda network: learned.loss(network, *inputs))
+        launch, launches = devices.LAUNCH_SECONDS, float(cost.operations)
+        self._add("operations of a micro batch", launches, "", "counted, forward and backward pass")
+        micro = cost.seconds
+        self._add("host, of a micro batch", micro * 1e3, "ms", f"{_HERE}, without launches")
+        if self._config.train.compile:
+            launches /= devices.OPERATIONS_PER_COMPILED_KERNEL
+            micro = 0.0
+            source = f"{_ASSUMED}: torch.compile fuses operations, and runs no Python between them"
+            self._add("kernels of a micro batch", launches, "", source)
+        source = f"{_ASSUMED}; CUDA takes 2 to 4"
+        self._add("launch of a kernel", launch * 1e6, "microseconds", source)
+        updates = devices.UPDATE_OPERATIONS
+        self._add("operations of an update", updates, "", "a test keeps it below")
+        update = updates * (cost.seconds / cost.operations + launch)
+        source = "the engine reads results one step late: the GPU has work meanwhile"
+        self._add("waits for the GPU, of a step", 0, "", source)
+        return self._accumulation * (micro + launches * launch) + update
 
     def _cores(self) -> int:
         """Return the cores of a node."""
@@ -322,26 +373,28 @@ class _Planner:
 
     # ---- network and memory ----
 
-    def _network_seconds(self, model: ModelBytes) -> float:
+    def _network_seconds(self, model: ModelBytes, step_seconds: float) -> float:
         """Return a step's seconds on the slowest link; 0 where the measured step includes them."""
         if self._world_size == 1 or (self._nodes == 1 and not self._on_gpu):
             return 0.0
-        sent = limits.bytes_sent(
-            model.parameters * model.number_bytes,
-            self._world_size,
-            self._config.train.zero_stage,
-            self._accumulation,
-        )
-        self._add("sent by a rank in a step", sent / 1e6, "MB", "counted; a ring of all ranks")
-        seconds = 0.0
+        stage, accumulation = self._config.train.zero_stage, self._accumulation
+        sent = limits.bytes_sent(model, self._world_size, stage, accumulation)
+        source = "counted; a ring of all ranks"
+        self._add("gradients sent by a rank in a step", sent.reduced / 1e6, "MB", source)
+        self._add("weights sent by a rank in a step", sent.gathered / 1e6, "MB", source)
+        rate = math.inf
         if self._device and self._ranks > 1:
-            link = self._device.link_rate
-            self._add("link between GPUs of a node", link / 1e9, "GB/s", self._device.source)
-            seconds = sent / link
+            rate = self._device.link_rate
+            self._add("link between GPUs of a node", rate / 1e9, "GB/s", self._device.source)
         if self._nodes > 1:
             # A ring enters and leaves each node once; several rings use all its network cards.
-            seconds = max(seconds, sent / self._node_network())
-        return seconds
+            rate = min(rate, self._node_network())
+        if not self._on_gpu:  # the measured step has hidden what it can
+            return (sent.reduced + sent.gathered) / rate
+        exposed = limits.exposed_seconds(sent, rate, step_seconds, stage, accumulation)
+        source = "computed: the backward pass hides the rest, if NCCL leaves it the GPU"
+        self._add("waiting for the network, of a step", exposed * 1e3, "ms", source)
+        return exposed
 
     def _node_network(self) -> float:
         """Return the bytes per second out of a node."""
@@ -350,7 +403,7 @@ class _Planner:
         elif self._device:
             rate, source = self._device.network_rate * self._ranks, self._device.source
         else:
-            rate, source = devices.CPU_NETWORK_RATE, "assumed: 10 Gbit/s"
+            rate, source = devices.CPU_NETWORK_RATE, f"{_ASSUMED}: 10 Gbit/s"
         self._add("network, of a node", rate / 1e9, "GB/s", source)
         return rate
 

@@ -13,9 +13,12 @@ from svfap_dist.plan.planner import Input, KnownRates, Plan, plan_run
 _SMALL = ("model.size=tiny", "train.micro_batch_size=8", "cluster.use_gpu=true")
 
 
+_SENT = ("gradients", "weights")
+
+
 def _plan(*overrides: str, nodes: int = 2, gpu: str = "h100", **known) -> Plan:
     config = recipe.load("svfap_base_voxceleb2", [*_SMALL, *overrides])
-    return plan_run(config, nodes, 4, gpu, KnownRates(**known))
+    return plan_run(config, nodes, 4, gpu, KnownRates(**{"host_ms": 0.0, **known}))
 
 
 def _input(found: Plan, name: str) -> Input:
@@ -28,10 +31,12 @@ def test_a_plan_for_gpus_is_its_inputs_multiplied() -> None:
     work, peak = _input(found, "work of a clip").value, 989.4e12
     assert work is not None
     computing = 256 / 8 * work * 1e9 / (0.5 * peak)
-    sent = _input(found, "sent by a rank in a step").value
-    assert sent is not None
-    # Both nodes have a network card of 50 GB/s per GPU, slower than NVLink's 450 of one.
-    sending = max(sent * 1e6 / 450e9, sent * 1e6 / (4 * 50e9))
+    sent = [_input(found, f"{what} sent by a rank in a step").value for what in _SENT]
+    assert sent[0] is not None
+    assert sent[1] is not None
+    # Both nodes have a network card of 50 GB/s per GPU, together slower than NVLink's 450. All
+    # gradients are in one bucket, which nothing hides.
+    sending = sum(sent) * 1e6 / (4 * 50e9)
     assert found.step_seconds == pytest.approx(computing + sending)
     assert found.clips_per_second == pytest.approx(256 / (computing + sending))
     assert found.bound_by == ("network" if sending > computing else "compute")
@@ -49,6 +54,25 @@ def test_assumptions_are_marked() -> None:
     assert found.hours is None
     assert any("--samples" in line for line in found.lines())
     assert json.dumps(found.clips_per_second)
+    text = "\n".join(found.lines())
+    assert "Nothing was measured on a GPU" in text
+    assert "Assumed: share of it that is reached (MFU), " in text
+
+
+def test_the_host_of_a_gpu_is_measured_here_and_bounds_small_micro_batches() -> None:
+    """The operations of a pass are counted, whatever the width; compiled, they are fewer."""
+    found = _plan("model.size=base", host_ms=None)
+    operations = _input(found, "operations of a micro batch").value
+    assert operations is not None
+    assert 1000 < operations < 3000
+    assert found.bound_by == "host"
+    per_clip = _input(found, "host, of a micro batch")
+    assert per_clip.source.startswith("measured on this machine")
+    assert "Measured on this machine: host, of a micro batch." in "\n".join(found.lines())
+    compiled = _plan("model.size=base", "train.compile=true", host_ms=None)
+    assert compiled.alone["host"] > 2 * found.alone["host"]
+    accumulated = _plan("model.size=base", "train.global_batch_size=1024", host_ms=None)
+    assert accumulated.step_seconds > 2 * found.step_seconds
 
 
 def test_decoding_and_networks_can_bound() -> None:
