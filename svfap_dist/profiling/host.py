@@ -11,6 +11,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,8 @@ def measure_host(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> HostC
         model: Network of a narrow recipe, on the CPU.
         loss: Returns its loss on a clip.
     """
-    threads, library = torch.get_num_threads(), torch.backends.mkldnn
+    threads = torch.get_num_threads()
+    library: Any = torch.backends.mkldnn
     torch.set_num_threads(1)  # so that this thread's time is all of it
     was_enabled, library.enabled = library.enabled, False  # it prepares small products at length
     try:
