@@ -335,7 +335,7 @@ class _Planner:
         if self._known.host_ms is not None:
             self._add("host, of a step", self._known.host_ms, "ms", _GIVEN)
             return self._known.host_ms / 1e3
-        log.info("Measuring how long this machine's host takes for a step ...")
+        log.info("Measuring the host's share of a step on this machine ...")
         narrow = narrow_recipe(self._config)
         learned, context = build_objective(narrow), StepContext(torch.device("cpu"), 0)
         inputs = learned.inputs(noise_batch(narrow, 1), slice(0, 1), context)
