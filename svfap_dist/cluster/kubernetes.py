@@ -43,11 +43,11 @@ _GIB = 1 << 30
 _RANK_BYTES = (
     5 * _GIB
 )  # Python, torch, CUDA's and NCCL's host memory, a copy of the weights: assumed
-_READER_BYTES = _GIB  # ranges of shards that a rank keeps at most
+_READ_AHEAD_SHARE = 0.25  # of the pod's memory, for samples read ahead; see `data.read_ahead`
 _WORKER_BYTES, _RGB_WORKER_BYTES = 160 << 20, 512 << 20  # those that make RGB import torch
 _OBJECT_STORE_BYTES = _GIB  # Ray's, which holds metrics and the recipe only
 _RANK_SHARED_BYTES = _GIB // 2  # of NCCL in /dev/shm
-_SPARE = 1.25  # Ray's own processes, fragmentation, pages being written
+_SPARE = 1.2  # Ray's own processes, fragmentation, pages being written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,9 +149,10 @@ def pod_bytes(config: Config, ranks: int) -> int:
     data, clips = config.data, config.train.global_batch_size // config.cluster.num_workers
     makes_rgb = config.task is not None or data.colors == "workers" or not config.cluster.use_gpu
     worker = _RGB_WORKER_BYTES if makes_rgb else _WORKER_BYTES
-    rank = _RANK_BYTES + _READER_BYTES + _RANK_SHARED_BYTES + data.decode_workers * worker
-    rank += prefetch_bytes(data, clips)
-    return int(_SPARE * (ranks * rank + _OBJECT_STORE_BYTES))
+    rank = _RANK_BYTES + _RANK_SHARED_BYTES + data.decode_workers * worker
+    rank += prefetch_bytes(data, clips) + data.read_ahead_bytes
+    pod = _SPARE * (ranks * rank + _OBJECT_STORE_BYTES)
+    return int(pod if data.read_ahead_bytes else pod / (1 - _READ_AHEAD_SHARE))
 
 
 def _in_gib(num_bytes: int) -> str:

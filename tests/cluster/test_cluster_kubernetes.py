@@ -83,6 +83,7 @@ def test_the_memory_of_a_pod_grows_with_its_ranks_and_their_workers():
     assert of(8, "data.decode_workers=30") > of(8)
     larger = ["train.global_batch_size=2048", "train.micro_batch_size=256"]
     assert of(8, *larger) > of(8)  # at least two batches are buffered
+    assert of(8, f"data.read_ahead_bytes={16 << 30}") >= 8 * 16 + 40
     assert of(8, "data.colors=workers") > of(8) + 30  # they import torch
 
 

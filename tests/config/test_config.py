@@ -35,6 +35,11 @@ def test_bundled_recipe_resolves_to_what_it_was_before_recipes_could_extend(name
     assert then.fingerprint == OLD[name]["fingerprint"]
 
 
+def test_the_recipes_for_one_gpu_and_for_eight_are_the_same_run():
+    one, eight = (recipe.load(f"svfap_base_voxceleb2{end}") for end in ("_1gpu", ""))
+    assert one.fingerprint == eight.fingerprint
+
+
 def test_a_stored_recipe_without_an_order_version_has_the_first():
     config = recipe.load("tiny_cpu")
     assert config.data.order_version == 2

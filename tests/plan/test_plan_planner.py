@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from svfap_dist.config import recipe
+from svfap_dist.config import check_world_size, recipe
 from svfap_dist.errors import ConfigError
 from svfap_dist.plan.planner import Input, KnownRates, Plan, plan_run
 
@@ -73,6 +73,30 @@ def test_the_host_of_a_gpu_is_measured_here_and_bounds_small_micro_batches() -> 
     assert compiled.alone["host"] > 2 * found.alone["host"]
     accumulated = _plan("model.size=base", "train.global_batch_size=1024", host_ms=None)
     assert accumulated.step_seconds > 2 * found.step_seconds
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "gpu"),
+    [
+        ("svfap_base_voxceleb2", 8, "h100"),
+        ("svfap_base_voxceleb2_1gpu", 1, "h100"),
+        ("svfap_base_voxceleb2_large_batch", 8, "a100-40gb"),
+    ],
+)
+def test_bundled_recipes_fit_their_gpus_and_train_on_as_many_clips(
+    name: str, gpus: int, gpu: str
+) -> None:
+    config, samples = recipe.load(name), 1_091_840
+    assert config.cluster.num_workers == gpus
+    found = plan_run(config, 1, gpus, gpu, KnownRates(samples=samples, host_ms=20.0))
+    assert found.notes == []
+    assert found.total_steps is not None
+    clips = found.total_steps * config.train.global_batch_size
+    assert clips == pytest.approx(100 * samples, rel=1e-3)
+    assert check_world_size(config, gpus) == 1  # no accumulation
+    # Small shares of a step wait for the host, large ones keep the GPU busy.
+    per_gpu = config.train.global_batch_size // gpus
+    assert found.bound_by == ("host" if per_gpu < 64 else "compute")
 
 
 def test_decoding_and_networks_can_bound() -> None:
