@@ -81,6 +81,11 @@ def set_up(level: str = "") -> None:
         raise ConfigError("Unknown log setting", VARIABLE, unknown[0], f"use {known} and json")
 
 
+def is_set_up() -> bool:
+    """Return whether `set_up` was called in this process."""
+    return any(isinstance(each, _Handler) for each in logging.getLogger(_PACKAGES[0]).handlers)
+
+
 def allow_bars() -> bool:
     """Return whether a progress bar fits the log: on a terminal, with plain lines of level info."""
     logger = logging.getLogger(_PACKAGES[0])

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from numbered_shards import FRAMES, SIDE, sample_and_frame
@@ -83,6 +88,32 @@ def kept(batches: Iterable[ClipBatch]) -> list[ClipBatch]:
         tensors = {name: getattr(batch, name) for name in names}
         own = {name: tensor.clone() for name, tensor in tensors.items() if tensor is not None}
         found.append(dataclasses.replace(batch, **own))
+    return found
+
+
+def started(script: Path) -> subprocess.Popen[bytes]:
+    """A script that imports from the tests, with pipes to it."""
+    tests = Path(__file__).parent
+    paths = [str(tests), str(tests / "data"), *sys.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, script], **pipes, env=environment)
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children_of(pid: int) -> list[int]:
+    """Child processes of any process."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(") ")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
     return found
 
 

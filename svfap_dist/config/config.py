@@ -22,7 +22,7 @@ _FREE_TO_CHANGE = {
     "task": ("metrics", "published", "published_source"),
     "finetune": ("init", "test_segments", "test_crops"),
     "data": (
-        *("url", "eval_url", "max_bad_fraction", "decode_workers", "decode_seconds"),
+        *("url", "eval_url", "max_bad_fraction", "feeders", "decode_workers", "decode_seconds"),
         *("decode_threads", "prefetch_bytes", "read_ahead_bytes"),
         *("cache_dir", "cache_bytes"),
     ),

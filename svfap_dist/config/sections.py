@@ -105,6 +105,9 @@ class DataConfig(Section):
     # with; 1: runs that began before there was this key.
     order_version: Literal[1, 2] = 2
     max_bad_fraction: Fraction = 0.01  # share of unreadable samples at which the run stops
+    # Processes beside a rank that fetch its clips and own its decode workers, so that the rank
+    # itself only receives batches; at most one per lane. 0: its threads do that.
+    feeders: NonNegative = 0
     # Decoding processes of a rank. 0: its threads decode, and a video that hangs or crashes the
     # decoder ends the run.
     decode_workers: NonNegative = 0

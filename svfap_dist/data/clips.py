@@ -202,7 +202,7 @@ class SharedArrays:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._descriptor is None:
             what, key = "Decode workers are not supported on this system", "data.decode_workers"
-            raise ConfigError(what, key, "no memfd_create", f"set {key}=0")
+            raise ConfigError(what, key, "no memfd_create", f"set {key}=0 and data.feeders=0")
         return _attach, (self._shapes, reduction.DupFd(self._descriptor))
 
     def close(self) -> None:

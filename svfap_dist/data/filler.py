@@ -27,7 +27,14 @@ import numpy as np
 
 from svfap_dist.config import Config, DataConfig
 from svfap_dist.data import masking
-from svfap_dist.data.clips import ClipRequest, ClipWorker, DecodeJob, DecodeResult, Key
+from svfap_dist.data.clips import (
+    ClipRequest,
+    ClipWorker,
+    DecodeJob,
+    DecodeResult,
+    Key,
+    SharedArrays,
+)
 from svfap_dist.data.read_ahead import ReadAhead
 from svfap_dist.data.sample_order import EpochOrder, Slot, steps_per_epoch
 from svfap_dist.data.selection import Selection
@@ -448,6 +455,27 @@ class BatchFiller:
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._decode.close()
         self._reads.close()
+
+
+def open_filler(
+    source: DataSource,
+    shared: SharedArrays,
+    part: Part = (0, 1),
+    worker: type[ClipWorker] = ClipWorker,
+) -> BatchFiller:
+    """Return a filler whose clips are decoded on the host.
+
+    Args:
+        source: The rank's data.
+        shared: The ring's arrays.
+        part: Number of the part and how many there are.
+        worker: Class that decodes.
+    """
+    config = source.config
+    augmentation = config.augment if config.task else None
+    does = worker(config.data, config.decode.backend, shared, augmentation)
+    pool = DecodePool(does, config.data, shared.num_bytes, part)
+    return BatchFiller(source, shared.arrays, pool, part)
 
 
 def share_of(count: int, part: Part) -> int:

@@ -5,9 +5,9 @@ and their targets. Out: one batch per step, deterministic: the same bits for any
 threads and workers, any prefetch depth, and any step at which a run is resumed; over all ranks, the
 same samples for every world size.
 
-A `BatchFiller` (`filler`) fills batches ahead in the ring of buffers (`batch`), whose memory is
-shared: each buffer is filled again when its batch has been released. The ring and the reader's
-cache bound the memory.
+A `BatchFiller` (`filler`) fills batches ahead in the ring of buffers (`batch`), in processes of its
+own (`feeder`) or in threads of this one. Each buffer is filled again when its batch has been
+released, so the ring and the readers' caches bound the memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from svfap_dist.config import Config, check_world_size
 from svfap_dist.data.batch import BatchRing, ClipBatch, RingPlace
 from svfap_dist.data.clips import ClipWorker
 from svfap_dist.data.device_worker import DeviceClipWorker
-from svfap_dist.data.filler import BatchFiller, DataSource, DecodePool, FilledBatch, PendingBatch
+from svfap_dist.data.feeder import Feeder, num_feeders
+from svfap_dist.data.filler import BatchFiller, DataSource, FilledBatch, PendingBatch, open_filler
 from svfap_dist.data.sample_order import steps_per_epoch
 from svfap_dist.data.selection import Selection
 from svfap_dist.distributed import World
@@ -81,7 +82,7 @@ class ClipLoader:
             ShardError, StorageError: A shard cannot be read.
             HealthError: A bad sample has no good neighbor.
             ConfigError: There is no memory for the batches.
-            ClusterError: Decode workers cannot be started.
+            ClusterError: Feeders or decode workers cannot be started.
         """
         config = self._source.config
         clips = self._source.num_slots * config.data.repeated_sampling
@@ -90,37 +91,46 @@ class ClipLoader:
             ring = stack.enter_context(
                 BatchRing(config, clips, self._planes, self._source.selection)
             )
-            feeder = _LocalFeeder(_filler(self._source, ring), start_step, stop_step, ring.length)
-            stack.callback(feeder.close)
+            feeders = self._open_feeders(ring, range(start_step, stop_step), stack)
             for step in range(start_step, stop_step):
                 while len(copying) > _MAX_COPYING or (copying and copying[0].is_free):
                     copying.popleft().wait()
-                    feeder.release()
-                ready, number = feeder.num_ready, (step - start_step) % ring.length
-                batch = ring.batch(number, [feeder.receive()], ready)
+                    for feeder in feeders:
+                        feeder.release()
+                ready = min(feeder.num_ready for feeder in feeders)
+                number = (step - start_step) % ring.length
+                batch = ring.batch(number, [feeder.receive() for feeder in feeders], ready)
                 yield batch
                 batch.release()
                 copying.append(ring.places[number])
 
-
-def _filler(source: DataSource, ring: BatchRing) -> BatchFiller:
-    """Return a filler of this process, with its decode workers or the device's decoder."""
-    config = source.config
-    if capabilities(config.decode.backend).batched:
-        decode = DeviceClipWorker(config, ring.tensors["rgb"])
-        return BatchFiller(source, ring.shared.arrays, decode)
-    augmentation = config.augment if config.task else None
-    worker = ClipWorker(config.data, config.decode.backend, ring.shared, augmentation)
-    pool = DecodePool(worker, config.data, ring.shared.num_bytes)
-    return BatchFiller(source, ring.shared.arrays, pool)
+    def _open_feeders(
+        self, ring: BatchRing, steps: range, stack: contextlib.ExitStack
+    ) -> list[_LocalFeeder | Feeder]:
+        """Return what fills the parts of each batch, in the order of their rows."""
+        source, count = self._source, num_feeders(self._source)
+        feeders: list[_LocalFeeder | Feeder] = []
+        for number in range(count):
+            part = number, count
+            feeders.append(Feeder(source, ring.shared, ring.length, steps, part, ClipWorker))
+            stack.callback(feeders[-1].close)
+        if not count:
+            if capabilities(source.config.decode.backend).batched:
+                decode = DeviceClipWorker(source.config, ring.tensors["rgb"])
+                filler = BatchFiller(source, ring.shared.arrays, decode)
+            else:
+                filler = open_filler(source, ring.shared, worker=ClipWorker)
+            feeders.append(_LocalFeeder(filler, steps, ring.length))
+            stack.callback(feeders[-1].close)
+        return feeders
 
 
 class _LocalFeeder:
-    """Fills the batches of a range of steps with the threads of this process."""
+    """Does what a `Feeder` does with the threads of this process."""
 
-    def __init__(self, filler: BatchFiller, start: int, stop: int, length: int) -> None:
-        self._filler, self._length = filler, length
-        self._steps = iter(zip(range(start, stop), itertools.cycle(range(length)), strict=False))
+    def __init__(self, filler: BatchFiller, steps: range, length: int) -> None:
+        self._filler = filler
+        self._steps = iter(zip(steps, itertools.cycle(range(length)), strict=False))
         self._pending: collections.deque[PendingBatch] = collections.deque()
         for _ in range(length):
             self.release()

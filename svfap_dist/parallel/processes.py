@@ -24,14 +24,18 @@ import queue
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from multiprocessing import util
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, TypeVar
 
 _START_SECONDS = 120.0  # for a child to start and to import what the function needs
 _THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGINT))
+_started: weakref.WeakSet[SpawnProcess] = weakref.WeakSet()
 _starting = threading.Lock()  # a child inherits the environment, which all threads share
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -65,7 +69,8 @@ class ChildProcess(Generic[_Request, _Response]):
             0: no limit. Ignored where the system has no such limits (Windows, macOS).
         may_have_children: Whether the function may start processes of its own.
         ignore_interrupts: Whether the child ignores Ctrl-C, which a terminal sends to parent and
-            child alike; for parents that kill their children when they are interrupted.
+            child alike, and what schedulers send to all processes of a job (SIGTERM, SIGUSR1); for
+            parents that kill their children when they are interrupted.
         niceness: By how much the child's priority is below the parent's, 0 to 19.
         one_thread: Whether numeric libraries (OpenMP, OpenBLAS) use one thread in it, unless the
             environment says how many; for children that share the cores.
@@ -83,7 +88,7 @@ class ChildProcess(Generic[_Request, _Response]):
         one_thread: bool = False,
     ) -> None:
         self._function, self._seconds = function, seconds
-        self._daemon, self._one_thread = not may_have_children, one_thread
+        self._may_have_children, self._one_thread = may_have_children, one_thread
         self._limits = _Limits(memory_bytes, niceness, ignore_interrupts, os.getpid())
         self._killed = self._has_served = False
         self._process: SpawnProcess | None = None
@@ -133,15 +138,13 @@ class ChildProcess(Generic[_Request, _Response]):
         self._end()
 
     def _start(self) -> Connection:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        process = context.Process(
-            target=_serve, args=(self._function, theirs, self._limits), daemon=self._daemon
+        self._process, self._pipe = start_process(
+            _serve,
+            (self._function, self._limits),
+            may_have_children=self._may_have_children,
+            ignore_signals=self._limits.ignore_interrupts,
+            one_thread=self._one_thread,
         )
-        with _one_library_thread() if self._one_thread else contextlib.nullcontext():
-            process.start()
-        self._process = process
-        theirs.close()
         try:
             self._receive(self._pipe, _START_SECONDS)
         except (EOFError, ConnectionResetError, HungError) as error:
@@ -262,7 +265,7 @@ class _Limits:
         """Apply them to this process, whose imports are done."""
         if self.ignore_interrupts:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        threading.Thread(target=_exit_with, args=(self.parent,), daemon=True).start()
+        threading.Thread(target=exit_with_parent, args=(self.parent,), daemon=True).start()
         if self.niceness:
             os.nice(self.niceness)
         if self.memory_bytes:
@@ -291,7 +294,62 @@ def _one_library_thread() -> Iterator[None]:
                 del os.environ[name]
 
 
-def _serve(function: Callable[[_Request], _Response], pipe: Connection, limits: _Limits) -> None:
+def start_process(
+    target: Callable[..., None],
+    arguments: tuple[Any, ...],
+    *,
+    may_have_children: bool = False,
+    ignore_signals: bool = True,
+    one_thread: bool = True,
+) -> tuple[SpawnProcess, Connection]:
+    """Start a process and return it with this end of its pipe; it is killed if this one exits.
+
+    Args:
+        target: Function called in the process, with the arguments and its end of the pipe.
+        arguments: Picklable.
+        may_have_children: Whether it may start processes of its own.
+        ignore_signals: Whether it ignores Ctrl-C and the signals by which schedulers stop a run,
+            and its children do, too. They may be sent to all processes of a job.
+        one_thread: See `ChildProcess`.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(
+        target=target, args=(*arguments, theirs), daemon=not may_have_children
+    )
+    with (
+        _one_library_thread() if one_thread else contextlib.nullcontext(),
+        _blocked_signals() if ignore_signals else contextlib.nullcontext(),
+    ):
+        process.start()
+    theirs.close()
+    _started.add(process)
+    return process, ours
+
+
+def _kill_started() -> None:
+    for process in list(_started):
+        process.kill()
+
+
+# At exit multiprocessing would wait for processes that ignore its signal or have children.
+util.Finalize(None, _kill_started, exitpriority=10)
+
+
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Start children within this context that never see the signals which stop a run."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(function: Callable[[_Request], _Response], limits: _Limits, pipe: Connection) -> None:
     """Serve calls until the pipe is closed; runs in the child."""
     limits.apply()
     pipe.send(())
@@ -310,8 +368,12 @@ def _serve(function: Callable[[_Request], _Response], pipe: Connection, limits: 
             return
 
 
-def _exit_with(parent: int) -> None:
-    """Exit when the parent is gone: a hung function does not notice that the pipe was closed."""
+def exit_with_parent(parent: int) -> None:
+    """Exit when the parent is gone: a hung function does not notice that the pipe was closed.
+
+    Args:
+        parent: Its number.
+    """
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

@@ -20,6 +20,7 @@ from svfap_dist.storage.files import (
     RequestCounts,
     StorageMissingError,
     StorageUnreachableError,
+    add_request_counts,
     delete,
     delete_unfinished,
     download_file,

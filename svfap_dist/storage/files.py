@@ -137,6 +137,16 @@ class RequestCounts:
     # operation; without the bodies that s3fs reads again after they broke off.
     retries: dict[str, int]
 
+    def since(self, before: RequestCounts) -> RequestCounts | None:
+        """Return what was added since an earlier count, None if nothing was.
+
+        Args:
+            before: The earlier count.
+        """
+        pairs = [(getattr(self, name), getattr(before, name)) for name in vars(self)]
+        new = [dict(collections.Counter(now) - collections.Counter(old)) for now, old in pairs]
+        return RequestCounts(*new) if any(new) else None
+
 
 class _Counter:
     """Thread-safe counts; one update takes about a microsecond."""
@@ -165,6 +175,12 @@ class _Counter:
         with self._lock:
             return RequestCounts(dict(self._requests), dict(self._bytes), dict(self._retries))
 
+    def add(self, counts: RequestCounts) -> None:
+        with self._lock:
+            self._requests.update(counts.requests)
+            self._bytes.update(counts.bytes)
+            self._retries.update(counts.retries)
+
 
 _counter = _Counter()
 
@@ -172,6 +188,15 @@ _counter = _Counter()
 def request_counts() -> RequestCounts:
     """Return the storage requests of this process so far."""
     return _counter.counts()
+
+
+def add_request_counts(counts: RequestCounts) -> None:
+    """Count requests that another process made for this one.
+
+    Args:
+        counts: Its requests.
+    """
+    _counter.add(counts)
 
 
 @contextlib.contextmanager

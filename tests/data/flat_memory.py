@@ -1,4 +1,4 @@
-"""What memory a loader and its worker have in use over 2,000 batches of one clip.
+"""What memory a loader and its worker or feeder have in use over 2,000 batches of one clip.
 
 Asked of malloc and of Python, not of the kernel: a heap grows by fragments for thousands of batches
 though nothing is held. (glibc before 2.38 seldom uses again what was allocated aligned, as FFmpeg
@@ -59,17 +59,17 @@ class Telling(ClipWorker):
         return super().__call__(jobs)
 
 
-def main(url: str, count: int) -> None:
+def main(url: str, workers: int, feeders: int) -> None:
     svfap_dist.data.loader.ClipWorker = Telling
-    fields = config_of(decode_workers=count, num_lanes=1).model_dump()
+    fields = config_of(decode_workers=workers, feeders=feeders, num_lanes=1).model_dump()
     fields["train"] |= {"global_batch_size": 1, "micro_batch_size": 1}
     manifest = shard_format.load_manifest(url)
     loader = ClipLoader(Config.model_validate(fields), url, manifest, World(0, 0, 1, 1))
     for number, batch in enumerate(loader.batches(0, 2000)):
         assert len(batch.frames) == 1
-        if count and number % 100 == 0:
+        if workers + feeders and number % 100 == 0:
             tell()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

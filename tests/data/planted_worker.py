@@ -44,6 +44,15 @@ class PlantedWorker(QuickWorker):
         return super().__call__(jobs)
 
 
+class FeederKiller(QuickWorker):
+    """Kills the process that decodes: without workers, the feeder."""
+
+    def __call__(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult]:
+        if any(DIES in job.packed.data for job in jobs):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(jobs)
+
+
 class UnstartableWorker(ClipWorker):
     def __setstate__(self, state: dict[str, Any]) -> None:
         os._exit(3)  # as a worker's process starts

@@ -16,7 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loaders import NO_VIDEO, SIZES, bits, config_of, loader_of, order_of
+from loaders import (
+    NO_VIDEO,
+    SIZES,
+    bits,
+    config_of,
+    lives,
+    loader_of,
+    order_of,
+    started,
+)
 from numbered_shards import FRAMES, SIDE
 from planted_worker import DIES, HANGS, PlantedWorker, UnstartableWorker
 
@@ -37,12 +46,13 @@ def children() -> list[int]:
     return [process.pid for process in multiprocessing.active_children() if process.pid]
 
 
-def test_a_decoder_that_hangs_or_dies_costs_one_sample(make_data_set, tmp_path, planted):
+@pytest.mark.parametrize("feeders", [0, 1])
+def test_a_decoder_that_hangs_or_dies_costs_one_sample(make_data_set, tmp_path, planted, feeders):
     """The rest of the run has the bits that it has where the same samples cannot be decoded."""
     order = order_of(config_of(), SIZES, 0)
     hanging, dying = order.sample(1, 3), order.sample(2, 1)
     data_set = make_data_set(SIZES, {hanging: (HANGS, INFO), dying: (DIES, INFO)})
-    config = config_of(**TWO, decode_seconds=2.0)
+    config = config_of(**TWO, decode_seconds=2.0, feeders=feeders)
     found, bad = [], {}
     for batch in loader_of(data_set, config).batches(0, 6):
         found.append(bits(batch))
@@ -68,8 +78,11 @@ def test_workers_killed_from_outside_are_replaced(make_data_set, planted):
     assert {each.reason for each in bad} <= {"crashed"}
 
 
-def test_closing_the_batches_does_not_wait_for_a_decoder_that_hangs(make_data_set, planted):
-    config = config_of(**TWO, decode_seconds=600.0, prefetch_bytes=1)
+@pytest.mark.parametrize("feeders", [0, 1])
+def test_closing_the_batches_does_not_wait_for_a_decoder_that_hangs(
+    make_data_set, planted, feeders
+):
+    config = config_of(**TWO, decode_seconds=600.0, prefetch_bytes=1, feeders=feeders)
     hanging = order_of(config, SIZES, 0).sample(0, 4)  # of the third batch
     data_set = make_data_set(SIZES, {hanging: (HANGS, INFO)})
     batches = loader_of(data_set, config).batches(0, 6)
@@ -90,58 +103,46 @@ def test_workers_that_cannot_start_are_told(make_data_set, monkeypatch):
 
 
 _RANK = """
-import sys
-sys.path[:0] = [{tests!r}]
+import os, sys
 from svfap_dist.shards.format import load_manifest
 from svfap_dist.data.loader import ClipLoader
-from loaders import config_of, world
+from loaders import children_of, config_of, world
 from planted_worker import QuickWorker
 from svfap_dist.data import loader as loader_module
-import multiprocessing
 if __name__ == "__main__":
     loader_module.ClipWorker = QuickWorker
-    config = config_of(decode_workers=2, decode_threads=4)
+    config = config_of(decode_workers=2, decode_threads=4, feeders={feeders})
     loader = ClipLoader(config, {url!r}, load_manifest({url!r}), world())
     for _ in loader.batches(0, 100000):
-        pids = [process.pid for process in multiprocessing.active_children()]
-        if len(pids) == 2:
+        children = children_of(os.getpid())
+        pids = children + [pid for child in children for pid in children_of(child)]
+        if len(pids) == 3 + {feeders}:  # one of them is of Python itself
             print(*pids, flush=True)
             sys.stdin.read()
 """
 
 
-def test_a_rank_killed_leaves_neither_workers_nor_shared_memory(make_data_set, tmp_path):
+@pytest.mark.parametrize("feeders", [0, 1])
+def test_a_rank_killed_leaves_neither_processes_nor_shared_memory(make_data_set, tmp_path, feeders):
     data_set, script = make_data_set(SIZES), tmp_path / "rank.py"
-    tests = str(Path(__file__).parent)
-    script.write_text(_RANK.format(tests=tests, url=data_set.url))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(tests).parent), *sys.path]),
-    }
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, script], **pipes, env=environment) as rank:
+    script.write_text(_RANK.format(url=data_set.url, feeders=feeders))
+    with started(script) as rank:
         assert rank.stdout
         pids = [int(word) for word in rank.stdout.readline().split()]
-        assert len(pids) == 2
+        assert len(pids) == 3 + feeders
         mapped = Path(f"/proc/{rank.pid}/maps").read_text()
         assert "/memfd:svfap-clips (deleted)" in mapped  # no name in any folder
         assert "/dev/shm/" not in mapped.replace("/dev/shm/sem.", "")
         rank.kill()
     deadline = time.monotonic() + 20
-    while any(_lives(pid) for pid in pids):
+    while any(lives(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def _lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def test_a_worker_needs_no_torch():
-    code = "import sys, svfap_dist.data.clips; print(*sorted(sys.modules))"
+@pytest.mark.parametrize("module", ["clips", "feeder"])
+def test_workers_and_feeders_need_no_torch(module):
+    code = f"import sys, svfap_dist.data.{module}; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert "av" in loaded
@@ -165,12 +166,18 @@ def test_without_memfd_only_threads_decode(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="not glibc")
-@pytest.mark.parametrize("workers", [0, 1])
-def test_memory_stays_flat(make_data_set, workers):
+@pytest.mark.parametrize(("workers", "feeders"), [(0, 0), (1, 0), (0, 1)])
+def test_memory_stays_flat(make_data_set, workers, feeders):
     """After 1,000 batches of warming up, in which threads and decoders get their buffers."""
     here = Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, str(here / "flat_memory.py"), make_data_set([60]).url, str(workers)],
+        [
+            sys.executable,
+            here / "flat_memory.py",
+            make_data_set([60]).url,
+            f"{workers}",
+            f"{feeders}",
+        ],
         capture_output=True,
         text=True,
         check=True,
@@ -180,7 +187,7 @@ def test_memory_stays_flat(make_data_set, workers):
     for line in done.stdout.splitlines():
         pid, amount = line.split()
         in_use[pid].append(int(amount))
-    assert len(in_use) == 1 + workers
+    assert len(in_use) == 1 + workers + feeders
     for of_process in in_use.values():
         assert len(of_process) >= 20
         # Clips that threads have in hand come and go, so a line is laid through all.
