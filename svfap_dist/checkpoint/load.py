@@ -2,27 +2,25 @@
 
 In: the URL of a run (for its newest committed checkpoint) or of one checkpoint. Out: the URL of the
 full weights and the recipe they were trained with, without DeepSpeed; or an engine whose weights
-and optimizer continue the run, on the number of ranks that saved (DeepSpeed's shards as they are)
-or on another (through DeepSpeed's universal form).
+and optimizer continue the run: with the ZeRO stage and the number of ranks that saved from
+DeepSpeed's shards as they are, with others from the states of the parameters in them.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import functools
-import io
 import os
 import socket
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from svfap_dist import distributed, storage
-from svfap_dist.checkpoint import store
+from svfap_dist.checkpoint import parameter_states, store
+from svfap_dist.checkpoint.parameter_states import ParameterState
 from svfap_dist.checkpoint.store import TrainState
 from svfap_dist.config import Config, recipe
 from svfap_dist.distributed import World
@@ -47,8 +45,17 @@ class CheckpointEngine(Protocol):
         """See `train.engine.Engine.save`."""
         ...
 
+    @property
+    def parameter_names(self) -> Sequence[str]:
+        """Return the names of the trained parameters in the order of the optimizer's groups."""
+        ...
+
     def load(self, folder: str, tag: str) -> None:
         """See `train.engine.Engine.load`."""
+        ...
+
+    def load_states(self, states: Mapping[str, ParameterState]) -> None:
+        """See `train.engine.Engine.load_states`."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -119,15 +126,15 @@ def _weights_url(url: str) -> str:
 
 
 def needs_resharding(state: TrainState, config: Config, world: World) -> bool:
-    """Return whether loading goes through the universal form: other ranks or another ZeRO stage.
+    """Return whether DeepSpeed cannot load the shards as they are.
 
     Args:
         state: Train state of the checkpoint.
         config: The recipe to continue with.
         world: The ranks to continue with.
     """
-    same = (state.world_size, state.zero_stage) == (world.world_size, config.train.zero_stage)
-    return state.universal or (state.zero_stage > 0 and not same)
+    same_ranks = state.zero_stage == 0 or state.world_size == world.world_size
+    return state.universal or not same_ranks or state.zero_stage != config.train.zero_stage
 
 
 def restore_engine(
@@ -138,7 +145,7 @@ def restore_engine(
     Args:
         run_url: URL of the run.
         state: Train state of the checkpoint to load.
-        engine: Made with `universal=reshard`.
+        engine: Made for the same recipe, in any ZeRO stage.
         reshard: What `needs_resharding` returned.
 
     Raises:
@@ -149,53 +156,35 @@ def restore_engine(
     with tempfile.TemporaryDirectory(prefix=f"svfap-{tag}-") as folder:
         nodes = distributed.all_gather_object((socket.gethostname(), folder))
         shared = next(path for host, path in nodes if host == socket.gethostname())
-        fetch = functools.partial(_fetch_for_engine, run_url, state, folder, reshard)
+        fetch = functools.partial(_fetch_for_engine, run_url, state, folder)
         distributed.run_on_all_ranks(fetch if shared == folder else lambda: None)
-        engine.load(shared, f"{tag}-universal" if reshard else tag)
+        if reshard:
+            read = functools.partial(_read_states, shared, state, engine.parameter_names)
+            engine.load_states(distributed.run_on_all_ranks(read))
+        else:
+            engine.load(shared, tag)
         distributed.barrier()  # the node's folder is removed only after its last reader
 
 
-def _fetch_for_engine(run_url: str, state: TrainState, folder: str, reshard: bool) -> None:
+def _fetch_for_engine(run_url: str, state: TrainState, folder: str) -> None:
     tag = store.checkpoint_tag(state.step)
-    if state.universal:
-        store.fetch(run_url, state.step, folder, names=(store.UNIVERSAL,))
-        packed = os.path.join(folder, store.UNIVERSAL)
-        with tarfile.open(packed) as tar:
-            tar.extractall(os.path.join(folder, f"{tag}-universal"), filter="data")
-        os.unlink(packed)
+    if not state.universal:
+        store.fetch(run_url, state.step, os.path.join(folder, tag))
         return
-    store.fetch(run_url, state.step, os.path.join(folder, tag))
-    if reshard:
-        convert_to_universal(os.path.join(folder, tag))
+    store.fetch(run_url, state.step, folder, names=(store.UNIVERSAL,))
+    packed = os.path.join(folder, store.UNIVERSAL)
+    with tarfile.open(packed) as tar:
+        tar.extractall(os.path.join(folder, tag), filter="data")
+    os.unlink(packed)
 
 
-def convert_to_universal(folder: str) -> str:
-    """Write DeepSpeed's universal form beside a local checkpoint and return its folder.
-
-    Args:
-        folder: What DeepSpeed saved, of all ranks.
-
-    Raises:
-        CheckpointError: If DeepSpeed cannot convert it.
-    """
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # keeps it from searching for a GPU
-    options = argparse.Namespace(
-        input_folder=folder,
-        output_folder=f"{folder}-universal",
-        num_extract_workers=1,
-        num_merge_workers=1,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=True,
-    )
-    printed = io.StringIO()
+def _read_states(folder: str, state: TrainState, names: Sequence[str]) -> dict[str, ParameterState]:
+    files = os.path.join(folder, store.checkpoint_tag(state.step))
+    read = parameter_states.read_universal if state.universal else parameter_states.read_shards
     try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            from deepspeed.checkpoint import ds_to_universal
-
-            ds_to_universal.main(options)
-    except Exception as error:  # `run_on_all_ranks` passes only our own errors to all ranks
-        title = "Checkpoint cannot be resharded for this number of ranks or ZeRO stage"
-        advice = "resume with the number of ranks and the ZeRO stage it was saved with"
-        raise CheckpointError(title, folder, repr(error), advice) from error
-    return options.output_folder
+        found = read(files, names)
+        return {name: found[name] for name in names}
+    except (OSError, LookupError, RuntimeError) as error:
+        title = "Checkpoint does not hold the optimizer state of this network"
+        advice = "resume with the recipe that saved it, or delete its COMMIT to use the one before"
+        raise CheckpointError(title, files, repr(error), advice) from error

@@ -1,14 +1,17 @@
-"""Convert a checkpoint ahead of time into the form that any number of ranks loads.
+"""Convert a checkpoint into DeepSpeed's universal form, which does not depend on ranks or stage.
 
 In: a committed checkpoint of ZeRO stage 1 to 3. Out: a committed checkpoint of the same step below
-another run's URL, with DeepSpeed's universal form as one tar in place of every rank's shards.
-`load.restore_engine` converts when the number of ranks has changed, while all ranks wait; here the
-same code converts once, beforehand, so resuming from either gives the same bits.
+another run's URL, with the universal form as one tar in place of every rank's shards. Resuming does
+not need it: `load.restore_engine` reads any shards. It makes one file of thousands of ranks' files,
+and DeepSpeed's own tools read it.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import dataclasses
+import io
 import logging
 import os
 import tarfile
@@ -60,8 +63,7 @@ def reshard_checkpoint(url: str, run_url: str, world_size: int | None = None) ->
     if world_size is not None:
         check_world_size(recipe.from_stored(state.config, where=where), world_size, "--world-size")
     if state.zero_stage == 0 or state.universal:
-        found = "ZeRO stage 0" if state.zero_stage == 0 else "the universal form"
-        found += ", which any number of ranks loads"
+        found = "ZeRO stage 0: one file" if state.zero_stage == 0 else "the universal form already"
         raise ConfigError("Checkpoint needs no resharding", where, found, "resume from it as it is")
     if storage.list_files(target):
         advice = "name another folder with -o, or delete that one"
@@ -72,7 +74,7 @@ def reshard_checkpoint(url: str, run_url: str, world_size: int | None = None) ->
         store.fetch(source, step, shards)
         store.fetch(source, step, part, names=(WEIGHTS,))
         log.info("Resharding ...")
-        universal = load.convert_to_universal(shards)
+        universal = _convert_to_universal(shards)
         with tarfile.open(os.path.join(part, UNIVERSAL), "w") as tar:
             tar.add(universal, arcname=".")
         universal_state = dataclasses.replace(state, universal=True)
@@ -82,6 +84,30 @@ def reshard_checkpoint(url: str, run_url: str, world_size: int | None = None) ->
     store.commit(target, rows)
     store.verify(run_url, step)
     return ReshardResult(target, step, sum(r["size"] for r in rows), state.world_size, run_url)
+
+
+def _convert_to_universal(folder: str) -> str:
+    """Write the universal form beside a local folder of all ranks' shards; return its folder."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # keeps it from searching for a GPU
+    options = argparse.Namespace(
+        input_folder=folder,
+        output_folder=f"{folder}-universal",
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            from deepspeed.checkpoint import ds_to_universal
+
+            ds_to_universal.main(options)
+    except Exception as error:  # of any kind: the files are not what it expects
+        title, advice = "DeepSpeed cannot convert the checkpoint", "resume from it as it is"
+        raise CheckpointError(title, folder, repr(error), advice) from error
+    return options.output_folder
 
 
 def _run_and_step(url: str) -> tuple[str, int]:

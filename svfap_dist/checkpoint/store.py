@@ -31,9 +31,6 @@ from svfap_dist.errors import CheckpointError, ConfigError
 COMMIT, FILES, STATE, WEIGHTS = "COMMIT", "files.json", "state.json", "model.safetensors"
 UNIVERSAL = "universal.tar"  # DeepSpeed's universal form, in place of the shards of all ranks
 
-# What ZeRO partitions, by stage: only stages of one family can load each other's shards.
-_FAMILY = {0: "nothing", 1: "optimizer", 2: "optimizer", 3: "weights"}
-
 log = logging.getLogger(__name__)
 
 
@@ -149,14 +146,6 @@ class TrainState:
             found = "; ".join(differences) or "another version of the recipe"
             advice = "set these keys back to resume the run, or give another run.url for a new one"
             raise ConfigError("The run was started with another recipe", where, found, advice)
-        if _FAMILY[self.zero_stage] != _FAMILY[config.train.zero_stage]:
-            title = "Checkpoint cannot be loaded into this ZeRO stage"
-            stage = self.zero_stage
-            found = (
-                f"{config.train.zero_stage}, but {where} is of stage {stage}; only stages 1 and "
-            )
-            found += "2 read each other's"
-            raise ConfigError(title, "train.zero_stage", found, f"set train.zero_stage={stage}")
 
     def _differences(self, config: Config, where: str) -> list[str]:
         """Return the keys that differ from `config` and count in the fingerprint."""

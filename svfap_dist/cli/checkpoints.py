@@ -114,10 +114,10 @@ def checkpoint_reshape(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Convert a checkpoint into the form that any number of ranks loads (resharding).
+    """Convert a checkpoint into DeepSpeed's universal form, one file for any number of ranks.
 
-    A run does this when it resumes with another number of ranks; on a large model all ranks then
-    wait for minutes. Resume with run.url=OUTPUT.
+    A run does not need it: it resumes from any checkpoint with any ZeRO stage and number of ranks.
+    Resume from the new one with run.url=OUTPUT.
 
     Example: svfap checkpoint reshape runs/a --world-size 16 -o runs/a-on-16
     """

@@ -168,10 +168,10 @@ class Attempt:
         self._fingerprint, versions = self._manifest.fingerprint, store.package_versions()
         recorder.record_start(self.step, self.total_steps, self._fingerprint, versions)
 
-        reshard = state is not None and load.needs_resharding(state, config, world)
-        self.engine = Engine(config, objective, world, device, universal=reshard)
+        self.engine = Engine(config, objective, world, device)
         stack.callback(self.engine.close)
         if state is not None:
+            reshard = load.needs_resharding(state, config, world)
             load.restore_engine(config.run.url, state, self.engine, reshard)
         self._health = health.Health(device, config.data.max_bad_fraction)
         self._validation = ValidationSet(config, world) if config.data.eval_url else None
@@ -366,8 +366,8 @@ def learning_rate_at(optim: OptimConfig, global_batch_size: int, total: int, ste
 def _with_own_init(config: Config, state: TrainState | None) -> Config:
     """Replace finetune.init of a resumed run by its own checkpoint.
 
-    DeepSpeed's universal form does not restore frozen parameters (the encoder of a linear probe),
-    so `build` loads them; the original finetune.init may have changed or been deleted since.
+    `load_states` restores no frozen parameters (the encoder of a linear probe), so `build` loads
+    them; the original finetune.init may have changed or been deleted since.
     """
     if state is None or config.task is None:
         return config

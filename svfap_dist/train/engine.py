@@ -6,7 +6,8 @@ because all ranks agree between them whether the weights may be changed.
 
 DeepSpeed's requirements stay in this file: it is imported late, on CPU without any compiled kernel
 (no compiler is needed at run time), its process group is created here unless Ray Train has created
-one, and its log output is reduced. `checkpoint.load` is the only other file that uses DeepSpeed.
+one, and its log output is reduced. `partitions` knows where it
+keeps optimizer state, and `checkpoint.reshard` uses its converter.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from svfap_dist.allocator import keep_freed_memory
+from svfap_dist.checkpoint.parameter_states import ParameterState
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data.batch import ClipBatch
 from svfap_dist.distributed import World, all_gather_object, barrier
@@ -34,7 +36,7 @@ from svfap_dist.errors import ClusterError
 from svfap_dist.model import layers
 from svfap_dist.parallel.affinity import bind_to_gpu
 from svfap_dist.telemetry.meter import Phases
-from svfap_dist.train import optim
+from svfap_dist.train import optim, partitions
 
 REDUCE_BUCKET = 50_000_000  # elements per ZeRO reduction; its default takes 2 GB of buffers
 
@@ -238,7 +240,6 @@ class Engine:
         objective: What to train, built for `config`.
         world: This rank's place among all ranks.
         device: From `process_group`.
-        universal: Whether `load` will read DeepSpeed's universal format.
     """
 
     def __init__(
@@ -247,7 +248,6 @@ class Engine:
         objective: Objective,
         world: World,
         device: torch.device,
-        universal: bool = False,
     ) -> None:
         self.device, self.phases, self.objective = device, Phases(device), objective
         self._config, self._rank = config, world.rank
@@ -261,11 +261,13 @@ class Engine:
         if config.train.activation_checkpointing:
             layers.enable_activation_checkpointing(model)
         optimizer = optim.adamw(model, config.optim, self.objective.layer_decay)
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        self.parameter_names = [names[p] for g in optimizer.param_groups for p in g["params"]]
         self._rate_scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
         self._engine, *_ = _deepspeed(device).initialize(
             model=model,
             optimizer=optimizer,
-            config=self._settings(model, world, universal),
+            config=self._settings(model, world),
             dist_init_required=False,
         )
         if config.train.compile:
@@ -278,7 +280,7 @@ class Engine:
         self._engine.train()
         self.objective.train_mode(self._engine.module)
 
-    def _settings(self, model: torch.nn.Module, world: World, universal: bool) -> dict[str, Any]:
+    def _settings(self, model: torch.nn.Module, world: World) -> dict[str, Any]:
         per_rank = self._config.train.global_batch_size // world.world_size
         is_bf16 = self._config.train.dtype == "bfloat16"
         size = sum(parameter.numel() for parameter in model.parameters())
@@ -293,7 +295,6 @@ class Engine:
                 "stage": self._stage,
                 "reduce_bucket_size": min(size, REDUCE_BUCKET),
             },
-            "checkpoint": {"load_universal": universal},
             "steps_per_print": None,
         }
 
@@ -389,23 +390,24 @@ class Engine:
         self._engine.save_checkpoint(folder, tag=tag, save_latest=False)
 
     def load(self, folder: str, tag: str) -> None:
-        """Read the shards that all ranks wrote by `save`; a collective.
+        """Read the shards that as many ranks wrote by `save` in this stage; a collective.
 
         Args:
             folder: Local folder.
             tag: Name of the checkpoint's folder in it.
         """
-        groups = self._engine.optimizer.param_groups
-        decays = [group["weight_decay"] for group in groups]
         found, _ = self._engine.load_checkpoint(folder, tag=tag)
         assert found, f"DeepSpeed found nothing in {folder}/{tag}"
-        # Loading the universal format into stage 3, DeepSpeed 0.19 gives every group the options
-        # of the first, and lets all parameters share one step counter tensor.
-        for group, decay in zip(self._engine.optimizer.param_groups, decays, strict=True):
-            group["weight_decay"] = decay
-        # It also leaves the counter on the CPU, where fused AdamW of a GPU refuses it.
         for state in self._engine.basic_optimizer.state.values():
-            state["step"] = state["step"].to(self.device, torch.float32, copy=True)
+            state["step"] = state["step"].to(self.device, torch.float32)
+
+    def load_states(self, states: Mapping[str, ParameterState]) -> None:
+        """Continue from states that any stage on any number of ranks saved; a collective.
+
+        Args:
+            states: Of all trained parameters, by name.
+        """
+        partitions.load_states(self._engine, self._stage, states)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all weights on rank 0 (others may get an empty dictionary); a collective."""

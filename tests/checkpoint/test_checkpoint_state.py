@@ -80,7 +80,6 @@ def test_a_task_is_another_recipe() -> None:
 
 
 @pytest.mark.parametrize(("saved", "wanted"), [(0, 2), (2, 0), (3, 2), (1, 3)])
-def test_zero_stages_that_cannot_be_exchanged_are_refused(saved: int, wanted: int) -> None:
+def test_any_zero_stage_resumes(saved: int, wanted: int) -> None:
     before, after = (a_config(train={"zero_stage": stage}) for stage in (saved, wanted))
-    with pytest.raises(ConfigError, match=f"train.zero_stage={saved}"):
-        a_state(before).check_resumable(after, "m1", where="here")
+    a_state(before).check_resumable(after, "m1", where="here")

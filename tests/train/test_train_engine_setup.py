@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from svfap_dist.checkpoint.parameter_states import ParameterState
 from svfap_dist.config import recipe
 from svfap_dist.distributed import World
 from svfap_dist.errors import ClusterError
-from svfap_dist.train import engine
+from svfap_dist.train import engine, partitions
 
 
 def recipe_on_gpu() -> Any:
@@ -84,12 +85,10 @@ def test_no_kernel_of_deepspeed_is_probed(
     )
 
 
-def test_counters_of_the_optimizer_move_to_the_device_after_a_load() -> None:
-    """Fused AdamW of a GPU refuses a step counter on the CPU, where DeepSpeed loads it."""
-    shared = torch.tensor(7, dtype=torch.int64)
-    states = {name: {"step": shared} for name in ("a", "b")}
+def test_counters_of_the_optimizer_are_on_the_device_after_a_load() -> None:
+    """Fused AdamW of a GPU refuses a step counter on the CPU."""
+    states = {name: {"step": torch.tensor(7, dtype=torch.int64)} for name in ("a", "b")}
     fake = types.SimpleNamespace(
-        optimizer=types.SimpleNamespace(param_groups=[{"weight_decay": 0.1}]),
         basic_optimizer=types.SimpleNamespace(state=states),
         load_checkpoint=lambda folder, tag: (folder, {}),
     )
@@ -98,4 +97,18 @@ def test_counters_of_the_optimizer_move_to_the_device_after_a_load() -> None:
     loaded.load("folder", "tag")
     counters = [state["step"] for state in states.values()]
     assert {(c.device.type, c.dtype) for c in counters} == {("meta", torch.float32)}
-    assert counters[0] is not counters[1]
+
+
+def test_states_of_parameters_are_loaded_onto_the_device() -> None:
+    """The device `meta` stands for a GPU: what is not made on it stays on the CPU."""
+    weight = torch.nn.Parameter(torch.ones(2, 3, device="meta"))
+    network = torch.nn.Module()
+    network.register_parameter("weight", weight)
+    optimizer = torch.optim.AdamW([weight])
+    fake = types.SimpleNamespace(module=network, optimizer=optimizer, basic_optimizer=optimizer)
+    pieces = {key: [torch.ones(6)] for key in ("fp32", "exp_avg", "exp_avg_sq")}
+    partitions.load_states(fake, 0, {"weight": ParameterState(pieces, step=7.0)})
+    found = {
+        key: (value.device.type, value.dtype) for key, value in optimizer.state[weight].items()
+    }
+    assert found == dict.fromkeys(("exp_avg", "exp_avg_sq", "step"), ("meta", torch.float32))

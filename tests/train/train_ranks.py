@@ -8,12 +8,14 @@ leave by `os._exit`, for gloo now and then aborts at the interpreter's exit.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,12 @@ Task = tuple[str, dict[str, Any]]
 
 
 def start(
-    world_size: int, tasks: list[Task], folder: Path, *, last_dies: bool = False
+    world_size: int,
+    tasks: list[Task],
+    folder: Path,
+    *,
+    last_dies: bool = False,
+    seconds: float = 240,
 ) -> list[list[Any]]:
     """Results of the tasks, [task][rank]; without the last one if that is meant to kill a rank."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +63,7 @@ def start(
                     stderr=log,
                 )
             )
-    codes = [process.wait(timeout=240) for process in processes]
+    codes = [process.wait(timeout=seconds) for process in processes]
     logs = "\n".join((folder / f"rank-{r}.log").read_text() for r in range(world_size))
     if last_dies:
         assert codes[-1] == -signal.SIGKILL, logs
@@ -102,8 +109,6 @@ def train(tables: dict[str, Any], stop_after: int = 0, die_after: int = 0) -> di
     After so many steps rank 0 is asked to stop, or the last rank is killed between backward and
     update; 0: never.
     """
-    import dataclasses
-
     from svfap_dist.config import recipe
     from svfap_dist.errors import SvfapError
     from svfap_dist.train import loop
@@ -225,6 +230,100 @@ def engine_steps(
         torch.save(engine.state_dict(), weights)
         engine.close()
     return seen
+
+
+def save_and_go_on(tables: dict[str, Any], folder: str, tag: str) -> list[float]:
+    """Three steps, a checkpoint, a file of what DeepSpeed's own functions read from the engine, and
+    the losses of three more steps."""
+    import torch
+
+    with _engine(tables) as engine:
+        _three_steps(engine, 0)
+        engine.save(folder, tag)
+        expected = _full_states(engine)
+        if os.environ["RANK"] == "0":
+            torch.save(expected, os.path.join(folder, f"{tag}.expected.pt"))
+        return _three_steps(engine, 3)
+
+
+def load_and_go_on(tables: dict[str, Any], folder: str, tag: str) -> dict[str, Any]:
+    """What a new engine gets wrong about that checkpoint, and its next three losses."""
+    import torch
+
+    from svfap_dist.checkpoint.parameter_states import read_shards
+
+    with _engine(tables) as engine:
+        engine.load_states(read_shards(os.path.join(folder, tag), engine.parameter_names))
+        expected = torch.load(os.path.join(folder, f"{tag}.expected.pt"))
+        found = _full_states(engine)
+        wrong = [
+            f"{name} {key}"
+            for name in expected.keys() | found.keys()
+            for key in ("fp32", "exp_avg", "exp_avg_sq")
+            if not torch.equal(found[name][key], expected[name][key])
+        ]
+        for state in engine._engine.basic_optimizer.state.values():
+            places = {key: (value.device.type, value.dtype) for key, value in state.items()}
+            wanted = (engine.device.type, torch.float32)
+            wrong += [f"{key} {at}" for key, at in places.items() if at != wanted]
+            wrong += [] if state["step"].item() == 3 else [f"step {state['step']}"]
+        return {"wrong": wrong, "losses": _three_steps(engine, 3)}
+
+
+@contextlib.contextmanager
+def _engine(tables: dict[str, Any]) -> Iterator[Any]:
+    from svfap_dist.config import recipe
+    from svfap_dist.train.engine import open_engine
+    from svfap_dist.train.objective import build_objective
+
+    config, world = recipe.from_tables(tables, where="test"), distributed.world_from_environment()
+    with open_engine(build_objective(config), config, world) as engine:
+        yield engine
+
+
+def _three_steps(engine: Any, first: int) -> list[float]:
+    """The mean losses of all ranks in three steps on random batches."""
+    import torch
+
+    world, losses = torch.distributed.get_world_size(), []
+    for step in range(first, first + 3):
+        loss = engine.backward(_share_of(random_batch(engine._config, step), world), step)
+        torch.distributed.all_reduce(loss)
+        engine.update(0.05)
+        losses.append(loss.item() / world)
+    return losses
+
+
+def _share_of(batch: ClipBatch, ranks: int) -> ClipBatch:
+    """This rank's clips of a batch."""
+    size = len(batch.keys) // ranks
+    part = slice(size * int(os.environ["RANK"]), size * (int(os.environ["RANK"]) + 1))
+    mine = {name: getattr(batch, name)[part] for name in ("frames", "visible", "masked", "keys")}
+    return dataclasses.replace(batch, **mine)
+
+
+def _full_states(engine: Any) -> dict[str, dict[str, Any]]:
+    """Master weight and moments of each parameter as DeepSpeed's debugging functions put them
+    together, on the CPU."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    def state_of(parameter: Any) -> dict[str, Any]:
+        if engine._stage == 0:
+            state = engine._engine.optimizer.state[parameter]
+            return {"fp32": parameter.data, **{key: state[key] for key in moments}}
+        full = {key: safe_get_full_optimizer_state(parameter, key) for key in moments}
+        return {"fp32": safe_get_full_fp32_param(parameter), **full}
+
+    moments = ("exp_avg", "exp_avg_sq")
+    if engine._stage in (1, 2):  # it links moments once, before all groups have some
+        engine._engine.optimizer._hp_optimizer_states_linked = False
+        engine._engine.optimizer._lazy_init_hp_params_optimizer_state()
+    named = engine._engine.module.named_parameters()
+    states = {name: state_of(parameter) for name, parameter in named}
+    return {
+        name: {key: value.detach().cpu().clone().flatten() for key, value in state.items()}
+        for name, state in states.items()
+    }
 
 
 def explode(tables: dict[str, Any]) -> dict[str, list[bool]]:

@@ -1,0 +1,86 @@
+"""Any ZeRO stage on any number of ranks goes on from what any other saved.
+
+After a load, every master weight and moment must be equal to what DeepSpeed's own functions read
+from the engine that saved, every tensor of the optimizer be float32 on the device, and the next
+three losses be those of the engine that was not interrupted. `-s` prints the table.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from train_ranks import Task, recipe_tables, start
+
+FLOAT32, BFLOAT16 = "float32", "bfloat16"
+SECONDS = 1800
+# Stages and numbers of ranks sum gradients in another order, which in bfloat16 shows.
+TOLERANCES = {FLOAT32: 1e-5, BFLOAT16: 2e-3}
+
+
+class Place(NamedTuple):
+    """A ZeRO stage on so many ranks."""
+
+    stage: int
+    ranks: int
+    dtype: str = FLOAT32
+
+    def task(self, name: str, source: Place, folder: Path) -> Task:
+        """What this place does with the source's checkpoint."""
+        micro = min(2, 4 // self.ranks)
+        train = {"zero_stage": self.stage, "dtype": self.dtype, "micro_batch_size": micro}
+        tables = recipe_tables("unused", "unused", train=recipe_tables("", "")["train"] | train)
+        return name, {"tables": tables, "folder": str(folder), "tag": str(source)}
+
+    def __str__(self) -> str:
+        return f"{self.dtype}-stage-{self.stage}-on-{self.ranks}"
+
+
+def exchange(pairs: list[tuple[Place, Place]], folder: Path) -> dict[Any, Any]:
+    """What each source's task returned, and each pair's (source, target); a launch for each run of
+    equal numbers of ranks, for stage 3 numbers modules and wants the same numbers on all ranks."""
+    sources = list(dict.fromkeys(source for source, _ in pairs))
+    orders = [(s.ranks, s, s.task("save_and_go_on", s, folder)) for s in sources]
+    orders.sort(key=lambda order: -order[0])
+    loads = [(t.ranks, (s, t), t.task("load_and_go_on", s, folder)) for s, t in pairs]
+    orders += sorted(loads, key=lambda order: order[0])
+    found: dict[Any, Any] = {}
+    for ranks, group in groupby(orders, key=lambda order: order[0]):
+        keys, tasks = zip(*((key, task) for _, key, task in group), strict=True)
+        results = start(ranks, list(tasks), folder, seconds=SECONDS)
+        found |= {key: of_ranks[0] for key, of_ranks in zip(keys, results, strict=True)}
+    return found
+
+
+def check(pairs: list[tuple[Place, Place]], folder: Path) -> None:
+    found, worst = exchange(pairs, folder), {}
+    print("\nlargest difference of the next three losses, number of wrong tensors")
+    for pair in pairs:
+        losses = zip(found[pair[0]], found[pair]["losses"], strict=True)
+        worst[pair] = max(abs(straight - resumed) for straight, resumed in losses)
+        print(f"{pair[0]} -> {pair[1]}: {worst[pair]:.1e}, {len(found[pair]['wrong'])}")
+    for pair in pairs:
+        assert found[pair]["wrong"] == [], pair
+        assert worst[pair] < TOLERANCES[pair[1].dtype], pair
+
+
+def test_stages_and_ranks_go_on_from_each_other(tmp_path: Path) -> None:
+    """From one rank to two, the runs of test_train_runs.py go on."""
+    one, two = ([Place(stage, ranks) for stage in range(4)] for ranks in (1, 2))
+    pairs = [(a, b) for a, b in product(one, one) if (a.stage - b.stage) % 2]
+    pairs += [(two[stage], one[(stage + 2) % 4]) for stage in range(4)]
+    pairs += [(Place(3, 2, BFLOAT16), Place(1, 1, BFLOAT16))]
+    check(pairs, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS)
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+def test_every_stage_on_1_2_and_4_ranks_goes_on_from_every_other(
+    dtype: str, tmp_path: Path
+) -> None:
+    stages = range(4) if dtype == FLOAT32 else range(1, 4)
+    places = [Place(stage, ranks, dtype) for stage, ranks in product(stages, (1, 2, 4))]
+    check(list(product(places, places)), tmp_path)
