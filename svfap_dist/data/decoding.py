@@ -18,11 +18,18 @@ from __future__ import annotations
 from typing import Any
 
 from svfap_dist.config import Config
-from svfap_dist.errors import ConfigError
+from svfap_dist.errors import ConfigError, DecodeError
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import Sample, SampleReader
-from svfap_dist.video.backends import DEFAULT, capabilities, decoding_units, open_decoder
+from svfap_dist.video.backends import (
+    DEFAULT,
+    NEWEST_GPU,
+    capabilities,
+    decoding_units,
+    open_decoder,
+)
 from svfap_dist.video.frames import Decoder
+from svfap_dist.video.pyav import pixel_format_of
 
 _SAMPLES = 8  # probed for their codecs
 
@@ -82,7 +89,7 @@ def pin_backend(config: Config, tables: dict[str, Any]) -> Config:
 def check_backend(config: Config, url: str, manifest: Manifest) -> None:
     """Check that the backend that a recipe names decodes a data set.
 
-    Whether it is installed is checked on the machines that train.
+    Whether it is installed, and their GPU can, is checked on the machines that train.
 
     Args:
         config: Recipe.
@@ -96,10 +103,12 @@ def check_backend(config: Config, url: str, manifest: Manifest) -> None:
     row = capabilities(name)
     if row.codecs.get(rank_device(config), frozenset()) is None:
         return  # whatever FFmpeg decodes: nothing to read
-    for codec in sorted({sample.info.codec for sample in first_samples(url, manifest)}):
-        if not row.decodes(codec, rank_device(config)):
+    gpu = compute_capability() or NEWEST_GPU
+    for codec, pixels in sorted({kind_of(sample) for sample in first_samples(url, manifest)}):
+        if not row.decodes(codec, rank_device(config), pixels, gpu):
             what = f"Backend {name} does not decode {codec} on this device"
-            found = f"{url} has {codec} videos, and cluster.use_gpu = {config.cluster.use_gpu}"
+            found = f"{url} has {codec} videos of {pixels}, and "
+            found += f"cluster.use_gpu = {config.cluster.use_gpu}"
             do = f"set decode.backend={DEFAULT}, or cluster.use_gpu=true on machines with a GPU"
             raise ConfigError(what, f"decode.backend = {name}", found, do)
 
@@ -114,6 +123,25 @@ def first_samples(url: str, manifest: Manifest) -> list[Sample]:
     reader = SampleReader(url, manifest, range_bytes=1)
     found = [reader.read(index) for index in range(min(_SAMPLES, manifest.num_samples))]
     return [sample for sample in found if isinstance(sample, Sample)]
+
+
+def kind_of(sample: Sample) -> tuple[str, str]:
+    """Return FFmpeg's names of a sample's codec and pixel format.
+
+    Args:
+        sample: A sample of the data set.
+    """
+    try:
+        return sample.info.codec, pixel_format_of(sample.video, sample.info)
+    except DecodeError:  # a bad sample, which the run will count
+        return sample.info.codec, "yuv420p"
+
+
+def compute_capability() -> tuple[int, int] | None:
+    """Return that of this machine's GPU; None: it has none, as the driver of a run may."""
+    import torch
+
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
 
 
 def rank_device(config: Config) -> str:

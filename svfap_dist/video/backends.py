@@ -49,15 +49,55 @@ class Backend:
         except ModuleNotFoundError:  # the package that would contain it
             return False
 
-    def decodes(self, codec: str, device: str) -> bool:
-        """Return whether it decodes a codec, installed or not.
+    def decodes(
+        self,
+        codec: str,
+        device: str,
+        pixel_format: str = "yuv420p",
+        gpu: tuple[int, int] | None = None,
+    ) -> bool:
+        """Return whether it decodes such videos, installed or not.
 
         Args:
             codec: FFmpeg's name.
             device: device of the rank, "cpu" or "cuda".
+            pixel_format: FFmpeg's name; the default is 8-bit 4:2:0.
+            gpu: the device's CUDA compute capability; None: unknown, so no more than all can do.
         """
         names = self.codecs.get(device, frozenset())
-        return names is None or codec in names
+        if names is None or device == "cpu":
+            return names is None or codec in names
+        return codec in names and nvdec_decodes(codec, pixel_format, gpu or _OLDEST_GPU)
+
+
+# The compute capability from which decoding units (NVDEC) decode what not all of them decode:
+# NVIDIA's NVDEC Video Decoder application note, SDK 13.0, table 1. What is not listed, none does.
+_OLDEST_GPU, NEWEST_GPU = (7, 0), (12, 0)
+_NVDEC: dict[tuple[str, str], tuple[int, int]] = {
+    **{(codec, "yuv420p"): _OLDEST_GPU for codec in ("h264", "hevc", "vp8", "vp9")},
+    **{(codec, "yuv420p"): _OLDEST_GPU for codec in ("mpeg4", "mjpeg")},
+    **{("h264", name): (10, 0) for name in ("yuv420p10le", "yuv422p", "yuv422p10le")},
+    **{("hevc", name): _OLDEST_GPU for name in ("yuv420p10le", "yuv420p12le")},
+    **{("hevc", name): (7, 5) for name in ("yuv444p", "yuv444p10le", "yuv444p12le")},
+    **{("hevc", name): (10, 0) for name in ("yuv422p", "yuv422p10le", "yuv422p12le")},
+    **{("vp9", name): (7, 5) for name in ("yuv420p10le", "yuv420p12le")},
+    **{("av1", name): (8, 6) for name in ("yuv420p", "yuv420p10le")},
+}
+_WITHOUT_AV1 = {(9, 0)}  # newer than the first with AV1
+
+
+def nvdec_decodes(codec: str, pixel_format: str, gpu: tuple[int, int]) -> bool:
+    """Return whether the decoding units of a GPU decode such videos.
+
+    Args:
+        codec: FFmpeg's name.
+        pixel_format: FFmpeg's name.
+        gpu: the device's CUDA compute capability.
+    """
+    if codec == "av1" and gpu in _WITHOUT_AV1:
+        return False
+    oldest = _NVDEC.get((codec, pixel_format.replace("yuvj", "yuv")))  # yuvj: full range
+    return oldest is not None and gpu >= oldest
 
 
 _DALI_CPU = frozenset({"vp8", "vp9", "mjpeg"})  # DALI 2.4, documentation of fn.decoders.video
@@ -120,16 +160,19 @@ def host_backend(name: str) -> str:
     return name if capabilities(name).decodes_on == "host" else DEFAULT
 
 
-def available(codec: str, device: str) -> list[str]:
-    """Return the installed backends that decode a codec.
+def available(
+    codec: str, device: str, pixel_format: str = "yuv420p", gpu: tuple[int, int] | None = None
+) -> list[str]:
+    """Return the installed backends that decode such videos.
 
     Args:
         codec: FFmpeg's name.
         device: device of the rank, "cpu" or "cuda".
+        pixel_format: FFmpeg's name; the default is 8-bit 4:2:0.
+        gpu: the device's CUDA compute capability; None: unknown.
     """
-    return [
-        name for name, row in BACKENDS.items() if row.is_installed and row.decodes(codec, device)
-    ]
+    rows = {name: row for name, row in BACKENDS.items() if row.is_installed}
+    return [name for name, row in rows.items() if row.decodes(codec, device, pixel_format, gpu)]
 
 
 @functools.cache

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from svfap_dist.errors import DecodeError
+from svfap_dist.video.backends import nvdec_decodes
 from svfap_dist.video.frames import (
     Colors,
     DecodedBatch,
@@ -53,7 +54,11 @@ class DaliDecoder:
     """
 
     def __init__(self, device: str, *, pipelines: int = 1, threads: int = 1) -> None:
-        self._device = device
+        self._device, self._gpu = device, None
+        if device == "cuda":
+            import torch
+
+            self._gpu = torch.cuda.get_device_capability()
         self._pipelines = [_Pipeline(device, threads) for _ in range(pipelines)]
         self._lock = threading.Lock()
 
@@ -65,7 +70,7 @@ class DaliDecoder:
     def __call__(self, video: bytes, info: VideoInfo, numbers: Sequence[int]) -> RgbFrames:
         """See `Decoder.__call__`; the frames are copied to the host."""
         request = VideoRequest(video, info, numbers, [Crop(0, 0, info.height, info.width)])
-        job = _make_job(request, (info.height, info.width))
+        job = self._make_job(request, (info.height, info.width))
         with self._lock:
             (found,) = _one_by_one(self._pipelines[0], [job])
         if isinstance(found, DecodeError):
@@ -80,7 +85,7 @@ class DaliDecoder:
         jobs: dict[int, _Job] = {}
         for row, request in enumerate(requests):
             try:
-                jobs[row] = _make_job(request, (size, size))
+                jobs[row] = self._make_job(request, (size, size))
             except DecodeError as error:
                 found[row] = error
         with self._lock:
@@ -94,6 +99,25 @@ class DaliDecoder:
                 bad[row], result = result, [black] * len(request.crops)
             clips += result
         return DecodedBatch(torch.stack(clips), bad)
+
+    def _make_job(self, request: VideoRequest, size: tuple[int, int]) -> _Job:
+        codec = request.info.codec
+        positions, matrix, pixels = locate_frames(request.video, request.info, request.numbers)
+        if self._gpu and not nvdec_decodes(codec, pixels, self._gpu):
+            found = f"{codec} of {pixels}, and compute capability {self._gpu[0]}.{self._gpu[1]}"
+            do = "set decode.backend=pyav"
+            raise DecodeError(
+                "The GPU's decoding units cannot decode the video", found=found, do=do
+            )
+        inputs = {
+            "video": np.frombuffer(request.video, np.uint8),
+            "frames": np.array(positions, np.int32),
+            "size": np.array(size, np.float32),
+            "flip": np.array(request.flip, np.int32),
+        }
+        for number, crop in enumerate(request.crops):
+            inputs[f"crop{number}"] = np.array(dataclasses.astuple(crop), np.int32)
+        return _Job(inputs, len(request.crops), matrix)
 
     def _run(self, jobs: list[_Job]) -> list[list[torch.Tensor] | DecodeError]:
         """Share the jobs among the pipelines, which work concurrently."""
@@ -117,19 +141,6 @@ class _Job(NamedTuple):
     inputs: dict[str, np.ndarray]
     num_crops: int
     matrix: Matrix
-
-
-def _make_job(request: VideoRequest, size: tuple[int, int]) -> _Job:
-    positions, matrix = locate_frames(request.video, request.info, request.numbers)
-    inputs = {
-        "video": np.frombuffer(request.video, np.uint8),
-        "frames": np.array(positions, np.int32),
-        "size": np.array(size, np.float32),
-        "flip": np.array(request.flip, np.int32),
-    }
-    for number, crop in enumerate(request.crops):
-        inputs[f"crop{number}"] = np.array(dataclasses.astuple(crop), np.int32)
-    return _Job(inputs, len(request.crops), matrix)
 
 
 class _Pipeline:

@@ -282,10 +282,11 @@ def _timed(
 
 
 class Located(NamedTuple):
-    """Where frames are in the presentation order of a file, and the matrix of their colors."""
+    """Where frames are in the presentation order of a file, and how their colors are stored."""
 
     positions: list[int]
     matrix: Matrix
+    pixel_format: str = "yuv420p"  # FFmpeg's name
 
 
 def locate_frames(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Located:
@@ -321,6 +322,19 @@ def locate_frames(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Loca
         raise DecodeError("Video cannot be read", found=found, do=LEAVE_OUT) from error
 
 
+def pixel_format_of(video: bytes, info: VideoInfo) -> str:
+    """Return FFmpeg's name of a video's pixel format.
+
+    Args:
+        video: bytes of the file.
+        info: what the shard says about it.
+
+    Raises:
+        DecodeError: the file cannot be read.
+    """
+    return locate_frames(video, info, [0]).pixel_format
+
+
 def _locate_by_time(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Located:
     with open_video(video, probed=True) as container:
         stream = _sized_stream(container, info)
@@ -330,14 +344,14 @@ def _locate_by_time(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Lo
         tick, origin = stream.time_base, stream.start_time
         if container.format.name == "avi" or origin is None:
             origin = min(times, default=0)
-        matrix = _matrix(stream)
+        matrix, pixel_format = _matrix(stream), stream.codec_context.pix_fmt or ""
     assert tick is not None
     durations = [packet.duration or 0 for packet in packets]
     shown = sorted(zip(times, durations, strict=True))
     timed = ((time - origin, duration, k) for k, (time, duration) in enumerate(shown))
     distinct = sorted(set(numbers))
     found = dict(zip(distinct, FrameClock(info, tick).select(timed, distinct), strict=True))
-    return Located([found[number] for number in numbers], matrix)
+    return Located([found[number] for number in numbers], matrix, pixel_format)
 
 
 def _sized_stream(container: InputContainer, info: VideoInfo) -> VideoStream:

@@ -101,3 +101,25 @@ def test_the_default_needs_nothing_and_decodes_everything():
 )
 def test_decoding_units_by_the_name_of_the_card(name, units):
     assert backends.decoding_units(name) == units
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixel_format", "cards"),
+    [
+        # V100, T4, A100, A10, L4, H100, B200, RTX 5090
+        ("h264", "yuv420p", "11111111"),
+        ("mjpeg", "yuvj420p", "11111111"),
+        ("h264", "yuv420p10le", "00000011"),
+        ("h264", "yuv444p", "00000000"),
+        ("hevc", "yuv444p", "01111111"),
+        ("av1", "yuv420p", "00011011"),
+        ("theora", "yuv420p", "00000000"),
+    ],
+)
+def test_what_decoding_units_decode(codec, pixel_format, cards):
+    generations = ((7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
+    row = BACKENDS["dali"]
+    found = [row.decodes(codec, "cuda", pixel_format, gpu) for gpu in generations]
+    assert "".join(str(int(each)) for each in found) == cards
+    if not all(found):
+        assert not row.decodes(codec, "cuda", pixel_format)  # of an unknown card, no promise

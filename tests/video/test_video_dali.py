@@ -167,3 +167,14 @@ def test_a_video_of_one_frame(decoder):
     assert read_frame_number(decoder(video, info, [0]).pixels[0]) == 77
     with pytest.raises(TooShortError):
         decoder(video, info, [1])
+
+
+def test_what_the_gpu_cannot_decode_is_refused_before_it_ends_a_batch(monkeypatch):
+    """On the CPU with a card's number: the good clip is decoded in its batch, not by itself."""
+    decoder = DaliDecoder("cpu")
+    monkeypatch.setattr(decoder, "_gpu", (9, 0))
+    monkeypatch.setattr(dali, "_one_by_one", None)
+    batch = decoder.decode_batch([request("vp9-webm", [2]), request("h264-10-bit", [2])], SIZE)
+    assert list(batch.bad) == [1]
+    assert "h264 of yuv420p10le, and compute capability 9.0" in str(batch.bad[1])
+    assert painted(batch.clips[0]) == [2]

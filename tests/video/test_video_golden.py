@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from clips import read_frame_number
 from golden import GOLDEN, Golden
+from torch.cuda import get_device_capability
 
 from svfap_dist.errors import DecodeError
 from svfap_dist.video import backends
-from svfap_dist.video.backends import BACKENDS
+from svfap_dist.video.backends import BACKENDS, nvdec_decodes
 from svfap_dist.video.dali import DaliDecoder
 from svfap_dist.video.frames import Decoder, Frames, RgbFrames
 from svfap_dist.video.info import TooShortError
+from svfap_dist.video.pyav import pixel_format_of
 
 needs_dali = pytest.mark.skipif(not BACKENDS["dali"].is_installed, reason="DALI is not installed")
 
@@ -54,6 +56,12 @@ def numbers_in(frames: Frames) -> list[int]:
 def test_exactly_the_requested_frames(backend, name):
     golden = made(name)
     decoder: Decoder = backends.decode if backend == "pyav" else dali(backend)
+    if backend == "cuda":
+        pixels, card = pixel_format_of(golden.video, golden.info), get_device_capability()
+        if not nvdec_decodes(golden.info.codec, pixels, card):
+            with pytest.raises(DecodeError, match="decoding units"):
+                decoder(golden.video, golden.info, [0])
+            return
     count = golden.info.num_frames
     shuffled = np.random.default_rng(0).integers(0, count, 9).tolist()
     lists = [
