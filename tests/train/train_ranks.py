@@ -296,9 +296,9 @@ def _three_steps(engine: Any, first: int) -> list[float]:
 
 def _share_of(batch: ClipBatch, ranks: int) -> ClipBatch:
     """This rank's clips of a batch."""
-    size = len(batch.keys) // ranks
+    size = len(batch.frames) // ranks
     part = slice(size * int(os.environ["RANK"]), size * (int(os.environ["RANK"]) + 1))
-    mine = {name: getattr(batch, name)[part] for name in ("frames", "visible", "masked", "keys")}
+    mine = {name: getattr(batch, name)[part] for name in ("frames", "visible", "masked")}
     return dataclasses.replace(batch, **mine)
 
 
