@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import importlib.metadata
@@ -12,6 +13,7 @@ import re
 import resource
 import shutil
 import socket
+import sysconfig
 import tempfile
 from collections.abc import Iterable
 
@@ -24,11 +26,16 @@ from svfap_dist.doctor.finding import Finding, catch_errors, fail, ok, warn
 from svfap_dist.video.backends import BACKENDS, DEFAULT, capabilities
 
 _PROJECT = "svfap-dist"
-_CHECKED_PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "nvidia-dali-cuda130", "s3fs", "av")
+_CHECKED_PACKAGES = (
+    *("torch", "deepspeed", "ray", "webdataset", "s3fs", "av"),
+    *("nvidia-dali-cuda130", "nvidia-ml-py"),
+)
 _MIN_FILES, _ENOUGH_FILES = 256, 4096
 _CGROUP_CPUS = "/sys/fs/cgroup/cpu.max"
-_SHM = "/dev/shm"  # noqa: S108 - Ray's choice
-_ENOUGH_SHM = 2 << 30
+_SHM = "/dev/shm"  # noqa: S108 - NCCL's choice, and Ray's
+_ENOUGH_SHM = 1 << 30  # for NCCL between the GPUs of a machine
+_RDMA = "/sys/class/infiniband"
+_CUDNN = ("nvidia-cudnn-cu13", "nvidia-cudnn-cu12")  # packages of torch's wheels
 _MAX_PORTS = 16
 _NVDEC = "libnvcuvid.so.1"
 _CHECKPOINTS, _RUN, _CACHE = "disk for checkpoints", "disk of run.url", "disk of data.cache_dir"
@@ -41,7 +48,14 @@ def examine(config: Config | None) -> list[Finding]:
         config: the recipe; None: only what every run needs.
     """
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    found = [*_check_versions(_requirements()), _check_open_files(limit), *_check_shared_memory()]
+    gpu_ranks = config.cluster.num_workers if config and config.cluster.use_gpu else 0
+    found = [
+        *_check_versions(_requirements()),
+        _check_open_files(limit),
+        _check_memfd(),
+        _check_shared_memory(gpu_ranks > 1),
+        _check_locked_memory(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], os.path.exists(_RDMA)),
+    ]
     if config is None:
         return [*found, ok("CPU cores", f"{_usable_cores():g}")]
     return [
@@ -54,7 +68,7 @@ def examine(config: Config | None) -> list[Finding]:
 
 
 def examine_gpus(config: Config | None) -> list[Finding]:
-    """Check CUDA, the decoding units and the optional decode backends.
+    """Check CUDA, cuDNN, the decoding units and the optional decode backends.
 
     Args:
         config: the recipe, which may need them; None: none is needed.
@@ -70,6 +84,7 @@ def examine_gpus(config: Config | None) -> list[Finding]:
     built = torch.version.cuda or ""
     return [
         _check_cuda(devices, built, is_needed, "RAY_ADDRESS" in os.environ),
+        _check_cudnn(_loaded_cudnn(), _packaged_cudnn(), bool(devices)),
         _check_nvdec(_can_load(_NVDEC), bool(devices), needs_nvdec),
         *(
             _check_backend(name, row.is_installed, is_needed and name == backend)
@@ -179,18 +194,32 @@ def _check_open_files(limit: int) -> Finding:
     return ok(name, "no limit" if limit < 0 else f"a process may open {limit}")
 
 
-def _check_shared_memory(folder: str = _SHM) -> list[Finding]:
-    """Check Ray's object store and the anonymous memory of our batches."""
-    name = f"{folder} (Ray)"
+def _check_shared_memory(is_needed: bool, folder: str = _SHM) -> Finding:
+    """Check the folder that NCCL uses between GPUs, and Ray for its objects; batches do not."""
+    name, little = _SHM, "; batches are not kept there, and Ray's objects are few"
+    advice = "start the container with --shm-size=8g: NCCL uses it between the GPUs of a machine"
     try:
         space = shutil.disk_usage(folder)
     except OSError as error:
-        place = warn(name, error.strerror or "", "mount a tmpfs there; Ray falls back to the disk")
-    else:
-        text = f"{space.free / 2**30:.1f} of {space.total / 2**30:.1f} GiB free"
-        advice = "start the container with --shm-size=8g; Ray otherwise keeps objects on the disk"
-        place = ok(name, text) if space.free >= _ENOUGH_SHM else warn(name, text, advice)
-    return [place, _check_memfd()]
+        found = f"{folder}: {error.strerror}"
+        return warn(name, found, advice) if is_needed else ok(name, found + little)
+    text = f"{space.free / 2**30:.1f} of {space.total / 2**30:.1f} GiB free"
+    if space.free >= _ENOUGH_SHM:
+        return ok(name, text)
+    return warn(name, text, advice) if is_needed else ok(name, text + little)
+
+
+def _check_locked_memory(limit: int, has_rdma: bool) -> Finding:
+    """Check the limit of memory that a process may lock, as InfiniBand's transfers need it."""
+    name = "locked memory"
+    if limit < 0:
+        return ok(name, "no limit")
+    text = f"a process may lock {limit >> 10} KiB"
+    if not has_rdma:
+        return ok(name, f"{text}; only InfiniBand needs more, and there is none")
+    advice = "raise it: `ulimit -l unlimited`, LimitMEMLOCK=infinity of the service, or in a "
+    advice += "container --ulimit memlock=-1 or the capability IPC_LOCK"
+    return warn(name, f"{text}, and NCCL needs more for InfiniBand", advice)
 
 
 def _check_memfd() -> Finding:
@@ -239,19 +268,70 @@ def _check_port(key: str, host: str, port: int) -> Finding:
 
 
 def _check_compiler(train: TrainConfig, use_gpu: bool) -> Finding:
-    """Check what train.compile needs."""
+    """Check what train.compile needs, and on a GPU the kernel that makes patches from planes."""
     name = "compiler"
+    if use_gpu:
+        return _check_triton(train.compile)
     if not train.compile:
         return ok(name, "not needed: train.compile = false")
-    if use_gpu:
-        if importlib.util.find_spec("triton"):
-            return ok(name, "Triton")
-        return fail(name, "no Triton", "install a torch with CUDA, or set train.compile=false")
     command = os.environ.get("CXX", "g++")
     path = shutil.which(command)
     if path:
         return ok(name, path)
     return fail(name, f"no {command}", "install g++ (or set CXX), or set train.compile=false")
+
+
+def _check_triton(is_needed: bool) -> Finding:
+    """Check Triton, and the C compiler and headers with which it builds what starts its kernels."""
+    name = "compiler"
+    commands = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+    compilers = [path for path in map(shutil.which, commands) if path]
+    headers = os.path.join(sysconfig.get_paths()["include"], "Python.h")
+    if importlib.util.find_spec("triton") is None:
+        found, advice = "no Triton", "install a torch with CUDA"
+    elif not compilers:
+        found = f"Triton finds no {' or '.join(commands)}"
+        advice = "install gcc (apt-get install gcc), or set CC"
+    elif not os.path.exists(headers):
+        found, advice = f"Triton needs {headers}", "install Python's headers (python3-dev)"
+    else:
+        return ok(name, f"Triton, {compilers[0]}")
+    if is_needed:
+        return fail(name, f"{found}: train.compile fails", f"{advice}, or set train.compile=false")
+    return warn(name, f"{found}: patches are made by many small operations, slowly", advice)
+
+
+def _check_cudnn(loaded: int | None, packaged: str, has_gpu: bool) -> Finding:
+    """Compare the cuDNN that is loaded, as torch writes its version, with that of torch's wheel."""
+    name = "cuDNN"
+    if not has_gpu:
+        return ok(name, "not needed without a GPU")
+    if loaded is None:
+        advice = "install a torch with CUDA, and its package nvidia-cudnn"
+        return warn(name, "torch finds none: attention uses slower kernels", advice)
+    version = f"{loaded // 10000}.{loaded // 100 % 100}.{loaded % 100}"
+    if packaged and packaged.split(".")[:3] != version.split("."):
+        found = f"{version} is loaded, but {packaged} is installed for torch"
+        advice = "remove the folder of another cuDNN from LD_LIBRARY_PATH"
+        return warn(name, found, advice)
+    return ok(name, version)
+
+
+def _loaded_cudnn() -> int | None:
+    import torch
+
+    try:
+        return torch.backends.cudnn.version()
+    except RuntimeError:  # a version that torch refuses; CUDA's check has the message
+        return None
+
+
+def _packaged_cudnn() -> str:
+    """Return the version of the package, "" if torch brings its own."""
+    for package in _CUDNN:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(package)
+    return ""
 
 
 def _check_cuda(devices: list[str], built: str, is_needed: bool, is_elsewhere: bool) -> Finding:

@@ -71,17 +71,38 @@ def test_open_files() -> None:
     assert statuses == ["fail", "warn", "ok", "ok"]
 
 
-def test_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing, memfd = machine._check_shared_memory(str(tmp_path / "no-shm"))
-    assert (missing.status, memfd.status) == ("warn", "ok")
+def test_shared_memory_matters_to_several_gpus_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are in anonymous memory, so a container's 64 MB are enough without NCCL."""
+    missing = str(tmp_path / "no-shm")
+    assert machine._check_shared_memory(True, missing).status == "warn"
+    assert machine._check_shared_memory(False, missing).status == "ok"
+    assert machine._check_shared_memory(True, str(tmp_path)).status == "ok"
     monkeypatch.setattr(machine, "_ENOUGH_SHM", 1 << 60)
-    assert "--shm-size" in machine._check_shared_memory(str(tmp_path))[0].do
+    assert "--shm-size" in machine._check_shared_memory(True, str(tmp_path)).do
+    small = machine._check_shared_memory(False, str(tmp_path))
+    assert (small.status, small.do) == ("ok", "")
+    assert "batches are not kept there" in small.found
+
+
+def test_batches_need_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine._check_memfd().status == "ok"
 
     def refused(*_: object) -> int:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(machine.os, "memfd_create", refused)
-    assert machine._check_shared_memory(str(tmp_path))[1].status == "fail"
+    assert machine._check_memfd().status == "fail"
+
+
+def test_locked_memory_matters_to_infiniband_only() -> None:
+    assert machine._check_locked_memory(-1, True).status == "ok"
+    assert machine._check_locked_memory(8 << 20, False).status == "ok"
+    finding = machine._check_locked_memory(8 << 20, True)
+    assert finding.status == "warn"
+    assert "8192 KiB" in finding.found
+    assert "IPC_LOCK" in finding.do
 
 
 def test_ports() -> None:
@@ -133,6 +154,53 @@ def test_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no-such-compiler" in finding.found
     monkeypatch.setenv("CXX", "sh")
     assert _compiler("train.compile=true").status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("triton", "command", "headers", "words"),
+    [
+        (False, "sh", True, "no Triton"),
+        (True, "no-such-compiler", True, "no no-such-compiler"),
+        (True, "sh", False, "Python.h"),
+        (True, "sh", True, ""),
+    ],
+)
+def test_triton_needs_a_c_compiler_and_headers(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    triton: bool,
+    command: str,
+    headers: bool,
+    words: str,
+) -> None:
+    """Triton alone is not enough: it compiles a little C at the first launch of each kernel."""
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda _: object() if triton else None)
+    monkeypatch.setenv("CC", command)
+    monkeypatch.setattr(machine.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    if headers:
+        (tmp_path / "Python.h").touch()
+    eager, compiled = (
+        _compiler("cluster.use_gpu=true", f"train.compile={flag}") for flag in ("false", "true")
+    )
+    if not words:
+        assert (eager.status, compiled.status) == ("ok", "ok")
+        return
+    assert (eager.status, compiled.status) == ("warn", "fail")
+    assert words in eager.found
+    assert words in compiled.found
+    assert "train.compile=false" in compiled.do
+    assert "install" in eager.do
+
+
+def test_cudnn_is_that_of_torch() -> None:
+    assert machine._check_cudnn(None, "", False).status == "ok"
+    assert "nvidia-cudnn" in machine._check_cudnn(None, "9.15.0.57", True).do
+    assert machine._check_cudnn(91500, "9.15.0.57", True).status == "ok"
+    assert machine._check_cudnn(91500, "", True).found == "9.15.0"
+    other = machine._check_cudnn(90100, "9.15.0.57", True)
+    assert other.status == "warn"
+    assert "9.1.0 is loaded" in other.found
+    assert "LD_LIBRARY_PATH" in other.do
 
 
 def test_gpus() -> None:
