@@ -118,7 +118,9 @@ def children_of(pid: int) -> list[int]:
 
 
 def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("clips")]
+    return [
+        thread for thread in threading.enumerate() if thread.name.startswith(("clips", "reads"))
+    ]
 
 
 def order_of(config: Config, sizes: list[int], epoch: int) -> EpochOrder:

@@ -186,6 +186,22 @@ def bench_reads(
     print_result(result, as_json)
 
 
+@bench_app.command("storage")
+def bench_storage(
+    url: Annotated[str, typer.Argument(help="Folder or s3:// prefix to write and read an object.")],
+    threads: Annotated[int, typer.Option(help="Reads at a time.", min=1)] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds; each times every client once.", min=1)] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Measure CPU time and throughput of many small and few large ranged reads.
+
+    Example: svfap bench storage s3://bucket/scratch
+    """
+    from svfap_dist.bench import storage
+
+    print_result(storage.run(url, threads=threads, rounds=rounds), as_json)
+
+
 @bench_app.command("checkpoint")
 def bench_checkpoint(
     size: Size = "base",

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 RANGE_BYTES = 8 << 20  # of a request, at most
 REQUEST_COST = 2 << 20  # bytes that are transferred in about the time that one more request takes
 
-FetchRange = Callable[[ShardEntry, int, int], bytes]
+FetchRange = Callable[[ShardEntry, int, int], bytes | memoryview]
 # Shard, its index, rows in it and their places among the samples asked for, shard by shard.
 Locate = Callable[[np.ndarray], Iterable[tuple[ShardEntry, ShardIndex, np.ndarray, np.ndarray]]]
 
@@ -87,7 +87,7 @@ class RangePool:
         self._step, self._is_closing = -1, False
         self.bytes_kept = 0
         self._threads = [
-            threading.Thread(target=self._serve, name=f"clips-ahead-{i}", daemon=True)
+            threading.Thread(target=self._serve, name=f"reads-{i}", daemon=True)
             for i in range(num_threads)
         ]
         for thread in self._threads:

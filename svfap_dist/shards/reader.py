@@ -108,7 +108,7 @@ class SampleReader:
         self._url, self._manifest, self._range_bytes = url, manifest, range_bytes
         self._ends = np.cumsum([shard.num_samples for shard in manifest.shards])
         self._indexes: _LruCache[ShardIndex] = _LruCache(_INDEXES_KEPT)
-        self._ranges: _LruCache[bytes] = _LruCache(cache_bytes)
+        self._ranges: _LruCache[bytes | memoryview] = _LruCache(cache_bytes)
         self._shards = shards
         self._lock = threading.Lock()
         self._bytes_fetched = self._bytes_taken = 0
@@ -215,7 +215,7 @@ class SampleReader:
         offset = rows.offsets[row] - start
         return memoryview(data)[offset : offset + rows.sizes[row]]
 
-    def read_range(self, entry: ShardEntry, start: int, stop: int) -> bytes:
+    def read_range(self, entry: ShardEntry, start: int, stop: int) -> bytes | memoryview:
         """Return bytes of a shard, from the node's copy or the store.
 
         Args:
@@ -231,7 +231,7 @@ class SampleReader:
             kept = self._shards.read(self._url, entry, start, stop) if self._shards else None
             if kept is not None:
                 return kept
-            data = storage.read_range(where, start, stop)
+            data = storage.read_buffer(where, start, stop)
         except storage.StorageUnreachableError:
             raise
         except storage.StorageError:
@@ -406,7 +406,7 @@ class ShardCache:
     def _download(self, where: str, num_bytes: int, file: int) -> bool:
         """Write the store's file into `file`; return False if the manifest says it is longer."""
         for start in range(0, num_bytes, _PIECE_BYTES):
-            piece = storage.read_range(where, start, min(start + _PIECE_BYTES, num_bytes))
+            piece = storage.read_buffer(where, start, min(start + _PIECE_BYTES, num_bytes))
             if len(piece) < min(_PIECE_BYTES, num_bytes - start):
                 return False
             os.pwrite(file, piece, start)

@@ -6,7 +6,7 @@ is atomic, and failures are `StorageError`, never exceptions of a client library
 S3 settings come from the usual AWS variables and `AWS_ENDPOINT_URL`. File system objects are made
 lazily in the process that uses them: an s3fs object that crosses a fork deadlocks (s3fs#369).
 
-Start with `files`; `s3` corrects how s3fs reads keys.
+Start with `files`; `s3` corrects how s3fs reads keys, and makes ranged reads cheaper.
 """
 
 # ruff: noqa: F401 - the names are for others
@@ -31,6 +31,7 @@ from svfap_dist.storage.files import (
     join,
     list_files,
     local_path,
+    read_buffer,
     read_bytes,
     read_range,
     request_counts,

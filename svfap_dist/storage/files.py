@@ -31,6 +31,9 @@ _S3_CLIENT_CONFIG = {
     "connect_timeout": 3,
     "read_timeout": 60,
     "retries": {"total_max_attempts": 3, "mode": "standard"},
+    # The threads that read bound the requests at a time (data.decode_threads, and those that read
+    # ahead). With botocore's 10 connections, all others would wait for these.
+    "max_pool_connections": 256,
 }
 _S3FS_ATTEMPTS = 2
 _REMOTE = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*://")
@@ -171,6 +174,11 @@ class _Counter:
             with self._lock:
                 self._retries[_OPERATION_OF.get(operation_name, WRITE)] += 1
 
+    def read_again(self) -> None:
+        """Count a ranged read that another client repeats."""
+        with self._lock:
+            self._retries[READ] += 1
+
     def counts(self) -> RequestCounts:
         with self._lock:
             return RequestCounts(dict(self._requests), dict(self._bytes), dict(self._retries))
@@ -288,10 +296,26 @@ def read_range(url: str, start: int, stop: int) -> bytes:
         start: First byte.
         stop: Byte after the last one.
     """
+    return bytes(read_buffer(url, start, stop))
+
+
+def read_buffer(url: str, start: int, stop: int) -> bytes | memoryview:
+    """Return what `read_range` does, without copying the bytes that a client has received.
+
+    Args:
+        url: The file.
+        start: First byte.
+        stop: Byte after the last one.
+    """
     if stop <= start:
         return b""  # S3 has no empty ranges and would send the whole file
     with _request(READ, url):
         fs, path = filesystem(url)
+        if url.startswith("s3://"):
+            found = fs.read_directly(path, start, stop, on_failure=_counter.read_again)
+            if found is not None:
+                _counter.bytes(READ, len(found))
+                return found
         try:
             data = fs.cat_file(path, start=start, end=stop)
         except OSError as error:

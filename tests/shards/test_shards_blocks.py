@@ -159,7 +159,7 @@ def test_threads_make_requests_ahead_and_end():
     assert len(store.requests) == 6
     assert store.take(block, 5) == {5: store.expected(5)}
     pool.close()
-    assert not [each for each in threading.enumerate() if each.name.startswith("clips-ahead")]
+    assert not [each for each in threading.enumerate() if each.name.startswith("reads")]
 
 
 def test_those_who_need_a_sample_wait_for_the_request_under_way():

@@ -35,14 +35,14 @@ def tar_of(data_set, number=0) -> str:
 def ranges(monkeypatch) -> list[tuple[str, int, int]]:
     """All ranged reads that reach the store."""
     asked: list[tuple[str, int, int]] = []
-    read_range, lock = storage.read_range, threading.Lock()
+    read_buffer, lock = storage.read_buffer, threading.Lock()
 
     def recorded(url, start, stop):
         with lock:
             asked.append((os.path.basename(url), start, stop))
-        return read_range(url, start, stop)
+        return read_buffer(url, start, stop)
 
-    monkeypatch.setattr(storage, "read_range", recorded)
+    monkeypatch.setattr(storage, "read_buffer", recorded)
     return asked
 
 
@@ -196,7 +196,7 @@ def test_a_refusal_of_the_store_stays_a_storage_error(make_data_set, monkeypatch
     def refused(url, start, stop):
         raise StorageError("Cannot read", where=url, found="access denied")
 
-    monkeypatch.setattr(storage, "read_range", refused)
+    monkeypatch.setattr(storage, "read_buffer", refused)
     with pytest.raises(StorageError, match="access denied"):
         reader_of(data_set).read(0)
 

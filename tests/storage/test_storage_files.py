@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -238,3 +239,54 @@ def test_content_is_on_the_disk_before_the_name(
     monkeypatch.setattr(os, "replace", lambda a, b: (steps.append("replace"), replace(a, b)))
     write(str(tmp_path / "source"), str(tmp_path / "target"))
     assert steps == ["fsync", "replace"]
+
+
+def test_ranged_reads_of_s3_take_the_direct_way(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{s3_bucket}/some/x"
+    storage.write_bytes(url, bytes(range(200)))
+    with monkeypatch.context() as without:
+        without.setattr(s3.LiteralS3, "cat_file", pytest.fail)
+        assert storage.read_buffer(url, 3, 9) == bytes(range(3, 9))
+        assert storage.read_range(url, 190, 300) == bytes(range(190, 200))
+    assert storage.read_range(url, 200, 300) == b""
+
+
+@pytest.mark.parametrize("name", ["/x", "x/", "a//x", "a/../x", "a/./x"])
+def test_keys_that_the_direct_way_would_change_are_read_by_s3fs(s3_bucket: str, name: str) -> None:
+    storage.write_bytes(f"{s3_bucket}/x", b"another")
+    fs, bucket = storage.filesystem(s3_bucket)
+    fs.call_s3("put_object", Bucket=bucket, Key=name, Body=b"0123")
+    assert storage.read_range(f"{s3_bucket}/{name}", 1, 3) == b"12"
+
+
+def test_what_fails_directly_is_read_by_s3fs_for_a_while(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, calls = f"{s3_bucket}/x", []
+    storage.write_bytes(url, b"0123")
+
+    class Refusing:
+        def get_range(self, key: str, start: int, end: int) -> bytes:
+            calls.append(key)
+            raise RuntimeError("server returned 503")
+
+    with monkeypatch.context() as refused:
+        refused.setattr("svfap_dist.storage.s3._open_store", lambda *_: Refusing())
+        before = storage.request_counts().retries.get("read", 0)
+        assert storage.read_range(url, 1, 3) == b"12"
+        assert storage.read_range(url, 1, 3) == b"12"
+        assert len(calls) == 1
+        assert storage.request_counts().retries["read"] == before + 1
+        refused.setattr("svfap_dist.storage.s3._PAUSE_SECONDS", 0.0)
+        (store,) = storage.filesystem(url)[0]._range_stores.values()
+        store._paused_until = 0.0
+        assert storage.read_range(url, 1, 3) == b"12"
+        assert len(calls) == 2
+
+
+def test_obstore_is_not_needed(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    storage.write_bytes(f"{s3_bucket}/x", b"0123")
+    assert storage.read_range(f"{s3_bucket}/x", 1, 3) == b"12"
