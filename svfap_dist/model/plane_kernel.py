@@ -16,7 +16,8 @@ program has 512 pixels, 4 side by side for each of its 128 threads, which keep t
 until mean and deviation are known. From a crop of 160 x 160 the program reads 912 bytes of planes
 (2 x 16 x 16 of luma, 2 x 10 x 10 of each chroma plane) and writes 1,536 values: the output is most
 of the traffic. Sums are those of integers, so they are exact in any order. `profiling.traffic`
-counts the bytes. For sm_90, ptxas needs 80 registers and spills none: 6 programs per multiprocessor.
+counts the bytes. For sm_90, ptxas needs 80 registers and spills none: a multiprocessor holds 6
+programs.
 """
 
 from __future__ import annotations
@@ -55,8 +56,6 @@ def patches_and_targets(
         torch.empty(*tokens.shape, num_values, dtype=dtype, device=clips.y.device)
         for tokens in (visible, masked)
     )
-    rows = triton.next_power_of_2(tubelet_size * patch_size)
-    columns = triton.next_power_of_2(patch_size)
     inputs = (clips.y, clips.u, clips.v, clips.crops, clips.kinds, visible, masked)
     # Its type hides that a launch takes more than the function's arguments.
     launch: Any = _token_kernel[(visible.shape[1] + masked.shape[1], len(clips))]
@@ -70,17 +69,34 @@ def patches_and_targets(
             *clips.u.shape[2:],
             visible.shape[1],
             masked.shape[1],
-            SIZE=clips.size,
-            TUBELET=tubelet_size,
-            PATCH=patch_size,
-            ROWS=rows,
-            COLUMNS=columns,
-            EPSILON=255 * EPSILON,
-            SCALES=_SCALES,
-            SHIFTS=_SHIFTS,
-            num_warps=min(max(rows * columns // (32 * _PIXELS_PER_THREAD), 1), 8),
+            **_constants(clips.size, patch),
+            num_warps=_num_warps(patch),
         )
     return seen, targets
+
+
+def _constants(size: int, patch: tuple[int, int]) -> dict[str, Any]:
+    """Return the arguments that the kernel is compiled for."""
+    tubelet_size, patch_size = patch
+    return {
+        "SIZE": size,
+        "TUBELET": tubelet_size,
+        "PATCH": patch_size,
+        "ROWS": _power_of_2(tubelet_size * patch_size),
+        "COLUMNS": _power_of_2(patch_size),
+        "EPSILON": 255 * EPSILON,
+        "SCALES": _SCALES,
+        "SHIFTS": _SHIFTS,
+    }
+
+
+def _power_of_2(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def _num_warps(patch: tuple[int, int]) -> int:
+    pixels = _power_of_2(patch[0] * patch[1]) * _power_of_2(patch[1])
+    return min(max(pixels // (32 * _PIXELS_PER_THREAD), 1), 8)
 
 
 @triton.jit
@@ -131,7 +147,10 @@ def _token_kernel(  # noqa: PLR0913, PLR0917  # Triton takes no structures
     top, left = tl.load(box).to(tl.float32), tl.load(box + 1).to(tl.float32)
     tall, wide = tl.load(box + 2).to(tl.float32), tl.load(box + 3).to(tl.float32)
     luma = y_planes + frame * (height * width)
-    y, _ = _resample(luma, luma, row, column, valid, top, left, tall, wide, height, width, SIZE)
+    # A type checker takes a call of a kernel's function for one from Python, which raises.
+    y, _ = _resample(  # pyright: ignore[reportGeneralTypeIssues]
+        luma, luma, row, column, valid, top, left, tall, wide, height, width, SIZE
+    )
     # Chroma planes have half the rows and columns; a crop may begin in the middle of a sample.
     top, left, tall, wide = top / 2, left / 2, tall / 2, wide / 2
     height, width = chroma_height, chroma_width

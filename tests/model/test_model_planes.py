@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,6 +121,37 @@ def test_the_kernel_equals_whole_pictures(
     dtype = getattr(torch, call.dtype)
     counted = kernel_bytes(call.clips, visible, masked, call.patch, dtype)
     assert result.bytes_touched == pytest.approx(counted, rel=0.001)
+
+
+@pytest.mark.parametrize("patch", [(2, 16), (1, 8), (2, 14)])
+def test_the_kernel_compiles_for_an_h100_without_spilling(
+    patch: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from svfap_dist.model import plane_kernel
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    types = dict.fromkeys(("y_planes", "u_planes", "v_planes"), "*u8")
+    types |= dict.fromkeys(("crops", "kinds", "visible", "masked"), "*i64")
+    types |= {"color_table": "*fp32", "seen": "*bf16", "targets": "*bf16"}
+    constants = plane_kernel._constants(112, patch)
+    kernel: Any = plane_kernel._token_kernel
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, "i32")
+        for name in kernel.arg_names
+    }
+    source = ASTSource(kernel, signature, constexprs=constants)
+    options = {"num_warps": plane_kernel._num_warps(patch)}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    (tmp_path / "kernel.ptx").write_text(compiled.asm["ptx"])
+    command = [triton.knobs.nvidia.ptxas.path, "-v", "-arch=sm_90a", "kernel.ptx", "-o", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "0 bytes spill stores" in done.stderr
+    (registers,) = re.findall(r"Used (\d+) registers", done.stderr)
+    assert int(registers) <= 96  # of 65,536 for at least 5 programs of 128 threads
 
 
 @pytest.mark.gpu
