@@ -38,11 +38,9 @@ _SECONDS_BETWEEN_POLLS = 2.0
 _ENDED = ("Complete", "Failed")
 
 # Bytes of a worker pod's processes; the ring of batches and /dev/shm count, too, since their pages
-# belong to the pod. Decode workers: a few times what imports and a decoder take.
+# belong to the pod. Decode workers and feeders: a few times what imports and a decoder take.
 _GIB = 1 << 30
-_RANK_BYTES = (
-    5 * _GIB
-)  # Python, torch, CUDA's and NCCL's host memory, a copy of the weights: assumed
+_RANK_BYTES = 5 * _GIB  # torch, CUDA's and NCCL's host memory, a copy of the weights: assumed
 _READ_AHEAD_SHARE = 0.25  # of the pod's memory, for samples read ahead; see `data.read_ahead`
 _WORKER_BYTES, _RGB_WORKER_BYTES = 160 << 20, 512 << 20  # those that make RGB import torch
 _OBJECT_STORE_BYTES = _GIB  # Ray's, which holds metrics and the recipe only
@@ -150,6 +148,7 @@ def pod_bytes(config: Config, ranks: int) -> int:
     makes_rgb = config.task is not None or data.colors == "workers" or not config.cluster.use_gpu
     worker = _RGB_WORKER_BYTES if makes_rgb else _WORKER_BYTES
     rank = _RANK_BYTES + _RANK_SHARED_BYTES + data.decode_workers * worker
+    rank += data.feeders * _WORKER_BYTES
     rank += prefetch_bytes(data, clips) + data.read_ahead_bytes
     pod = _SPARE * (ranks * rank + _OBJECT_STORE_BYTES)
     return int(pod if data.read_ahead_bytes else pod / (1 - _READ_AHEAD_SHARE))

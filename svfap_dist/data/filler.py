@@ -51,6 +51,7 @@ _MAX_SLOTS_PER_TASK = 16
 _THREADS_PER_REQUEST = 4  # fetching threads for each request that is made ahead of its use
 _MAX_SUBSTITUTES = 256  # bad samples in a row that cannot be an accident
 Part = tuple[int, int]  # number of a part of a rank, and how many there are
+_NICENESS = 5  # of the decode workers of a GPU
 _WORKER_BYTES = 8 << 30  # address space that a worker may use to decode
 
 
@@ -164,10 +165,16 @@ class DecodePool:
         data: Number of processes of a rank, deadline of a job.
         shared_bytes: Size of the shared memory, which counts as address space of each process.
         part: Number of the part of the rank whose processes these are, and how many there are.
+        niceness: By how much their priority is below that of this process.
     """
 
     def __init__(
-        self, worker: ClipWorker, data: DataConfig, shared_bytes: int, part: Part = (0, 1)
+        self,
+        worker: ClipWorker,
+        data: DataConfig,
+        shared_bytes: int,
+        part: Part = (0, 1),
+        niceness: int = 0,
     ) -> None:
         self._worker, self._seconds = worker, data.decode_seconds
         self._pool: ProcessPool[Sequence[DecodeJob], list[DecodeResult]] | None = None
@@ -177,6 +184,7 @@ class DecodePool:
                 share_of(data.decode_workers, part),
                 seconds=data.decode_seconds,
                 memory_bytes=_WORKER_BYTES + shared_bytes,
+                niceness=niceness,
             )
 
     def interrupt(self) -> None:
@@ -474,7 +482,10 @@ def open_filler(
     config = source.config
     augmentation = config.augment if config.task else None
     does = worker(config.data, config.decode.backend, shared, augmentation)
-    pool = DecodePool(does, config.data, shared.num_bytes, part)
+    # Where all cores are busy, launching the GPU's next kernels comes first, then fetching. On CPUs
+    # a step is as long as its slowest part, and training would starve the workers.
+    niceness = _NICENESS if config.cluster.use_gpu else 0
+    pool = DecodePool(does, config.data, shared.num_bytes, part, niceness)
     return BatchFiller(source, shared.arrays, pool, part)
 
 

@@ -25,11 +25,15 @@ from loaders import (
     loader_of,
     order_of,
     started,
+    world,
 )
 from numbered_shards import FRAMES, SIDE
-from planted_worker import DIES, HANGS, PlantedWorker, UnstartableWorker
+from planted_worker import DIES, HANGS, PlantedWorker, QuickWorker, UnstartableWorker
 
+from svfap_dist.config import ClusterConfig
+from svfap_dist.data.batch import ring_shapes
 from svfap_dist.data.clips import SharedArrays
+from svfap_dist.data.filler import DataSource, open_filler
 from svfap_dist.errors import ClusterError, ConfigError
 from svfap_dist.video.info import VideoInfo
 
@@ -94,6 +98,26 @@ def test_closing_the_batches_does_not_wait_for_a_decoder_that_hangs(
     assert time.monotonic() - began < 10
     assert children() == []
     assert not [t for t in threading.enumerate() if t.name.startswith("clips")]
+
+
+@pytest.mark.parametrize(("use_gpu", "niceness"), [(True, 5), (False, 0)])
+def test_decoding_gives_way_to_the_thread_that_launches_a_gpus_work(
+    make_data_set, use_gpu, niceness
+):
+    config = config_of(**TWO)
+    config = config.model_copy(update={"cluster": ClusterConfig(use_gpu=use_gpu)})
+    data_set = make_data_set(SIZES)
+    source = DataSource(config, data_set.url, data_set.manifest, world())
+    shared = SharedArrays(ring_shapes(config, 1, 8))
+    filler = open_filler(source, shared, worker=QuickWorker)
+    try:
+        filler.finish(filler.start(0, 0))
+        now = os.getpriority(os.PRIO_PROCESS, 0)
+        found = {os.getpriority(os.PRIO_PROCESS, pid) for pid in children()}
+        assert found == {now + niceness}
+    finally:
+        filler.close()
+        shared.close()
 
 
 def test_workers_that_cannot_start_are_told(make_data_set, monkeypatch):
