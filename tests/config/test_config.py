@@ -214,6 +214,7 @@ FREE = {
         "eval_url",
         "max_bad_fraction",
         "decode_workers",
+        "feeders",
         "decode_seconds",
         "decode_threads",
         "prefetch_bytes",
