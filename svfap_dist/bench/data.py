@@ -7,6 +7,11 @@ the end of a random window, RGB by PyAV's `to_ndarray`, one random crop, resized
 by torch's DataLoader. All make clips of the same shape, each in a new process, and take turns for
 several rounds. Rates per CPU-second count all processes of a pipeline; compare those on a shared
 machine.
+
+Fetching is measured only while bytes come from the store. Every round is a new process, which has
+nothing cached, and takes at most one pass over the set, if the set is large enough; local shards
+are dropped from the page cache before. Where a round needs more passes and the set fits into the
+loader's memory, later passes may fetch nothing: the result says so, and for which share of clips.
 """
 
 from __future__ import annotations
@@ -15,8 +20,10 @@ import dataclasses
 import functools
 import io
 import itertools
+import logging
 import os
 import random
+import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,16 +34,20 @@ import numpy as np
 
 from svfap_dist import storage
 from svfap_dist.allocator import keep_freed_memory
+from svfap_dist.bench import clip_sets
 from svfap_dist.config import Config, recipe
+from svfap_dist.distributed import World
 from svfap_dist.profiling.loader import LoaderRun, time_loader
 from svfap_dist.profiling.timing import Rate, call_in_new_process, take_turns, time_batches
 from svfap_dist.shards import format as shard_format
-from svfap_dist.shards.reader import Sample, SampleReader
+from svfap_dist.shards.format import Manifest
+from svfap_dist.shards.reader import Sample, SampleReader, read_ahead
 from svfap_dist.text_table import format_table
+
+log = logging.getLogger(__name__)
 
 _RECIPE = "svfap_base_voxceleb2"
 _HERE = ("cluster.use_gpu=false", "cluster.num_workers=1", "data.num_lanes=8")
-_SYNTHETIC = "clips=64,frames=200,size=224"
 _MAX_SAMPLES_IN_MEMORY = 256  # that decode_only cycles through
 
 
@@ -70,6 +81,12 @@ class DataBench:
     share: float  # of decode_only, by CPU time
     ratio: float  # to plain_webdataset, by CPU time
     rss_slope_bytes: float  # growth of our pipeline's memory per batch, median of the rounds
+    bytes: int  # of the set
+    cache_bytes: int  # that our pipeline may keep, on the node's disk included
+    passes: float  # over the set, of a round
+    cached_share: float  # of clips whose bytes may have been kept from an earlier pass
+    bytes_fetched_per_clip: float  # from the store
+    bytes_read_again: int  # in a round, beyond those of its passes over the set
 
     def lines(self) -> list[str]:
         """Return the text for people."""
@@ -89,7 +106,18 @@ class DataBench:
             *format_table(rows, right=(1, 2)),
             f"By CPU time: {self.share:.0%} of decoding only, {self.ratio:.1f} times webdataset.",
             f"Memory grows by {self.rss_slope_bytes:.0f} bytes per batch.",
+            f"Fetched {self.bytes_fetched_per_clip / 1000:.1f} KB per clip of a set of "
+            f"{self.bytes / 1e6:.0f} MB, {self.bytes_read_again / 1e6:.1f} MB of them again; up to "
+            f"{self.cache_bytes / 1e6:.0f} MB are kept.",
+            *([self._warning()] if self.cached_share else []),
         ]
+
+    def _warning(self) -> str:
+        return (
+            f"Not only fetching was measured: a round takes {self.passes:.1f} passes over a set "
+            f"that fits in memory, so up to {self.cached_share:.0%} of the clips were not fetched. "
+            "Use a larger set or fewer --steps."
+        )
 
 
 def run(
@@ -114,21 +142,21 @@ def run(
     cores = len(os.sched_getaffinity(0))
     workers = [f"data.decode_workers={cores}", f"data.decode_threads={2 * cores}"]
     config = recipe.load(_RECIPE, ["train.global_batch_size=32", *_HERE, *workers, *overrides])
+    per_round = -(-batches // rounds)
     with tempfile.TemporaryDirectory(prefix="svfap-bench-") as folder:
         if not url:
-            url, source_url = _render_shards(folder)
-        return _measure(config, url, source_url or url, -(-batches // rounds), rounds, folder)
+            log.info("Rendering clips ...")
+            clips = config.train.global_batch_size * (per_round + _warm_up(per_round))
+            rendered = clip_sets.render(folder, clips // config.data.repeated_sampling)
+            url, source_url = rendered.train, rendered.source
+        result = _measure(config, url, source_url or url, per_round, rounds, folder)
+    if result.cached_share:
+        log.warning("%s", result._warning())
+    return result
 
 
-def _render_shards(folder: str) -> tuple[str, str]:
-    """Write shards of rendered faces, of the profiles `train` and `source`; return their URLs."""
-    from data_sharding import pipeline as sharding
-
-    urls = []
-    for profile in ("train", "source"):
-        urls.append(os.path.join(folder, profile))
-        sharding.shard("synthetic", _SYNTHETIC, urls[-1], profile=profile)
-    return urls[0], urls[1]
+def _warm_up(batches: int) -> int:
+    return 2 + max(batches // 10, 2)  # uses up what start-up has prepared
 
 
 def _measure(
@@ -137,10 +165,9 @@ def _measure(
     """Measure that many batches in each round."""
     manifest = shard_format.load_manifest(url)
     files = os.path.join(folder, "files")
-    _write_files(source_url, files)
+    clip_sets.write_files(source_url, files)
     batch_size, cores = config.train.global_batch_size, max(config.data.decode_workers, 1)
-    warm_up = 2 + max(batches // 10, 2)  # uses up what start-up has prepared
-    ours = PipelineRun(config, url, batches, warm_up, cores)
+    ours = PipelineRun(config, url, batches, _warm_up(batches), cores)
     # A DataLoader delivers in waves, a batch of each worker, and has two of each prepared.
     public = dataclasses.replace(
         ours,
@@ -151,7 +178,7 @@ def _measure(
     )
     results = take_turns(
         {
-            "ours": lambda _: call_in_new_process(time_loader, ours),
+            "ours": lambda _: _time_ours(ours, manifest),
             "decode_only": lambda _: call_in_new_process(_time_decoding, ours),
             "plain_webdataset": lambda _: call_in_new_process(_time_webdataset, public),
             "dataloader_files": lambda _: call_in_new_process(_time_files, public),
@@ -159,6 +186,10 @@ def _measure(
         rounds,
         title="Measuring",
     )
+    taken = batch_size // config.data.repeated_sampling * (ours.batches + ours.warm_up)
+    num_bytes = sum(shard.num_bytes for shard in manifest.shards)
+    passes, cache_bytes = taken / manifest.num_samples, _cache_bytes(config, manifest)
+    fetched = statistics.median(rate.all_bytes_fetched for rate in results["ours"])
     rates = {name: Rate.combine(of_rounds) for name, of_rounds in results.items()}
     rate = rates.pop("ours")
     walls = {name: other.per_second for name, other in rates.items()}
@@ -178,18 +209,30 @@ def _measure(
         share=rate.per_cpu_second / rates["decode_only"].per_cpu_second,
         ratio=rate.per_cpu_second / rates["plain_webdataset"].per_cpu_second,
         rss_slope_bytes=rate.rss_slope_bytes,
+        bytes=num_bytes,
+        cache_bytes=cache_bytes,
+        passes=passes,
+        cached_share=max(1 - 1 / passes, 0.0) if num_bytes <= cache_bytes else 0.0,
+        bytes_fetched_per_clip=rate.bytes_fetched / rate.clips,
+        bytes_read_again=max(int(fetched - num_bytes * max(passes, 1.0)), 0),
     )
 
 
-def _write_files(url: str, folder: str) -> None:
-    """Write the videos of a data set as files, as public data sets have them."""
-    manifest = shard_format.load_manifest(url)
-    reader = SampleReader(url, manifest)
-    os.makedirs(folder)
-    for index in range(manifest.num_samples):
-        sample = reader.read(index)
-        if isinstance(sample, Sample):
-            Path(folder, f"{index:06d}.mp4").write_bytes(sample.video)
+def _time_ours(run: PipelineRun, manifest: Manifest) -> Rate:
+    """Time the loader, with nothing of local shards in the page cache."""
+    if not storage.is_remote(run.url):
+        for shard in manifest.shards:
+            file = os.open(storage.local_path(storage.join(run.url, shard.name)), os.O_RDONLY)
+            os.fsync(file)  # pages that are not on disk yet stay
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(file)
+    return call_in_new_process(time_loader, run)
+
+
+def _cache_bytes(config: Config, manifest: Manifest) -> int:
+    """Return the bytes of shards that our pipeline may keep in memory and on the node's disk."""
+    _, in_memory = read_ahead(config.data, manifest, World(0, 0, 1, 1))
+    return in_memory + (config.data.cache_bytes if config.data.cache_dir else 0)
 
 
 def _time_webdataset(run: PipelineRun) -> Rate:

@@ -10,10 +10,12 @@ import contextlib
 import dataclasses
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from svfap_dist import storage
 from svfap_dist.config import Config
+from svfap_dist.data.batch import ClipBatch
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.distributed import World
 from svfap_dist.profiling.timing import Rate, call_in_new_process, seconds_of, time_batches
@@ -63,8 +65,16 @@ def time_loader(run: LoaderRun) -> Rate:
     """
     manifest = shard_format.load_manifest(run.url)
     loader = ClipLoader(run.config, run.url, manifest, World(0, 0, 1, 1))
-    batch_size = run.config.train.global_batch_size
-    return time_batches(loader.batches(0, 1 << 40), run.batches, batch_size, run.warm_up)
+    fetched: list[int] = []
+
+    def batches() -> Iterator[ClipBatch]:
+        for batch in loader.batches(0, 1 << 40):
+            fetched.append(batch.bytes_fetched)
+            yield batch
+
+    rate = time_batches(batches(), run.batches, run.config.train.global_batch_size, run.warm_up)
+    timed = sum(fetched[run.warm_up :])
+    return dataclasses.replace(rate, bytes_fetched=timed, all_bytes_fetched=sum(fetched))
 
 
 def measure_rank_cost(run: LoaderRun) -> RankCost:

@@ -33,6 +33,8 @@ class Rate:
     seconds: float  # wall time
     cpu_seconds: float  # CPU time of all processes
     rss_slope_bytes: float = 0.0  # growth of the resident memory per batch, over all processes
+    bytes_fetched: int = 0  # from the store
+    all_bytes_fetched: int = 0  # before the clock started, too
 
     @property
     def per_second(self) -> float:
@@ -52,8 +54,12 @@ class Rate:
             rates: one or more.
         """
         slope = statistics.median(rate.rss_slope_bytes for rate in rates)
-        clips, seconds = sum(rate.clips for rate in rates), sum(rate.seconds for rate in rates)
-        return cls(clips, seconds, sum(rate.cpu_seconds for rate in rates), slope)
+        totals = (
+            sum(getattr(rate, name) for rate in rates)
+            for name in ("clips", "seconds", "cpu_seconds", "bytes_fetched", "all_bytes_fetched")
+        )
+        clips, seconds, cpu_seconds, fetched, all_fetched = totals
+        return cls(clips, seconds, cpu_seconds, slope, fetched, all_fetched)
 
 
 def seconds_of(

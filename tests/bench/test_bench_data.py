@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from clips import make_video
 
 from data_sharding import pipeline as sharding
-from svfap_dist.bench import data
+from svfap_dist.bench import clip_sets, data
+from svfap_dist.config import recipe
 from svfap_dist.profiling.timing import Rate
+from svfap_dist.shards.format import load_manifest
 
 
 @pytest.fixture
@@ -21,7 +25,7 @@ def test_shares_and_ratios_are_by_cpu_time_of_the_ways_they_name(shards, monkeyp
     """Ours: 40 clips/s by the clock, 20 by CPU time; decoding alone 25, webdataset 4 of these. The
     second round is half as fast."""
     rates = {
-        "ours": Rate(400, 10, 20),
+        "ours": Rate(400, 10, 20, bytes_fetched=800, all_bytes_fetched=1000),
         "decode_only": Rate(500, 10, 20),
         "plain_webdataset": Rate(80, 16, 20),
         "dataloader_files": Rate(100, 10, 20),
@@ -36,7 +40,9 @@ def test_shares_and_ratios_are_by_cpu_time_of_the_ways_they_name(shards, monkeyp
         turns.append(name)
         rate = rates[name]
         slower = 2 / 3 if turns.count(name) == 1 else 4 / 3  # of seconds; 1 on the whole
-        return Rate(rate.clips, rate.seconds * slower, rate.cpu_seconds * slower, 7.0)
+        seconds, cpu_seconds = rate.seconds * slower, rate.cpu_seconds * slower
+        changed = {"seconds": seconds, "cpu_seconds": cpu_seconds, "rss_slope_bytes": 7.0}
+        return dataclasses.replace(rate, **changed)
 
     monkeypatch.setattr(data, "call_in_new_process", measured)
     found = data.run(shards, "", ["data.decode_workers=3"], batches=8, rounds=2)
@@ -54,3 +60,27 @@ def test_shares_and_ratios_are_by_cpu_time_of_the_ways_they_name(shards, monkeyp
     assert "80% of decoding only, 5.0 times webdataset" in "\n".join(found.lines())
     assert {asked.cores for asked in specs.values()} == {3}  # the same cores for all
     assert specs["plain_webdataset"].files  # of the same clips
+    assert found.bytes_fetched_per_clip == pytest.approx(2)
+    # One sample, so each of the 8 * 32 clips that a round takes is a pass, from memory.
+    assert found.passes == 8 * 32
+    assert found.cache_bytes >= found.bytes
+    assert found.cached_share == pytest.approx(1 - 1 / found.passes)
+    assert found.bytes_read_again == 0
+    assert "fits in memory" in "\n".join(found.lines())
+
+
+def test_a_pass_fetches_each_byte_once(tmp_path) -> None:
+    """64 samples in one pass, in a process of its own: all come from the store."""
+    make_video(tmp_path / "in/a.mp4", 61, size=(64, 64))
+    sharding.shard(
+        "folder", str(tmp_path / "in"), str(tmp_path / "once"), profile="train", workers=0
+    )
+    url = str(tmp_path / "train")
+    clip_sets.repeat(str(tmp_path / "once"), url, 64)
+    overrides = [*data._HERE, "train.global_batch_size=8", "data.decode_workers=0"]
+    overrides += ["data.frame_size=64"]
+    config = recipe.load(data._RECIPE, overrides)
+    manifest = load_manifest(url)
+    rate = data._time_ours(data.PipelineRun(config, url, 6, 2), manifest)
+    assert rate.clips == 48
+    assert 0.9 < rate.all_bytes_fetched / manifest.shards[0].num_bytes < 1.1

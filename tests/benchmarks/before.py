@@ -86,7 +86,7 @@ def measure_loader(folder: str) -> dict[str, float]:
     from svfap_dist.data.loader import ClipLoader
     from svfap_dist.distributed import World
 
-    url = _shards(folder)
+    url = write_shards(folder, _SAMPLES)
     data = {"decode_workers": _WORKERS, "decode_threads": 2 * _WORKERS, "colours": "device"}
     config = _recipe(_CLIPS, {"size": "base"}, data, {})
     loader = ClipLoader(config, url, shard_format.load_manifest(url), World(0, 0, 1, 1))
@@ -105,8 +105,8 @@ def measure_loader(folder: str) -> dict[str, float]:
     }
 
 
-def _shards(folder: str) -> str:
-    """Write shards of the profile `train` whose samples repeat a few rendered clips."""
+def write_shards(folder: str, samples: int) -> str:
+    """Write a shard of the profile `train` whose samples repeat a few rendered clips."""
     import dataclasses
 
     from svfap_dist.data.stream import SampleReader
@@ -114,16 +114,16 @@ def _shards(folder: str) -> str:
     from data_sharding import cli, examine, pack
     from svfap_dist import shard_format
 
-    once, url = os.path.join(folder, "once"), os.path.join(folder, "train")
+    once, url = os.path.join(folder, "once"), os.path.join(folder, "before")
     cli.shard("synthetic", "clips=4,frames=200,size=224", once, profile="train")
     manifest = shard_format.load_manifest(once)
     reader = SampleReader(once, manifest)
     clips = itertools.cycle([reader.read(index) for index in range(manifest.num_samples)])
-    samples = (
+    copies = (
         examine.Sample(f"{number:07d}", "mp4", clip.video, clip.info)
-        for number, clip in enumerate(itertools.islice(clips, _SAMPLES))
+        for number, clip in enumerate(itertools.islice(clips, samples))
     )
-    entry = pack.pack(samples, url, "shard-000000")
+    entry = pack.pack(copies, url, "shard-000000")
     manifest = dataclasses.replace(manifest, shards=(entry,), num_groups=1)
     Path(url, "manifest.json").write_bytes(shard_format.dump(manifest))
     return url
@@ -213,7 +213,10 @@ def compare(checkout: str, rounds: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Print both sides; with --measure, which this file passes to itself, measure one."""
+    """Print both sides; with --measure or --shards, do the part of one side."""
+    if "--shards" in sys.argv:
+        print(write_shards(sys.argv[-1], 4096))
+        return
     if "--measure" in sys.argv:
         with tempfile.TemporaryDirectory() as folder:
             measured = measure_loader(folder) | measure_host() | measure_bytes()
