@@ -36,12 +36,13 @@ from svfap_dist import storage
 from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.bench import clip_sets
 from svfap_dist.config import Config, recipe
+from svfap_dist.data.read_ahead import plan_reads
 from svfap_dist.distributed import World
 from svfap_dist.profiling.loader import LoaderRun, time_loader
 from svfap_dist.profiling.timing import Rate, call_in_new_process, take_turns, time_batches
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import Manifest
-from svfap_dist.shards.reader import Sample, SampleReader, read_ahead
+from svfap_dist.shards.reader import Sample, SampleReader
 from svfap_dist.text_table import format_table
 
 log = logging.getLogger(__name__)
@@ -231,7 +232,7 @@ def _time_ours(run: PipelineRun, manifest: Manifest) -> Rate:
 
 def _cache_bytes(config: Config, manifest: Manifest) -> int:
     """Return the bytes of shards that our pipeline may keep in memory and on the node's disk."""
-    _, in_memory = read_ahead(config.data, manifest, World(0, 0, 1, 1))
+    in_memory = plan_reads(config, manifest, World(0, 0, 1, 1)).needed
     return in_memory + (config.data.cache_bytes if config.data.cache_dir else 0)
 
 

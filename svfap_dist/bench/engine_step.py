@@ -34,6 +34,7 @@ from svfap_dist.config import Config
 from svfap_dist.data.batch import ClipBatch
 from svfap_dist.distributed import World
 from svfap_dist.model import flops
+from svfap_dist.profiling.host import NARROW
 from svfap_dist.profiling.loader import LoaderRun, measure_rank_cost
 from svfap_dist.profiling.operations import counted
 from svfap_dist.profiling.ranks import run_on_local_ranks
@@ -47,13 +48,6 @@ from svfap_dist.video.frames import YuvClips
 
 log = logging.getLogger(__name__)
 
-# As deep as `base`, but so narrow, and on clips so small, that a CPU computes them in no time.
-_NARROW: dict[str, object] = {
-    "embed_dim": 8,
-    "num_heads": 2,
-    "decoder_embed_dim": 8,
-    "decoder_num_heads": 2,
-}
 _SMALL_CLIPS: dict[str, object] = {"frame_size": 64}
 _LEARNING_RATE = 1e-6
 _WARM_UP = 3
@@ -168,7 +162,7 @@ def _measure_host(spec: StepSpec, world: World) -> dict[str, Any]:
     """Return the host's fields of `StepRow`."""
     if spec.device == "cpu":
         torch.backends.mkldnn.enabled = False  # oneDNN prepares each small product at length
-    config = spec.config(model=_NARROW, data=_SMALL_CLIPS, train={"threads_per_rank": 1})
+    config = spec.config(model=NARROW, data=_SMALL_CLIPS, train={"threads_per_rank": 1})
     with open_engine(build_objective(config), config, world) as engine:
         # A CPU converts planes with NumPy, unlike a GPU: that would not be the host's share.
         steps = _Steps(config, engine, planes=engine.device.type == "cuda")

@@ -11,15 +11,20 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from svfap_dist.config import Config
 from svfap_dist.profiling.operations import counted
+from svfap_dist.profiling.timing import seconds_of
 
-_NARROW = {"embed_dim": 8, "num_heads": 2, "decoder_embed_dim": 8, "decoder_num_heads": 2}
+NARROW: dict[str, object] = {
+    "embed_dim": 8,
+    "num_heads": 2,
+    "decoder_embed_dim": 8,
+    "decoder_num_heads": 2,
+}
 _PATCHES = 4  # of a frame's side
 _REPEATS = 5
 
@@ -42,7 +47,7 @@ def narrow_recipe(config: Config) -> Config:
     train = {"dtype": "float32"}
     return config.model_copy(
         update={
-            "model": config.model.model_copy(update=_NARROW),
+            "model": config.model.model_copy(update=NARROW),
             "data": config.data.model_copy(update=data),
             "train": config.train.model_copy(update=train),
         }
@@ -57,19 +62,16 @@ def measure_host(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> HostC
         loss: Returns its loss on a clip.
     """
     threads = torch.get_num_threads()
-    library: Any = torch.backends.mkldnn
     torch.set_num_threads(1)  # so that this thread's time is all of it
-    was_enabled, library.enabled = library.enabled, False  # it prepares small products at length
     try:
-        loss(model).backward()
-        with counted(torch.device("cpu")) as operations:
+        with torch.backends.mkldnn.flags(enabled=False):  # it prepares small products at length
             loss(model).backward()
-        times = []
-        for _ in range(_REPEATS):
-            began = time.thread_time()
-            loss(model).backward()
-            times.append(time.thread_time() - began)
+            with counted(torch.device("cpu")) as operations:
+                loss(model).backward()
+            times = [
+                seconds_of(lambda: loss(model).backward(), time.thread_time)
+                for _ in range(_REPEATS)
+            ]
     finally:
-        library.enabled = was_enabled
         torch.set_num_threads(threads)
     return HostCost(statistics.median(times), operations.launched.total())

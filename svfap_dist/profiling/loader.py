@@ -66,9 +66,10 @@ def time_loader(run: LoaderRun) -> Rate:
     manifest = shard_format.load_manifest(run.url)
     loader = ClipLoader(run.config, run.url, manifest, World(0, 0, 1, 1))
     fetched: list[int] = []
+    stop = max(loader.steps_per_epoch, run.warm_up + run.batches)  # no reads of another pass
 
     def batches() -> Iterator[ClipBatch]:
-        for batch in loader.batches(0, 1 << 40):
+        for batch in loader.batches(0, stop):
             fetched.append(batch.bytes_fetched)
             yield batch
 
