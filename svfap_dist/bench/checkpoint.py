@@ -48,6 +48,7 @@ class CheckpointBench:
     """Figures of both ways; seconds of wall time are medians of the rounds, of the slowest rank."""
 
     size: str
+    dtype: str
     zero_stage: int
     ranks: int
     device: str
@@ -73,14 +74,19 @@ class CheckpointBench:
             ("Loading", f"{self.load_seconds:.3f} s", ""),
         ]
         return [
-            f"Autoencoder {self.size}, ZeRO stage {self.zero_stage}, {self.ranks} ranks on "
-            f"{self.device}, to {self.url}:",
+            f"Autoencoder {self.size}, {self.dtype}, ZeRO stage {self.zero_stage}, "
+            f"{self.ranks} ranks on {self.device}, to {self.url}:",
             *format_table(rows, right=(1,)),
         ]
 
 
 def run(
-    size: str, zero_stage: int = 2, ranks: int = 2, url: str = "", rounds: int = 3
+    size: str,
+    zero_stage: int = 2,
+    ranks: int = 2,
+    url: str = "",
+    rounds: int = 3,
+    dtype: str = "float32",
 ) -> CheckpointBench:
     """Save and load `rounds` times each way.
 
@@ -90,9 +96,10 @@ def run(
         ranks: processes on this machine.
         url: prefix to save below; empty: a temporary folder.
         rounds: that are timed.
+        dtype: of the weights, "float32" or "bfloat16"; the optimizer's numbers are float32.
 
     Raises:
-        ConfigError: for an unknown size, stage or number of ranks.
+        ConfigError: for an unknown size, type, stage or number of ranks.
         CheckpointError, StorageError: from saving.
     """
     with contextlib.ExitStack() as stack:
@@ -105,13 +112,19 @@ def run(
             ranks,
             run={"url": place},
             data={"num_lanes": ranks},
-            train={"micro_batch_size": 1, "zero_stage": zero_stage, "keep_last": 1},
+            train={
+                "micro_batch_size": 1,
+                "zero_stage": zero_stage,
+                "keep_last": 1,
+                "dtype": dtype,
+            },
             cluster={"num_workers": ranks, "use_gpu": use_gpu},
         )
         log.info("%d ranks save %d times each way ...", ranks, rounds)
         figures, *_ = run_on_local_ranks(functools.partial(_measure_rank, config, rounds), ranks)
     return CheckpointBench(
         size=size,
+        dtype=dtype,
         zero_stage=zero_stage,
         ranks=ranks,
         device="cuda" if use_gpu else "cpu",

@@ -211,6 +211,9 @@ def bench_checkpoint(
         str, typer.Option(help="Folder or s3:// prefix to save to (default: a temporary folder).")
     ] = "",
     rounds: Annotated[int, typer.Option(help="Saves by each method.", min=1)] = 3,
+    dtype: Annotated[
+        str, typer.Option(help="Precision of the weights: float32 or bfloat16.")
+    ] = "float32",
     as_json: AsJson = False,
 ) -> None:
     """Time checkpoints and how long they block training, and plain torch.save.
@@ -219,7 +222,7 @@ def bench_checkpoint(
     """
     from svfap_dist.bench import checkpoint
 
-    print_result(checkpoint.run(size, zero_stage, ranks, url, rounds), as_json)
+    print_result(checkpoint.run(size, zero_stage, ranks, url, rounds, dtype), as_json)
 
 
 @bench_app.command("metrics")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from svfap_dist import cli
+from svfap_dist.bench import checkpoint
 from svfap_dist.errors import ConfigError
 
 
@@ -24,6 +26,20 @@ def test_both_ways_are_timed_and_cleaned_up(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_size_is_refused() -> None:
-    done = CliRunner().invoke(cli.app, ["bench", "checkpoint", "--size", "huge"])
+@pytest.mark.parametrize("words", [["--size", "huge"], ["--dtype", "int8"]])
+def test_unknown_options_are_refused(words: list[str]) -> None:
+    done = CliRunner().invoke(cli.app, ["bench", "checkpoint", *words])
     assert isinstance(done.exception, ConfigError)
+
+
+def test_the_type_reaches_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def on_ranks(measure: functools.partial[object], ranks: int) -> None:
+        asked.append(measure.args[0].train.dtype)
+        raise ConfigError("No ranks are started")
+
+    monkeypatch.setattr(checkpoint, "run_on_local_ranks", on_ranks)
+    for words in ([], ["--dtype", "bfloat16"]):
+        CliRunner().invoke(cli.app, ["bench", "checkpoint", "--size", "nano", *words])
+    assert asked == ["float32", "bfloat16"]
