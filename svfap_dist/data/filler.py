@@ -43,8 +43,9 @@ from svfap_dist.errors import ClusterError, HealthError
 from svfap_dist.parallel.processes import CrashedError, HungError, ProcessPool, StartError
 from svfap_dist.rng import Stream
 from svfap_dist.shards.blocks import Block
+from svfap_dist.shards.cache import ShardCache
 from svfap_dist.shards.format import BadSample, Manifest
-from svfap_dist.shards.reader import SampleReader, ShardCache
+from svfap_dist.shards.reader import SampleReader
 from svfap_dist.video.backends import capabilities
 
 _MAX_SLOTS_PER_TASK = 16

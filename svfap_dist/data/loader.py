@@ -27,8 +27,9 @@ from svfap_dist.data.sample_order import steps_per_epoch
 from svfap_dist.data.selection import Selection
 from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError
+from svfap_dist.shards.cache import ShardCache
 from svfap_dist.shards.format import Manifest, Sample
-from svfap_dist.shards.reader import SampleReader, ShardCache
+from svfap_dist.shards.reader import SampleReader
 from svfap_dist.video.backends import DEFAULT, capabilities
 
 _PROBED_SAMPLES = 8  # to find the size of planes

@@ -11,24 +11,14 @@ needs a range or an index fetches it, while others wait for that result. Ranges 
 
 A read has two halves: `SampleReader.fetch` gets the bytes, `format.unpack` opens them. The second
 needs no store, so decode workers, which import neither torch nor a client, can do it.
-
-`ShardCache` keeps whole shards on the node's disk, shared by its ranks and kept from run to run. A
-copy is named by the shard's digest, so data sets and runs share it and a remade shard is another
-file. Processes meet in files only: a lock per shard during its download, a lock on the folder while
-room is made. Space is reserved before the first byte arrives, so a full disk is found at once and
-concurrent downloads cannot exceed the limit together. The least recently read copy is evicted
-first, without waiting for its readers: a deleted file lives on for processes that have it open.
 """
 
 from __future__ import annotations
 
 import bisect
 import collections
-import contextlib
 import dataclasses
-import errno
 import logging
-import os
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
@@ -37,11 +27,11 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from svfap_dist import storage
-from svfap_dist.config import Config, DataConfig, check_window
-from svfap_dist.distributed import World
-from svfap_dist.errors import ConfigError, ShardError
+from svfap_dist.config import Config, check_window
+from svfap_dist.errors import ShardError
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.blocks import Block
+from svfap_dist.shards.cache import ShardCache
 from svfap_dist.shards.format import (
     BadSample,
     Manifest,
@@ -52,17 +42,10 @@ from svfap_dist.shards.format import (
     unpack,
 )
 
-try:
-    import fcntl
-except ImportError:  # Windows, where everything but the cache works
-    fcntl = None
-
 log = logging.getLogger(__name__)
 
 _INDEXES_KEPT = 256
 _RANGE_BYTES = 8 << 20
-_PIECE_BYTES = 16 << 20  # of one request while a shard is downloaded
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _Value = TypeVar("_Value")
 
 
@@ -284,202 +267,3 @@ class _LruCache(Generic[_Value]):
         with self._lock:
             self._entries.clear()
             self._total = 0
-
-
-class ShardCache:
-    """Copies of shards on the node's disk, below a limit of bytes; thread- and process-safe.
-
-    Args:
-        folder: Made if it does not exist; the same for all ranks of a node.
-        limit: Bytes that all copies in it may take.
-    """
-
-    def __init__(self, folder: str, limit: int) -> None:
-        self._folder, self._limit = storage.local_path(folder), limit
-        self._lock = threading.Lock()
-        self._is_off = False
-        self.bytes_fetched = 0  # from the store, by this process
-
-    @classmethod
-    def of_node(cls, data: DataConfig, manifest: Manifest, world: World) -> ShardCache | None:
-        """Return the node's cache that data.cache_dir names, if any.
-
-        Args:
-            data: Folder and limit of the cache, lanes.
-            manifest: The data set.
-            world: This rank, and the ranks on its node.
-
-        Raises:
-            ConfigError: The cache is smaller than the shards in use at a time, each of which would
-                be downloaded over and over; or the system has no file locks.
-        """
-        if not data.cache_dir:
-            return None
-        if fcntl is None:
-            found, do = "ranks share copies of shards by fcntl", "leave out data.cache_dir"
-            raise ConfigError("No file locks on this system", "data.cache_dir", found, do)
-        sizes = sorted((shard.num_bytes for shard in manifest.shards), reverse=True)
-        lanes = data.num_lanes * world.local_world_size // world.world_size
-        needed = sum(sizes[: 2 * lanes])  # a lane may be at the border of two blocks
-        if needed > data.cache_bytes:
-            found = f"{data.cache_bytes}, while the {lanes} lanes of a node may use shards of "
-            found += f"{needed} bytes at a time"
-            do = "raise it, lower data.num_lanes, make smaller shards, or leave out data.cache_dir"
-            raise ConfigError("Shard cache is too small", "data.cache_bytes", found, do)
-        return cls(data.cache_dir, data.cache_bytes)
-
-    def read(self, url: str, entry: ShardEntry, start: int, stop: int) -> bytes | None:
-        """Return the bytes [start, stop) of a shard, which is downloaded first if need be.
-
-        Args:
-            url: Folder or prefix of the data set.
-            entry: The shard.
-            start: First byte.
-            stop: Byte after the last one.
-
-        Returns:
-            The bytes, or None if there can be no copy and the store has to be read.
-
-        Raises:
-            StorageError: The shard cannot be downloaded.
-        """
-        path = self._path(entry)
-        data = _read_copy(path, entry.num_bytes, start, stop)
-        if data is None and not self._is_off and entry.num_bytes <= self._limit:
-            try:
-                if self._obtain(storage.join(url, entry.name), entry, path):
-                    data = _read_copy(path, entry.num_bytes, start, stop)
-            except OSError as error:
-                self._turn_off(error)
-        return data
-
-    def drop(self, entry: ShardEntry) -> None:
-        """Delete the copy of a shard, whose bytes turned out to be wrong.
-
-        Args:
-            entry: The shard.
-        """
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path(entry))
-
-    def _path(self, entry: ShardEntry) -> str:
-        return os.path.join(self._folder, f"{entry.sha256}.tar")
-
-    def _obtain(self, where: str, entry: ShardEntry, path: str) -> bool:
-        """Download a shard, or wait until another rank has; return False if it has no room."""
-        os.makedirs(self._folder, exist_ok=True)
-        with _locked(f"{path}.lock"):
-            with contextlib.suppress(OSError):
-                if os.path.getsize(path) == entry.num_bytes:
-                    return True
-            part = f"{path}.part"
-            file = self._reserve(part, entry.num_bytes)
-            if file is None:
-                return False
-            try:
-                complete = self._download(where, entry.num_bytes, file)
-                if complete:
-                    os.replace(part, path)
-            finally:
-                os.close(file)
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(part)
-            return complete
-
-    def _reserve(self, part: str, num_bytes: int) -> int | None:
-        """Return an open file of that size, after evicting other copies; None: there is no room."""
-        with _locked(os.path.join(self._folder, "folder.lock")):
-            if not self._make_room(num_bytes):
-                return None
-            file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-            try:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file, 0, num_bytes)
-                else:  # macOS, which then finds a full disk while writing
-                    os.truncate(file, num_bytes)
-            except OSError:
-                os.close(file)
-                os.unlink(part)
-                raise
-            return file
-
-    def _download(self, where: str, num_bytes: int, file: int) -> bool:
-        """Write the store's file into `file`; return False if the manifest says it is longer."""
-        for start in range(0, num_bytes, _PIECE_BYTES):
-            piece = storage.read_buffer(where, start, min(start + _PIECE_BYTES, num_bytes))
-            if len(piece) < min(_PIECE_BYTES, num_bytes - start):
-                return False
-            os.pwrite(file, piece, start)
-            with self._lock:
-                self.bytes_fetched += len(piece)
-        return True
-
-    def _make_room(self, needed: int) -> bool:
-        """Delete copies, the least recently read first, until there is room for another."""
-        files = []
-        for found in os.scandir(self._folder):
-            if found.name.endswith((".tar", ".part")):
-                with contextlib.suppress(FileNotFoundError):
-                    status = found.stat()
-                    files.append((status.st_mtime_ns, found.path, status.st_size))
-        total = sum(size for _, _, size in files)
-        for _, path, size in sorted(files):
-            if total + needed <= self._limit:
-                break
-            # An unlocked part was left by a killed rank; a locked one is being downloaded.
-            if path.endswith(".part") and _is_locked(f"{path.removesuffix('.part')}.lock"):
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            total -= size
-        return total + needed <= self._limit
-
-    def _turn_off(self, error: OSError) -> None:
-        """Read the store from now on; warn once."""
-        with self._lock:
-            first, self._is_off = not self._is_off, True
-        if first:
-            why = "no space left on its disk" if error.errno in _NO_ROOM else str(error)
-            log.warning("Shards are read from the store, not from %s: %s.", self._folder, why)
-
-
-def _read_copy(path: str, num_bytes: int, start: int, stop: int) -> bytes | None:
-    """Return bytes of a copy; None if it is missing, unreadable or of another size."""
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        if os.fstat(file).st_size != num_bytes:
-            return None
-        os.utime(file)  # marks it as recently read
-        data = os.pread(file, stop - start, start)
-        return data if len(data) == stop - start else None
-    except OSError:
-        return None  # a bad disk: the store is read instead
-    finally:
-        os.close(file)
-
-
-@contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
-    """Hold a lock among all processes and threads; a process that dies releases it."""
-    assert fcntl is not None
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)
-
-
-def _is_locked(path: str) -> bool:
-    assert fcntl is not None
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)

@@ -6,6 +6,8 @@ import os
 import resource
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,11 @@ from loaders import SIZES, bits, config_of, loader_of
 
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError, ShardError
+from svfap_dist.shards import cache
+from svfap_dist.shards import format as shard_format
+from svfap_dist.shards.cache import ShardCache
 from svfap_dist.shards.format import ShardEntry
-from svfap_dist.shards.reader import BadSample, Sample, SampleReader, ShardCache
+from svfap_dist.shards.reader import BadSample, Sample, SampleReader
 
 ROOM = 1 << 30
 
@@ -55,6 +60,60 @@ def test_each_shard_is_downloaded_once_and_then_read_from_the_copy(make_data_set
     assert [second.read(i) for i in range(10)] == expected
     assert second.take_bytes_fetched() == 0
     assert copies(folder) == set(digests(data_set))
+
+
+def test_a_copy_is_filled_by_pieces_and_goes_on_after_a_restart(make_data_set, folder, monkeypatch):
+    monkeypatch.setattr(cache, "_PIECE_BYTES", 4096)
+    data_set = make_data_set([8])
+    (entry,) = data_set.manifest.shards
+    index = shard_format.load_index(data_set.url, entry)
+    plain = SampleReader(data_set.url, data_set.manifest)
+    one = SampleReader(
+        data_set.url, data_set.manifest, range_bytes=1, shards=ShardCache(folder, ROOM)
+    )
+    assert one.read(3) == plain.read(3)
+    assert index.sizes[3] <= one.take_bytes_fetched() < index.sizes[3] + 2 * 4096
+    assert copies(folder) == set()
+    other = SampleReader(
+        data_set.url, data_set.manifest, range_bytes=1, shards=ShardCache(folder, ROOM)
+    )
+    assert other.read(3) == plain.read(3)
+    assert other.take_bytes_fetched() == 0
+    assert [other.read(i) for i in range(8)] == [plain.read(i) for i in range(8)]
+    end = index.offsets[7] + index.sizes[7]
+    assert other.take_bytes_fetched() + index.sizes[3] <= -(-end // 4096) * 4096
+    shards = ShardCache(folder, ROOM)
+    assert shards.read(data_set.url, entry, 0, entry.num_bytes) == whole(data_set, entry)
+    assert copies(folder) == {entry.sha256}  # and the map of its pieces is gone
+    assert sorted(os.listdir(folder)) == sorted([f"{entry.sha256}.tar", "folder.lock"])
+
+
+def test_a_piece_under_way_is_waited_for_and_holds_up_no_other(make_data_set, folder, monkeypatch):
+    monkeypatch.setattr(cache, "_PIECE_BYTES", 4096)
+    data_set = make_data_set([8])
+    (entry,) = data_set.manifest.shards
+    content, shards = whole(data_set, entry), ShardCache(folder, ROOM)
+    read, started, go, asked = storage.read_buffer, threading.Event(), threading.Event(), []
+
+    def slow(url: str, start: int, stop: int):
+        asked.append((start, stop))
+        if start == 0:
+            started.set()
+            assert go.wait(10)
+        return read(url, start, stop)
+
+    monkeypatch.setattr(storage, "read_buffer", slow)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(shards.read, data_set.url, entry, 0, 5000)
+        assert started.wait(10)
+        waiting = pool.submit(shards.read, data_set.url, entry, 3000, 9000)
+        behind = pool.submit(shards.read, data_set.url, entry, 12_288, 20_000)
+        assert behind.result(10) == content[12_288:20_000]
+        assert not waiting.done()
+        go.set()
+        assert first.result(10) == content[:5000]
+        assert waiting.result(10) == content[3000:9000]
+    assert sorted(asked) == [(0, 8192), (8192, 12_288), (12_288, 20_480)]
 
 
 def test_batches_are_the_same_with_copies(make_data_set, folder):
@@ -166,7 +225,7 @@ def test_a_shard_cut_short_in_the_store_is_an_error(make_data_set, folder):
 
 _RANK = """
 import sys
-from svfap_dist.shards.reader import ShardCache
+from svfap_dist.shards.cache import ShardCache
 from svfap_dist.shards.reader import Sample, SampleReader
 from svfap_dist.shards.format import load_manifest
 url, folder, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -199,7 +258,7 @@ def test_ranks_of_a_node_share_the_copies(make_data_set, folder, shards_kept):
 
 def test_without_file_locks_there_is_no_cache(make_data_set, folder, monkeypatch):
     """As on Windows, which has no fcntl."""
-    monkeypatch.setattr("svfap_dist.shards.reader.fcntl", None)
+    monkeypatch.setattr("svfap_dist.shards.cache.fcntl", None)
     data_set = make_data_set(SIZES)
     with pytest.raises(ConfigError, match=r"No file locks.*leave out data\.cache_dir"):
         loader_of(data_set, config_of(cache_dir=folder))
