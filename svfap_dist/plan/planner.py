@@ -19,6 +19,8 @@ import os
 import torch
 
 from svfap_dist.config import Config, check_world_size
+from svfap_dist.data.read_ahead import plan_reads
+from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError
 from svfap_dist.model import flops
 from svfap_dist.plan import devices, limits
@@ -218,7 +220,7 @@ class _Planner:
     def _total_steps(self, found: DataCost | None) -> int | None:
         samples, source = self._known.samples, _GIVEN
         if samples is None and found:
-            samples, source = found.samples, "manifest of data.url"
+            samples, source = found.manifest.num_samples, "manifest of data.url"
         source = source if samples else "neither data.url nor --samples"
         self._add("samples", samples, "", source)
         train = self._config.train
@@ -238,7 +240,7 @@ class _Planner:
             source = f"decode.backend = {backend}: the GPU's decoding units"
             self._notes.append("The rate of the GPU's decoding units was not measured: no bound.")
         elif found is not None:
-            source = f"{_HERE}, from data.url (profile {found.profile}) to ready batches"
+            source = f"{_HERE}, from data.url (profile {found.manifest.profile}) to ready batches"
             rate = 1 / found.cpu_seconds
         elif not self._on_gpu:
             source = "no data.url"
@@ -250,15 +252,30 @@ class _Planner:
         return None if rate is None else 1 / rate
 
     def _storage(self, found: DataCost | None) -> tuple[float | None, float | None]:
-        """Return the bytes of a clip, and bytes per second that a node reads."""
-        clip = found.clip_bytes if found else None
+        """Return the bytes read for a clip, and bytes per second that a node reads."""
+        clip = found.clip_bytes * self._read_ahead(found) if found else None
         rate, source = self._known.storage_rate, _GIVEN
         if rate is None and found is not None:
             rate, source = found.storage_rate / 1e6, f"{_HERE}; assumed for every node"
-        self._add("bytes of a clip", clip, "", "manifest" if found else "no data.url")
+        self._add("read for a clip", clip, "bytes", "manifest" if found else "no data.url")
         source = source if rate else "unknown: no bound"
         self._add("storage, of a node", rate, "MB/s", source)
         return clip, rate * 1e6 if rate else None
+
+    def _read_ahead(self, found: DataCost) -> int:
+        """Return how often each byte is read, which depends on the memory of a node."""
+        world = World(0, 0, self._world_size, self._ranks)
+        reads = plan_reads(self._config, found.manifest, world)
+        self._add("read ahead, of a rank", reads.needed / 2**20, "MiB", "data.shuffle_block, lanes")
+        if self._on_gpu and not self._config.data.read_ahead_bytes:
+            return 1  # a quarter of a node's memory, which is not known here
+        if reads.passes > 1:
+            room = reads.limit >> 20
+            self._notes.append(
+                f"Each byte is read {reads.passes} times: a rank may keep {room} MiB of samples. "
+                "Give it more memory (data.read_ahead_bytes), or set a smaller data.shuffle_block."
+            )
+        return reads.passes
 
     # ---- computation ----
 

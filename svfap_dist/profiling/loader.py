@@ -17,6 +17,7 @@ from svfap_dist import storage
 from svfap_dist.config import Config
 from svfap_dist.data.batch import ClipBatch
 from svfap_dist.data.loader import ClipLoader
+from svfap_dist.data.read_ahead import parts_to_read, uses_phases
 from svfap_dist.distributed import World
 from svfap_dist.profiling.timing import Rate, call_in_new_process, seconds_of, time_batches
 from svfap_dist.shards import format as shard_format
@@ -50,10 +51,9 @@ class RankCost:
 class DataCost:
     """Costs of the recipe's data."""
 
-    samples: int  # of the data set
-    profile: str  # of its shards
+    manifest: Manifest  # of the data set
     cpu_seconds: float  # per clip
-    clip_bytes: float  # of the shards, per clip
+    clip_bytes: float  # read for a clip: the parts of its sample with its frames
     storage_rate: float  # bytes per second that this machine read from the store
 
 
@@ -111,11 +111,12 @@ def measure_data(config: Config, on_gpu: bool) -> DataCost:
     manifest = open_data(config, config.data.url)
     rate = call_in_new_process(time_loader, _one_rank(config, on_gpu))
     total = sum(shard.num_bytes for shard in manifest.shards)
+    parts = parts_to_read(config.data, manifest, 0 if uses_phases(config) else None)
+    read = total * len(parts) / manifest.num_parts
     return DataCost(
-        samples=manifest.num_samples,
-        profile=manifest.profile,
+        manifest=manifest,
         cpu_seconds=rate.cpu_seconds / rate.clips,
-        clip_bytes=total / manifest.num_samples / config.data.repeated_sampling,
+        clip_bytes=read / manifest.num_samples / config.data.repeated_sampling,
         storage_rate=_storage_rate(config.data.url, manifest),
     )
 

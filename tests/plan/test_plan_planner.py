@@ -108,6 +108,30 @@ def test_decoding_and_networks_can_bound() -> None:
     assert _plan(**slow, nodes=1).bound_by == "compute"
 
 
+def test_reads_follow_from_the_shards_and_the_memory(tmp_path, make_data_set) -> None:
+    """Where read samples cannot be kept until their use, each byte is read several times."""
+    data_set = make_data_set([16, 16])
+    total = sum(shard.num_bytes for shard in data_set.manifest.shards)
+    small = ["num_frames=8", "sampling_rate=1", "frame_size=64", "region=full", "num_lanes=8"]
+    overrides = [
+        *(f"data.{key}" for key in (f"url={data_set.url}", *small)),
+        *("train.global_batch_size=8", "train.micro_batch_size=1", "model.size=nano"),
+        *("mask.ratio=0.5", "data.decode_workers=0", "data.decode_threads=1", "data.feeders=0"),
+    ]
+    found = _plan(*overrides)
+    assert _input(found, "samples").value == 32
+    assert _input(found, "read for a clip").value == pytest.approx(total / 32)
+    assert _input(found, "read ahead, of a rank").value is not None
+    assert found.notes == []
+    short = _plan(*overrides, "data.read_ahead_bytes=1000")
+    twice = _input(short, "read for a clip").value
+    assert twice is not None
+    assert twice >= 2 * total / 32
+    (note,) = short.notes
+    assert "times" in note
+    assert "data.read_ahead_bytes" in note
+
+
 def test_a_run_that_does_not_fit_is_noted() -> None:
     assert not _plan().notes
     large = ("model.size=base", "train.micro_batch_size=512", "train.global_batch_size=4096")
