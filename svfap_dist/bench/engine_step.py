@@ -350,6 +350,7 @@ def _in_new_process(
 def _loader_run(url: str) -> LoaderRun:
     """Return a measurement of the loader that feeds a GPU."""
     data = {
+        "feeders": 1,
         "decode_workers": _LOADER_WORKERS,
         "decode_threads": 2 * _LOADER_WORKERS,
         "colors": "device",
