@@ -37,6 +37,7 @@ from svfap_dist.model import layers
 from svfap_dist.parallel.affinity import bind_to_gpu
 from svfap_dist.telemetry.meter import Phases
 from svfap_dist.train import optim, partitions
+from svfap_dist.train.copy_stream import CopyStream
 
 REDUCE_BUCKET = 50_000_000  # elements per ZeRO reduction; its default takes 2 GB of buffers
 
@@ -251,6 +252,7 @@ class Engine:
     ) -> None:
         self.device, self.phases, self.objective = device, Phases(device), objective
         self._config, self._rank = config, world.rank
+        self._copies = CopyStream(device)
         self._stage = config.train.zero_stage
         self._accumulation = check_world_size(config, world.world_size)
         # The same weights on every rank; torch's global generator is restored afterwards.
@@ -307,7 +309,10 @@ class Engine:
             step: Completed optimizer steps, for random choices; None: none, for evaluation.
         """
         context = StepContext(self.device, self._rank, step)
-        return self.objective.loss(self._engine, *self.objective.inputs(batch, part, context))
+        inputs = self._copies.inputs(
+            batch, part, lambda: self.objective.inputs(batch, part, context)
+        )
+        return self.objective.loss(self._engine, *inputs)
 
     def network(self, *inputs: Tensor) -> Tensor:
         """Return the network's output; a collective under ZeRO-3.
