@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export RAY_AUTH_MODE ?= disabled
 
 
-.PHONY: demo test test-services check walks bench bench-peers format clean
+.PHONY: demo test test-services check walks bench bench-before bench-rgw bench-peers format clean
 
 demo: $(STAMP)
 	$(BIN)/svfap demo --out svfap-demo
@@ -37,6 +37,18 @@ walks: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/svfap bench model --size base --batch-size 8 --dtype float32
+	$(BIN)/svfap bench step
+
+# The same figures of an earlier commit beside today's, in turns.
+BEFORE ?= f84d50d
+bench-before: $(STAMP)
+	test -d $(VENV)/before || git worktree add --detach $(VENV)/before $(BEFORE)
+	$(BIN)/python tests/benchmarks/before.py $(VENV)/before
+	$(BIN)/svfap bench model --size base --batch-size 8 --dtype float32 --against $(VENV)/before
+
+# Reading from a real S3 store, which `make test-services` installs.
+bench-rgw: $(STAMP)
+	$(BIN)/python tests/benchmarks/rgw.py data.colors=device
 
 # Other projects' loaders on the same clips, each in an environment of its own; needs FFmpeg's libraries.
 bench-peers: $(STAMP)

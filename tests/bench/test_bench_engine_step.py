@@ -110,3 +110,18 @@ def test_wrong_options_are_refused(words: list[str]) -> None:
     done = CliRunner().invoke(cli.app, ["bench", "step", *words])
     assert done.exit_code != 0
     assert words[1] in str(done.exception)
+
+
+@pytest.mark.gpu
+def test_a_gpu_has_all_figures() -> None:
+    for compile in (False, True):
+        spec = StepSpec("nano", 4, 2, compile, "bfloat16", "cuda", steps=2)
+        row = engine_step._measure_row(spec)
+        assert row.launches
+        assert row.device_ms
+        assert 0 < row.device_ms <= row.step_ms * 1.5
+        assert 0 <= row.idle_share < 1
+        assert row.peak_bytes > 0
+        assert row.host_ms > 0
+        assert row.device_waits <= 1
+        assert min(row.phases_ms.values()) >= 0

@@ -1,11 +1,11 @@
 """`svfap bench step` beside a checkout from before that verb, in turns and by the same method.
 
-    git worktree add /tmp/before f84d50d
+    git worktree add --detach /tmp/before COMMIT
     python tests/benchmarks/before.py /tmp/before
 
 The checkout's own engine, loader and conversion run, in a process that imports them from there. The
 counter of operations is this repository's, so both sides are counted alike. Names of modules are
-those of commit f84d50d.
+those of the commits before the rooms were rearranged.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python tests/benchmarks/rgw.py [--before CHECKOUT] [key=value ...]
 
 Starts a gateway on this machine, uploads a set of repeated clips, and runs the command; with
---before, also that of a checkout as of commit f84d50d, on shards that it wrote itself.
+--before, also that of a checkout that `before.py` can measure, on shards that it wrote itself.
 """
 
 from __future__ import annotations
