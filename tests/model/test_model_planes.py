@@ -176,6 +176,21 @@ def test_the_kernel_on_a_gpu_equals_whole_pictures(name: str, index_type: torch.
         assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("missing", ["triton", "compiler", ""])
+def test_what_the_kernel_lacks_is_named_once(
+    missing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    module, compiler = missing != "triton", missing != "compiler"
+    monkeypatch.setattr(planes.importlib.util, "find_spec", lambda name: module or None)
+    monkeypatch.setattr(planes.shutil, "which", lambda name: name if compiler else None)
+    planes._has_triton.cache_clear()
+    assert [planes._has_triton() for _ in range(2)] == [not missing] * 2
+    planes._has_triton.cache_clear()
+    assert len(caplog.messages) == bool(missing)
+    assert missing in caplog.text.lower()
+
+
 def test_on_a_cpu_planes_give_the_bits_of_their_pictures() -> None:
     call = CASES["several"].call()
     visible, masked = torch.from_numpy(call.visible), torch.from_numpy(call.masked)
