@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export RAY_AUTH_MODE ?= disabled
 
 
-.PHONY: demo test test-services check walks bench bench-before bench-rgw bench-peers format clean
+.PHONY: demo test test-services test-gpu check walks bench bench-before bench-rgw bench-peers format clean
 
 demo: $(STAMP)
 	$(BIN)/svfap demo --out svfap-demo
@@ -21,6 +21,10 @@ test: $(STAMP)
 test-services: $(STAMP)
 	tests/services/install.sh
 	$(BIN)/pytest -m "(services or slow) and not gpu"
+
+# On the machine's own Python, which needs torch with CUDA, DALI, PyAV, DeepSpeed and pytest, no Ray.
+test-gpu:
+	$(PYTHON) -m pytest -m gpu -o addopts="--strict-markers -p no:cacheprovider" $(GPU_TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -3,19 +3,32 @@ test helpers (`from clips import make_video`)."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-from hypothesis import settings
 from numbered_shards import DataSet, video_of, write_data_set
 
 from svfap_dist.video.info import VideoInfo
 
-# How long an example takes is the machine's business: a busy one must not fail a test.
-settings.register_profile("svfap", deadline=None)
-settings.load_profile("svfap")
+with contextlib.suppress(ModuleNotFoundError):  # a bare GPU machine has no hypothesis
+    from hypothesis import settings
+
+    # How long an example takes is the machine's business: a busy one must not fail a test.
+    settings.register_profile("svfap", deadline=None)
+    settings.load_profile("svfap")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m gpu`, import only files that have such tests: a bare GPU machine lacks what others
+    import (Ray, moto, Grafana's SDK, ...)."""
+    if config.option.markexpr != "gpu":
+        return None
+    files = [collection_path] if collection_path.is_file() else collection_path.rglob("test_*.py")
+    return not any("mark.gpu" in file.read_text() for file in files) or None
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,20 @@ from svfap_dist.bench import checkpoint
 from svfap_dist.errors import ConfigError
 
 
-@pytest.mark.slow
-def test_both_ways_are_timed_and_cleaned_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "device"),
+    [
+        pytest.param(2, "cpu", marks=pytest.mark.slow),
+        pytest.param(1, "cuda", marks=pytest.mark.gpu),
+    ],
+)
+def test_both_ways_are_timed_and_cleaned_up(tmp_path: Path, ranks: int, device: str) -> None:
     words = ["bench", "checkpoint", "--size", "nano", "--rounds", "1", "--json"]
+    words += ["--ranks", str(ranks)]
     done = CliRunner().invoke(cli.app, [*words, "--url", str(tmp_path)])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
+    assert found["device"] == device
     assert 0 < found["stall_seconds"] <= found["commit_seconds"]
     assert found["ratio"] == pytest.approx(found["plain_seconds"] / found["stall_seconds"])
     # Ours has the full weights besides, a third of what the optimizer's shards have.

@@ -26,16 +26,18 @@ class Place(NamedTuple):
     stage: int
     ranks: int
     dtype: str = FLOAT32
+    device: str = "cpu"
 
     def task(self, name: str, source: Place, folder: Path) -> Task:
         """What this place does with the source's checkpoint."""
         micro = min(2, 4 // self.ranks)
         train = {"zero_stage": self.stage, "dtype": self.dtype, "micro_batch_size": micro}
-        tables = recipe_tables("unused", "unused", train=recipe_tables("", "")["train"] | train)
+        cluster = {"use_gpu": self.device == "cuda"}
+        tables = recipe_tables("unused", "unused", train=train) | {"cluster": cluster}
         return name, {"tables": tables, "folder": str(folder), "tag": str(source)}
 
     def __str__(self) -> str:
-        return f"{self.dtype}-stage-{self.stage}-on-{self.ranks}"
+        return f"{self.dtype}-stage-{self.stage}-on-{self.ranks}-{self.device}"
 
 
 def exchange(pairs: list[tuple[Place, Place]], folder: Path) -> dict[Any, Any]:
@@ -73,6 +75,14 @@ def test_stages_and_ranks_go_on_from_each_other(tmp_path: Path) -> None:
     pairs += [(two[stage], one[(stage + 2) % 4]) for stage in range(4)]
     pairs += [(Place(3, 2, BFLOAT16), Place(1, 1, BFLOAT16))]
     check(pairs, tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+def test_every_stage_goes_on_from_every_other_on_a_gpu(dtype: str, tmp_path: Path) -> None:
+    stages = range(4) if dtype == FLOAT32 else range(1, 4)
+    places = [Place(stage, 1, dtype, "cuda") for stage in stages]
+    check(list(product(places, places)), tmp_path)
 
 
 @pytest.mark.slow

@@ -94,8 +94,7 @@ def test_a_crop_of_the_right_size_is_not_touched():
     assert (got == frames[:, 3:35, 4:36]).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_batch_equals_its_clips(dtype):
+def mixed_batch() -> tuple[YuvClips, list[YuvFrames], list[Crop]]:
     """Enlarged, made smaller, odd places, all kinds of colors, frames of several sizes."""
     sizes = [(64, 64), (64, 64), (61, 47), (64, 80)]
     clips = [
@@ -103,7 +102,23 @@ def test_a_batch_equals_its_clips(dtype):
         for k, (size, kind) in enumerate(zip(sizes, KINDS, strict=True))
     ]
     crops = [Crop(0, 0, 64, 64), Crop(5, 7, 21, 24), Crop(13, 0, 48, 47), Crop(11, 17, 40, 53)]
-    batch = YuvClips.stack(clips, crops, 32)
+    return YuvClips.stack(clips, crops, 32), clips, crops
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_float16_is_a_level_off_at_most(device):
+    """What a GPU computes, against float32 on the CPU."""
+    batch, _, _ = mixed_batch()
+    exact = convert_batch(batch, torch.float32).int()
+    on_gpu = batch.to_rgb(device) if device == "cuda" else convert_batch(batch, torch.float16)
+    difference = (on_gpu.cpu().int() - exact).abs()
+    assert difference.max() <= 1
+    assert difference.float().mean() < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_batch_equals_its_clips(dtype):
+    batch, clips, crops = mixed_batch()
     got = convert_batch(batch, dtype).numpy().astype(int)
     assert got.shape == (4, 3, 32, 32, 3)
     for pixels, clip, crop in zip(got, clips, crops, strict=True):
