@@ -30,5 +30,5 @@ def test_tests_for_gpus_need_no_more_than_a_bare_machine_has() -> None:
     command = [sys.executable, "-c", BARE, *options, *plugins]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    for kind in ("test_video_golden", "test_train_devices", "test_model_planes"):
+    for kind in ("test_video_golden", "test_train_elastic", "test_data_batch", "test_model_planes"):
         assert kind in done.stdout

@@ -30,7 +30,8 @@ def fill(ring: BatchRing, place: int, value: int) -> ClipBatch:
     """What a feeder does with a buffer, and the batch of it."""
     for tensor in ring.tensors.values():
         tensor[place] = value
-    slots = BatchSlots([""] * CLIPS, *[[0] * CLIPS] * 3, [False] * CLIPS).pack()
+    zeros = [0] * CLIPS
+    slots = BatchSlots([""] * CLIPS, zeros, zeros, zeros, [False] * CLIPS).pack()
     return ring.batch(place, [FilledBatch(slots, b"", [], 0.0, 0.0, 0)], ready=1)
 
 

@@ -1,4 +1,4 @@
-"""Any ZeRO stage on any number of ranks goes on from what any other saved.
+"""Any ZeRO stage on any number of ranks resumes what any other saved.
 
 After a load, every master weight and moment must be equal to what DeepSpeed's own functions read
 from the engine that saved, every tensor of the optimizer be float32 on the device, and the next
@@ -21,7 +21,7 @@ TOLERANCES = {FLOAT32: 1e-5, BFLOAT16: 2e-3}
 
 
 class Place(NamedTuple):
-    """A ZeRO stage on so many ranks."""
+    """A ZeRO stage on a number of ranks."""
 
     stage: int
     ranks: int
@@ -44,9 +44,9 @@ def exchange(pairs: list[tuple[Place, Place]], folder: Path) -> dict[Any, Any]:
     """What each source's task returned, and each pair's (source, target); a launch for each run of
     equal numbers of ranks, for stage 3 numbers modules and wants the same numbers on all ranks."""
     sources = list(dict.fromkeys(source for source, _ in pairs))
-    orders = [(s.ranks, s, s.task("save_and_go_on", s, folder)) for s in sources]
+    orders = [(s.ranks, s, s.task("steps_around_save", s, folder)) for s in sources]
     orders.sort(key=lambda order: -order[0])
-    loads = [(t.ranks, (s, t), t.task("load_and_go_on", s, folder)) for s, t in pairs]
+    loads = [(t.ranks, (s, t), t.task("steps_after_load", s, folder)) for s, t in pairs]
     orders += sorted(loads, key=lambda order: order[0])
     found: dict[Any, Any] = {}
     for ranks, group in groupby(orders, key=lambda order: order[0]):
@@ -68,8 +68,8 @@ def check(pairs: list[tuple[Place, Place]], folder: Path) -> None:
         assert worst[pair] < TOLERANCES[pair[1].dtype], pair
 
 
-def test_stages_and_ranks_go_on_from_each_other(tmp_path: Path) -> None:
-    """From one rank to two, the runs of test_train_runs.py go on."""
+def test_stages_and_ranks_resume_each_other(tmp_path: Path) -> None:
+    """From one rank to two: test_train_runs.py."""
     one, two = ([Place(stage, ranks) for stage in range(4)] for ranks in (1, 2))
     pairs = [(a, b) for a, b in product(one, one) if (a.stage - b.stage) % 2]
     pairs += [(two[stage], one[(stage + 2) % 4]) for stage in range(4)]
@@ -79,7 +79,7 @@ def test_stages_and_ranks_go_on_from_each_other(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
-def test_every_stage_goes_on_from_every_other_on_a_gpu(dtype: str, tmp_path: Path) -> None:
+def test_every_stage_resumes_every_other_on_a_gpu(dtype: str, tmp_path: Path) -> None:
     stages = range(4) if dtype == FLOAT32 else range(1, 4)
     places = [Place(stage, 1, dtype, "cuda") for stage in stages]
     check(list(product(places, places)), tmp_path)
@@ -88,9 +88,7 @@ def test_every_stage_goes_on_from_every_other_on_a_gpu(dtype: str, tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS)
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
-def test_every_stage_on_1_2_and_4_ranks_goes_on_from_every_other(
-    dtype: str, tmp_path: Path
-) -> None:
+def test_every_stage_on_1_2_and_4_ranks_resumes_every_other(dtype: str, tmp_path: Path) -> None:
     stages = range(4) if dtype == FLOAT32 else range(1, 4)
     places = [Place(stage, ranks, dtype) for stage, ranks in product(stages, (1, 2, 4))]
     check(list(product(places, places)), tmp_path)

@@ -232,7 +232,7 @@ def engine_steps(
     return seen
 
 
-def save_and_go_on(tables: dict[str, Any], folder: str, tag: str) -> list[float]:
+def steps_around_save(tables: dict[str, Any], folder: str, tag: str) -> list[float]:
     """Three steps, a checkpoint, a file of what DeepSpeed's own functions read from the engine, and
     the losses of three more steps."""
     import torch
@@ -246,7 +246,7 @@ def save_and_go_on(tables: dict[str, Any], folder: str, tag: str) -> list[float]
         return _three_steps(engine, 3)
 
 
-def load_and_go_on(tables: dict[str, Any], folder: str, tag: str) -> dict[str, Any]:
+def steps_after_load(tables: dict[str, Any], folder: str, tag: str) -> dict[str, Any]:
     """What a new engine gets wrong about that checkpoint, and its next three losses."""
     import torch
 
