@@ -13,7 +13,10 @@ from email.utils import parsedate_to_datetime
 
 from svfap_dist import storage
 from svfap_dist.config import Config
+from svfap_dist.data.read_ahead import plan_reads
+from svfap_dist.distributed import World
 from svfap_dist.doctor.finding import OK, Finding, catch_errors, fail, ok, warn
+from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import BadSample, SampleReader, open_data
 
 _BYTES = 1 << 16
@@ -126,4 +129,21 @@ def _read_sample(config: Config) -> Finding:
     if isinstance(sample, BadSample):
         advice = "run `svfap shards verify` on data.url"
         return fail(name, f"{text}; the first is {sample.reason}: {sample.detail}", advice)
-    return ok(name, text)
+    return _judge_reads(config, manifest, text)
+
+
+def _judge_reads(config: Config, manifest: Manifest, text: str) -> Finding:
+    """Judge whether this node has the memory to read each byte once."""
+    import torch
+
+    name, ranks, gpus = "data.url", config.cluster.num_workers, torch.cuda.device_count()
+    if config.cluster.use_gpu and not gpus:  # ranks are on nodes of other memory
+        return ok(name, text)
+    world = World(0, 0, ranks, min(ranks, gpus) if config.cluster.use_gpu else ranks)
+    reads = plan_reads(config, manifest, world)
+    text += f"; a rank keeps {reads.needed >> 20} MiB of samples"
+    if reads.passes == 1:
+        return ok(name, text)
+    advice = "more memory (data.read_ahead_bytes), more ranks or a smaller data.shuffle_block"
+    found = f"{text}, of which {reads.limit >> 20} MiB fit: each byte is read {reads.passes} times"
+    return warn(name, found, advice)

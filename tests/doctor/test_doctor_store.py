@@ -111,6 +111,9 @@ def test_shards_good_and_bad(tmp_path: Path) -> None:
         return finding.status, finding.found
 
     assert found("train.global_batch_size=4")[0] == "ok"
+    status, text = found("train.global_batch_size=4", "data.read_ahead_bytes=1000")
+    assert status == "warn"
+    assert "each byte is read" in text
     assert found()[0] == "fail"  # 8 clips of a step
     assert "spans" in found("train.global_batch_size=4", "data.num_frames=16")[1]
     tar = os.path.join(url, "shard-000000.tar")
