@@ -93,3 +93,12 @@ def test_masks_of_more_than_64_cores(nvml: dict[str, Any], monkeypatch: pytest.M
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: now.__setitem__(0, cores))
     nvml["near"] = {"GPU-u1": range(32, 96)}
     assert bind_to_gpu(1, 16) == now[0] == set(range(32, 96))
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_has_cores_near_it() -> None:
+    """All cores where NVML or its package does not answer; in any case some that may be used."""
+    found = in_a_thread(lambda: bind_to_gpu(0, 1))
+    assert found
+    assert found <= set(CORES)
+    assert os.sched_getaffinity(0) == set(CORES)  # this thread is not bound
