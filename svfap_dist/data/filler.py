@@ -285,8 +285,11 @@ class BatchFiller:
         parts_of_node = World(
             self._rank, world.local_rank, self._ranks, world.local_world_size * parts
         )
+        data, limit = config.data, config.data.read_ahead_bytes
+        if limit:  # else it follows from the number of parts on the node
+            data = data.model_copy(update={"read_ahead_bytes": share_of(limit, part)})
         self._reads = ReadAhead.of_rank(
-            config,
+            config.model_copy(update={"data": data}),
             source.manifest,
             self._reader,
             parts_of_node,

@@ -151,8 +151,9 @@ def _check_cores(config: Config, usable: float) -> Finding:
             "lower train.threads_per_rank and data.decode_workers, or raise its limit",
         )
     threads = 1 if cluster.use_gpu else max(config.train.threads_per_rank, 1)
-    needed = threads + data.decode_workers
-    text = f"{needed} by a rank ({threads} for training, {data.decode_workers} decode workers)"
+    needed = threads + data.decode_workers + bool(data.feeders)  # feeders wait most of the time
+    text = f"{needed} by a rank ({threads} for training, {data.decode_workers} decode workers"
+    text += f", 1 for {data.feeders} feeders)" if data.feeders else ")"
     if needed > cluster.cpus_per_worker and data.decode_workers:
         return warn(
             name,

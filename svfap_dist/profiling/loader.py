@@ -127,6 +127,7 @@ def _one_rank(config: Config, on_gpu: bool) -> LoaderRun:
     batch = config.data.num_lanes * config.data.repeated_sampling
     colors = config.data.colors
     data = {
+        "feeders": min(config.data.feeders, 1),
         "decode_workers": min(config.data.decode_workers, cores),
         "decode_threads": min(config.data.decode_threads, 2 * cores),
         "colors": "device" if colors == "auto" and on_gpu else colors,

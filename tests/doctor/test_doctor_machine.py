@@ -127,6 +127,8 @@ def test_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     many = "cluster.cpus_per_worker=64"
     assert machine._check_cores(_config(), 512).status == "ok"
     assert "reserved" in machine._check_cores(_config("data.decode_workers=3"), 512).found
+    of_feeders = _config("data.decode_workers=3", "data.feeders=2", "cluster.cpus_per_worker=4")
+    assert "1 for 2 feeders), but" in machine._check_cores(of_feeders, 512).found
     workers = ("data.decode_workers=40", many)
     visible = len(machine.os.sched_getaffinity(0))
     assert machine._check_cores(_config(*workers), visible).status == "warn"
