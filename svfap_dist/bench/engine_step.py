@@ -130,19 +130,22 @@ class _Steps:
     def __init__(self, config: Config, engine: Engine, planes: bool) -> None:
         self.engine, self.device = engine, engine.device
         self.batch = _pinned(noise_batch(config, config.train.global_batch_size, planes))
-        self._health = Health(self.device, config.data.max_bad_fraction)
+        self._health = Health(config.data.max_bad_fraction)
         self._done = 0
 
-    def backward(self) -> Tensor:
-        return self.engine.backward(self.batch, self._done)
+    def backward(self) -> None:
+        self.loss = self.engine.backward(self.batch, self._done)
 
-    def update(self, loss: Tensor) -> None:
+    def update(self) -> None:
         self._done += 1
-        self._health.agree(self._done, self.batch.keys, 0, loss, StepVote())
-        self.engine.update(_LEARNING_RATE)
+        counts = StepVote().counts(len(self.batch.keys), 0)
+        update = self.engine.update(_LEARNING_RATE, counts)
+        self._health.add(self._done, self.batch.keys, update)
+        self._health.decide(up_to_now=False)
 
     def step(self) -> None:
-        self.update(self.backward())
+        self.backward()
+        self.update()
 
 
 def _pinned(batch: ClipBatch) -> ClipBatch:
@@ -173,9 +176,9 @@ def _measure_host(spec: StepSpec, world: World) -> dict[str, Any]:
         backward, update = (statistics.median(column) * 1e3 for column in zip(*parts, strict=True))
         host_ms = statistics.median(map(sum, parts)) * 1e3
         with counted(steps.device) as all_:
-            loss = steps.backward()
+            steps.backward()
             with counted(steps.device) as of_update:
-                steps.update(loss)
+                steps.update()
     return {
         "host_ms": host_ms,
         "host_phases_ms": {"backward": backward, "update": update},
@@ -188,9 +191,9 @@ def _measure_host(spec: StepSpec, world: World) -> dict[str, Any]:
 def _host_parts(steps: _Steps, clock: Callable[[], float]) -> tuple[float, float]:
     """Return CPU seconds of a step's forward and backward pass, and of its vote and update."""
     began = clock()
-    loss = steps.backward()
+    steps.backward()
     between = clock()
-    steps.update(loss)
+    steps.update()
     return between - began, clock() - between
 
 
@@ -267,11 +270,10 @@ def _phase_seconds(steps: _Steps) -> dict[str, float]:
     forward = measure(lambda: objective.loss(network, *tensors))
     output = kept[0].detach().requires_grad_()
     loss = measure(lambda: objective.loss(lambda *_: output, *tensors))
-    losses: list[Tensor] = []
     update: list[float] = []
     for _ in range(_PHASE_REPEATS):
-        losses[:] = [steps.backward()]
-        update.append(_device_seconds(lambda: steps.update(losses[0]), 1, device))
+        steps.backward()
+        update.append(_device_seconds(steps.update, 1, device))
     backward = measure(steps.step)  # all of it
     phases = {
         "h2d": copy,

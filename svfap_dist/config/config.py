@@ -27,7 +27,8 @@ _FREE_TO_CHANGE = {
         *("cache_dir", "cache_bytes"),
     ),
     "train": (
-        *("max_seconds", "micro_batch_size", "zero_stage", "compile", "activation_checkpointing"),
+        *("max_seconds", "micro_batch_size", "zero_stage", "activation_checkpointing"),
+        *("compile", "compile_mode"),
         *("log_every", "eval_every", "checkpoint_every", "keep_last", "keep_every"),
         *("threads_per_rank", "collective_timeout_seconds"),
     ),

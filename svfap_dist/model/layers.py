@@ -162,12 +162,15 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Self-attention with one fused projection to queries, keys and values."""
 
+    k_bias: Tensor  # zeros, so that all three biases are one vector
+
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.qkv = Projection(dim, 3 * dim)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("k_bias", torch.zeros(dim), persistent=False)
         self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
@@ -177,7 +180,7 @@ class Attention(nn.Module):
             x: tokens [B, N, D].
             first: index of the first query; the tokens before it are keys and values only.
         """
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
         # [B, N, 3*D] -> three of [B, N, h, D/h]
         q, k, v = self.qkv(x, bias).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         return self.proj(_attend(q[:, first:], k, v))
@@ -199,6 +202,8 @@ class Attention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention of tokens [B, N, D] to a context [B, K, D]."""
 
+    k_bias: Tensor  # zeros, so that both biases of the context are one vector
+
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -206,11 +211,12 @@ class CrossAttention(nn.Module):
         self.kv = Projection(dim, 2 * dim)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("k_bias", torch.zeros(dim), persistent=False)
         self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """See `CrossAttention`."""
-        kv_bias = torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
+        kv_bias = torch.cat((self.k_bias, self.v_bias))
         q = self.q(x, self.q_bias).unflatten(-1, (self.num_heads, -1))  # [B, N, h, D/h]
         # [B, K, 2*D] -> two of [B, K, h, D/h]
         k, v = self.kv(context, kv_bias).unflatten(-1, (2, self.num_heads, -1)).unbind(2)

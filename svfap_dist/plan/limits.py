@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 
 from svfap_dist.profiling.memory import ADAM_MOMENTS, FLOAT_BYTES, ModelBytes
-from svfap_dist.train.engine import REDUCE_BUCKET
+from svfap_dist.train.gradients import BUCKETS_IN_FLIGHT, REDUCE_BUCKET
 
 COMPUTE, HOST, NETWORK, DECODE, STORAGE = "compute", "host", "network", "decode", "storage"
 _BACKWARD_SHARE = 2 / 3  # of a step's operations
@@ -193,7 +193,8 @@ def _states(model: ModelBytes, world_size: int, stage: int) -> tuple[int, int, i
 
     Stage 0 updates the weights in place; the others update a rank's share of float32 copies, in
     float32 runs, too. Stage 3 partitions the weights, but keeps gathered ones below 1e9 weights,
-    and all models here are smaller. Stages 2 and 3 reduce gradients by the bucket.
+    and all models here are smaller. Stages 0 and 1 hold a step's sum of all gradients in float32;
+    stages 2 and 3 reduce gradients by the bucket, and stage 2 keeps its share in float32.
     """
     numbers, weights = model.parameters, model.parameters * model.number_bytes
     share = -(-numbers // world_size)
@@ -202,8 +203,9 @@ def _states(model: ModelBytes, world_size: int, stage: int) -> tuple[int, int, i
         return weights + model.buffers, weights, ADAM_MOMENTS * FLOAT_BYTES * numbers
     optimizer = (1 + ADAM_MOMENTS) * FLOAT_BYTES * share
     if stage == 1:
-        return weights + model.buffers, weights, optimizer
-    gradients = share * model.number_bytes + bucket
+        return weights + model.buffers, FLOAT_BYTES * numbers, optimizer
     if stage == 2:
+        gradients = FLOAT_BYTES * share + (1 + BUCKETS_IN_FLIGHT) * bucket
         return weights + model.buffers, gradients, optimizer
+    gradients = share * model.number_bytes + bucket
     return share * model.number_bytes + weights + model.buffers, gradients, optimizer

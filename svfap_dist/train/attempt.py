@@ -173,7 +173,7 @@ class Attempt:
         if state is not None:
             reshard = load.needs_resharding(state, config, world)
             load.restore_engine(config.run.url, state, self.engine, reshard)
-        self._health = health.Health(device, config.data.max_bad_fraction)
+        self._health = health.Health(config.data.max_bad_fraction, self.step)
         self._validation = ValidationSet(config, world) if config.data.eval_url else None
         recorder.record_ready()
 
@@ -206,10 +206,10 @@ class Attempt:
         stack.callback(batches.close)
         return self._recorder.meter.waiting(batches)
 
-    def learning_rate(self) -> float:
-        """Return the learning rate of the next optimizer step."""
+    def _learning_rate(self, step: int) -> float:
+        """Return the learning rate of the optimizer step after so many."""
         batch_size = self._config.train.global_batch_size
-        return learning_rate_at(self._config.optim, batch_size, self.total_steps, self.step)
+        return learning_rate_at(self._config.optim, batch_size, self.total_steps, step)
 
     def is_due(self, period: int) -> bool:
         """Return whether an action is due after this step.
@@ -219,37 +219,52 @@ class Attempt:
         """
         return period > 0 and self.step % period == 0
 
-    def agree(self, batch: ClipBatch, loss: torch.Tensor, notice: Notice) -> health.StepDecision:
-        """Record the next step, whose gradient is ready, and vote on it with all ranks.
-
-        Bad samples are written to the quarantine list before they end the run.
+    def take_step(self, batch: ClipBatch, notice: Notice) -> None:
+        """Record the next step and tell the device to take it.
 
         Args:
             batch: This rank's clips.
-            loss: Their mean loss.
             notice: This rank's reasons to stop or save.
         """
         next_step = self.step + 1
+        self.engine.backward(batch, self.step)
         self._recorder.count_step(next_step, batch)
         vote = health.StepVote(
             stop=bool(notice.stop_reason()),
             finish_upload=self._checkpointer.upload_ended,
             check_nodes=notice.nodes_check_due,
         )
+        counts = vote.counts(len(batch.keys), len(batch.bad))
+        update = self.engine.update(self._learning_rate(self.step), counts)
+        self._health.add(next_step, batch.keys, update)
+        self.step = next_step
+
+    def decide(
+        self, up_to_now: bool, before: health.StepDecision = health.NOTHING
+    ) -> health.StepDecision:
+        """Return what all ranks do after the steps before this one, and this one if wanted.
+
+        Bad samples are written to the quarantine list before they end the run.
+
+        Args:
+            up_to_now: Whether to wait for this step.
+            before: A decision to add to.
+        """
         try:
-            return self._health.agree(next_step, batch.keys, len(batch.bad), loss, vote)
+            return self._health.decide(up_to_now, before)
         except HealthError:
+            self.step = self._health.completed
             self._recorder.write_quarantine()
             raise
 
-    def log(self, loss: float, lr: float, grad_norm: float) -> None:
+    def log(self, loss: float, grad_norm: float) -> None:
         """Write and show the metrics of this step.
 
         Args:
             loss: Mean over all ranks.
-            lr: Learning rate of the step.
             grad_norm: Global norm before clipping.
         """
+        lr = self._learning_rate(self.step - 1)
         epoch = (self.step - 1) // self._loader.steps_per_epoch
         row = {"step": self.step, "total_steps": self.total_steps, "epoch": epoch}
         numbers = {**row, "loss": loss, "lr": lr, "grad_norm": grad_norm}

@@ -20,7 +20,7 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -38,8 +38,8 @@ from svfap_dist.parallel.affinity import bind_to_gpu
 from svfap_dist.telemetry.meter import Phases
 from svfap_dist.train import optim, partitions
 from svfap_dist.train.copy_stream import CopyStream
-
-REDUCE_BUCKET = 50_000_000  # elements per ZeRO reduction; its default takes 2 GB of buffers
+from svfap_dist.train.gradients import REDUCE_BUCKET
+from svfap_dist.train.update import Backend, Gathered, Partitioned, Replicated, Update, Updater
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,18 +121,6 @@ class Objective(Protocol):
             *inputs: From `inputs`.
         """
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Update:
-    """Outcome of one optimizer step.
-
-    grad_norm: global norm before clipping; a device tensor where DeepSpeed leaves it there.
-    applied: False if the gradient was not finite and the weights were left unchanged.
-    """
-
-    grad_norm: Tensor | float
-    applied: bool
 
 
 @contextlib.contextmanager
@@ -229,7 +217,8 @@ def _deepspeed(device: torch.device) -> Any:
     logger.setLevel(logging.ERROR)
     for handler in logger.handlers:
         if isinstance(handler, logging.StreamHandler):
-            handler.setStream(sys.stderr)  # standard output belongs to results
+            # Standard output belongs to results. `setStream` flushes a stream that may be closed.
+            handler.stream = sys.stderr
     return deepspeed
 
 
@@ -272,11 +261,32 @@ class Engine:
             config=self._settings(model, world),
             dist_init_required=False,
         )
+        self._backend = self._choose_backend()
+        self._updater = Updater(
+            self._backend, self._engine.basic_optimizer, config.optim.clip_grad_norm, device
+        )
+        self._step_loss = torch.zeros((), device=device)  # of the gradient
+        self._loss, self.network = objective.loss, self._backend.network
         if config.train.compile:
-            # In place, so that weights keep their names. Static shapes: there are only two or three
-            # (a held-out batch may be smaller), so compiling one graph for each pays off.
-            self._engine.module.compile(dynamic=False)
+            self._compile(config.train.compile_mode)
         self._train_mode()
+
+    def _choose_backend(self) -> Backend:
+        if self._stage == 0:
+            return Replicated(self._engine, self._accumulation)
+        if self._stage == 3:
+            return Gathered(self._engine)
+        return Partitioned(self._engine, self._accumulation, self._stage)
+
+    def _compile(self, mode: str) -> None:
+        """Compile network and loss as one function; at stage 3, the network between its hooks."""
+        # Static shapes: there are only two or three (a held-out batch may be smaller), so compiling
+        # one graph for each pays off.
+        if self._stage == 3:
+            self._engine.module.compile(dynamic=False, mode=mode)
+            return
+        self._loss = torch.compile(self._loss, dynamic=False, mode=mode)
+        self.network = torch.compile(self.network, dynamic=False, mode=mode)
 
     def _train_mode(self) -> None:
         self._engine.train()
@@ -298,6 +308,7 @@ class Engine:
                 "reduce_bucket_size": min(size, REDUCE_BUCKET),
             },
             "steps_per_print": None,
+            "timers": {"throughput": {"enabled": False}},  # they wait for the device
         }
 
     def forward(self, batch: ClipBatch, part: slice, step: int | None = None) -> Tensor:
@@ -312,15 +323,8 @@ class Engine:
         inputs = self._copies.inputs(
             batch, part, lambda: self.objective.inputs(batch, part, context)
         )
-        return self.objective.loss(self._engine, *inputs)
-
-    def network(self, *inputs: Tensor) -> Tensor:
-        """Return the network's output; a collective under ZeRO-3.
-
-        Args:
-            *inputs: Arguments of the network's `forward`.
-        """
-        return self._engine(*inputs)
+        torch.compiler.cudagraph_mark_step_begin()
+        return self._loss(self._backend.network, *inputs)
 
     def backward(self, batch: ClipBatch, step: int) -> Tensor:
         """Return the mean loss over this rank's batch, with its gradient ready for `update`.
@@ -331,49 +335,31 @@ class Engine:
         """
         count = len(batch.frames)
         micro = count // self._accumulation
-        total = torch.zeros((), device=self.device)
+        losses = []
         for begin in range(0, count, micro):
-            if begin:
-                # DeepSpeed counts micro batches in `step`. Before the last one of the accumulation
-                # this call only closes the previous micro batch: no weight or optimizer state
-                # changes. The call that updates is the one in `update`.
-                self._engine.step()
             with self.phases.measured("forward"):
-                value = self.forward(batch, slice(begin, begin + micro), step)
+                loss = self.forward(batch, slice(begin, begin + micro), step)
             with self.phases.measured("backward"):
-                self._engine.backward(value)
-            total += value.detach() / self._accumulation
-        return total
+                self._backend.backward(loss, begin == 0, begin + micro == count)
+            losses.append(loss.detach().clone())  # a CUDA graph writes the next one to its place
+        self._step_loss = torch.stack(losses).mean()
+        return self._step_loss
 
-    def update(self, learning_rate: float) -> Update:
-        """Clip the gradient and take one optimizer step, unless the gradient is not finite.
+    def update(self, learning_rate: float, counts: Sequence[float] = ()) -> Update:
+        """Clip the gradient and take one optimizer step, unless something is not finite.
 
         Args:
             learning_rate: Rate of this step, before each group's layer decay.
+            counts: Numbers that are added over all ranks on the way.
         """
         groups = self._engine.optimizer.param_groups
         for group, scale in zip(groups, self._rate_scales, strict=True):
             group["lr"] = learning_rate * scale
         with self.phases.measured("optimizer"):
-            if self._stage == 0:
-                return self._update_without_zero()
-            self._engine.step()
-        return Update(self._engine.get_global_grad_norm(), self._engine.was_step_applied())
-
-    def _update_without_zero(self) -> Update:
-        # Without ZeRO, DeepSpeed neither returns the norm nor skips a non-finite gradient. The
-        # gradients are reduced already, so all ranks see the same norm. Reading whether it is
-        # finite makes the host wait for the device once per step, as stages 1 to 3 do, too.
-        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        applied = bool(torch.isfinite(norm))
-        if not applied:
-            for gradient in gradients:
-                gradient.zero_()
-            for group in self._engine.optimizer.param_groups:
-                group["lr"] = 0.0
-        self._engine.step()
-        return Update(norm, applied)
+            update = self._updater.update(self._step_loss, counts)
+        self._engine.global_steps += 1  # in its checkpoints
+        self._engine.global_samples += self._engine.train_batch_size()
+        return update
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -421,7 +407,8 @@ class Engine:
         return self._engine.module.state_dict()
 
     def close(self) -> None:
-        """Remove DeepSpeed's hooks and buffers."""
+        """Remove hooks and DeepSpeed's buffers."""
+        self._backend.close()
         self._engine.destroy()
 
 

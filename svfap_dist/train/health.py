@@ -1,9 +1,10 @@
-"""Per-step consensus of all ranks by one all-reduce, before a step changes the weights.
+"""Per-step consensus of all ranks, read one step late.
 
-Each rank contributes whether it has a reason to stop, whether its loss is finite, whether its
-upload has ended, and how many of its samples were bad. After one small sum over all ranks, every
-rank takes the same decision. The vote makes the host wait for the device once per step, at no extra
-cost: DeepSpeed's ZeRO waits there anyway, to see whether the gradient is finite.
+Each rank reports whether it has a reason to stop, whether its upload has ended, and how many of its
+samples were bad. The engine adds these numbers over all ranks together with the loss and the norm
+of the gradient, and the device leaves the weights as they are if one of those is not finite, so no
+host has to wait for the sums: they are read when the next step is already in the device's queue, or
+at once where something depends on them. Every rank reads the same sums and decides the same.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from svfap_dist import distributed
 from svfap_dist.config import TrainConfig
 from svfap_dist.errors import HealthError
+from svfap_dist.train.update import Update
 
 _MIN_SAMPLES = 1000  # lower bound of the denominator, so that a few early bad samples may pass
 _KEYS_NAMED = 8
@@ -34,50 +34,83 @@ class StepVote:
     finish_upload: bool = False  # collect the outcome of the checkpoint upload, which has ended
     check_nodes: bool = False  # check whether nodes will be taken away
 
+    def counts(self, samples: int, bad: int) -> tuple[float, ...]:
+        """Return the numbers to add over all ranks, as `Health` reads them.
+
+        Args:
+            samples: Number of the rank's samples in the step.
+            bad: Number of bad ones among them.
+        """
+        return (bad, samples, self.stop, self.finish_upload, self.check_nodes)
+
 
 @dataclasses.dataclass(frozen=True)
 class StepDecision(StepVote):
-    """What all ranks do after a step: whatever at least one voted for."""
+    """What all ranks do after some steps: whatever at least one voted for."""
 
-    loss: float = 0.0  # of the step, mean over all ranks
+    loss: float = 0.0  # of the last of these steps, mean over all ranks
+    grad_norm: float = 0.0  # of the last of these steps, before clipping
+
+
+NOTHING = StepDecision()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A step whose sums are not read yet."""
+
+    step: int
+    keys: list[str]  # of this rank's clips
+    update: Update
 
 
 class Health:
-    """Votes of one rank.
+    """Steps under way, and what all ranks decide after them.
+
+    completed: steps whose outcome is known to be good, of the whole run.
 
     Args:
-        device: Device of the losses and of the collective.
         max_bad_fraction: Share of bad samples above which the run ends.
+        completed: Steps before this attempt.
     """
 
-    def __init__(self, device: torch.device, max_bad_fraction: float) -> None:
-        self._device = device
-        self._max_bad_fraction = max_bad_fraction
+    def __init__(self, max_bad_fraction: float, completed: int = 0) -> None:
+        self._max_bad_fraction, self.completed = max_bad_fraction, completed
         self._all_seen = self._all_bad = 0.0  # samples of all ranks so far
+        self._pending: list[_Pending] = []
 
-    def agree(
-        self, step: int, keys: list[str], num_bad: int, loss: Tensor, vote: StepVote
-    ) -> StepDecision:
-        """Vote on a step; a collective.
+    def add(self, step: int, keys: list[str], update: Update) -> None:
+        """Remember a step that the device has been told to take.
 
         Args:
             step: Number of the step, from 1.
             keys: Keys of this rank's clips.
-            num_bad: Number of its bad samples.
-            loss: Its mean loss, a scalar on the device.
-            vote: What it wants all to do after the step.
+            update: Its update, with the `counts` of this rank's vote.
+        """
+        self._pending.append(_Pending(step, keys, update))
+
+    def decide(self, up_to_now: bool, before: StepDecision = NOTHING) -> StepDecision:
+        """Return what all ranks do, and forget the steps that it is about.
+
+        Args:
+            up_to_now: Whether to wait for the newest step; otherwise only steps before it count.
+            before: A decision to add to.
 
         Raises:
-            HealthError: On every rank, if a loss is not finite or too many samples are bad.
+            HealthError: On every rank, if a loss or gradient is not finite or too many samples are
+                bad.
         """
-        wanted = (vote.stop, vote.finish_upload, vote.check_nodes)
-        views = torch.tensor([num_bad, len(keys), *wanted], dtype=torch.float64)
-        finite = torch.isfinite(loss)
-        views = torch.cat([views.to(self._device), torch.stack([~finite, loss]).double()])
-        dist.all_reduce(views)
-        bad, seen, stops, uploads, checks, broken, total = views.tolist()
-        if broken:
-            raise _not_finite(step, [] if bool(finite) else keys)
+        while len(self._pending) > (0 if up_to_now else 1):
+            before = self._add_votes(before, self._pending.pop(0))
+        return before
+
+    def _add_votes(self, before: StepDecision, pending: _Pending) -> StepDecision:
+        result = pending.update.read()
+        bad, seen, stops, uploads, checks = result.counts
+        if not result.losses_are_finite:
+            raise _not_finite(pending.step, [] if result.own_loss_is_finite else pending.keys)
+        if not result.applied:
+            raise _gradient_not_finite(pending.step)
         self._all_bad += bad
         self._all_seen += seen
         if self._all_bad > self._max_bad_fraction * max(self._all_seen, _MIN_SAMPLES):
@@ -85,9 +118,13 @@ class Health:
             found += f"data.max_bad_fraction = {self._max_bad_fraction}"
             do = "see quarantine.jsonl of the run for keys and reasons; try `svfap shards verify`"
             raise HealthError("Too many bad samples", "data.url", found, do)
-        mean = total / dist.get_world_size()
+        self.completed = pending.step
         return StepDecision(
-            stop=stops > 0, finish_upload=uploads > 0, check_nodes=checks > 0, loss=mean
+            stop=before.stop or stops > 0,
+            finish_upload=before.finish_upload or uploads > 0,
+            check_nodes=before.check_nodes or checks > 0,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
         )
 
 
@@ -101,12 +138,8 @@ def _not_finite(step: int, own_keys: list[str]) -> NotFiniteError:
     return NotFiniteError("Loss is not finite", f"step {step}", found, advice)
 
 
-def gradient_not_finite(step: int) -> NotFiniteError:
-    """Return the error for an update that was skipped, which all ranks see at the same step.
-
-    Args:
-        step: Number of the step, from 1.
-    """
+def _gradient_not_finite(step: int) -> NotFiniteError:
+    """Return the error for an update that was skipped, which all ranks see at the same step."""
     found = "a finite loss whose gradient has infinities or NaN"
     advice = "lower optim.lr or set optim.clip_grad_norm; the weights are untouched and the newest "
     advice += "checkpoint is from before"

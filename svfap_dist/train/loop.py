@@ -3,8 +3,9 @@
 `run` is what every rank executes, started by Ray Train, srun, torchrun or a plain process; the
 recipe says whether it pre-trains or fine-tunes. Batches come from `data.loader`, the arithmetic is
 in `engine`, and files are written by `telemetry.recorder` and `checkpoint.saver`; this file is the
-order of events. Between backward and update all ranks agree (`health`). All ranks stop early
-together, after a step or, while a task is tested, between two batches.
+order of events. What all ranks decide together (`health`) is known one step late, unless the run
+logs, evaluates, saves or ends. All ranks stop early together, after a step or, while a task is
+tested, between two batches.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from collections.abc import Callable
 from svfap_dist import distributed
 from svfap_dist.config import Config, check_world_size, require_urls
 from svfap_dist.telemetry.recorder import Row
-from svfap_dist.train import health
 from svfap_dist.train.attempt import Attempt, RunContext, RunResult, load_run_context
 from svfap_dist.train.engine import process_group
 from svfap_dist.train.objective import build_objective
@@ -63,22 +63,24 @@ def run(
         if attempt.step == 0:
             attempt.evaluate()
         for batch in attempt.batches(stack):
-            rate = attempt.learning_rate()
-            loss = attempt.engine.backward(batch, attempt.step)
-            decision = attempt.agree(batch, loss, notice)
-            update = attempt.engine.update(rate)
-            if not update.applied:
-                raise health.gradient_not_finite(attempt.step + 1)
-            attempt.step += 1
+            attempt.take_step(batch, notice)
+            train = config.train
+            logs, evaluates, saves = (
+                attempt.step == attempt.total_steps or attempt.is_due(period)
+                for period in (train.log_every, train.eval_every, train.checkpoint_every)
+            )
+            decision = attempt.decide(up_to_now=logs or evaluates or saves)
+            saves |= decision.check_nodes and notice.new_nodes_leaving()
+            if decision.stop or saves:  # neither follows a step whose outcome is not known
+                decision = attempt.decide(up_to_now=True, before=decision)
             ends = decision.stop or attempt.step == attempt.total_steps
-            if ends or attempt.is_due(config.train.log_every):
-                attempt.log(loss=decision.loss, lr=rate, grad_norm=float(update.grad_norm))
-            if ends or attempt.is_due(config.train.eval_every):
+            if ends or logs:
+                attempt.log(loss=decision.loss, grad_norm=decision.grad_norm)
+            if ends or evaluates:
                 attempt.evaluate()
             if decision.finish_upload:
                 attempt.finish_upload()
-            due = attempt.is_due(config.train.checkpoint_every)
-            if (decision.check_nodes and notice.new_nodes_leaving()) or ends or due:
+            if ends or saves:
                 attempt.save()
             if decision.stop:
                 break

@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from svfap_dist import cli
@@ -22,13 +21,13 @@ SPEC = StepSpec("", 1, 2, False, "bfloat16", "cpu", steps=2)
 _update = engine_step._Steps.update
 
 
-def _wait_once(steps: engine_step._Steps, loss: torch.Tensor) -> None:
-    _update(steps, loss)
-    float(loss)
+def _wait_once(steps: engine_step._Steps) -> None:
+    _update(steps)
+    float(steps.loss)
 
 
-def _loop_over_parameters(steps: engine_step._Steps, loss: torch.Tensor) -> None:
-    _update(steps, loss)
+def _loop_over_parameters(steps: engine_step._Steps) -> None:
+    _update(steps)
     for parameter in steps.engine._engine.module.parameters():
         parameter.data.mul_(1)
 

@@ -228,6 +228,7 @@ FREE = {
         "micro_batch_size",
         "zero_stage",
         "compile",
+        "compile_mode",
         "activation_checkpointing",
         "log_every",
         "eval_every",

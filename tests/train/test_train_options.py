@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clips import make_video
@@ -59,17 +60,39 @@ def test_activation_checkpointing_changes_no_bit(data: str, tmp_path: Path) -> N
     assert frugal_3 == pytest.approx(plain, abs=1e-5)
 
 
-def test_options_reach_the_model(tmp_path: Path) -> None:
-    """None of them changes a loss, so each is checked directly."""
-    options = {}, {"activation_checkpointing": True}, {"compile": True}
+def test_activation_checkpointing_reaches_the_model(tmp_path: Path) -> None:
+    """It changes no loss, so it is checked directly."""
+    options = {}, {"activation_checkpointing": True}
     tasks = [
-        ("wiring", {"tables": recipe_tables("", "", train={"micro_batch_size": 4, **option})})
+        ("mlp_calls", {"tables": recipe_tables("", "", train={"micro_batch_size": 4, **option})})
         for option in options
     ]
-    plain, frugal, fast = (found for (found,) in start(1, tasks, tmp_path))
-    assert plain == {"mlp_calls": 1, "compiled": False}
-    assert frugal == {"mlp_calls": 2, "compiled": False}
-    assert fast == {"mlp_calls": 1, "compiled": True}
+    assert start(1, tasks, tmp_path) == [[1], [2]]
+
+
+def test_network_and_loss_are_one_graph_at_stages_0_to_2(tmp_path: Path) -> None:
+    options: list[dict[str, Any]] = [
+        {"zero_stage": 0},
+        {"zero_stage": 1, "micro_batch_size": 2},
+        {"zero_stage": 2, "compile_mode": "reduce-overhead"},
+        {"zero_stage": 2, "activation_checkpointing": True},
+    ]
+    tasks: list[tuple[str, dict[str, Any]]] = [
+        (
+            "compile_steps",
+            {
+                "tables": recipe_tables(
+                    "", "", train={"micro_batch_size": 4, "compile": True, **option}
+                ),
+                "steps": 3,
+            },
+        )
+        for option in options
+    ]
+    for option, (found,) in zip(options, start(1, tasks, tmp_path), strict=True):
+        assert found["modes"] == [option.get("compile_mode", "default")]
+        assert found["graphs"] == [1, 2], option  # of a step, and of an evaluation
+        assert not found["breaks"], option
 
 
 @pytest.mark.parametrize(("ratio", "predicted"), [(1.0, 8), (0.5, 4), (0.25, 2)])

@@ -223,10 +223,63 @@ def engine_steps(
                 engine.close()
                 engine = Engine(config, build_objective(config), world, device)
                 engine.load(folder, "cut")
-            loss = engine.backward(random_batch(config, step), step)
-            update = engine.update(rate)
-            seen["loss"].append(loss.item())
-            seen["grad_norm"].append(float(update.grad_norm))
+            engine.backward(random_batch(config, step), step)
+            result = engine.update(rate).read()
+            seen["loss"].append(result.loss)
+            seen["grad_norm"].append(result.grad_norm)
+        torch.save(engine.state_dict(), weights)
+        engine.close()
+    return seen
+
+
+def updates(
+    tables: dict[str, Any], rates: list[float], weights: str, bad_step: int = -1
+) -> dict[str, Any]:
+    """What each update says and what it does to the optimizer, each rank on its part of random
+    batches; the weights at the end go to a file. At `bad_step` the last rank has a finite loss
+    whose gradient is not finite."""
+    import dataclasses
+
+    import torch
+
+    from svfap_dist.config import recipe
+    from svfap_dist.profiling.operations import counted
+    from svfap_dist.train.engine import Engine, process_group
+    from svfap_dist.train.objective import build_objective
+
+    config = recipe.from_tables(tables, where="test")
+    world = distributed.world_from_environment()
+    objective = build_objective(config)
+    step, original = 0, objective.loss
+
+    def loss_of(network: Any, *inputs: torch.Tensor) -> torch.Tensor:
+        loss = original(network, *inputs)
+        if step == bad_step and world.rank == world.world_size - 1:
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+    objective.loss = loss_of  # type: ignore[method-assign]
+    seen: dict[str, Any] = {"results": [], "optimizer": [], "waits": []}
+    with process_group(config, world) as device:
+        engine = Engine(config, objective, world, device)
+        for step, rate in enumerate(rates):
+            whole = random_batch(config, step)
+            mine = slice(world.rank, None, world.world_size)
+            batch = dataclasses.replace(
+                whole,
+                frames=whole.frames[mine],
+                visible=whole.visible[mine],
+                masked=whole.masked[mine],
+            )
+            with counted(device) as operations:
+                engine.backward(batch, step)
+                update = engine.update(rate, counts=(1.0, world.rank))
+            seen["waits"].append(operations.waits.total())
+            seen["results"].append(dataclasses.asdict(update.read()))
+            states = engine._engine.basic_optimizer.state.values()
+            sums = [float(value.double().sum()) for state in states for value in state.values()]
+            total = sum(float(v.double().sum()) for v in engine.state_dict().values())
+            seen["optimizer"].append([*sums, total])
         torch.save(engine.state_dict(), weights)
         engine.close()
     return seen
@@ -349,7 +402,7 @@ def explode(tables: dict[str, Any]) -> dict[str, list[bool]]:
             loss = engine.backward(batch, 0)
             update = engine.update(learning_rate=1e30)
             after = engine.state_dict()
-            seen["applied"].append(update.applied)
+            seen["applied"].append(update.read().applied)
             seen["loss_is_finite"].append(bool(torch.isfinite(loss)))
             seen["weights_changed"].append(
                 any(not torch.equal(before[name], after[name]) for name in before)
@@ -358,26 +411,65 @@ def explode(tables: dict[str, Any]) -> dict[str, list[bool]]:
     return seen
 
 
-def wiring(tables: dict[str, Any]) -> dict[str, Any]:
-    """How often the encoder's first MLP ran in one step of the engine, and whether the model is
-    called through torch.compile."""
+def mlp_calls(tables: dict[str, Any]) -> int:
+    """How often the encoder's first MLP ran in one step of the engine."""
     from svfap_dist.config import recipe
     from svfap_dist.train.engine import Engine, process_group
     from svfap_dist.train.objective import build_objective
 
     config = recipe.from_tables(tables, where="test")
-    calls: list[None] = []
-    with process_group(config, distributed.world_from_environment()) as device:
-        engine = Engine(
-            config, build_objective(config), distributed.world_from_environment(), device
-        )
-        module = engine._engine.module
-        compiled = module._compiled_call_impl is not None
-        module._compiled_call_impl = None  # the step itself need not be compiled
-        module.encoder.blocks[0].mlp.register_forward_pre_hook(lambda *given: calls.append(None))
+    world, calls = distributed.world_from_environment(), []
+    with process_group(config, world) as device:
+        engine = Engine(config, build_objective(config), world, device)
+        mlp = engine._engine.module.encoder.blocks[0].mlp
+        mlp.register_forward_pre_hook(lambda *given: calls.append(None))
         engine.backward(random_batch(config, 0), 0)
         engine.close()
-    return {"mlp_calls": len(calls), "compiled": compiled}
+    return len(calls)
+
+
+def compile_steps(tables: dict[str, Any], steps: int) -> dict[str, Any]:
+    """What torch.compile does with some steps and an evaluation, with a backend that generates no
+    code: its mode, the number of graphs, and why there are more than one."""
+    from unittest import mock
+
+    import torch
+    from torch._dynamo.utils import counters
+
+    from svfap_dist.config import recipe
+    from svfap_dist.train.engine import Engine, process_group
+    from svfap_dist.train.objective import build_objective
+
+    config = recipe.from_tables(tables, where="test")
+    world, modes = distributed.world_from_environment(), set()
+    original = torch.compile
+
+    def traced(function: Any = None, *, mode: str = "", **options: Any) -> Any:
+        if not mode:  # not the engine's
+            return original(function, **options)
+        modes.add(mode)
+        return original(function, backend="aot_eager", **options)
+
+    torch.compiler.reset()
+    counters.clear()
+    with process_group(config, world) as device, mock.patch.object(torch, "compile", traced):
+        engine = Engine(config, build_objective(config), world, device)
+        losses = []
+        for step in range(steps):
+            engine.backward(random_batch(config, step), step)
+            losses.append(engine.update(0.01).read().loss)
+        graphs = [counters["stats"]["unique_graphs"]]
+        with engine.evaluating():
+            engine.forward(random_batch(config, 0), slice(0, 4))
+        graphs.append(counters["stats"]["unique_graphs"])
+        engine.close()
+    return {
+        "modes": sorted(modes),
+        "losses": losses,
+        "graphs": graphs,
+        "breaks": dict(counters["graph_break"]),
+        "recompiles": dict(counters["recompiles"]),
+    }
 
 
 def main(folder: Path) -> None:
