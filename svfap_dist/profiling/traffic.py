@@ -33,7 +33,7 @@ def kernel_bytes(
     row = tokens.div(side, rounding_mode="floor").remainder(side)
     column = tokens.remainder(side)
     crops, samples = clips.crops.float(), 0
-    for plane, scale, count in ((clips.y, 1, 1), (clips.u, 2, 2)):  # u stands for v, too
+    for plane, scale, count in ((clips.y, 1, 1), (clips.u, 2, 2)):  # v has the same bytes as u
         top, left, height, width = (crops / scale).unbind(1)
         rows = _samples_per_patch(top, height, plane.shape[2], clips.size, patch_size)
         columns = _samples_per_patch(left, width, plane.shape[3], clips.size, patch_size)
