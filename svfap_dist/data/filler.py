@@ -164,7 +164,6 @@ class DecodePool:
     Args:
         worker: Does jobs.
         data: Number of processes of a rank, deadline of a job.
-        shared_bytes: Size of the shared memory, which counts as address space of each process.
         part: Number of the part of the rank whose processes these are, and how many there are.
         niceness: By how much their priority is below that of this process.
     """
@@ -173,7 +172,6 @@ class DecodePool:
         self,
         worker: ClipWorker,
         data: DataConfig,
-        shared_bytes: int,
         part: Part = (0, 1),
         niceness: int = 0,
     ) -> None:
@@ -184,7 +182,7 @@ class DecodePool:
                 worker,
                 share_of(data.decode_workers, part),
                 seconds=data.decode_seconds,
-                memory_bytes=_WORKER_BYTES + shared_bytes,
+                memory_bytes=_WORKER_BYTES,
                 niceness=niceness,
             )
 
@@ -489,7 +487,7 @@ def open_filler(
     # Where all cores are busy, launching the GPU's next kernels comes first, then fetching. On CPUs
     # a step is as long as its slowest part, and training would starve the workers.
     niceness = _NICENESS if config.cluster.use_gpu else 0
-    pool = DecodePool(does, config.data, shared.num_bytes, part, niceness)
+    pool = DecodePool(does, config.data, part, niceness)
     return BatchFiller(source, shared.arrays, pool, part)
 
 

@@ -269,7 +269,8 @@ class _Limits:
         if self.niceness:
             os.nice(self.niceness)
         if self.memory_bytes:
-            with contextlib.suppress(ImportError, OSError):  # Windows, macOS
+            # Windows and macOS; a lower limit that the user has set.
+            with contextlib.suppress(ImportError, OSError, ValueError):
                 import resource
 
                 with open("/proc/self/statm") as file:
