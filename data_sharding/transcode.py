@@ -18,10 +18,11 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import itertools
 import math
 import tempfile
 from collections.abc import Sequence
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 import av
 import numpy as np
@@ -38,6 +39,7 @@ from svfap_dist.video.info import (
     REGIONS,
     STORED_REGIONS,
     Crop,
+    PhaseFile,
     PhaseLayout,
     Region,
     VideoInfo,
@@ -66,6 +68,9 @@ class TrainProfile:
     group: int = 20  # minimum frames of a phase that share a key frame; all of a shorter phase
     crf: float = 25  # x264's quality; lower is better
     preset: str = "medium"  # x264's effort
+    # Of a shard; phases: a section of the tar for each phase; samples: all of a video in one place.
+    # None: as the data set has it already, "phases" for a new one.
+    layout: Literal["phases", "samples"] | None = None
 
     def __post_init__(self) -> None:
         if region_name(self.region) not in REGIONS:
@@ -78,10 +83,21 @@ class TrainProfile:
         if not 0 <= self.crf <= 51:
             raise ConfigError("Option out of range", "", f"crf={self.crf}", "use 0 to 51")
 
+    @property
+    def num_parts(self) -> int:
+        """Parts of a sample in a shard."""
+        return 1 if self.layout == "samples" else self.phases
+
     def stored(self) -> dict[str, Any]:
-        """Return the fields as the manifest has them, in the spelling of shard format 1."""
-        region = STORED_REGIONS.get(self.region, self.region)
-        return {**dataclasses.asdict(self), "region": region}
+        """Return the fields as the manifest has them; shard format 1 has no layout."""
+        fields = {
+            **dataclasses.asdict(self),
+            "region": STORED_REGIONS.get(self.region, self.region),
+            "layout": "phases",
+        }
+        if self.num_parts == 1:
+            del fields["layout"]
+        return fields
 
 
 class TranscodeError(DecodeError):
@@ -126,12 +142,14 @@ def transcode(data: bytes, info: VideoInfo, profile: TrainProfile) -> tuple[byte
             raise _refused("undecodable", f"{type(error).__name__}: {error}") from error
         video = _encode(spool, plan, info, profile, (height, width), colors)
     header, packets = _read_back(video, plan)
+    with open_video(video) as container:
+        decoded = sum(not frame.is_corrupt for frame in container.decode(video=0))
+    assert decoded == len(plan), "every frame can be decoded"
     layout = PhaseLayout(
         phases=profile.phases,
         group=group,
         codec_header=base64.b64encode(header).decode(),
-        first_byte=packets[0].pos or 0,
-        packet_sizes=tuple(packet.size for packet in packets),
+        files=(PhaseFile(packets[0].pos or 0, tuple(packet.size for packet in packets)),),
         region=profile.region,
         **dataclasses.asdict(crop),
         source_height=info.height,
@@ -140,6 +158,44 @@ def transcode(data: bytes, info: VideoInfo, profile: TrainProfile) -> tuple[byte
     return video, VideoInfo(
         info.num_frames, info.fps, width, height, "h264", labels=info.labels, layout=layout
     )
+
+
+def split_phases(video: bytes, info: VideoInfo) -> list[tuple[bytes, VideoInfo]]:
+    """Return each phase of a transcoded video as an mp4 of its own, at its part of the frame rate.
+
+    Packets are copied, not encoded again. A video of fewer frames than phases has fewer files.
+
+    Args:
+        video: File with all phases.
+        info: What `transcode` says about it.
+    """
+    layout = info.layout
+    assert layout is not None
+    files: list[tuple[bytes, VideoInfo]] = []
+    made: list[bytes] = []
+    with open_video(video, probed=True) as source:
+        stream = source.streams.video[0]
+        packets = [packet for packet in source.demux(stream) if packet.size]
+        rest = iter(packets)
+        for phase in range(min(layout.phases, info.num_frames)):
+            count = len(range(phase, info.num_frames, layout.phases))
+            target = io.BytesIO()
+            with av.open(target, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+                copy = container.add_stream_from_template(stream)
+                for number, packet in enumerate(itertools.islice(rest, count)):
+                    packet.duration = layout.phases * (packet.duration or 0)
+                    packet.pts = packet.dts = number * packet.duration
+                    packet.stream = copy
+                    container.mux(packet)
+            plan = [(number, number % layout.group == 0) for number in range(count)]
+            header, copies = _read_back(target.getvalue(), plan)
+            assert base64.b64encode(header).decode() == layout.codec_header
+            made += map(bytes, copies)
+            file = PhaseFile(copies[0].pos or 0, tuple(packet.size for packet in copies), phase)
+            own = dataclasses.replace(layout, files=(file,))
+            files.append((target.getvalue(), dataclasses.replace(info, layout=own)))
+        assert made == list(map(bytes, packets)), "no byte of a packet changes"
+    return files
 
 
 def _plan_frames(num_frames: int, profile: TrainProfile) -> tuple[list[tuple[int, bool]], int]:
@@ -241,7 +297,4 @@ def _read_back(video: bytes, plan: Sequence[tuple[int, bool]]) -> tuple[bytes, l
         assert packet.pos == end, "packets are contiguous"
         assert packet.is_keyframe == key, f"frame {position} is a key frame or not as planned"
         end += packet.size
-    with open_video(video) as container:
-        decoded = sum(not frame.is_corrupt for frame in container.decode(video=0))
-    assert decoded == len(plan), "every frame can be decoded"
     return header, packets

@@ -6,6 +6,7 @@ of it. They are made here, by hand where no encoder makes such a thing, so nothi
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import io
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from fractions import Fraction
 import av
 from clips import make_video
 
-from data_sharding.transcode import TrainProfile, transcode
-from svfap_dist.video.info import PhaseLayout, VideoInfo, stored_position
+from data_sharding.transcode import TrainProfile, split_phases, transcode
+from svfap_dist.video.info import PhaseFile, PhaseLayout, VideoInfo, joined_info, stored_position
 
 FRAMES = 48
 SIZE = (160, 144)  # width, height: no smaller, for NVDEC's sake
@@ -123,12 +124,15 @@ def phase_ordered_vp9(phases: int = 4, group: int = 6) -> Golden:
         encoder_options=fixed,
     )
     with av.open(io.BytesIO(video)) as container:
+        header = base64.b64encode(
+            container.streams.video[0].codec_context.extradata or b""
+        ).decode()
         packets = [packet for packet in container.demux(video=0) if packet.size]
         places = [(packet.pos, packet.size) for packet in packets]
-    sizes = tuple(size for _, size in places)
+    files = (PhaseFile(places[0][0], tuple(size for _, size in places)),)
     width, height = SIZE
     where = 0, 0, height, width, height, width
-    order = PhaseLayout(phases, group, "", places[0][0], sizes, "full", *where)
+    order = PhaseLayout(phases, group, header, files, "full", *where)
     info = VideoInfo(FRAMES, 25.0, *SIZE, "vp9", layout=order)
     return Golden(video, info, list(range(FRAMES)))
 
@@ -138,6 +142,13 @@ def phase_ordered() -> Golden:
     made = h264(g="30", bf="2")
     video, info = transcode(made.video, made.info, TrainProfile(region="full"))
     return Golden(video, info, made.painted)
+
+
+def in_files(golden: Golden) -> Golden:
+    """The same packets, those of each phase in a file of their own."""
+    videos, infos = zip(*split_phases(golden.video, golden.info), strict=True)
+    info = joined_info(infos, [len(video) for video in videos])
+    return Golden(b"".join(videos), info, golden.painted)
 
 
 GOLDEN: dict[str, Callable[[], Golden]] = {
@@ -160,6 +171,7 @@ GOLDEN: dict[str, Callable[[], Golden]] = {
     "h264-odd-size": lambda: plain("libx264", "mp4", size=(161, 145), pix_fmt="yuv444p"),
     "h264-avi": lambda: plain("libx264", "avi"),
     "h264-phase-ordered": phase_ordered,
+    "h264-phase-files": lambda: in_files(phase_ordered()),
     "hevc": hevc,
     "mpeg4-avi": lambda: plain("mpeg4", "avi", encoder_options={"q:v": "3"}),
     "vp9-webm": lambda: plain("libvpx-vp9", "webm"),
@@ -171,6 +183,7 @@ GOLDEN: dict[str, Callable[[], Golden]] = {
     "vp9-variable-rate": lambda: variable_rate("libvpx-vp9", "mp4"),
     "vp9-variable-rate-webm": lambda: variable_rate("libvpx-vp9", "webm"),
     "vp9-phase-ordered": phase_ordered_vp9,
+    "vp9-phase-files": lambda: in_files(phase_ordered_vp9()),
     "vp8-webm": lambda: plain("libvpx", "webm"),
     "mjpeg-mov": lambda: plain("mjpeg", "mov"),
     "mjpeg-avi": lambda: plain("mjpeg", "avi"),

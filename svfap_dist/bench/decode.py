@@ -40,7 +40,7 @@ from svfap_dist.rng import Stream
 from svfap_dist.text_table import format_table
 from svfap_dist.video.backends import DEFAULT, decode
 from svfap_dist.video.frames import Frames, YuvClips, YuvFrames, whole_frames
-from svfap_dist.video.info import VIDEO_SUFFIXES, Crop, VideoInfo, stored_position
+from svfap_dist.video.info import VIDEO_SUFFIXES, Crop, PhaseFile, VideoInfo, stored_position
 from svfap_dist.video.probe import Rejected, probe
 
 log = logging.getLogger(__name__)
@@ -409,5 +409,5 @@ def _encode_hevc(video: Video) -> Video:
         packets = [bytes(cast(bytes, packet)) for packet in [*packets, *stream.encode()]]
         header = base64.b64encode(stream.codec_context.extradata or b"").decode()
     sizes = tuple(map(len, packets))
-    layout = dataclasses.replace(layout, codec_header=header, first_byte=0, packet_sizes=sizes)
+    layout = dataclasses.replace(layout, codec_header=header, files=(PhaseFile(0, sizes),))
     return b"".join(packets), dataclasses.replace(info, codec="hevc", layout=layout)

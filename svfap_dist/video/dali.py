@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,6 +43,8 @@ from svfap_dist.video.pyav import locate_frames
 
 if TYPE_CHECKING:
     import torch
+
+    _Clips = list[torch.Tensor] | DecodeError  # those of each crop, [F, H, W, 3]
 
 
 class DaliDecoder:
@@ -70,9 +73,9 @@ class DaliDecoder:
     def __call__(self, video: bytes, info: VideoInfo, numbers: Sequence[int]) -> RgbFrames:
         """See `Decoder.__call__`; the frames are copied to the host."""
         request = VideoRequest(video, info, numbers, [Crop(0, 0, info.height, info.width)])
-        job = self._make_job(request, (info.height, info.width))
+        jobs = self._make_jobs(request, (info.height, info.width))
         with self._lock:
-            (found,) = _one_by_one(self._pipelines[0], [job])
+            found = _join_jobs(jobs, _one_by_one(self._pipelines[0], jobs))
         if isinstance(found, DecodeError):
             raise found
         return RgbFrames(found[0].cpu().numpy())
@@ -81,15 +84,17 @@ class DaliDecoder:
         """See `BatchDecoder.decode_batch`."""
         import torch
 
-        found: dict[int, list[torch.Tensor] | DecodeError] = {}
-        jobs: dict[int, _Job] = {}
+        found: dict[int, _Clips] = {}
+        jobs: dict[int, list[_Job]] = {}
         for row, request in enumerate(requests):
             try:
-                jobs[row] = self._make_job(request, (size, size))
+                jobs[row] = self._make_jobs(request, (size, size))
             except DecodeError as error:
                 found[row] = error
         with self._lock:
-            found |= dict(zip(jobs, self._run(list(jobs.values())), strict=True))
+            results = iter(self._run([job for of_row in jobs.values() for job in of_row]))
+        for row, of_row in jobs.items():
+            found[row] = _join_jobs(of_row, list(itertools.islice(results, len(of_row))))
         shape = (len(requests[0].numbers), size, size, 3)
         black = torch.zeros(shape, dtype=torch.uint8, device=self._device)
         clips, bad = [], {}
@@ -100,29 +105,29 @@ class DaliDecoder:
             clips += result
         return DecodedBatch(torch.stack(clips), bad)
 
-    def _make_job(self, request: VideoRequest, size: tuple[int, int]) -> _Job:
-        codec = request.info.codec
-        positions, matrix, pixels = locate_frames(request.video, request.info, request.numbers)
-        if self._gpu and not nvdec_decodes(codec, pixels, self._gpu):
-            found = f"{codec} of {pixels}, and compute capability {self._gpu[0]}.{self._gpu[1]}"
-            do = "set decode.backend=pyav"
-            raise DecodeError(
-                "The GPU's decoding units cannot decode the video", found=found, do=do
-            )
-        inputs = {
-            "video": np.frombuffer(request.video, np.uint8),
-            "frames": np.array(positions, np.int32),
-            "size": np.array(size, np.float32),
-            "flip": np.array(request.flip, np.int32),
-        }
+    def _make_jobs(self, request: VideoRequest, size: tuple[int, int]) -> list[_Job]:
+        shared = {"size": np.array(size, np.float32), "flip": np.array(request.flip, np.int32)}
         for number, crop in enumerate(request.crops):
-            inputs[f"crop{number}"] = np.array(dataclasses.astuple(crop), np.int32)
-        return _Job(inputs, len(request.crops), matrix)
+            shared[f"crop{number}"] = np.array(dataclasses.astuple(crop), np.int32)
+        codec, jobs = request.info.codec, []
+        for located in locate_frames(request.video, request.info, request.numbers):
+            if self._gpu and not nvdec_decodes(codec, located.pixel_format, self._gpu):
+                found = f"{codec} of {located.pixel_format}, "
+                found += f"and compute capability {self._gpu[0]}.{self._gpu[1]}"
+                do = "set decode.backend=pyav"
+                raise DecodeError(
+                    "The GPU's decoding units cannot decode the video", found=found, do=do
+                )
+            video = np.frombuffer(located.file, np.uint8)
+            frames = np.array(located.positions, np.int32)
+            inputs = {"video": video, "frames": frames, **shared}
+            jobs.append(_Job(inputs, len(request.crops), located.slots, located.matrix))
+        return jobs
 
-    def _run(self, jobs: list[_Job]) -> list[list[torch.Tensor] | DecodeError]:
+    def _run(self, jobs: list[_Job]) -> list[_Clips]:
         """Share the jobs among the pipelines, which work concurrently."""
         count = len(self._pipelines)
-        results: list[list[torch.Tensor] | DecodeError] = [[]] * len(jobs)
+        results: list[_Clips] = [[]] * len(jobs)
         for first, pipeline in enumerate(self._pipelines):
             if share := jobs[first::count]:
                 pipeline.start(share)
@@ -136,11 +141,27 @@ class DaliDecoder:
 
 
 class _Job(NamedTuple):
-    """A request that can be met, as far as its packets show: inputs of the graph by name."""
+    """The part of a request that one file meets, as far as its packets show."""
 
-    inputs: dict[str, np.ndarray]
+    inputs: dict[str, np.ndarray]  # of the graph, by name
     num_crops: int
+    slots: list[int]  # which of the request's frames these are
     matrix: Matrix
+
+
+def _join_jobs(jobs: Sequence[_Job], results: Sequence[_Clips]) -> _Clips:
+    """Return the clips of a request, their frames in its order."""
+    import torch
+
+    parts: list[list[torch.Tensor]] = []
+    for result in results:
+        if isinstance(result, DecodeError):
+            return result
+        parts.append(result)
+    if len(jobs) == 1:
+        return parts[0]
+    order = np.argsort([slot for job in jobs for slot in job.slots])
+    return [torch.cat(clips)[order] for clips in zip(*parts, strict=True)]
 
 
 class _Pipeline:
@@ -201,10 +222,8 @@ class _Pipeline:
         return pipeline
 
 
-def _one_by_one(
-    pipeline: _Pipeline, jobs: Sequence[_Job]
-) -> list[list[torch.Tensor] | DecodeError]:
-    results: list[list[torch.Tensor] | DecodeError] = []
+def _one_by_one(pipeline: _Pipeline, jobs: Sequence[_Job]) -> list[_Clips]:
+    results: list[_Clips] = []
     for job in jobs:
         try:
             pipeline.start([job])

@@ -1,7 +1,7 @@
 """What a video is, and which part of it is used: a region of its frames, windows in time, crops.
 
 `VideoInfo` is what probing finds and what a sample's `.json` member records. The keys in the JSON
-are those of shard format 1: `order` for `VideoInfo.layout`, and "centre" for the region "center".
+are those of the shard format: `order` for `VideoInfo.layout`, and "centre" for the region "center".
 
 The rest are pure functions of a video's length and size. Pre-training takes one random window of
 the region. Testing a task, prediction and feature extraction take K windows times N crops
@@ -12,10 +12,11 @@ repeats the last frame, as VideoMAE's released test code has it (arXiv 2203.1260
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
 
 import numpy as np
 
@@ -35,6 +36,15 @@ class TooShortError(DecodeError):
     reason = "too_short"
 
 
+class PhaseFile(NamedTuple):
+    """A file with frames of a `PhaseLayout`, one per packet; the packets are contiguous."""
+
+    first_byte: int  # offset of the first packet in the file
+    packet_sizes: tuple[int, ...]  # in stored order
+    phase: int | None = None  # whose frames it holds; None: those of all phases, one after another
+    begin: int = 0  # offset of the file, where several follow each other
+
+
 @dataclasses.dataclass(frozen=True)
 class PhaseLayout:
     """How the frames of a video of the `train` profile are stored.
@@ -42,14 +52,14 @@ class PhaseLayout:
     With it a reader seeks to the packets it needs without opening the container.
     Frames are stored phase by phase: 0, P, 2P, ..., then 1, P + 1, ..., for P phases, which makes
     the frames of a window of stride P adjacent. Each phase begins with a key frame, and within it
-    every `group`-th frame is one. Every packet holds one frame, and packets are contiguous.
+    every `group`-th frame is one. All phases are in one file, or each is in a file of its own; then
+    the video may consist of some of them only.
     """
 
     phases: int
     group: int
     codec_header: str  # set-up of the decoder (FFmpeg's extradata), base64
-    first_byte: int  # offset of the first packet in the file
-    packet_sizes: tuple[int, ...]  # in stored order
+    files: tuple[PhaseFile, ...]
     region: str  # part of the source's frames that was kept, one of `REGIONS`
     top: int  # of that part, in pixels of the source
     left: int
@@ -86,7 +96,15 @@ def stored_position(frame: int, num_frames: int, phases: int) -> int:
     return phase * (num_frames // phases) + longer + number
 
 
-def stored_positions(info: VideoInfo, numbers: Sequence[int]) -> list[int]:
+class StoredFrame(NamedTuple):
+    """Where a frame of a phase-ordered video is."""
+
+    file: int  # index in `PhaseLayout.files`
+    position: int  # of its packet in the file
+    after_key: int  # packets from its key frame to it
+
+
+def stored_frames(info: VideoInfo, numbers: Sequence[int]) -> list[StoredFrame]:
     """Return where frames of a phase-ordered video are stored.
 
     Args:
@@ -95,12 +113,68 @@ def stored_positions(info: VideoInfo, numbers: Sequence[int]) -> list[int]:
 
     Raises:
         TooShortError: there is no such frame.
+        DecodeError: its phase is not among the files.
     """
-    assert info.layout is not None
+    layout = info.layout
+    assert layout is not None
     for number in (min(numbers), max(numbers)):
         if not 0 <= number < info.num_frames:
             raise too_short(f"frame {number}", f"{info.num_frames} frames")
-    return [stored_position(n, info.num_frames, info.layout.phases) for n in numbers]
+    file_of = {file.phase: index for index, file in enumerate(layout.files)}
+    found = []
+    for number in numbers:
+        row, phase = divmod(number, layout.phases)
+        if None in file_of:
+            file, position = 0, stored_position(number, info.num_frames, layout.phases)
+        elif phase in file_of:
+            file, position = file_of[phase], row
+        else:
+            where = f"frame {number}, phase {phase}"
+            there = f"phases {[file.phase for file in layout.files]}"
+            raise DecodeError("Frame was not read", where, there, "report it")
+        found.append(StoredFrame(file, position, row % layout.group))
+    return found
+
+
+def joined_info(infos: Sequence[VideoInfo], sizes: Sequence[int]) -> VideoInfo:
+    """Return the description of a video whose phases are in files of their own.
+
+    Args:
+        infos: what the shard says about each file.
+        sizes: bytes of each file; they follow each other.
+
+    Raises:
+        ValueError: they are not files of one video.
+    """
+    layouts = [info.layout for info in infos]
+    files = [layout.files[0] for layout in layouts if layout is not None]
+    begins = itertools.accumulate(sizes, initial=0)
+    moved = tuple(file._replace(begin=begin) for file, begin in zip(files, begins, strict=False))
+    joined = [
+        dataclasses.replace(info, layout=layout and dataclasses.replace(layout, files=moved))
+        for info, layout in zip(infos, layouts, strict=True)
+    ]
+    if len(files) < len(infos) or any(info != joined[0] for info in joined):
+        raise ValueError("files of different videos")
+    return joined[0]
+
+
+def separate_files(video: bytes, info: VideoInfo) -> list[tuple[bytes, VideoInfo]]:
+    """Return the files of a video, each with its description: the inverse of `joined_info`.
+
+    Args:
+        video: bytes of all of them, one after another.
+        info: what the shard says about them.
+    """
+    layout = info.layout
+    if layout is None:
+        return [(video, info)]
+    borders = itertools.pairwise([*(file.begin for file in layout.files), len(video)])
+    own = (dataclasses.replace(layout, files=(file._replace(begin=0),)) for file in layout.files)
+    return [
+        (video[start:stop], dataclasses.replace(info, layout=of_file))
+        for (start, stop), of_file in zip(borders, own, strict=True)
+    ]
 
 
 def too_short(where: str, found: str) -> TooShortError:
@@ -126,8 +200,9 @@ def load_info(raw: bytes) -> VideoInfo:
     layout = fields.pop("order", None)
     if layout is not None:
         layout["region"] = region_name(layout["region"])
-        layout["packet_sizes"] = tuple(layout["packet_sizes"])
-        layout = PhaseLayout(**layout)
+        first, sizes = layout.pop("first_byte"), tuple(layout.pop("packet_sizes"))
+        files = (PhaseFile(first, sizes, layout.pop("phase", None)),)
+        layout = PhaseLayout(**layout, files=files)
     return VideoInfo(**fields, layout=layout)
 
 
@@ -135,11 +210,14 @@ def dump_info(info: VideoInfo) -> bytes:
     """Return a sample's `.json` member; equal values give equal bytes.
 
     Args:
-        info: what to record.
+        info: what to record; of a phase-ordered video, about one file.
     """
     fields = dataclasses.asdict(info)
     fields["order"] = layout = fields.pop("layout")
     if layout is not None:
+        (file,) = layout.pop("files")
+        layout |= {"first_byte": file.first_byte, "packet_sizes": file.packet_sizes}
+        layout |= {} if file.phase is None else {"phase": file.phase}
         layout["region"] = STORED_REGIONS.get(layout["region"], layout["region"])
     return json.dumps(fields, sort_keys=True).encode()
 

@@ -59,9 +59,9 @@ from svfap_dist.video.frames import (
 from svfap_dist.video.info import (
     LEAVE_OUT,
     PhaseLayout,
+    StoredFrame,
     VideoInfo,
-    stored_position,
-    stored_positions,
+    stored_frames,
     too_short,
 )
 
@@ -282,41 +282,37 @@ def _timed(
 
 
 class Located(NamedTuple):
-    """Where frames are in the presentation order of a file, and how their colors are stored."""
+    """Where wanted frames are in one file, and how their colors are stored."""
 
-    positions: list[int]
+    file: bytes
+    slots: list[int]  # which of the wanted frames it has
+    positions: list[int]  # of these, in its presentation order
     matrix: Matrix
     pixel_format: str = "yuv420p"  # FFmpeg's name
 
 
-def locate_frames(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Located:
+def locate_frames(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> list[Located]:
     """Find the frames with these numbers without decoding any.
 
-    Reading all packets also shows whether the file can be opened at all, before a library gets it
+    Reading all packets also shows whether a file can be opened at all, before a library gets it
     that a broken one brings down.
 
     Args:
-        video: bytes of the file.
+        video: bytes of the file, or of the files, of the video.
         info: what the shard says about it.
         numbers: frame numbers in any order, repeats allowed.
 
+    Returns:
+        An entry per file that has some of them.
+
     Raises:
-        DecodeError: the file has no such frames, as far as its packets show; TooShortError and
+        DecodeError: the files have no such frames, as far as their packets show; TooShortError and
             WrongSizeError are its kinds.
     """
     try:
         if info.layout is None:
-            return _locate_by_time(video, info, numbers)
-        header = info.layout.codec_header
-        end = info.layout.first_byte + sum(info.layout.packet_sizes)
-        if end > len(video):
-            found = f"packets end at byte {end} of {len(video)}"
-            raise DecodeError("Video is cut short", found=found, do=LEAVE_OUT)
-        positions = stored_positions(info, numbers)
-        if header not in _matrices:
-            with open_video(video, probed=True) as container:
-                _matrices[header] = _matrix(_sized_stream(container, info))
-        return Located(positions, _matrices[header])
+            return [_locate_by_time(video, info, numbers)]
+        return list(_locate_by_layout(video, info, info.layout, numbers))
     except FFmpegError as error:
         found = f"{type(error).__name__}: {error}"
         raise DecodeError("Video cannot be read", found=found, do=LEAVE_OUT) from error
@@ -332,7 +328,28 @@ def pixel_format_of(video: bytes, info: VideoInfo) -> str:
     Raises:
         DecodeError: the file cannot be read.
     """
-    return locate_frames(video, info, [0]).pixel_format
+    return locate_frames(video, info, [0])[0].pixel_format
+
+
+def _locate_by_layout(
+    video: bytes, info: VideoInfo, layout: PhaseLayout, numbers: Sequence[int]
+) -> Iterator[Located]:
+    slots: dict[int, list[int]] = collections.defaultdict(list)
+    frames = stored_frames(info, numbers)
+    for slot, frame in enumerate(frames):
+        slots[frame.file].append(slot)
+    borders = [*(file.begin for file in layout.files), len(video)]
+    for index, of_file in slots.items():
+        data = video[borders[index] : borders[index + 1]]
+        end = layout.files[index].first_byte + sum(layout.files[index].packet_sizes)
+        if end > len(data):
+            found = f"packets end at byte {end} of {len(data)}"
+            raise DecodeError("Video is cut short", found=found, do=LEAVE_OUT)
+        if layout.codec_header not in _matrices:
+            with open_video(data, probed=True) as container:
+                _matrices[layout.codec_header] = _matrix(_sized_stream(container, info))
+        positions = [frames[slot].position for slot in of_file]
+        yield Located(data, of_file, positions, _matrices[layout.codec_header])
 
 
 def _locate_by_time(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Located:
@@ -351,7 +368,8 @@ def _locate_by_time(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Lo
     timed = ((time - origin, duration, k) for k, (time, duration) in enumerate(shown))
     distinct = sorted(set(numbers))
     found = dict(zip(distinct, FrameClock(info, tick).select(timed, distinct), strict=True))
-    return Located([found[number] for number in numbers], matrix, pixel_format)
+    positions = [found[number] for number in numbers]
+    return Located(video, list(range(len(numbers))), positions, matrix, pixel_format)
 
 
 def _sized_stream(container: InputContainer, info: VideoInfo) -> VideoStream:
@@ -414,53 +432,48 @@ def _decode_packets(
     video: bytes, info: VideoInfo, layout: PhaseLayout, numbers: Sequence[int]
 ) -> YuvFrames:
     """Decode frames of a phase-ordered video straight from its packets."""
-    slots: dict[int, list[int]] = collections.defaultdict(list)
-    for slot, position in enumerate(stored_positions(info, numbers)):
-        slots[position].append(slot)
+    slots: dict[StoredFrame, list[int]] = collections.defaultdict(list)
+    for slot, stored in enumerate(stored_frames(info, numbers)):
+        slots[stored].append(slot)
     y = np.empty((len(numbers), info.height, info.width), np.uint8)
     half = (len(numbers), (info.height + 1) // 2, (info.width + 1) // 2)
     planes = y, np.empty(half, np.uint8), np.empty(half, np.uint8)
     colors = None
-    for position, frame in _decode_positions(video, info, layout, sorted(slots)):
-        check_frame(frame, info, f"packet {position}")
+    for stored, frame in _decode_stored(video, info, layout, sorted(slots)):
+        check_frame(frame, info, f"packet {stored.position}")
         colors = _planar_colors(frame)
         if colors is None:
             what = "Frame does not consist of 8-bit 4:2:0 planes in a supported color space"
             raise DecodeError(what, where=f"{info.codec} video", do=LEAVE_OUT)
         for out, plane in zip(planes, frame.planes, strict=True):
             pixels = plane_view(plane)
-            for slot in slots[position]:
+            for slot in slots[stored]:
                 out[slot] = pixels
     assert colors is not None, "there is at least one number"
     return YuvFrames(*planes, colors)
 
 
-def _decode_positions(
-    video: bytes, info: VideoInfo, layout: PhaseLayout, wanted: Sequence[int]
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Yield the frames at the wanted positions (ascending) of the stream, with their positions."""
-    offsets = np.cumsum((layout.first_byte, *layout.packet_sizes))
-    if offsets[wanted[-1] + 1] > len(video):
-        raise too_short(f"packet {wanted[-1]}", f"{len(video)} bytes for {offsets[-1]}")
-    codec, needed = _decoder(info.codec, layout.codec_header), set(wanted)
-    for position in _needed_packets(wanted, info.num_frames, layout):
-        frames = codec.decode(av.Packet(video[offsets[position] : offsets[position + 1]]))
-        if len(frames) != 1:
-            where, found = f"packet {position}", f"{len(frames)} frames"
-            raise DecodeError("Packet does not hold one frame", where, found, LEAVE_OUT)
-        if position in needed:
-            yield position, frames[0]
-
-
-def _needed_packets(wanted: Sequence[int], num_frames: int, layout: PhaseLayout) -> Iterator[int]:
-    """Yield positions of the packets to feed for the wanted ones (ascending), from key frames."""
-    begins = [stored_position(k, num_frames, layout.phases) for k in range(layout.phases)]
-    fed = -1
-    for position in wanted:
-        begin = max(begin for begin in begins if begin <= position)
-        key = position - (position - begin) % layout.group
-        yield from range(max(key, fed + 1), position + 1)
-        fed = position
+def _decode_stored(
+    video: bytes, info: VideoInfo, layout: PhaseLayout, wanted: Sequence[StoredFrame]
+) -> Iterator[tuple[StoredFrame, av.VideoFrame]]:
+    """Yield the wanted frames (ascending), each decoded from its key frame on."""
+    codec = _decoder(info.codec, layout.codec_header)
+    for index, of_file in itertools.groupby(wanted, key=lambda stored: stored.file):
+        file = layout.files[index]
+        offsets = np.cumsum((file.begin + file.first_byte, *file.packet_sizes)).tolist()
+        fed = -1
+        for stored in of_file:
+            position = stored.position
+            if offsets[position + 1] > len(video):
+                raise too_short(f"packet {position}", f"{len(video)} bytes for {offsets[-1]}")
+            frames: list[av.VideoFrame] = []
+            for number in range(max(position - stored.after_key, fed + 1), position + 1):
+                frames = codec.decode(av.Packet(video[offsets[number] : offsets[number + 1]]))
+                if len(frames) != 1:
+                    where, found = f"packet {number}", f"{len(frames)} frames"
+                    raise DecodeError("Packet does not hold one frame", where, found, LEAVE_OUT)
+            fed = position
+            yield stored, frames[0]
 
 
 def _decoder(codec: str, header: str) -> VideoCodecContext:

@@ -51,8 +51,9 @@ def test_the_index_leads_to_the_packets():
     with av.open(io.BytesIO(video)) as container:
         packets = [p for p in container.demux(video=0) if p.size]
         assert not container.streams.audio
-    begin = order.first_byte
-    for packet, size in zip(packets, order.packet_sizes, strict=True):
+    (file,) = order.files
+    begin = file.first_byte
+    for packet, size in zip(packets, file.packet_sizes, strict=True):
         assert bytes(packet) == video[begin : begin + size]
         begin += size
     keys = [

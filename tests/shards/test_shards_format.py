@@ -13,7 +13,14 @@ from svfap_dist import storage
 from svfap_dist.errors import ShardError, StorageError
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import MANIFEST_NAME, Manifest, ShardEntry, ShardIndex
-from svfap_dist.video.info import PhaseLayout, VideoInfo, dump_info, load_info, stored_position
+from svfap_dist.video.info import (
+    PhaseFile,
+    PhaseLayout,
+    VideoInfo,
+    dump_info,
+    load_info,
+    stored_position,
+)
 
 INDEX = ShardIndex(("a", "b"), (0, 1024), (1024, 2048), ("d0", "d1"), (70, 80))
 
@@ -140,7 +147,9 @@ def test_stored_positions_are_the_phases_end_to_end() -> None:
 
 def test_a_sample_s_json_comes_back_as_it_was() -> None:
     plain = VideoInfo(61, 25.0, 160, 160, "h264", labels={"identity": "id00001"})
-    layout = PhaseLayout(4, 16, "AWQ=", 48, (700, 31), "voxceleb2", 0, 32, 160, 160, 224, 224)
+    layout = PhaseLayout(
+        4, 16, "AWQ=", (PhaseFile(48, (700, 31)),), "voxceleb2", 0, 32, 160, 160, 224, 224
+    )
     for info in (plain, dataclasses.replace(plain, layout=layout)):
         raw = dump_info(info)
         assert load_info(raw) == info

@@ -23,7 +23,14 @@ from svfap_dist.video.pyav import locate_frames
 pytestmark = pytest.mark.skipif(not BACKENDS["dali"].is_installed, reason="DALI is not installed")
 
 SIZE = 32
-KINDS = ("vp9-webm", "mjpeg-avi", "vp9-odd-size", "vp9-variable-rate", "vp9-phase-ordered")
+KINDS = (
+    "vp9-webm",
+    "mjpeg-avi",
+    "vp9-odd-size",
+    "vp9-variable-rate",
+    "vp9-phase-ordered",
+    "vp9-phase-files",
+)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +133,11 @@ def test_colors_are_those_of_the_cpus_path(decoder, matrix, range_):
     got = decoder(target.getvalue(), info, [0]).pixels.astype(int)
     assert np.abs(got - expected).max() <= 2
     other = {"bt601": "bt709", "bt709": "bt601"}[matrix]
-    assert locate_frames(target.getvalue(), info, [0]).matrix == matrix != other
+    assert (
+        [located.matrix for located in locate_frames(target.getvalue(), info, [0])]
+        == [matrix]
+        != [other]
+    )
 
 
 def test_a_bad_video_costs_its_own_clips(decoder):

@@ -77,7 +77,9 @@ def test_exactly_the_requested_frames(backend, name):
         decoder(golden.video, golden.info, [0, count + 5])
 
 
-@pytest.mark.parametrize("name", ["h264", "vp9-webm", "mjpeg-avi", "h264-phase-ordered"])
+@pytest.mark.parametrize(
+    "name", ["h264", "vp9-webm", "mjpeg-avi", "h264-phase-ordered", "h264-phase-files"]
+)
 @pytest.mark.parametrize("backend", ["pyav", pytest.param("cpu", marks=needs_dali)])
 def test_what_is_cut_short_or_no_video_is_an_error(backend, name):
     golden = made(name)

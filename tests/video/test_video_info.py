@@ -10,6 +10,7 @@ from data_sharding import pipeline
 from svfap_dist.errors import ConfigError
 from svfap_dist.video.info import (
     Crop,
+    PhaseFile,
     PhaseLayout,
     VideoInfo,
     dump_info,
@@ -18,7 +19,8 @@ from svfap_dist.video.info import (
     stored_region,
 )
 
-LAYOUT = PhaseLayout(4, 16, "AWQ=", 48, (700, 31), "center", 0, 32, 160, 160, 224, 224)
+FILE = PhaseFile(48, (700, 31))
+LAYOUT = PhaseLayout(4, 16, "AWQ=", (FILE,), "center", 0, 32, 160, 160, 224, 224)
 INFO = VideoInfo(61, 25.0, 160, 160, "h264", layout=LAYOUT)
 
 

@@ -85,7 +85,8 @@ def test_only_what_a_window_needs_is_decoded(long_video):
     video, info = long_video
     order = info.layout
     assert order is not None
-    offsets = np.cumsum((order.first_byte, *order.packet_sizes))
+    (file,) = order.files
+    offsets = np.cumsum((file.first_byte, *file.packet_sizes))
     numbers = range(24, 24 + 4 * 10, 4)
     begin, end = (stored_position(number, 131, 4) for number in (24, 60))
     begin -= 24 // 4 % order.group
@@ -98,8 +99,9 @@ def test_damage_is_an_error_and_leaves_no_trace(long_video):
     video, info = long_video
     order = info.layout
     assert order is not None
-    begin = order.first_byte + order.packet_sizes[0]
-    damaged = video[:begin] + bytes(order.packet_sizes[1]) + video[begin + order.packet_sizes[1] :]
+    ((first_byte, (size, following, *_), *_),) = order.files
+    begin = first_byte + size
+    damaged = video[:begin] + bytes(following) + video[begin + following :]
     whole = pyav.decode(video, info, range(16))
     with pytest.raises(DecodeError):
         pyav.decode(damaged, info, [4, 8])

@@ -20,7 +20,8 @@ from svfap_dist.video.pyav import FrameClock, locate_frames
 
 
 def positions(video: bytes, info: VideoInfo, numbers: list[int]) -> list[int]:
-    return locate_frames(video, info, numbers).positions
+    (located,) = locate_frames(video, info, numbers)
+    return located.positions
 
 
 GAPS = st.lists(st.integers(1, 6), min_size=24, max_size=24)
