@@ -129,6 +129,34 @@ def random_crop(stream: Stream, within: Crop, scales: tuple[float, ...]) -> Crop
     )
 
 
+def window_frames(
+    num_frames: int,
+    data: DataConfig,
+    window: Key,
+    phase: int | None = None,
+    *,
+    allow_short: bool = False,
+) -> Sequence[int]:
+    """Return the frame numbers of a random window.
+
+    Args:
+        num_frames: Frames of the video.
+        data: Window.
+        window: Key of the stream that chooses the window.
+        phase: Of the window's start, as for `random_window_start`.
+        allow_short: Repeat the last frame of a video that is shorter than a window.
+
+    Raises:
+        TooShortError: The video is shorter than a window.
+    """
+    length = max(num_frames, data.window) if allow_short else num_frames
+    stream = Stream(*window)
+    start = random_window_start(stream, length, data.window, phase, data.sampling_rate)
+    numbers = range(start, start + data.window, data.sampling_rate)
+    last = num_frames - 1
+    return numbers if numbers[-1] <= last else [min(number, last) for number in numbers]
+
+
 def plan_clips(
     info: VideoInfo,
     data: DataConfig,
@@ -152,14 +180,9 @@ def plan_clips(
         TooShortError: The video is shorter than a window.
         ConfigError: The shards were cut to another region than data.region.
     """
-    length = max(info.num_frames, data.window) if allow_short else info.num_frames
-    stream = Stream(*window)
-    start = random_window_start(stream, length, data.window, phase, data.sampling_rate)
+    numbers = window_frames(info.num_frames, data, window, phase, allow_short=allow_short)
     within = stored_region(info, data.region)
-    cuts = [random_crop(Stream(*key), within, data.crop_scales) for key in crops]
-    numbers = range(start, start + data.window, data.sampling_rate)
-    last = info.num_frames - 1
-    return numbers if numbers[-1] <= last else [min(number, last) for number in numbers], cuts
+    return numbers, [random_crop(Stream(*key), within, data.crop_scales) for key in crops]
 
 
 class SharedArrays:

@@ -34,6 +34,7 @@ from svfap_dist.data.clips import (
     DecodeResult,
     Key,
     SharedArrays,
+    window_frames,
 )
 from svfap_dist.data.read_ahead import ReadAhead
 from svfap_dist.data.sample_order import EpochOrder, Slot, steps_per_epoch
@@ -44,9 +45,10 @@ from svfap_dist.parallel.processes import CrashedError, HungError, ProcessPool, 
 from svfap_dist.rng import Stream
 from svfap_dist.shards.blocks import Block
 from svfap_dist.shards.cache import ShardCache
-from svfap_dist.shards.format import BadSample, Manifest
+from svfap_dist.shards.format import BadSample, Manifest, PackedSample
 from svfap_dist.shards.reader import SampleReader
 from svfap_dist.video.backends import capabilities
+from svfap_dist.video.info import TooShortError
 
 _MAX_SLOTS_PER_TASK = 16
 _THREADS_PER_REQUEST = 4  # fetching threads for each request that is made ahead of its use
@@ -374,13 +376,28 @@ class BatchFiller:
             for (slot, request, _), first in zip(fills, firsts, strict=True)
         ]
 
+    def _fetch(
+        self, index: int, request: ClipRequest, block: Block | None
+    ) -> PackedSample | BadSample:
+        """Fetch the parts of a sample that have the frames of its clips."""
+        if self._reader.num_parts == 1:
+            return self._reader.fetch(index, None, block)
+        num_frames, is_task = self._reader.num_frames(index), self._config.task is not None
+        try:
+            frames = window_frames(
+                num_frames, self._config.data, request.window, request.phase, allow_short=is_task
+            )
+        except TooShortError:  # found again, and reported, by whoever cuts the clips
+            frames = [0]
+        return self._reader.fetch(index, frames, block)
+
     def _read(self, wanted: Sequence[tuple[int, ClipRequest, Block | None]]) -> list[SampleResult]:
         """Fetch samples, by global index, and have their clips written to the arrays."""
         results: list[SampleResult] = []
         jobs: list[DecodeJob] = []
         for index, request, block in wanted:
             began = time.perf_counter()
-            packed = self._reader.fetch(index, block)
+            packed = self._fetch(index, request, block)
             bad = packed if isinstance(packed, BadSample) else None
             results.append(SampleResult(index, packed.key, bad, time.perf_counter() - began))
             if not isinstance(packed, BadSample):

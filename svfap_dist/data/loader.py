@@ -185,7 +185,7 @@ def _planes(config: Config, url: str, manifest: Manifest) -> tuple[int, int] | N
         return None
     reader = SampleReader(url, manifest, range_bytes=1)
     step = -(-manifest.num_samples // _PROBED_SAMPLES)
-    found = [reader.read(index) for index in range(0, manifest.num_samples, step)]
+    found = [reader.read(index, [0]) for index in range(0, manifest.num_samples, step)]
     infos = [sample.info for sample in found if isinstance(sample, Sample)]
     sizes = {(info.height, info.width) if info.layout else None for info in infos}
     return sizes.pop() if len(sizes) == 1 else None

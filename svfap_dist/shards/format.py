@@ -4,10 +4,16 @@ A data set is a folder (URL) of
 
     shard-000000.tar         plain WebDataset tar; a sample's members, `KEY.json` and
                              `KEY.mp4` (or another of `video.info.VIDEO_SUFFIXES`), are contiguous
-    shard-000000.index.json  byte range of each sample in the tar (`ShardIndex`); after its tar
+    shard-000000.index.json  byte ranges of each sample in the tar (`ShardIndex`); after its tar
     shard-000000.done.json   what the shard was made from; after both
     manifest.json            the list of shards (`Manifest`); written last: "complete"
     rejected.jsonl           videos that were left out, and why
+
+Where the frames of a video are stored phase by phase (`PhaseLayout`), a tar may be divided into
+sections, one per phase (format version 2). Section p has `KEY+p.json` and `KEY+p.mp4` of every
+sample: frames p, P + p, 2P + p, ... as a video of their own. A window of stride P then needs one
+of P parts of a sample, which is next to the same part of the next sample. Any reader of tars sees
+P times as many ordinary samples. Version 1 has all of a sample in one place, its only part.
 
 The manifest stays small (one row per shard) however many clips there are; a rank reads only the
 indexes of the shards it is about to use. Digests tie the three together: the manifest pins every
@@ -20,6 +26,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import tarfile
 from collections.abc import Iterator
@@ -27,27 +34,42 @@ from typing import Any
 
 from svfap_dist import storage
 from svfap_dist.errors import ShardError
-from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo, load_info
+from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo, joined_info, load_info
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)  # 2: the parts of a sample are in sections of the tar
 MANIFEST_NAME = "manifest.json"
 REJECTED_NAME = "rejected.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardIndex:
-    """Samples of one shard, in tar order: parallel tuples.
+    """Samples of one shard: parallel tuples, those of `keys` in tar order.
 
-    A sample is the byte range [offset, offset + size) of the tar: headers, contents and padding of
-    its members.
+    A part of a sample is the byte range [offset, offset + size) of the tar: headers, contents and
+    padding of its members. Ranges are in tar order: part 0 of all samples, part 1, ... A sample of
+    fewer frames than there are phases has empty parts.
     """
 
     keys: tuple[str, ...]
-    offsets: tuple[int, ...]
+    offsets: tuple[int, ...]  # [parts x samples]
     sizes: tuple[int, ...]
     digests: tuple[str, ...]  # see `digest`
-    num_frames: tuple[int, ...]
+    num_frames: tuple[int, ...]  # [samples]
     labels: tuple[dict[str, Any], ...] = ()  # of labeled sets: folds are selected without tars
+
+    @property
+    def num_parts(self) -> int:
+        """Number of parts of a sample."""
+        return len(self.offsets) // max(len(self.keys), 1)
+
+    def ranges(self, row: int) -> list[tuple[int, int]]:
+        """Return offset and size of the parts of a sample that are not empty.
+
+        Args:
+            row: Of the sample.
+        """
+        rows = range(row, len(self.offsets), len(self.keys))
+        return [(self.offsets[i], self.sizes[i]) for i in rows if self.sizes[i]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +133,14 @@ def dump(value: Manifest | ShardIndex) -> bytes:
     if isinstance(value, Manifest):
         if value.num_parts == 1:
             del fields["num_parts"]
-        fields = {"format_version": FORMAT_VERSION, "fingerprint": value.fingerprint, **fields}
+        version = _version_of(value)
+        fields = {"format_version": version, "fingerprint": value.fingerprint, **fields}
     return (json.dumps(fields, indent=1 if isinstance(value, Manifest) else None) + "\n").encode()
+
+
+def _version_of(manifest: Manifest) -> int:
+    """Return the lowest version that has what a data set needs: older readers refuse others."""
+    return FORMAT_VERSIONS[manifest.num_parts > 1]
 
 
 def load_manifest(url: str) -> Manifest:
@@ -138,7 +166,7 @@ def load_manifest(url: str) -> Manifest:
         manifest = Manifest(**fields, shards=shards)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ShardError("Unreadable manifest", where, repr(error), do) from error
-    if version != FORMAT_VERSION or fingerprint != manifest.fingerprint:
+    if version != _version_of(manifest) or fingerprint != manifest.fingerprint:
         found = f"version {version}, fingerprint {fingerprint} for {manifest.fingerprint}"
         raise ShardError("Manifest was altered or is of another version", where, found, do)
     return manifest
@@ -190,7 +218,7 @@ def check_shards(url: str, manifest: Manifest) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class PackedSample:
-    """A sample's part of a tar, byte for byte as it was packed."""
+    """Some or all parts of a sample, byte for byte as they were packed in the tar."""
 
     index: int
     key: str
@@ -200,11 +228,11 @@ class PackedSample:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A video as it is stored in a shard."""
+    """A video as it is stored in a shard, or some of its phases."""
 
     index: int
     key: str
-    video: bytes
+    video: bytes  # a file, or those of several phases, one after another: see `info.layout`
     info: VideoInfo
 
 
@@ -222,31 +250,52 @@ def unpack(packed: PackedSample) -> Sample | BadSample:
     """Return the video of a sample and what the shard says about it.
 
     Args:
-        packed: The sample's part of a tar.
+        packed: The bytes of its members, whatever parts they are of.
     """
     try:
-        members = tar_members(packed.data)
-        info = load_info(members["json"])
-        (video,) = (members[suffix] for suffix in VIDEO_SUFFIXES if suffix in members)
-        return Sample(packed.index, packed.key, video, info)
-    except (KeyError, TypeError, ValueError, tarfile.ReadError) as error:
+        files: list[bytes] = []
+        infos: list[VideoInfo] = []
+        for _, members in iter_samples(packed.data):
+            infos.append(load_info(members["json"]))
+            files += (members[suffix] for suffix in VIDEO_SUFFIXES if suffix in members)
+        if len(files) != len(infos):
+            raise ValueError(f"{len(files)} videos with {len(infos)} .json")
+        info = infos[0] if len(infos) == 1 else joined_info(infos, [len(file) for file in files])
+        return Sample(packed.index, packed.key, b"".join(files), info)
+    except (LookupError, TypeError, ValueError, tarfile.ReadError) as error:
         detail = f"{packed.where}: no readable video and .json ({error!r})"
         return BadSample(packed.index, packed.key, "malformed", detail)
 
 
-def tar_members(data: bytes) -> dict[str, bytes]:
-    """Return the contents of a sample's members by suffix: all after the first dot, as webdataset.
+def part_key(key: str, part: int, num_parts: int) -> str:
+    """Return the key that members of a part have in the tar.
 
     Args:
-        data: Consecutive members of a tar.
+        key: Of the sample.
+        part: Number of the part.
+        num_parts: Of each sample.
+    """
+    return key if num_parts == 1 else f"{key}+{part}"
+
+
+def iter_samples(data: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield key and members of the samples of a tar, as webdataset groups them.
+
+    Args:
+        data: Consecutive members of a tar. Up to its first dot, the last part of a member's name is
+            of the key; what follows the dot names the content.
 
     Raises:
         tarfile.ReadError: They are not.
     """
-    return {
-        name.rpartition("/")[2].partition(".")[2].lower(): content
-        for name, content in iter_members(data)
-    }
+
+    def split(member: tuple[str, bytes]) -> tuple[str, str]:
+        folder, slash, name = member[0].rpartition("/")
+        stem, _, suffix = name.partition(".")
+        return folder + slash + stem, suffix.lower()
+
+    for key, members in itertools.groupby(iter_members(data), lambda member: split(member)[0]):
+        yield key, {split(member)[1]: member[1] for member in members}
 
 
 def iter_members(data: bytes) -> Iterator[tuple[str, bytes]]:

@@ -20,7 +20,7 @@ import collections
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
@@ -136,42 +136,70 @@ class SampleReader:
             rows = indices[places] - (int(self._ends[number]) - entry.num_samples)
             yield entry, self._index_of(entry), rows, places
 
-    def read(self, index: int) -> Sample | BadSample:
-        """Fetch and open one sample.
+    def read(self, index: int, frames: Iterable[int] | None = None) -> Sample | BadSample:
+        """Fetch and open one sample, or some parts of it.
+
+        Args:
+            index: Its global index.
+            frames: Numbers of the frames that are needed; None: all.
+
+        Raises:
+            ShardError, StorageError: As for `fetch`.
+        """
+        found = self.fetch(index, frames)
+        return found if isinstance(found, BadSample) else unpack(found)
+
+    @property
+    def num_parts(self) -> int:
+        """Number of parts of a sample."""
+        return self._manifest.num_parts
+
+    def num_frames(self, index: int) -> int:
+        """Return the length of a sample's video, as its shard's index has it.
 
         Args:
             index: Its global index.
 
         Raises:
-            ShardError, StorageError: As for `fetch`.
+            ShardError, StorageError: Its shard is without index.
         """
-        found = self.fetch(index)
-        return found if isinstance(found, BadSample) else unpack(found)
+        entry, row = self.locate(index)
+        return self._index_of(entry).num_frames[row]
 
-    def fetch(self, index: int, block: Block | None = None) -> PackedSample | BadSample:
-        """Fetch one sample and check its digest.
+    def fetch(
+        self, index: int, frames: Iterable[int] | None = None, block: Block | None = None
+    ) -> PackedSample | BadSample:
+        """Fetch one sample, or the parts of it that have certain frames, and check their digests.
 
         Args:
             index: Its global index.
+            frames: Numbers of the frames that are needed; None: all.
             block: Reads samples ahead, this one among them; None: it is read for itself.
 
         Raises:
             ShardError, StorageError: Its shard is cut short, missing or without index.
         """
         entry, row = self.locate(index)
-        rows = self._index_of(entry)
-        where = f"{entry.name} row {row}"
-        data = block.take(entry, rows, row).get(row) if block else None
-        if data is None:
-            data = self._bytes_of(entry, rows, row)
-        found = shard_format.digest(data)
-        if found != rows.digests[row] and self._drop_copy(entry):
-            data = self._bytes_of(entry, rows, row)
+        rows, num_parts = self._index_of(entry), self.num_parts
+        key, where = rows.keys[row], f"{entry.name} row {row}"
+        needed = range(num_parts) if frames is None else {frame % num_parts for frame in frames}
+        taken = block.take(entry, rows, row) if block else {}
+        parts: list[bytes | memoryview] = []
+        for part in sorted(needed):
+            place = part * len(rows.keys) + row
+            if not rows.sizes[place]:  # of a video of fewer frames than there are phases
+                continue
+            data = taken[place] if place in taken else self._bytes_of(entry, rows, place)
             found = shard_format.digest(data)
-        if found != rows.digests[row]:
-            detail = f"{where}: digest {found}, the index says {rows.digests[row]}"
-            return BadSample(index, rows.keys[row], "damaged", detail)
-        return PackedSample(index, rows.keys[row], where, bytes(data))
+            if found != rows.digests[place] and self._drop_copy(entry):
+                data = self._bytes_of(entry, rows, place)
+                found = shard_format.digest(data)
+            if found != rows.digests[place]:
+                detail = f"{where}, part {part}: digest {found}, the index says "
+                return BadSample(index, key, "damaged", detail + rows.digests[place])
+            parts.append(data)
+        data = bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+        return PackedSample(index, key, where, data)
 
     def _index_of(self, entry: ShardEntry) -> ShardIndex:
         return self._indexes.get(entry.name, 1, lambda: shard_format.load_index(self._url, entry))
@@ -186,17 +214,18 @@ class SampleReader:
         self._ranges.clear()
         return True
 
-    def _bytes_of(self, entry: ShardEntry, rows: ShardIndex, row: int) -> memoryview:
-        """Return a sample's bytes of the tar, from the range of neighbors that it belongs to."""
-        number = rows.offsets[row] // self._range_bytes
-        first = bisect.bisect_left(rows.offsets, number * self._range_bytes)
-        end = bisect.bisect_left(rows.offsets, (number + 1) * self._range_bytes)
+    def _bytes_of(self, entry: ShardEntry, rows: ShardIndex, place: int) -> memoryview:
+        """Return a part's bytes of the tar, from the range of neighbors that it belongs to."""
+        number, part = rows.offsets[place] // self._range_bytes, place // len(rows.keys)
+        section = part * len(rows.keys), (part + 1) * len(rows.keys)
+        first = bisect.bisect_left(rows.offsets, number * self._range_bytes, *section)
+        end = bisect.bisect_left(rows.offsets, (number + 1) * self._range_bytes, *section)
         start, stop = rows.offsets[first], rows.offsets[end - 1] + rows.sizes[end - 1]
         data = self._ranges.get(
-            (entry.name, number), stop - start, lambda: self.read_range(entry, start, stop)
+            (entry.name, part, number), stop - start, lambda: self.read_range(entry, start, stop)
         )
-        offset = rows.offsets[row] - start
-        return memoryview(data)[offset : offset + rows.sizes[row]]
+        offset = rows.offsets[place] - start
+        return memoryview(data)[offset : offset + rows.sizes[place]]
 
     def read_range(self, entry: ShardEntry, start: int, stop: int) -> bytes | memoryview:
         """Return bytes of a shard, from the node's copy or the store.

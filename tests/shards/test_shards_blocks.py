@@ -208,11 +208,11 @@ def test_a_reader_takes_samples_from_a_block_and_others_from_the_store(make_data
     pool = RangePool(reader.read_range, 1 << 30, num_threads=0)
     block = Block(pool, reader.locate_all, np.array([6, 2, 4, 3]), [0], (0, 0), fill=False)
     for sample in (4, 6, 3, 2):
-        assert reader.fetch(sample, block) == reader.fetch(sample)
+        assert reader.fetch(sample, block=block) == reader.fetch(sample)
     assert len(requests) == 2 + 4  # a range of each shard, and each alone
-    assert reader.fetch(0, block) == reader.fetch(0)
+    assert reader.fetch(0, block=block) == reader.fetch(0)
     data_set.damage(3)
     again = Block(pool, reader.locate_all, np.array([3, 2]), [0], (0, 0), fill=False)
-    bad = reader.fetch(3, again)
+    bad = reader.fetch(3, block=again)
     assert isinstance(bad, BadSample)
     assert bad.reason == "damaged"
