@@ -10,7 +10,7 @@ import dataclasses
 import functools
 
 from data_sharding.sources import SourceVideo
-from data_sharding.transcode import TrainProfile, TranscodeError, transcode
+from data_sharding.transcode import TrainProfile, TranscodeError, split_phases, transcode
 from data_sharding.video_pool import VideoPool
 from svfap_dist.storage import StorageMissingError
 from svfap_dist.video.info import VideoInfo
@@ -25,6 +25,11 @@ class SampleOptions:
     limits: Limits = dataclasses.field(default_factory=Limits)
     train: TrainProfile | None = None  # None: the profile `source`, bytes unchanged
 
+    @property
+    def num_parts(self) -> int:
+        """Parts of a sample in a shard."""
+        return self.train.num_parts if self.train else 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
@@ -32,9 +37,13 @@ class Sample:
 
     key: str
     suffix: str
-    data: bytes
-    info: VideoInfo
+    files: tuple[tuple[bytes, VideoInfo], ...]  # the video, or each of its phases
     num_read: int = 0  # bytes of the source's file
+
+    @property
+    def info(self) -> VideoInfo:
+        """What the video is, as its first file has it."""
+        return self.files[0][1]
 
 
 def open_sample_pool(options: SampleOptions, processes: int = 1) -> VideoPool[Sample | Rejected]:
@@ -84,6 +93,7 @@ def _sample(options: SampleOptions, video: SourceVideo, data: bytes) -> Sample |
         return info
     info = dataclasses.replace(info, labels=video.labels)
     if options.train is None:
-        return Sample(video.key, video.suffix, data, info, len(data))
-    stored, info = transcode(data, info, options.train)
-    return Sample(video.key, "mp4", stored, info, len(data))
+        return Sample(video.key, video.suffix, ((data, info),), len(data))
+    stored = transcode(data, info, options.train)
+    files = split_phases(*stored) if options.num_parts > 1 else [stored]
+    return Sample(video.key, "mp4", tuple(files), len(data))

@@ -84,7 +84,7 @@ class ShardMaker:
 
         job = self._job
         with contextlib.closing(self._pool.map(group.videos)) as results:
-            entry = pack(samples(), job.url, group.name)
+            entry = pack(samples(), job.url, group.name, job.options.num_parts)
         digest = markers.group_digest(group, job.options_digest)
         marker = Marker(digest, entry, tally, tuple(rejected), group.keys, group.digests)
         markers.store_marker(job.url, group.number, marker)

@@ -141,6 +141,19 @@ def inspect_output(url: str, options: Mapping[str, object]) -> ExistingOutput:
     return ExistingOutput(url, options, manifest)
 
 
+def is_made_with(url: str, options: Mapping[str, object]) -> bool:
+    """Return whether a complete data set with these options is under a URL.
+
+    Args:
+        url: URL of the data set.
+        options: Options of a sharding.
+    """
+    try:
+        return shard_format.load_manifest(url).options == options
+    except ShardError:
+        return False
+
+
 def invalidate_manifest(url: str) -> None:
     """Delete the manifest: from now on nothing under the URL counts as complete.
 

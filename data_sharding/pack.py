@@ -1,5 +1,8 @@
 """Write samples to a tar shard and its index.
 
+Where samples have parts, each section of the tar is written to a temporary file of its own, so that
+no shard has to be kept in memory; the sections are put together at the end.
+
 Every field of the tar that could differ between two runs is fixed, so equal samples give equal
 bytes: those of webdataset's `TarWriter` with the same fields, which a test compares. It is not used
 here since importing webdataset imports torch, some 200 MB in each process that makes shards; its
@@ -12,8 +15,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import io
 import itertools
+import shutil
 import tarfile
 from collections.abc import Iterable
 from typing import IO, Any
@@ -21,17 +24,20 @@ from typing import IO, Any
 from data_sharding import temporary
 from data_sharding.make_sample import Sample
 from svfap_dist import storage
-from svfap_dist.shards.format import ShardEntry, ShardIndex, digest, dump
+from svfap_dist.shards.format import ShardEntry, ShardIndex, digest, dump, part_key
 from svfap_dist.video.info import dump_info
 
+_COPIED_BYTES = 1 << 20  # at a time
 
-def pack(samples: Iterable[Sample], url: str, name: str) -> ShardEntry | None:
+
+def pack(samples: Iterable[Sample], url: str, name: str, num_parts: int = 1) -> ShardEntry | None:
     """Write samples, in their order, to `NAME.tar` and `NAME.index.json`.
 
     Args:
         samples: Taken one by one.
         url: URL of the data set.
         name: Name of the shard.
+        num_parts: Of each sample: its files, of which one with fewer frames has fewer.
 
     Returns:
         Its row of the manifest; None if there are no samples, and nothing was written.
@@ -41,39 +47,58 @@ def pack(samples: Iterable[Sample], url: str, name: str) -> ShardEntry | None:
     if first is None:
         return None
     with temporary.file() as (file, path):
-        index = _write_tar(file, itertools.chain([first], rest))
+        index = _write_tar(file, itertools.chain([first], rest), num_parts)
         return _store(path, index, url, name)
 
 
-def _write_tar(file: IO[bytes], samples: Iterable[Sample]) -> ShardIndex:
+def _write_tar(file: IO[bytes], samples: Iterable[Sample], num_parts: int) -> ShardIndex:
     """Write a tar; return its index, still without digests."""
-    rows: list[tuple[str, int, int, str, int, dict[str, Any]]] = []  # of the index, field by field
-    tar = tarfile.open(fileobj=file, mode="w")  # noqa: SIM115 - closed below, where a full disk is reported
-    try:
+    rows: list[tuple[str, int, dict[str, Any]]] = []
+    sizes: list[list[int]] = [[] for _ in range(num_parts)]
+    with contextlib.ExitStack() as stack:
+        later = [stack.enter_context(temporary.file())[0] for _ in range(num_parts - 1)]
         for sample in samples:
-            offset = tar.offset
-            with temporary.as_storage_error():
-                # JSON first, so that the first kilobytes of a sample suffice to describe it.
-                _add(tar, f"{sample.key}.json", dump_info(sample.info))
-                _add(tar, f"{sample.key}.{sample.suffix}", sample.data)
-            info, size = sample.info, tar.offset - offset
-            rows.append((sample.key, offset, size, "", info.num_frames, info.labels))
+            rows.append((sample.key, sample.info.num_frames, sample.info.labels))
+            for part, section in enumerate([file, *later]):
+                with temporary.as_storage_error():
+                    sizes[part].append(_write_part(section, sample, part, num_parts))
         with temporary.as_storage_error():
-            tar.close()
+            for section in later:
+                section.seek(0)
+                shutil.copyfileobj(section, file, _COPIED_BYTES)
+                section.close()  # frees its space before the next one is copied
+            file.write(bytes(2 * tarfile.BLOCKSIZE))
+            file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
             file.flush()
-    except BaseException:
-        with contextlib.suppress(OSError):  # the first error is reported
-            tar.close()
-        raise
-    index = ShardIndex(*zip(*rows, strict=True))
-    is_labeled = any("set" in labels for labels in index.labels)
-    return index if is_labeled else dataclasses.replace(index, labels=())
+    keys, num_frames, labels = zip(*rows, strict=True)
+    in_order = tuple(itertools.chain.from_iterable(sizes))
+    offsets = tuple(itertools.accumulate(in_order[:-1], initial=0))
+    is_labeled = any("set" in each for each in labels)
+    return ShardIndex(keys, offsets, in_order, (), num_frames, labels if is_labeled else ())
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+def _write_part(section: IO[bytes], sample: Sample, part: int, num_parts: int) -> int:
+    """Write a part of a sample to its section; return its bytes."""
+    if part >= len(sample.files):
+        return 0
+    video, info = sample.files[part]
+    key = part_key(sample.key, part, num_parts)
+    # JSON first, so that the first kilobytes of a part suffice to describe the sample.
+    return sum(
+        section.write(block)
+        for name, content in ((f"{key}.json", dump_info(info)), (f"{key}.{sample.suffix}", video))
+        for block in (
+            _header(name, len(content)),
+            content,
+            bytes(-len(content) % tarfile.BLOCKSIZE),
+        )
+    )
+
+
+def _header(name: str, size: int) -> bytes:
     member = tarfile.TarInfo(name)  # without times, owners and names
-    member.size, member.mode = len(content), 0o444
-    tar.addfile(member, io.BytesIO(content))
+    member.size, member.mode = size, 0o444
+    return member.tobuf()
 
 
 def _store(path: str, index: ShardIndex, url: str, name: str) -> ShardEntry:
@@ -81,7 +106,7 @@ def _store(path: str, index: ShardIndex, url: str, name: str) -> ShardEntry:
     whole = hashlib.sha256()
     digests: list[str] = []
     with open(path, "rb") as tar:
-        for size in index.sizes:  # samples are contiguous from the first byte on
+        for size in index.sizes:  # ranges are contiguous from the first byte on
             content = tar.read(size)
             whole.update(content)
             digests.append(digest(content))
@@ -90,7 +115,7 @@ def _store(path: str, index: ShardIndex, url: str, name: str) -> ShardEntry:
     raw = dump(dataclasses.replace(index, digests=tuple(digests)))
     entry = ShardEntry(
         name=f"{name}.tar",
-        num_samples=len(digests),
+        num_samples=len(index.keys),
         num_bytes=num_bytes,
         sha256=whole.hexdigest(),
         index_sha256=hashlib.sha256(raw).hexdigest(),

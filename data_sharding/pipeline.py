@@ -145,9 +145,18 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
     train = (train or TrainProfile()) if profile == "train" else None
     if train:  # 22 and 22.0 are one quality, but two texts
         train = dataclasses.replace(train, crf=float(train.crf))
-    options = manifests.options_as_json(
-        source=source, profile=profile, **numbers, limits=limits, train=train and train.stored()
-    )
+
+    def options_of(train: TrainProfile | None) -> dict[str, object]:
+        stored = train and train.stored()
+        return manifests.options_as_json(
+            source=source, profile=profile, **numbers, limits=limits, train=stored
+        )
+
+    if train and train.layout is None:
+        before = dataclasses.replace(train, layout="samples")
+        is_old = manifests.is_made_with(output_url, options_of(before))
+        train = before if is_old else dataclasses.replace(train, layout="phases")
+    options = options_of(train)
     with Plan(shuffle_seed, max_samples_per_shard, max_shard_bytes) as plan:
         total = plan.read(sources.find_source(source).samples(text))
         digest = plan.digest(options)
@@ -171,7 +180,17 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
                 do += ", or lower --min-frames" if tally.reasons.get("too_short") else ""
                 raise ShardError("No usable video", text, found, do)
             least, rows = tally.shortest, tuple(entries)
-            made = Manifest(source, profile, shuffle_seed, least, digest, rows, num_groups, options)
+            made = Manifest(
+                source,
+                profile,
+                shuffle_seed,
+                least,
+                digest,
+                rows,
+                num_groups,
+                options,
+                sample_options.num_parts,
+            )
             manifests.commit_manifest(output_url, made)
     return _summarize(output_url, made, tally, time.monotonic() - started, before)
 

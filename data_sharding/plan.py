@@ -21,8 +21,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from data_sharding import temporary
 from data_sharding.sources import SourceVideo
 from svfap_dist.errors import ShardError
-from svfap_dist.shards.format import FORMAT_VERSION
 
+_OPTIONS_VERSION = 1  # increased if the same options came to mean other bytes
 _HEADERS = 4 * 512  # bytes that a sample's tar headers, JSON and padding take, about
 _TABLES = """
     create table videos (key text primary key, place blob, size int, digest text, video blob);
@@ -174,7 +174,7 @@ def options_digest(options: Mapping[str, object]) -> str:
     Args:
         options: Options of the sharding.
     """
-    text = json.dumps([FORMAT_VERSION, options], sort_keys=True)
+    text = json.dumps([_OPTIONS_VERSION, options], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

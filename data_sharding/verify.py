@@ -2,7 +2,7 @@
 
 Each shard is downloaded to local disk and checked: its digest against the manifest, the digest of
 each sample against the index. Then webdataset, the reference reader of the format, reads it: the
-keys must be those of the index, in its order, and each sample a video with a JSON member that says
+keys must be those of the index, in its order, and each part a video with a JSON member that says
 what the index and the video's packets say. The manifest must also be that of the shards' markers:
 an older one may fit some of them. All damage is collected before it is reported.
 """
@@ -30,7 +30,7 @@ from svfap_dist import storage
 from svfap_dist.errors import ShardError
 from svfap_dist.parallel.processes import ProcessPool, ordered_map
 from svfap_dist.shards import format as shard_format
-from svfap_dist.shards.format import Manifest, ShardEntry, ShardIndex
+from svfap_dist.shards.format import Manifest, ShardEntry, ShardIndex, part_key
 from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo, load_info
 
 _SHOWN = 5  # damages in the error
@@ -160,48 +160,51 @@ def _damages(url: str, entry: ShardEntry, index: ShardIndex) -> Iterator[str]:
             return
         with open(path, "rb") as tar:
             sha256 = hashlib.file_digest(tar, "sha256").hexdigest()
-        keys, broken = index.keys, _altered(path, index)
+        is_as_indexed, altered, misfits = True, _altered(path, index), list[str]()
         if whole := sha256 == entry.sha256:
-            keys, misfits = _read_by_webdataset(path, index)
-            broken += [key for key in misfits if key not in broken]
-        if broken:
+            is_as_indexed, misfits = _read_by_webdataset(path, index)
+        if broken := list(dict.fromkeys([*altered, *misfits])):
             yield f"{len(broken)} samples damaged, the first {broken[0]!r}"
         if not whole:
             size = os.path.getsize(path)
             yield f"other content than when it was made ({size} of {entry.num_bytes} bytes)"
-        elif keys != index.keys:
+        elif not is_as_indexed:
             yield "webdataset finds other samples than the index names"
 
 
 def _altered(path: str, index: ShardIndex) -> list[str]:
     """Return the keys of the samples whose bytes are not those that the index pins."""
     altered: list[str] = []
+    ranges = zip(index.offsets, index.sizes, index.digests, strict=True)
     with open(path, "rb") as tar:
-        for key, offset, size, digest in zip(
-            index.keys, index.offsets, index.sizes, index.digests, strict=True
-        ):
+        for key, (offset, size, digest) in zip(itertools.cycle(index.keys), ranges, strict=False):
             tar.seek(offset)
             if shard_format.digest(tar.read(size)) != digest:
                 altered.append(key)
     return altered
 
 
-def _read_by_webdataset(path: str, index: ShardIndex) -> tuple[tuple[str, ...], list[str]]:
-    """Return the keys that webdataset finds, and of those the ones that contradict the index."""
+def _read_by_webdataset(path: str, index: ShardIndex) -> tuple[bool, list[str]]:
+    """Return whether webdataset finds what the index has, and the samples that contradict it."""
     from webdataset.compat import WebDataset  # imports torch where it is installed
 
-    rows = {key: row for row, key in enumerate(index.keys)}
+    num_samples, num_parts = len(index.keys), index.num_parts
+    places = {
+        part_key(index.keys[place % num_samples], place // num_samples, num_parts): place
+        for place, size in enumerate(index.sizes)
+        if size
+    }
     keys: list[str] = []
     misfits: list[str] = []
     for sample in WebDataset([path], shardshuffle=False):
         keys.append(key := sample["__key__"])
-        if key in rows and not _fits(sample, index, rows[key]):
-            misfits.append(key)
-    return tuple(keys), misfits
+        if key in places and not _fits(sample, index, *divmod(places[key], num_samples)):
+            misfits.append(index.keys[places[key] % num_samples])
+    return keys == list(places), misfits
 
 
-def _fits(sample: Mapping[str, Any], index: ShardIndex, row: int) -> bool:
-    """Return whether a sample is a video with its JSON, and both say what the index says."""
+def _fits(sample: Mapping[str, Any], index: ShardIndex, part: int, row: int) -> bool:
+    """Return whether a part is a video with its JSON, and both say what the index says."""
     members = {name: content for name, content in sample.items() if not name.startswith("__")}
     try:
         info = load_info(members.pop("json"))
@@ -212,7 +215,9 @@ def _fits(sample: Mapping[str, Any], index: ShardIndex, row: int) -> bool:
     if not (is_video and same_labels and info.num_frames == index.num_frames[row]):
         return False
     (video,) = members.values()
-    return info.layout is None or _packets_fit(video, info)
+    phase = info.layout.files[0].phase if info.layout else None
+    is_its_part = phase == (part if index.num_parts > 1 else None)
+    return is_its_part and (info.layout is None or _packets_fit(video, info))
 
 
 def _packets_fit(video: bytes, info: VideoInfo) -> bool:
@@ -224,6 +229,10 @@ def _packets_fit(video: bytes, info: VideoInfo) -> bool:
             found = [(packet.pos, packet.size) for packet in packets if packet.size]
     except FFmpegError:
         return False
-    sizes = info.layout.packet_sizes
-    starts = itertools.accumulate(sizes, initial=info.layout.first_byte)
-    return found == list(zip(starts, sizes, strict=False)) and len(sizes) == info.num_frames
+    (file,) = info.layout.files
+    starts = itertools.accumulate(file.packet_sizes, initial=file.first_byte)
+    frames = range(
+        file.phase or 0, info.num_frames, 1 if file.phase is None else info.layout.phases
+    )
+    is_complete = len(file.packet_sizes) == len(frames)
+    return is_complete and found == list(zip(starts, file.packet_sizes, strict=False))

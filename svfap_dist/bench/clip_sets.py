@@ -16,6 +16,7 @@ from pathlib import Path
 from svfap_dist import storage
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.reader import Sample, SampleReader
+from svfap_dist.video.info import separate_files
 
 _CLIPS = "clips=4,frames=200,size=224"  # as videos of VoxCeleb2 are
 _SHARD_SAMPLES = 256
@@ -72,13 +73,13 @@ def repeat(url: str, target: str, samples: int) -> None:
 
     manifest = shard_format.load_manifest(url)
     copies = (
-        make_sample.Sample(f"{number:07d}", "mp4", sample.video, sample.info)
+        make_sample.Sample(f"{number:07d}", "mp4", tuple(separate_files(sample.video, sample.info)))
         for number, sample in enumerate(itertools.cycle(list(_samples(url))))
     )
     entries = []
     for start in range(0, samples, _SHARD_SAMPLES):
         some = itertools.islice(copies, min(_SHARD_SAMPLES, samples - start))
-        entries.append(pack.pack(some, target, f"shard-{len(entries):06d}"))
+        entries.append(pack.pack(some, target, f"shard-{len(entries):06d}", manifest.num_parts))
     shards = tuple(entry for entry in entries if entry)
     repeated = dataclasses.replace(manifest, shards=shards, num_groups=len(shards))
     name = storage.join(target, shard_format.MANIFEST_NAME)

@@ -24,4 +24,5 @@ def test_repeated_samples_are_those_of_the_set_under_new_keys(tmp_path, monkeypa
     originals = list(clip_sets._samples(once))
     assert all(isinstance(sample, Sample) for sample in samples)
     assert [sample.video for sample in samples] == [originals[i % 3].video for i in range(10)]
+    assert manifest.num_parts == load_manifest(once).num_parts == 4
     assert len({sample.key for sample in samples}) == 10
