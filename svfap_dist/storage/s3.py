@@ -12,6 +12,7 @@ its own.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -149,6 +150,8 @@ def _open_store(bucket: str, endpoint: str | None) -> Any:
     credentials = session.get_credentials()
     if credentials is None:
         return None
+    # A node has many processes that read; by default each would have a thread per core.
+    os.environ.setdefault("TOKIO_WORKER_THREADS", "2")
 
     def provide() -> dict[str, Any]:
         keys = credentials.get_frozen_credentials()
