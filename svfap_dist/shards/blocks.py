@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 RANGE_BYTES = 8 << 20  # of a request, at most
 REQUEST_COST = 2 << 20  # bytes that are transferred in about the time that one more request takes
 
+_EPSILON = 1e-3  # of a step
+
 FetchRange = Callable[[ShardEntry, int, int], bytes | memoryview]
 # Shard, its index, rows in it and their places among the samples asked for, shard by shard.
 Locate = Callable[[np.ndarray], Iterable[tuple[ShardEntry, ShardIndex, np.ndarray, np.ndarray]]]
@@ -233,7 +235,7 @@ class Block:
         self._lock = threading.Lock()
         self._range_of: dict[tuple[str, int], _Range] = {}  # by shard and place
         self._is_planned = False
-        pool.add(self._first_step - self._lead, self.plan)
+        pool.add(self._first_step - self._lead - 1, self.plan)
 
     def plan(self) -> None:
         """Cut the block into ranges, once, and have them requested in the order of use.
@@ -247,7 +249,9 @@ class Block:
             ranges = self._cut()
             self._is_planned = True
         for number, each in enumerate(ranges):
-            due = self._first_step - self._lead * (1 - number / len(ranges))
+            # Of blocks without a lead, as those in use at the start, the first range comes first.
+            left = 1 - number / len(ranges)
+            due = self._first_step - left * max(self._lead, _EPSILON)
             self._pool.add(due, functools.partial(self._pool.request, each, ahead=True))
 
     def take(self, entry: ShardEntry, index: ShardIndex, row: int) -> dict[int, bytes]:

@@ -133,6 +133,17 @@ def test_requests_are_due_evenly_before_the_first_use_in_the_order_of_use():
     assert pool.bytes_kept == 48_000_000
 
 
+def test_blocks_that_are_in_use_at_the_start_take_turns():
+    store = Store(samples=200, size=240_000)
+    pool = pool_of(store)
+    store.block(pool, range(100))
+    store.block(pool, range(100, 200))
+    pool.advance(0)
+    pool.run_due()
+    firsts = [start // 24_000_000 for start, _ in store.requests]
+    assert firsts == [0, 1, 0, 1, 0, 1]
+
+
 def test_no_request_is_made_ahead_beyond_the_limit_but_those_that_are_needed():
     store = Store(samples=200, size=240_000)
     pool = pool_of(store, limit=10_000_000)
