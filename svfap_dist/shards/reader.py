@@ -18,6 +18,7 @@ from __future__ import annotations
 import bisect
 import collections
 import dataclasses
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -89,7 +90,7 @@ class SampleReader:
         shards: ShardCache | None = None,
     ) -> None:
         self._url, self._manifest, self._range_bytes = url, manifest, range_bytes
-        self._ends = np.cumsum([shard.num_samples for shard in manifest.shards])
+        self._ends = list(itertools.accumulate(shard.num_samples for shard in manifest.shards))
         self._indexes: _LruCache[ShardIndex] = _LruCache(_INDEXES_KEPT)
         self._ranges: _LruCache[bytes | memoryview] = _LruCache(cache_bytes)
         self._shards = shards
@@ -110,10 +111,11 @@ class SampleReader:
         Args:
             index: Global index, over the shards in manifest order.
         """
-        assert 0 <= index < self._manifest.num_samples
-        number = int(np.searchsorted(self._ends, index, side="right"))
+        number = bisect.bisect_right(self._ends, index)  # this is called for every clip
+        assert index >= 0
+        assert number < len(self._ends)
         entry = self._manifest.shards[number]
-        return entry, index - (int(self._ends[number]) - entry.num_samples)
+        return entry, index - (self._ends[number] - entry.num_samples)
 
     def locate_all(
         self, indices: np.ndarray
@@ -133,7 +135,7 @@ class SampleReader:
         for number in np.unique(numbers).tolist():
             entry = self._manifest.shards[number]
             (places,) = np.nonzero(numbers == number)
-            rows = indices[places] - (int(self._ends[number]) - entry.num_samples)
+            rows = indices[places] - (self._ends[number] - entry.num_samples)
             yield entry, self._index_of(entry), rows, places
 
     def read(self, index: int, frames: Iterable[int] | None = None) -> Sample | BadSample:
