@@ -56,6 +56,7 @@ def patches_and_targets(
         torch.empty(*tokens.shape, num_values, dtype=dtype, device=clips.y.device)
         for tokens in (visible, masked)
     )
+    rows, columns = _power_of_2(tubelet_size * patch_size), _power_of_2(patch_size)
     inputs = (clips.y, clips.u, clips.v, clips.crops, clips.kinds, visible, masked)
     # Its type hides that a launch takes more than the function's arguments.
     launch: Any = _token_kernel[(visible.shape[1] + masked.shape[1], len(clips))]
@@ -69,34 +70,21 @@ def patches_and_targets(
             *clips.u.shape[2:],
             visible.shape[1],
             masked.shape[1],
-            **_constants(clips.size, patch),
-            num_warps=_num_warps(patch),
+            SIZE=clips.size,
+            TUBELET=tubelet_size,
+            PATCH=patch_size,
+            ROWS=rows,
+            COLUMNS=columns,
+            EPSILON=255 * EPSILON,
+            SCALES=_SCALES,
+            SHIFTS=_SHIFTS,
+            num_warps=min(max(rows * columns // (32 * _PIXELS_PER_THREAD), 1), 8),
         )
     return seen, targets
 
 
-def _constants(size: int, patch: tuple[int, int]) -> dict[str, Any]:
-    """Return the arguments that the kernel is compiled for."""
-    tubelet_size, patch_size = patch
-    return {
-        "SIZE": size,
-        "TUBELET": tubelet_size,
-        "PATCH": patch_size,
-        "ROWS": _power_of_2(tubelet_size * patch_size),
-        "COLUMNS": _power_of_2(patch_size),
-        "EPSILON": 255 * EPSILON,
-        "SCALES": _SCALES,
-        "SHIFTS": _SHIFTS,
-    }
-
-
 def _power_of_2(least: int) -> int:
     return 1 << (least - 1).bit_length()
-
-
-def _num_warps(patch: tuple[int, int]) -> int:
-    pixels = _power_of_2(patch[0] * patch[1]) * _power_of_2(patch[1])
-    return min(max(pixels // (32 * _PIXELS_PER_THREAD), 1), 8)
 
 
 @triton.jit
