@@ -21,9 +21,10 @@ CPU = torch.device("cpu")
 BAD_STEP = 2
 
 
-def tables(**train: Any) -> dict[str, Any]:
+def tables(device: str = "cpu", **train: Any) -> dict[str, Any]:
     optimizer = {"lr": 0.2, "weight_decay": 0.5, "clip_grad_norm": 0.02}
-    return recipe_tables("unused", "unused", optim=optimizer, train=train)
+    cluster = {"use_gpu": device == "cuda"}
+    return recipe_tables("-", "-", optim=optimizer, train=train) | {"cluster": cluster}
 
 
 def plain_torch() -> tuple[list[float], list[float], dict[str, Tensor]]:
@@ -49,7 +50,7 @@ def plain_torch() -> tuple[list[float], list[float], dict[str, Tensor]]:
     return losses, norms, model.state_dict()
 
 
-def all_updates(ranks: int, folder: Path) -> dict[tuple[int, int], list[Any]]:
+def all_updates(ranks: int, device: str, folder: Path) -> dict[tuple[int, int], list[Any]]:
     """What each rank saw, by stage and micro batches of a step."""
     cases = [(stage, accumulation) for stage in (0, 1, 2) for accumulation in (1, 2)]
     cases += [(3, 4 // ranks)]
@@ -57,7 +58,9 @@ def all_updates(ranks: int, folder: Path) -> dict[tuple[int, int], list[Any]]:
         (
             "updates",
             {
-                "tables": tables(zero_stage=stage, micro_batch_size=4 // ranks // accumulation),
+                "tables": tables(
+                    device, zero_stage=stage, micro_batch_size=4 // ranks // accumulation
+                ),
                 "rates": RATES,
                 "weights": str(folder / f"{stage}-{accumulation}.pt"),
             },
@@ -67,34 +70,45 @@ def all_updates(ranks: int, folder: Path) -> dict[tuple[int, int], list[Any]]:
     return dict(zip(cases, start(ranks, tasks, folder), strict=True))
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_every_stage_is_plain_adamw_without_a_wait(ranks: int, tmp_path: Path) -> None:
+ON_A_GPU = pytest.param(1, "cuda", marks=pytest.mark.gpu)
+# Of losses, of gradient norms, of weights in the mean: a GPU adds in another order.
+TOLERANCES = {"cpu": (1e-5, 1e-4, 1e-5), "cuda": (1e-4, 1e-3, 1e-4)}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "device"),
+    [(1, "cpu"), pytest.param(2, "cpu", marks=pytest.mark.slow), ON_A_GPU],
+)
+def test_every_stage_is_plain_adamw_without_a_wait(ranks: int, device: str, tmp_path: Path) -> None:
+    of_loss, of_norm, of_weights = TOLERANCES[device]
     losses, norms, expected = plain_torch()
-    for case, of_ranks in all_updates(ranks, tmp_path).items():
+    for case, of_ranks in all_updates(ranks, device, tmp_path).items():
         results = of_ranks[0]["results"]
-        assert [r["loss"] for r in results] == pytest.approx(losses, abs=1e-5), case
-        assert [r["grad_norm"] for r in results] == pytest.approx(norms, rel=1e-4), case
+        assert [r["loss"] for r in results] == pytest.approx(losses, abs=of_loss), case
+        assert [r["grad_norm"] for r in results] == pytest.approx(norms, rel=of_norm), case
         assert all(r["applied"] and r["losses_are_finite"] for r in results), case
         assert {tuple(r["counts"]) for r in results} == {(ranks, sum(range(ranks)))}, case
-        found = torch.load(tmp_path / f"{case[0]}-{case[1]}.pt")
+        found = torch.load(tmp_path / f"{case[0]}-{case[1]}.pt", map_location=CPU)
         for name, value in expected.items():
             # The mean: of a gradient near 0, such as that of a key's weight, AdamW keeps the sign.
-            assert (found[name] - value).abs().mean() < 1e-5, (case, name)
+            assert (found[name] - value).abs().mean() < of_weights, (case, name)
         if case[0] < 3:
             assert of_ranks[0]["waits"] == [0] * len(RATES), case
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("ranks", "device"),
+    [*(pytest.param(ranks, "cpu", marks=pytest.mark.slow) for ranks in (1, 2)), ON_A_GPU],
+)
 def test_a_gradient_that_is_not_finite_changes_nothing_from_then_on(
-    ranks: int, tmp_path: Path
+    ranks: int, device: str, tmp_path: Path
 ) -> None:
     stages = (0, 1, 2, 3)
     tasks = [
         (
             "updates",
             {
-                "tables": tables(zero_stage=stage, micro_batch_size=4 // ranks),
+                "tables": tables(device, zero_stage=stage, micro_batch_size=4 // ranks),
                 "rates": RATES,
                 "weights": str(tmp_path / f"{stage}.pt"),
                 "bad_step": BAD_STEP,
