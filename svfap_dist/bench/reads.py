@@ -209,7 +209,7 @@ class _Ranks:
             ranks=self.ranks,
             smallest_range=min(size for _, size in reader.requests),
             ranges_per_block=len(sizes) / lanes / _BLOCKS,
-            busiest_tenth=float((in_tenth / periods).max()),
+            busiest_tenth=float((in_tenth / np.maximum(periods, 1)).max()),
             bytes_per_clip=float(sizes.sum() - now_kept + kept) / clips,
             bytes_kept=most_kept,
         )

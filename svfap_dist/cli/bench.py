@@ -181,7 +181,7 @@ def bench_reads(
     """
     from svfap_dist.bench import reads
 
-    numbers = _numbers(ranks, "--ranks")
+    numbers = _numbers("--ranks", ranks)
     result = reads.run(name, overrides or [], ranks=numbers, sample_bytes=sample_bytes, parts=parts)
     print_result(result, as_json)
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import json
 
+import pytest
+from typer.testing import CliRunner
+
+from svfap_dist import cli
 from svfap_dist.bench import reads
 from svfap_dist.errors import ConfigError
 
@@ -22,6 +26,15 @@ def test_the_flagship_recipe_makes_few_large_requests_at_even_times(ranks):
     else:  # single samples
         assert before.smallest_range < 240_000
         assert before.ranges_per_block == 512
+
+
+def test_the_command_prints_a_row_per_rule() -> None:
+    words = ["bench", "reads", "tiny_cpu", "--ranks", "2", "--sample-bytes", "40000", "--json"]
+    done = CliRunner().invoke(cli.app, words)
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["rule"] for row in rows] == ["first release", "whole", "4 parts"]
+    assert all(row["bytes_per_clip"] > 0 for row in rows)
 
 
 def test_ranks_that_the_lanes_do_not_allow_are_refused():
