@@ -140,7 +140,7 @@ class _Steps:
         self._done += 1
         counts = StepVote().counts(len(self.batch.keys), 0)
         update = self.engine.update(_LEARNING_RATE, counts)
-        self._health.add(self._done, self.batch.keys, update)
+        self._health.add(self._done, lambda: self.batch.keys, update)
         self._health.decide(up_to_now=False)
 
     def step(self) -> None:

@@ -93,9 +93,8 @@ class ClipBatch:
     @functools.cached_property
     def slots(self) -> BatchSlots:
         """Return lists with an entry per slot, made when somebody needs them."""
-        parts = [dataclasses.astuple(packed.unpack()) for packed in self.packed_slots]
-        lists = (list(itertools.chain(*column)) for column in zip(*parts, strict=True))
-        return BatchSlots(*lists)
+        parts = [vars(packed.unpack()).values() for packed in self.packed_slots]
+        return BatchSlots(*(list(itertools.chain(*lists)) for lists in zip(*parts, strict=True)))
 
     @property
     def keys(self) -> list[str]:

@@ -234,9 +234,9 @@ class Attempt:
             finish_upload=self._checkpointer.upload_ended,
             check_nodes=notice.nodes_check_due,
         )
-        counts = vote.counts(len(batch.keys), len(batch.bad))
+        counts = vote.counts(batch.num_slots, len(batch.bad))
         update = self.engine.update(self._learning_rate(self.step), counts)
-        self._health.add(next_step, batch.keys, update)
+        self._health.add(next_step, lambda: batch.keys, update)
         self.step = next_step
 
     def decide(

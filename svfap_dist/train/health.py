@@ -10,6 +10,7 @@ at once where something depends on them. Every rank reads the same sums and deci
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 
@@ -60,7 +61,7 @@ class _Pending:
     """A step whose sums are not read yet."""
 
     step: int
-    keys: list[str]  # of this rank's clips
+    keys: Callable[[], list[str]]  # of this rank's clips
     update: Update
 
 
@@ -79,12 +80,12 @@ class Health:
         self._all_seen = self._all_bad = 0.0  # samples of all ranks so far
         self._pending: list[_Pending] = []
 
-    def add(self, step: int, keys: list[str], update: Update) -> None:
+    def add(self, step: int, keys: Callable[[], list[str]], update: Update) -> None:
         """Remember a step that the device has been told to take.
 
         Args:
             step: Number of the step, from 1.
-            keys: Keys of this rank's clips.
+            keys: Returns the keys of this rank's clips; called if its loss is not finite.
             update: Its update, with the `counts` of this rank's vote.
         """
         self._pending.append(_Pending(step, keys, update))
@@ -108,7 +109,7 @@ class Health:
         result = pending.update.read()
         bad, seen, stops, uploads, checks = result.counts
         if not result.losses_are_finite:
-            raise _not_finite(pending.step, [] if result.own_loss_is_finite else pending.keys)
+            raise _not_finite(pending.step, [] if result.own_loss_is_finite else pending.keys())
         if not result.applied:
             raise _gradient_not_finite(pending.step)
         self._all_bad += bad

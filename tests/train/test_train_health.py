@@ -38,10 +38,10 @@ def an_update(
 
 def test_the_decision_is_what_any_step_voted_for_one_step_late() -> None:
     health = Health(max_bad_fraction=0.0)
-    health.add(1, ["a"], an_update(StepVote(stop=True), loss=1.5, norm=0.5))
+    health.add(1, lambda: ["a"], an_update(StepVote(stop=True), loss=1.5, norm=0.5))
     assert health.decide(up_to_now=False) == StepDecision()
     assert health.completed == 0
-    health.add(2, ["a"], an_update(StepVote(check_nodes=True), loss=2.5, norm=3.0))
+    health.add(2, lambda: ["a"], an_update(StepVote(check_nodes=True), loss=2.5, norm=3.0))
     first = health.decide(up_to_now=False)
     assert first == StepDecision(stop=True, loss=1.5, grad_norm=0.5)
     assert health.completed == 1
@@ -54,9 +54,9 @@ def test_the_decision_is_what_any_step_voted_for_one_step_late() -> None:
 @pytest.mark.parametrize("bad", [NAN, float("inf"), -float("inf")])
 def test_a_loss_that_is_not_finite_names_its_step_and_clips(bad: float) -> None:
     health = Health(max_bad_fraction=1.0, completed=6)
-    health.add(7, ["good"], an_update())
-    health.add(8, [f"clip{i}" for i in range(10)], an_update(loss=bad))
-    health.add(9, ["later"], an_update(norm=NAN))
+    health.add(7, lambda: ["good"], an_update())
+    health.add(8, lambda: [f"clip{i}" for i in range(10)], an_update(loss=bad))
+    health.add(9, lambda: ["later"], an_update(norm=NAN))
     with pytest.raises(HealthError, match=r"step 8.*clip0.*clip7 and 2 more") as caught:
         health.decide(up_to_now=False)
     assert "good" not in caught.value.found
@@ -66,7 +66,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_clips(bad: float) -> None:
 
 def test_a_gradient_that_is_not_finite_names_its_step() -> None:
     health = Health(max_bad_fraction=1.0)
-    health.add(4, ["clip"], an_update(norm=NAN))
+    health.add(4, lambda: ["clip"], an_update(norm=NAN))
     with pytest.raises(HealthError, match=r"Gradient is not finite.*step 4"):
         health.decide(up_to_now=True)
 
@@ -75,7 +75,7 @@ def count_until_error(fraction: float, bad_of_100: int) -> int:
     """Samples seen, a hundred at a time, until the run is ended; 0 if it is not."""
     health = Health(fraction)
     for step in range(1, 31):
-        health.add(step, ["k"] * 100, an_update(samples=100, bad=bad_of_100))
+        health.add(step, lambda: ["k"] * 100, an_update(samples=100, bad=bad_of_100))
         try:
             health.decide(up_to_now=True)
         except HealthError:
