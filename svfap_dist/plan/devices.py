@@ -56,10 +56,15 @@ CPU_NETWORK_RATE = 1.25 * _GB  # between nodes without GPUs: 10 Gbit/s
 ASSUMED_MFU = {False: 0.25, True: 0.4}
 
 # Launches. A CUDA launch takes 2 to 4 microseconds of the host; torch.compile fuses about three
-# operations into a kernel and runs no Python between kernels: both assumed.
+# operations into a kernel and runs no Python between kernels; a CUDA graph ("reduce-overhead") is
+# one launch: all assumed.
 LAUNCH_SECONDS = 3e-6
 OPERATIONS_PER_COMPILED_KERNEL = 3.0
-UPDATE_OPERATIONS = 300  # of an optimizer step: the most that a test of the engine allows
+GRAPHS_OF_A_MICRO_BATCH = 2.0  # forward and backward pass
+
+# Counted and measured by `svfap bench step` on a CPU, at stage 2.
+UPDATE_OPERATIONS = 35  # with the vote of all ranks
+LOADER_SECONDS = 2.5e-6  # of the training thread, per clip, with feeders
 
 # Clips per CPU-second from shards of the profile `train` to planes in ready batches, from
 # docs/benchmarks.md ("From shards to ready batches"); for plans without data.

@@ -305,7 +305,7 @@ class _Planner:
             host_seconds = 0.0
         else:
             step_seconds, cpu_seconds = self._gpu_step_seconds(per_rank), 0.0
-            host_seconds = self._host_seconds()
+            host_seconds = self._host_seconds(per_rank)
         cores = self._cores()
         decoders = config.data.decode_workers or config.data.decode_threads
         key = "data.decode_workers" if config.data.decode_workers else "data.decode_threads"
@@ -347,8 +347,8 @@ class _Planner:
         self._add("share of it that is reached (MFU)", mfu, "", source)
         return clips * work / (mfu * peak)
 
-    def _host_seconds(self) -> float:
-        """Return the seconds in which a GPU's host launches a step."""
+    def _host_seconds(self, clips: int) -> float:
+        """Return the seconds in which a GPU's host launches a step of that many clips."""
         if self._known.host_ms is not None:
             self._add("host, of a step", self._known.host_ms, "ms", _GIVEN)
             return self._known.host_ms / 1e3
@@ -364,18 +364,21 @@ class _Planner:
         micro = cost.seconds
         self._add("host, of a micro batch", micro * 1e3, "ms", f"{_HERE}, without launches")
         if self._config.train.compile:
-            launches /= devices.OPERATIONS_PER_COMPILED_KERNEL
-            micro = 0.0
+            launches, micro = launches / devices.OPERATIONS_PER_COMPILED_KERNEL, 0.0
             source = f"{_ASSUMED}: torch.compile fuses operations, and runs no Python between them"
-            self._add("kernels of a micro batch", launches, "", source)
+            if self._config.train.compile_mode == "reduce-overhead":
+                launches, source = devices.GRAPHS_OF_A_MICRO_BATCH, f"{_ASSUMED}: CUDA graphs"
+            self._add("launches of a micro batch", launches, "", source)
         source = f"{_ASSUMED}; CUDA takes 2 to 4"
         self._add("launch of a kernel", launch * 1e6, "microseconds", source)
-        updates = devices.UPDATE_OPERATIONS
-        self._add("operations of an update", updates, "", "a test keeps it below")
-        update = updates * (cost.seconds / cost.operations + launch)
+        bench = "`svfap bench step` on a CPU"
+        self._add("operations of an update", devices.UPDATE_OPERATIONS, "", f"counted by {bench}")
+        update = devices.UPDATE_OPERATIONS * (cost.seconds / cost.operations + launch)
+        loader = devices.LOADER_SECONDS
+        self._add("taking a clip's place in a batch", loader * 1e6, "microseconds", bench)
         source = "the engine reads results one step late: the GPU has work meanwhile"
         self._add("waits for the GPU, of a step", 0, "", source)
-        return self._accumulation * (micro + launches * launch) + update
+        return self._accumulation * (micro + launches * launch) + update + clips * loader
 
     def _cores(self) -> int:
         """Return the cores of a node."""

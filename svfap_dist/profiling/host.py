@@ -11,6 +11,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,15 +64,17 @@ def measure_host(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> HostC
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so that this thread's time is all of it
+    # oneDNN prepares small products at length. Its `flags` would also set, and warn of, TF32.
+    library: Any = torch.backends.mkldnn
+    was_enabled, library.enabled = library.enabled, False
     try:
-        with torch.backends.mkldnn.flags(enabled=False):  # it prepares small products at length
+        loss(model).backward()
+        with counted(torch.device("cpu")) as operations:
             loss(model).backward()
-            with counted(torch.device("cpu")) as operations:
-                loss(model).backward()
-            times = [
-                seconds_of(lambda: loss(model).backward(), time.thread_time)
-                for _ in range(_REPEATS)
-            ]
+        times = [
+            seconds_of(lambda: loss(model).backward(), time.thread_time) for _ in range(_REPEATS)
+        ]
     finally:
+        library.enabled = was_enabled
         torch.set_num_threads(threads)
     return HostCost(statistics.median(times), operations.launched.total())
