@@ -173,10 +173,11 @@ def _resample(  # noqa: PLR0913, PLR0917
     step_y, step_x = tl.div_rn(tall, SIZE * 1.0), tl.div_rn(wide, SIZE * 1.0)
     # In samples, from the middle of the first one.
     center_y, center_x = top + (row + 0.5) * step_y - 0.5, left + (column + 0.5) * step_x - 0.5
-    # Samples of the crop; an odd one may include half of the first or last one.
+    # Samples of the crop; an odd one may include half of the first or last one. They are in the
+    # frame even if the crop is not, or is empty: reading elsewhere would end the process.
     low_y, low_x = tl.floor(top), tl.floor(left)
-    high_y = tl.minimum(tl.ceil(top + tall), height) - 1
-    high_x = tl.minimum(tl.ceil(left + wide), width) - 1
+    high_y = tl.maximum(tl.minimum(tl.ceil(top + tall), height) - 1, 0)
+    high_x = tl.maximum(tl.minimum(tl.ceil(left + wide), width) - 1, 0)
     if (step_y <= 1) & (step_x <= 1):  # two taps that sum to 1, at borders twice the same one
         first_y, first_x = tl.floor(center_y), tl.floor(center_x)
         share_y, share_x = center_y - first_y, center_x - first_x

@@ -123,6 +123,18 @@ def test_the_kernel_equals_whole_pictures(
     assert result.bytes_touched == pytest.approx(counted, rel=0.001)
 
 
+def test_no_crop_makes_the_kernel_read_outside_the_frame(
+    interpreter: ChildProcess[KernelCall, KernelResult],
+) -> None:
+    case = Case([(40, 50)] * 2, [(0, 0, 0, 0), (40, 50, 30, 30)], 32, (2, 16), 2, (1, 1))
+    call = case.call()
+    result = interpreter(call)
+    corners = torch.tensor([[0, 0, 1, 1], [39, 49, 1, 1]])
+    rgb = convert_batch(dataclasses.replace(call.clips, crops=corners), torch.float32)
+    masked = torch.from_numpy(call.masked)
+    assert np.allclose(result.targets, patches.targets(rgb, masked, call.patch), atol=1e-5)
+
+
 class _H100:
     """The part of Triton's driver that compiling needs."""
 
