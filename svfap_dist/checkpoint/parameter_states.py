@@ -138,7 +138,10 @@ def read_universal(folder: str, names: Sequence[str]) -> dict[str, ParameterStat
     states = {}
     for name in names:
         files = os.path.join(zero, name)
-        pieces = {key: [_load(f"{files}/{key}.pt")["param"].flatten()] for key in KEYS}
+        tensors = {key: _load(f"{files}/{key}.pt") for key in KEYS}
+        if isinstance(tensors[WEIGHT], dict):  # from stage 1 or 2
+            tensors = {key: saved["param"] for key, saved in tensors.items()}
+        pieces = {key: [tensor.flatten()] for key, tensor in tensors.items()}
         if os.path.exists(f"{files}/step.pt"):
             step = _load(f"{files}/step.pt")
         else:  # from stage 3

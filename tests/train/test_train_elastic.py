@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from train_ranks import Task, recipe_tables, start
+
+from svfap_dist.checkpoint import parameter_states, reshard
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 SECONDS = 1800
@@ -68,6 +71,18 @@ def check(pairs: list[tuple[Place, Place]], folder: Path) -> None:
         assert worst[pair] < TOLERANCES[pair[1].dtype], pair
 
 
+def check_universal_form(shards: Path) -> None:
+    """What DeepSpeed's converter makes of the shards of all ranks is what we read from them."""
+    names = list(torch.load(f"{shards}.expected.pt"))
+    ours = parameter_states.read_shards(str(shards), names)
+    theirs = parameter_states.read_universal(reshard._convert_to_universal(str(shards)), names)
+    for name in names:
+        assert ours[name].step == theirs[name].step == 3
+        for key in parameter_states.KEYS:
+            (whole,) = theirs[name].pieces[key]
+            assert torch.equal(torch.cat(ours[name].pieces[key]), whole), (name, key)
+
+
 def test_stages_and_ranks_resume_each_other(tmp_path: Path) -> None:
     """From one rank to two: test_train_runs.py."""
     one, two = ([Place(stage, ranks) for stage in range(4)] for ranks in (1, 2))
@@ -75,6 +90,8 @@ def test_stages_and_ranks_resume_each_other(tmp_path: Path) -> None:
     pairs += [(two[stage], one[(stage + 2) % 4]) for stage in range(4)]
     pairs += [(Place(3, 2, BFLOAT16), Place(1, 1, BFLOAT16))]
     check(pairs, tmp_path)
+    for place in two[1:]:
+        check_universal_form(tmp_path / str(place))
 
 
 @pytest.mark.gpu
