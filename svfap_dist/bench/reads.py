@@ -83,6 +83,7 @@ def run(
     samples: int = 1_092_009,
     sample_bytes: int = 240_000,
     parts: int = 4,
+    node_bytes: int = 256 << 30,
 ) -> ReadsBench:
     """Replay the reads of a recipe.
 
@@ -93,6 +94,7 @@ def run(
         samples: Of the data set (VoxCeleb2's dev part has 1,092,009).
         sample_bytes: Bytes of a sample, on average.
         parts: Parts of a sample, one per phase of its frames, that shards may store apart.
+        node_bytes: Memory of a node, which may have another size than this machine.
 
     Raises:
         ConfigError: The lanes cannot be shared equally among that many ranks.
@@ -107,7 +109,8 @@ def run(
             raise ConfigError("Lanes cannot be shared equally", "--ranks", found, do)
         rows.append(_FirstRelease(first, _DataSet(samples, sample_bytes), count).replay())
         for number in sorted({1, parts}):
-            rows.append(_Today(config, _DataSet(samples, sample_bytes, number), count).replay())
+            data_set = _DataSet(samples, sample_bytes, number)
+            rows.append(_Today(config, data_set, count, node_bytes).replay())
     return ReadsBench(name, sample_bytes, tuple(rows))
 
 
@@ -218,10 +221,11 @@ class _Ranks:
 class _Today(_Ranks):
     """Today's planning."""
 
-    def __init__(self, config: Config, data_set: _DataSet, ranks: int) -> None:
+    def __init__(self, config: Config, data_set: _DataSet, ranks: int, node_bytes: int) -> None:
         super().__init__(config, data_set, ranks)
         self.reader = _Reader(data_set)
-        plan = plan_reads(config, self.manifest, World(0, 0, ranks, min(ranks, _RANKS_PER_NODE)))
+        world = World(0, 0, ranks, min(ranks, _RANKS_PER_NODE))
+        plan = plan_reads(config, self.manifest, world, memory=node_bytes)
         self._pool = _Pool(self.reader.read_range, plan.limit, num_threads=0)
         lanes = range(config.data.num_lanes // ranks)
         self._ahead = ReadAhead(

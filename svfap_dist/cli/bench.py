@@ -173,6 +173,7 @@ def bench_reads(
     sample_bytes: Annotated[int, typer.Option(help="Bytes of a sample.", min=1)] = 240_000,
     ranks: Annotated[str, typer.Option(help="Numbers of ranks.")] = "1,2,4,8,16",
     parts: Annotated[int, typer.Option(help="Phases that shards store apart; 1: none.", min=1)] = 4,
+    node_gib: Annotated[int, typer.Option(help="Memory of a node, in GiB.", min=1)] = 256,
     as_json: AsJson = False,
 ) -> None:
     """Replay the requests of a recipe's reads, without data: their sizes, and when they come.
@@ -182,7 +183,14 @@ def bench_reads(
     from svfap_dist.bench import reads
 
     numbers = _numbers("--ranks", ranks)
-    result = reads.run(name, overrides or [], ranks=numbers, sample_bytes=sample_bytes, parts=parts)
+    result = reads.run(
+        name,
+        overrides or [],
+        ranks=numbers,
+        sample_bytes=sample_bytes,
+        parts=parts,
+        node_bytes=node_gib << 30,
+    )
     print_result(result, as_json)
 
 

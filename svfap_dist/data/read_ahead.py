@@ -52,16 +52,21 @@ class ReadPlan:
 
 
 def plan_reads(
-    config: Config, manifest: Manifest, world: World, num_selected: int | None = None
+    config: Config,
+    manifest: Manifest,
+    world: World,
+    num_selected: int | None = None,
+    memory: int | None = None,
 ) -> ReadPlan:
     """Return how a rank reads its samples.
 
     Args:
         config: Recipe; without data.read_ahead_bytes, the ranks of a node share a quarter of the
-            memory of the machine or container.
+            memory of a node.
         manifest: The data set.
         world: Number of ranks, in all and on a node.
         num_selected: Samples in use; None: all.
+        memory: Bytes of a node; None: those of this machine or container.
     """
     data, used = config.data, num_selected or manifest.num_samples
     total = sum(shard.num_bytes for shard in manifest.shards)
@@ -70,9 +75,11 @@ def plan_reads(
     block_bytes = int(min(data.shuffle_block, -(-used // data.num_lanes)) * size)
     lanes = data.num_lanes // world.world_size
     needed = int(lanes * block_bytes * _BLOCKS_KEPT[data.order_version])
-    limit = data.read_ahead_bytes or int(node_memory() * _MEMORY_SHARE / world.local_world_size)
+    if memory is None:
+        memory = node_memory()
+    limit = data.read_ahead_bytes or int(memory * _MEMORY_SHARE / world.local_world_size)
     passes = max(-(-needed // limit), 1)
-    is_dense = used == manifest.num_samples and passes == 1
+    is_dense = used == manifest.num_samples and passes * size < REQUEST_COST
     return ReadPlan(needed, limit, passes, fill=is_dense and block_bytes >= REQUEST_COST)
 
 
@@ -90,14 +97,14 @@ def parts_to_read(data: DataConfig, manifest: Manifest, phase: int | None) -> Se
     """Return which parts of samples have the frames of their windows.
 
     Args:
-        data: Frames and stride of a window.
+        data: Stride of a window.
         manifest: The data set. Frame f is in the part f modulo the number of parts.
         phase: Of the windows; None: any.
     """
     if phase is None:
         return range(manifest.num_parts)
-    frames = range(phase, phase + data.window, data.sampling_rate)
-    return sorted({frame % manifest.num_parts for frame in frames})
+    parts = manifest.num_parts
+    return sorted({(phase + number * data.sampling_rate) % parts for number in range(parts)})
 
 
 def node_memory() -> int:

@@ -91,6 +91,8 @@ def test_clips_are_cut_by_streams_of_the_seed_the_epoch_and_the_sample(make_data
         {"decode_threads": 1, "prefetch_bytes": 1},
         {"decode_threads": 7, "prefetch_bytes": 1 << 20},
         {"decode_threads": 5, "decode_workers": 2},
+        {"read_ahead_bytes": 50_000},  # a block in several passes
+        {"read_ahead_bytes": 1},
     ],
 )
 def test_threads_workers_and_prefetching_change_no_bit(make_data_set, data):

@@ -113,7 +113,8 @@ def test_memory_follows_the_node_and_bounds_what_is_read_at_a_time(monkeypatch):
     assert plan_reads(config, parts, one) == ReadPlan(16 * of_lane, 16 * GIB, 1, fill=True)
     assert plan_reads(config, whole, eight) == ReadPlan(8 * of_lane, 2 * GIB, 1, fill=True)
     monkeypatch.setattr(read_ahead, "node_memory", lambda: 8 * GIB)
-    assert plan_reads(config, whole, one) == ReadPlan(64 * of_lane, 2 * GIB, 3, fill=False)
+    assert plan_reads(config, whole, one) == ReadPlan(64 * of_lane, 2 * GIB, 3, fill=True)
+    assert plan_reads(config, whole, one, memory=2 * GIB).fill is False  # no neighbors in a pass
     first = recipe.load("svfap_base_voxceleb2", ["data.order_version=1"])
     assert plan_reads(first, whole, one).needed == 64 * 512 * 240_000
     other = recipe.load("svfap_base_voxceleb2", [f"data.read_ahead_bytes={6 * GIB}"])
