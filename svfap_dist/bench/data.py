@@ -36,8 +36,9 @@ from svfap_dist import storage
 from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.bench import clip_sets
 from svfap_dist.config import Config, recipe
-from svfap_dist.data.read_ahead import plan_reads
+from svfap_dist.data.read_ahead import bytes_of_pass, plan_reads
 from svfap_dist.distributed import World
+from svfap_dist.errors import ConfigError
 from svfap_dist.profiling.loader import LoaderRun, time_loader
 from svfap_dist.profiling.timing import Rate, call_in_new_process, take_turns, time_batches
 from svfap_dist.shards import format as shard_format
@@ -82,7 +83,7 @@ class DataBench:
     share: float  # of decode_only, by CPU time
     ratio: float  # to plain_webdataset, by CPU time
     rss_slope_bytes: float  # growth of our pipeline's memory per batch, median of the rounds
-    bytes: int  # of the set
+    bytes: int  # of the set that a pass reads
     cache_bytes: int  # that our pipeline may keep, on the node's disk included
     passes: float  # over the set, of a round
     cached_share: float  # of clips whose bytes may have been kept from an earlier pass
@@ -107,7 +108,7 @@ class DataBench:
             *format_table(rows, right=(1, 2)),
             f"By CPU time: {self.share:.0%} of decoding only, {self.ratio:.1f} times webdataset.",
             f"Memory grows by {self.rss_slope_bytes:.0f} bytes per batch.",
-            f"Fetched {self.bytes_fetched_per_clip / 1000:.1f} KB per clip of a set of "
+            f"Fetched {self.bytes_fetched_per_clip / 1000:.1f} KB per clip; a pass reads "
             f"{self.bytes / 1e6:.0f} MB, {self.bytes_read_again / 1e6:.1f} MB of them again; up to "
             f"{self.cache_bytes / 1e6:.0f} MB are kept.",
             *([self._warning()] if self.cached_share else []),
@@ -144,6 +145,9 @@ def run(
     workers = [f"data.decode_workers={cores}", f"data.decode_threads={2 * cores}"]
     config = recipe.load(_RECIPE, ["train.global_batch_size=32", *_HERE, *workers, *overrides])
     per_round = -(-batches // rounds)
+    if url and not source_url and shard_format.load_manifest(url).num_parts > 1:
+        found, do = "a sample per phase of a video", "name shards of profile source with --source"
+        raise ConfigError("Public pipelines cannot cut clips from these shards", url, found, do)
     with tempfile.TemporaryDirectory(prefix="svfap-bench-") as folder:
         if not url:
             log.info("Rendering clips ...")
@@ -188,7 +192,7 @@ def _measure(
         title="Measuring",
     )
     taken = batch_size // config.data.repeated_sampling * (ours.batches + ours.warm_up)
-    num_bytes = sum(shard.num_bytes for shard in manifest.shards)
+    num_bytes = bytes_of_pass(config, manifest)
     passes, cache_bytes = taken / manifest.num_samples, _cache_bytes(config, manifest)
     fetched = statistics.median(rate.all_bytes_fetched for rate in results["ours"])
     rates = {name: Rate.combine(of_rounds) for name, of_rounds in results.items()}

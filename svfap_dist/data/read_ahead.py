@@ -69,9 +69,7 @@ def plan_reads(
         memory: Bytes of a node; None: those of this machine or container.
     """
     data, used = config.data, num_selected or manifest.num_samples
-    total = sum(shard.num_bytes for shard in manifest.shards)
-    parts = parts_to_read(data, manifest, 0 if uses_phases(config) else None)
-    size = total / manifest.num_samples * len(parts) / manifest.num_parts
+    size = bytes_of_pass(config, manifest) / manifest.num_samples
     block_bytes = int(min(data.shuffle_block, -(-used // data.num_lanes)) * size)
     lanes = data.num_lanes // world.world_size
     needed = int(lanes * block_bytes * _BLOCKS_KEPT[data.order_version])
@@ -105,6 +103,18 @@ def parts_to_read(data: DataConfig, manifest: Manifest, phase: int | None) -> Se
         return range(manifest.num_parts)
     parts = manifest.num_parts
     return sorted({(phase + number * data.sampling_rate) % parts for number in range(parts)})
+
+
+def bytes_of_pass(config: Config, manifest: Manifest) -> int:
+    """Return the bytes of a data set that an epoch reads.
+
+    Args:
+        config: Recipe.
+        manifest: The data set.
+    """
+    total = sum(shard.num_bytes for shard in manifest.shards)
+    parts = parts_to_read(config.data, manifest, 0 if uses_phases(config) else None)
+    return total * len(parts) // manifest.num_parts
 
 
 def node_memory() -> int:

@@ -17,7 +17,7 @@ from svfap_dist import storage
 from svfap_dist.config import Config
 from svfap_dist.data.batch import ClipBatch
 from svfap_dist.data.loader import ClipLoader
-from svfap_dist.data.read_ahead import parts_to_read, uses_phases
+from svfap_dist.data.read_ahead import bytes_of_pass
 from svfap_dist.distributed import World
 from svfap_dist.profiling.timing import Rate, call_in_new_process, seconds_of, time_batches
 from svfap_dist.shards import format as shard_format
@@ -110,9 +110,7 @@ def measure_data(config: Config, on_gpu: bool) -> DataCost:
     """
     manifest = open_data(config, config.data.url)
     rate = call_in_new_process(time_loader, _one_rank(config, on_gpu))
-    total = sum(shard.num_bytes for shard in manifest.shards)
-    parts = parts_to_read(config.data, manifest, 0 if uses_phases(config) else None)
-    read = total * len(parts) / manifest.num_parts
+    read = bytes_of_pass(config, manifest)
     return DataCost(
         manifest=manifest,
         cpu_seconds=rate.cpu_seconds / rate.clips,

@@ -10,6 +10,8 @@ from clips import make_video
 from data_sharding import pipeline as sharding
 from svfap_dist.bench import clip_sets, data
 from svfap_dist.config import recipe
+from svfap_dist.data.read_ahead import bytes_of_pass
+from svfap_dist.errors import ConfigError
 from svfap_dist.profiling.timing import Rate
 from svfap_dist.shards.format import load_manifest
 
@@ -71,7 +73,7 @@ def test_shares_and_ratios_are_by_cpu_time_of_the_ways_they_name(shards, monkeyp
 
 def test_a_pass_fetches_each_byte_once(tmp_path) -> None:
     """64 samples in one pass, in a process of its own: all are fetched."""
-    make_video(tmp_path / "in/a.mp4", 61, size=(64, 64))
+    make_video(tmp_path / "in/a.mp4", 64, size=(64, 64))
     sharding.shard(
         "folder", str(tmp_path / "in"), str(tmp_path / "once"), profile="train", workers=0
     )
@@ -83,5 +85,13 @@ def test_a_pass_fetches_each_byte_once(tmp_path) -> None:
     manifest = load_manifest(url)
     rate = data._time_ours(data.PipelineRun(config, url, 6, 2), manifest)
     assert rate.clips == 48
-    passes = rate.all_bytes_fetched / manifest.shards[0].num_bytes
+    passes = rate.all_bytes_fetched / bytes_of_pass(config, manifest)
     assert 0.9 < passes < 2.1  # the first block of the next pass is read ahead
+
+
+def test_public_pipelines_need_whole_videos(tmp_path) -> None:
+    make_video(tmp_path / "in/a.mp4", 64, size=(64, 64))
+    url = str(tmp_path / "train")
+    sharding.shard("folder", str(tmp_path / "in"), url, profile="train", workers=0)
+    with pytest.raises(ConfigError, match="name shards of profile source with --source"):
+        data.run(url)
