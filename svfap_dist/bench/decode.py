@@ -32,7 +32,7 @@ from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
 from data_sharding.sources import synthetic
-from data_sharding.transcode import TrainProfile, transcode
+from data_sharding.transcode import TrainProfile, split_phases, transcode
 from svfap_dist.data.clips import random_crop
 from svfap_dist.errors import ConfigError
 from svfap_dist.profiling.timing import repeat, seconds_of, take_turns
@@ -40,7 +40,14 @@ from svfap_dist.rng import Stream
 from svfap_dist.text_table import format_table
 from svfap_dist.video.backends import DEFAULT, decode
 from svfap_dist.video.frames import Frames, YuvClips, YuvFrames, whole_frames
-from svfap_dist.video.info import VIDEO_SUFFIXES, Crop, PhaseFile, VideoInfo, stored_position
+from svfap_dist.video.info import (
+    VIDEO_SUFFIXES,
+    Crop,
+    PhaseFile,
+    VideoInfo,
+    joined_info,
+    stored_position,
+)
 from svfap_dist.video.probe import Rejected, probe
 
 log = logging.getLogger(__name__)
@@ -157,7 +164,7 @@ def run(folder: str = "", rounds: int = 7) -> DecodeBench:
     """
     torch.set_num_threads(1)
     sources = load_videos(folder)
-    made, seconds = _encode("train", sources, lambda video: transcode(*video, TrainProfile()))
+    made, seconds = _encode("train", sources, _make_for_training)
     rates = _measure_variants(
         sources,
         {
@@ -191,7 +198,13 @@ def videos_by_profile(folder: str) -> dict[str, list[Video]]:
         folder: of videos; empty: synthetic faces.
     """
     sources = load_videos(folder)
-    return {"source": sources, "train": [transcode(*video, TrainProfile()) for video in sources]}
+    return {"source": sources, "train": [_make_for_training(video) for video in sources]}
+
+
+def _make_for_training(video: Video) -> Video:
+    """Return a video as shards of the profile `train` have it: a file per phase."""
+    files, infos = zip(*split_phases(*transcode(*video, TrainProfile())), strict=True)
+    return b"".join(files), joined_info(infos, [len(file) for file in files])
 
 
 def load_videos(folder: str) -> list[Video]:

@@ -214,12 +214,14 @@ def dump_info(info: VideoInfo) -> bytes:
     """
     fields = dataclasses.asdict(info)
     fields["order"] = layout = fields.pop("layout")
+    separators = (", ", ": ")
     if layout is not None:
         (file,) = layout.pop("files")
         layout |= {"first_byte": file.first_byte, "packet_sizes": file.packet_sizes}
-        layout |= {} if file.phase is None else {"phase": file.phase}
+        if file.phase is not None:  # a video has several of these: mostly 512 bytes are enough
+            layout["phase"], separators = file.phase, (",", ":")
         layout["region"] = STORED_REGIONS.get(layout["region"], layout["region"])
-    return json.dumps(fields, sort_keys=True).encode()
+    return json.dumps(fields, sort_keys=True, separators=separators).encode()
 
 
 Region = Literal["voxceleb2", "center", "full"]
