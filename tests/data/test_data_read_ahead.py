@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loaders import config_of, order_of
@@ -81,6 +82,35 @@ def test_every_sample_is_read_once_with_its_block(
             assert all(len(each) == 1 for each in taken.values())
     # What is kept is of the blocks in use and the next ones.
     assert pool.bytes_kept <= 2 * len(lanes) * block * parts
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_no_step_waits_where_requests_are_made_when_they_are_due(version, monkeypatch):
+    """Over the border of two epochs, from the middle of a block on."""
+    sizes, config = [50] * 8, config_of(shuffle_block=24, order_version=version)
+    shards, order = (
+        Shards(sizes, 4),
+        functools.lru_cache(lambda epoch: order_of(config, sizes, epoch)),
+    )
+    request, ahead_of_use = RangePool.request, []
+
+    def recorded(self, wanted, *, ahead):
+        ahead_of_use.append(ahead)
+        request(self, wanted, ahead=ahead)
+
+    monkeypatch.setattr(RangePool, "request", recorded)
+    pool = RangePool(shards.read_range, GIB, num_threads=0)
+    plan = ReadPlan(0, GIB, 1, fill=False)
+    ahead = ReadAhead(config, shards.manifest, shards, plan, order, range(4), pool)
+    for step in range(5, 2 * order(0).steps):
+        epoch, step_in_epoch = divmod(step, order(0).steps)
+        ahead.advance(step)
+        pool.run_due()
+        for slot in order(epoch).slots(step_in_epoch, 0, 1):
+            entry, row = shards.locate(slot.sample)
+            assert ahead.block_of(epoch, slot).take(entry, shards._index_of(entry), row)
+    assert all(ahead_of_use)
+    assert len(ahead_of_use) > 40
 
 
 def test_windows_of_a_phase_have_frames_of_few_parts():
