@@ -39,7 +39,8 @@ def patches_and_targets(
         visible: indices of the tokens that the encoder sees, [B, V].
         masked: indices of the tokens that the decoder predicts, [B, M].
         patch: frames and pixels of a patch.
-        dtype: of both results; they are computed in float32.
+        dtype: of the patches, and of the targets that the kernel makes. Those of torch's operations
+            stay in float32, because rounding them would be a pass over memory more, not less.
     """
     if isinstance(frames, YuvClips):
         if frames.y.is_cuda and _has_triton():
@@ -48,7 +49,7 @@ def patches_and_targets(
             return plane_kernel.patches_and_targets(frames, visible, masked, patch, dtype)
         frames = frames.to_rgb(frames.y.device)
     seen = patches.visible_patches(frames, visible, patch)
-    return seen.to(dtype), patches.targets(frames, masked, patch).to(dtype)
+    return seen.to(dtype), patches.targets(frames, masked, patch)
 
 
 @functools.cache
