@@ -76,19 +76,20 @@ class DataBench:
     clips_per_cpu_second: float
     decode_only: float
     decode_only_per_cpu_second: float
-    plain_webdataset: float
-    plain_webdataset_per_cpu_second: float
-    dataloader_files: float
-    dataloader_files_per_cpu_second: float
     share: float  # of decode_only, by CPU time
-    ratio: float  # to plain_webdataset, by CPU time
     rss_slope_bytes: float  # growth of our pipeline's memory per batch, median of the rounds
     bytes: int  # of the set that a pass reads
     cache_bytes: int  # that our pipeline may keep, on the node's disk included
     passes: float  # over the set, of a round
     cached_share: float  # of clips whose bytes may have been kept from an earlier pass
     bytes_fetched_per_clip: float  # from the store
-    bytes_read_again: int  # in a round, beyond those of its passes over the set
+    bytes_read_again: int  # in a round, beyond those of the clips it took; some are read ahead
+    # None if public pipelines are left out.
+    plain_webdataset: float | None = None
+    plain_webdataset_per_cpu_second: float | None = None
+    dataloader_files: float | None = None
+    dataloader_files_per_cpu_second: float | None = None
+    ratio: float | None = None  # to plain_webdataset, by CPU time
 
     def lines(self) -> list[str]:
         """Return the text for people."""
@@ -99,18 +100,21 @@ class DataBench:
             ("Files", self.dataloader_files, self.dataloader_files_per_cpu_second),
         ]
         rows = [
-            (name, f"{wall:.1f} clips/s", f"{cpu:.1f} per CPU-second") for name, wall, cpu in rates
+            (name, f"{wall:.1f} clips/s", f"{cpu:.1f} per CPU-second")
+            for name, wall, cpu in rates
+            if wall is not None
         ]
+        times = "" if self.ratio is None else f", {self.ratio:.1f} times webdataset"
         return [
             f"{self.url} (profile {self.profile}) against {self.source_url}",
             f"{self.cores} decoding processes; {self.batches} batches of {self.batch_size} clips "
             f"in {self.rounds} rounds",
             *format_table(rows, right=(1, 2)),
-            f"By CPU time: {self.share:.0%} of decoding only, {self.ratio:.1f} times webdataset.",
+            f"By CPU time: {self.share:.0%} of decoding only{times}.",
             f"Memory grows by {self.rss_slope_bytes:.0f} bytes per batch.",
             f"Fetched {self.bytes_fetched_per_clip / 1000:.1f} KB per clip; a pass reads "
-            f"{self.bytes / 1e6:.0f} MB, {self.bytes_read_again / 1e6:.1f} MB of them again; up to "
-            f"{self.cache_bytes / 1e6:.0f} MB are kept.",
+            f"{self.bytes / 1e6:.0f} MB, {self.bytes_read_again / 1e6:.1f} MB of them ahead or "
+            f"again; up to {self.cache_bytes / 1e6:.0f} MB are kept.",
             *([self._warning()] if self.cached_share else []),
         ]
 
@@ -128,6 +132,7 @@ def run(
     overrides: Sequence[str] = (),
     batches: int = 60,
     rounds: int = 3,
+    public: bool = True,
 ) -> DataBench:
     """Measure batches of each pipeline.
 
@@ -137,6 +142,7 @@ def run(
         overrides: `key=value` of the recipe.
         batches: in all rounds together; of public pipelines about a quarter of that.
         rounds: in which the pipelines take turns.
+        public: whether public pipelines are timed, too.
 
     Raises:
         ConfigError, ShardError, StorageError: from recipe and shards.
@@ -145,8 +151,9 @@ def run(
     workers = [f"data.decode_workers={cores}", f"data.decode_threads={2 * cores}"]
     config = recipe.load(_RECIPE, ["train.global_batch_size=32", *_HERE, *workers, *overrides])
     per_round = -(-batches // rounds)
-    if url and not source_url and shard_format.load_manifest(url).num_parts > 1:
-        found, do = "a sample per phase of a video", "name shards of profile source with --source"
+    if public and url and not source_url and shard_format.load_manifest(url).num_parts > 1:
+        found = "a sample per phase of a video"
+        do = "name shards of profile source with --source, or use --no-public"
         raise ConfigError("Public pipelines cannot cut clips from these shards", url, found, do)
     with tempfile.TemporaryDirectory(prefix="svfap-bench-") as folder:
         if not url:
@@ -154,7 +161,8 @@ def run(
             clips = config.train.global_batch_size * (per_round + _warm_up(per_round))
             rendered = clip_sets.render(folder, clips // config.data.repeated_sampling)
             url, source_url = rendered.train, rendered.source
-        result = _measure(config, url, source_url or url, per_round, rounds, folder)
+        files = os.path.join(folder, "files") if public else ""
+        result = _measure(config, url, source_url or url, per_round, rounds, files)
     if result.cached_share:
         log.warning("%s", result._warning())
     return result
@@ -165,32 +173,28 @@ def _warm_up(batches: int) -> int:
 
 
 def _measure(
-    config: Config, url: str, source_url: str, batches: int, rounds: int, folder: str
+    config: Config, url: str, source_url: str, batches: int, rounds: int, files: str
 ) -> DataBench:
-    """Measure that many batches in each round."""
+    """Measure that many batches in each round; public pipelines only with a folder for files."""
     manifest = shard_format.load_manifest(url)
-    files = os.path.join(folder, "files")
-    clip_sets.write_files(source_url, files)
     batch_size, cores = config.train.global_batch_size, max(config.data.decode_workers, 1)
     ours = PipelineRun(config, url, batches, _warm_up(batches), cores)
-    # A DataLoader delivers in waves, a batch of each worker, and has two of each prepared.
-    public = dataclasses.replace(
-        ours,
-        url=source_url,
-        files=files,
-        batches=max(-(-batches // (4 * cores)), 2) * cores,
-        warm_up=2 * cores,
-    )
-    results = take_turns(
-        {
-            "ours": lambda _: _time_ours(ours, manifest),
-            "decode_only": lambda _: call_in_new_process(_time_decoding, ours),
+    variants = {
+        "ours": lambda _: _time_ours(ours, manifest),
+        "decode_only": lambda _: call_in_new_process(_time_decoding, ours),
+    }
+    if files:
+        clip_sets.write_files(source_url, files)
+        # A DataLoader delivers in waves, a batch of each worker, and has two of each prepared.
+        batches_of_public = max(-(-batches // (4 * cores)), 2) * cores
+        public = dataclasses.replace(
+            ours, url=source_url, files=files, batches=batches_of_public, warm_up=2 * cores
+        )
+        variants |= {
             "plain_webdataset": lambda _: call_in_new_process(_time_webdataset, public),
             "dataloader_files": lambda _: call_in_new_process(_time_files, public),
-        },
-        rounds,
-        title="Measuring",
-    )
+        }
+    results = take_turns(variants, rounds, title="Measuring")
     taken = batch_size // config.data.repeated_sampling * (ours.batches + ours.warm_up)
     num_bytes = bytes_of_pass(config, manifest)
     passes, cache_bytes = taken / manifest.num_samples, _cache_bytes(config, manifest)
@@ -212,14 +216,14 @@ def _measure(
         **walls,
         **cpus,
         share=rate.per_cpu_second / rates["decode_only"].per_cpu_second,
-        ratio=rate.per_cpu_second / rates["plain_webdataset"].per_cpu_second,
+        ratio=rate.per_cpu_second / rates["plain_webdataset"].per_cpu_second if files else None,
         rss_slope_bytes=rate.rss_slope_bytes,
         bytes=num_bytes,
         cache_bytes=cache_bytes,
         passes=passes,
         cached_share=max(1 - 1 / passes, 0.0) if num_bytes <= cache_bytes else 0.0,
         bytes_fetched_per_clip=rate.bytes_fetched / rate.clips,
-        bytes_read_again=max(int(fetched - num_bytes * max(passes, 1.0)), 0),
+        bytes_read_again=max(int(fetched - num_bytes * passes), 0),
     )
 
 

@@ -65,7 +65,7 @@ class StepSpec:
     size: str  # "": only the host's share
     micro_batch: int  # clips
     zero_stage: int
-    compile: bool
+    compile: str  # "off" or a mode of torch.compile
     dtype: str
     device: str
     steps: int  # that are timed
@@ -78,7 +78,9 @@ class StepSpec:
             sections: replaced keys by section.
         """
         on_gpu = self.device == "cuda"
-        train = {"zero_stage": self.zero_stage, "dtype": self.dtype, "compile": self.compile}
+        train: dict[str, object] = {"zero_stage": self.zero_stage, "dtype": self.dtype}
+        if self.compile != "off":
+            train |= {"compile": True, "compile_mode": self.compile}
         return bench_recipe(
             self.size or "base",
             self.micro_batch,
@@ -108,7 +110,7 @@ class StepRow:
 
     micro_batch: int
     zero_stage: int
-    compile: bool
+    compile: str
     host_ms: float
     host_phases_ms: dict[str, float]
     operations: int
@@ -264,7 +266,7 @@ def _phase_seconds(steps: _Steps) -> dict[str, float]:
     kept: list[Tensor] = []
 
     def network(*arguments: Tensor) -> Tensor:
-        kept[:] = [engine.network(*arguments)]
+        kept[:] = [engine.network(*arguments).clone()]  # a CUDA graph reuses its memory
         return kept[0]
 
     forward = measure(lambda: objective.loss(network, *tensors))
@@ -322,13 +324,12 @@ def _union(spans: Sequence[tuple[float, float]]) -> float:
     return covered
 
 
+def _describe(way: StepSpec | StepRow) -> str:
+    return f"{way.micro_batch} clips, stage {way.zero_stage}, compile {way.compile}"
+
+
 def _measure_row(spec: StepSpec) -> StepRow:
-    log.info(
-        "Measuring %d clips, stage %d%s ...",
-        spec.micro_batch,
-        spec.zero_stage,
-        ", compiled" if spec.compile else "",
-    )
+    log.info("Measuring %s ...", _describe(spec))
     # The narrow network's share does not depend on size, micro batch and trace.
     narrow = dataclasses.replace(spec, size="base", micro_batch=1, trace="")
     figures = dict(_host_figures(narrow))
@@ -390,7 +391,7 @@ class StepBench:
 
     def lines(self) -> list[str]:
         """Return the text for people."""
-        header = ["clips", "stage", "compiled", "host ms", "operations", "update", "waits"]
+        header = ["clips", "stage", "compile", "host ms", "operations", "update", "waits"]
         figures = [
             name for name in _COMPUTED if any(getattr(r, name) is not None for r in self.rows)
         ]
@@ -398,7 +399,7 @@ class StepBench:
             (
                 str(row.micro_batch),
                 str(row.zero_stage),
-                "yes" if row.compile else "no",
+                row.compile,
                 f"{row.host_ms:.1f}",
                 *(str(n) for n in (row.operations, row.update_operations, row.device_waits)),
                 *(_text(name, getattr(row, name)) for name in figures),
@@ -415,10 +416,7 @@ class StepBench:
             phases = row.phases_ms or row.host_phases_ms
             which = "" if row.phases_ms else " of the host"
             named = "  ".join(f"{name} {ms:.2f}" for name, ms in phases.items())
-            compiled = ", compiled" if row.compile else ""
-            lines.append(
-                f"{row.micro_batch} clips, stage {row.zero_stage}{compiled}: ms{which}: {named}"
-            )
+            lines.append(f"{_describe(row)}: ms{which}: {named}")
         return [
             *lines,
             f"Loader: {self.loader_us_per_clip:.1f} us per clip of the training thread, "
@@ -446,7 +444,7 @@ def run(
     size: str = "",
     micro_batches: Sequence[int] = (),
     stages: Sequence[int] = (2,),
-    compile: Sequence[bool] = (False,),
+    compile: Sequence[str] = ("off",),
     *,
     dtype: str = "bfloat16",
     device: str = "auto",
@@ -459,7 +457,7 @@ def run(
         size: of the model; empty: base on a GPU, the host's share alone on a CPU.
         micro_batches: clips of a step; empty: 32, 128 and 256 on a GPU, else 1.
         stages: of ZeRO.
-        compile: whether torch compiles the step.
+        compile: modes of torch.compile, "off" for none.
         dtype: "bfloat16" or "float32".
         device: "cpu", "cuda", or "auto": the GPU if there is one.
         steps: that are timed.

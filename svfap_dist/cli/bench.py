@@ -64,7 +64,10 @@ def bench_step(
         str, typer.Option(help="Clips per step, as in 32,128 (default: 32,128,256 on a GPU).")
     ] = "",
     stage: Annotated[str, typer.Option(help="DeepSpeed ZeRO stages, as in 1,2.")] = "2",
-    compile: Annotated[str, typer.Option(help="torch.compile: off, on or off,on.")] = "off",
+    compile: Annotated[
+        str,
+        typer.Option(help="torch.compile: off, default or reduce-overhead; several as in a,b."),
+    ] = "off",
     dtype: Annotated[str, typer.Option(help="Precision: bfloat16 or float32.")] = "bfloat16",
     device: Annotated[str, typer.Option(help="auto (cuda if available), cpu or cuda.")] = "auto",
     steps: Annotated[int, typer.Option(help="Number of timed steps.", min=1)] = 10,
@@ -75,7 +78,7 @@ def bench_step(
 ) -> None:
     """Time the training engine: host and device time by phase, operations, waits, loader.
 
-    Example: svfap bench step --micro-batch 32,128,256 --stage 1,2 --compile off,on
+    Example: svfap bench step --micro-batch 32,128,256 --stage 1,2 --compile off,default
     """
     from svfap_dist.bench import engine_step
 
@@ -83,7 +86,7 @@ def bench_step(
         size,
         _numbers("--micro-batch", micro_batch),
         _numbers("--stage", stage),
-        _choices("--compile", compile, {"off": False, "on": True}),
+        compile.split(","),
         dtype=dtype,
         device=device,
         steps=steps,
@@ -100,16 +103,6 @@ def _numbers(option: str, text: str) -> list[int]:
         return [int(word) for word in text.split(",") if word]
     except ValueError as error:
         raise ConfigError("Not a list of numbers", option, text, "write it as 32,128") from error
-
-
-def _choices(option: str, text: str, values: dict[str, bool]) -> list[bool]:
-    """Return the values of a comma-separated list of words."""
-    from svfap_dist.errors import ConfigError
-
-    words = text.split(",")
-    if not set(words) <= set(values):
-        raise ConfigError("Unknown choice", option, text, f"use {' or '.join(values)}")
-    return [values[word] for word in words]
 
 
 @bench_app.command("decode")
@@ -155,6 +148,9 @@ def bench_data(
     ] = "",
     steps: Annotated[int, typer.Option(help="Number of timed batches.", min=4)] = 60,
     rounds: Annotated[int, typer.Option(help="Rounds; each times every pipeline once.", min=1)] = 3,
+    public: Annotated[
+        bool, typer.Option("--public/--no-public", help="Time public pipelines, too.")
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Time the loader, from shards to ready batches, decoding alone, and public pipelines.
@@ -163,7 +159,7 @@ def bench_data(
     """
     from svfap_dist.bench import data
 
-    print_result(data.run(url, source_url, overrides or [], steps, rounds), as_json)
+    print_result(data.run(url, source_url, overrides or [], steps, rounds, public), as_json)
 
 
 @bench_app.command("reads")

@@ -17,7 +17,7 @@ from svfap_dist.distributed import World
 from svfap_dist.profiling.loader import RankCost
 from svfap_dist.profiling.ranks import run_on_local_ranks
 
-SPEC = StepSpec("", 1, 2, False, "bfloat16", "cpu", steps=2)
+SPEC = StepSpec("", 1, 2, "off", "bfloat16", "cpu", steps=2)
 _update = engine_step._Steps.update
 
 
@@ -81,12 +81,12 @@ def test_rows_and_fields_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_step, "_in_new_process", figures)
     engine_step._host_figures.cache_clear()
     words = ["bench", "step", "--size", "nano", "--micro-batch", "2,4", "--stage", "1,2"]
-    words += ["--compile", "off,on", "--device", "cpu"]
+    words += ["--compile", "off,default", "--device", "cpu"]
     done = CliRunner().invoke(cli.app, [*words, "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     rows = [(r["micro_batch"], r["zero_stage"], r["compile"]) for r in found["rows"]]
-    assert rows == [(m, s, c) for m in (2, 4) for s in (1, 2) for c in (False, True)]
+    assert rows == [(m, s, c) for m in (2, 4) for s in (1, 2) for c in ("off", "default")]
     assert len(asked) == 4 + 8  # the host's share is measured once per stage and compilation
     assert (found["host_ms"], found["update_operations"], found["device_waits"]) == (11.0, 200, 1)
     assert (found["loader_us_per_clip"], found["rank_cpu_us_per_clip"]) == (3.0, 30.0)
@@ -94,7 +94,7 @@ def test_rows_and_fields_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < found["bytes_per_clip"] < 10e6  # of the paper's clip
     assert "mfu" in found
     text = CliRunner().invoke(cli.app, words).stdout
-    assert "4 clips, stage 2, compiled" in text
+    assert "4 clips, stage 2, compile default" in text
     engine_step._host_figures.cache_clear()
 
 
@@ -113,7 +113,7 @@ def test_wrong_options_are_refused(words: list[str]) -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_has_all_figures() -> None:
-    for compile in (False, True):
+    for compile in ("off", "default", "reduce-overhead"):
         spec = StepSpec("nano", 4, 2, compile, "bfloat16", "cuda", steps=2)
         row = engine_step._measure_row(spec)
         assert row.launches
