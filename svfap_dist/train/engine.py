@@ -6,8 +6,8 @@ because all ranks agree between them whether the weights may be changed.
 
 DeepSpeed's requirements stay in this file: it is imported late, on CPU without any compiled kernel
 (no compiler is needed at run time), its process group is created here unless Ray Train has created
-one, and its log output is reduced. `partitions` knows where it
-keeps optimizer state, and `checkpoint.reshard` uses its converter.
+one, and its log output is reduced. `partitions` knows where it keeps optimizer state, and
+`checkpoint.reshard` uses its converter.
 """
 
 from __future__ import annotations
