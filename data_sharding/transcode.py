@@ -43,6 +43,8 @@ from svfap_dist.video.info import (
     PhaseLayout,
     Region,
     VideoInfo,
+    dump_info,
+    load_info,
     region_crop,
     region_name,
 )
@@ -192,8 +194,9 @@ def split_phases(video: bytes, info: VideoInfo) -> list[tuple[bytes, VideoInfo]]
             assert base64.b64encode(header).decode() == layout.codec_header
             made += map(bytes, copies)
             file = PhaseFile(copies[0].pos or 0, tuple(packet.size for packet in copies), phase)
-            own = dataclasses.replace(layout, files=(file,))
-            files.append((target.getvalue(), dataclasses.replace(info, layout=own)))
+            own = dataclasses.replace(info, layout=dataclasses.replace(layout, files=(file,)))
+            assert load_info(dump_info(own), target.getvalue()) == own, "it can be read back"
+            files.append((target.getvalue(), own))
         assert made == list(map(bytes, packets)), "no byte of a packet changes"
     return files
 

@@ -206,15 +206,17 @@ def _read_by_webdataset(path: str, index: ShardIndex) -> tuple[bool, list[str]]:
 def _fits(sample: Mapping[str, Any], index: ShardIndex, part: int, row: int) -> bool:
     """Return whether a part is a video with its JSON, and both say what the index says."""
     members = {name: content for name, content in sample.items() if not name.startswith("__")}
-    try:
-        info = load_info(members.pop("json"))
-    except (ValueError, KeyError, TypeError):
-        return False
-    is_video = len(members) == 1 and members.keys() <= set(VIDEO_SUFFIXES)
-    same_labels = not index.labels or info.labels == index.labels[row]
-    if not (is_video and same_labels and info.num_frames == index.num_frames[row]):
+    raw = members.pop("json", b"")
+    if len(members) != 1 or not members.keys() <= set(VIDEO_SUFFIXES):
         return False
     (video,) = members.values()
+    try:
+        info = load_info(raw, video)
+    except (ValueError, KeyError, TypeError):
+        return False
+    same_labels = not index.labels or info.labels == index.labels[row]
+    if not (same_labels and info.num_frames == index.num_frames[row]):
+        return False
     phase = info.layout.files[0].phase if info.layout else None
     is_its_part = phase == (part if index.num_parts > 1 else None)
     return is_its_part and (info.layout is None or _packets_fit(video, info))

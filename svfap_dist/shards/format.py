@@ -256,10 +256,9 @@ def unpack(packed: PackedSample) -> Sample | BadSample:
         files: list[bytes] = []
         infos: list[VideoInfo] = []
         for _, members in iter_samples(packed.data):
-            infos.append(load_info(members["json"]))
-            files += (members[suffix] for suffix in VIDEO_SUFFIXES if suffix in members)
-        if len(files) != len(infos):
-            raise ValueError(f"{len(files)} videos with {len(infos)} .json")
+            (video,) = (members[suffix] for suffix in VIDEO_SUFFIXES if suffix in members)
+            files.append(video)
+            infos.append(load_info(members["json"], video))
         info = infos[0] if len(infos) == 1 else joined_info(infos, [len(file) for file in files])
         return Sample(packed.index, packed.key, b"".join(files), info)
     except (LookupError, TypeError, ValueError, tarfile.ReadError) as error:

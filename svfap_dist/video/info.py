@@ -187,11 +187,13 @@ def too_short(where: str, found: str) -> TooShortError:
     return TooShortError("Video ends before a wanted frame", where=where, found=found, do=LEAVE_OUT)
 
 
-def load_info(raw: bytes) -> VideoInfo:
+def load_info(raw: bytes, video: bytes = b"") -> VideoInfo:
     """Parse a sample's `.json` member.
 
     Args:
         raw: its bytes.
+        video: the file that it describes. Without it, the packet sizes of a single phase are
+            unknown.
 
     Raises:
         ValueError, KeyError, TypeError: it is not valid.
@@ -200,9 +202,9 @@ def load_info(raw: bytes) -> VideoInfo:
     layout = fields.pop("order", None)
     if layout is not None:
         layout["region"] = region_name(layout["region"])
-        first, sizes = layout.pop("first_byte"), tuple(layout.pop("packet_sizes"))
-        files = (PhaseFile(first, sizes, layout.pop("phase", None)),)
-        layout = PhaseLayout(**layout, files=files)
+        first, phase = layout.pop("first_byte"), layout.pop("phase", None)
+        sizes = layout.pop("packet_sizes", None) or _mp4_packet_sizes(video)
+        layout = PhaseLayout(**layout, files=(PhaseFile(first, tuple(sizes), phase),))
     return VideoInfo(**fields, layout=layout)
 
 
@@ -217,11 +219,24 @@ def dump_info(info: VideoInfo) -> bytes:
     separators = (", ", ": ")
     if layout is not None:
         (file,) = layout.pop("files")
-        layout |= {"first_byte": file.first_byte, "packet_sizes": file.packet_sizes}
-        if file.phase is not None:  # a video has several of these: mostly 512 bytes are enough
+        layout["first_byte"] = file.first_byte
+        if file.phase is None:
+            layout["packet_sizes"] = file.packet_sizes
+        else:  # a video has several of these: what is in the mp4 is left out, to fit in 512 bytes
             layout["phase"], separators = file.phase, (",", ":")
         layout["region"] = STORED_REGIONS.get(layout["region"], layout["region"])
     return json.dumps(fields, sort_keys=True, separators=separators).encode()
+
+
+def _mp4_packet_sizes(video: bytes) -> list[int]:
+    """Return the sizes of the packets of an mp4 of one stream, from its table; []: no video."""
+    if not video:
+        return []
+    # ISO/IEC 14496-12, 8.7.3.2: name, version, size that all have or 0, count, sizes. It follows
+    # the packets, and nothing after it can contain its name.
+    begin = video.rindex(b"stsz")
+    shared, count = np.frombuffer(video, ">u4", 2, begin + 8).tolist()
+    return [shared] * count if shared else np.frombuffer(video, ">u4", count, begin + 16).tolist()
 
 
 Region = Literal["voxceleb2", "center", "full"]

@@ -12,9 +12,16 @@ import pytest
 from clips import make_video, read_frame_number
 
 from data_sharding.sources import synthetic
-from data_sharding.transcode import TrainProfile, TranscodeError, transcode
+from data_sharding.transcode import TrainProfile, TranscodeError, split_phases, transcode
 from svfap_dist.errors import ConfigError
-from svfap_dist.video.info import VideoInfo, dump_info, load_info, stored_position
+from svfap_dist.video.info import (
+    VideoInfo,
+    dump_info,
+    joined_info,
+    load_info,
+    separate_files,
+    stored_position,
+)
 from svfap_dist.video.probe import probe
 
 FULL = TrainProfile(region="full")
@@ -41,6 +48,23 @@ def test_a_player_shows_the_frames_phase_by_phase(frames, phases):
     for number in range(frames):
         position = stored_position(number, frames, phases)
         assert read_frame_number(pictures[position]) == number
+
+
+@pytest.mark.parametrize("frames", [168, 41, 3, 1])
+def test_each_phase_alone_is_a_short_video(frames):
+    source = make_video(None, frames)
+    video, info = transcode(source, info_of(source), FULL)
+    parts = split_phases(video, info)
+    assert parts == split_phases(video, info)
+    assert len(parts) == min(frames, 4)
+    for phase, (part, described) in enumerate(parts):
+        numbers = [read_frame_number(picture) for picture in shown(part)]
+        assert numbers == list(range(phase, frames, 4))
+        raw = dump_info(described)
+        assert load_info(raw, part) == described
+        assert len(raw) <= 512  # of a tar's block
+    joined = joined_info([part[1] for part in parts], [len(part[0]) for part in parts])
+    assert separate_files(b"".join(part[0] for part in parts), joined) == parts
 
 
 def test_the_index_leads_to_the_packets():

@@ -121,8 +121,8 @@ def test_packets_that_lie_elsewhere_than_the_json_says_are_found(tmp_path: Path)
     (entry,) = shard_format.load_manifest(out).shards
     content = (tmp_path / "out" / entry.name).read_bytes()
     members = dict(shard_format.iter_members(content))
-    info = load_info(members["a+2.json"])
     video = members["a+2.mp4"]
+    info = load_info(members["a+2.json"], video)
     assert info.layout is not None
     assert verify._packets_fit(video, info)
     (file,) = info.layout.files
