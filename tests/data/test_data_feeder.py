@@ -19,6 +19,7 @@ from loaders import (
     lives,
     loader_of,
     order_of,
+    started,
     world,
 )
 from numbered_shards import FRAMES, SIDE
@@ -188,3 +189,29 @@ def test_no_more_is_filled_than_the_ring_holds(make_data_set, quick):
         ready.append(batch.batches_ready)
         time.sleep(0.1)  # the feeder gets ahead
     assert max(ready) == 2  # of a ring of 3, one of which is in use
+
+
+_RANK = """
+from svfap_dist.shards.format import load_manifest
+from svfap_dist.data.loader import ClipLoader
+from loaders import config_of, world
+from planted_worker import QuickWorker
+from svfap_dist.data import loader as loader_module
+if __name__ == "__main__":
+    loader_module.ClipWorker = QuickWorker
+    config = config_of(decode_workers=1, feeders=1)
+    batches = ClipLoader(config, {url!r}, load_manifest({url!r}), world()).batches(0, 100)
+    next(batches)
+    print("done", flush=True)
+"""
+
+
+def test_a_rank_that_ends_without_closing_its_batches_does_not_wait_for_feeders(
+    make_data_set, tmp_path
+):
+    script = tmp_path / "rank.py"
+    script.write_text(_RANK.format(url=make_data_set(SIZES).url))
+    with started(script) as rank:
+        assert rank.stdout
+        assert rank.stdout.readline() == b"done\n"
+        assert rank.wait(timeout=100) == 0

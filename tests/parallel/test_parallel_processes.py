@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -36,6 +37,15 @@ def test_a_hang_and_a_crash_cost_one_call_each() -> None:
         third = call("pid")
         assert len({first, second, third}) == 3
         assert not _lives(first)
+
+
+def test_signals_that_stop_a_run_do_not_reach_children_of_a_pool() -> None:
+    """A scheduler sends them to all processes of a job; the parent decides what ends."""
+    with contextlib.closing(ProcessPool(behave, 1, seconds=30)) as pool:
+        child = pool("pid")
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(int(str(child)), number)
+        assert pool("pid") == child
 
 
 def test_memory_has_a_limit() -> None:
