@@ -280,6 +280,7 @@ class BatchFiller:
             source.url,
             source.manifest,
             range_bytes=1,
+            cache_bytes=1,  # what blocks do not read is needed once
             shards=ShardCache.of_node(config.data, source.manifest, world),
         )
         parts_of_node = World(

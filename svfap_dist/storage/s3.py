@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import s3fs
@@ -168,10 +169,13 @@ def _open_store(bucket: str, endpoint: str | None) -> Any:
     }
     if endpoint:
         config["endpoint"] = endpoint
+    client = {"allow_http": True, "connect_timeout": "3s", "timeout": "120s"}
+    if bundle := session.get_config_variable("ca_bundle"):  # AWS_CA_BUNDLE
+        client["root_certificate"] = Path(bundle).read_bytes()
     return S3Store(
         bucket,
         config=config,  # pyright: ignore[reportArgumentType] - a TypedDict that exists for checkers only
-        client_options={"allow_http": True, "connect_timeout": "3s", "timeout": "120s"},
+        client_options=client,  # pyright: ignore[reportArgumentType] - the same
         retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=120)},
         credential_provider=provide,  # pyright: ignore[reportArgumentType] - the same
     )

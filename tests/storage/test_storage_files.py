@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import http.server
+import ipaddress
 import os
 import pickle
+import ssl
 import sys
+import threading
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from svfap_dist import storage
 from svfap_dist.errors import StorageError
@@ -290,3 +299,54 @@ def test_obstore_is_not_needed(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "obstore.store", None)
     storage.write_bytes(f"{s3_bucket}/x", b"0123")
     assert storage.read_range(f"{s3_bucket}/x", 1, 3) == b"12"
+
+
+class Encrypted(http.server.BaseHTTPRequestHandler):
+    """Answers any ranged read."""
+
+    def do_GET(self) -> None:
+        self.send_response(206)
+        self.send_header("Content-Range", "bytes 1-2/4")
+        self.send_header("Content-Length", "2")
+        self.send_header("ETag", '"x"')
+        self.send_header("Last-Modified", "Thu, 26 Nov 2026 12:00:00 GMT")
+        self.end_headers()
+        self.wfile.write(b"12")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+def certificate_of(address: str) -> bytes:
+    """A private key and a certificate that it has signed itself (PEM)."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, address)])
+    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(names, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    kind = serialization.PrivateFormat.PKCS8
+    return key.private_bytes(pem, kind, plain) + made.public_bytes(pem)
+
+
+def test_the_direct_way_trusts_the_certificates_of_the_environment(
+    s3_environment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = str(tmp_path / "certificate.pem")
+    Path(certificate).write_bytes(certificate_of("127.0.0.1"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Encrypted) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AWS_CA_BUNDLE", certificate)
+        monkeypatch.setattr(s3.LiteralS3, "cat_file", pytest.fail)
+        assert storage.read_range("s3://bucket/x", 1, 3) == b"12"
+        server.shutdown()
