@@ -153,6 +153,11 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+def _from(x: Tensor, first: int) -> Tensor:
+    """Return the tokens from `first`; all of them without a view, which would cost a host time."""
+    return x[:, first:] if first else x
+
+
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return multi-head attention of q [B, N, h, D/h] to k and v [B, K, h, D/h]: [B, N, D]."""
     x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
@@ -180,10 +185,10 @@ class Attention(nn.Module):
             x: tokens [B, N, D].
             first: index of the first query; the tokens before it are keys and values only.
         """
-        bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
+        bias = torch.cat((self.q_bias, self.k_bias.to(self.q_bias.dtype), self.v_bias))
         # [B, N, 3*D] -> three of [B, N, h, D/h]
         q, k, v = self.qkv(x, bias).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        return self.proj(_attend(q[:, first:], k, v))
+        return self.proj(_attend(_from(q, first), k, v))
 
     def received(self, x: Tensor) -> Tensor:
         """Return the attention that each token receives, mean over queries and heads: [B, N].
@@ -216,7 +221,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """See `CrossAttention`."""
-        kv_bias = torch.cat((self.k_bias, self.v_bias))
+        kv_bias = torch.cat((self.k_bias.to(self.v_bias.dtype), self.v_bias))
         q = self.q(x, self.q_bias).unflatten(-1, (self.num_heads, -1))  # [B, N, h, D/h]
         # [B, K, 2*D] -> two of [B, K, h, D/h]
         k, v = self.kv(context, kv_bias).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
@@ -296,7 +301,7 @@ class Block(CheckpointedBlock):
             x: tokens [B, N, D].
             first: index of the first output; the tokens before it are context only.
         """
-        x = x[:, first:] + self.drop_path(self.attn(self.norm1(x), first))
+        x = _from(x, first) + self.drop_path(self.attn(self.norm1(x), first))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
