@@ -49,6 +49,9 @@ from svfap_dist.video.frames import YuvClips
 log = logging.getLogger(__name__)
 
 _SMALL_CLIPS: dict[str, object] = {"frame_size": 64}
+# Fewer pixels still, since a CPU computes them, and slowly in bfloat16: 16 patches of 4 x 4.
+_TINY_CLIPS: dict[str, object] = {"frame_size": 16}
+_TINY_PATCHES: dict[str, object] = {"patch_size": 4}
 _LEARNING_RATE = 1e-6
 _WARM_UP = 3
 _PHASE_REPEATS = 5
@@ -156,7 +159,12 @@ def _pinned(batch: ClipBatch) -> ClipBatch:
     if isinstance(frames, Tensor) or not torch.cuda.is_available():
         return batch
     pinned = {name: tensor.pin_memory() for name, tensor in _planes(frames).items()}
-    return dataclasses.replace(batch, frames=dataclasses.replace(frames, **pinned))
+    return dataclasses.replace(
+        batch,
+        frames=dataclasses.replace(frames, **pinned),
+        visible=batch.visible.pin_memory(),
+        masked=batch.masked.pin_memory(),
+    )
 
 
 def _planes(frames: YuvClips) -> dict[str, Tensor]:
@@ -165,9 +173,11 @@ def _planes(frames: YuvClips) -> dict[str, Tensor]:
 
 def _measure_host(spec: StepSpec, world: World) -> dict[str, Any]:
     """Return the host's fields of `StepRow`."""
+    model, clips = NARROW, _SMALL_CLIPS
     if spec.device == "cpu":
         torch.backends.mkldnn.enabled = False  # oneDNN prepares each small product at length
-    config = spec.config(model=NARROW, data=_SMALL_CLIPS, train={"threads_per_rank": 1})
+        model, clips = NARROW | _TINY_PATCHES, _TINY_CLIPS
+    config = spec.config(model=model, data=clips, train={"threads_per_rank": 1})
     with open_engine(build_objective(config), config, world) as engine:
         # A CPU converts planes with NumPy, unlike a GPU: that would not be the host's share.
         steps = _Steps(config, engine, planes=engine.device.type == "cuda")

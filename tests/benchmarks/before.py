@@ -30,6 +30,7 @@ _FIELDS = (
 )
 _ROUNDS = 2
 _NARROW = {"embed_dim": 8, "num_heads": 2, "decoder_embed_dim": 8, "decoder_num_heads": 2}
+_TINY_PATCHES = {"patch_size": 4}
 _WARM_UP, _STEPS = 3, 10
 _SAMPLES, _CLIPS, _BATCHES, _WORKERS = 256, 64, 40, 8
 _RANK = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
@@ -46,8 +47,11 @@ def measure_host() -> dict[str, Any]:
 
     torch.backends.mkldnn.enabled = False
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **_RANK}
-    model, train = {"size": "base", **_NARROW}, {"zero_stage": 2, "dtype": "bfloat16"}
-    config, world = _recipe(1, model, {"frame_size": 64}, train), World(0, 0, 1, 1)
+    model, train = (
+        {"size": "base", **_NARROW, **_TINY_PATCHES},
+        {"zero_stage": 2, "dtype": "bfloat16"},
+    )
+    config, world = _recipe(1, model, {"frame_size": 16}, train), World(0, 0, 1, 1)
     with process_group(config, world) as device:
         engine = Engine(config, world, device)
         batch = old_steps._noise(config, 1)
