@@ -61,20 +61,20 @@ def test_assumptions_are_marked() -> None:
 
 def test_the_host_of_a_gpu_is_measured_here_and_bounds_small_micro_batches() -> None:
     """The operations of a pass are counted, whatever the width; compiled, they are fewer."""
-    found = _plan("model.size=base", host_ms=None)
+    found = _plan(host_ms=None)
     operations = _input(found, "operations of a micro batch").value
     assert operations is not None
-    assert 1000 < operations < 3000
+    assert 500 < operations < 3000
     assert found.bound_by == "host"
     per_clip = _input(found, "host, of a micro batch")
     assert per_clip.source.startswith("measured on this machine")
     assert "Measured on this machine: host, of a micro batch." in "\n".join(found.lines())
-    compiled = _plan("model.size=base", "train.compile=true", host_ms=None)
+    compiled = _plan("train.compile=true", host_ms=None)
     assert compiled.alone["host"] > 2 * found.alone["host"]
     graphs = ("train.compile=true", "train.compile_mode=reduce-overhead")
-    replayed = _plan("model.size=base", *graphs, host_ms=None)
+    replayed = _plan(*graphs, host_ms=None)
     assert replayed.alone["host"] > 2 * compiled.alone["host"]
-    accumulated = _plan("model.size=base", "train.global_batch_size=1024", host_ms=None)
+    accumulated = _plan("train.global_batch_size=1024", host_ms=None)
     assert accumulated.step_seconds > 2 * found.step_seconds
 
 
