@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -153,3 +155,30 @@ def test_a_sample_s_json_comes_back_as_it_was() -> None:
     for info in (plain, dataclasses.replace(plain, layout=layout)):
         raw = dump_info(info)
         assert load_info(raw) == info
+
+
+def tar_of(*members: tuple[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in members:
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            tar.addfile(header, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("a.json", b"{}"), ("a.mp4", b"x" * 512)],
+        [("folder/" * 20 + "a.json", b""), ("k" * 120 + ".mp4", b"x")],  # a prefix; a long name
+        [("\xe9/\u4eba.json", b"{}"), ("a.mp4", b"")],
+    ],
+)
+def test_members_are_those_that_tarfile_finds_and_a_cut_is_an_error(members) -> None:
+    whole = tar_of(*members)
+    assert list(shard_format.iter_members(whole)) == members
+    last = whole.index(members[-1][1]) if members[-1][1] else 1024
+    for cut in (0, 1, 511, 513, last + len(members[-1][1]) + 1):
+        with pytest.raises(tarfile.ReadError):
+            list(shard_format.iter_members(whole[:cut]))
