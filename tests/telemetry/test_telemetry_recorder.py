@@ -28,9 +28,6 @@ def _batch(rank: int, bad: list[BadSample]) -> Any:
         bytes_fetched=100 + rank,
         batches_ready=3 - rank,
         bad=bad,
-        lanes=[],
-        keys=[],
-        substituted=[],
         ledger=b"",
     )
 
@@ -53,7 +50,7 @@ def _record(url: str, world: World) -> tuple[list[dict[str, Any]], list[int]]:
         distributed.all_gather_object = counted
         for step in (1, 2, 3):
             bad = [BadSample(7, "clip-7", "undecodable", "torn")] * (step == 2) * world.rank
-            recorder.count_step(step, 0, _batch(world.rank, bad))
+            recorder.count_step(step, _batch(world.rank, bad))
             recorder.log_step({"step": step, **NUMBERS}, {})
             counts.append(pickled[0])
     return rows, counts
