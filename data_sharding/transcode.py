@@ -152,7 +152,7 @@ def transcode(data: bytes, info: VideoInfo, profile: TrainProfile) -> tuple[byte
         group=group,
         codec_header=base64.b64encode(header).decode(),
         files=(PhaseFile(packets[0].pos or 0, tuple(packet.size for packet in packets)),),
-        region=profile.region,
+        region=region_name(profile.region),
         **dataclasses.asdict(crop),
         source_height=info.height,
         source_width=info.width,

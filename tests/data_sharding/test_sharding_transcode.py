@@ -50,10 +50,12 @@ def test_a_player_shows_the_frames_phase_by_phase(frames, phases):
         assert read_frame_number(pictures[position]) == number
 
 
-@pytest.mark.parametrize("frames", [168, 41, 3, 1])
-def test_each_phase_alone_is_a_short_video(frames):
+@pytest.mark.parametrize(
+    ("frames", "region"), [(168, "full"), (41, "full"), (3, "center"), (1, "centre")]
+)
+def test_each_phase_alone_is_a_short_video(frames, region):
     source = make_video(None, frames)
-    video, info = transcode(source, info_of(source), FULL)
+    video, info = transcode(source, info_of(source), TrainProfile(region))
     parts = split_phases(video, info)
     assert parts == split_phases(video, info)
     assert len(parts) == min(frames, 4)
