@@ -19,8 +19,6 @@ from svfap_dist.checkpoint import parameter_states, reshard
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 SECONDS = 1800
-# Stages and numbers of ranks sum gradients in another order, which in bfloat16 shows.
-TOLERANCES = {FLOAT32: 1e-5, BFLOAT16: 2e-3}
 
 
 class Place(NamedTuple):
@@ -41,6 +39,15 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.dtype}-stage-{self.stage}-on-{self.ranks}-{self.device}"
+
+
+def tolerance(source: Place, target: Place) -> float:
+    """In bfloat16, stages and numbers of ranks round gradients at other places, and stage 3 has a
+    linear layer of its own, so that runs without any checkpoint differ, too. A GPU may add in
+    another order each time."""
+    if target.device == "cuda":
+        return 1e-4 if target.dtype == FLOAT32 else 2e-3
+    return 1e-5 if target.dtype == FLOAT32 or source == target else 2e-3
 
 
 def exchange(pairs: list[tuple[Place, Place]], folder: Path) -> dict[Any, Any]:
@@ -68,7 +75,7 @@ def check(pairs: list[tuple[Place, Place]], folder: Path) -> None:
         print(f"{pair[0]} -> {pair[1]}: {worst[pair]:.1e}, {len(found[pair]['wrong'])}")
     for pair in pairs:
         assert found[pair]["wrong"] == [], pair
-        assert worst[pair] < TOLERANCES[pair[1].dtype], pair
+        assert worst[pair] < tolerance(*pair), pair
 
 
 def check_universal_form(shards: Path) -> None:
@@ -88,7 +95,8 @@ def test_stages_and_ranks_resume_each_other(tmp_path: Path) -> None:
     one, two = ([Place(stage, ranks) for stage in range(4)] for ranks in (1, 2))
     pairs = [(a, b) for a, b in product(one, one) if (a.stage - b.stage) % 2]
     pairs += [(two[stage], one[(stage + 2) % 4]) for stage in range(4)]
-    pairs += [(Place(3, 2, BFLOAT16), Place(1, 1, BFLOAT16))]
+    pairs += [(Place(2, 2, BFLOAT16), Place(1, 1, BFLOAT16))]
+    pairs += [(Place(3, 1, BFLOAT16), Place(3, 1, BFLOAT16))]
     check(pairs, tmp_path)
     for place in two[1:]:
         check_universal_form(tmp_path / str(place))
