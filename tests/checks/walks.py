@@ -4,7 +4,7 @@ The command line does each walk once, on a few rendered videos and with the smal
 profiler in all of its processes and threads notes every function of the project that is called
 between two points, and those that are on the stack at the first:
 
-    clip        the loop asks for its first batch      ->  the loss is known (DeepSpeed's backward)
+    clip        the loop asks for its first batch      ->  the loss is known (our backward)
     video       the trained network's test begins      ->  the results of the task are written
     checkpoint  the loop begins to save                ->  the checkpoint is committed
 
@@ -76,10 +76,10 @@ WALKS = (
         "clip",
         _PRETRAIN,
         opens=r"svfap_dist\..*:batches",
-        closes=r"deepspeed\.runtime\.engine:backward",
+        closes=r"svfap_dist\.train\.update:backward",
         left_out=(_FLOOR, "cli"),
         once=(_TELEMETRY,),
-        limit=24,
+        limit=31,  # 24 before feeders, reads ahead by the block and the copy stream
     ),
     Walk(
         "video",
