@@ -191,7 +191,8 @@ class GradientReducer:
             if not self._is_first:
                 flat = self._held.pop(number).add_(flat)
             if not self._is_last:
-                self._held[number] = flat.float()
+                # A bucket of one is that gradient itself, which a CUDA graph writes again.
+                self._held[number] = flat.to(torch.float32, copy=len(bucket) == 1)
                 return
             flat = flat.to(bucket[0].dtype)
         work = dist.all_reduce(flat, async_op=True) if dist.get_world_size() > 1 else None

@@ -160,3 +160,20 @@ def test_buckets_start_in_one_order_as_soon_as_they_are_complete(
     assert kept.tolist() == [i + 1 if i in order else 0 for i in (0, 1, 1, 2, 2)]
     assert squares.item() == pytest.approx(kept.square().sum().item())
     assert all(parameter.grad is None for parameter in parameters)
+
+
+def test_a_sum_of_micro_batches_does_not_share_memory_with_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With CUDA graphs, the next micro batch's gradients are written to the same memory."""
+    monkeypatch.setattr(gradients, "REDUCE_BUCKET", 4)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    reducer = GradientReducer([FlatGroup(parameters, 0, 6)], every_micro_batch=False)
+    memory = [torch.empty(2) for _ in parameters]
+    for micro_batch in range(3):
+        reducer.begin(is_first=micro_batch == 0, is_last=micro_batch == 2)
+        for number, (parameter, gradient) in enumerate(zip(parameters, memory, strict=True)):
+            parameter.grad = gradient.fill_(10**micro_batch + number)
+        reducer.finish()
+    assert reducer.take()[0][0].tolist() == [111, 111, 114, 114, 117, 117]
