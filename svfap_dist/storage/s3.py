@@ -132,7 +132,7 @@ class _RangeStore:
         except (FileNotFoundError, ValueError):  # no such key; or one that obstore would change
             return None
         except Exception as error:
-            if "416" not in str(error):  # a range after the end
+            if "status code: 416" not in str(error):  # a range after the end
                 log.debug("obstore cannot read %s: %s", key, error)
                 self._paused_until = time.monotonic() + _PAUSE_SECONDS
                 on_failure()

@@ -279,7 +279,7 @@ def test_what_fails_directly_is_read_by_s3fs_for_a_while(
     class Refusing:
         def get_range(self, key: str, start: int, end: int) -> bytes:
             calls.append(key)
-            raise RuntimeError("server returned 503")
+            raise RuntimeError("GET /b/x in 1.416ms - Server returned non-2xx status code: 503")
 
     with monkeypatch.context() as refused:
         refused.setattr("svfap_dist.storage.s3._open_store", lambda *_: Refusing())
