@@ -43,7 +43,7 @@ bench: $(STAMP)
 	$(BIN)/svfap bench model --size base --batch-size 8 --dtype float32
 	$(BIN)/svfap bench step
 
-# The same figures of an earlier commit beside today's, in turns.
+# The same figures of an earlier commit and of this one, measured in turns.
 BEFORE ?= f84d50d
 bench-before: $(STAMP)
 	test -d $(VENV)/before || git worktree add --detach $(VENV)/before $(BEFORE)

@@ -5,7 +5,7 @@ deep as `base` but only a few numbers wide, on small clips: computing takes litt
 that what remains is Python, PyTorch, DeepSpeed and, on a GPU, launches. Its operations and waits
 are counted, too; both are the same for any width. The device's share comes from the size in
 question, on a GPU or if a size is given. What the loader costs its rank, and the bytes on the way
-from planes to patches, are measured beside them.
+from planes to patches, are measured, too.
 
 Phases are timed one by one, repeating the same work, except for the backward pass, which is the
 step less all other phases.
@@ -379,7 +379,7 @@ class StepBench:
 
     Args:
         loader_us_per_clip: CPU time of the training thread to take the next batch.
-        rank_cpu_us_per_clip: CPU time of the rank's process meanwhile, all threads.
+        rank_cpu_us_per_clip: CPU time of the rank's process in the same time, all threads.
         bytes_per_clip: read and written from planes to visible patches and targets, by the kernel
             that a GPU runs.
     """

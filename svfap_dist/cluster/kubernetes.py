@@ -29,6 +29,7 @@ from svfap_dist.cluster.schedulers import (
     verb,
 )
 from svfap_dist.config import Config, check_world_size, recipe
+from svfap_dist.data.read_ahead import MEMORY_SHARE
 from svfap_dist.errors import ConfigError
 from svfap_dist.profiling.memory import prefetch_bytes
 
@@ -41,7 +42,6 @@ _ENDED = ("Complete", "Failed")
 # belong to the pod. Decode workers and feeders: a few times what imports and a decoder take.
 _GIB = 1 << 30
 _RANK_BYTES = 5 * _GIB  # torch, CUDA's and NCCL's host memory, a copy of the weights: assumed
-_READ_AHEAD_SHARE = 0.25  # of the pod's memory, for samples read ahead; see `data.read_ahead`
 _WORKER_BYTES, _RGB_WORKER_BYTES = 160 << 20, 512 << 20  # those that make RGB import torch
 _OBJECT_STORE_BYTES = _GIB  # Ray's, which holds metrics and the recipe only
 _RANK_SHARED_BYTES = _GIB // 2  # of NCCL in /dev/shm
@@ -83,7 +83,7 @@ class Kubernetes:
         config = load_recipe(name, [*overrides, *own])
         check_world_size(config, ranks, key="--nodes times ranks per node")
         resources = {"cpu": str(self.gpus_per_node * config.cluster.cpus_per_worker)}
-        resources["memory"] = self.memory or _in_gib(pod_bytes(config, self.gpus_per_node))
+        resources["memory"] = self.memory or _in_gib(_pod_bytes(config, self.gpus_per_node))
         if self.rdma:
             resources[self.rdma] = "1"
         if config.cluster.use_gpu:
@@ -137,13 +137,8 @@ class Kubernetes:
         return now
 
 
-def pod_bytes(config: Config, ranks: int) -> int:
-    """Return the memory that a worker pod needs.
-
-    Args:
-        config: The recipe; its number of ranks is that of all pods.
-        ranks: Ranks of the pod.
-    """
+def _pod_bytes(config: Config, ranks: int) -> int:
+    """Return the memory that a worker pod of that many ranks needs."""
     data, clips = config.data, config.train.global_batch_size // config.cluster.num_workers
     makes_rgb = config.task is not None or data.colors == "workers" or not config.cluster.use_gpu
     worker = _RGB_WORKER_BYTES if makes_rgb else _WORKER_BYTES
@@ -151,7 +146,7 @@ def pod_bytes(config: Config, ranks: int) -> int:
     rank += data.feeders * _WORKER_BYTES
     rank += prefetch_bytes(data, clips) + data.read_ahead_bytes
     pod = _SPARE * (ranks * rank + _OBJECT_STORE_BYTES)
-    return int(pod if data.read_ahead_bytes else pod / (1 - _READ_AHEAD_SHARE))
+    return int(pod if data.read_ahead_bytes else pod / (1 - MEMORY_SHARE))
 
 
 def _in_gib(num_bytes: int) -> str:

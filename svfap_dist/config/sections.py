@@ -102,7 +102,7 @@ class DataConfig(Section):
     num_lanes: Positive = 8  # slices of an epoch; world sizes that divide it give the same batches
     shuffle_block: Positive = 256  # samples shuffled together inside a lane
     # Rule of the order of samples and windows (data/sample_order). A run keeps the one it began
-    # with; 1: runs that began before there was this key.
+    # with; 1: runs that are older than this key.
     order_version: Literal[1, 2] = 2
     max_bad_fraction: Fraction = 0.01  # share of unreadable samples at which the run stops
     # Processes beside a rank that fetch its clips and own its decode workers, so that the rank

@@ -2,7 +2,7 @@
 
 In: the recipe and the number of clips of a batch. Out: memory that workers write to and the rank
 reads tensors from. A buffer is filled again once its batch is released: the consumer has read it,
-or, on a GPU, the device has copied it, which an event tells without making the host wait. So the
+or, on a GPU, the device has copied it, as a CUDA event shows without making the host wait. So the
 ring bounds the memory of everything that is prefetched.
 """
 
@@ -44,11 +44,11 @@ class RingPlace:
         self._is_released = True
 
     def use(self) -> None:
-        """Note that a batch was filled and is handed out."""
+        """Mark the buffer as in use by a batch."""
         self._is_released = False
 
     def release(self) -> None:
-        """Note that no copy will be queued any more: those that were belong to this stream."""
+        """Mark the buffer as released: all copies are queued, on the current stream."""
         if not self._is_released and self._event is not None:
             self._event.record()
         self._is_released = True
@@ -92,7 +92,7 @@ class ClipBatch:
 
     @functools.cached_property
     def slots(self) -> BatchSlots:
-        """Return lists with an entry per slot, made when somebody needs them."""
+        """Return lists with an entry per slot, unpacked on first use."""
         parts = [vars(packed.unpack()).values() for packed in self.packed_slots]
         return BatchSlots(*(list(itertools.chain(*lists)) for lists in zip(*parts, strict=True)))
 
@@ -167,7 +167,7 @@ def ring_shapes(
     planes: tuple[int, int] | None = None,
     selection: Selection | None = None,
 ) -> Shapes:
-    """Return all arrays of a ring: those of the frames, indices of tokens, targets, progress.
+    """Return all arrays of a ring: frames, indices of tokens, targets.
 
     Args:
         config: Recipe.
@@ -191,7 +191,7 @@ def ring_shapes(
 
 
 class BatchRing:
-    """Buffers for batches: in shared memory, but frames that a device decodes are there.
+    """Buffers for batches, in shared memory; frames decoded on a device are in its memory.
 
     A context manager, which pins the memory for copies to a GPU.
 

@@ -104,7 +104,9 @@ def check_backend(config: Config, url: str, manifest: Manifest) -> None:
     if row.codecs.get(rank_device(config), frozenset()) is None:
         return  # whatever FFmpeg decodes: nothing to read
     gpu = compute_capability() or NEWEST_GPU
-    for codec, pixels in sorted({kind_of(sample) for sample in first_samples(url, manifest)}):
+    for codec, pixels in sorted(
+        {codec_and_pixel_format(sample) for sample in first_samples(url, manifest)}
+    ):
         if not row.decodes(codec, rank_device(config), pixels, gpu):
             what = f"Backend {name} does not decode {codec} on this device"
             found = f"{url} has {codec} videos of {pixels}, and "
@@ -125,7 +127,7 @@ def first_samples(url: str, manifest: Manifest) -> list[Sample]:
     return [sample for sample in found if isinstance(sample, Sample)]
 
 
-def kind_of(sample: Sample) -> tuple[str, str]:
+def codec_and_pixel_format(sample: Sample) -> tuple[str, str]:
     """Return FFmpeg's names of a sample's codec and pixel format.
 
     Args:

@@ -6,9 +6,9 @@ workers and a cache of its own. It gets a message when a buffer is free, and sen
 of a batch is filled: the training thread has no other work per batch, and none per clip.
 
 What a part holds follows from the step alone. So a feeder that dies is replaced by one that fills
-the batches in hand again; the others do not notice. Feeders and their workers form a process group
+its batches again; the others are not affected. Feeders and their workers form a process group
 of their own and ignore the signals that stop a run: the rank catches those, saves a checkpoint and
-ends its feeders by closing their pipes. A feeder whose rank has died ends by itself.
+ends its feeders by closing their pipes. A feeder whose rank has died exits.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class Feeder:
         assert process.pid is not None, "it was started"
         self._pipe.close()
         wait([process.sentinel], seconds)
-        # Its group before it is reaped: afterwards its number could be another's.
+        # Its group before it is reaped: after that, the system may reuse the number.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()

@@ -1,7 +1,7 @@
 """Fill batches: order, masks, fetching and decoding of the clips of a rank, or of a part of it.
 
 In: a `DataSource`, the arrays of a ring, a range of steps. Out: frames, indices and targets in the
-rows of the arrays, and a `FilledBatch` that says the rest. What a batch holds follows from its step
+rows of the arrays, and a `FilledBatch` with the rest. What a batch holds follows from its step
 alone, so a step can be filled again, in any process. This module does not import torch: a feeder
 process needs none.
 
@@ -53,9 +53,9 @@ from svfap_dist.video.info import TooShortError
 _MAX_SLOTS_PER_TASK = 16
 _THREADS_PER_REQUEST = 4  # fetching threads for each request that is made ahead of its use
 _MAX_SUBSTITUTES = 256  # bad samples in a row that cannot be an accident
-Part = tuple[int, int]  # number of a part of a rank, and how many there are
 _NICENESS = 5  # of the decode workers of a GPU
 _WORKER_BYTES = 8 << 30  # address space that a worker may use to decode
+Part = tuple[int, int]  # number of a part of a rank, and how many there are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ class BatchSlots:
     substituted: list[bool]  # the frames are those of a neighbor, because the sample is bad
 
     def pack(self) -> PackedSlots:
-        """Return them as bytes, which cost a process that receives them nothing per slot."""
+        """Return them as bytes, so that receiving them costs nothing per slot."""
         return PackedSlots(len(self.keys), pickle.dumps(self))
 
 
@@ -116,7 +116,7 @@ class PackedSlots:
 
 @dataclasses.dataclass(frozen=True)
 class FilledBatch:
-    """What is known of a batch, or of a part of it, beside its arrays; picklable."""
+    """Metadata of a batch, or of a part of it; picklable."""
 
     slots: PackedSlots
     ledger: bytes  # lines of the run's ledger, if it has one
@@ -127,7 +127,7 @@ class FilledBatch:
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleResult:
+class _SampleResult:
     """Outcome of reading a sample and cutting clips from it; bad data is a value."""
 
     index: int
@@ -182,7 +182,7 @@ class DecodePool:
         if data.decode_workers:
             self._pool = ProcessPool(
                 worker,
-                share_of(data.decode_workers, part),
+                _share_of(data.decode_workers, part),
                 seconds=data.decode_seconds,
                 memory_bytes=_WORKER_BYTES,
                 niceness=niceness,
@@ -235,7 +235,7 @@ class PendingBatch:
     step: int
     place: int  # index in the ring
     slots: list[Slot]
-    tasks: list[Future[list[list[SampleResult]]]]  # per slot its own sample's, then substitutes'
+    tasks: list[Future[list[list[_SampleResult]]]]  # per slot its own sample's, then substitutes'
 
     @property
     def is_ready(self) -> bool:
@@ -247,7 +247,7 @@ class BatchFiller:
     """Fills the rows of a rank, or of one of several equal parts of its lanes.
 
     A part of a rank is itself like a rank among more ranks: it has fewer lanes, whose samples are
-    read by nobody else, so parts share no range of a shard.
+    read by no other part, so parts share no range of a shard.
 
     Args:
         source: The rank's data.
@@ -275,7 +275,7 @@ class BatchFiller:
         self._steps_per_epoch = steps_per_epoch(source.num_samples, config.samples_per_step)
         self._shard_sizes = [shard.num_samples for shard in source.manifest.shards]
         self._order_of = functools.lru_cache(maxsize=2)(self._order)
-        threads = share_of(config.data.decode_threads, part)
+        threads = _share_of(config.data.decode_threads, part)
         self._reader = SampleReader(
             source.url,
             source.manifest,
@@ -288,7 +288,7 @@ class BatchFiller:
         )
         data, limit = config.data, config.data.read_ahead_bytes
         if limit:  # else it follows from the number of parts on the node
-            data = data.model_copy(update={"read_ahead_bytes": share_of(limit, part)})
+            data = data.model_copy(update={"read_ahead_bytes": _share_of(limit, part)})
         self._reads = ReadAhead.of_rank(
             config.model_copy(update={"data": data}),
             source.manifest,
@@ -303,7 +303,7 @@ class BatchFiller:
             # Few threads wait with many samples each: one batch is fetched as another is decoded.
             self._slots_per_task = min(self._num_slots, -(-2 * self._num_slots // threads))
         elif config.data.decode_workers:  # each is woken for a few, but gets its share of a batch
-            share = self._num_slots // (2 * share_of(config.data.decode_workers, part))
+            share = self._num_slots // (2 * _share_of(config.data.decode_workers, part))
             self._slots_per_task = max(1, min(_MAX_SLOTS_PER_TASK, share))
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="clips")
 
@@ -369,7 +369,7 @@ class BatchFiller:
 
     def _fill(
         self, fills: Sequence[tuple[Slot, ClipRequest, Block]], order: EpochOrder
-    ) -> list[list[SampleResult]]:
+    ) -> list[list[_SampleResult]]:
         """Have the clips of some slots written to their rows."""
         firsts = self._read([(slot.sample, request, block) for slot, request, block in fills])
         return [
@@ -388,19 +388,19 @@ class BatchFiller:
             frames = window_frames(
                 num_frames, self._config.data, request.window, request.phase, allow_short=is_task
             )
-        except TooShortError:  # found again, and reported, by whoever cuts the clips
+        except TooShortError:  # raised again, and reported, where the clips are cut
             frames = [0]
         return self._reader.fetch(index, frames, block)
 
-    def _read(self, wanted: Sequence[tuple[int, ClipRequest, Block | None]]) -> list[SampleResult]:
+    def _read(self, wanted: Sequence[tuple[int, ClipRequest, Block | None]]) -> list[_SampleResult]:
         """Fetch samples, by global index, and have their clips written to the arrays."""
-        results: list[SampleResult] = []
+        results: list[_SampleResult] = []
         jobs: list[DecodeJob] = []
         for index, request, block in wanted:
             began = time.perf_counter()
             packed = self._fetch(index, request, block)
             bad = packed if isinstance(packed, BadSample) else None
-            results.append(SampleResult(index, packed.key, bad, time.perf_counter() - began))
+            results.append(_SampleResult(index, packed.key, bad, time.perf_counter() - began))
             if not isinstance(packed, BadSample):
                 jobs.append(DecodeJob(packed, request))
         decoded = iter(self._decode(jobs) if jobs else [])
@@ -413,8 +413,8 @@ class BatchFiller:
         return results
 
     def _substitute(
-        self, slot: Slot, request: ClipRequest, order: EpochOrder, first: SampleResult
-    ) -> list[SampleResult]:
+        self, slot: Slot, request: ClipRequest, order: EpochOrder, first: _SampleResult
+    ) -> list[_SampleResult]:
         """Fill a slot, whose own sample is bad, from the nearest good one."""
         results = [first]
         for index in itertools.islice(_neighbors(order, slot), _MAX_SUBSTITUTES):
@@ -509,13 +509,8 @@ def open_filler(
     return BatchFiller(source, shared.arrays, pool, part)
 
 
-def share_of(count: int, part: Part) -> int:
-    """Return a part's share of a rank's threads or processes, at least 1.
-
-    Args:
-        count: Of the rank.
-        part: Number of the part and how many there are.
-    """
+def _share_of(count: int, part: Part) -> int:
+    """Return a part's share of a rank's threads, processes or bytes, at least 1."""
     number, parts = part
     return max(1, count // parts + (number < count % parts))
 

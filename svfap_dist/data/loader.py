@@ -127,7 +127,7 @@ class ClipLoader:
 
 
 class _LocalFeeder:
-    """Does what a `Feeder` does with the threads of this process."""
+    """Fills batches as a `Feeder` does, with threads of this process."""
 
     def __init__(self, filler: BatchFiller, steps: range, length: int) -> None:
         self._filler = filler

@@ -29,11 +29,11 @@ from svfap_dist.shards.reader import SampleReader
 
 log = logging.getLogger(__name__)
 
+MEMORY_SHARE = 0.25  # of a node's memory, for the reads of all its ranks
 _LEAD = 0.5  # part of the block before, over which the requests of a block are spread
 # Blocks of a lane that are kept at a time: half of one and a quarter of the next, on average. In
 # the first order, where all blocks begin at once, all of one.
 _BLOCKS_KEPT = {1: 1.0, 2: 0.75}
-_MEMORY_SHARE = 0.25  # of a node's memory, for the reads of all its ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ReadPlan:
 
     needed: bytes of samples that were read and not used yet, where each block is read in one pass.
     limit: bytes of them that are allowed. passes: how often the ranges of a block are read. fill:
-    whether neighbors are worth a request's while, see `Block`.
+    whether small requests are extended to neighbors, see `Block`.
     """
 
     needed: int
@@ -75,7 +75,7 @@ def plan_reads(
     needed = int(lanes * block_bytes * _BLOCKS_KEPT[data.order_version])
     if memory is None:
         memory = node_memory()
-    limit = data.read_ahead_bytes or int(memory * _MEMORY_SHARE / world.local_world_size)
+    limit = data.read_ahead_bytes or int(memory * MEMORY_SHARE / world.local_world_size)
     passes = max(-(-needed // limit), 1)
     is_dense = used == manifest.num_samples and passes * size < REQUEST_COST
     return ReadPlan(needed, limit, passes, fill=is_dense and block_bytes >= REQUEST_COST)

@@ -2,7 +2,7 @@
 
 On a machine with several sockets, a batch that is decoded on one and copied to a GPU of another
 crosses the link between them twice. NVML knows which cores are near a GPU. Threads and processes
-that are started later inherit the choice: feeders, decode workers, the threads that fetch.
+that are started later inherit them: feeders, decode workers, the threads that fetch.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def bind_to_gpu(device: int, min_cores: int) -> set[int]:
         min_cores: Cores that the rank needs; with fewer near ones, nothing is restricted.
 
     Returns:
-        The cores that it may use now; those of before where NVML, its package or the system does
-        not say which are near, or none of them may be used.
+        The cores that it may use now: unchanged if NVML or its package is missing, or if too few
+        near cores are known.
     """
     allowed = os.sched_getaffinity(0)
     near = _cores_near(device) & allowed

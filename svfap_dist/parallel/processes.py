@@ -8,8 +8,7 @@ fills. The caller decides what follows from a failed call: a retry, a rejected s
 
 `ordered_map` calls a function ahead in threads, which may in turn call a `ProcessPool`, and yields
 the results in the items' order, with at most a given number in flight, which bounds the memory.
-`in_flight` is its loop, for callers that submit the work themselves (several tasks per item, places
-in a ring of buffers).
+`start_process` starts a process that is killed with its parent, for other protocols.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class ChildProcess(Generic[_Request, _Response]):
     Args:
         function: Picklable; called with each request. The caller gets the exceptions it raises.
         seconds: Deadline of a call; None: no deadline.
-        memory_bytes: Address space that calls may use, beside what the child has mapped once the
+        memory_bytes: Address space that calls may use, on top of what the child has mapped once the
             function is imported (a CUDA build of torch maps gigabytes). Allocations beyond it fail;
             0: no limit. Ignored where the system has no such limits (Windows, macOS).
         may_have_children: Whether the function may start processes of its own.

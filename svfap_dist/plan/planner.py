@@ -375,8 +375,8 @@ class _Planner:
         self._add("operations of an update", devices.UPDATE_OPERATIONS, "", f"counted by {bench}")
         update = devices.UPDATE_OPERATIONS * (cost.seconds / cost.operations + launch)
         loader = devices.LOADER_SECONDS
-        self._add("taking a clip's place in a batch", loader * 1e6, "microseconds", bench)
-        source = "the engine reads results one step late: the GPU has work meanwhile"
+        self._add("loader, of the training thread, per clip", loader * 1e6, "microseconds", bench)
+        source = "the engine reads results one step late, while the GPU has work"
         self._add("waits for the GPU, of a step", 0, "", source)
         return self._accumulation * (micro + launches * launch) + update + clips * loader
 

@@ -2,7 +2,7 @@
 
 Python, torch's dispatcher and autograd take the same time for operations of any size. So the
 recipe's network is run here as deep as it is, but a few numbers wide: what remains is the host's
-share. Its operations are counted beside it; each is a kernel on a GPU, unless it is compiled.
+share. Its operations are counted, too; each is a kernel on a GPU, unless it is compiled.
 """
 
 from __future__ import annotations

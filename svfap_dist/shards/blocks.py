@@ -5,8 +5,8 @@ What a block needs is known in advance, so it is cut into a few ranges, each of 
 request. When a range arrives its samples are separated, and each is freed when it is taken.
 
 Requests are due at steps. `RangePool` has threads that make those that are due, and that stop while
-as many bytes are kept as the limit allows. Whoever needs a sample whose range has not arrived waits
-for a request that is under way, or makes it.
+as many bytes are kept as the limit allows. A thread that needs a sample whose range has not arrived
+waits for the request in progress, or makes it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REQUEST_COST = 2 << 20  # bytes that are transferred in about the time that one 
 _EPSILON = 1e-3  # of a step
 
 FetchRange = Callable[[ShardEntry, int, int], bytes | memoryview]
-# Shard, its index, rows in it and their places among the samples asked for, shard by shard.
+# Shard, its index, rows in it and their places among the requested samples, shard by shard.
 Locate = Callable[[np.ndarray], Iterable[tuple[ShardEntry, ShardIndex, np.ndarray, np.ndarray]]]
 
 
@@ -100,7 +100,7 @@ class RangePool:
 
         Args:
             due: Step from which on it may be done; earlier ones first.
-            job: Its errors are ignored: whoever needs its result does it again.
+            job: Its errors are ignored: a thread that needs its result repeats it.
         """
         with self._wake:
             heapq.heappush(self._jobs, (due, next(self._numbers), job))
@@ -123,7 +123,7 @@ class RangePool:
             job()
 
     def close(self) -> None:
-        """End the threads and free all parts."""
+        """End the threads, and drop the requests that are not made yet."""
         with self._wake:
             self._is_closing = True
             self._wake.notify_all()
@@ -136,7 +136,7 @@ class RangePool:
 
         Args:
             wanted: The range.
-            ahead: Before a part is needed: those who wait for it do not get the error.
+            ahead: Before a part is needed: threads that wait for it do not get the error.
         """
         with self._wake:
             if wanted.data is not None or wanted.arrival or not wanted.extents:
@@ -260,7 +260,7 @@ class Block:
         Args:
             entry: The sample's shard.
             index: Of the shard.
-            row: Of the sample; of another block's, nothing is returned.
+            row: Of the sample; if it is not of this block, nothing is returned.
 
         Raises:
             ShardError, StorageError: The shard cannot be read.

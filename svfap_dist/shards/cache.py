@@ -4,12 +4,12 @@ A copy is named by the shard's digest, so data sets and runs share it and a rema
 file. It is filled piece by piece, as pieces are needed: in an epoch, training needs a phase of each
 sample, and reads ahead anyway (`shards.blocks`). So nothing waits for a whole shard.
 
-Processes meet in files only. `DIGEST.tar.part` has room for all of a shard and `DIGEST.tar.map` a
-byte per piece, which is locked while one process fetches the piece; complete, the copy is
-`DIGEST.tar`. A lock on the folder is held while room is made. Space is reserved before the first
-byte arrives, so a full disk is found at once and copies cannot exceed the limit together. The least
-recently read copy is evicted first, without waiting for its readers: a deleted file lives on for
-processes that have it open.
+Processes share state only in files. `DIGEST.tar.part` has room for all of a shard and
+`DIGEST.tar.map` a byte per piece, which is locked while one process fetches the piece; complete,
+the copy is `DIGEST.tar`. A lock on the folder is held while room is made. Space is reserved before
+the first byte arrives, so a full disk is found at once and copies cannot exceed the limit together.
+The least recently read copy is evicted first, without waiting for its readers: a deleted file stays
+readable for processes that have it open.
 """
 
 from __future__ import annotations

@@ -250,7 +250,7 @@ def unpack(packed: PackedSample) -> Sample | BadSample:
     """Return the video of a sample and what the shard says about it.
 
     Args:
-        packed: The bytes of its members, whatever parts they are of.
+        packed: The bytes of its members, of one part or several.
     """
     try:
         files: list[bytes] = []

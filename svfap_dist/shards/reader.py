@@ -4,10 +4,10 @@ In: a global sample index from `data.sample_order`. Out: a `Sample`, or a `BadSa
 are not those that were packed. Bad data is a value, since a run of weeks meets some; a shard that
 is cut short or missing is an error, since it puts everything read from it in doubt.
 
-Training reads samples in blocks (`shards.blocks`). Who reads them in the order of the shards
-fetches ranges of neighbors, and keeps each for them, up to a limit of bytes. The first thread that
-needs a range or an index fetches it, while others wait for that result. Ranges come from the node's
-`ShardCache`, if there is one, or else from the store.
+Training reads samples in blocks (`shards.blocks`). Other readers go through the shards in order, so
+a sample is fetched with a range of its neighbors, which is cached up to a limit of bytes. The first
+thread that needs a range or an index fetches it, while others wait for that result. Ranges come
+from the node's `ShardCache`, if there is one, or else from the store.
 
 A read has two halves: `SampleReader.fetch` gets the bytes, `format.unpack` opens them. The second
 needs no store, so decode workers, which import neither torch nor a client, can do it.
@@ -176,7 +176,7 @@ class SampleReader:
         Args:
             index: Its global index.
             frames: Numbers of the frames that are needed; None: all.
-            block: Reads samples ahead, this one among them; None: it is read for itself.
+            block: Block that reads this sample ahead; None: read it alone.
 
         Raises:
             ShardError, StorageError: Its shard is cut short, missing or without index.

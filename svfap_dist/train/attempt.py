@@ -220,7 +220,7 @@ class Attempt:
         return period > 0 and self.step % period == 0
 
     def take_step(self, batch: ClipBatch, notice: Notice) -> None:
-        """Record the next step and tell the device to take it.
+        """Record the next step and queue it on the device.
 
         Args:
             batch: This rank's clips.
@@ -242,7 +242,7 @@ class Attempt:
     def decide(
         self, up_to_now: bool, before: health.StepDecision = health.NOTHING
     ) -> health.StepDecision:
-        """Return what all ranks do after the steps before this one, and this one if wanted.
+        """Return the decision of all ranks after the earlier steps, or also after this one.
 
         Bad samples are written to the quarantine list before they end the run.
 

@@ -1,9 +1,9 @@
-"""Copies to a GPU beside its computation: the inputs of a step on a CUDA stream of their own.
+"""Overlap copies to a GPU with its computation: a step's inputs are made on their own CUDA stream.
 
-In: a batch in the loader's pinned memory, and what makes inputs of it. Out: tensors on the device
-that the current stream may use. The host queues work ahead of the device, so while the device still
-computes a step, the copies and conversions of the next batch run beside it. The event that lets the
-loader fill the batch's memory again is recorded behind the copies, and behind no other work.
+In: a batch in the loader's pinned memory, and a function that makes inputs from it. Out: tensors on
+the device that the current stream may use. The host queues work ahead of the device, so the copies
+and conversions of the next batch overlap with the step that the device still computes. The event
+that allows the loader to refill the batch's memory is recorded right after them, on their stream.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from svfap_dist.data.batch import ClipBatch
 
 
 class CopyStream:
-    """Makes inputs on a stream of its own; on a CPU, or of frames that are on the device, at once.
+    """Makes inputs on its own stream; on a CPU, or from frames on the device, on the current one.
 
     Args:
         device: Device of the inputs.

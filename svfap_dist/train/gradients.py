@@ -126,7 +126,7 @@ class GradientReducer:
         self._hooks.clear()
 
     def _make_buckets(self) -> None:
-        """Divide the parameters in the order in which rank 0 found their gradients ready."""
+        """Divide the parameters into buckets, in the order of rank 0's first backward pass."""
         self.close()
         numbers = {parameter: number for number, parameter in enumerate(self._places)}
         order = distributed.broadcast_object([numbers[parameter] for parameter in self._order])

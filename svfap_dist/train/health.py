@@ -29,11 +29,11 @@ class NotFiniteError(HealthError):
 
 @dataclasses.dataclass(frozen=True)
 class StepVote:
-    """What one rank wants all to do after a step."""
+    """One rank's vote on what all ranks do after a step."""
 
     stop: bool = False  # save and stop
     finish_upload: bool = False  # collect the outcome of the checkpoint upload, which has ended
-    check_nodes: bool = False  # check whether nodes will be taken away
+    check_nodes: bool = False  # check whether nodes will be preempted
 
     def counts(self, samples: int, bad: int) -> tuple[float, ...]:
         """Return the numbers to add over all ranks, as `Health` reads them.
@@ -47,7 +47,7 @@ class StepVote:
 
 @dataclasses.dataclass(frozen=True)
 class StepDecision(StepVote):
-    """What all ranks do after some steps: whatever at least one voted for."""
+    """Decision of all ranks after some steps: all that at least one of them voted for."""
 
     loss: float = 0.0  # of the last of these steps, mean over all ranks
     grad_norm: float = 0.0  # of the last of these steps, before clipping
@@ -66,7 +66,7 @@ class _Pending:
 
 
 class Health:
-    """Steps under way, and what all ranks decide after them.
+    """Steps whose outcome is not read yet, and the decisions of all ranks after them.
 
     completed: steps whose outcome is known to be good, of the whole run.
 
@@ -81,7 +81,7 @@ class Health:
         self._pending: list[_Pending] = []
 
     def add(self, step: int, keys: Callable[[], list[str]], update: Update) -> None:
-        """Remember a step that the device has been told to take.
+        """Add a step that is queued on the device.
 
         Args:
             step: Number of the step, from 1.
@@ -91,7 +91,7 @@ class Health:
         self._pending.append(_Pending(step, keys, update))
 
     def decide(self, up_to_now: bool, before: StepDecision = NOTHING) -> StepDecision:
-        """Return what all ranks do, and forget the steps that it is about.
+        """Return the decision of all ranks, and drop the steps that it covers.
 
         Args:
             up_to_now: Whether to wait for the newest step; otherwise only steps before it count.

@@ -90,7 +90,7 @@ def load_states(engine: Any, stage: int, states: Mapping[str, ParameterState]) -
     optimizer = engine.optimizer
     if stage == 3:
         optimizer.checkpoint_event_prologue()  # drops gathered weights
-    step = max(state.step for state in states.values())  # all are alike
+    step = max(state.step for state in states.values())  # equal for all
     for partition in partitions(engine, stage):
         weights = partition.weights
         state = engine.basic_optimizer.state[weights]
@@ -100,7 +100,7 @@ def load_states(engine: Any, stage: int, states: Mapping[str, ParameterState]) -
             for key, flat in flats.items():
                 target = flat.view(-1)[part.start : part.start + part.count]
                 states[part.name].copy_part(key, part.start_in_parameter, target)
-        # A counter of its own for each tensor, where and as fused AdamW wants it.
+        # Fused AdamW expects a float32 counter per tensor, on the tensor's device.
         state["step"] = torch.tensor(step, dtype=torch.float32, device=weights.device)
     if stage in (1, 2):
         optimizer.update_lp_params()

@@ -1,12 +1,12 @@
-"""From gradients to new weights without a wait: norm, vote of all ranks, clipping, AdamW.
+"""Update weights without making the host wait: norm, vote of all ranks, clipping, AdamW.
 
 One small sum over all ranks carries what each rank reports (see `health`), its loss and its share
 of the gradient's norm. From that the device itself decides: it scales the gradient, and it leaves
 weights and optimizer states as they are if the loss of any rank or the gradient is not finite, and
-from then on. The sums also travel to the host, which reads them when it likes: `Update.read`.
+in all later steps. The sums are also copied to the host, which may read them later: `Update.read`.
 
-DeepSpeed owns weights, partitions and optimizer states, so its checkpoints are what they always
-were, but its own step reads results several times and works parameter by parameter. So at stages 0
+DeepSpeed owns weights, partitions and optimizer states, so its checkpoint files are still used, but
+its own step reads results several times and works parameter by parameter. So at stages 0
 to 2 only its tensors are used, and none of its code runs between two checkpoints. At stage 3, where
 a module's weights come and go with its forward and backward pass, its passes and the parts of its
 step that move weights are used.
@@ -50,7 +50,7 @@ class UpdateResult:
 
 
 class Update:
-    """An optimizer step that the device has been told to take."""
+    """An optimizer step that is queued on the device."""
 
     def __init__(self, numbers: Tensor) -> None:
         self._host, self._copied = numbers, None
@@ -94,7 +94,10 @@ class Backend(Protocol):
         ...
 
     def squared_norm(self) -> Tensor:
-        """Return this rank's share of the squared norm of the step's mean gradient."""
+        """Return this rank's share of the squared norm of the step's mean gradient.
+
+        Called once per step, before `step`: it takes the gradient out of the reducer.
+        """
         ...
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:

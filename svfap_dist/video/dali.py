@@ -141,7 +141,7 @@ class DaliDecoder:
 
 
 class _Job(NamedTuple):
-    """The part of a request that one file meets, as far as its packets show."""
+    """The frames of a request that are in one file, as far as its packets show."""
 
     inputs: dict[str, np.ndarray]  # of the graph, by name
     num_crops: int
