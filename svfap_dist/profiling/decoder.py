@@ -100,10 +100,8 @@ def choose_backend(config: Config, url: str, manifest: Manifest) -> str:
     samples, device = decoding.first_samples(url, manifest), decoding.rank_device(config)
     if config.task is not None or not samples:
         return DEFAULT
-    kinds, gpu = (
-        [decoding.codec_and_pixel_format(sample) for sample in samples],
-        decoding.compute_capability(),
-    )
+    kinds = [decoding.codec_and_pixel_format(sample) for sample in samples]
+    gpu = decoding.compute_capability()
     able = [set(available(codec, device, pixels, gpu)) for codec, pixels in kinds]
     names = [name for name in BACKENDS if all(name in names for names in able)]
     if len(names) < 2:
