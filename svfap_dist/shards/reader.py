@@ -193,7 +193,7 @@ class SampleReader:
                 continue
             data = taken[place] if place in taken else self._bytes_of(entry, rows, place)
             found = shard_format.digest(data)
-            if found != rows.digests[place] and self._drop_copy(entry):
+            if found != rows.digests[place] and self._is_copy_to_blame(entry, place in taken):
                 data = self._bytes_of(entry, rows, place)
                 found = shard_format.digest(data)
             if found != rows.digests[place]:
@@ -206,11 +206,16 @@ class SampleReader:
     def _index_of(self, entry: ShardEntry) -> ShardIndex:
         return self._indexes.get(entry.name, 1, lambda: shard_format.load_index(self._url, entry))
 
-    def _drop_copy(self, entry: ShardEntry) -> bool:
-        """Drop a local copy, once per shard; return whether reading again may give other bytes."""
+    def _is_copy_to_blame(self, entry: ShardEntry, read_ahead: bool) -> bool:
+        """Drop a local copy, once per shard; return whether reading again may give other bytes.
+
+        What was read ahead may be of the copy that has been dropped since.
+        """
+        if self._shards is None:
+            return False
         with self._lock:
-            if self._shards is None or entry.name in self._dropped:
-                return False
+            if entry.name in self._dropped:
+                return read_ahead
             self._dropped.add(entry.name)
         self._shards.drop(entry)
         self._ranges.clear()

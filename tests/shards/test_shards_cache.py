@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from loaders import SIZES, bits, config_of, loader_of
 
@@ -17,6 +18,7 @@ from svfap_dist import storage
 from svfap_dist.errors import ConfigError, ShardError
 from svfap_dist.shards import cache
 from svfap_dist.shards import format as shard_format
+from svfap_dist.shards.blocks import Block, RangePool
 from svfap_dist.shards.cache import ShardCache
 from svfap_dist.shards.format import ShardEntry
 from svfap_dist.shards.reader import BadSample, Sample, SampleReader
@@ -161,6 +163,18 @@ def test_a_copy_with_a_changed_byte_is_fetched_again(make_data_set, folder, offs
     reader = reader_of(data_set, folder)
     assert all(isinstance(reader.read(i), Sample) for i in range(4))
     assert path.read_bytes() == whole(data_set, data_set.manifest.shards[0])
+
+
+def test_samples_read_ahead_from_a_damaged_copy_are_fetched_again(make_data_set, folder):
+    data_set = make_data_set([4])
+    reader_of(data_set, folder).read(0)
+    path = Path(folder, f"{digests(data_set)[0]}.tar")
+    path.write_bytes(bytes(byte ^ 255 for byte in path.read_bytes()))
+    reader = reader_of(data_set, folder)
+    pool = RangePool(reader.read_range, ROOM, num_threads=0)
+    block = Block(pool, reader.locate_all, np.arange(4), [0], (0, 0), fill=False)
+    found = [reader.fetch(i, block=block) for i in range(4)]
+    assert not any(isinstance(sample, BadSample) for sample in found)
 
 
 def test_a_shard_that_is_damaged_in_the_store_is_not_fetched_for_ever(make_data_set, folder):
