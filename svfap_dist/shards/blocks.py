@@ -22,7 +22,6 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from svfap_dist.errors import SvfapError
 from svfap_dist.shards.format import ShardEntry, ShardIndex
 
 log = logging.getLogger(__name__)
@@ -204,7 +203,7 @@ class RangePool:
         while job := self._next_job(wait=True):
             try:
                 job()
-            except SvfapError as error:
+            except Exception as error:  # a lack of memory must not end the thread
                 log.debug("A range was not fetched ahead: %s", error)
 
 

@@ -192,10 +192,11 @@ def test_those_who_need_a_sample_wait_for_the_request_under_way():
     assert len(store.requests) == 1
 
 
-def test_an_error_ahead_is_left_to_those_who_need_the_sample():
+@pytest.mark.parametrize("error", [StorageError("Cannot read", "x", "busy", "wait"), MemoryError()])
+def test_an_error_ahead_is_left_to_those_who_need_the_sample(error):
     store = Store()
     pool = pool_of(store, num_threads=1)
-    store.errors = [StorageError("Cannot read", "x", "busy", "wait")]
+    store.errors = [error]
     block = store.block(pool, range(100))
     pool.advance(0)
     deadline = time.monotonic() + 10
@@ -203,6 +204,7 @@ def test_an_error_ahead_is_left_to_those_who_need_the_sample():
         time.sleep(0.01)
     assert store.take(block, 5) == {5: store.expected(5)}
     assert len(store.requests) == 2
+    assert all(thread.is_alive() for thread in pool._threads)
     pool.close()
     again = store.block(pool_of(store), range(100))
     store.errors = [StorageError("Cannot read", "x", "busy", "wait")]
