@@ -119,7 +119,7 @@ def test_an_iterator_that_is_left_early_ends_its_threads(data_set):
     iterator = loader.batches(0, 50)
     next(iterator)
     iterator.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "dali"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "batched-decode"]
     assert threading.active_count() <= before + 1
 
 

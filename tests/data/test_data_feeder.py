@@ -109,12 +109,12 @@ def test_a_feeder_that_is_killed_is_replaced_and_changes_no_bit(make_data_set, q
     with caplog.at_level(logging.WARNING):
         for number, batch in enumerate(batches):
             found.append(bits(batch))
-            if number in (2, 7):
+            if number in (2, 5, 8):  # not in a row at the same step
                 (feeder,) = feeders_of_this_process()
                 workers = children_of(feeder)
                 os.kill(feeder, signal.SIGKILL)
     assert found == expected
-    assert caplog.text.count("another one fills its batches again") == 2
+    assert caplog.text.count("another one fills its batches again") == 3
     assert workers
     assert not any(lives(pid) for pid in [feeder, *workers])
     assert feeders_of_this_process() == []
