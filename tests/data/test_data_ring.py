@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 
 import pytest
 import torch
-from loaders import SIZES, config_of, loader_of
+from loaders import SIZES, children_of, config_of, loader_of
+from planted_worker import QuickWorker
 
 from svfap_dist.data.batch import RingPlace
 
@@ -44,8 +47,14 @@ def events(monkeypatch) -> list[FakeEvent]:
     return made
 
 
-def test_a_batch_is_not_overwritten_before_its_copies_are_done(make_data_set, events):
-    batches = loader_of(make_data_set(SIZES), config_of(prefetch_bytes=1)).batches(0, 8)
+@pytest.mark.parametrize("feeders", [0, 1])
+def test_a_batch_is_not_overwritten_before_its_copies_are_done(
+    make_data_set, events, monkeypatch, feeders
+):
+    """Nor by a feeder that begins in the place of a dead one."""
+    monkeypatch.setattr("svfap_dist.data.loader.ClipWorker", QuickWorker)
+    config = config_of(prefetch_bytes=1, feeders=feeders)
+    batches = loader_of(make_data_set(SIZES), config).batches(0, 8)
     copying: list[tuple[FakeEvent, torch.Tensor, torch.Tensor]] = []
     for number, batch in enumerate(batches):
         copying.append((events[number % 3], batch.frames, batch.frames.clone()))
@@ -53,6 +62,10 @@ def test_a_batch_is_not_overwritten_before_its_copies_are_done(make_data_set, ev
         for event, frames, before in copying[-2:]:
             assert not event.done or event is copying[-1][0]
             assert torch.equal(frames, before)
+        if feeders and number == 3:
+            for pid in children_of(os.getpid()):
+                if os.getpgid(pid) == pid:
+                    os.kill(pid, signal.SIGKILL)
     assert FakeEvent.waits == 8  # the last ones as the ring is closed
 
 
