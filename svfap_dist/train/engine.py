@@ -323,7 +323,8 @@ class Engine:
         inputs = self._copies.inputs(
             batch, part, lambda: self.objective.inputs(batch, part, context)
         )
-        torch.compiler.cudagraph_mark_step_begin()
+        if self._config.train.compile:  # it imports the compiler: seconds, and 200 MiB
+            torch.compiler.cudagraph_mark_step_begin()
         return self._loss(self._backend.network, *inputs)
 
     def backward(self, batch: ClipBatch, step: int) -> Tensor:

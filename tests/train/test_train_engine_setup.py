@@ -112,3 +112,20 @@ def test_states_of_parameters_are_loaded_onto_the_device() -> None:
         key: (value.device.type, value.dtype) for key, value in optimizer.state[weight].items()
     }
     assert found == dict.fromkeys(("exp_avg", "exp_avg_sq", "step"), ("meta", torch.float32))
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_only_compiled_steps_load_the_compiler(
+    monkeypatch: pytest.MonkeyPatch, is_compiled: bool
+) -> None:
+    """torch imports its compiler to mark a step: 2 seconds and 200 MiB of each rank."""
+    marks: list[None] = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(None))
+    opened: Any = engine.Engine.__new__(engine.Engine)
+    opened._config = recipe.from_tables({"train": {"compile": is_compiled}}, where="test")
+    opened.device, opened._rank = torch.device("cpu"), 0
+    opened._copies = types.SimpleNamespace(inputs=lambda batch, part, make: ())
+    opened._backend = types.SimpleNamespace(network=None)
+    opened._loss = lambda network: torch.zeros(())
+    opened.forward(None, slice(None))
+    assert len(marks) == is_compiled
