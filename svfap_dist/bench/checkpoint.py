@@ -64,7 +64,7 @@ class CheckpointBench:
     ratio: float  # plain_seconds to stall_seconds
 
     def lines(self) -> list[str]:
-        """Return the text for people."""
+        """Return the text for a terminal."""
         ours = f"blocked, committed after {self.commit_seconds:.3f} s: {self.bytes / 1e6:.0f} MB, "
         ours += f"{self.megabytes_per_second:.0f} MB/s"
         plain = f"blocked: {self.plain_bytes / 1e6:.0f} MB, {self.ratio:.2f} times as long"

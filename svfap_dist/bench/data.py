@@ -1,4 +1,4 @@
-"""`svfap bench data`: clips per second from a store to ready batches, beside other pipelines.
+"""`svfap bench data`: clips per second from a store to ready batches, against other pipelines.
 
 Ours is the loader of a rank. `decode_only` crops clips out of samples in memory with our decoder,
 as fast as the cores can: the upper bound. The public pipelines, webdataset and a DataLoader over
@@ -92,7 +92,7 @@ class DataBench:
     ratio: float | None = None  # to plain_webdataset, by CPU time
 
     def lines(self) -> list[str]:
-        """Return the text for people."""
+        """Return the text for a terminal."""
         rates = [
             ("Ours", self.clips_per_second, self.clips_per_cpu_second),
             ("Decoding only", self.decode_only, self.decode_only_per_cpu_second),

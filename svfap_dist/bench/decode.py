@@ -98,7 +98,7 @@ class DecodeBench:
     backends: dict[str, float]  # rate of each backend on transcoded videos
 
     def lines(self) -> list[str]:
-        """Return the text for people."""
+        """Return the text for a terminal."""
         rows = [
             ("source, RGB by to_ndarray (baseline)", self.source_rgb, 1.0),
             ("source, RGB by our decoder", self.source_ours, self.source_ours / self.source_rgb),

@@ -50,7 +50,7 @@ class DeviceDecodeBench:
     model_clips_per_second: float | None = None  # of a training step, if measured
 
     def lines(self) -> list[str]:
-        """Return the text for people."""
+        """Return the text for a terminal."""
         rows = [
             (
                 *(row.backend, row.profile, f"{row.pipelines} pipelines"),

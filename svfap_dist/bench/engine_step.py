@@ -400,7 +400,7 @@ class StepBench:
     rows: tuple[StepRow, ...]
 
     def lines(self) -> list[str]:
-        """Return the text for people."""
+        """Return the text for a terminal."""
         header = ["clips", "stage", "compile", "host ms", "operations", "update", "waits"]
         figures = [
             name for name in _COMPUTED if any(getattr(r, name) is not None for r in self.rows)

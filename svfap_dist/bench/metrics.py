@@ -51,7 +51,7 @@ class MetricsBench:
     costs: tuple[RecordingCost, ...]
 
     def lines(self) -> list[str]:
-        """Return the text for people."""
+        """Return the text for a terminal."""
         return [
             f"{cost.size:6} batch {cost.batch_size}: a step takes {cost.step_seconds:.3f} CPU "
             f"seconds, recording it {cost.recorder_seconds * 1e6:.0f} us, a scrape every "

@@ -93,7 +93,7 @@ class ModelBench:
     against_loss: float | None = None
 
     def lines(self) -> list[str]:
-        """Return the text for people."""
+        """Return the text for a terminal."""
         place = f"{self.device}, {self.threads} threads, torch {self.torch}"
         text = f"ours is {self.ratio:.2f} times as fast"
         rows = [

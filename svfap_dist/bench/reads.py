@@ -57,7 +57,7 @@ class ReadsBench:
     rows: tuple[RankReads, ...]
 
     def lines(self) -> list[str]:
-        """Return the text for people."""
+        """Return the text for a terminal."""
         header = ("", "ranks", "smallest", "ranges per block", "busiest tenth", "KB per clip")
         rows = [
             (

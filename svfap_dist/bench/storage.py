@@ -42,7 +42,7 @@ class StorageBench:
     rows: tuple[RangeCost, ...]
 
     def lines(self) -> list[str]:
-        """Return the text for people."""
+        """Return the text for a terminal."""
         header = ("client", "KB", "requests", "CPU ms", "CPU ms per MB", "MB/s")
         rows = [
             (

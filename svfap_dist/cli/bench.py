@@ -27,7 +27,7 @@ def bench_model(
     ] = False,
     against: Annotated[
         str,
-        typer.Option(help="Folder of another checkout to take turns with (default: none)."),
+        typer.Option(help="Folder of another checkout to compare with, in turns (default: none)."),
     ] = "",
     steps: Annotated[int, typer.Option(help="Number of timed steps.", min=1)] = 7,
     as_json: AsJson = False,
@@ -66,7 +66,9 @@ def bench_step(
     stage: Annotated[str, typer.Option(help="DeepSpeed ZeRO stages, as in 1,2.")] = "2",
     compile: Annotated[
         str,
-        typer.Option(help="torch.compile: off, default or reduce-overhead; several as in a,b."),
+        typer.Option(
+            help="torch.compile: off, default or reduce-overhead, or several, as in off,default."
+        ),
     ] = "off",
     dtype: Annotated[str, typer.Option(help="Precision: bfloat16 or float32.")] = "bfloat16",
     device: Annotated[str, typer.Option(help="auto (cuda if available), cpu or cuda.")] = "auto",
@@ -149,7 +151,7 @@ def bench_data(
     steps: Annotated[int, typer.Option(help="Number of timed batches.", min=4)] = 60,
     rounds: Annotated[int, typer.Option(help="Rounds; each times every pipeline once.", min=1)] = 3,
     public: Annotated[
-        bool, typer.Option("--public/--no-public", help="Time public pipelines, too.")
+        bool, typer.Option("--public/--no-public", help="Also time public pipelines.")
     ] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -167,12 +169,14 @@ def bench_reads(
     name: Recipe,
     overrides: Overrides = None,
     sample_bytes: Annotated[int, typer.Option(help="Bytes of a sample.", min=1)] = 240_000,
-    ranks: Annotated[str, typer.Option(help="Numbers of ranks.")] = "1,2,4,8,16",
-    parts: Annotated[int, typer.Option(help="Phases that shards store apart; 1: none.", min=1)] = 4,
+    ranks: Annotated[str, typer.Option(help="Numbers of ranks, as in 1,8.")] = "1,2,4,8,16",
+    parts: Annotated[
+        int, typer.Option(help="Parts of a sample in the shards; 1: whole samples.", min=1)
+    ] = 4,
     node_gib: Annotated[int, typer.Option(help="Memory of a node, in GiB.", min=1)] = 256,
     as_json: AsJson = False,
 ) -> None:
-    """Replay the requests of a recipe's reads, without data: their sizes, and when they come.
+    """Replay the requests of a recipe's reads, without data: their sizes and times.
 
     Example: svfap bench reads svfap_base_voxceleb2 --sample-bytes 240000 --ranks 1,8
     """
@@ -193,7 +197,7 @@ def bench_reads(
 @bench_app.command("storage")
 def bench_storage(
     url: Annotated[str, typer.Argument(help="Folder or s3:// prefix to write and read an object.")],
-    threads: Annotated[int, typer.Option(help="Reads at a time.", min=1)] = 8,
+    threads: Annotated[int, typer.Option(help="Number of concurrent reads.", min=1)] = 8,
     rounds: Annotated[int, typer.Option(help="Rounds; each times every client once.", min=1)] = 3,
     as_json: AsJson = False,
 ) -> None:

@@ -69,10 +69,10 @@ class Kubernetes:
     rdma: str = cli_option(
         "",
         "Resource of InfiniBand or RoCE devices (rdma/hca_shared_devices_a, nvidia.com/hostdev); "
-        "worker pods get one of it, and may lock memory (IPC_LOCK).",
+        "each worker pod requests one, and may lock memory (IPC_LOCK).",
     )
     host_network: bool = cli_option(
-        False, "Put worker pods into their node's network, where NCCL needs its interfaces."
+        False, "Run worker pods in their node's network, if NCCL needs its interfaces."
     )
 
     def prepare(self, name: str, overrides: Sequence[str]) -> Submission:

@@ -35,7 +35,7 @@ class Examination:
     findings: list[Finding]
 
     def lines(self) -> list[str]:
-        """Return the text for people."""
+        """Return the text for a terminal."""
         rows = []
         for finding in self.findings:
             rows.append((finding.status, finding.name, finding.found))

@@ -92,7 +92,7 @@ class Plan:
     notes: list[str]
 
     def lines(self) -> list[str]:
-        """Return the text for people."""
+        """Return the text for a terminal."""
         machines = f"{self.nodes} x {self.gpus_per_node} ranks on {self.gpu}"
         alone = ", ".join(f"{name} {rate:.1f}" for name, rate in self.alone.items())
         hours = "Hours: unknown without the number of samples: give data.url or --samples."

@@ -131,7 +131,7 @@ def stored_frames(info: VideoInfo, numbers: Sequence[int]) -> list[StoredFrame]:
         else:
             where = f"frame {number}, phase {phase}"
             there = f"phases {[file.phase for file in layout.files]}"
-            raise DecodeError("Frame was not read", where, there, "report it")
+            raise DecodeError("Frame was not read", where, there, "report this as a bug")
         found.append(StoredFrame(file, position, row % layout.group))
     return found
 
