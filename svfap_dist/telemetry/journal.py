@@ -140,14 +140,14 @@ class Journal:
         if name in self._files:
             self._files[name].append(encode_lines([line]))
 
-    def write_ledger(self, lines: bytes | Iterable[Line]) -> None:
+    def write_ledger(self, lines: bytes) -> None:
         """Write the samples this rank used in a step, if run.ledger is set.
 
         Args:
-            lines: One line per sample, or the result of `encode_lines`.
+            lines: One line per sample, as `encode_lines` returns them.
         """
         if self._ledger is not None:
-            self._ledger.append(lines if isinstance(lines, bytes) else encode_lines(lines))
+            self._ledger.append(lines)
 
     def read_lines(self, name: str) -> list[Line]:
         """Return all lines of one of rank 0's files, over all attempts.

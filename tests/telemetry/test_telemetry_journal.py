@@ -31,7 +31,7 @@ def write_attempt(config: Config, attempt: int, first: int, last: int, rank: int
     with Journal(config, rank, attempt, step=first, clock=lambda: 5.0) as opened:
         opened.write_event("resume" if first else "start", attempt=attempt, step=first)
         for step in range(first + 1, last + 1):
-            opened.write_ledger([{"step": step, "key": f"k{step}"}])
+            opened.write_ledger(journal.encode_lines([{"step": step, "key": f"k{step}"}]))
             opened.write_line(METRICS_FILE, {"step": step, "loss": 1 / step})
             opened.write_line(QUARANTINE_FILE, {"step": step, "key": "bad"})
 
@@ -117,7 +117,7 @@ def test_a_ledger_is_uploaded_in_parts_not_again_and_again(
     with Journal(a_config(url), rank=0, attempt=1, step=0) as opened:
         for step in range(1, steps + 1):
             line = {"step": step, "epoch": 0, "lane": 0, "key": f"k{step}"}
-            opened.write_ledger([line] if step % 2 else journal.encode_lines([line]))
+            opened.write_ledger(journal.encode_lines([line]))
             opened.sync()
             sizes = storage.list_files(f"{url}/ledger")
             assert len(opened._ledger._parts) == 1  # type: ignore[union-attr]
@@ -145,7 +145,8 @@ def test_a_part_whose_upload_failed_is_uploaded_later(
     url = f"{s3_bucket}/run"
     with Journal(a_config(url), rank=2, attempt=1, step=0) as opened:
         for step in range(1, 21):
-            opened.write_ledger([{"step": step, "epoch": 0, "lane": 0, "key": "k"}])
+            line = {"step": step, "epoch": 0, "lane": 0, "key": "k"}
+            opened.write_ledger(journal.encode_lines([line]))
             with pytest.raises(storage.StorageError):
                 opened.sync()
         fails[0] = False

@@ -18,7 +18,7 @@ from svfap_dist.errors import ConfigError
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import Manifest, ShardEntry, ShardIndex
 from svfap_dist.telemetry import journal
-from svfap_dist.telemetry.journal import Journal
+from svfap_dist.telemetry.journal import Journal, encode_lines
 from svfap_dist.train.audit import Mismatch, audit
 
 SIZES = (5, 9, 12)  # 26 samples, 8 of them in a step: three steps make an epoch
@@ -71,7 +71,7 @@ class Run:
                     kind, attempt=number, step=first, manifest_fingerprint=fingerprint
                 )
                 for step in range(first + 1, last + 1):
-                    journal.write_ledger(self.lines(step, rank, ranks))
+                    journal.write_ledger(encode_lines(self.lines(step, rank, ranks)))
                 for step in saved:
                     journal.write_event("checkpoint", step=step, seconds=1.0, bytes=1)
 
