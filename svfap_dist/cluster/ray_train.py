@@ -7,8 +7,8 @@ torchrun and srun; it resumes from the newest committed checkpoint, so no state 
 Driver and ranks share a `_Board`, a small actor. Rank 0 posts its log rows; a rank posts an error
 that no restart can fix, so that the next attempt ends at once, as it does when a rank has failed
 twice in the same way at the same step; the driver posts its reason to stop (Ctrl-C, a signal of
-Slurm or of Ray's job agent). When Ray Train announces that a node will be
-preempted, the ranks save a checkpoint and continue until the group is restarted.
+Slurm or of Ray's job agent). When Ray Train announces that a node will be preempted, the ranks save
+a checkpoint and continue until the group is restarted.
 """
 
 from __future__ import annotations
@@ -223,10 +223,8 @@ def _rank(spec: dict[str, Any]) -> None:
 
     logs.set_up()
     board = spec["board"]
-    if (
-        ray.get(board.get.remote("fatal")) is not None
-    ):  # of an earlier attempt: no restart can fix it
-        return
+    if ray.get(board.get.remote("fatal")) is not None:
+        return  # an earlier attempt has failed in a way that no restart can fix
     config = recipe.from_tables(spec["config"], where="the driver's recipe")
     is_main = os.environ["RANK"] == "0"
     watched = _stop_reason(board) if is_main else contextlib.nullcontext(lambda: "")

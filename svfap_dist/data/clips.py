@@ -82,8 +82,8 @@ def random_window_start(
 ) -> int:
     """Return the first frame of a random window, uniform over the video.
 
-    Where the phase is random, starts are equally likely up to one part in their number per phase:
-    one phase may have one start more than another.
+    With a random phase, starts are almost equally likely: one phase may have one start more than
+    another.
 
     Args:
         stream: Random numbers.
