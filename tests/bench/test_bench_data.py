@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 from clips import make_video
@@ -69,6 +70,23 @@ def test_shares_and_ratios_are_by_cpu_time_of_the_ways_they_name(shards, monkeyp
     assert found.cached_share == pytest.approx(1 - 1 / found.passes)
     assert found.bytes_read_again == 0
     assert "fits in memory" in "\n".join(found.lines())
+
+
+def test_local_shards_are_dropped_from_the_page_cache_before_each_measurement(
+    shards, monkeypatch
+) -> None:
+    events: list[str] = []
+
+    def dropped(file: int, start: int, length: int, advice: int) -> None:
+        assert (start, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED)
+        events.append(os.path.basename(os.readlink(f"/proc/self/fd/{file}")))
+
+    monkeypatch.setattr(os, "posix_fadvise", dropped)
+    monkeypatch.setattr(data, "call_in_new_process", lambda *_: events.append("timed"))
+    manifest = load_manifest(shards)
+    run = data.PipelineRun(recipe.load("tiny_cpu"), shards, batches=1, warm_up=0)
+    data._time_ours(run, manifest)
+    assert events == [*(shard.name for shard in manifest.shards), "timed"]
 
 
 def test_a_pass_fetches_each_byte_once(tmp_path) -> None:

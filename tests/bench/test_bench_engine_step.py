@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from svfap_dist.profiling.ranks import run_on_local_ranks
 
 SPEC = StepSpec("", 1, 2, "off", "bfloat16", "cpu", steps=2)
 _update = engine_step._Steps.update
+PLANTED_MS = 50.0
 
 
 def _wait_once(steps: engine_step._Steps) -> None:
@@ -32,22 +34,30 @@ def _loop_over_parameters(steps: engine_step._Steps) -> None:
         parameter.data.mul_(1)
 
 
+def _compute_on_the_host(steps: engine_step._Steps) -> None:
+    _update(steps)
+    end = time.thread_time() + PLANTED_MS / 1e3
+    while time.thread_time() < end:
+        pass
+
+
 def _measure_variants(world: World) -> list[dict[str, Any]]:
     """Return the host's figures of the step as it is, and with something planted in it."""
     found = []
-    for update in (_update, _wait_once, _loop_over_parameters):
+    for update in (_update, _wait_once, _loop_over_parameters, _compute_on_the_host):
         engine_step._Steps.update = update  # type: ignore[method-assign]
         found.append(engine_step._measure_host(SPEC, world))
     return found
 
 
 def test_a_planted_wait_and_a_planted_loop_show() -> None:
-    ((plain, waiting, looping),) = run_on_local_ranks(_measure_variants, 1)
+    ((plain, waiting, looping, busy),) = run_on_local_ranks(_measure_variants, 1)
     assert waiting["device_waits"] == plain["device_waits"] + 1
     assert looping["update_operations"] == plain["update_operations"] + 441  # parameters of base
     assert looping["device_waits"] == plain["device_waits"]
     assert plain["operations"] > plain["update_operations"] > 0
     assert plain["host_ms"] > max(plain["host_phases_ms"].values()) > 0
+    assert plain["host_phases_ms"]["update"] < PLANTED_MS <= busy["host_phases_ms"]["update"]
 
 
 def test_size_is_measured_by_phase(tmp_path) -> None:
