@@ -45,7 +45,7 @@ from svfap_dist.shards.format import (
 
 log = logging.getLogger(__name__)
 
-_INDEXES_KEPT = 256
+_INDEXED_SAMPLES_KEPT = 256_000  # of indexes in memory, as many shards as they may be
 _RANGE_BYTES = 8 << 20
 _Value = TypeVar("_Value")
 
@@ -91,7 +91,7 @@ class SampleReader:
     ) -> None:
         self._url, self._manifest, self._range_bytes = url, manifest, range_bytes
         self._ends = list(itertools.accumulate(shard.num_samples for shard in manifest.shards))
-        self._indexes: _LruCache[ShardIndex] = _LruCache(_INDEXES_KEPT)
+        self._indexes: _LruCache[ShardIndex] = _LruCache(_INDEXED_SAMPLES_KEPT)
         self._ranges: _LruCache[bytes | memoryview] = _LruCache(cache_bytes)
         self._shards = shards
         self._lock = threading.Lock()
@@ -204,7 +204,9 @@ class SampleReader:
         return PackedSample(index, key, where, data)
 
     def _index_of(self, entry: ShardEntry) -> ShardIndex:
-        return self._indexes.get(entry.name, 1, lambda: shard_format.load_index(self._url, entry))
+        return self._indexes.get(
+            entry.name, entry.num_samples, lambda: shard_format.load_index(self._url, entry)
+        )
 
     def _is_copy_to_blame(self, entry: ShardEntry, read_ahead: bool) -> bool:
         """Drop a local copy, once per shard; return whether reading again may give other bytes.

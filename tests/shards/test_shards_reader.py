@@ -16,6 +16,7 @@ from svfap_dist import storage
 from svfap_dist.config import Config, DataConfig, ModelConfig
 from svfap_dist.errors import ConfigError, ShardError, StorageError
 from svfap_dist.shards import format as shard_format
+from svfap_dist.shards import reader as reader_module
 from svfap_dist.shards.format import ShardIndex
 from svfap_dist.shards.reader import BadSample, Sample, SampleReader, open_data
 from svfap_dist.video.info import VideoInfo, dump_info
@@ -111,6 +112,20 @@ def test_the_least_used_range_goes_when_the_room_is_used_up(make_data_set, range
     for i in [0, 1, 2, 0, 1, 2]:
         roomy.read(i)
     assert len(ranges) == 3
+
+
+@pytest.mark.parametrize(("sizes", "loads"), [([1] * 20, 20), ([10, 10], 4)])
+def test_indexes_are_kept_up_to_a_number_of_samples(make_data_set, monkeypatch, sizes, loads):
+    """The blocks in use have few samples for their many lanes, but may have many small shards."""
+    data_set, loaded = make_data_set(sizes), []
+    load = shard_format.load_index
+    monkeypatch.setattr(reader_module, "_INDEXED_SAMPLES_KEPT", 20 if len(sizes) > 2 else 19)
+    monkeypatch.setattr(shard_format, "load_index", lambda *a: loaded.append(a) or load(*a))
+    reader = reader_of(data_set)
+    for _ in range(2):
+        for index in range(20):
+            reader.num_frames(index)
+    assert len(loaded) == loads
 
 
 @pytest.mark.parametrize("options", [{}, ONE_BY_ONE])
