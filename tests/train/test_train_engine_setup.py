@@ -101,17 +101,23 @@ def test_counters_of_the_optimizer_are_on_the_device_after_a_load() -> None:
 
 def test_states_of_parameters_are_loaded_onto_the_device() -> None:
     """The device `meta` stands for a GPU: what is not made on it stays on the CPU."""
-    weight = torch.nn.Parameter(torch.ones(2, 3, device="meta"))
+    names = ("weight", "bias")
+    weights = [torch.nn.Parameter(torch.ones(2, 3, device="meta")) for _ in names]
     network = torch.nn.Module()
-    network.register_parameter("weight", weight)
-    optimizer = torch.optim.AdamW([weight])
+    for name, weight in zip(names, weights, strict=True):
+        network.register_parameter(name, weight)
+    optimizer = torch.optim.AdamW(weights)
     fake = types.SimpleNamespace(module=network, optimizer=optimizer, basic_optimizer=optimizer)
     pieces = {key: [torch.ones(6)] for key in ("fp32", "exp_avg", "exp_avg_sq")}
-    partitions.load_states(fake, 0, {"weight": ParameterState(pieces, step=7.0)})
-    found = {
-        key: (value.device.type, value.dtype) for key, value in optimizer.state[weight].items()
-    }
-    assert found == dict.fromkeys(("exp_avg", "exp_avg_sq", "step"), ("meta", torch.float32))
+    partitions.load_states(fake, 0, {name: ParameterState(pieces, step=7.0) for name in names})
+    for weight in weights:
+        found = {
+            key: (value.device.type, value.dtype) for key, value in optimizer.state[weight].items()
+        }
+        assert found == dict.fromkeys(("exp_avg", "exp_avg_sq", "step"), ("meta", torch.float32))
+    # A counter that two parameters share would count each step twice.
+    first, second = (optimizer.state[weight]["step"] for weight in weights)
+    assert first is not second
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])
