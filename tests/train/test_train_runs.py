@@ -108,7 +108,7 @@ def two_ranks_again(
 def one_rank(
     two_ranks: dict[str, Any], data: Path, damaged_data: Path, folder: Path
 ) -> dict[str, Any]:
-    """Attempts on one rank, by name."""
+    """Attempts on one rank, by name. Feeders fill the batches of the run that is stopped."""
 
     def task(run: str, **options: Any) -> tuple[str, dict[str, Any]]:
         changes = options.pop("changes", {})
@@ -122,8 +122,8 @@ def one_rank(
     reshard_checkpoint(str(folder / "2-to-1"), str(folder / "reshaped"), world_size=1)
     tasks = {
         "straight": task("straight-1", changes={"data": {"eval_url": str(damaged_data)}}),
-        "stopped": task("cut-1", stop_after=6),
-        "resumed": task("cut-1"),
+        "stopped": task("cut-1", stop_after=6, changes={"data": {"feeders": 1}}),
+        "resumed": task("cut-1", changes={"data": {"feeders": 2}}),
         "from two": task("2-to-1"),
         "for two": task("1-to-2", stop_after=6),
         "again": task("straight-1"),
