@@ -29,9 +29,9 @@ from svfap_dist.cluster.schedulers import (
     verb,
 )
 from svfap_dist.config import Config, check_world_size, recipe
+from svfap_dist.data.clips import prefetch_bytes
 from svfap_dist.data.read_ahead import MEMORY_SHARE
 from svfap_dist.errors import ConfigError
-from svfap_dist.profiling.memory import prefetch_bytes
 
 _ENTRYPOINT = "python -m svfap_dist {verb} /etc/svfap/recipe.toml --on ray"
 _LONGEST_NAME = 40  # KubeRay appends to it, and a name may have 63 characters

@@ -11,15 +11,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from svfap_dist.config import Config, DataConfig
+from svfap_dist.config import Config
 from svfap_dist.data import masking
-from svfap_dist.data.clips import Shapes, SharedArrays
+from svfap_dist.data.clips import Shapes, SharedArrays, array_shapes, ring_length
 from svfap_dist.data.filler import BatchSlots, FilledBatch, PackedSlots
 from svfap_dist.data.selection import Selection
 from svfap_dist.rng import Stream
@@ -27,7 +26,6 @@ from svfap_dist.shards.format import BadSample
 from svfap_dist.video.backends import capabilities
 from svfap_dist.video.frames import YuvClips
 
-_MIN_PREFETCH, _MAX_PREFETCH = 2, 16  # batches; more than a few gain nothing
 _FRAMES = ("rgb", "y", "u", "v", "crops", "kinds")  # arrays of frames
 
 
@@ -120,44 +118,6 @@ class ClipBatch:
         """
         if self.place is not None:
             self.place.release()
-
-
-def array_shapes(
-    data: DataConfig, length: int, clips: int, planes: tuple[int, int] | None = None
-) -> Shapes:
-    """Return the arrays for the frames of batches: `rgb`, or those of `YuvClips`.
-
-    Args:
-        data: Size of clips.
-        length: Number of batches.
-        clips: Clips per batch.
-        planes: Largest height and width of planes; None: RGB.
-    """
-    batch = (length, clips)
-    if planes is None:
-        return {"rgb": ("uint8", (*batch, data.num_frames, data.frame_size, data.frame_size, 3))}
-    height, width = planes
-    half = (*batch, data.num_frames, (height + 1) // 2, (width + 1) // 2)
-    return {
-        "y": ("uint8", (*batch, data.num_frames, height, width)),
-        "u": ("uint8", half),
-        "v": ("uint8", half),
-        "crops": ("int64", (*batch, 4)),
-        "kinds": ("int64", batch),
-    }
-
-
-def ring_length(data: DataConfig, clips: int, planes: tuple[int, int] | None = None) -> int:
-    """Return the number of batches that `data.prefetch_bytes` allows, plus the one in use.
-
-    Args:
-        data: Size of clips, prefetch limit.
-        clips: Clips per batch.
-        planes: Largest height and width of planes; None: RGB.
-    """
-    ((_, one), *_) = array_shapes(data, 1, clips, planes).values()
-    batch_bytes = math.prod(one) if planes is None else math.prod(one) * 3 // 2
-    return 1 + min(max(data.prefetch_bytes // batch_bytes, _MIN_PREFETCH), _MAX_PREFETCH)
 
 
 def ring_shapes(

@@ -41,6 +41,7 @@ Key = tuple[int | str, ...]  # key of a random stream
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # dtype and shape of arrays, by name
 
 _ALIGNMENT = 64  # bytes
+_MIN_PREFETCH, _MAX_PREFETCH = 2, 16  # batches; more than a few gain nothing
 # The 13 places of a crop, in quarters of the free room: corners, center, edges, inner quarters.
 _PLACES = (
     *((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)),
@@ -183,6 +184,55 @@ def plan_clips(
     numbers = window_frames(info.num_frames, data, window, phase, allow_short=allow_short)
     within = stored_region(info, data.region)
     return numbers, [random_crop(Stream(*key), within, data.crop_scales) for key in crops]
+
+
+def array_shapes(
+    data: DataConfig, length: int, clips: int, planes: tuple[int, int] | None = None
+) -> Shapes:
+    """Return the arrays for the frames of batches: `rgb`, or those of `YuvClips`.
+
+    Args:
+        data: Size of clips.
+        length: Number of batches.
+        clips: Clips per batch.
+        planes: Largest height and width of planes; None: RGB.
+    """
+    batch = (length, clips)
+    if planes is None:
+        return {"rgb": ("uint8", (*batch, data.num_frames, data.frame_size, data.frame_size, 3))}
+    height, width = planes
+    half = (*batch, data.num_frames, (height + 1) // 2, (width + 1) // 2)
+    return {
+        "y": ("uint8", (*batch, data.num_frames, height, width)),
+        "u": ("uint8", half),
+        "v": ("uint8", half),
+        "crops": ("int64", (*batch, 4)),
+        "kinds": ("int64", batch),
+    }
+
+
+def ring_length(data: DataConfig, clips: int, planes: tuple[int, int] | None = None) -> int:
+    """Return the number of batches that `data.prefetch_bytes` allows, plus the one in use.
+
+    Args:
+        data: Size of clips, prefetch limit.
+        clips: Clips per batch.
+        planes: Largest height and width of planes; None: RGB.
+    """
+    ((_, one), *_) = array_shapes(data, 1, clips, planes).values()
+    batch_bytes = math.prod(one) if planes is None else math.prod(one) * 3 // 2
+    return 1 + min(max(data.prefetch_bytes // batch_bytes, _MIN_PREFETCH), _MAX_PREFETCH)
+
+
+def prefetch_bytes(data: DataConfig, clips: int) -> int:
+    """Return the bytes of a rank's ring of RGB batches.
+
+    Args:
+        data: Size of clips, prefetch limit.
+        clips: Clips per batch.
+    """
+    ((_, shape),) = array_shapes(data, ring_length(data, clips), clips).values()
+    return math.prod(shape)
 
 
 class SharedArrays:

@@ -19,6 +19,7 @@ import os
 import torch
 
 from svfap_dist.config import Config, check_world_size
+from svfap_dist.data.clips import prefetch_bytes
 from svfap_dist.data.read_ahead import plan_reads
 from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError
@@ -193,7 +194,7 @@ class _Planner:
         throughput = limits.throughput(self._costs(model, step, found))
         total = self._total_steps(found)
         micro = batch // self._world_size // self._accumulation
-        ring = memory.prefetch_bytes(config.data, batch // self._world_size)
+        ring = prefetch_bytes(config.data, batch // self._world_size)
         by_stage = rank_bytes_by_stage(model, self._world_size, micro, ring, self._on_gpu)
         rate = throughput.clips_per_second
         return Plan(

@@ -8,14 +8,12 @@ from that in `plan.limits`.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from svfap_dist.config import DataConfig, TrainConfig
-from svfap_dist.data.batch import array_shapes, ring_length
+from svfap_dist.config import TrainConfig
 from svfap_dist.model import layers
 
 FLOAT_BYTES = 4  # of the optimizer's numbers
@@ -89,14 +87,3 @@ def checkpoint_bytes(model: nn.Module, train: TrainConfig) -> int:
     number_bytes = getattr(torch, train.dtype).itemsize
     optimizer = (ADAM_MOMENTS + (train.zero_stage > 0)) * FLOAT_BYTES
     return sum(p.numel() for p in model.parameters()) * (2 * number_bytes + optimizer)
-
-
-def prefetch_bytes(data: DataConfig, clips: int) -> int:
-    """Return the bytes of a rank's ring of RGB batches.
-
-    Args:
-        data: shape of the clips, and `data.prefetch_bytes`.
-        clips: of a rank's batch.
-    """
-    ((_, shape),) = array_shapes(data, ring_length(data, clips), clips).values()
-    return math.prod(shape)

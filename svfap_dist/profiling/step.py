@@ -24,7 +24,8 @@ import torch
 from svfap_dist import distributed
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data import masking
-from svfap_dist.data.batch import ClipBatch, ring_length
+from svfap_dist.data.batch import ClipBatch
+from svfap_dist.data.clips import ring_length
 from svfap_dist.data.filler import BatchSlots
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.distributed import World

@@ -151,5 +151,5 @@ def test_shards_cut_to_the_region_are_used_whole():
 def test_shards_cut_to_another_region_are_refused():
     video, info = make_video(None, 80, size=(224, 224)), VideoInfo(80, 25.0, 224, 224, "h264")
     cut = transcode(video, info, TrainProfile(region="centre"))
-    with pytest.raises(ConfigError, match=r"data\.region=centre"):
+    with pytest.raises(ConfigError, match=r"data\.region=center"):
         plan_clips(cut[1], small_config(region="voxceleb2").data, (0,), [(0,)])

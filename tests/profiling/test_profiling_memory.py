@@ -9,6 +9,7 @@ import torch
 
 from svfap_dist.config import Config, recipe
 from svfap_dist.data.batch import BatchRing
+from svfap_dist.data.clips import prefetch_bytes
 from svfap_dist.plan.limits import rank_bytes_by_stage
 from svfap_dist.profiling import memory
 from svfap_dist.profiling.memory import ModelBytes
@@ -86,4 +87,4 @@ def test_prefetched_batches_are_the_ring(megabytes: int) -> None:
     for ranks in (1, 2):
         with BatchRing(config, config.train.global_batch_size // ranks) as ring:
             clips = config.train.global_batch_size // ranks
-            assert memory.prefetch_bytes(config.data, clips) == ring.length * ring.frames(0).nbytes
+            assert prefetch_bytes(config.data, clips) == ring.length * ring.frames(0).nbytes
