@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import socket
 import sys
@@ -62,6 +64,10 @@ def test_threads_are_divided_only_among_ranks_on_the_same_cores(
     assert engine._fair_threads() == threads
 
 
+class _OtherHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    pass
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_no_kernel_of_deepspeed_is_probed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str
@@ -78,8 +84,12 @@ def test_no_kernel_of_deepspeed_is_probed(
     monkeypatch.setitem(sys.modules, "deepspeed", package)
     monkeypatch.setitem(sys.modules, "deepspeed.ops", ops)
     monkeypatch.setenv("DS_ACCELERATOR", device)
+    own, other = logging.StreamHandler(sys.stdout), _OtherHandler(io.StringIO())
+    monkeypatch.setattr(logging.getLogger("DeepSpeed"), "handlers", [own, other])
     assert engine._deepspeed(torch.device(device)) is package
     assert capsys.readouterr().out == ""
+    assert own.stream is sys.stderr
+    assert isinstance(other.stream, io.StringIO)  # of the program that embeds training
     assert vars(ops).get("__compatible_ops__") == (
         {"deepspeed_shm_comm": False} if device == "cpu" else None
     )
