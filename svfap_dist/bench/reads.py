@@ -2,8 +2,8 @@
 
 The order of samples and the planning of reads are those of training (`data.read_ahead`); the data
 set is made up, and nothing is read. For comparison, the rule of the first release: the first order
-of samples, ranges of 8 MiB on a fixed grid, requested when a sample of theirs is needed and kept up
-to 1 GiB per rank, or single samples where the blocks of all lanes do not fit in that.
+of samples, ranges of 8 MiB on a fixed grid, requested when one of their samples is needed and kept
+up to 1 GiB per rank, or single samples where the blocks of all lanes do not fit in that.
 """
 
 from __future__ import annotations

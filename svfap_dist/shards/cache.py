@@ -287,7 +287,7 @@ class _Part:
                 claimed += 1
             self._busy.update(range(first, claimed))
         try:
-            # Locks are between processes. One that waits for another's would be taken for a
+            # Locks are between processes. One that waits for another's would look like a
             # deadlock if the other waits for one of this process's, which other threads hold.
             while claimed > first and not self._lock_pieces(first, claimed):
                 time.sleep(_POLL_SECONDS)

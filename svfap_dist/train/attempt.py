@@ -207,7 +207,7 @@ class Attempt:
         return self._recorder.meter.waiting(batches)
 
     def _learning_rate(self, step: int) -> float:
-        """Return the learning rate of the optimizer step after so many."""
+        """Return the learning rate of the optimizer step after `step` completed ones."""
         batch_size = self._config.train.global_batch_size
         return learning_rate_at(self._config.optim, batch_size, self.total_steps, step)
 
