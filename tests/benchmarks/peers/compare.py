@@ -79,7 +79,12 @@ def make_data(folder: Path, copies: int) -> None:
         url = str(folder / profile)
         settings = f"clips={RENDERED},frames=200,size=224"
         sharding.shard(
-            "synthetic", settings, url, profile=profile, train=TRAIN, max_samples_per_shard=SHARD
+            "synthetic",
+            settings,
+            url,
+            profile=profile,
+            train=TRAIN if profile == "train" else None,
+            max_samples_per_shard=SHARD,
         )
         if profile == "source":
             write_files(url, folder, copies)

@@ -3,7 +3,8 @@
 Run by `compare.py`: `pipelines.py NAME prepare|start|resume FOLDER`. Each pipeline is written as
 its project's documentation has it. All give uint8 clips of the same shape in batches of the same
 size by two worker processes, and decode with torchcodec, the fastest decoder that they can use.
-A pipeline yields (keys, clips) and returns its state.
+A pipeline yields (keys, clips) and returns its state. torch is imported where it is used: processes
+that are spawned import this module, and those of ours need no torch.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 FRAMES, STRIDE, SIDE = 16, 4, 160  # of a clip
 BATCH, WORKERS = 32, 2
@@ -30,6 +33,7 @@ CHECKED = 2  # batches whose keys must be those of the run that was not interrup
 
 def cut(video: bytes) -> torch.Tensor:
     """Return a random clip of a video: uint8 [F, 3, S, S]."""
+    import torch
     from torchcodec.decoders import VideoDecoder
 
     source = VideoDecoder(video, seek_mode="approximate", num_ffmpeg_threads=1)
@@ -44,11 +48,15 @@ def cut(video: bytes) -> torch.Tensor:
 
 def init_worker(number: int) -> None:
     """Let each worker use one core, as ours do."""
+    import torch
+
     torch.set_num_threads(1)
 
 
 def collate(samples: list[tuple[str, torch.Tensor]]) -> tuple[list[str], torch.Tensor]:
     """Return keys and clips of a batch."""
+    import torch
+
     return [key for key, _ in samples], torch.stack([clip for _, clip in samples])
 
 
@@ -200,6 +208,8 @@ class Energon:
                 super().__init__(raw_batch_type=dict, batch_type=dict)
 
             def batch(self, samples: list[Any]) -> dict[str, Any]:
+                import torch
+
                 clips = torch.stack([sample["clip"] for sample in samples])
                 keys = [sample["__key__"] for sample in samples]
                 return {"__key__": keys, "__restore_key__": (), "clips": clips}
@@ -230,6 +240,7 @@ class WebDataset:
 
     def batches(self, state: Any, local: str) -> tuple[Iterator[Any], Callable[[], Any]]:
         """Return batches from a state on, and what returns the state."""
+        import torch.utils.data
         import webdataset as wds
 
         tars = [f"file:{path}" for path in sorted((self.folder / "tars").iterdir())]
@@ -247,7 +258,7 @@ class WebDataset:
         return counted(iter(loader), taken)
 
 
-class Files(torch.utils.data.Dataset[Any]):
+class Files:
     """A folder of videos."""
 
     def __init__(self, folder: Path) -> None:
@@ -271,6 +282,8 @@ class TorchCodec:
 
     def batches(self, state: Any, local: str) -> tuple[Iterator[Any], Callable[[], Any]]:
         """Return batches from a state on, and what returns the state."""
+        import torch.utils.data
+
         data, taken = Files(self.folder), state or 0
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
         loader = torch.utils.data.DataLoader(
