@@ -8,6 +8,7 @@ up to 1 GiB per rank, or single samples where the blocks of all lanes do not fit
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import math
@@ -165,7 +166,7 @@ class _Pool(RangePool):
         return dict.fromkeys(extents, b"")
 
 
-class _Ranks:
+class _Ranks(abc.ABC):
     """Rank 0 of some ranks."""
 
     rule: str
@@ -178,14 +179,14 @@ class _Ranks:
             lambda epoch: EpochOrder.of_run(config, sizes, epoch, None)
         )
 
+    @abc.abstractmethod
     def use(self, step: int) -> None:
         """Read the samples of a step of epoch 0."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def bytes_kept(self) -> tuple[int, int]:
         """Bytes kept now, and at most."""
-        raise NotImplementedError
 
     def replay(self) -> RankReads:
         """Use some steps and look at the requests."""

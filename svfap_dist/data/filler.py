@@ -21,27 +21,25 @@ import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
 
 import numpy as np
 
-from svfap_dist.config import Config, DataConfig
+from svfap_dist.config import Config
 from svfap_dist.data import masking
 from svfap_dist.data.clips import (
     ClipRequest,
     ClipWorker,
     DecodeJob,
-    DecodeResult,
     Key,
     SharedArrays,
     window_frames,
 )
+from svfap_dist.data.decode_pool import ClipDecoder, DecodePool
 from svfap_dist.data.read_ahead import ReadAhead
 from svfap_dist.data.sample_order import EpochOrder, Slot, steps_per_epoch
 from svfap_dist.data.selection import Selection
 from svfap_dist.distributed import World
-from svfap_dist.errors import ClusterError, HealthError
-from svfap_dist.parallel.processes import CrashedError, HungError, ProcessPool, StartError
+from svfap_dist.errors import HealthError
 from svfap_dist.rng import Stream
 from svfap_dist.shards.blocks import Block
 from svfap_dist.shards.cache import ShardCache
@@ -54,7 +52,6 @@ _MAX_SLOTS_PER_TASK = 16
 _THREADS_PER_REQUEST = 4  # fetching threads for each request that is made ahead of its use
 _MAX_SUBSTITUTES = 256  # bad samples in a row that cannot be an accident
 _NICENESS = 5  # of the decode workers of a GPU
-_WORKER_BYTES = 8 << 30  # address space that a worker may use to decode
 Part = tuple[int, int]  # number of a part of a rank, and how many there are
 
 
@@ -135,97 +132,6 @@ class _SampleResult:
     bad: BadSample | None  # None: the clips are in their rows
     fetch_seconds: float
     decode_seconds: float = 0.0
-
-
-class ClipDecoder(Protocol):
-    """Does decode jobs for any number of threads."""
-
-    def __call__(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult]:
-        """Do jobs and return their outcomes, in order.
-
-        Args:
-            jobs: Done together.
-        """
-        ...
-
-    def interrupt(self) -> None:
-        """Make jobs under way, and later ones, raise CancelledError."""
-        ...
-
-    def close(self) -> None:
-        """End processes and threads, when no thread calls any more."""
-        ...
-
-
-class DecodePool:
-    """Killable processes that do jobs; any number of threads may call it.
-
-    A video that hangs or crashes its decoder costs one sample, and the next job a new process.
-    Without processes, the calling thread does the job with the same code, so the bits are the same.
-
-    Args:
-        worker: Does jobs.
-        data: Number of processes of a rank, deadline of a job.
-        part: Number of the part of the rank whose processes these are, and how many there are.
-        niceness: By how much their priority is below that of this process.
-    """
-
-    def __init__(
-        self,
-        worker: ClipWorker,
-        data: DataConfig,
-        part: Part = (0, 1),
-        niceness: int = 0,
-    ) -> None:
-        self._worker, self._seconds = worker, data.decode_seconds
-        self._pool: ProcessPool[Sequence[DecodeJob], list[DecodeResult]] | None = None
-        if data.decode_workers:
-            self._pool = ProcessPool(
-                worker,
-                _share_of(data.decode_workers, part),
-                seconds=data.decode_seconds,
-                memory_bytes=_WORKER_BYTES,
-                niceness=niceness,
-            )
-
-    def interrupt(self) -> None:
-        """See `ClipDecoder.interrupt`; the processes are killed."""
-        if self._pool:
-            self._pool.kill()
-
-    def close(self) -> None:
-        """See `ClipDecoder.close`."""
-        if self._pool:
-            self._pool.close()
-
-    def __call__(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult]:
-        """Do jobs in the next idle worker.
-
-        Args:
-            jobs: Sent together.
-
-        Raises:
-            ClusterError: Workers cannot be started.
-            CancelledError: After `interrupt`.
-        """
-        if self._pool is None:
-            return self._worker(jobs)
-        began = time.perf_counter()
-        try:
-            return self._pool(jobs)
-        except StartError as error:
-            what = "Decode workers cannot be started"
-            do = "see what the worker wrote to standard error; a training script needs "
-            do += '`if __name__ == "__main__":` around its calls'
-            raise ClusterError(what, "data.decode_workers", str(error), do) from error
-        except HungError:
-            reason, detail = "hung", f"the decoder gave no answer for {self._seconds:g} s"
-        except CrashedError as error:
-            reason, detail = "crashed", f"the decoder died: {error}"
-        if len(jobs) > 1:  # one of them is the cause: find it
-            return [result for job in jobs for result in self([job])]
-        bad = BadSample(jobs[0].packed.index, jobs[0].packed.key, reason, detail)
-        return [DecodeResult(bad, time.perf_counter() - began)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -505,7 +411,8 @@ def open_filler(
     # Where all cores are busy, launching the GPU's next kernels comes first, then fetching. On CPUs
     # a step is as long as its slowest part, and training would starve the workers.
     niceness = _NICENESS if config.cluster.use_gpu else 0
-    pool = DecodePool(does, config.data, part, niceness)
+    workers = config.data.decode_workers and _share_of(config.data.decode_workers, part)
+    pool = DecodePool(does, workers, config.data.decode_seconds, niceness)
     return BatchFiller(source, shared.arrays, pool, part)
 
 

@@ -79,7 +79,7 @@ WALKS = (
         closes=r"svfap_dist\.train\.update:backward",
         left_out=(_FLOOR, "cli"),
         once=(_TELEMETRY,),
-        limit=31,  # 24 before feeders, reads ahead by the block and the copy stream
+        limit=32,  # 24 before feeders, reads ahead by the block and the copy stream
     ),
     Walk(
         "video",

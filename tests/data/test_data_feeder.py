@@ -43,7 +43,7 @@ def quick(monkeypatch) -> None:
 
 
 def feeders_of_this_process() -> list[int]:
-    """Process groups are what tells a feeder from other children."""
+    """Find feeders among the children: only they lead process groups."""
     return [pid for pid in children_of(os.getpid()) if os.getpgid(pid) == pid]
 
 
@@ -128,9 +128,8 @@ def test_a_feeder_that_dies_at_the_same_step_again_and_again_ends_the_run(
     info = VideoInfo(FRAMES, 25.0, SIDE, SIDE, "h264")
     data_set = make_data_set(SIZES, {order_of(config_of(), SIZES, 0).sample(1, 5): (DIES, info)})
     batches = loader_of(data_set, config_of(feeders=1, prefetch_bytes=1)).batches(0, 6)
-    next(batches)
-    next(batches)
-    with pytest.raises(ClusterError, match=r"kept alive.*step 2.*code -9 3 times"):
+    # It fills step 2 ahead, so it may die before an earlier batch has been delivered.
+    with pytest.raises(ClusterError, match=r"kept alive.*step [0-2]\..*code -9 3 times"):
         list(batches)
     assert feeders_of_this_process() == []
 

@@ -110,7 +110,7 @@ def test_counters_of_the_optimizer_are_on_the_device_after_a_load() -> None:
 
 
 def test_states_of_parameters_are_loaded_onto_the_device() -> None:
-    """The device `meta` stands for a GPU: what is not made on it stays on the CPU."""
+    """Use the device `meta` as a GPU: tensors that are not moved to it stay on the CPU."""
     names = ("weight", "bias")
     weights = [torch.nn.Parameter(torch.ones(2, 3, device="meta")) for _ in names]
     network = torch.nn.Module()

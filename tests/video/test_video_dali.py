@@ -181,7 +181,7 @@ def test_a_video_of_one_frame(decoder):
 
 
 def test_what_the_gpu_cannot_decode_is_refused_before_it_ends_a_batch(monkeypatch):
-    """On the CPU with a card's number: the good clip is decoded in its batch, not by itself."""
+    """Decode on the CPU with a card's number: the good clip stays in its batch, not alone."""
     decoder = DaliDecoder("cpu")
     monkeypatch.setattr(decoder, "_gpu", (9, 0))
     monkeypatch.setattr(dali, "_one_by_one", None)
