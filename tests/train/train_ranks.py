@@ -198,6 +198,14 @@ def random_targets(config: Config, chance: torch.Generator) -> torch.Tensor | No
     return torch.rand(count, outputs, generator=chance)
 
 
+def _save_on_rank_0(states: dict[str, Any], path: str) -> None:
+    """Write `states`, which all ranks hold, to `path` once: two writers would mix their bytes."""
+    import torch
+
+    if os.environ["RANK"] == "0":
+        torch.save(states, path)
+
+
 def engine_steps(
     tables: dict[str, Any], rates: list[float], weights: str, cut_at: int = 0
 ) -> dict[str, list[float]]:
@@ -227,7 +235,7 @@ def engine_steps(
             result = engine.update(rate).read()
             seen["loss"].append(result.loss)
             seen["grad_norm"].append(result.grad_norm)
-        torch.save(engine.state_dict(), weights)
+        _save_on_rank_0(engine.state_dict(), weights)
         engine.close()
     return seen
 
@@ -280,7 +288,7 @@ def updates(
             sums = [float(value.double().sum()) for state in states for value in state.values()]
             total = sum(float(v.double().sum()) for v in engine.state_dict().values())
             seen["optimizer"].append([*sums, total])
-        torch.save(engine.state_dict(), weights)
+        _save_on_rank_0(engine.state_dict(), weights)
         engine.close()
     return seen
 
