@@ -1,8 +1,11 @@
-"""A real Ray cluster over two hosts on this machine: each host is a set of namespaces of its own.
+"""A real Ray cluster over several hosts on this machine, each a set of namespaces of its own.
 
 A host has its own network (a veth pair on a bridge, 10.78.0.0/24), host name, process ids, /dev/shm
 and /tmp/ray; they share the rest of the file system. Its first process keeps it alive, and when
-that is killed the kernel kills all of the host. The cluster asks for a token.
+that is killed the kernel kills all of the host. The cluster requires a token.
+
+A host can be powered off (`power_cut`: no packet tells the others), started again (`boot`, then
+`join`), cut off from the network and reconnected, or announced as preempted (`take_away`).
 """
 
 from __future__ import annotations
@@ -14,55 +17,63 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 from waiting import until
 
-HOSTS = {"svfap-h1": "10.78.0.1", "svfap-h2": "10.78.0.2"}
-_HEAD, _WORKER = HOSTS
-_LINKS = {host: f"{host}-link" for host in HOSTS}  # of veth pairs, our ends
 _BRIDGE, _OUR_ADDRESS = "svfap-bridge", "10.78.0.254"
 _INIT = (
     "hostname {host}; mkdir -p /tmp/ray; mount -t tmpfs -o size=1g tmpfs /dev/shm; "
     "mount -t tmpfs -o size=1g tmpfs /tmp/ray; echo up; while :; do sleep 1000 & wait; done"
 )
 _START = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"]
+_NAMESPACES = ["--net", "--uts", "--pid", "--ipc", "--mount"]
 
 
 class RayHosts:
-    """Two hosts with a CPU each; `address` is the dashboard's, `environment` its clients'."""
+    """Hosts with a CPU each, the first one is the head.
 
-    def __init__(self) -> None:
-        self.address = f"http://{HOSTS[_HEAD]}:8265"
+    `hosts` maps names to IP addresses, `address` is the dashboard's, `environment` its clients'.
+
+    Args:
+        count: Number of hosts.
+        variables: Further environment variables of the cluster and its clients.
+    """
+
+    def __init__(self, count: int = 2, **variables: str) -> None:
+        self.hosts = {f"svfap-h{i}": f"10.78.0.{i}" for i in range(1, count + 1)}
+        self.head = next(iter(self.hosts))
+        self.address = f"http://{self.hosts[self.head]}:8265"
         self.environment = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            **variables,
         }
         self._inits: dict[str, subprocess.Popen[str]] = {}
 
     def start(self) -> None:
+        """Boot all hosts, the head first, and join them to one cluster."""
         _ip(f"link add {_BRIDGE} type bridge")
         _ip(f"addr add {_OUR_ADDRESS}/24 dev {_BRIDGE}")
         _ip(f"link set {_BRIDGE} up")
-        for host, link in _LINKS.items():
-            self._boot(host, link)
-        head = f"--node-ip-address={HOSTS[_HEAD]}"
-        dashboard = f"--dashboard-host={HOSTS[_HEAD]}"
-        self.on(_HEAD, "ray", "start", "--head", head, "--port=6379", dashboard, *_START)
-        address = f"--node-ip-address={HOSTS[_WORKER]}"
-        self.on(_WORKER, "ray", "start", f"--address={HOSTS[_HEAD]}:6379", address, *_START)
+        for host in self.hosts:
+            self.boot(host)
+            self.join(host)
 
-    def _boot(self, host: str, link: str) -> None:
+    def boot(self, host: str) -> None:
+        """Start a host that is off, with empty /dev/shm and /tmp/ray; Ray does not run on it."""
         names = Path("/etc/netns", host)  # `ip netns exec` puts what lies here into /etc
-        names.mkdir(parents=True)
-        hosts = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in HOSTS.items())]
-        (names / "hosts").write_text("\n".join(hosts) + "\n")
+        names.mkdir(parents=True, exist_ok=True)
+        rows = ["127.0.0.1 localhost", *(f"{at} {name}" for name, at in self.hosts.items())]
+        (names / "hosts").write_text("\n".join(rows) + "\n")
+        link = _link(host)
         _ip(f"netns add {host}")
         _ip(f"link add {link} type veth peer name eth0 netns {host}")
         _ip(f"link set {link} master {_BRIDGE} up")
-        _ip(f"-n {host} addr add {HOSTS[host]}/24 dev eth0")
+        _ip(f"-n {host} addr add {self.hosts[host]}/24 dev eth0")
         _ip(f"-n {host} link set eth0 up")
         _ip(f"-n {host} link set lo up")
         own = ["--uts", "--pid", "--ipc", "--mount", "--mount-proc", "--fork", "--kill-child"]
@@ -75,21 +86,37 @@ class RayHosts:
         assert output is not None
         assert output.readline() == "up\n"
 
+    def join(self, host: str) -> None:
+        """Start Ray on a host: the head's begins a cluster, that of others joins it."""
+        where = [f"--node-ip-address={self.hosts[host]}"]
+        if host == self.head:
+            dashboard = f"--dashboard-host={self.hosts[host]}"
+            self.on(host, "ray", "start", "--head", *where, "--port=6379", dashboard, *_START)
+        else:
+            head = f"--address={self.hosts[self.head]}:6379"
+            self.on(host, "ray", "start", head, *where, *_START)
+
+    def power_cut(self, host: str) -> None:
+        """Kill all of a host at once; the others get no packet about it."""
+        _ip(f"link del {_link(host)}")
+        init = self._inits.pop(host)
+        init.send_signal(signal.SIGKILL)  # unshare's --kill-child takes the host along
+        init.wait()
+        until(lambda: not _ip(f"netns pids {host}"), f"the end of {host}")
+        _ip(f"netns del {host}")
+
+    def cut_off(self, host: str) -> None:
+        """Disconnect a host from the network; its processes continue."""
+        _ip(f"link set {_link(host)} down")
+
+    def reconnect(self, host: str) -> None:
+        """Connect a host that was cut off."""
+        _ip(f"link set {_link(host)} up")
+
     def on(self, host: str, *command: str) -> str:
         """Standard output of a command on a host; it must succeed."""
-        unshare = self._inits[host].pid  # `ip netns exec` has become it
-        (init,) = Path(f"/proc/{unshare}/task/{unshare}/children").read_text().split()
         done = subprocess.run(
-            [
-                "nsenter",
-                f"--target={init}",
-                "--net",
-                "--uts",
-                "--pid",
-                "--ipc",
-                "--mount",
-                *command,
-            ],
+            [*self._enter(host), *command],
             env=os.environ | self.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -100,29 +127,54 @@ class RayHosts:
         assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
         return done.stdout
 
-    def take_away_worker(self, seconds: int) -> None:
-        """Have Ray announce that the second host will be taken away, as for a spot instance."""
+    def launch(
+        self, host: str, *command: str, output: IO[str], **variables: str
+    ) -> subprocess.Popen:
+        """Start a command on a host; killing the result leaves the command itself alive."""
+        return subprocess.Popen(
+            [*self._enter(host), *command],
+            env=os.environ | self.environment | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def _enter(self, host: str) -> list[str]:
+        unshare = self._inits[host].pid  # `ip netns exec` has become it
+        (init,) = Path(f"/proc/{unshare}/task/{unshare}/children").read_text().split()
+        return ["nsenter", f"--target={init}", *_NAMESPACES]
+
+    def take_away(self, host: str, seconds: int) -> None:
+        """Have Ray announce that a host will be taken away, as for a spot instance."""
         find = "import ray; ray.init(address='auto', log_to_driver=False); print(*("
-        find += f"n['NodeID'] for n in ray.nodes() if n['NodeManagerHostname'] == '{_WORKER}'))"
-        node = self.on(_HEAD, "python", "-c", find).strip()
+        find += "n['NodeID'] for n in ray.nodes() "
+        find += f"if n['Alive'] and n['NodeManagerHostname'] == '{host}'))"
+        node = self.on(self.head, "python", "-c", find).strip()
         reason = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test"]
         deadline = f"--deadline-remaining-seconds={seconds}"
-        address = f"--address={HOSTS[_HEAD]}:6379"
-        self.on(_HEAD, "ray", "drain-node", address, f"--node-id={node}", *reason, deadline)
+        address = f"--address={self.hosts[self.head]}:6379"
+        self.on(self.head, "ray", "drain-node", address, f"--node-id={node}", *reason, deadline)
 
     def stop(self) -> None:
+        """End all hosts and their network."""
         for init in self._inits.values():
-            init.send_signal(signal.SIGKILL)  # unshare's --kill-child takes the host along
+            init.send_signal(signal.SIGKILL)
             init.wait()
-        for host in HOSTS:
+        for host in self.hosts:
             if Path("/run/netns", host).exists():
                 until(lambda host=host: not _ip(f"netns pids {host}"), f"the end of {host}")
                 _ip(f"netns del {host}")
             shutil.rmtree(Path("/etc/netns", host), ignore_errors=True)
         # A network namespace outlives its name for a while, or not; its links must be gone.
-        for link in (*_LINKS.values(), _BRIDGE):
+        for link in (*map(_link, self.hosts), _BRIDGE):
             subprocess.run(["ip", "link", "del", link], capture_output=True, check=False)
             assert not Path("/sys/class/net", link).exists()
+
+
+def _link(host: str) -> str:
+    """Return the name of our end of a host's veth pair."""
+    return f"{host}-link"
 
 
 def _ip(words: str) -> str:

@@ -1,4 +1,4 @@
-"""`svfap launch ray` on a real cluster of two hosts that asks for a token."""
+"""`svfap launch ray` on a real cluster of two hosts that requires a token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from launched_runs import SMALL, STEPS, events, order, steps_done, svfap
-from ray_hosts import HOSTS, RayHosts
+from ray_hosts import RayHosts
 from waiting import until
 
 from svfap_dist.checkpoint import store
@@ -87,7 +87,7 @@ def test_stop_with_a_checkpoint_and_resubmit(ray_hosts, launched, undisturbed, t
     first = launched(run)
     until_at_work(first, run)
     (start,) = events(run, "start")
-    assert {rank["host"] for rank in start["ranks"]} == set(HOSTS)
+    assert {rank["host"] for rank in start["ranks"]} == set(ray_hosts.hosts)
     door = ["--address", ray_hosts.address]
     stopped = svfap("launch", "stop", first.job, *door, **ray_hosts.environment)
     assert "STOPPED" in stopped.stdout, stopped.stderr
@@ -127,7 +127,7 @@ def test_a_host_that_will_be_taken_away_costs_a_checkpoint_only(ray_hosts, launc
     run = tmp_path / "run"
     followed = launched(run, "train.max_steps=100000")
     until_at_work(followed, run)
-    ray_hosts.take_away_worker(seconds=600)
+    ray_hosts.take_away("svfap-h2", seconds=600)
     until(lambda: events(run, "checkpoint"), "a checkpoint before the host goes", 120)
     (saved,) = events(run, "checkpoint")
     until(lambda: steps_done(run) > saved["step"] + 5, "further steps")
