@@ -214,8 +214,6 @@ def engine_steps(
     """
     import tempfile
 
-    import torch
-
     from svfap_dist.config import recipe
     from svfap_dist.train.engine import Engine, process_group
     from svfap_dist.train.objective import build_objective
@@ -247,8 +245,6 @@ def updates(
     batches; the weights at the end go to a file. At `bad_step` the last rank has a finite loss
     whose gradient is not finite."""
     import dataclasses
-
-    import torch
 
     from svfap_dist.config import recipe
     from svfap_dist.profiling.operations import counted
