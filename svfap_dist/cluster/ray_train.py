@@ -259,10 +259,14 @@ def _report_failure(board: Any, step: int, error: Exception) -> None:
 
 
 def _nodes_leaving() -> Set[str]:
-    """Return the ids of the group's nodes that will be preempted; a barrier of all ranks."""
-    from ray.train import get_preemption_info
+    """Return the ids of the group's nodes that will be preempted.
 
-    info = get_preemption_info()
+    Ray Train tells every rank in its own memory. `ray.train.get_preemption_info` reads it there,
+    too, but then makes all ranks wait for each other in an actor.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    info = get_train_context().preemption_context.preemption_info
     return frozenset(info.preempted_node_ids) if info is not None else frozenset()
 
 

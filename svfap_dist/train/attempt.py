@@ -232,7 +232,7 @@ class Attempt:
         vote = health.StepVote(
             stop=bool(notice.stop_reason()),
             finish_upload=self._checkpointer.upload_ended,
-            check_nodes=notice.nodes_check_due,
+            save=notice.new_nodes_leaving(),
         )
         counts = vote.counts(batch.num_slots, len(batch.bad))
         update = self.engine.update(self._learning_rate(self.step), counts)

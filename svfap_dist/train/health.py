@@ -33,7 +33,7 @@ class StepVote:
 
     stop: bool = False  # save and stop
     finish_upload: bool = False  # collect the outcome of the checkpoint upload, which has ended
-    check_nodes: bool = False  # check whether nodes will be preempted
+    save: bool = False  # save and continue, since a node will be preempted
 
     def counts(self, samples: int, bad: int) -> tuple[float, ...]:
         """Return the numbers to add over all ranks, as `Health` reads them.
@@ -42,7 +42,7 @@ class StepVote:
             samples: Number of the rank's samples in the step.
             bad: Number of bad ones among them.
         """
-        return (bad, samples, self.stop, self.finish_upload, self.check_nodes)
+        return (bad, samples, self.stop, self.finish_upload, self.save)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Health:
 
     def _add_votes(self, before: StepDecision, pending: _Pending) -> StepDecision:
         result = pending.update.read()
-        bad, seen, stops, uploads, checks = result.counts
+        bad, seen, stops, uploads, saves = result.counts
         if not result.losses_are_finite:
             raise _not_finite(pending.step, [] if result.own_loss_is_finite else pending.keys())
         if not result.applied:
@@ -123,7 +123,7 @@ class Health:
         return StepDecision(
             stop=before.stop or stops > 0,
             finish_upload=before.finish_upload or uploads > 0,
-            check_nodes=before.check_nodes or checks > 0,
+            save=before.save or saves > 0,
             loss=result.loss,
             grad_norm=result.grad_norm,
         )

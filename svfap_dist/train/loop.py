@@ -40,8 +40,8 @@ def run(
         on_begin: Called before the first step with all ranks' metrics addresses, on rank 0.
         stop_requested: Returns a reason to stop, or "". Once it returns one on any rank, all save a
             checkpoint and stop, as they do at SIGTERM, SIGUSR1, Ctrl-C and `train.max_seconds`.
-        nodes_leaving: Returns the nodes that will be preempted; a collective. At a new one all
-            ranks save a checkpoint and continue.
+        nodes_leaving: Returns the nodes that will be preempted, without waiting; called on rank 0.
+            At a new one all ranks save a checkpoint and continue.
         context: On rank 0, the result of `preflight`; None: read again.
         on_failure: Called with the completed steps and the error that ends this rank.
 
@@ -57,7 +57,8 @@ def run(
     check_world_size(config, world.world_size)
     with contextlib.ExitStack() as stack:
         caught = stack.enter_context(catch_stop_signals())
-        notice = Notice(caught, stop_requested, nodes_leaving, config.train.max_seconds)
+        leaving = nodes_leaving if world.is_main else None
+        notice = Notice(caught, stop_requested, leaving, config.train.max_seconds)
         device = stack.enter_context(process_group(config, world))
         attempt = Attempt(config, world, device, on_log, on_begin, stack, context, on_failure)
         if attempt.step == 0:
@@ -70,7 +71,7 @@ def run(
                 for period in (train.log_every, train.eval_every, train.checkpoint_every)
             )
             decision = attempt.decide(up_to_now=logs or evaluates or saves)
-            saves |= decision.check_nodes and notice.new_nodes_leaving()
+            saves |= decision.save
             if decision.stop or saves:  # neither follows a step whose outcome is not known
                 decision = attempt.decide(up_to_now=True, before=decision)
             ends = decision.stop or attempt.step == attempt.total_steps

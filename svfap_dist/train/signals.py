@@ -6,8 +6,8 @@ kinds:
 - *Stop*: save and end. SIGTERM, SIGUSR1 (Slurm's warning before the time limit) and SIGINT
   (Ctrl-C), a launcher's request by other means than signals, and `train.max_seconds`. The first one
   becomes the run's stop reason, which `exit_code` translates for a shell or a scheduler.
-- *Save*: a node will be preempted (Ray's notice). The run saves and continues; the launcher
-  restarts the ranks elsewhere when the node is gone.
+- *Save*: a node will be preempted (Ray's notice, which rank 0 looks at). The run saves and
+  continues; the launcher restarts the ranks elsewhere when the node is gone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 FINISHED, TIME_IS_UP = "finished", "train.max_seconds"
 EX_TEMPFAIL = 75  # "try again later" (sysexits.h): exit code when the time limit is over
-_CHECK_SECONDS = 5.0  # between checks for nodes that leave, which are collectives
 
 log = logging.getLogger(__name__)
 _outermost: list[list[str]] = []  # names caught by the outermost `catch_stop_signals`
@@ -82,8 +81,8 @@ class Notice:
     Args:
         caught: Returns the name of a signal, or "".
         requested: Returns the launcher's reason to stop, or "".
-        nodes_leaving: Returns the run's nodes that will be preempted; a collective, called about
-            every five seconds. None where the launcher cannot know.
+        nodes_leaving: Returns the run's nodes that will be preempted, as far as this rank knows;
+            called at every step, so it must not wait. None where the launcher cannot know.
         max_seconds: Time limit from now on; 0: none.
         clock: Seconds, for tests.
     """
@@ -99,7 +98,6 @@ class Notice:
         self._caught, self._requested, self._nodes_leaving = caught, requested, nodes_leaving
         self._clock = clock
         self._end = clock() + max_seconds if max_seconds else float("inf")
-        self._next_check = clock()
         self._known: Set[str] = frozenset()
 
     def external_stop_reason(self) -> str:
@@ -110,16 +108,10 @@ class Notice:
         """Return the reason to stop, the time limit included, "" without one."""
         return self.external_stop_reason() or (TIME_IS_UP if self._clock() >= self._end else "")
 
-    @property
-    def nodes_check_due(self) -> bool:
-        """Return whether all ranks should check for nodes that leave."""
-        return self._nodes_leaving is not None and self._clock() >= self._next_check
-
     def new_nodes_leaving(self) -> bool:
-        """Return whether more nodes will leave than at the last check; a collective."""
+        """Return whether more nodes will leave than at the last call."""
         if self._nodes_leaving is None:
             return False
-        self._next_check = self._clock() + _CHECK_SECONDS
         found = self._nodes_leaving()
         is_news = not found <= self._known
         self._known = self._known | found

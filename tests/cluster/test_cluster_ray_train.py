@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import ray
 import torch
+from ray.train.v2._internal.execution.preemption import PreemptionContext
+from ray.train.v2.api.preemption import PreemptionInfo
 
 from data_sharding.pipeline import shard
 from svfap_dist.checkpoint import store
@@ -215,3 +217,13 @@ def test_failures_of_peers_and_stores_may_come_again(board):
     ):
         assert attempt(board, (3, error)) is None
         assert attempt(board, (3, error)) is None
+
+
+def test_a_rank_knows_which_nodes_leave_without_any_other(monkeypatch):
+    """Ray Train writes it into each rank's memory; its public function waits for all ranks."""
+    known = PreemptionContext()
+    context = types.SimpleNamespace(preemption_context=known)
+    monkeypatch.setattr("ray.train.v2._internal.execution.context._train_context", context)
+    assert ray_train._nodes_leaving() == set()
+    known.preemption_info = PreemptionInfo(None, {"node-b": [2, 3], "node-a": [0]})
+    assert ray_train._nodes_leaving() == {"node-a", "node-b"}

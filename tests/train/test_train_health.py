@@ -41,12 +41,12 @@ def test_the_decision_is_what_any_step_voted_for_one_step_late() -> None:
     health.add(1, lambda: ["a"], an_update(StepVote(stop=True), loss=1.5, norm=0.5))
     assert health.decide(up_to_now=False) == StepDecision()
     assert health.completed == 0
-    health.add(2, lambda: ["a"], an_update(StepVote(check_nodes=True), loss=2.5, norm=3.0))
+    health.add(2, lambda: ["a"], an_update(StepVote(save=True), loss=2.5, norm=3.0))
     first = health.decide(up_to_now=False)
     assert first == StepDecision(stop=True, loss=1.5, grad_norm=0.5)
     assert health.completed == 1
     both = health.decide(up_to_now=True, before=first)
-    assert both == StepDecision(stop=True, check_nodes=True, loss=2.5, grad_norm=3.0)
+    assert both == StepDecision(stop=True, save=True, loss=2.5, grad_norm=3.0)
     assert health.decide(up_to_now=True, before=both) == both
     assert health.completed == 2
 

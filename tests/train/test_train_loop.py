@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from svfap_dist.config import recipe
-from svfap_dist.train import loop
+from svfap_dist.distributed import World
+from svfap_dist.train import loop, signals
 from svfap_dist.train.health import NOTHING, StepDecision
 
 STEPS = 7
@@ -19,7 +20,7 @@ STEPS = 7
 class FakeAttempt:
     """Records what the loop calls; all ranks vote to stop after a step, which is seen later."""
 
-    total_steps, stop_after = STEPS, STEPS
+    total_steps, stop_after, leaving_at = STEPS, STEPS, 0
 
     def __init__(self, *_: Any) -> None:
         self.step, self.events = 0, []
@@ -37,19 +38,20 @@ class FakeAttempt:
     def decide(self, up_to_now: bool, before: StepDecision = NOTHING) -> StepDecision:
         self.events.append(f"{'wait for' if up_to_now else 'read before'} {self.step}")
         seen = self.step if up_to_now else self.step - 1
-        return StepDecision(stop=before.stop or seen >= self.stop_after)
+        saves = before.save or seen == self.leaving_at > 0
+        return StepDecision(stop=before.stop or seen >= self.stop_after, save=saves)
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: self.events.append(f"{name} {self.step}")
 
 
-def events_of(monkeypatch: pytest.MonkeyPatch, stop_after: int) -> list[str]:
+def events_of(monkeypatch: pytest.MonkeyPatch, stop_after: int, **arguments: Any) -> list[str]:
     monkeypatch.setattr(loop, "Attempt", FakeAttempt)
     monkeypatch.setattr(FakeAttempt, "stop_after", stop_after)
     device = contextlib.nullcontext(torch.device("cpu"))
     monkeypatch.setattr(loop, "process_group", lambda *_: device)
     options = ["train.log_every=4", "train.checkpoint_every=5", "train.eval_every=0"]
-    loop.run(recipe.load("tiny_cpu", [*options, "data.url=/data", "run.url=/run"]))
+    loop.run(recipe.load("tiny_cpu", [*options, "data.url=/data", "run.url=/run"]), **arguments)
     return FakeAttempt.newest.events
 
 
@@ -67,3 +69,34 @@ def test_a_stop_saves_a_step_whose_outcome_is_known(monkeypatch) -> None:
     *_, read, wait, log, evaluate, save, finish = events_of(monkeypatch, stop_after=1)
     assert (read, wait) == ("read before 2", "wait for 2")
     assert (log, evaluate, save, finish) == ("log 2", "evaluate 2", "save 2", "finish 2")
+
+
+def test_a_node_that_will_leave_saves_once_and_the_run_continues(monkeypatch) -> None:
+    monkeypatch.setattr(FakeAttempt, "leaving_at", 1)
+    events = events_of(monkeypatch, STEPS)
+    assert [event for event in events if event.startswith("save")] == ["save 2", "save 5", "save 7"]
+    assert events.index("wait for 2") == events.index("save 2") - 1
+
+
+def test_only_rank_0_is_asked_for_nodes_that_leave(monkeypatch) -> None:
+    """At each step, so hundreds of ranks would ask their launcher hundreds of times a second."""
+    asked: list[str] = []
+    steps = iter(range(STEPS))
+
+    def take_step(self: FakeAttempt, batch: int, notice: signals.Notice) -> None:
+        self.step = next(steps) + 1
+        self.events.append(f"news {notice.new_nodes_leaving()}")
+
+    def leaving() -> set[str]:
+        asked.append("node")
+        return set(asked)
+
+    monkeypatch.setattr(FakeAttempt, "take_step", take_step)
+    for rank in (0, 1):
+        place = World(rank, rank, 2, 2)
+        monkeypatch.setattr(loop.distributed, "world_from_environment", lambda place=place: place)
+        steps = iter(range(STEPS))
+        events = events_of(monkeypatch, STEPS, nodes_leaving=leaving)
+        news = [event for event in events if event.startswith("news")]
+        assert news == [f"news {rank == 0 and step == 0}" for step in range(STEPS)]
+    assert len(asked) == STEPS

@@ -75,21 +75,18 @@ def test_a_signal_names_the_reason_before_the_launcher_and_the_clock() -> None:
     assert notice.stop_reason() == "SIGUSR1"
 
 
-def test_each_leaving_node_is_news_once_and_looks_are_seconds_apart() -> None:
-    clock, leaving = Clock(), set[str]()
-    notice = Notice(nothing, nothing, lambda: frozenset(leaving), 0, clock)
+def test_each_leaving_node_is_news_once() -> None:
+    leaving = set[str]()
+    notice = Notice(nothing, nothing, lambda: frozenset(leaving), 0)
     found = []
     for node in ("", "", "a", "", "b"):
         leaving |= {node} - {""}
-        assert notice.nodes_check_due
         found.append(notice.new_nodes_leaving())
-        assert not notice.nodes_check_due
-        clock.now += 5
     assert found == [False, False, True, False, True]
 
 
-def test_who_cannot_know_of_nodes_never_looks() -> None:
-    assert not Notice(nothing, nothing, None, 0).nodes_check_due
+def test_a_rank_that_cannot_know_of_nodes_has_no_news() -> None:
+    assert not Notice(nothing, nothing, None, 0).new_nodes_leaving()
 
 
 @pytest.mark.parametrize(
