@@ -1,8 +1,8 @@
 """A real Ray cluster over several hosts on this machine, each a set of namespaces of its own.
 
-A host has its own network (a veth pair on a bridge, 10.78.0.0/24), host name, process ids, /dev/shm
-and /tmp/ray; they share the rest of the file system. Its first process keeps it alive, and when
-that is killed the kernel kills all of the host. The cluster requires a token.
+A host has its own network (a veth pair on a bridge), host name, process ids, /dev/shm and /tmp/ray;
+they share the rest of the file system. Its first process keeps it alive, and when that is killed
+the kernel kills all of the host. The cluster requires a token.
 
 A host can be powered off (`power_cut`: no packet tells the others), started again (`boot`, then
 `join`), cut off from the network and reconnected, or announced as preempted (`take_away`).
@@ -21,28 +21,41 @@ from typing import IO
 
 from waiting import until
 
-_BRIDGE, _OUR_ADDRESS = "svfap-bridge", "10.78.0.254"
 _INIT = (
     "hostname {host}; mkdir -p /tmp/ray; mount -t tmpfs -o size=1g tmpfs /dev/shm; "
     "mount -t tmpfs -o size=1g tmpfs /tmp/ray; echo up; while :; do sleep 1000 & wait; done"
 )
-_START = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"]
+_START = ["--object-store-memory=100000000", "--disable-usage-stats"]
 _NAMESPACES = ["--net", "--uts", "--pid", "--ipc", "--mount"]
 
 
 class RayHosts:
     """Hosts with a CPU each, the first one is the head.
 
-    `hosts` maps names to IP addresses, `address` is the dashboard's, `environment` its clients'.
+    `hosts` maps names to IP addresses, `our_address` is this machine's in their network, `address`
+    the dashboard's, `environment` its clients'.
 
     Args:
         count: Number of hosts.
+        name: Begins the names of hosts and links: clusters that exist at a time need their own.
+        subnet: First three numbers of the addresses; the same.
+        head_trains: Whether the head has a CPU for Ray's workers, and a dashboard.
         variables: Further environment variables of the cluster and its clients.
     """
 
-    def __init__(self, count: int = 2, **variables: str) -> None:
-        self.hosts = {f"svfap-h{i}": f"10.78.0.{i}" for i in range(1, count + 1)}
+    def __init__(
+        self,
+        count: int = 2,
+        *,
+        name: str = "svfap",
+        subnet: str = "10.78.0",
+        head_trains: bool = True,
+        **variables: str,
+    ) -> None:
+        self.hosts = {f"{name}-h{i}": f"{subnet}.{i}" for i in range(1, count + 1)}
         self.head = next(iter(self.hosts))
+        self.our_address = f"{subnet}.254"
+        self._bridge, self._head_trains = f"{name}-bridge", head_trains
         self.address = f"http://{self.hosts[self.head]}:8265"
         self.environment = {
             "RAY_AUTH_MODE": "token",
@@ -56,12 +69,16 @@ class RayHosts:
 
     def start(self) -> None:
         """Boot all hosts, the head first, and join them to one cluster."""
-        _ip(f"link add {_BRIDGE} type bridge")
-        _ip(f"addr add {_OUR_ADDRESS}/24 dev {_BRIDGE}")
-        _ip(f"link set {_BRIDGE} up")
+        self.start_network()
         for host in self.hosts:
             self.boot(host)
             self.join(host)
+
+    def start_network(self) -> None:
+        """Make the bridge that connects the hosts and this machine."""
+        _ip(f"link add {self._bridge} type bridge")
+        _ip(f"addr add {self.our_address}/24 dev {self._bridge}")
+        _ip(f"link set {self._bridge} up")
 
     def boot(self, host: str) -> None:
         """Start a host that is off, with empty /dev/shm and /tmp/ray; Ray does not run on it."""
@@ -72,7 +89,7 @@ class RayHosts:
         link = _link(host)
         _ip(f"netns add {host}")
         _ip(f"link add {link} type veth peer name eth0 netns {host}")
-        _ip(f"link set {link} master {_BRIDGE} up")
+        _ip(f"link set {link} master {self._bridge} up")
         _ip(f"-n {host} addr add {self.hosts[host]}/24 dev eth0")
         _ip(f"-n {host} link set eth0 up")
         _ip(f"-n {host} link set lo up")
@@ -86,15 +103,23 @@ class RayHosts:
         assert output is not None
         assert output.readline() == "up\n"
 
-    def join(self, host: str) -> None:
-        """Start Ray on a host: the head's begins a cluster, that of others joins it."""
-        where = [f"--node-ip-address={self.hosts[host]}"]
-        if host == self.head:
+    def join(self, host: str, **variables: str) -> None:
+        """Start Ray on a host: the head's begins a cluster, that of others joins it.
+
+        Args:
+            host: Name of the host.
+            variables: Environment variables of Ray on this host, and of its workers.
+        """
+        is_head = host == self.head
+        options = [f"--node-ip-address={self.hosts[host]}", *_START]
+        options.append(f"--num-cpus={int(self._head_trains or not is_head)}")
+        if is_head:
             dashboard = f"--dashboard-host={self.hosts[host]}"
-            self.on(host, "ray", "start", "--head", *where, "--port=6379", dashboard, *_START)
+            options += ["--head", "--port=6379", dashboard]
+            options += [] if self._head_trains else ["--include-dashboard=false"]
         else:
-            head = f"--address={self.hosts[self.head]}:6379"
-            self.on(host, "ray", "start", head, *where, *_START)
+            options.append(f"--address={self.hosts[self.head]}:6379")
+        self.on(host, "ray", "start", *options, **variables)
 
     def power_cut(self, host: str) -> None:
         """Kill all of a host at once; the others get no packet about it."""
@@ -113,11 +138,11 @@ class RayHosts:
         """Connect a host that was cut off."""
         _ip(f"link set {_link(host)} up")
 
-    def on(self, host: str, *command: str) -> str:
+    def on(self, host: str, *command: str, **variables: str) -> str:
         """Standard output of a command on a host; it must succeed."""
         done = subprocess.run(
             [*self._enter(host), *command],
-            env=os.environ | self.environment,
+            env=os.environ | self.environment | variables,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -167,7 +192,7 @@ class RayHosts:
                 _ip(f"netns del {host}")
             shutil.rmtree(Path("/etc/netns", host), ignore_errors=True)
         # A network namespace outlives its name for a while, or not; its links must be gone.
-        for link in (*map(_link, self.hosts), _BRIDGE):
+        for link in (*map(_link, self.hosts), self._bridge):
             subprocess.run(["ip", "link", "del", link], capture_output=True, check=False)
             assert not Path("/sys/class/net", link).exists()
 

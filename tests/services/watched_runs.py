@@ -82,8 +82,12 @@ def stop(process: Any) -> None:
 
 
 def spoil(shards: str) -> None:
-    """Overwrite the first video of the first shard, as a bad disk would: its place stays."""
-    shard = min(Path(shards).glob("*.tar"))
+    """Spoil the first video of the first shard."""
+    spoil_shard(min(Path(shards).glob("*.tar")))
+
+
+def spoil_shard(shard: Path) -> None:
+    """Overwrite the first video of a shard, as a bad disk would: its place stays."""
     with tarfile.open(shard) as archive:
         video = next(member for member in archive if member.name.endswith(".mp4"))
     with open(shard, "r+b") as file:
