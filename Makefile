@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export RAY_AUTH_MODE ?= disabled
 
 
-.PHONY: demo test test-services test-gpu check walks bench bench-before bench-rgw bench-peers format clean
+.PHONY: demo test test-services test-gpu chaos check walks bench bench-before bench-rgw bench-peers format clean
 
 demo: $(STAMP)
 	$(BIN)/svfap demo --out svfap-demo
@@ -21,6 +21,12 @@ test: $(STAMP)
 test-services: $(STAMP)
 	tests/services/install.sh
 	$(BIN)/pytest -m "(services or slow) and not gpu"
+
+# Faults against training on real services: all, or some by name (CHAOS="rank-killed disk-full"), or
+# many kills in one run (CHAOS="--kills 20"), or goodput (CHAOS="--goodput 20", minutes).
+chaos: $(STAMP)
+	tests/services/install.sh
+	$(BIN)/python tests/chaos/chaos.py $(CHAOS)
 
 # On the machine's own Python, which needs torch with CUDA, DALI, PyAV, DeepSpeed and pytest, no Ray.
 test-gpu:
@@ -70,4 +76,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) svfap-demo
+	rm -rf $(VENV) svfap-demo chaos-results

@@ -1,0 +1,376 @@
+"""The faults of the suite, one function each, and the row that each gives.
+
+A fault happens at a step that is drawn from the seed. A run that must reach its end is audited, its
+checkpoints are read, and where that is promised its losses are compared bit for bit with those of
+an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import random
+import re
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+from chaos_cluster import ChaosCluster
+from observed_run import CHECKPOINT_EVERY, STEPS, ObservedRun, Recovery
+
+_FIRST, _LAST = CHECKPOINT_EVERY + 5, STEPS // 2  # steps at which a fault may happen
+NOT_PROMISED = "not promised"
+_STORE_DOWN_SECONDS = 30.0
+_CLOCK_JUMP_SECONDS = 600
+_FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table. losses: "equal" to the undisturbed run's, or why not."""
+
+    fault: str
+    recovery: Recovery
+    samples: int
+    lost: int
+    duplicated: int
+    losses: str
+    note: str = ""
+
+    @property
+    def is_good(self) -> bool:
+        return not (self.lost or self.duplicated) and self.losses in ("equal", NOT_PROMISED)
+
+
+class Stage:
+    """What the faults have in common: the cluster and the undisturbed run."""
+
+    def __init__(self, cluster: ChaosCluster) -> None:
+        self.cluster = cluster
+
+    def random(self, fault: str) -> random.Random:
+        """Draws for a fault, the same ones whichever others run."""
+        return random.Random(zlib.crc32(f"{self.cluster.seed} {fault}".encode()))
+
+    @functools.cached_property
+    def undisturbed_losses(self) -> dict[int, float]:
+        with self.running("undisturbed") as run:
+            run.finish()
+            return run.losses()
+
+    @contextlib.contextmanager
+    def running(self, name: str, *overrides: str, data: str = "") -> Iterator[ObservedRun]:
+        """A started run, whose driver ends with the block."""
+        run = ObservedRun(self.cluster, name, *overrides, data=data)
+        run.start()
+        try:
+            yield run
+        finally:
+            run.end()
+
+    def row(
+        self,
+        run: ObservedRun,
+        fault: str,
+        times: Sequence[float],
+        same_losses: bool = True,
+        note: str = "",
+        steps: int = STEPS,
+    ) -> Row:
+        """Judge a run that has ended, disturbed at these times."""
+        audit = run.audit()
+        assert run.check_checkpoints() >= steps
+        return Row(
+            fault=fault,
+            recovery=worst(run.recoveries(times)),
+            samples=audit.samples,
+            lost=audit.lost + audit.misplaced,
+            duplicated=audit.duplicated,
+            losses=self._compare(run) if same_losses else NOT_PROMISED,
+            note=note,
+        )
+
+    def _compare(self, run: ObservedRun) -> str:
+        expected, found = self.undisturbed_losses, run.losses()
+        for step in range(1, STEPS + 1):
+            if found.get(step) != expected[step]:
+                return f"differ at step {step}: {found.get(step)}, not {expected[step]}"
+        return "equal"
+
+
+def _disturbed(
+    stage: Stage,
+    fault: str,
+    act: Callable[[ObservedRun, random.Random], str | None],
+    *overrides: str,
+    same_losses: bool = True,
+    data: str = "",
+) -> Row:
+    """Run to the end with a fault at a random step; `act` may return a note."""
+    draws = stage.random(fault)
+    with stage.running(fault, *overrides, data=data) as run:
+        run.wait_for_step(draws.randrange(_FIRST, _LAST))
+        began = time.time()
+        note = act(run, draws)
+        run.finish()
+        return stage.row(run, fault, [began], same_losses, note or "")
+
+
+def kill_rank(stage: Stage) -> Row:
+    """A rank dies by SIGKILL."""
+    return _disturbed(stage, "rank-killed", lambda run, draws: run.kill_rank(draws.randrange(2)))
+
+
+def stop_rank(stage: Stage) -> Row:
+    """A rank stops without dying."""
+    act = lambda run, draws: run.kill_rank(draws.randrange(2), "STOP")  # noqa: E731
+    return _disturbed(stage, "rank-stopped", act, "train.stall_seconds=15")
+
+
+def cut_off_host(stage: Stage) -> Row:
+    """The network of a rank's host fails, and comes back after the run."""
+    hosts, cut = stage.cluster.hosts, []
+
+    def act(run: ObservedRun, draws: random.Random) -> None:
+        cut.append(run.ranks()[draws.randrange(2)]["host"])
+        hosts.cut_off(cut[0])
+
+    try:
+        return _disturbed(stage, "host-cut-off", act)
+    finally:
+        for host in cut:
+            stage.cluster.reboot(host)
+
+
+def cut_power(stage: Stage) -> Row:
+    """A rank's host loses power; the group continues on the others."""
+    cut = []
+
+    def act(run: ObservedRun, draws: random.Random) -> None:
+        cut.append(run.ranks()[draws.randrange(2)]["host"])
+        stage.cluster.hosts.power_cut(cut[0])
+
+    try:
+        return _disturbed(stage, "host-power-cut", act)
+    finally:
+        for host in cut:
+            stage.cluster.boot(host)
+
+
+def kill_head(stage: Stage) -> Row:
+    """The head loses power, the driver with it; hosts are restarted, the run is resubmitted."""
+
+    def act(run: ObservedRun, draws: random.Random) -> str:
+        cluster = stage.cluster
+        run.events()
+        cluster.hosts.power_cut(cluster.hosts.head)
+        for host in cluster.workers:
+            cluster.hosts.power_cut(host)
+        for host in cluster.hosts.hosts:
+            cluster.boot(host)
+        run.wait_for_end()
+        run.start()
+        return "resubmitted after the hosts' restart"
+
+    return _disturbed(stage, "head-killed", act)
+
+
+def kill_driver(stage: Stage) -> Row:
+    """The driver dies by SIGKILL; the run is resubmitted."""
+
+    def act(run: ObservedRun, draws: random.Random) -> str:
+        run.signal_driver(signal.SIGKILL)
+        run.wait_for_end()
+        run.start()
+        return "resubmitted at once"
+
+    return _disturbed(stage, "driver-killed", act)
+
+
+def pause_store(stage: Stage) -> Row:
+    """The store does not answer for 30 s."""
+
+    def act(run: ObservedRun, draws: random.Random) -> None:
+        with _store_down(stage.cluster):
+            run.watch(_STORE_DOWN_SECONDS)
+
+    return _disturbed(stage, "store-down-30s", act)
+
+
+def lose_store(stage: Stage) -> Row:
+    """The store does not answer until the run has ended; it is resubmitted afterwards."""
+
+    def act(run: ObservedRun, draws: random.Random) -> str:
+        began = time.time()
+        with _store_down(stage.cluster):
+            code = run.wait_for_end()
+        after = time.time() - began
+        last = run.log.strip().splitlines()[-1]
+        assert code > 0, f"exit code {code} without a store: {last}"
+        run.check_checkpoints()
+        run.start()
+        return f"ended after {after:.0f} s with code {code}: {last}"
+
+    return _disturbed(stage, "store-down-for-ever", act)
+
+
+@contextlib.contextmanager
+def _store_down(cluster: ChaosCluster) -> Iterator[None]:
+    cluster.ceph.kill_gateway()
+    try:
+        yield
+    finally:
+        cluster.ceph.start_gateway()
+
+
+def fail_requests(stage: Stage) -> Row:
+    """A fifth of all requests to the store fail: 503, 500, resets, cut bodies, stalls."""
+    proxy, fault = stage.cluster.proxy, "storage-faults"
+    stage.undisturbed_losses  # noqa: B018 - computed without faults
+    proxy.injected.clear()
+    proxy.fault_share = 0.2
+    try:
+        with stage.running(fault) as run:
+            began = time.time()
+            run.wait_for_step(1)
+            run.finish()
+    finally:
+        proxy.fault_share = 0.0
+    injected = ", ".join(f"{count} {kind}" for kind, count in sorted(proxy.injected.items()))
+    return stage.row(run, fault, [began], note=injected)
+
+
+def spoil_samples(stage: Stage) -> Row:
+    """5 % of the videos are broken."""
+    fault = "bad-samples"
+    with stage.running(fault, "data.max_bad_fraction=0.1", data=stage.cluster.spoilt_shards) as run:
+        began = time.time()
+        run.finish()
+        bad = len({line["key"] for line in run.stored_lines("quarantine.jsonl")})
+        note = f"{bad} videos in quarantine, {run.audit().substituted} uses substituted"
+        return stage.row(run, fault, [began], False, note)
+
+
+def fill_disk(stage: Stage) -> Row:
+    """The disk for temporary files of a rank's host is full; it is freed after the run's end."""
+
+    def act(run: ObservedRun, draws: random.Random) -> str:
+        host = run.ranks()[draws.randrange(2)]["host"]
+        filler = stage.cluster.disk(host) / "filler"
+        with open(filler, "wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 16))
+                file.flush()
+        code = run.wait_for_end()
+        last = run.log.strip().splitlines()[-1]
+        filler.unlink()
+        assert code > 0, f"exit code {code} with a full disk: {last}"
+        run.check_checkpoints()
+        run.start()
+        return f"ended with code {code}: {last}"
+
+    return _disturbed(stage, "disk-full", act)
+
+
+def jump_clock(stage: Stage) -> Row:
+    """The clock of a rank's host jumps ten minutes ahead, and back after some steps."""
+    cluster = stage.cluster
+    offsets = {host: cluster.folder / f"{host}-clock" for host in cluster.workers}
+    for host, offset in offsets.items():
+        offset.write_text("+0")
+        cluster.reboot(
+            host,
+            LD_PRELOAD=_FAKETIME,
+            FAKETIME_TIMESTAMP_FILE=str(offset),
+            FAKETIME_CACHE_DURATION="1",
+            FAKETIME_DONT_FAKE_MONOTONIC="1",
+        )
+
+    def act(run: ObservedRun, draws: random.Random) -> str:
+        offset = offsets[run.ranks()[1]["host"]]
+        offset.write_text(f"+{_CLOCK_JUMP_SECONDS}")
+        run.wait_for_step(run.step() + 2 * CHECKPOINT_EVERY)
+        offset.write_text("+0")
+        return f"{_CLOCK_JUMP_SECONDS} s ahead for {2 * CHECKPOINT_EVERY} steps, and back"
+
+    try:
+        return _disturbed(stage, "clock-jump", act)
+    finally:
+        for host in cluster.workers:
+            cluster.reboot(host)
+
+
+# Requests of a checkpoint, in order, at which a rank is killed: rank, when, method, path.
+_SAVE_PHASES = (
+    (0, "before", "GET", r"list-type=2.*checkpoints%2Fstep-"),
+    (1, "after", "PUT", r"zero_pp_rank_1_.*optim_states.pt"),
+    (0, "before", "PUT", r"model.safetensors"),
+    (0, "after", "PUT", r"state.json"),
+    (1, "before", "PUT", r"ledger/.*rank-0001.jsonl"),
+    (0, "before", "PUT", r"events.jsonl"),
+    (1, "before", "PUT", r"ranks/rank-00001.*json"),
+    (0, "before", "PUT", r"files.json"),
+    (0, "before", "PUT", r"COMMIT"),
+    (0, "after", "PUT", r"COMMIT"),
+    (0, "before", "DELETE", r"COMMIT|checkpoints"),
+)
+
+
+def kill_while_saving(stage: Stage) -> Row:
+    """A rank dies in every phase of a checkpoint, one after another in one run."""
+    proxy, fault, times = stage.cluster.proxy, "killed-while-saving", []
+    overrides = ("cluster.max_failures=-1", f"train.checkpoint_every={CHECKPOINT_EVERY // 2}")
+    with stage.running(fault, *overrides) as run:
+        for rank, when, method, path in _SAVE_PHASES:
+            run.wait_for_step(1)
+            killed = threading.Event()
+
+            def kill(
+                now: str, verb: str, place: str, expected=(when, method, path, rank, killed)
+            ) -> bool:
+                when, method, path, rank, killed = expected
+                if killed.is_set() or (now, verb) != (when, method) or not re.search(path, place):
+                    return False
+                killed.set()
+                times.append(time.time())
+                run.kill_rank(rank)
+                return True
+
+            proxy.on_request = kill
+            run.wait_until(killed.is_set, f"{when} {method} {path}")
+            run.wait_until(lambda: run.recoveries(times)[-1].restored, "recovery")
+        run.finish()
+        note = f"{len(times)} kills in one run; the worst, and all redone steps"
+        return stage.row(run, fault, times, note=note)
+
+
+def worst(recoveries: Sequence[Recovery]) -> Recovery:
+    """The worst of each, and the sum of steps redone."""
+    noticed = [each.noticed for each in recoveries if each.noticed is not None]
+    restored = [each.restored for each in recoveries if each.restored is not None]
+    return Recovery(
+        max(noticed, default=None),
+        max(restored, default=None),
+        sum(each.redone for each in recoveries),
+        max(each.pause for each in recoveries),
+    )
+
+
+FAULTS: dict[str, Callable[[Stage], Row]] = {
+    "rank-killed": kill_rank,
+    "host-cut-off": cut_off_host,
+    "host-power-cut": cut_power,
+    "head-killed": kill_head,
+    "driver-killed": kill_driver,
+    "rank-stopped": stop_rank,
+    "store-down-30s": pause_store,
+    "store-down-for-ever": lose_store,
+    "storage-faults": fail_requests,
+    "bad-samples": spoil_samples,
+    "disk-full": fill_disk,
+    "clock-jump": jump_clock,
+    "killed-while-saving": kill_while_saving,
+}

@@ -1,0 +1,58 @@
+"""Imported by every Python process of the hosts: plants faults that only a rank itself can have.
+
+The file SVFAP_CHAOS_PLAN is read when a rank imports the engine. Its key `not_finite` lists the
+steps, from 1, whose loss is NaN on rank 0: each once per process, or every time with `always`.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import json
+import os
+import sys
+
+_ENGINE = "svfap_dist.train.engine"
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Patches a module when it has been imported."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != _ENGINE:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        assert spec is not None
+        assert spec.loader is not None
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            _plant(module.Engine)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _plant(engine) -> None:
+    with open(os.environ["SVFAP_CHAOS_PLAN"]) as file:
+        plan = json.load(file)
+    steps = set(plan.get("not_finite", ()))
+    if not steps:
+        return
+    original = engine.backward
+
+    def backward(self, batch, step):
+        loss = original(self, batch, step)
+        if self._rank == 0 and step + 1 in steps:
+            if not plan.get("always"):
+                steps.remove(step + 1)
+            self._step_loss = loss * float("nan")
+        return self._step_loss
+
+    engine.backward = backward
+
+
+if "SVFAP_CHAOS_PLAN" in os.environ:
+    sys.meta_path.insert(0, _AfterImport())
