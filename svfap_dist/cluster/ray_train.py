@@ -4,7 +4,7 @@ Ray Train places one process per worker, sets the torch rendezvous variables, an
 group when one dies (`cluster.max_failures` times). Each rank calls `train.loop.run`, as under
 torchrun and srun; it resumes from the newest committed checkpoint, so no state passes through Ray.
 
-Driver and ranks share a `_Board`, a small actor. Rank 0 posts its log rows; a rank posts an error
+Driver and ranks share a `Board`, a small actor. Rank 0 posts its log rows; a rank posts an error
 that no restart can fix, so that the next attempt ends at once, as it does when a rank has failed
 twice in the same way at the same step; the driver posts its reason to stop (Ctrl-C, a signal of
 Slurm or of Ray's job agent). When Ray Train announces that a node will be preempted, the ranks save
@@ -18,64 +18,28 @@ import functools
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Set
 from typing import Any
 
 from svfap_dist import logs, storage
 from svfap_dist.allocator import ONE_ARENA
+from svfap_dist.cluster.board import (
+    SECONDS_BETWEEN_POLLS,
+    Board,
+    report_failure,
+    watched_stop_reason,
+)
 from svfap_dist.cluster.connection import check_resources, connected
 from svfap_dist.config import Config, recipe
-from svfap_dist.errors import ClusterError, HealthError, SvfapError
+from svfap_dist.errors import ClusterError, SvfapError
 from svfap_dist.telemetry.exporter import Discovery
 from svfap_dist.train import loop
 from svfap_dist.train.attempt import RunContext, RunResult
 from svfap_dist.train.signals import catch_stop_signals
 
-_SECONDS_BETWEEN_POLLS = 0.5
 # Variables of the driver that ranks on other nodes need, too: access to the store, the network's
 # settings, torch's, logging.
 _INHERITED = ("AWS_", "NCCL_", "GLOO_", "UCX_", "TORCH_", "TORCHINDUCTOR_", logs.VARIABLE)
-
-
-class _Board:
-    """Mailbox between driver and ranks, in an actor of its own: log rows and named values."""
-
-    def __init__(self, context: RunContext) -> None:
-        self._rows: list[dict[str, Any]] = []
-        self._values: dict[str, Any] = {"context": context}
-        self._attempts = 0
-        self._failures: dict[tuple[int, str], int] = {}  # attempt of the first one
-
-    def post(self, row: dict[str, Any]) -> None:
-        """Append a log row."""
-        self._rows.append(row)
-
-    def put(self, name: str, value: Any) -> None:
-        """Store a value; only addresses replace an earlier one, so the first error counts."""
-        if name == "addresses" or name not in self._values:
-            self._values[name] = value
-
-    def get(self, name: str) -> Any:
-        """Return a value, None where there is none."""
-        return self._values.get(name)
-
-    def begin(self) -> RunContext | None:
-        """Count an attempt; return the driver's context, which is out of date after the first."""
-        self._attempts += 1
-        return self._values.pop("context", None)
-
-    def fail(self, step: int, found: str) -> None:
-        """Store a rank's failure; one that an earlier attempt had at the same step is fatal."""
-        if self._failures.setdefault((step, found), self._attempts) != self._attempts:
-            what, where = "Training fails again at the same step", f"step {step + 1}"
-            advice = "see the stop events of events.jsonl and the rank's log; for errors of memory "
-            advice += "or CUDA lower train.micro_batch_size"
-            self.put("fatal", HealthError(what, where, found, advice))
-
-    def read(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Return the new log rows, and all values but the context."""
-        rows, self._rows = self._rows, []
-        return rows, {name: v for name, v in self._values.items() if name != "context"}
 
 
 def train(
@@ -111,11 +75,11 @@ def train(
         import ray
 
         check_resources(config.cluster)
-        board: Any = ray.remote(num_cpus=0)(_Board).remote(context)
+        board: Any = ray.remote(num_cpus=0)(Board).remote(context)
         fit = _Fit(config, board)
         is_running, values = True, {}
         while is_running and "fatal" not in values:  # no restart can fix a fatal error
-            is_running = fit.wait(_SECONDS_BETWEEN_POLLS)
+            is_running = fit.wait(SECONDS_BETWEEN_POLLS)
             on_wait()
             rows, values = ray.get(board.read.remote())
             discovery.show(values.get("addresses", []))
@@ -227,7 +191,7 @@ def _rank(spec: dict[str, Any]) -> None:
         return  # an earlier attempt has failed in a way that no restart can fix
     config = recipe.from_tables(spec["config"], where="the driver's recipe")
     is_main = os.environ["RANK"] == "0"
-    watched = _stop_reason(board) if is_main else contextlib.nullcontext(lambda: "")
+    watched = watched_stop_reason(board) if is_main else contextlib.nullcontext(lambda: "")
     try:
         with watched as stop_reason:
             result = loop.run(
@@ -237,7 +201,7 @@ def _rank(spec: dict[str, Any]) -> None:
                 stop_requested=stop_reason,
                 nodes_leaving=_nodes_leaving,
                 context=ray.get(board.begin.remote()) if is_main else None,
-                on_failure=lambda step, error: _report_failure(board, step, error),
+                on_failure=lambda step, error: report_failure(board, step, error),
             )
     except SvfapError as error:
         if not error.retryable:
@@ -245,17 +209,6 @@ def _rank(spec: dict[str, Any]) -> None:
         raise
     if is_main:
         ray.get(board.put.remote("result", result))
-
-
-def _report_failure(board: Any, step: int, error: Exception) -> None:
-    """Report a rank's own error to the board, not one of a store or a collective."""
-    import ray
-    import torch.distributed as dist
-
-    text = f"{type(error).__name__}: {error}".partition("\n")[0]
-    is_of_peer = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
-    if not (is_of_peer or isinstance(error, SvfapError)):
-        ray.get(board.fail.remote(step, text))
 
 
 def _nodes_leaving() -> Set[str]:
@@ -268,31 +221,6 @@ def _nodes_leaving() -> Set[str]:
 
     info = get_train_context().preemption_context.preemption_info
     return frozenset(info.preempted_node_ids) if info is not None else frozenset()
-
-
-@contextlib.contextmanager
-def _stop_reason(board: Any) -> Iterator[Callable[[], str]]:
-    """Yield a function that returns the driver's reason to stop, "" without one.
-
-    A thread polls the board, so that no step waits for it.
-    """
-    import ray
-
-    done = threading.Event()
-    found: list[str] = []
-
-    def poll() -> None:
-        while not done.wait(_SECONDS_BETWEEN_POLLS) and not found:
-            if reason := str(ray.get(board.get.remote("stop_reason")) or ""):
-                found.append(reason)
-
-    thread = threading.Thread(target=poll, name="watch-for-stop", daemon=True)
-    thread.start()
-    try:
-        yield lambda: found[0] if found else ""
-    finally:
-        done.set()
-        thread.join()
 
 
 def _explained(error: BaseException, config: Config) -> SvfapError:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import ray
-import torch
 from ray.train.v2._internal.execution.preemption import PreemptionContext
 from ray.train.v2.api.preemption import PreemptionInfo
 
@@ -169,54 +168,6 @@ def test_only_ranks_on_cpus_have_one_arena(shards, tmp_path):
     assert ray_train._variables(config_of(shards, tmp_path))["MALLOC_ARENA_MAX"] == "1"
     on_gpu = config_of(shards, tmp_path, "cluster.use_gpu=true")
     assert "MALLOC_ARENA_MAX" not in ray_train._variables(on_gpu)
-
-
-class Board:
-    """The board without its actor: `remote` calls the method at once."""
-
-    def __init__(self):
-        self.board = ray_train._Board(context=None)
-
-    def __getattr__(self, name):
-        return types.SimpleNamespace(remote=getattr(self.board, name))
-
-
-@pytest.fixture
-def board(monkeypatch):
-    monkeypatch.setattr(ray, "get", lambda value: value)
-    return Board()
-
-
-def attempt(board: Board, *failures: tuple[int, Exception]) -> Any:
-    """An attempt in which ranks fail; return what is fatal, if anything is."""
-    board.board.begin()
-    for step, error in failures:
-        ray_train._report_failure(board, step, error)
-    return board.board.get("fatal")
-
-
-def test_the_same_failure_at_the_same_step_twice_is_fatal(board):
-    """Every restart would resume from the same checkpoint and fail again, 100 times."""
-    broken = RuntimeError("CUDA error: device-side assert triggered\nCompile with ...")
-    assert attempt(board, (7, broken), (7, broken)) is None  # two ranks of one attempt
-    assert attempt(board, (9, broken), (7, RuntimeError("CUDA error: unknown error"))) is None
-    fatal = attempt(board, (7, broken))
-    assert isinstance(fatal, HealthError)
-    assert not fatal.retryable
-    assert fatal.where == "step 8"
-    assert "device-side assert" in fatal.found
-    assert "micro_batch_size" in fatal.do
-
-
-def test_failures_of_peers_and_stores_may_come_again(board):
-    """A rank whose peer has died fails in a collective; a store may be down for two attempts."""
-    for error in (
-        torch.distributed.DistBackendError("NCCL error: remote process exited"),
-        RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"),
-        ClusterError("Group initialization failed (rendezvous)"),
-    ):
-        assert attempt(board, (3, error)) is None
-        assert attempt(board, (3, error)) is None
 
 
 def test_a_rank_knows_which_nodes_leave_without_any_other(monkeypatch):

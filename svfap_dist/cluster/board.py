@@ -1,0 +1,125 @@
+"""What the driver and the ranks of a group by Ray Train tell each other, through a small actor.
+
+The driver makes the actor, and every rank gets its handle. The driver reads log rows and the ends
+of attempts from it; rank 0 reads the driver's reason to stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from svfap_dist.errors import HealthError, SvfapError
+from svfap_dist.train.attempt import RunContext
+
+SECONDS_BETWEEN_POLLS = 0.5
+
+
+class Board:
+    """Mailbox between driver and ranks, in an actor of its own: log rows and named values.
+
+    Args:
+        context: The run's, for the first attempt; None: rank 0 reads it.
+    """
+
+    def __init__(self, context: RunContext | None) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._values: dict[str, Any] = {"context": context}
+        self._attempts = 0
+        self._failures: dict[tuple[int, str], int] = {}  # attempt of the first one
+
+    def post(self, row: dict[str, Any]) -> None:
+        """Append a log row.
+
+        Args:
+            row: Of metrics, from rank 0.
+        """
+        self._rows.append(row)
+
+    def put(self, name: str, value: Any) -> None:
+        """Store a value; only addresses replace an earlier one, so the first error counts.
+
+        Args:
+            name: "addresses", "fatal", "result" or "stop_reason".
+            value: Any that can be pickled.
+        """
+        if name == "addresses" or name not in self._values:
+            self._values[name] = value
+
+    def get(self, name: str) -> Any:
+        """Return a value, None where there is none.
+
+        Args:
+            name: Name of the value, from `put`.
+        """
+        return self._values.get(name)
+
+    def begin(self) -> RunContext | None:
+        """Count an attempt; return the driver's context, which is out of date after the first."""
+        self._attempts += 1
+        return self._values.pop("context", None)
+
+    def fail(self, step: int, found: str) -> None:
+        """Store a rank's failure; one that an earlier attempt had at the same step is fatal.
+
+        Args:
+            step: Completed optimizer steps.
+            found: First line of the error.
+        """
+        if self._failures.setdefault((step, found), self._attempts) != self._attempts:
+            what, where = "Training fails again at the same step", f"step {step + 1}"
+            advice = "see the stop events of events.jsonl and the rank's log; for errors of memory "
+            advice += "or CUDA lower train.micro_batch_size"
+            self.put("fatal", HealthError(what, where, found, advice))
+
+    def read(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Return the new log rows, and all values but the context."""
+        rows, self._rows = self._rows, []
+        return rows, {name: v for name, v in self._values.items() if name != "context"}
+
+
+def report_failure(board: Any, step: int, error: Exception) -> None:
+    """Report a rank's own error to the board, not one of a store or a collective.
+
+    Args:
+        board: Handle of the actor.
+        step: Completed optimizer steps.
+        error: The error that ends the rank.
+    """
+    import ray
+    import torch.distributed as dist
+
+    text = f"{type(error).__name__}: {error}".partition("\n")[0]
+    is_of_peer = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
+    if not (is_of_peer or isinstance(error, SvfapError)):
+        ray.get(board.fail.remote(step, text))
+
+
+@contextlib.contextmanager
+def watched_stop_reason(board: Any) -> Iterator[Callable[[], str]]:
+    """Yield a function that returns the driver's reason to stop, "" without one.
+
+    A thread polls the board, so that no step waits for it.
+
+    Args:
+        board: Handle of the actor.
+    """
+    import ray
+
+    done = threading.Event()
+    found: list[str] = []
+
+    def poll() -> None:
+        while not done.wait(SECONDS_BETWEEN_POLLS) and not found:
+            if reason := str(ray.get(board.get.remote("stop_reason")) or ""):
+                found.append(reason)
+
+    thread = threading.Thread(target=poll, name="watch-for-stop", daemon=True)
+    thread.start()
+    try:
+        yield lambda: found[0] if found else ""
+    finally:
+        done.set()
+        thread.join()
