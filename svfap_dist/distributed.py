@@ -11,13 +11,16 @@ import dataclasses
 import os
 import random
 import socket
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from svfap_dist.errors import ClusterError, SvfapError
 
 Result = TypeVar("Result")
 _PORTS = range(20_000, 32_000)
+_ROUND_SECONDS = 10.0  # of a long action; far below train.collective_timeout_seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,18 +97,19 @@ def barrier() -> None:
         dist.barrier()
 
 
-def broadcast_object(value: Any) -> Any:
-    """Return rank 0's `value` on every rank.
+def broadcast_object(value: Any, src: int = 0) -> Any:
+    """Return one rank's `value` on every rank.
 
     Args:
-        value: Any picklable object; only rank 0's is used.
+        value: Any picklable object; only that rank's is used.
+        src: The rank.
     """
     import torch.distributed as dist
 
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=src)
     return box[0]
 
 
@@ -161,3 +165,71 @@ def run_on_all_ranks(action: Callable[[], Result]) -> Result:
     if failures:
         raise failures[0] from error
     return result  # type: ignore[return-value] - without a failure there is a result
+
+
+def run_on_main(action: Callable[[], Result]) -> Result:
+    """Return rank 0's result of `action` on every rank, or raise its error there: one broadcast.
+
+    Without a process group each caller is its own rank 0.
+
+    Args:
+        action: Called on rank 0 only.
+
+    Raises:
+        SvfapError: That of rank 0.
+    """
+    import torch.distributed as dist
+
+    found: tuple[Any, SvfapError | None] = None, None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            found = action(), None
+        except SvfapError as error:
+            found = None, error
+    result, failure = broadcast_object(found)
+    if failure is not None:
+        raise failure
+    return result
+
+
+def run_long_on_all_ranks(action: Callable[[], Result]) -> Result:
+    """Do what `run_on_all_ranks` does, for an action that may take longer than a collective may.
+
+    The action runs in a thread. Meanwhile all ranks exchange who has finished, so that no rank
+    waits in a collective for longer than a round.
+
+    Args:
+        action: Called once on every rank; must not contain collectives of its own.
+
+    Raises:
+        SvfapError: That of the lowest rank on which `action` failed.
+    """
+    running: Future[Result] = Future()
+    device = _cuda_device()
+
+    def run() -> None:
+        try:
+            if device is not None:
+                device()
+            running.set_result(action())
+        except BaseException as error:
+            running.set_exception(error)
+
+    threading.Thread(target=run, name="long-action", daemon=True).start()
+    while True:
+        wait([running], timeout=_ROUND_SECONDS)
+        finished = running.done()
+        if finished and not isinstance(running.exception(), (SvfapError, type(None))):
+            running.result()
+        if all(all_gather_object(finished)):
+            return run_on_all_ranks(running.result)
+
+
+def _cuda_device() -> Callable[[], None] | None:
+    """Return a function that selects this thread's CUDA device in another, None without one."""
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return None
+    number = torch.cuda.current_device()
+    return lambda: torch.cuda.set_device(number)

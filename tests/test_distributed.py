@@ -1,6 +1,8 @@
-"""Who a process takes itself for, by its environment."""
+"""Who a process takes itself for, by its environment, and what it does for all ranks."""
 
 from __future__ import annotations
+
+import threading
 
 import pytest
 
@@ -46,3 +48,37 @@ def test_free_ports_are_none_of_those_of_outgoing_connections() -> None:
     with open("/proc/sys/net/ipv4/ip_local_port_range") as limits:
         first, _ = map(int, limits.read().split())
     assert all(distributed.free_port() < first for _ in range(20))
+
+
+def test_no_rank_waits_in_a_collective_while_another_works_long(monkeypatch) -> None:
+    """Else the collective's timeout would end a run whose rank 0 is still listing its shards."""
+    rounds: list[object] = []
+    third = threading.Event()
+
+    def all_gather(value: object) -> list[object]:
+        rounds.append(value)
+        if len(rounds) == 3:
+            third.set()
+        return [value]
+
+    def work() -> str:
+        assert threading.current_thread() is not threading.main_thread()
+        assert third.wait(60)
+        return "done"
+
+    monkeypatch.setattr(distributed, "_ROUND_SECONDS", 0.01)
+    monkeypatch.setattr(distributed, "all_gather_object", all_gather)
+    assert distributed.run_long_on_all_ranks(work) == "done"
+    assert rounds[:3] == [False] * 3
+    assert rounds[-2:] == [True, None]  # finished; without an error
+
+
+def test_errors_of_long_work_are_raised_as_they_are(monkeypatch) -> None:
+    for error in (ClusterError("a", "b", "c", "d"), KeyError("a mistake")):
+
+        def fail(error: Exception = error) -> None:
+            raise error
+
+        with pytest.raises(type(error)) as caught:
+            distributed.run_long_on_all_ranks(fail)
+        assert caught.value is error

@@ -17,6 +17,7 @@ import contextlib
 import itertools
 from collections.abc import Generator
 
+from svfap_dist import distributed
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data.batch import BatchRing, ClipBatch, RingPlace
 from svfap_dist.data.clips import ClipWorker
@@ -37,7 +38,7 @@ _MAX_COPYING = 1  # released batches whose copies may still be under way
 
 
 class ClipLoader:
-    """Batches of one rank.
+    """Batches of one rank; made by all ranks together.
 
     Args:
         config: Recipe.
@@ -66,7 +67,10 @@ class ClipLoader:
         self._source = DataSource(config, url, manifest, world, selection)
         self.steps_per_epoch = steps_per_epoch(self._source.num_samples, config.samples_per_step)
         ShardCache.of_node(config.data, manifest, world)  # refuses one that is too small
-        self._planes = _planes(config, url, manifest)
+        self._planes: tuple[int, int] | None = None
+        if _uses_planes(config, manifest):
+            # Hundreds of ranks would ask the store for the same few samples at once.
+            self._planes = distributed.run_on_main(lambda: _size_of_planes(url, manifest))
 
     def batches(self, start_step: int, stop_step: int) -> Generator[ClipBatch]:
         """Yield the batches of a range of steps, counted over all epochs.
@@ -168,21 +172,24 @@ def _check_made_on_host(config: Config) -> None:
             raise ConfigError(what, key, f"{value}, with a [task]", do)
 
 
-def _planes(config: Config, url: str, manifest: Manifest) -> tuple[int, int] | None:
-    """Return height and width of planes, where the device converts colors; None: RGB.
-
-    Planes are for shards of the profile `train`, whose frames mostly have one size: the one that a
-    few samples from all over the data set agree on. Clips of a task are augmented as RGB.
-    """
+def _uses_planes(config: Config, manifest: Manifest) -> bool:
+    """Return whether the device converts colors. Clips of a task are augmented as RGB."""
     colors = config.data.colors
-    if (
-        config.task is not None
-        or manifest.profile != "train"
-        or colors == "workers"
-        or not capabilities(config.decode.backend).gives_planes
-        or (colors == "auto" and not config.cluster.use_gpu)
-    ):
-        return None
+    return (
+        config.task is None
+        and manifest.profile == "train"
+        and colors != "workers"
+        and capabilities(config.decode.backend).gives_planes
+        and (colors != "auto" or config.cluster.use_gpu)
+    )
+
+
+def _size_of_planes(url: str, manifest: Manifest) -> tuple[int, int] | None:
+    """Return height and width of planes; None: RGB.
+
+    Frames of shards of the profile `train` mostly have one size: the one that a few samples from
+    all over the data set agree on.
+    """
     reader = SampleReader(url, manifest, range_bytes=1)
     step = -(-manifest.num_samples // _PROBED_SAMPLES)
     found = [reader.read(index, [0]) for index in range(0, manifest.num_samples, step)]

@@ -24,6 +24,7 @@ of a run.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -102,12 +103,12 @@ class Manifest:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # it was made with
     num_parts: int = 1  # of a sample, each with one phase of its frames; 1: all in one place
 
-    @property
+    @functools.cached_property
     def num_samples(self) -> int:
         """Number of samples in all shards."""
         return sum(shard.num_samples for shard in self.shards)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Digest of everything that decides the order of samples: 16 hex digits."""
         rows = [(shard.name, shard.num_samples, shard.sha256) for shard in self.shards]
@@ -205,15 +206,31 @@ def check_shards(url: str, manifest: Manifest) -> None:
     """
     sizes = storage.list_files(url)
     for entry in manifest.shards:
-        size = sizes.get(entry.name)
-        if size == entry.num_bytes:
-            continue
-        what, found = "Shard is missing", "no such file"
-        if size is not None:
-            what = "Shard was cut short" if size < entry.num_bytes else "Shard grew"
-            found = f"{size} bytes where the manifest says {entry.num_bytes}"
-        do = "copy the shard again from where the data set was made, or shard the videos again"
-        raise ShardError(what, storage.join(url, entry.name), found, do)
+        _check_size(url, entry, sizes.get(entry.name))
+
+
+def check_shard(url: str, entry: ShardEntry) -> None:
+    """Check that one shard exists at its full size: one look-up.
+
+    Args:
+        url: Folder or prefix of the data set.
+        entry: The shard.
+
+    Raises:
+        ShardError, StorageError: It is missing or of another size.
+    """
+    _check_size(url, entry, storage.file_size(storage.join(url, entry.name)))
+
+
+def _check_size(url: str, entry: ShardEntry, size: int | None) -> None:
+    if size == entry.num_bytes:
+        return
+    what, found = "Shard is missing", "no such file"
+    if size is not None:
+        what = "Shard was cut short" if size < entry.num_bytes else "Shard grew"
+        found = f"{size} bytes where the manifest says {entry.num_bytes}"
+    do = "copy the shard again from where the data set was made, or shard the videos again"
+    raise ShardError(what, storage.join(url, entry.name), found, do)
 
 
 @dataclasses.dataclass(frozen=True)

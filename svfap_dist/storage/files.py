@@ -387,12 +387,25 @@ def exists(url: str) -> bool:
     Raises:
         StorageError: The store refuses or does not answer; fsspec's `isfile` would return False.
     """
+    return file_size(url) is not None
+
+
+def file_size(url: str) -> int | None:
+    """Return the bytes of a file, None where there is none (or a folder or prefix).
+
+    Args:
+        url: The file.
+
+    Raises:
+        StorageError: The store refuses or does not answer.
+    """
     with _request(LOOK_UP, url):
         fs, path = filesystem(url)
         try:
-            return fs.info(path)["type"] == "file"
+            found = fs.info(path)
         except (FileNotFoundError, NotADirectoryError):
-            return False
+            return None
+        return found["size"] if found["type"] == "file" else None
 
 
 def delete(url: str) -> None:
@@ -451,6 +464,30 @@ def list_files(url: str) -> dict[str, int]:
     return dict(sorted(walk_files(url)))
 
 
+def list_folders(url: str) -> list[str]:
+    """Return the names of the folders in a folder or below a prefix, without listing their files.
+
+    Args:
+        url: Folder or prefix; without any folder, the result is empty.
+
+    Raises:
+        StorageError: It cannot be read.
+    """
+    with _request(LIST, url):
+        fs, path = filesystem(url)
+        if url.startswith("s3://"):
+            start = path.removesuffix("/") + "/"
+            pages = _list_pages(fs, start, Delimiter="/")
+            found = [each["Prefix"] for page in pages for each in page.get("CommonPrefixes", [])]
+        else:
+            try:
+                entries = fs.ls(path, detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            found = [entry["name"] for entry in entries if entry["type"] == "directory"]
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+
+
 def walk_files(url: str) -> Iterator[tuple[str, int]]:
     """Yield (path relative to `url`, size in bytes) of all files below a URL, folder by folder.
 
@@ -479,13 +516,19 @@ def _walk_remote(url: str) -> Iterator[tuple[str, int]]:
 
 def _walk_s3(fs: Any, start: str) -> Iterator[tuple[str, int]]:
     # Page by page: s3fs makes a dict of a dozen fields per file and returns all of them at the end.
-    bucket, _, prefix = start.partition("/")
-    more: dict[str, str] | None = {}
-    while more is not None:
-        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
+    bucket = start.partition("/")[0]
+    for page in _list_pages(fs, start):
         for file in page.get("Contents", []):
             if not file["Key"].endswith("/"):  # a folder marker of consoles and other clients
                 yield f"{bucket}/{file['Key']}", file["Size"]
+
+
+def _list_pages(fs: Any, start: str, **options: str) -> Iterator[dict[str, Any]]:
+    bucket, _, prefix = start.partition("/")
+    more: dict[str, str] | None = {}
+    while more is not None:
+        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **options, **more)
+        yield page
         token = page.get("NextContinuationToken")
         more = {"ContinuationToken": token} if token else None
 

@@ -51,17 +51,30 @@ log = logging.getLogger(__name__)
 Line = dict[str, Any]
 
 
-def next_attempt(run_url: str) -> int:
-    """Return the number of the next attempt, from 1: one more than any that left a trace.
+@dataclasses.dataclass(frozen=True)
+class RunHistory:
+    """What earlier attempts left. fingerprints: of the manifests of the last one that began."""
+
+    attempts: int  # highest number of an attempt that left a trace
+    fingerprints: frozenset[str]
+
+
+def read_history(run_url: str) -> RunHistory:
+    """Return what earlier attempts at a run left.
 
     Args:
         run_url: URL of the run.
     """
     events = _complete_lines(_read(storage.join(run_url, EVENTS_FILE)))
-    recorded = [line["attempt"] for line in events if "attempt" in line]
-    names = storage.list_files(storage.join(run_url, "ledger"))
-    folders = [int(m[1]) for name in names if (m := re.match(r"attempt-(\d+)/", name))]
-    return 1 + max([0, *recorded, *folders])
+    began = [line for line in events if "attempt" in line]
+    folders = storage.list_folders(storage.join(run_url, "ledger"))
+    numbers = [int(m[1]) for name in folders if (m := re.fullmatch(r"attempt-(\d+)", name))]
+    last = began[-1] if began else {}
+    names = ("manifest_fingerprint", "eval_fingerprint")
+    return RunHistory(
+        max([0, *(line["attempt"] for line in began), *numbers]),
+        frozenset(last[name] for name in names if last.get(name)),
+    )
 
 
 def read_recipe(run_url: str) -> Config:
@@ -88,7 +101,7 @@ class Journal:
     Args:
         config: The run's recipe.
         rank: Number of this rank.
-        attempt: From `next_attempt`, agreed by all ranks.
+        attempt: Number of the attempt, from 1, agreed by all ranks.
         step: Completed steps that the attempt continues from; later lines are dropped.
         clock: Seconds since the epoch, for tests.
     """

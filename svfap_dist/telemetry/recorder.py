@@ -94,7 +94,12 @@ class Recorder:
         self._journal.sync()
 
     def record_start(
-        self, step: int, total_steps: int, manifest_fingerprint: str, versions: dict[str, str]
+        self,
+        step: int,
+        total_steps: int,
+        manifest_fingerprint: str,
+        versions: dict[str, str],
+        eval_fingerprint: str = "",
     ) -> None:
         """Record that the attempt starts or resumes; a collective.
 
@@ -103,6 +108,7 @@ class Recorder:
             total_steps: Optimizer steps of the whole run.
             manifest_fingerprint: Fingerprint of the data's manifest.
             versions: Versions of the packages that decide the numbers.
+            eval_fingerprint: Fingerprint of the validation clips' manifest, if there are any.
         """
         self._exporter.set(metrics.STEP, step)
         self._exporter.set(metrics.CHECKPOINT_STEP, step)
@@ -120,6 +126,7 @@ class Recorder:
             world_size=self._world.world_size,
             ranks=ranks,
             manifest_fingerprint=manifest_fingerprint,
+            eval_fingerprint=eval_fingerprint,
             config_fingerprint=self._config.fingerprint,
             versions=versions,
         )

@@ -30,7 +30,7 @@ from svfap_dist.model import flops
 from svfap_dist.profiling.decoder import choose_backend
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import open_data
-from svfap_dist.telemetry.journal import next_attempt
+from svfap_dist.telemetry.journal import read_history
 from svfap_dist.telemetry.recorder import Recorder, Row
 from svfap_dist.train import health
 from svfap_dist.train.engine import Engine
@@ -77,6 +77,7 @@ class RunContext:
     split: TaskSplit | None  # training and test samples of a task; None: pre-training
     state: TrainState | None  # of the newest checkpoint; None: a new run
     attempt: int  # number of the attempt, from 1
+    eval_manifest: Manifest | None = None  # of data.eval_url
 
     @property
     def step(self) -> int:
@@ -96,21 +97,23 @@ def load_run_context(config: Config, known: RunContext | None = None) -> RunCont
         ShardError: If the manifest cannot be used.
         CheckpointError: If the newest checkpoint's state cannot be read.
     """
-    if known is None:
-        manifest = open_data(config, config.data.url)
-        decoding.check_backend(config, config.data.url, manifest)
-        if config.data.eval_url:
-            open_data(config, config.data.eval_url)
-        task = config.task
-        split = protocol.split_samples(config, manifest, task.fold) if task else None
-    else:
-        manifest, split = known.manifest, known.split
     run_url, state = config.run.url, None
-    step = store.latest_committed(run_url)
+    step, history = store.latest_committed(run_url), read_history(run_url)
     if step is not None:
         state = store.read_state(run_url, step)
-        state.check_resumable(config, manifest.fingerprint, store.checkpoint_url(run_url, step))
-    return RunContext(manifest, split, state, next_attempt(run_url))
+    if known is None:
+        trusted = {*history.fingerprints, *([state.manifest_fingerprint] if state else [])}
+        manifest = open_data(config, config.data.url, trusted)
+        decoding.check_backend(config, config.data.url, manifest)
+        eval_url, task = config.data.eval_url, config.task
+        eval_manifest = open_data(config, eval_url, trusted) if eval_url else None
+        split = protocol.split_samples(config, manifest, task.fold) if task else None
+    else:
+        manifest, eval_manifest, split = known.manifest, known.eval_manifest, known.split
+    if state is not None:
+        where = store.checkpoint_url(run_url, state.step)
+        state.check_resumable(config, manifest.fingerprint, where)
+    return RunContext(manifest, split, state, history.attempts + 1, eval_manifest)
 
 
 class Attempt:
@@ -143,10 +146,10 @@ class Attempt:
         def read() -> RunContext | None:
             return (context or load_run_context(config)) if world.is_main else None
 
-        found: RunContext = distributed.broadcast_object(distributed.run_on_all_ranks(read))
+        found: RunContext = distributed.broadcast_object(distributed.run_long_on_all_ranks(read))
         self._manifest, state = found.manifest, found.state
         config = state.with_order(config) if state else config
-        config = _with_backend(config, world, self._manifest, state)
+        config = _with_backend(config, self._manifest, state)
         self._config, self._world = config, world
         self._ownership = RunOwnership(config.run.url, world)
         train_on = found.split.train if found.split else None
@@ -166,7 +169,10 @@ class Attempt:
         self._checkpointer = stack.enter_context(Checkpointer(config, world, recorder.sync))
         stack.enter_context(self._errors_recorded())
         self._fingerprint, versions = self._manifest.fingerprint, store.package_versions()
-        recorder.record_start(self.step, self.total_steps, self._fingerprint, versions)
+        eval_fingerprint = found.eval_manifest.fingerprint if found.eval_manifest else ""
+        recorder.record_start(
+            self.step, self.total_steps, self._fingerprint, versions, eval_fingerprint
+        )
 
         self.engine = Engine(config, objective, world, device)
         stack.callback(self.engine.close)
@@ -174,7 +180,9 @@ class Attempt:
             reshard = load.needs_resharding(state, config, world)
             load.restore_engine(config.run.url, state, self.engine, reshard)
         self._health = health.Health(config.data.max_bad_fraction, self.step)
-        self._validation = ValidationSet(config, world) if config.data.eval_url else None
+        self._validation: ValidationSet | None = None
+        if found.eval_manifest is not None:
+            self._validation = ValidationSet(config, world, found.eval_manifest)
         recorder.record_ready()
 
     @contextlib.contextmanager
@@ -281,10 +289,9 @@ class Attempt:
         """Write predictions.jsonl of a task unless it exists; return False if stopped before."""
         if self._test_on is None:
             return True
-        is_main, run_url = self._world.is_main, self._config.run.url
+        run_url = self._config.run.url
         where = storage.join(run_url, runner.PREDICTIONS)
-        exists = distributed.run_on_all_ranks(lambda: storage.exists(where) if is_main else None)
-        if distributed.broadcast_object(exists):
+        if distributed.run_on_main(lambda: storage.exists(where)):
             return True
         began = time.perf_counter()
         try:
@@ -302,7 +309,7 @@ class Attempt:
             return False
         finally:
             self._recorder.add_test_seconds(time.perf_counter() - began)
-        distributed.run_on_all_ranks(lambda: tested.write(run_url) if is_main else None)
+        distributed.run_on_main(lambda: tested.write(run_url))
         return True
 
     def save(self) -> None:
@@ -391,15 +398,11 @@ def _with_own_init(config: Config, state: TrainState | None) -> Config:
     return config.model_copy(update={"finetune": finetune})
 
 
-def _with_backend(
-    config: Config, world: World, manifest: Manifest, state: TrainState | None
-) -> Config:
+def _with_backend(config: Config, manifest: Manifest, state: TrainState | None) -> Config:
     """Replace decode backend `auto` by a resumed run's own, or by one chosen now; a collective."""
     if state is not None:
         config = decoding.pin_backend(config, state.config)
-    name = distributed.run_on_all_ranks(
-        lambda: choose_backend(config, config.data.url, manifest) if world.is_main else None
-    )
-    config = decoding.with_backend(config, distributed.broadcast_object(name))
+    name = distributed.run_on_main(lambda: choose_backend(config, config.data.url, manifest))
+    config = decoding.with_backend(config, name)
     distributed.run_on_all_ranks(lambda: decoding.decoder_of(config))
     return config

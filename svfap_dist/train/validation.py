@@ -23,11 +23,12 @@ from svfap_dist.errors import ShardError
 from svfap_dist.evaluate.runner import Decoding, ViewedVideo, view_videos
 from svfap_dist.rng import Stream
 from svfap_dist.shards.format import Manifest
-from svfap_dist.shards.reader import BadSample, SampleReader, open_data
+from svfap_dist.shards.reader import BadSample, SampleReader
 from svfap_dist.train.engine import Engine
 from svfap_dist.video.info import middle_view
 
 MAX_CLIPS = 64
+_READ_BYTES = 8 << 20  # at a time, by all ranks together: many ranks need one sample each
 
 
 class ValidationSet:
@@ -36,19 +37,19 @@ class ValidationSet:
     Args:
         config: The recipe; it has a data.eval_url.
         world: This rank's place among all ranks.
+        manifest: Manifest of data.eval_url.
 
     Raises:
         ShardError: On every rank, if the clips cannot be read on any.
         StorageError: Likewise, if the store fails.
     """
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, manifest: Manifest) -> None:
         url = config.data.eval_url
-        manifest = distributed.run_on_all_ranks(lambda: open_data(config, url))
         mine = distributed.run_on_all_ranks(
             lambda: validation_batches(config, url, manifest, world, MAX_CLIPS)
         )
-        counts = distributed.all_gather_object(len(mine))
+        counts = [int(row[0]) for row in distributed.all_gather_numbers([len(mine)])]
         if not any(counts):
             found = f"{manifest.num_samples} samples, none readable"
             do = "run `svfap shards verify` on data.eval_url"
@@ -56,9 +57,10 @@ class ValidationSet:
         self._rounds = [(batch, len(batch.frames)) for batch in mine]
         if min(counts) < max(counts):
             spare = mine[0] if mine else None
-            if min(counts) == 0:
-                spares = distributed.all_gather_object(_one_clip(mine[0]) if mine else None)
-                spare = next(batch for batch in spares if batch is not None)
+            if min(counts) == 0:  # one rank sends a clip: from each that has some, it is 100 MB
+                src = next(rank for rank, count in enumerate(counts) if count)
+                sent = distributed.broadcast_object(_one_clip(mine[0]) if mine else None, src)
+                spare = mine[0] if mine else sent
             assert spare is not None
             self._rounds += [(spare, 0)] * (max(counts) - len(mine))
 
@@ -96,7 +98,7 @@ def validation_batches(
         ShardError: If the data set cannot be read.
         StorageError: If the store fails.
     """
-    reader = SampleReader(url, manifest)
+    reader = SampleReader(url, manifest, range_bytes=_READ_BYTES // world.world_size)
     indices = range(world.rank, min(max_clips, manifest.num_samples), world.world_size)
     found = list(
         view_videos(

@@ -271,6 +271,37 @@ def test_open_data_finds_a_shard_cut_short(make_data_set):
         open_data(config_with_window(2), data_set.url)
 
 
+def test_a_trusted_manifest_is_not_compared_with_a_listing(make_data_set):
+    """Which takes 300 requests, one after the other, for 100,000 shards."""
+    data_set = make_data_set([3, 2])
+    os.truncate(tar_of(data_set, 1), 3000)
+    before = storage.request_counts()
+    trusted = {"another", data_set.manifest.fingerprint}
+    manifest = open_data(config_with_window(2), data_set.url, trusted)
+    found = storage.request_counts().since(before)
+    assert found is not None
+    assert found.requests == {("read", "ok"): 1}  # the manifest
+    reader = SampleReader(data_set.url, manifest)
+    assert isinstance(reader.read(2), Sample)
+    with pytest.raises(ShardError, match=r"cut short.*000001\.tar.*3000 bytes"):
+        reader.read(4)
+    with pytest.raises(ShardError, match="cut short"):
+        open_data(config_with_window(2), data_set.url, {"another"})
+
+
+def test_an_error_of_a_read_looks_up_one_shard_only(make_data_set):
+    data_set = make_data_set([3, 2])
+    reader = reader_of(data_set)
+    reader.num_frames(4)  # reads the index
+    os.unlink(tar_of(data_set, 1))
+    before = storage.request_counts()
+    with pytest.raises(ShardError, match="missing"):
+        reader.read(4)
+    found = storage.request_counts().since(before)
+    assert found is not None
+    assert found.requests == {("read", "missing"): 1, ("look up", "ok"): 1}
+
+
 def test_open_data_without_manifest(tmp_path):
     with pytest.raises(ShardError, match="No manifest"):
         open_data(config_with_window(2), str(tmp_path))

@@ -70,6 +70,11 @@ def test_listing(root: str) -> None:
     assert storage.list_files(root) == {"a.txt": 5, "a/b/d": 5, "a/c": 3, "b": 1}
     assert list(storage.list_files(root)) == sorted(storage.list_files(root))
     assert storage.list_files(storage.join(root, "a")) == {"b/d": 5, "c": 3}
+    assert storage.list_folders(root) == ["a"]
+    assert storage.list_folders(storage.join(root, "a")) == ["b"]
+    assert storage.list_folders(storage.join(root, "none")) == []
+    assert storage.file_size(storage.join(root, "a.txt")) == 5
+    assert storage.file_size(storage.join(root, "a")) is None
     assert not storage.exists(storage.join(root, "a"))  # a prefix is no file
     assert not storage.exists(storage.join(root, "b/below-a-file"))
 

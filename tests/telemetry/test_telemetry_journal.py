@@ -14,7 +14,7 @@ from svfap_dist.telemetry.journal import (
     METRICS_FILE,
     QUARANTINE_FILE,
     Journal,
-    next_attempt,
+    read_history,
     read_ledgers,
 )
 
@@ -56,7 +56,7 @@ def test_a_resume_drops_what_the_killed_attempt_did_after_the_checkpoint(tmp_pat
     write_attempt(config, attempt=1, first=0, last=5)
     with open(tmp_path / METRICS_FILE, "ab") as file:
         file.write(b'{"step": 6, "lo')  # the kill came in the middle of a line
-    assert next_attempt(str(tmp_path)) == 2
+    assert read_history(str(tmp_path)).attempts == 1
     write_attempt(config, attempt=2, first=3, last=4)
     for name in (METRICS_FILE, QUARANTINE_FILE):
         assert [row["step"] for row in lines(tmp_path, name)] == [1, 2, 3, 4]
@@ -66,7 +66,7 @@ def test_a_resume_drops_what_the_killed_attempt_did_after_the_checkpoint(tmp_pat
 def test_ledgers_count_each_step_once_whatever_was_killed(tmp_path: Path) -> None:
     config = a_config(tmp_path)
     for attempt, first, last in ((1, 0, 5), (2, 3, 4), (3, 3, 7)):
-        assert next_attempt(str(tmp_path)) == attempt
+        assert read_history(str(tmp_path)).attempts == attempt - 1
         write_attempt(config, attempt, first, last)
     starts = {event["attempt"]: event["step"] for event in lines(tmp_path, EVENTS_FILE)}
     counted = [
@@ -81,8 +81,29 @@ def test_ledgers_count_each_step_once_whatever_was_killed(tmp_path: Path) -> Non
 def test_an_attempt_whose_events_were_lost_still_has_its_number(tmp_path: Path) -> None:
     write_attempt(a_config(tmp_path), attempt=1, first=0, last=1)
     (tmp_path / EVENTS_FILE).unlink()
-    assert next_attempt(str(tmp_path)) == 2
-    assert next_attempt(str(tmp_path / "nothing")) == 1
+    assert read_history(str(tmp_path)).attempts == 1
+    assert read_history(str(tmp_path / "nothing")).attempts == 0
+
+
+def test_the_number_of_an_attempt_takes_two_requests_however_many_ledgers_there_are(
+    s3_bucket: str,
+) -> None:
+    """Hundreds of ranks leave hundreds of files in each attempt, a thousand to a page."""
+    for attempt, rank in ((1, 0), (1, 1), (3, 0)):
+        storage.write_bytes(f"{s3_bucket}/run/ledger/attempt-{attempt:04d}/rank-{rank:04d}", b"")
+    storage.write_bytes(f"{s3_bucket}/run/{EVENTS_FILE}", b"")
+    pages: list[str] = []
+    fs, _ = storage.filesystem(s3_bucket)
+    event, remember = "before-send.s3.ListObjectsV2", lambda request, **_: pages.append(request.url)
+    fs.s3.meta.events.register(event, remember)
+    before = storage.request_counts()
+    assert read_history(f"{s3_bucket}/run").attempts == 3
+    fs.s3.meta.events.unregister(event, remember)
+    added = storage.request_counts().since(before)
+    assert added is not None
+    assert added.requests == {("read", "ok"): 1, ("list", "ok"): 1}
+    assert len(pages) == 1
+    assert "delimiter=%2F" in pages[0]
 
 
 def test_an_object_store_gets_whole_files_at_each_sync(s3_bucket: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +12,12 @@ import torch
 from numbered_shards import video_of, write_data_set
 from train_ranks import recipe_tables
 
+from svfap_dist.checkpoint import store
+from svfap_dist.checkpoint.store import TrainState
 from svfap_dist.config import recipe
 from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError, HealthError
+from svfap_dist.shards import format as shard_format
 from svfap_dist.train import attempt, loop
 
 
@@ -33,6 +37,53 @@ def test_a_context_is_picklable_and_its_manifest_is_read_once(
     again = loop.preflight(config, context)
     assert again.manifest is context.manifest
     assert again.attempt == 5  # read again
+
+
+def test_an_attempt_trusts_what_the_last_one_has_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data and validation clips are listed by the first attempt, and again once they change."""
+    listed: list[str] = []
+    monkeypatch.setattr(shard_format, "check_shards", lambda url, manifest: listed.append(url))
+    urls = [str(tmp_path / name) for name in ("shards", "held-out")]
+    sets = [
+        write_data_set(url, [size], [video_of(i) for i in range(size)], {})
+        for url, size in zip(urls, (4, 2), strict=True)
+    ]
+    run = tmp_path / "run"
+    tables = recipe_tables(urls[0], str(run), data={"eval_url": urls[1]})
+    config = recipe.from_tables(tables, where="test")
+    context = attempt.load_run_context(config)
+    assert listed == urls
+    assert context.eval_manifest == sets[1].manifest
+
+    def begin(number: int, manifest: str, held_out: str) -> None:
+        event = {"event": "start", "attempt": number, "manifest_fingerprint": manifest}
+        with open(run / "events.jsonl", "a") as file:
+            file.write(json.dumps(event | {"eval_fingerprint": held_out}) + "\n")
+
+    run.mkdir()
+    mine, held_out = (data_set.manifest.fingerprint for data_set in sets)
+    listed.clear()
+    begin(1, mine, held_out)
+    assert attempt.load_run_context(config).attempt == 2
+    assert listed == []
+    begin(2, "other data", held_out)  # only the last attempt counts
+    attempt.load_run_context(config)
+    assert listed == urls[:1]
+
+
+def test_a_checkpoint_vouches_for_the_data_it_was_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = str(tmp_path / "shards")
+    data_set = write_data_set(url, [4], [video_of(i) for i in range(4)], {})
+    config = recipe.from_tables(recipe_tables(url, str(tmp_path / "run")), where="test")
+    saved = TrainState.of_run(config, 8, 1, data_set.manifest.fingerprint, 2)
+    monkeypatch.setattr(store, "latest_committed", lambda run_url: 8)
+    monkeypatch.setattr(store, "read_state", lambda run_url, step: saved)
+    monkeypatch.setattr(shard_format, "check_shards", pytest.fail)
+    assert attempt.load_run_context(config).step == 8
 
 
 def test_a_run_without_urls_is_refused() -> None:

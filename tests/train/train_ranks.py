@@ -389,6 +389,29 @@ def _full_states(engine: Any) -> dict[str, dict[str, Any]]:
     }
 
 
+def requests_at_start(tables: dict[str, Any]) -> dict[str, Any]:
+    """Storage requests of this rank for its loader and for its validation clips."""
+    from svfap_dist import storage
+    from svfap_dist.config import recipe
+    from svfap_dist.data.loader import ClipLoader
+    from svfap_dist.shards.format import load_manifest
+    from svfap_dist.train.engine import process_group
+    from svfap_dist.train.validation import ValidationSet
+
+    def counted(make: Callable[[], Any]) -> tuple[Any, dict[str, int]]:
+        before = storage.request_counts()
+        made = make()
+        added = storage.request_counts().since(before)
+        return made, {what: n for (what, _), n in added.requests.items()} if added else {}
+
+    config, world = recipe.from_tables(tables, where="test"), distributed.world_from_environment()
+    url, manifest = config.data.url, load_manifest(config.data.url)
+    with process_group(config, world):
+        loader, for_loader = counted(lambda: ClipLoader(config, url, manifest, world))
+        _, for_validation = counted(lambda: ValidationSet(config, world, manifest))
+    return {"planes": loader._planes, "loader": for_loader, "validation": for_validation}
+
+
 def explode(tables: dict[str, Any]) -> dict[str, list[bool]]:
     """What the engine does with two steps at an absurd learning rate: the first one's weights are
     finite but huge, the second one's loss is not finite."""
