@@ -7,6 +7,7 @@ https://github.com/pritamqu/AVCAffe
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -75,4 +76,6 @@ def _truths(folder: str, dimension: str) -> dict[str, int]:
 def _class_of(dimension: str, value: str) -> int:
     if dimension in AFFECT:
         return AFFECT[dimension].index(value)
-    return int(float(value) > HIGH_LOAD_ABOVE)
+    if not math.isfinite(load := float(value)):
+        raise ValueError(f"{value} is no number")
+    return int(load > HIGH_LOAD_ABOVE)

@@ -37,6 +37,7 @@ from data_sharding.sources.listing import (
 )
 from svfap_dist import storage
 from svfap_dist.errors import ShardError
+from svfap_dist.text_file import SAVE_AS_UTF8, decode_text
 
 _CHOSEN = "create table chosen (name text primary key, path blob, is_other int) without rowid"
 _CHOOSE = """
@@ -243,13 +244,16 @@ def read_rows(
     """
     where = storage.join(folder, path)
     try:
-        text = storage.read_bytes(where).decode("utf-8-sig")
+        text = decode_text(storage.read_bytes(where))
     except storage.StorageMissingError as error:
         raise layout_error(source, where, "no such file", path) from error
-    except UnicodeDecodeError as error:
-        raise layout_error(source, where, f"no text ({error})", path) from error
+    except ValueError as error:
+        raise ShardError("List is not UTF-8 text", where, str(error), SAVE_AS_UTF8) from error
     lines = csv.reader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
-    rows = [[field.strip() for field in line] for line in lines if any(map(str.strip, line))]
+    try:
+        rows = [[field.strip() for field in line] for line in lines if any(map(str.strip, line))]
+    except csv.Error as error:
+        raise layout_error(source, where, str(error), path) from error
     for row in rows:
         if num_columns is not None and len(row) != num_columns:
             found = f"{len(row)} columns in the row {delimiter.join(row)!r}, not {num_columns}"

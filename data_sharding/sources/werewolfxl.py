@@ -9,6 +9,7 @@ https://github.com/Xinda-Wu/Werewolf-XL-Baseline
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -55,6 +56,8 @@ def _labels(folder: str) -> Iterator[tuple[str, Labels]]:
             numbers = dict(zip(VALUE_COLUMNS, map(float, values), strict=True))
         except ValueError:
             raise _bad_row(row) from None
+        if not all(map(math.isfinite, numbers.values())):
+            raise _bad_row(row)
         yield name, Labels(set="werewolfxl", subject=clip[1], values=numbers, fold=fold)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from svfap_dist import logs
+from svfap_dist import json_text, logs
 
 log = logging.getLogger(__name__)
 
@@ -108,4 +107,4 @@ def print_result(result: Any, as_json: bool) -> None:
         result: Dataclass with a method `lines`.
         as_json: Whether to print one JSON object instead of these lines.
     """
-    print(json.dumps(dataclasses.asdict(result)) if as_json else "\n".join(result.lines()))
+    print(json_text.dumps(dataclasses.asdict(result)) if as_json else "\n".join(result.lines()))

@@ -32,6 +32,7 @@ from svfap_dist import bundled
 from svfap_dist.cluster.schedulers import Job, JobStatus, Submission, cli_option, load_recipe, verb
 from svfap_dist.config import recipe
 from svfap_dist.errors import ClusterError, ConfigError
+from svfap_dist.text_file import SAVE_AS_UTF8, decode_text
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class RayJobs:
         lines = [
             f"# job {arguments['submission_id']}{code}",
             f"# {arguments['entrypoint']}",
-            *(f"# env {name}={value}" for name, value in env.items()),
+            *(f"# env {name}={_shown(name, value)}" for name, value in env.items()),
             recipe.dumps(config),
         ]
         return Submission("\n".join(lines), (arguments, recipe.dumps(config)))
@@ -153,9 +154,10 @@ class RayJobs:
         lines: list[str] = []
         if self.env_file:
             try:
-                lines = Path(self.env_file).read_text().splitlines()
-            except OSError as error:
-                title, do = "Cannot read the environment file", "check --env-file"
+                lines = decode_text(Path(self.env_file).read_bytes()).splitlines()
+            except (OSError, ValueError) as error:
+                do = "check --env-file" if isinstance(error, OSError) else SAVE_AS_UTF8
+                title = "Cannot read the environment file"
                 raise ConfigError(title, self.env_file, str(error), do) from error
         words = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
         found: dict[str, str] = {}
@@ -194,6 +196,11 @@ def _copy_code(folder: str) -> None:
     sources += [bundled.folder(name) for name in bundled.FOLDERS]
     for source in sources:
         shutil.copytree(source, Path(folder, source.name), ignore=ignored)
+
+
+def _shown(name: str, value: str) -> str:
+    """Return the value of a variable for people, hidden if its name says that it is a secret."""
+    return "(hidden)" if re.search("KEY|SECRET|TOKEN|PASSW|CREDENTIAL", name.upper()) else value
 
 
 def _status(client: Any, job: Job) -> JobStatus:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +21,8 @@ from pydantic import BaseModel, ValidationError
 from svfap_dist import bundled
 from svfap_dist.config.config import Config
 from svfap_dist.errors import ConfigError, nearest
+from svfap_dist.storage import refuse_credentials
+from svfap_dist.text_file import SAVE_AS_UTF8, decode_text
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,9 @@ def load(recipe: str, overrides: Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: Naming the key, the value and the remedy.
     """
+    overrides = list(overrides)
+    for number, override in enumerate(overrides, start=1):
+        refuse_credentials(override, f"override {number}")
     tables = _read(recipe)
     for override in overrides:
         _merge(tables, _with_new_names(_parse(override), override))
@@ -61,12 +66,30 @@ def from_tables(tables: dict[str, Any], where: str) -> Config:
     Raises:
         ConfigError: If a key is unknown, a value wrong, or values exclude each other.
     """
+    tables = _with_new_names(tables, where)
+    for key, text in _texts(tables):
+        refuse_credentials(text, f"{key} in {where}")
+        if not text.isascii() and (bad := text.encode(errors="backslashreplace").decode()) != text:
+            title, advice = "Text is not UTF-8", "rename the file or folder"
+            raise ConfigError(title, f"{key} in {where}", bad, advice)
     try:
         # Through JSON: strict mode then takes arrays for tuples, still no number for a string.
-        text = json.dumps(_with_new_names(tables, where), default=str)
+        text = json.dumps(tables, default=str)
         return Config.model_validate_json(text)
     except ValidationError as error:
         raise explain(error, where) from error
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield key and text of all texts in nested tables."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _texts(part, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts(part, key)
+    elif isinstance(value, str):
+        yield key, value
 
 
 def from_stored(tables: dict[str, Any], where: str) -> Config:
@@ -125,7 +148,7 @@ def _read(recipe: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
         title, found = "Recipes extend each other in a cycle", " -> ".join((*extended_by, place))
         raise ConfigError(title, extended_by[0], found, "remove `extends` from one of them")
     try:
-        tables = tomllib.loads(path.read_text())
+        tables = tomllib.loads(decode_text(path.read_bytes()))
     except OSError as error:
         where = f"extends in {extended_by[-1]}" if extended_by else str(path)
         found = f"{path}: {error.strerror}"
@@ -133,6 +156,9 @@ def _read(recipe: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         title, advice = "Recipe is not valid TOML", "correct that line"
         raise ConfigError(title, str(path), str(error), advice) from error
+    except ValueError as error:
+        title = "Recipe is not UTF-8 text"
+        raise ConfigError(title, str(path), str(error), SAVE_AS_UTF8) from error
     tables = _with_new_names(tables, str(path))
     base = tables.pop("extends", None)
     if base is None:

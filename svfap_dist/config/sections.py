@@ -74,7 +74,7 @@ BottleneckTokens = Annotated[int | tuple[int, ...], BeforeValidator(_tokens_per_
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, no silent conversion of types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from svfap_dist import storage
+from svfap_dist import json_text, storage
 from svfap_dist.config import TaskConfig
 from svfap_dist.errors import CheckpointError, ConfigError, HealthError
 from svfap_dist.evaluate.metrics import SCORE_FUNCTIONS
@@ -264,7 +264,7 @@ class Results:
             recall = 100 * recalls(self.confusion)
             content["recall"] = dict(zip(task.names, recall.tolist(), strict=True))
             content["confusion"] = self.confusion.tolist()
-        return json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n"
+        return json_text.dumps(content, indent=1) + "\n"
 
     def picture(self) -> bytes:
         """Return the confusion matrix of a classification as a PNG.
@@ -373,14 +373,6 @@ def _row(name: str, score: Score, metrics: tuple[str, ...]) -> list[str]:
 
 def _shown(metric: str, value: float, sign: str = "") -> str:
     return f"{value:{sign}.2f}" if SCORE_FUNCTIONS[metric].in_percent else f"{value:{sign}.4f}"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nan(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def count_confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:

@@ -12,10 +12,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from svfap_dist import storage
-from svfap_dist.errors import ConfigError, DecodeError, ShardError
+from svfap_dist.errors import ConfigError, DecodeError, HealthError, ShardError
 from svfap_dist.evaluate.runner import Decoding, Source, ViewedVideo, view_videos
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import MANIFEST_NAME
@@ -140,12 +141,20 @@ def view_all(
 
     Raises:
         DecodeError: No video can be used.
+        HealthError: An output is not finite.
     """
     viewed: list[ViewedVideo] = []
     bad: list[BadSample] = []
     found = view_videos(sources, shape, choose, function, batch_size=batch_size, decoding=decoding)
     for done, video in enumerate(found, start=1):
         if isinstance(video, ViewedVideo):
+            if not np.isfinite(video.outputs).all():
+                raise HealthError(
+                    "Outputs of the network are not finite",
+                    where=video.key,
+                    found="NaN or infinite values, though the weights are finite",
+                    do="use an earlier checkpoint",
+                )
             viewed.append(video)
         else:
             bad.append(video)

@@ -279,7 +279,8 @@ def load(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         path: path or URL.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or was not written by `save`.
+        CheckpointError: the file is missing, damaged, was not written by `save`, or has a value
+            that is not finite.
     """
     try:
         data = storage.read_bytes(path)
@@ -288,8 +289,25 @@ def load(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise _missing(path) from error
     except safetensors.SafetensorError as error:
         raise _damaged(path, str(error)) from error
+    _check_finite(path, state)
     end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
     return _parse_build(_parse_metadata(data[_LENGTH_BYTES:end], path), path), state
+
+
+def _check_finite(path: str, state: Mapping[str, Tensor]) -> None:
+    broken = [
+        name
+        for name, value in state.items()
+        if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if broken:
+        raise CheckpointError(
+            "Weights are not finite",
+            where=path,
+            found=f"NaN or infinite values in {len(broken)} of {len(state)} tensors, such as "
+            f"{broken[0]}",
+            do="use an earlier checkpoint, or get the weights again",
+        )
 
 
 def load_build(path: str) -> dict[str, Any]:
@@ -449,6 +467,7 @@ def import_file(path: str, folder: str, overrides: Mapping[str, Any]) -> Importe
         StorageError: reading or writing fails.
     """
     build, state = import_official(read_pth(path), **overrides)
+    _check_finite(path, state)
     url = storage.join(folder, WEIGHTS)
     info = ModelInfo.of_build(build, size_of_build(build))
     save(url, state, build, info)

@@ -11,6 +11,7 @@ import base64
 import datetime
 import io
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from svfap_dist import storage
 from svfap_dist.errors import ConfigError
 from svfap_dist.telemetry.goodput import WINDOW, Goodput
 
+_LOSSES = ("loss", "held_out_loss")
 _COLOR, _SECOND_COLOR = "#2b5c8a", "#c0562f"
 _TEMPLATE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
@@ -83,7 +85,7 @@ def make(run_url: str, output: str) -> None:
             recipe=storage.read_bytes(storage.join(run_url, "config.toml")).decode(),
         )
     )
-    storage.write_bytes(output, html.encode())
+    storage.write_bytes(output, html.encode(errors="backslashreplace"))
 
 
 def read_lines(url: str) -> list[dict[str, Any]]:
@@ -96,7 +98,9 @@ def read_lines(url: str) -> list[dict[str, Any]]:
         data = storage.read_bytes(url)
     except storage.StorageMissingError:
         return []
-    return [json.loads(line) for line in data.split(b"\n")[:-1]]
+    rows = [json.loads(line) for line in data.split(b"\n")[:-1]]
+    # A loss that is not finite is null in JSON.
+    return [{**row, **{k: math.nan for k in _LOSSES if row.get(k, 0) is None}} for row in rows]
 
 
 def mean_of_tenth(values: Sequence[float], last: bool) -> float:

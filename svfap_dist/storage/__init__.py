@@ -6,12 +6,14 @@ is atomic, and failures are `StorageError`, never exceptions of a client library
 S3 settings come from the usual AWS variables and `AWS_ENDPOINT_URL`. File system objects are made
 lazily in the process that uses them: an s3fs object that crosses a fork deadlocks (s3fs#369).
 
-Start with `files`; `s3` corrects how s3fs reads keys, and makes ranged reads cheaper.
+Start with `files`; `s3` corrects how s3fs reads keys, and makes ranged reads cheaper; `credentials`
+refuses URLs that contain some.
 """
 
 # ruff: noqa: F401 - the names are for others
 
 from svfap_dist.errors import StorageError
+from svfap_dist.storage.credentials import refuse_credentials
 from svfap_dist.storage.files import (
     OPERATIONS,
     OUTCOMES,

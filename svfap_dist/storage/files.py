@@ -12,6 +12,7 @@ import collections
 import contextlib
 import dataclasses
 import errno
+import logging
 import os
 import re
 import shutil
@@ -20,7 +21,10 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from svfap_dist.errors import StorageError
+from svfap_dist.errors import ConfigError, StorageError
+from svfap_dist.storage.credentials import refuse_credentials
+
+log = logging.getLogger(__name__)
 
 READ, WRITE, LOOK_UP, LIST, DELETE = OPERATIONS = ("read", "write", "look up", "list", "delete")
 OUTCOMES = ("ok", "missing", "unreachable", "refused")  # refused: any other failure
@@ -103,6 +107,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
     if not is_remote(url):
         return fsspec.filesystem("file"), local_path(url)
+    refuse_credentials(url, "a URL that was given")
     protocol = url.partition("://")[0]
     # Not `fsspec.core.url_to_fs`: to it, `::` within a name separates chained file systems.
     if protocol != "s3":
@@ -126,7 +131,11 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if endpoint := os.environ.get(name):
+            refuse_credentials(endpoint, name)
+            return endpoint
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +222,9 @@ def _request(operation: str, url: str) -> Iterator[None]:
     outcome = "ok"
     try:
         yield
+    except ConfigError:  # nothing was requested
+        outcome = ""
+        raise
     except Exception as error:
         explained = error if isinstance(error, StorageError) else explain(operation, url, error)
         outcome = "refused"
@@ -224,7 +236,8 @@ def _request(operation: str, url: str) -> Iterator[None]:
             raise
         raise explained from error
     finally:
-        _counter.request(operation, outcome)
+        if outcome:
+            _counter.request(operation, outcome)
 
 
 def explain(action: str, url: str, error: Exception) -> StorageError:
@@ -491,8 +504,9 @@ def list_folders(url: str) -> list[str]:
 def walk_files(url: str) -> Iterator[tuple[str, int]]:
     """Yield (path relative to `url`, size in bytes) of all files below a URL, folder by folder.
 
-    Memory stays constant, for trees of millions of files. Errors are those of `list_files`, raised
-    while iterating.
+    Memory stays constant, for trees of millions of files. Links to local folders are followed; one
+    to a folder that is listed anyway, or to one above it, is not, and logged. Errors are those of
+    `list_files`, raised while iterating.
 
     Args:
         url: Folder or prefix.
@@ -535,8 +549,39 @@ def _list_pages(fs: Any, start: str, **options: str) -> Iterator[dict[str, Any]]
 
 def _walk_local(path: str) -> Iterator[tuple[str, int]]:
     # Not fsspec's walk, which skips folders that it may not read; not `os.walk`, which holds the
-    # names of all files of a folder.
-    start, folders = os.path.join(path, ""), [path]
+    # names of all files of a folder. Links to folders come after everything else, in order of
+    # path, so what is listed under which name does not depend on the order of a folder's entries.
+    start, top, links = os.path.join(path, ""), os.path.realpath(path), [path]
+    walked: list[str] = []  # real paths
+    skipped: list[str] = []
+    while links:
+        found: list[str] = []
+        for link in links:
+            target = os.path.realpath(link)
+            is_above = bool(walked) and _is_below(top, target)
+            if is_above or any(_is_below(target, real) for real in walked):
+                skipped.append(link)
+                continue
+            inner = {link + real.removeprefix(target) for real in walked if _is_below(real, target)}
+            for name, size in _walk_tree(link, found, inner):
+                yield name.removeprefix(start), size
+            walked.append(target)
+        links = sorted(found)
+    if skipped:
+        example = f"{skipped[0]} to {os.path.realpath(skipped[0])}"
+        message = (
+            "%s: links to folders that are listed already, or above it, are not followed: %d, "
+        )
+        log.warning(message + "such as %s", path, len(skipped), example)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(os.path.join(folder, ""))
+
+
+def _walk_tree(path: str, links: list[str], without: set[str]) -> Iterator[tuple[str, int]]:
+    """Yield path and size of the files below a folder; add links to folders to `links`."""
+    folders = [path]
     while folders:
         folder = folders.pop()
         try:
@@ -549,8 +594,9 @@ def _walk_local(path: str) -> Iterator[tuple[str, int]]:
             for entry in entries:
                 size = 0  # a broken link is listed; reading it raises
                 with contextlib.suppress(OSError):
-                    if entry.is_dir():  # or a link to one
-                        folders.append(entry.path)
+                    if entry.is_dir():
+                        if entry.path not in without:
+                            (links if entry.is_symlink() else folders).append(entry.path)
                         continue
                     size = entry.stat().st_size
-                yield entry.path.removeprefix(start), size
+                yield entry.path, size

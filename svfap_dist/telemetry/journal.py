@@ -34,7 +34,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from svfap_dist import storage
+from svfap_dist import json_text, storage
 from svfap_dist.config import Config, recipe
 from svfap_dist.errors import ConfigError, StorageError
 
@@ -298,7 +298,7 @@ def encode_lines(lines: Iterable[Line]) -> bytes:
     Args:
         lines: Fields of each line.
     """
-    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    return b"".join(json_text.dumps(line).encode() + b"\n" for line in lines)
 
 
 def _complete_lines(data: bytes) -> list[Line]:

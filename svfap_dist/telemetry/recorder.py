@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import socket
 import time
@@ -328,9 +329,14 @@ class Recorder:
         """Return training and held-out losses of the whole run so far, in order (rank 0)."""
         events = self._journal.read_lines(EVENTS_FILE)
         return (
-            [row["loss"] for row in self._journal.read_lines(METRICS_FILE)],
-            [event["held_out_loss"] for event in events if event["event"] == "eval"],
+            [_number(row["loss"]) for row in self._journal.read_lines(METRICS_FILE)],
+            [_number(event["held_out_loss"]) for event in events if event["event"] == "eval"],
         )
+
+
+def _number(value: float | None) -> float:
+    """Return a number of a JSON file, in which one that is not finite is null."""
+    return math.nan if value is None else value
 
 
 def _reachable(ranks: list[dict[str, Any]]) -> list[str]:

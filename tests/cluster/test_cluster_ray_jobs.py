@@ -40,10 +40,18 @@ def test_variables_come_from_a_file_from_here_and_from_the_command_line(tmp_path
     file.write_text("# why\nA=1\n\nB=2\n")
     found = RayJobs(env=("B=3", "HERE", "EMPTY="), env_file=str(file))._variables()
     assert found == {"A": "1", "B": "3", "HERE": "x=y", "EMPTY": ""}
+    secret = RayJobs(env=("AWS_SECRET_ACCESS_KEY=hush",)).prepare("tiny_cpu", PLACES)
+    assert "hush" not in secret.text
+    assert secret.content[0]["runtime_env"]["env_vars"]["AWS_SECRET_ACCESS_KEY"] == "hush"
     with pytest.raises(ConfigError, match="--env NOWHERE"):
         RayJobs(env=("NOWHERE",)).prepare("tiny_cpu", PLACES)
     with pytest.raises(ConfigError, match="no-such"):
         RayJobs(env_file=str(tmp_path / "no-such")).prepare("tiny_cpu", PLACES)
+    file.write_bytes("A=é".encode("utf-16"))
+    with pytest.raises(ConfigError, match="UTF-16"):
+        RayJobs(env_file=str(file)).prepare("tiny_cpu", PLACES)
+    file.write_bytes("A=é".encode("utf-8-sig"))
+    assert RayJobs(env_file=str(file))._variables() == {"A": "é"}
 
 
 def test_shipped_code_runs_from_its_folder_alone(tmp_path):

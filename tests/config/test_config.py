@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -189,6 +190,32 @@ def test_recipe_file_errors_name_the_file(tmp_path):
     path.write_text("[train\nmax_steps = 1")
     with pytest.raises(ConfigError, match=r"broken\.toml.*line 1"):
         recipe.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("latin-1", "line 1 has the byte 0xe9, which is not UTF-8 ('é' in Latin-1)"),
+        ("utf-16", "it is UTF-16, not UTF-8"),
+        ("utf-16-le", "it has NUL characters"),
+        ("utf-32", "it is UTF-32"),
+    ],
+)
+def test_a_recipe_of_another_encoding_is_named(encoding, message, tmp_path):
+    """PowerShell's `>` writes UTF-16."""
+    path = tmp_path / "mine.toml"
+    text = "# méthode\nextends = 'tiny_cpu'\n[train]\nmax_steps = 3\n"
+    path.write_bytes((text.replace("é", "e") if encoding == "utf-16-le" else text).encode(encoding))
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        recipe.load(str(path))
+    assert str(path) in str(caught.value)
+    assert caught.value.do == "save the file as UTF-8"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes("extends = 'tiny_cpu'\r\n[train]\r\nmax_steps = 3\r\n".encode("utf-8-sig"))
+    assert recipe.load(str(path)).train.max_steps == 3
 
 
 @pytest.mark.parametrize(("ranks", "accumulation"), [(1, 2), (2, 1), (4, 1)])

@@ -68,6 +68,9 @@ def test_a_sample_tested_twice_or_never(copy_of) -> None:
         ("ferv39k", FERV + "train_All.csv", ("0001 Angry", "0001 4"), "the row .*'4'"),
         ("werewolfxl", "labels.csv", ("Arousal_average", "A"), "no column Arousal_average among"),
         ("werewolfxl", "labels.csv", (",1.25,", ",,"), "the row 01_01_101"),
+        ("werewolfxl", "labels.csv", (",1.25,", ",nan,"), "the row 01_01_101"),
+        ("avcaffe", "ground_truths/mental_demand.txt", ("10", "inf"), "inf is no number"),
+        ("dfew", TEST_1, ("1,1", "1," + "1" * 200_000), "field larger than"),
         ("werewolfxl", "labels.csv", ("01_01_101", "31_01_101"), "the row 31_01_101"),
         ("avcaffe", "ground_truths/arousal.txt", ("Excited", "Thrilled"), "Thrilled|not in tuple"),
         ("avcaffe", "info/val.txt", ("aiim001", "person 1"), "the row person 1"),
@@ -94,6 +97,20 @@ def test_a_missing_list_is_named(name: str, path: str, copy_of) -> None:
     (root / path).unlink()
     with pytest.raises(ShardError, match=f"Not the layout.*{re.escape(path)}.*no such file"):
         videos(name, root)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [("utf-16", "it is UTF-16"), ("latin-1", r"line 1 has the byte 0xe9.*'é' in Latin-1")],
+)
+def test_a_list_of_another_encoding_is_named(encoding: str, message: str, copy_of) -> None:
+    root = copy_of("werewolfxl")
+    text = (root / "labels.csv").read_text()
+    (root / "labels.csv").write_bytes(text.replace("Session", "Séance").encode(encoding))
+    with pytest.raises(ShardError, match=rf"not UTF-8.*{message}.*save the file as UTF-8"):
+        videos("werewolfxl", root)
+    (root / "labels.csv").write_bytes(text.encode("utf-8-sig"))
+    assert len(videos("werewolfxl", root)) == 60
 
 
 class Opens:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ import svfap_dist
 from data_sharding import pipeline as sharding
 from data_sharding.transcode import TrainProfile
 from svfap_dist.cli.app import app
-from svfap_dist.errors import CheckpointError, ConfigError, DecodeError
+from svfap_dist.errors import CheckpointError, ConfigError, DecodeError, HealthError
 from svfap_dist.inference.videos import read_video
 from svfap_dist.video import backends
 from svfap_dist.video.frames import whole_frames
@@ -164,3 +167,55 @@ def test_mistakes_are_told_and_nothing_is_written(
     with pytest.raises(error, match=words):
         raise done.exception
     assert list(tmp_path.iterdir()) == []
+
+
+def save_broken(folder, value: float) -> str:
+    """A fine-tuned run whose head has a value that is not finite, or makes all outputs so."""
+    model = finetuned(3)
+    with torch.no_grad():
+        if np.isfinite(value):
+            model.head.weight.fill_(value)
+        else:
+            model.head.bias[1] = value
+    return save_run(folder, model, emotions())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+@pytest.mark.parametrize("verb", ["predict", "extract", "export"])
+def test_a_network_that_computes_nan_is_an_error(folder, tmp_path, verb, value):
+    url, out = save_broken(tmp_path / "run", value), tmp_path / "out"
+    inputs = {"predict": [str(folder / "a.mp4"), "--json"], "export": ["-o", str(out)]}
+    inputs["extract"] = [str(folder / "a.mp4"), "-o", str(out)]
+    done = CliRunner().invoke(app, [verb, url, *inputs[verb]])
+    if value == 3e38 and verb != "predict":  # the features are finite
+        assert done.exception is None
+        return
+    with pytest.raises((CheckpointError, HealthError), match="not finite"):
+        raise done.exception
+    assert "NaN" not in done.stdout
+    assert not out.exists()
+
+
+def test_a_name_that_is_not_text_is_printed_with_an_escape(folder, tmp_path):
+    """As a process with a UTF-8 locale: the last video of the folder must be predicted, too."""
+    name = b"caf\xe9.mp4"
+    for source, target in {"a.mp4": b"a.mp4", "b.mp4": name, "junk.mp4": b"junk-" + name}.items():
+        (tmp_path / "d").mkdir(exist_ok=True)
+        (tmp_path / "d" / os.fsdecode(target)).write_bytes((folder / source).read_bytes())
+    run = save_run(tmp_path / "run", finetuned(3), emotions())
+    for verb in (["predict"], ["extract", "-o", str(tmp_path / "x.npz")]):
+        done = subprocess.run(
+            [sys.executable, "-m", "svfap_dist", *verb, run, str(tmp_path / "d")],
+            capture_output=True,
+            check=False,
+            env=os.environ | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"},
+        )
+        assert done.returncode == 0, done.stderr
+        said = done.stdout.decode()
+        assert "left out " in said
+        assert "junk-caf\\udce9.mp4: unreadable" in said
+        if verb == ["predict"]:
+            assert "d/caf\\udce9.mp4: " in said
+            assert "d/a.mp4: " in said
+    with np.load(tmp_path / "x.npz") as found:
+        assert os.fsencode(found["keys"][1]) == os.fsencode(tmp_path) + b"/d/" + name

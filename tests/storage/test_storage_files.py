@@ -355,3 +355,32 @@ def test_the_direct_way_trusts_the_certificates_of_the_environment(
         monkeypatch.setattr(s3.LiteralS3, "cat_file", pytest.fail)
         assert storage.read_range("s3://bucket/x", 1, 3) == b"12"
         server.shutdown()
+
+
+def test_links_to_folders_that_are_listed_anyway_are_not_followed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With two links to a folder above them, the paths would be 2^40."""
+    root = tmp_path / "root"
+    for name in ("root/a/x", "root/b/y", "outside/z", "outside/deep/w", "other/v"):
+        storage.write_bytes(str(tmp_path / name), b"x")
+    loops = {"a/up": "..", "b/up": "..", "a/b": "../b", "self": "self", "top": "/"}
+    for name, target in loops.items():
+        (root / name).symlink_to(target)
+    assert storage.list_files(str(root)) == {"a/x": 1, "b/y": 1, "self": 0}
+    assert "are not followed: 4, such as" in caplog.text
+    assert f"{root}/a/b to {root}/b" in caplog.text
+
+
+def test_links_to_folders_elsewhere_are_followed_once(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("root/x", "outside/z", "outside/deep/w", "another/v"):
+        storage.write_bytes(str(tmp_path / name), b"x")
+    for name, target in {"1": "outside/deep", "2": "outside/deep", "3": "another"}.items():
+        (root / name).symlink_to(tmp_path / target)
+    (tmp_path / "another/back").symlink_to(root)
+    (tmp_path / "another/on").symlink_to(tmp_path / "outside")
+    expected = {"x": 1, "1/w": 1, "3/v": 1, "3/on/z": 1}
+    assert storage.list_files(str(root)) == expected
+    (tmp_path / "link").symlink_to(root)
+    assert storage.list_files(str(tmp_path / "link")) == expected
