@@ -64,6 +64,7 @@ class Stage:
     @contextlib.contextmanager
     def running(self, name: str, *overrides: str, data: str = "") -> Iterator[ObservedRun]:
         """A started run, whose driver ends with the block."""
+        self.cluster.repair()
         run = ObservedRun(self.cluster, name, *overrides, data=data)
         run.start()
         try:
@@ -126,7 +127,10 @@ def kill_rank(stage: Stage) -> Row:
 
 def stop_rank(stage: Stage) -> Row:
     """A rank stops without dying."""
-    act = lambda run, draws: run.kill_rank(draws.randrange(2), "STOP")  # noqa: E731
+
+    def act(run: ObservedRun, draws: random.Random) -> None:
+        run.signal(run.ranks()[draws.randrange(2)], "STOP")
+
     return _disturbed(stage, "rank-stopped", act, "train.stall_seconds=15")
 
 
@@ -315,36 +319,49 @@ _SAVE_PHASES = (
     (0, "before", "PUT", r"files.json"),
     (0, "before", "PUT", r"COMMIT"),
     (0, "after", "PUT", r"COMMIT"),
-    (0, "before", "DELETE", r"COMMIT|checkpoints"),
+    (0, "before", "POST", r"\?delete"),  # of an old one's marker
+    (0, "after", "POST", r"\?delete"),
 )
 
 
 def kill_while_saving(stage: Stage) -> Row:
     """A rank dies in every phase of a checkpoint, one after another in one run."""
     proxy, fault, times = stage.cluster.proxy, "killed-while-saving", []
+    before = proxy.on_request
     overrides = ("cluster.max_failures=-1", f"train.checkpoint_every={CHECKPOINT_EVERY // 2}")
-    with stage.running(fault, *overrides) as run:
+    with stage.running(fault, *overrides) as run, contextlib.ExitStack() as stack:
+        stack.callback(lambda: setattr(proxy, "on_request", before))
         for rank, when, method, path in _SAVE_PHASES:
             run.wait_for_step(1)
-            killed = threading.Event()
-
-            def kill(
-                now: str, verb: str, place: str, expected=(when, method, path, rank, killed)
-            ) -> bool:
-                when, method, path, rank, killed = expected
-                if killed.is_set() or (now, verb) != (when, method) or not re.search(path, place):
-                    return False
-                killed.set()
-                times.append(time.time())
-                run.kill_rank(rank)
-                return True
-
-            proxy.on_request = kill
-            run.wait_until(killed.is_set, f"{when} {method} {path}")
+            trap = _Trap(when, method, path, functools.partial(run.signal, run.ranks()[rank]))
+            proxy.on_request = trap.sees
+            run.wait_until(trap.sprung.is_set, f"{when} {method} {path}")
+            times.append(trap.time)
             run.wait_until(lambda: run.recoveries(times)[-1].restored, "recovery")
         run.finish()
         note = f"{len(times)} kills in one run; the worst, and all redone steps"
         return stage.row(run, fault, times, note=note)
+
+
+class _Trap:
+    """Kills a process at the first request of a kind; `time` is when."""
+
+    def __init__(self, when: str, method: str, path: str, kill: Callable[[], None]) -> None:
+        self._expected, self._path, self._kill = (when, method), re.compile(path), kill
+        self._lock, self.sprung = threading.Lock(), threading.Event()
+        self.time = 0.0
+
+    def sees(self, when: str, method: str, path: str) -> bool:
+        """See `StoreProxy.on_request`."""
+        if (when, method) != self._expected or not self._path.search(path):
+            return False
+        with self._lock:
+            if self.sprung.is_set():
+                return False
+            self.time = time.time()
+            self._kill()
+            self.sprung.set()
+        return True
 
 
 def worst(recoveries: Sequence[Recovery]) -> Recovery:

@@ -182,10 +182,13 @@ class ObservedRun:
         kinds = [line["event"] for line in self.events()]
         return bool(kinds) and kinds[-1] in ("window", "checkpoint")
 
-    def kill_rank(self, rank: int, name: str = "KILL") -> None:
-        """Send a signal to a rank of the newest attempt."""
-        place = self.ranks()[rank]
-        self._cluster.hosts.on(place["host"], "kill", "-s", name, str(place["pid"]))
+    def kill_rank(self, rank: int) -> None:
+        """Kill a rank of the newest attempt by SIGKILL."""
+        self.signal(self.ranks()[rank])
+
+    def signal(self, rank: Line, name: str = "KILL") -> None:
+        """Send a signal to one of `ranks()`."""
+        self._cluster.hosts.on(rank["host"], "kill", "-s", name, str(rank["pid"]))
 
     def recoveries(self, faults: Sequence[float]) -> list[Recovery]:
         """What faults at these times cost, each by the events between it and the next."""

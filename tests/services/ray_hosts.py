@@ -170,6 +170,12 @@ class RayHosts:
         (init,) = Path(f"/proc/{unshare}/task/{unshare}/children").read_text().split()
         return ["nsenter", f"--target={init}", *_NAMESPACES]
 
+    def processes(self, host: str) -> set[str]:
+        """Return the names of the processes on a host."""
+        pids = _ip(f"netns pids {host}").split()
+        names = (Path("/proc", pid, "comm") for pid in pids)
+        return {name.read_text().strip() for name in names if name.exists()}
+
     def take_away(self, host: str, seconds: int) -> None:
         """Have Ray announce that a host will be taken away, as for a spot instance."""
         find = "import ray; ray.init(address='auto', log_to_driver=False); print(*("

@@ -1,7 +1,7 @@
 """Imported by every Python process of the hosts: plants faults that only a rank itself can have.
 
 The file SVFAP_CHAOS_PLAN is read when a rank imports the engine. Its key `not_finite` lists the
-steps, from 1, whose loss is NaN on rank 0: each once per process, or every time with `always`.
+steps, from 1, whose loss is NaN on rank 0, each the first time it is computed in the run.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 def _plant(engine) -> None:
     with open(os.environ["SVFAP_CHAOS_PLAN"]) as file:
-        plan = json.load(file)
-    steps = set(plan.get("not_finite", ()))
+        steps = set(json.load(file).get("not_finite", ()))
     if not steps:
         return
     original = engine.backward
 
     def backward(self, batch, step):
-        loss = original(self, batch, step)
+        original(self, batch, step)
         if self._rank == 0 and step + 1 in steps:
-            if not plan.get("always"):
-                steps.remove(step + 1)
-            self._step_loss = loss * float("nan")
+            steps.remove(step + 1)
+            with open(os.environ["SVFAP_CHAOS_PLAN"], "w") as file:  # for the next attempt
+                json.dump({"not_finite": sorted(steps)}, file)
+            self._step_loss = self._step_loss * float("nan")
         return self._step_loss
 
     engine.backward = backward
