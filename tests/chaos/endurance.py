@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 import statistics
 import time
 import urllib.request
@@ -49,7 +48,7 @@ def kill_often(stage: Stage, count: int) -> Kills:
             times.append(time.time())
             run.kill_rank(draws.randrange(2))
             run.wait_until(lambda: run.recoveries(times)[-1].restored, "recovery")
-        _stop(run)
+        run.stop()
         recoveries = run.recoveries(times)
         row = stage.row(run, "kills", times, same_losses=False, steps=1)
     seconds = [each.restored for each in recoveries if each.restored is not None]
@@ -108,7 +107,7 @@ def measure_goodput(stage: Stage, minutes: float, every: float = 5.0) -> Measure
             run.kill_rank(draws.randrange(2))
         run.watch(began + minutes * 60 - time.monotonic())
         exported, at = _exported(stage, run), time.time()
-        _stop(run)
+        run.stop()
         row = stage.row(run, "goodput", times, same_losses=False, steps=1)
         shares = _shares(run.stored_lines(EVENTS_FILE), at)
     return MeasuredGoodput(row, minutes, len(times), exported, shares["steps"], shares)
@@ -149,11 +148,3 @@ def _shares(events: Sequence[dict[str, Any]], until: float) -> dict[str, float]:
         seconds["steps"] += length - others - event["evaluation_seconds"]
     seconds["restarts"] = last - first - sum(seconds.values())
     return {name: amount / (last - first) for name, amount in seconds.items()}
-
-
-def _stop(run: ObservedRun) -> None:
-    """Have the run save a checkpoint and end."""
-    run.wait_for_step(run.step() + 1)
-    run.signal_driver(signal.SIGTERM)
-    code = run.wait_for_end()
-    assert code == 128 + signal.SIGTERM, f"exit code {code}: {run.log[-2000:]}"

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from chaos_cluster import ChaosCluster
 from observed_run import CHECKPOINT_EVERY, STEPS, ObservedRun, Recovery
 
+from svfap_dist.telemetry.journal import EVENTS_FILE
+
 _FIRST, _LAST = CHECKPOINT_EVERY + 5, STEPS // 2  # steps at which a fault may happen
 NOT_PROMISED = "not promised"
 _STORE_DOWN_SECONDS = 30.0
@@ -307,6 +309,55 @@ def jump_clock(stage: Stage) -> Row:
             cluster.reboot(host)
 
 
+def skip_update(stage: Stage) -> Row:
+    """The loss of one step is NaN: its update is left out."""
+    return _not_finite(stage, "not-finite-once", 1, "skip")
+
+
+def roll_back(stage: Stage) -> Row:
+    """The losses of three steps in a row are NaN: the run passes over them from a checkpoint."""
+    return _not_finite(stage, "not-finite-thrice", 3, "rollback")
+
+
+def _not_finite(stage: Stage, fault: str, count: int, event: str) -> Row:
+    first = stage.random(fault).randrange(_FIRST, _LAST)
+    steps = [*range(first, first + count)]
+    stage.cluster.plant({"not_finite": steps})
+    try:
+        with stage.running(fault, "health.max_skipped=2") as run:
+            run.wait_for_step(first - 1)
+            began = time.time()
+            run.finish()
+            found = [line for line in run.stored_lines(EVENTS_FILE) if line["event"] == event]
+            assert found, f"no event {event}"
+            note = f"steps {steps}, {len(found)} event {event}"
+            return stage.row(run, fault, [began], False, note)
+    finally:
+        stage.cluster.plant({})
+
+
+def resize(stage: Stage) -> Row:
+    """One of three hosts loses power, and comes back: the group shrinks, and grows again."""
+    cluster, fault = stage.cluster, "three-two-three"
+    draws = stage.random(fault)
+    sizes = ("cluster.num_workers=3", "cluster.min_workers=2", "data.num_lanes=6")
+    batch = ("train.global_batch_size=12", "train.micro_batch_size=2", "train.max_steps=100000")
+    with stage.running(fault, *sizes, *batch) as run:
+        run.wait_for_step(draws.randrange(_FIRST, _LAST))
+        host = run.ranks()[draws.randrange(3)]["host"]
+        times = [time.time()]
+        cluster.hosts.power_cut(host)
+        run.wait_until(lambda: len(run.ranks()) == 2, "a group of two")
+        run.wait_until(lambda: run.recoveries(times)[-1].restored, "recovery")
+        times.append(time.time())
+        cluster.boot(host)
+        run.wait_until(lambda: len(run.ranks()) == 3, "a group of three")
+        run.wait_until(lambda: run.recoveries(times)[-1].restored, "recovery")
+        run.stop()
+        cost = ", ".join(f"{each.restored:.1f}" for each in run.recoveries(times))
+        return stage.row(run, fault, times, False, f"restored after {cost} s", steps=1)
+
+
 # Requests of a checkpoint, in order, at which a rank is killed: rank, when, method, path.
 _SAVE_PHASES = (
     (0, "before", "GET", r"list-type=2.*checkpoints%2Fstep-"),
@@ -389,5 +440,8 @@ FAULTS: dict[str, Callable[[Stage], Row]] = {
     "bad-samples": spoil_samples,
     "disk-full": fill_disk,
     "clock-jump": jump_clock,
+    "not-finite-once": skip_update,
+    "not-finite-thrice": roll_back,
+    "three-two-three": resize,
     "killed-while-saving": kill_while_saving,
 }

@@ -114,6 +114,13 @@ class ObservedRun:
         code = self.wait_for_end()
         assert code == 0, f"exit code {code}: {self.log[-3000:]}"
 
+    def stop(self) -> None:
+        """Have a run that trains save a checkpoint and end."""
+        self.wait_for_step(self.step() + 1)
+        self.signal_driver(signal.SIGTERM)
+        code = self.wait_for_end()
+        assert code == 128 + signal.SIGTERM, f"exit code {code}: {self.log[-3000:]}"
+
     def signal_driver(self, number: signal.Signals) -> None:
         """Send a signal to the driver."""
         assert self._driver is not None
@@ -221,7 +228,7 @@ def _recovery(events: Sequence[Line], fault: float, until: float) -> Recovery:
     steps = [event for event in after if event["event"] == WINDOW]
     times = [fault, *(event["time"] for event in steps)]
     pause = max((later - now for now, later in itertools.pairwise(times)), default=0.0)
-    begun = next((event for event in after if event["event"] == "resume"), None)
+    begun = next((event for event in after if event["event"] in ("resume", "rollback")), None)
     if begun is None:
         return Recovery(None, None, 0, pause)
     done = [*before, *after[: after.index(begun)]]
