@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from chaos_cluster import ChaosCluster
@@ -77,6 +78,7 @@ class ObservedRun:
         ]
         self._driver: subprocess.Popen[str] | None = None
         self._seen: dict[tuple[float, str, int], Line] = {}  # events, also of files that are gone
+        self._read: dict[Path, int] = {}  # bytes, by file
         cluster.clean_disks()
 
     def start(self) -> None:
@@ -140,9 +142,13 @@ class ObservedRun:
         for host in self._cluster.hosts.hosts:
             for path in self._cluster.disk(host).glob("*/lines"):
                 try:
-                    self._add(path.read_bytes())
+                    with open(path, "rb") as file:
+                        file.seek(self._read.get(path, 0))
+                        whole, newline, _ = file.read().rpartition(b"\n")
                 except FileNotFoundError:
                     continue  # its rank has just ended
+                self._read[path] = self._read.get(path, 0) + len(whole) + len(newline)
+                self._add(whole)
         return sorted(self._seen.values(), key=lambda line: line["time"])
 
     def stored_lines(self, name: str) -> list[Line]:
@@ -151,7 +157,7 @@ class ObservedRun:
         return [json.loads(line) for line in data.splitlines()]
 
     def _add(self, data: bytes) -> None:
-        for text in data.split(b"\n")[:-1]:
+        for text in data.splitlines():
             if b'"event"' not in text:
                 continue  # of another file
             line = json.loads(text)
