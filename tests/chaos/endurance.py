@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from faults import Row, Stage
-from observed_run import Line, ObservedRun
+from observed_run import Line, ObservedRun, phases_of
 
 from svfap_dist.telemetry.goodput import WINDOW
 from svfap_dist.telemetry.journal import EVENTS_FILE
@@ -56,13 +56,10 @@ def kill_often(stage: Stage, count: int) -> Kills:
 
 
 def _phases(events: Sequence[Line]) -> dict[str, float]:
-    """Median seconds of each phase of a recovery, from the events that have them."""
-    begun = [line["event"] for line in events].index("start")
-    tables = [line["seconds"] for line in events[begun:] if isinstance(line.get("seconds"), dict)]
-    names = {name: None for table in tables for name in table}
-    return {
-        name: statistics.median(table[name] for table in tables if name in table) for name in names
-    }
+    """Median seconds of each phase of the restarts."""
+    tables = [table for table in map(phases_of, events) if "noticed" in table]
+    names = dict.fromkeys(name for table in tables for name in table)
+    return {name: statistics.median(table.get(name, 0.0) for table in tables) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +106,7 @@ def measure_goodput(stage: Stage, minutes: float, every: float = 5.0) -> Measure
         exported, at = _exported(stage, run), time.time()
         run.stop()
         row = stage.row(run, "goodput", times, same_losses=False, steps=1)
-        shares = _shares(run.stored_lines(EVENTS_FILE), at)
+        shares = shares_of(run.stored_lines(EVENTS_FILE), at)
     return MeasuredGoodput(row, minutes, len(times), exported, shares["steps"], shares)
 
 
@@ -122,7 +119,7 @@ def _exported(stage: Stage, run: ObservedRun) -> float:
     return next(float(line.split()[-1]) for line in lines if line.startswith(f"{GOODPUT.name}{{"))
 
 
-def _shares(events: Sequence[dict[str, Any]], until: float) -> dict[str, float]:
+def shares_of(events: Sequence[dict[str, Any]], until: float) -> dict[str, float]:
     """Shares of the wall time up to a moment, computed apart from `telemetry.goodput`.
 
     A window counts as steps if no later attempt began before its last step, less the time in it

@@ -209,7 +209,7 @@ class ObservedRun:
             self._add(storage.read_bytes(storage.join(self.url, EVENTS_FILE)))
         events = sorted(self._seen.values(), key=lambda line: line["time"])
         ends = [*faults[1:], float("inf")]
-        return [_recovery(events, at, end) for at, end in zip(faults, ends, strict=True)]
+        return [recovery_of(events, at, end) for at, end in zip(faults, ends, strict=True)]
 
     def audit(self) -> Audit:
         """Every planned sample against the ledger, as `svfap audit` does."""
@@ -227,7 +227,7 @@ class ObservedRun:
         return steps[-1]
 
 
-def _recovery(events: Sequence[Line], fault: float, until: float) -> Recovery:
+def recovery_of(events: Sequence[Line], fault: float, until: float) -> Recovery:
     """What a fault cost, by the events before `until`, all in order of time."""
     before = [event for event in events if event["time"] <= fault]
     after = [event for event in events if fault < event["time"] < until]
@@ -240,6 +240,20 @@ def _recovery(events: Sequence[Line], fault: float, until: float) -> Recovery:
     done = [*before, *after[: after.index(begun)]]
     reached = max(event["step"] for event in done if event["event"] == WINDOW)
     beyond = [s["time"] for s in steps if s["time"] > begun["time"] and s["step"] > reached]
-    noticed = [event["time"] for event in after if event["event"] in _NOTICES]
+    noticed = min(filter(None, map(_notice, after)))
     restored = beyond[0] - fault if beyond else None
-    return Recovery(noticed[0] - fault, restored, reached - begun["step"], pause)
+    return Recovery(noticed - fault, restored, reached - begun["step"], pause)
+
+
+def phases_of(event: Line) -> dict[str, float]:
+    """Seconds of a restart by phase, in the event of its first step; empty for others."""
+    return event["seconds"] if event["event"] == "first_step" else {}
+
+
+def _notice(event: Line) -> float | None:
+    """When an event says that something was noticed, None if it does not."""
+    if event["event"] in _NOTICES:
+        return event["time"]
+    if "noticed" not in (phases := phases_of(event)):
+        return None
+    return event["time"] - sum(phases.values()) + phases["noticed"]
