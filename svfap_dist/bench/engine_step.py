@@ -135,7 +135,7 @@ class _Steps:
     def __init__(self, config: Config, engine: Engine, planes: bool) -> None:
         self.engine, self.device = engine, engine.device
         self.batch = _pinned(noise_batch(config, config.train.global_batch_size, planes))
-        self._health = Health(config.data.max_bad_fraction)
+        self._health = Health(config.health, config.data.max_bad_fraction)
         self._done = 0
 
     def backward(self) -> None:

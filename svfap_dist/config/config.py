@@ -45,6 +45,7 @@ class Config(sections.Section):
     model: sections.ModelConfig = sections.ModelConfig()
     optim: sections.OptimConfig = sections.OptimConfig()
     train: sections.TrainConfig = sections.TrainConfig()
+    health: sections.HealthConfig = sections.HealthConfig()
     cluster: sections.ClusterConfig = sections.ClusterConfig()
     metrics: sections.MetricsConfig = sections.MetricsConfig()
     task: sections.TaskConfig | None = None  # None: pre-training

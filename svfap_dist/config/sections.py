@@ -252,6 +252,21 @@ class TrainConfig(Section):
         return min(self.max_steps, whole) if self.max_steps else whole
 
 
+class HealthConfig(Section):
+    """What a run does about losses and gradients that are not finite, and about spikes."""
+
+    # Updates in a row that are left out because a loss or gradient is not finite. One more returns
+    # to the newest checkpoint, from where the steps of all of them are passed over.
+    max_skipped: NonNegative = 2
+    # Such returns without a checkpoint beyond the steps passed over; one more ends the run.
+    max_rollbacks: NonNegative = 2
+    # Robust z-score of a loss, among those before it, from which on it is a spike; 0: none is.
+    spike_zscore: Annotated[float, Field(ge=0.0)] = 0.0
+    spike_window: Annotated[int, Field(ge=8)] = 128  # losses before it; judged from half of it on
+    # warn: an event and a metric. roll back: also return to the checkpoint before it.
+    spike_action: Literal["warn", "roll back"] = "warn"
+
+
 class ClusterConfig(Section):
     """The worker group that Ray Train starts."""
 

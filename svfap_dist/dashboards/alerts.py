@@ -96,13 +96,46 @@ ALERTS = (
     ),
     Alert(
         "SvfapNonFinite",
-        f"{metrics.NON_FINITE.name} > 0",
+        f"{metrics.ENDED_NOT_FINITE.name} > 0",
         "0m",
         "page",
-        "Run {{ $labels.run }} ended at a loss or gradient that is not finite.",
-        "A learning rate that is too high, or a broken clip.",
-        "The error names step and clips; weights are untouched. Look at the clips, lower optim.lr "
+        "Run {{ $labels.run }} ended at losses or gradients that are not finite.",
+        "A learning rate that is too high, or broken clips.",
+        "The error names steps and clips; weights are untouched. Look at the clips, lower optim.lr "
         "or set optim.clip_grad_norm, and run the same command again.",
+    ),
+    Alert(
+        "SvfapUpdatesSkipped",
+        f"sum {_BY_RUN} (increase({metrics.NON_FINITE.name}[30m])) > 0",
+        "0m",
+        "ticket",
+        "Run {{ $labels.run }} left out updates whose loss or gradient is not finite.",
+        "A broken clip, a learning rate that is too high, or a device that computes wrongly.",
+        "The skip events of events.jsonl name steps and clips. The run continues; "
+        "health.max_skipped in a row are allowed.",
+    ),
+    Alert(
+        "SvfapRolledBack",
+        f"max {_BY_RUN} (max_over_time({metrics.ROLLBACKS.name}[30m])) - "
+        f"min {_BY_RUN} (min_over_time({metrics.ROLLBACKS.name}[30m])) > 0",
+        "0m",
+        "page",
+        "Run {{ $labels.run }} returned to a checkpoint and passes over the steps after it.",
+        "More than health.max_skipped losses or gradients in a row were not finite, or the loss "
+        "spiked.",
+        "The rollback event of events.jsonl names the steps, the skip events the clips. After "
+        "health.max_rollbacks without progress the run ends: lower optim.lr or set "
+        "optim.clip_grad_norm.",
+    ),
+    Alert(
+        "SvfapLossSpike",
+        f"sum {_BY_RUN} (increase({metrics.LOSS_SPIKES.name}[30m])) > 0",
+        "0m",
+        "ticket",
+        "The loss of run {{ $labels.run }} spiked.",
+        "Unusual clips, or a learning rate that is too high.",
+        "Look at the loss and at the spike events of events.jsonl. With health.spike_action = "
+        '"roll back" the run passes over such steps.',
     ),
     Alert(
         "SvfapRestartLoop",

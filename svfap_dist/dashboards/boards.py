@@ -282,6 +282,11 @@ _RESTARTED = (
     f"sum(max by (run) (max_over_time({_ATTEMPTS}[5m])) "
     f"- min by (run) (min_over_time({_ATTEMPTS}[5m])))"
 )
+_RETURNS = _of(metrics.ROLLBACKS)
+_ROLLED_BACK = (
+    f"sum(max by (run) (max_over_time({_RETURNS}[5m])) "
+    f"- min by (run) (min_over_time({_RETURNS}[5m])))"
+)
 _ALERTS_BY_NAME = (
     f'sum by (alertname) ({_FIRING}) or label_replace(vector(0), "alertname", "none", "", "")'
 )
@@ -310,15 +315,20 @@ _RELIABILITY = (
         (
             (_RESTARTED, "restarts"),
             (_in_five_minutes(metrics.CHECKPOINT_FAILURES), "checkpoints not stored"),
-            (_in_five_minutes(metrics.NON_FINITE), "non-finite steps"),
+            (_in_five_minutes(metrics.NON_FINITE), "skipped updates"),
+            (_ROLLED_BACK, "rollbacks"),
+            (_in_five_minutes(metrics.LOSS_SPIKES), "spikes of the loss"),
             (_in_five_minutes(metrics.BAD_SAMPLES), "bad samples"),
         ),
-        "Restarts, checkpoints that were not stored, losses or gradients that were not finite, and "
-        "bad samples; events.jsonl has the details.",
+        "Restarts, checkpoints that were not stored, updates left out because a loss or gradient "
+        "was not finite, returns to a checkpoint because of them, spikes of the loss, and bad "
+        "samples; events.jsonl has the details.",
         colors=(
             ("restarts", "red"),
             ("checkpoints not stored", "purple"),
-            ("non-finite steps", "blue"),
+            ("skipped updates", "blue"),
+            ("rollbacks", "yellow"),
+            ("spikes of the loss", "#808080"),
             ("bad samples", "orange"),
         ),
     ),

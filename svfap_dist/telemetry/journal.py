@@ -1,7 +1,8 @@
 """The files of a run, written so that a kill at any instant loses only the last lines.
 
 Under `run.url`: config.toml (resolved recipe) · metrics.jsonl (a line per log step) · events.jsonl
-(start, resume, ready, window, checkpoint, checkpoint_failed, eval, stop; see `goodput`) ·
+(start, resume, ready, window, checkpoint, checkpoint_failed, eval, skip, spike, rollback, stop; see
+`goodput`) ·
 quarantine.jsonl (samples that could not be used) · ledger/attempt-0001/rank-0000.jsonl (a line per
 sample used, if run.ledger is set; its further parts are rank-0000.0001.jsonl, ...0002, and so on).
 
@@ -41,6 +42,7 @@ from svfap_dist.errors import ConfigError, StorageError
 RECIPE_FILE, METRICS_FILE = "config.toml", "metrics.jsonl"
 EVENTS_FILE, QUARANTINE_FILE = "events.jsonl", "quarantine.jsonl"
 UPLOAD_EVERY_SECONDS = 30.0
+_STOPPED_BY_HEALTH = ("NotFiniteError", "HealthError")  # reasons of stop events
 _PART_BYTES = 16 << 20  # of a ledger, after which the next part begins
 _PART_NAME = re.compile(r"rank-(\d+)(?:\.(\d+))?\.jsonl")
 _PIECE_BYTES = 1 << 20  # read at a time of a file
@@ -53,10 +55,19 @@ Line = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class RunHistory:
-    """What earlier attempts left. fingerprints: of the manifests of the last one that began."""
+    """What earlier attempts left.
+
+    fingerprints: of the manifests of the last one that began. passed_over: steps without an update,
+    since a rollback. rollbacks: those since the last checkpoint that is beyond their steps; a run
+    that was stopped by its health begins to count again. failures: (completed steps, error) of
+    attempts that failed.
+    """
 
     attempts: int  # highest number of an attempt that left a trace
-    fingerprints: frozenset[str]
+    fingerprints: frozenset[str] = frozenset()
+    passed_over: frozenset[int] = frozenset()
+    rollbacks: int = 0
+    failures: frozenset[tuple[int, str]] = frozenset()
 
 
 def read_history(run_url: str) -> RunHistory:
@@ -71,9 +82,25 @@ def read_history(run_url: str) -> RunHistory:
     numbers = [int(m[1]) for name in folders if (m := re.fullmatch(r"attempt-(\d+)", name))]
     last = began[-1] if began else {}
     names = ("manifest_fingerprint", "eval_fingerprint")
+    passed_over: set[int] = set()
+    failures: set[tuple[int, str]] = set()
+    rollbacks = 0
+    for line in events:
+        if line["event"] == "rollback":
+            passed_over.update(line["passed_over"])
+            rollbacks += 1
+        elif line["event"] == "checkpoint" and line["step"] > max(passed_over, default=0):
+            rollbacks = 0
+        elif line["event"] == "stop" and line.get("message"):
+            error = f"{line['reason']}: {line['message']}".partition("\n")[0]
+            failures.add((line["step"], error))
+            rollbacks = 0 if line["reason"] in _STOPPED_BY_HEALTH else rollbacks
     return RunHistory(
-        max([0, *(line["attempt"] for line in began), *numbers]),
-        frozenset(last[name] for name in names if last.get(name)),
+        attempts=max([0, *(line["attempt"] for line in began), *numbers]),
+        fingerprints=frozenset(last[name] for name in names if last.get(name)),
+        passed_over=frozenset(passed_over),
+        rollbacks=rollbacks,
+        failures=frozenset(failures),
     )
 
 
@@ -317,12 +344,15 @@ class PastAttempt:
     """An attempt at a run, from its events.
 
     step: steps completed when it began. saved: step of its newest checkpoint; `step` if none.
+    passed_over: steps that it does not compute. skipped: steps whose update it left out.
     """
 
     number: int
     step: int
     saved: int
     manifest_fingerprint: str
+    passed_over: frozenset[int] = frozenset()
+    skipped: frozenset[int] = frozenset()
 
 
 def read_attempts(run_url: str) -> list[PastAttempt]:
@@ -335,13 +365,19 @@ def read_attempts(run_url: str) -> list[PastAttempt]:
         ConfigError: If there is none.
     """
     found: list[PastAttempt] = []
+    passed_over: frozenset[int] = frozenset()
     for event in read_events(run_url):
         kind = event.get("event")
         if kind in ("start", "resume"):
             step, fingerprint = event["step"], event["manifest_fingerprint"]
-            found.append(PastAttempt(event["attempt"], step, step, fingerprint))
+            found.append(PastAttempt(event["attempt"], step, step, fingerprint, passed_over))
         elif kind == "checkpoint" and found:
             found[-1] = dataclasses.replace(found[-1], saved=event["step"])
+        elif kind == "skip" and found:
+            skipped = found[-1].skipped | {event["step"]}
+            found[-1] = dataclasses.replace(found[-1], skipped=skipped)
+        elif kind == "rollback":
+            passed_over |= set(event["passed_over"])
     if not found:
         where = storage.join(run_url, EVENTS_FILE)
         raise ConfigError("Run has not begun", where, "no start or resume", "train it first")

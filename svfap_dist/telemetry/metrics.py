@@ -171,7 +171,16 @@ MFU = declare(
 )
 NON_FINITE = declare(
     "svfap_non_finite_total",
-    "Steps whose loss or gradient was not finite; the first one ends the run.",
+    "Updates that this attempt left out, since a loss or gradient was not finite.",
+)
+ENDED_NOT_FINITE = declare(
+    "svfap_ended_not_finite", "1 once losses or gradients that are not finite have ended the run."
+)
+LOSS_SPIKES = declare(
+    "svfap_loss_spikes_total", "Spikes of the loss in this attempt; see health.spike_zscore."
+)
+ROLLBACKS = declare(
+    "svfap_rollbacks", "Times the run returned to a checkpoint and passed over steps after it."
 )
 GPU_MEMORY = declare("svfap_gpu_memory_bytes", "Memory of this rank's GPU that torch holds.")
 GPU_UTILIZATION = declare(

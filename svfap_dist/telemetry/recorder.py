@@ -15,7 +15,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from svfap_dist import distributed
@@ -81,7 +81,9 @@ class Recorder:
                 lambda: Journal(config, world.rank, attempt, step)
             )
             self._journal = stack.enter_context(journal)
-            self._goodput = Goodput(journal.read_lines(EVENTS_FILE) if world.is_main else [])
+            events = journal.read_lines(EVENTS_FILE) if world.is_main else []
+            self._goodput = Goodput(events)
+            self._rollbacks = sum(event["event"] == "rollback" for event in events)
             self._closing = stack.pop_all()
 
     def __enter__(self) -> Recorder:
@@ -114,6 +116,8 @@ class Recorder:
         self._exporter.set(metrics.STEP, step)
         self._exporter.set(metrics.CHECKPOINT_STEP, step)
         self._exporter.set(metrics.RESTARTS, self._attempt - 1)
+        if self._world.is_main:  # only rank 0 has the run's events
+            self._exporter.set(metrics.ROLLBACKS, self._rollbacks)
         ranks = distributed.all_gather_object(
             {"host": socket.gethostname(), "pid": os.getpid(), "metrics": self._address()}
         )
@@ -320,10 +324,45 @@ class Recorder:
         """
         self._write_event("stop", step=step, reason=reason, message=message)
 
-    def expose_non_finite(self) -> None:
-        """Count a non-finite loss or gradient, and wait until Prometheus may have scraped it."""
-        self._exporter.add(metrics.NON_FINITE, 1)
+    def expose_end_not_finite(self) -> None:
+        """Show that the run ended not finite, and wait until Prometheus may have scraped it."""
+        self._exporter.set(metrics.ENDED_NOT_FINITE, 1)
         time.sleep(self._config.metrics.linger_seconds)
+
+    def record_skip(self, **fields: Any) -> None:
+        """Record an update that was left out.
+
+        Args:
+            **fields: step, part (loss or gradient), keys of clips and their number.
+        """
+        self._journal.write_event("skip", **fields)
+        if self._world.is_main:  # all ranks have seen it
+            self._exporter.add(metrics.NON_FINITE, 1)
+
+    def record_spike(self, **fields: Any) -> None:
+        """Record a spike of the loss.
+
+        Args:
+            **fields: step, loss, median and zscore.
+        """
+        self._journal.write_event("spike", **fields)
+        if self._world.is_main:
+            self._exporter.add(metrics.LOSS_SPIKES, 1)
+
+    def record_rollback(self, step: int, to: int, passed_over: Sequence[int], reason: str) -> None:
+        """Record that the run returns to a checkpoint, and store it before it does; a collective.
+
+        Args:
+            step: The last step that was taken.
+            to: Step of the checkpoint; 0: the run begins again.
+            passed_over: Steps that are passed over from now on.
+            reason: What happened at which step.
+        """
+        fields = {"from": step, "to": to, "passed_over": list(passed_over), "reason": reason}
+        self._journal.write_event("rollback", **fields)
+        if self._world.is_main:
+            self._exporter.set(metrics.ROLLBACKS, self._rollbacks + 1)
+        distributed.run_on_all_ranks(self.sync)
 
     def losses(self) -> tuple[list[float], list[float]]:
         """Return training and held-out losses of the whole run so far, in order (rank 0)."""

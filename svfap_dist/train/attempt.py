@@ -30,7 +30,7 @@ from svfap_dist.model import flops
 from svfap_dist.profiling.decoder import choose_backend
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import open_data
-from svfap_dist.telemetry.journal import read_history
+from svfap_dist.telemetry.journal import RunHistory, read_history
 from svfap_dist.telemetry.recorder import Recorder, Row
 from svfap_dist.train import health
 from svfap_dist.train.engine import Engine
@@ -76,8 +76,13 @@ class RunContext:
     manifest: Manifest
     split: TaskSplit | None  # training and test samples of a task; None: pre-training
     state: TrainState | None  # of the newest checkpoint; None: a new run
-    attempt: int  # number of the attempt, from 1
+    history: RunHistory
     eval_manifest: Manifest | None = None  # of data.eval_url
+
+    @property
+    def attempt(self) -> int:
+        """Return the number of the attempt, from 1."""
+        return self.history.attempts + 1
 
     @property
     def step(self) -> int:
@@ -113,7 +118,7 @@ def load_run_context(config: Config, known: RunContext | None = None) -> RunCont
     if state is not None:
         where = store.checkpoint_url(run_url, state.step)
         state.check_resumable(config, manifest.fingerprint, where)
-    return RunContext(manifest, split, state, history.attempts + 1, eval_manifest)
+    return RunContext(manifest, split, state, history, eval_manifest)
 
 
 class Attempt:
@@ -147,7 +152,7 @@ class Attempt:
             return (context or load_run_context(config)) if world.is_main else None
 
         found: RunContext = distributed.broadcast_object(distributed.run_long_on_all_ranks(read))
-        self._manifest, state = found.manifest, found.state
+        self._manifest, self._history, state = found.manifest, found.history, found.state
         config = state.with_order(config) if state else config
         config = _with_backend(config, self._manifest, state)
         self._config, self._world = config, world
@@ -179,7 +184,9 @@ class Attempt:
         if state is not None:
             reshard = load.needs_resharding(state, config, world)
             load.restore_engine(config.run.url, state, self.engine, reshard)
-        self._health = health.Health(config.data.max_bad_fraction, self.step)
+        self._health = health.Health(
+            config.health, config.data.max_bad_fraction, self.step, self._history.rollbacks
+        )
         self._validation: ValidationSet | None = None
         if found.eval_manifest is not None:
             self._validation = ValidationSet(config, world, found.eval_manifest)
@@ -189,18 +196,33 @@ class Attempt:
     def _errors_recorded(self) -> Iterator[None]:
         try:
             yield
-        except torch.OutOfMemoryError as cause:
-            error = health.out_of_memory(self._config.train, self._world.rank, self.step + 1, cause)
+        except health.RollbackError as rollback:
+            self._recorder.record_stop(self.step, "rollback", str(rollback))
+            raise
+        except Exception as cause:
+            error = self._explained(cause)
             self._record_error(error)
+            if error is cause:
+                raise
             raise error from cause
         except BaseException as error:
             self._record_error(error)
             raise
 
+    def _explained(self, cause: Exception) -> Exception:
+        """Return the error, with advice if no restart can fix it."""
+        if health.is_out_of_memory(cause):
+            train, rank = self._config.train, self._world.rank
+            return health.out_of_memory(train, rank, self.step + 1, cause)
+        failure = health.failure_of(cause)
+        if (self.step, failure) in self._history.failures:
+            return health.fails_again(self.step, failure)
+        return cause
+
     def _record_error(self, error: BaseException) -> None:
         self._recorder.record_stop(self.step, type(error).__name__, str(error) or repr(error))
         if isinstance(error, health.NotFiniteError):
-            self._recorder.expose_non_finite()
+            self._recorder.expose_end_not_finite()
         if isinstance(error, Exception):
             self._on_failure(self.step, error)
 
@@ -227,14 +249,17 @@ class Attempt:
         """
         return period > 0 and self.step % period == 0
 
-    def take_step(self, batch: ClipBatch, notice: Notice) -> None:
-        """Record the next step and queue it on the device.
+    def take_step(self, batch: ClipBatch, notice: Notice) -> bool:
+        """Record the next step and queue it on the device; return False if it is passed over.
 
         Args:
             batch: This rank's clips.
             notice: This rank's reasons to stop or save.
         """
         next_step = self.step + 1
+        if next_step in self._history.passed_over:
+            self.step = next_step
+            return False
         self.engine.backward(batch, self.step)
         self._recorder.count_step(next_step, batch)
         vote = health.StepVote(
@@ -246,6 +271,7 @@ class Attempt:
         update = self.engine.update(self._learning_rate(self.step), counts)
         self._health.add(next_step, lambda: batch.keys, update)
         self.step = next_step
+        return True
 
     def decide(
         self, up_to_now: bool, before: health.StepDecision = health.NOTHING
@@ -259,11 +285,41 @@ class Attempt:
             before: A decision to add to.
         """
         try:
-            return self._health.decide(up_to_now, before)
-        except HealthError:
+            decision = self._health.decide(up_to_now, before)
+        except (HealthError, health.RollbackError) as error:
             self.step = self._health.completed
+            self._record_health()
             self._recorder.write_quarantine()
+            if isinstance(error, health.RollbackError):
+                self._record_rollback(error)
             raise
+        self._record_health()
+        return decision
+
+    def _record_health(self) -> None:
+        """Record what was found in the steps decided."""
+        for event in self._health.take_events():
+            fields = dataclasses.asdict(event)
+            if isinstance(event, health.Skip):
+                self._recorder.record_skip(**fields)
+            else:
+                self._recorder.record_spike(**fields)
+
+    def _record_rollback(self, rollback: health.RollbackError) -> None:
+        """Record that the run returns to its newest checkpoint, and store that."""
+        self.finish_upload()
+        main, run_url = self._world.is_main, self._config.run.url
+        to = distributed.run_on_all_ranks(lambda: store.latest_committed(run_url) if main else None)
+        reason = str(rollback)
+        self._recorder.record_rollback(rollback.step, to or 0, rollback.passed_over, reason)
+
+    @property
+    def is_skipping(self) -> bool:
+        """Return whether the last update known of was left out.
+
+        Its weights may be what is wrong, so they are not saved before a step succeeds with them.
+        """
+        return bool(self._health.skipped)
 
     def log(self, loss: float, grad_norm: float) -> None:
         """Write and show the metrics of this step.
@@ -339,6 +395,7 @@ class Attempt:
         Args:
             notice: This rank's reasons to stop or save.
         """
+        self._recorder.write_quarantine()  # what was found since the last log line
         if not self.finish_upload():
             self.save()
             self.finish_upload()

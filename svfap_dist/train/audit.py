@@ -51,8 +51,10 @@ class Audit:
     steps: those that count, from first_step on. samples: planned for them. lost: planned, but in no
     line. duplicated: lines beyond the plan. misplaced: lines of a sample planned for the same step,
     but another lane or epoch. substituted: lines whose clips come from a neighbor, because the
-    sample was bad. redone: repeated steps, whose earlier lines do not count. pending: steps after
-    the newest checkpoint, not checked. torn: unreadable lines.
+    sample was bad. passed_over: planned for steps that were passed over after a rollback, not used.
+    skipped: steps whose update was left out, since a loss or gradient was not finite. redone:
+    repeated steps, whose earlier lines do not count. pending: steps after the newest checkpoint,
+    not checked. torn: unreadable lines.
     """
 
     run_url: str
@@ -65,6 +67,8 @@ class Audit:
     duplicated: int
     misplaced: int
     substituted: int
+    passed_over: int
+    skipped: int
     redone: int
     pending: int
     torn: int
@@ -79,15 +83,17 @@ class Audit:
         """Return the text for a terminal."""
         verdict = (
             "every planned sample was used exactly once"
+            + (", but for those passed over" if self.passed_over else "")
             if self.is_exact
             else f"{self.lost} lost, {self.duplicated} duplicated, {self.misplaced} misplaced"
         )
         text = [
             f"Run {self.run_url}: {verdict}.",
             f"{self.steps} steps from {self.first_step} on, in {self.epochs} epochs and "
-            f"{self.attempts} attempts: {self.samples} samples, {self.substituted} substituted.",
-            f"{self.redone} steps were done again, {self.pending} wait for a checkpoint, "
-            f"{self.torn} unreadable lines.",
+            f"{self.attempts} attempts: {self.samples} samples, {self.substituted} substituted, "
+            f"{self.passed_over} passed over.",
+            f"{self.redone} steps were done again, {self.skipped} had no update, {self.pending} "
+            f"wait for a checkpoint, {self.torn} unreadable lines.",
         ]
         text += [
             f"  {row.kind}: step {row.step}, epoch {row.epoch}, lane {row.lane}, {row.key}"
@@ -145,7 +151,12 @@ def _compare(
             limit = min([newest, *(later.step for later in attempts[number + 1 :])])
             for step in range(attempt.step + 1, limit + 1):
                 found = [line for rank in ledgers for line in rank.take(step)]
-                tally.compare(step, plan.epoch_of(step), plan.places(step), found)
+                places = plan.places(step)
+                if step in attempt.passed_over:
+                    tally.pass_over(places)
+                    places = []
+                tally.compare(step, plan.epoch_of(step), places, found)
+                tally.counts["skipped"] += step in attempt.skipped
                 progress.update(step - first, note=f"lost {tally.counts['lost']}")
             beyond = max([rank.last_step() for rank in ledgers], default=0)
             beyond = max(0, beyond - max(limit, attempt.step))
@@ -212,11 +223,19 @@ class _Plan:
 class _Tally:
     """Counts of matching and mismatching lines."""
 
-    NAMES = ("samples", "lost", "duplicated", "misplaced", "substituted", "torn")
+    NAMES = (
+        *("samples", "lost", "duplicated", "misplaced", "substituted", "passed_over", "skipped"),
+        "torn",
+    )
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = dict.fromkeys(self.NAMES, 0)
         self.rows: list[Mismatch] = []
+
+    def pass_over(self, places: list[tuple[int, str]]) -> None:
+        """Count planned uses of a step that was passed over."""
+        self.counts["samples"] += len(places)
+        self.counts["passed_over"] += len(places)
 
     def compare(
         self, step: int, epoch: int, places: list[tuple[int, str]], lines: list[Line]

@@ -263,7 +263,7 @@ class Engine:
         )
         self._backend = self._choose_backend()
         self._updater = Updater(
-            self._backend, self._engine.basic_optimizer, config.optim.clip_grad_norm, device
+            self._backend, self._engine.basic_optimizer, config.optim.clip_grad_norm
         )
         self._step_loss = torch.zeros((), device=device)  # of the gradient
         self._loss, self.network = objective.loss, self._backend.network

@@ -11,15 +11,23 @@ tested, between two batches.
 from __future__ import annotations
 
 import contextlib
+import gc
+import logging
 from collections.abc import Callable
+
+import torch
 
 from svfap_dist import distributed
 from svfap_dist.config import Config, check_world_size, require_urls
+from svfap_dist.distributed import World
 from svfap_dist.telemetry.recorder import Row
+from svfap_dist.train import health
 from svfap_dist.train.attempt import Attempt, RunContext, RunResult, load_run_context
 from svfap_dist.train.engine import process_group
 from svfap_dist.train.objective import build_objective
 from svfap_dist.train.signals import NodesLeaving, Notice, catch_stop_signals
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -33,6 +41,8 @@ def run(
     on_failure: Callable[[int, Exception], None] = lambda step, error: None,
 ) -> RunResult:
     """Train one rank of a run to its end, resuming from the newest committed checkpoint.
+
+    After a rollback (`health`) another attempt begins in the same process.
 
     Args:
         config: The run's recipe.
@@ -49,7 +59,7 @@ def run(
         ConfigError: If recipe, data and checkpoint do not fit each other.
         ShardError: If the data cannot be used.
         ClusterError: If the ranks cannot connect.
-        HealthError: If the loss is not finite or too many samples are bad.
+        HealthError: If losses stay not finite, too many samples are bad, or memory runs out.
         CheckpointError: If checkpoints cannot be read or written.
     """
     require_urls(config)
@@ -60,28 +70,54 @@ def run(
         leaving = nodes_leaving if world.is_main else None
         notice = Notice(caught, stop_requested, leaving, config.train.max_seconds)
         device = stack.enter_context(process_group(config, world))
+        while True:
+            try:
+                parts = on_log, on_begin, context, on_failure
+                return _run_attempt(config, world, device, notice, *parts)
+            except health.RollbackError as rollback:
+                if world.is_main:
+                    log.warning("%s: back to the newest checkpoint.", rollback)
+            context = None  # out of date
+            gc.collect()  # frees the attempt's engine before the next one is built
+
+
+def _run_attempt(
+    config: Config,
+    world: World,
+    device: torch.device,
+    notice: Notice,
+    on_log: Callable[[Row], None],
+    on_begin: Callable[[list[str]], None],
+    context: RunContext | None,
+    on_failure: Callable[[int, Exception], None],
+) -> RunResult:
+    """Train from the newest checkpoint until the end, an error or a rollback."""
+    train = config.train
+    with contextlib.ExitStack() as stack:
         attempt = Attempt(config, world, device, on_log, on_begin, stack, context, on_failure)
         if attempt.step == 0:
             attempt.evaluate()
+        save_is_due = False  # since a step at which it could not be saved
         for batch in attempt.batches(stack):
-            attempt.take_step(batch, notice)
-            train = config.train
+            is_taken = attempt.take_step(batch, notice)
             logs, evaluates, saves = (
                 attempt.step == attempt.total_steps or attempt.is_due(period)
                 for period in (train.log_every, train.eval_every, train.checkpoint_every)
             )
+            saves |= save_is_due
             decision = attempt.decide(up_to_now=logs or evaluates or saves)
             saves |= decision.save
             if decision.stop or saves:  # neither follows a step whose outcome is not known
                 decision = attempt.decide(up_to_now=True, before=decision)
             ends = decision.stop or attempt.step == attempt.total_steps
-            if ends or logs:
+            if (ends or logs) and is_taken and not attempt.is_skipping:
                 attempt.log(loss=decision.loss, grad_norm=decision.grad_norm)
             if ends or evaluates:
                 attempt.evaluate()
             if decision.finish_upload:
                 attempt.finish_upload()
-            if ends or saves:
+            save_is_due = saves and attempt.is_skipping
+            if ends or (saves and not save_is_due):
                 attempt.save()
             if decision.stop:
                 break

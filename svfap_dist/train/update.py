@@ -2,8 +2,8 @@
 
 One small sum over all ranks carries what each rank reports (see `health`), its loss and its share
 of the gradient's norm. From that the device itself decides: it scales the gradient, and it leaves
-weights and optimizer states as they are if the loss of any rank or the gradient is not finite, and
-in all later steps. The sums are also copied to the host, which may read them later: `Update.read`.
+weights and optimizer states as they are in a step in which the loss of any rank or the gradient is
+not finite. The sums are also copied to the host, which may read them later: `Update.read`.
 
 DeepSpeed owns weights, partitions and optimizer states, so its checkpoint files are still used, but
 its own step reads results several times and works parameter by parameter. So at stages 0
@@ -35,7 +35,7 @@ class UpdateResult:
 
     loss: mean over all ranks.
     grad_norm: global norm before clipping.
-    applied: False if the weights were left as they are: this or an earlier step was not finite.
+    applied: False if the weights were left as they are, since something was not finite.
     losses_are_finite: of all ranks.
     own_loss_is_finite: of this rank.
     counts: sums over all ranks of what they reported.
@@ -120,18 +120,12 @@ class Updater:
         backend: Of the ZeRO stage.
         optimizer: torch's fused AdamW, which DeepSpeed has given its own parameters.
         clip_norm: Norm to clip the gradient to; 0: do not.
-        device: Of this rank.
     """
 
     def __init__(
-        self,
-        backend: Backend,
-        optimizer: torch.optim.Optimizer,
-        clip_norm: float,
-        device: torch.device,
+        self, backend: Backend, optimizer: torch.optim.Optimizer, clip_norm: float
     ) -> None:
         self._backend, self._optimizer, self._clip_norm = backend, optimizer, clip_norm
-        self._skip = torch.zeros((), device=device)  # 1 once a step was not finite
 
     @torch.no_grad()
     def update(self, loss: Tensor, counts: Sequence[float]) -> Update:
@@ -148,15 +142,14 @@ class Updater:
         sums = torch.cat([on_host.to(device, non_blocking=True), own])
         dist.all_reduce(sums)
         broken, norm = sums[-3], sums[-1].sqrt_()  # a view: `sums` has the norm now
-        is_bad = norm.isfinite().logical_not_().logical_or_(broken)
-        self._skip = torch.maximum(self._skip, is_bad)
+        skips = norm.isfinite().logical_not_().logical_or_(broken).float()
         scale = None
         if self._clip_norm:
             scale = ((norm + _EPSILON) / self._clip_norm).clamp_(min=1).float()
         # torch's fused optimizers divide the gradient by one, and do nothing if the other is 1.
-        self._optimizer.grad_scale, self._optimizer.found_inf = scale, self._skip  # type: ignore[attr-defined]
+        self._optimizer.grad_scale, self._optimizer.found_inf = scale, skips  # type: ignore[attr-defined]
         self._backend.step(self._optimizer)
-        return Update(torch.cat([sums, torch.stack([self._skip.double(), own_broken])]))
+        return Update(torch.cat([sums, torch.stack([skips.double(), own_broken])]))
 
 
 class _Flat:

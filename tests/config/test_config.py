@@ -275,6 +275,9 @@ FREE = {
         "max_failures",
         "wait_seconds",
     },
+    "health": {
+        *("max_skipped", "max_rollbacks", "spike_zscore", "spike_window", "spike_action"),
+    },
     "metrics": {"enabled", "host", "port", "discovery_port", "linger_seconds"},
 }
 TASK = TaskConfig(

@@ -89,6 +89,11 @@ def test_promtool_s_unit_tests_of_the_rules(tmp_path) -> None:
         ("SvfapCheckpointTooOld", "2h", False),
         ("SvfapCheckpointTooOld", "130m", True),
         ("SvfapNonFinite", "1m", False),
+        ("SvfapNonFinite", "61m", True),
+        ("SvfapUpdatesSkipped", "39m", False),
+        ("SvfapUpdatesSkipped", "41m", True),
+        ("SvfapRolledBack", "49m", False),
+        ("SvfapRolledBack", "51m", True),
         ("SvfapStorageFailing", "4m", False),
         ("SvfapStorageFailing", "12m", True),
     ]
@@ -101,7 +106,9 @@ def test_promtool_s_unit_tests_of_the_rules(tmp_path) -> None:
         series("svfap_restarts", "0+0x9 1 1 2 2 3 3+0x120"),
         series("svfap_goodput_ratio", "0.5+0x140"),
         series("svfap_checkpoint_timestamp_seconds", "0+0x140"),
-        series("svfap_non_finite_total", "0+0x140"),
+        series("svfap_non_finite_total", "0+0x39 1+0x100"),
+        series("svfap_rollbacks", "0+0x49 1+0x90"),
+        series("svfap_ended_not_finite", "0+0x60 1+0x79"),
         series("svfap_storage_requests_total", "0+90x140", operation="read", outcome="ok"),
         series("svfap_storage_requests_total", "0+10x140", operation="read", outcome="refused"),
     ]

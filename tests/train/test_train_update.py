@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def test_every_stage_is_plain_adamw_without_a_wait(ranks: int, device: str, tmp_
     ("ranks", "device"),
     [*(pytest.param(ranks, "cpu", marks=pytest.mark.slow) for ranks in (1, 2)), ON_A_GPU],
 )
-def test_a_gradient_that_is_not_finite_changes_nothing_from_then_on(
+def test_a_gradient_that_is_not_finite_changes_nothing_in_its_step(
     ranks: int, device: str, tmp_path: Path
 ) -> None:
     stages = (0, 1, 2, 3)
@@ -119,11 +120,12 @@ def test_a_gradient_that_is_not_finite_changes_nothing_from_then_on(
     for stage, of_ranks in zip(stages, start(ranks, tasks, tmp_path), strict=True):
         for seen in of_ranks:
             applied = [result["applied"] for result in seen["results"]]
-            assert applied == [True, True, False, False], stage
+            assert applied == [True, True, False, True], stage
             assert all(result["losses_are_finite"] for result in seen["results"])
             states = seen["optimizer"]
             assert states[0] != states[1]
-            assert states[1] == states[2] == states[3], stage
+            assert states[1] == states[2] != states[3], stage
+            assert all(math.isfinite(number) for number in states[3]), stage
 
 
 @pytest.mark.parametrize(("order", "during"), [((0, 1, 2), [0, 1]), ((2, 1, 0), []), ((0, 1), [0])])

@@ -130,6 +130,56 @@ def train(tables: dict[str, Any], stop_after: int = 0, die_after: int = 0) -> di
         return {"error": type(error).__name__, "message": str(error)}
 
 
+def train_planted(
+    tables: dict[str, Any], bad_steps: list[int], fault: str, stop_after: int = 0
+) -> dict[str, Any]:
+    """As `train`, with a fault of the last rank in these steps (from 1): its loss or its gradient
+    is not finite or a hundred times as large, or it raises an error."""
+    from unittest import mock
+
+    from svfap_dist.train import attempt
+
+    build = attempt.build_objective
+
+    def build_planted(config: Config) -> Any:
+        return plant(build(config), bad_steps, fault)
+
+    with mock.patch.object(attempt, "build_objective", build_planted):
+        try:
+            return train(tables, stop_after)
+        except ValueError as error:  # planted
+            return {"error": "ValueError", "message": str(error)}
+
+
+def plant(objective: Any, bad_steps: list[int], fault: str) -> Any:
+    """The objective with a fault in its loss in some steps, on the last rank."""
+    import torch
+
+    inputs, loss_of = objective.inputs, objective.loss
+    is_last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+    now: list[int | None] = [None]
+
+    def noted_inputs(batch: Any, part: slice, context: Any) -> tuple[Any, ...]:
+        now[0] = context.step
+        return inputs(batch, part, context)
+
+    def planted_loss(network: Any, *given: torch.Tensor) -> torch.Tensor:
+        loss = loss_of(network, *given)
+        if not is_last or now[0] is None or now[0] + 1 not in bad_steps:
+            return loss
+        if fault == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        if fault == "error":
+            raise ValueError("planted")
+        if fault == "gradient":
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+            return loss
+        return loss * (100 if fault == "spike" else float("nan"))
+
+    objective.inputs, objective.loss = noted_inputs, planted_loss
+    return objective
+
+
 def finetune(tables: dict[str, Any], stop_after: int = 0) -> dict[str, Any]:
     """One attempt at all folds of a fine-tuning: how it ended, or its error; after so many steps
     (0: never) rank 0 is asked to stop."""
