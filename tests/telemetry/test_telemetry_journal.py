@@ -85,6 +85,51 @@ def test_an_attempt_whose_events_were_lost_still_has_its_number(tmp_path: Path) 
     assert read_history(str(tmp_path / "nothing")).attempts == 0
 
 
+def write_events(folder: Path, *events: dict[str, Any]) -> None:
+    (folder / EVENTS_FILE).write_bytes(journal.encode_lines(events))
+
+
+def rollback_to(step: int, *passed_over: int) -> dict[str, Any]:
+    return {"event": "rollback", "from": 9, "to": step, "passed_over": list(passed_over)}
+
+
+def saved(step: int) -> dict[str, Any]:
+    return {"event": "checkpoint", "step": step}
+
+
+def stopped(step: int, reason: str, message: str = "") -> dict[str, Any]:
+    return {"event": "stop", "step": step, "reason": reason, "message": message}
+
+
+def test_later_attempts_know_what_was_passed_over(tmp_path: Path) -> None:
+    write_events(tmp_path, rollback_to(4, 6, 7), saved(8), rollback_to(8, 10))
+    assert read_history(str(tmp_path)).passed_over == {6, 7, 10}
+    assert read_history(str(tmp_path / "nothing")).passed_over == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([rollback_to(4, 6), rollback_to(4, 7)], 2),
+        ([rollback_to(4, 6), saved(5), rollback_to(5, 7)], 2),  # step 6 is still ahead
+        ([rollback_to(4, 6), saved(8)], 0),
+        ([rollback_to(4, 6), saved(8), rollback_to(8, 9)], 1),
+        ([rollback_to(4, 6), stopped(6, "SIGTERM"), stopped(6, "ValueError", "x")], 1),
+        ([rollback_to(4, 6), stopped(6, "NotFiniteError", "Loss is not finite")], 0),
+    ],
+)
+def test_rollbacks_count_until_there_is_progress(
+    events: list[dict[str, Any]], expected: int, tmp_path: Path
+) -> None:
+    write_events(tmp_path, *events)
+    assert read_history(str(tmp_path)).rollbacks == expected
+
+
+def test_failures_are_known_by_their_step_and_first_line(tmp_path: Path) -> None:
+    write_events(tmp_path, stopped(3, "ValueError", "bad\nmore"), stopped(5, "finished"))
+    assert read_history(str(tmp_path)).failures == {(3, "ValueError: bad")}
+
+
 def test_the_number_of_an_attempt_takes_two_requests_however_many_ledgers_there_are(
     s3_bucket: str,
 ) -> None:

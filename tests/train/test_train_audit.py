@@ -60,9 +60,16 @@ class Run:
         self.config: Config = recipe.from_tables(tables, where="test")
 
     def attempt(
-        self, number: int, first: int, last: int, ranks: int, saved: tuple[int, ...] = ()
+        self,
+        number: int,
+        first: int,
+        last: int,
+        ranks: int,
+        saved: tuple[int, ...] = (),
+        skipped: tuple[int, ...] = (),
     ) -> None:
-        """Record steps first + 1 to last on some ranks, with checkpoints after some steps."""
+        """Record steps first + 1 to last on some ranks, with checkpoints after some steps, and some
+        whose update was left out."""
         for rank in range(ranks):
             with Journal(self.config, rank, number, step=first) as journal:
                 kind = "resume" if first else "start"
@@ -72,8 +79,14 @@ class Run:
                 )
                 for step in range(first + 1, last + 1):
                     journal.write_ledger(encode_lines(self.lines(step, rank, ranks)))
+                for step in skipped:
+                    journal.write_event("skip", step=step)
                 for step in saved:
                     journal.write_event("checkpoint", step=step, seconds=1.0, bytes=1)
+
+    def passes_over(self, *steps: int) -> None:
+        with Journal(self.config, 0, 1, step=0) as journal:
+            journal.write_event("rollback", passed_over=list(steps))
 
     def lines(self, step: int, rank: int, ranks: int) -> list[dict[str, Any]]:
         epoch, step_in_epoch = divmod(step - 1, STEPS_PER_EPOCH)
@@ -222,6 +235,33 @@ def test_substitutes_are_counted_and_no_offence(finished: Run) -> None:
     found = audit(finished.url)
     assert found.is_exact
     assert found.substituted == 1
+
+
+def test_steps_that_were_passed_over_are_not_lost(tmp_path: Path) -> None:
+    """Nor used: lines of such a step in an attempt after the rollback are duplicates."""
+    run = Run(str(tmp_path))
+    run.attempt(1, first=0, last=6, ranks=2, saved=(3,))
+    run.passes_over(5, 6)
+    run.attempt(2, first=3, last=8, ranks=2, saved=(8,))
+    for rank in range(2):
+        edited(run.ledger(2, rank), lambda lines: lines.__delitem__(slice(4, 12)))
+    found = audit(run.url)
+    assert found.is_exact
+    assert (found.steps, found.samples) == (8, 8 * BATCH)
+    assert (found.passed_over, found.redone, found.skipped) == (2 * BATCH, 3, 0)
+    assert (
+        "every planned sample was used exactly once, but for those passed over"
+        in (found.lines()[0])
+    )
+    run.attempt(2, first=3, last=8, ranks=2, saved=(8,))
+    assert audit(run.url).duplicated >= 2 * BATCH
+
+
+def test_steps_without_an_update_are_counted_where_they_count(tmp_path: Path) -> None:
+    run = Run(str(tmp_path))
+    run.attempt(1, first=0, last=6, ranks=2, saved=(3,), skipped=(2, 5))
+    run.attempt(2, first=3, last=7, ranks=2, saved=(7,), skipped=(4,))
+    assert audit(run.url).skipped == 2  # 5 was repeated
 
 
 def test_small_pieces_give_the_same(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
