@@ -116,6 +116,7 @@ def _disturbed(
     draws = stage.random(fault)
     with stage.running(fault, *overrides, data=data) as run:
         run.wait_for_step(draws.randrange(_FIRST, _LAST))
+        run.wait_for_checkpoint()
         began = time.time()
         note = act(run, draws)
         run.finish()

@@ -191,6 +191,12 @@ class ObservedRun:
     def wait_for_step(self, step: int) -> None:
         self.wait_until(lambda: self._is_training() and self.step() >= step, f"step {step}")
 
+    def wait_for_checkpoint(self) -> None:
+        """Wait for the first one: it may take longer than many steps."""
+        self.wait_until(
+            lambda: any(event["event"] == "checkpoint" for event in self.events()), "a checkpoint"
+        )
+
     def _is_training(self) -> bool:
         kinds = [line["event"] for line in self.events()]
         return bool(kinds) and kinds[-1] in ("window", "checkpoint")
