@@ -240,7 +240,7 @@ def recovery_of(events: Sequence[Line], fault: float, until: float) -> Recovery:
     steps = [event for event in after if event["event"] == WINDOW]
     times = [fault, *(event["time"] for event in steps)]
     pause = max((later - now for now, later in itertools.pairwise(times)), default=0.0)
-    begun = next((event for event in after if event["event"] in ("resume", "rollback")), None)
+    begun = next((event for event in after if event["event"] == "resume"), None)
     if begun is None:
         return Recovery(None, None, 0, pause)
     done = [*before, *after[: after.index(begun)]]
