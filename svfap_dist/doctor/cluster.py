@@ -8,6 +8,7 @@ from svfap_dist.cluster import connection
 from svfap_dist.config import Config
 from svfap_dist.config.sections import ClusterConfig
 from svfap_dist.doctor.finding import Finding, catch_errors, ok, warn
+from svfap_dist.parallel.ray_connection import check_socket_paths
 
 _NAME = "Ray cluster"
 
@@ -20,9 +21,14 @@ def examine(config: Config | None) -> list[Finding]:
     """
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        return [ok(_NAME, "no RAY_ADDRESS: --on ray starts one on this machine")]
+        return [catch_errors(_NAME, _check_own)]
     cluster = (config or Config()).cluster
     return [catch_errors(_NAME, lambda: _check_room(address, cluster))]
+
+
+def _check_own() -> Finding:
+    check_socket_paths()
+    return ok(_NAME, "no RAY_ADDRESS: --on ray starts one on this machine")
 
 
 def _check_room(address: str, cluster: ClusterConfig) -> Finding:

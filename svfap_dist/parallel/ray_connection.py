@@ -13,10 +13,11 @@ import socket
 import time
 from collections.abc import Iterator
 
-from svfap_dist.errors import ClusterError
+from svfap_dist.errors import ClusterError, ConfigError
 
 LOCAL = "local"  # address of a cluster that is started on this machine, for this process
 _HOST_AND_PORT = re.compile(r"(ray://)?\[?(?P<host>[^\[\]/]+)\]?:(?P<port>\d+)")
+_LONGEST_SOCKET_PATH = 107  # bytes, the kernel's limit
 _SECONDS_TO_ANSWER = 15.0  # a head that was just started may not listen yet
 _SECONDS_BETWEEN_TRIES = 0.5
 
@@ -33,8 +34,10 @@ def connected_to_ray(address: str | None, *, num_cpus: int, fix: str) -> Iterato
 
     Raises:
         ClusterError: There is no cluster at the address, or it refuses.
+        ConfigError: The folder for a new cluster's sockets has too long a path.
     """
     if starts_cluster := address in (None, LOCAL):
+        check_socket_paths()
         # Read when Ray is imported. The cluster serves one user and one command: it listens on
         # loopback only, so it needs no token, and writes none to the home directory, where it would
         # change what other Ray commands do. Its workers are what this machine is for now.
@@ -59,6 +62,24 @@ def connected_to_ray(address: str | None, *, num_cpus: int, fix: str) -> Iterato
         yield
     finally:
         ray.shutdown()
+
+
+def check_socket_paths() -> None:
+    """Check that Ray can make its sockets in the temporary folder: their paths have a limit.
+
+    Raises:
+        ConfigError: The paths would be too long.
+    """
+    # As in `ray._common.utils.get_default_system_temp_dir`.
+    variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder = os.environ.get(variable, "/tmp")  # noqa: S108 - Ray's choice
+    session = f"session_0000-00-00_00-00-00_000000_{os.getpid()}"
+    longest = os.path.join(folder, "ray", session, "sockets", "plasma_store")
+    excess = len(os.fsencode(longest)) - _LONGEST_SOCKET_PATH
+    if excess > 0:
+        found = f"{folder}, {excess} bytes longer than a socket's path allows"
+        advice = "set RAY_TMPDIR to a shorter path on a local disk, such as /tmp"
+        raise ConfigError("Temporary folder is too long for Ray", variable, found, advice)
 
 
 def check_answers(address: str, fix: str, seconds: float = _SECONDS_TO_ANSWER) -> None:

@@ -9,8 +9,9 @@ import time
 import pytest
 
 from svfap_dist.distributed import free_port
-from svfap_dist.errors import ClusterError
-from svfap_dist.parallel.ray_connection import check_answers
+from svfap_dist.doctor import cluster
+from svfap_dist.errors import ClusterError, ConfigError
+from svfap_dist.parallel.ray_connection import LOCAL, check_answers, connected_to_ray
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "a..b:6379"])
@@ -31,3 +32,26 @@ def test_what_listens_a_little_later_is_waited_for() -> None:
 @pytest.mark.parametrize("address", ["auto", "local", "/tmp/ray/session", "head"])
 def test_other_addresses_are_left_to_ray(address: str) -> None:
     check_answers(address, "")
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_temporary_folder_too_long_for_sockets_is_named_before_ray_starts(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """Slurm and test runners give such folders; Ray's own error was a traceback."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    folder = "/tmp/" + "x" * 55
+    monkeypatch.setenv(variable, folder)
+    for address in (None, LOCAL):
+        with pytest.raises(ConfigError, match="set RAY_TMPDIR to a shorter path") as caught:
+            with connected_to_ray(address, num_cpus=1, fix=""):
+                pass
+        assert caught.value.where == variable
+        assert caught.value.found.startswith(folder)
+    (found,) = cluster.examine(None)
+    assert (found.status, folder in found.found) == ("fail", True)
+    assert "RAY_TMPDIR" in found.do
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    (found,) = cluster.examine(None)
+    assert found.status == "ok"
