@@ -67,6 +67,11 @@ def from_tables(tables: dict[str, Any], where: str) -> Config:
         ConfigError: If a key is unknown, a value wrong, or values exclude each other.
     """
     tables = _with_new_names(tables, where)
+    for section, values in tables.items():
+        inner = values.items() if isinstance(values, dict) else ()
+        if nested := [name for name, value in inner if isinstance(value, dict)]:
+            found, advice = "a table", "a section has values only; see the bundled recipes"
+            raise ConfigError("Wrong value", f"{section}.{nested[0]} in {where}", found, advice)
     for key, text in _texts(tables):
         refuse_credentials(text, f"{key} in {where}")
         if not text.isascii() and (bad := text.encode(errors="backslashreplace").decode()) != text:
@@ -148,17 +153,19 @@ def _read(recipe: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
         title, found = "Recipes extend each other in a cycle", " -> ".join((*extended_by, place))
         raise ConfigError(title, extended_by[0], found, "remove `extends` from one of them")
     try:
-        tables = tomllib.loads(decode_text(path.read_bytes()))
+        text = decode_text(path.read_bytes())
     except OSError as error:
         where = f"extends in {extended_by[-1]}" if extended_by else str(path)
         found = f"{path}: {error.strerror}"
         raise ConfigError("Cannot read the recipe", where, found, "check the path") from error
-    except tomllib.TOMLDecodeError as error:
-        title, advice = "Recipe is not valid TOML", "correct that line"
-        raise ConfigError(title, str(path), str(error), advice) from error
     except ValueError as error:
         title = "Recipe is not UTF-8 text"
         raise ConfigError(title, str(path), str(error), SAVE_AS_UTF8) from error
+    try:
+        tables = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # the former also for numbers of 5,000 digits
+        title, advice = "Recipe is not valid TOML", "correct that line"
+        raise ConfigError(title, str(path), str(error), advice) from error
     tables = _with_new_names(tables, str(path))
     base = tables.pop("extends", None)
     if base is None:
@@ -190,7 +197,7 @@ def _parse(override: str) -> dict[str, Any]:
         raise ConfigError("Unreadable override", override, found, advice)
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     return {section: {name: value}}
 

@@ -29,17 +29,19 @@ import hashlib
 import io
 import itertools
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from typing import Any
 
-from svfap_dist import storage
+from svfap_dist import json_text, storage
 from svfap_dist.errors import ShardError
 from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo, joined_info, load_info
 
 FORMAT_VERSIONS = (1, 2)  # 2: the parts of a sample are in sections of the tar
 MANIFEST_NAME = "manifest.json"
 REJECTED_NAME = "rejected.jsonl"
+_TAR_NAME = re.compile(r"[\w.-]+\.tar")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,10 +163,11 @@ def load_manifest(url: str) -> Manifest:
         raise ShardError("No manifest", where, "no such file", do) from error
     do = "shard the videos again"
     try:
-        fields = json.loads(raw)
+        fields = json_text.loads(raw)
         version, fingerprint = fields.pop("format_version"), fields.pop("fingerprint")
         shards = tuple(ShardEntry(**row) for row in fields.pop("shards"))
         manifest = Manifest(**fields, shards=shards)
+        _check_manifest(manifest)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ShardError("Unreadable manifest", where, repr(error), do) from error
     if version != _version_of(manifest) or fingerprint != manifest.fingerprint:
@@ -181,7 +184,8 @@ def load_index(url: str, entry: ShardEntry) -> ShardIndex:
         entry: The shard.
 
     Raises:
-        ShardError, StorageError: The index is missing or its digest is not the manifest's.
+        ShardError, StorageError: The index is missing or malformed, or its digest is not the
+            manifest's.
     """
     where = storage.join(url, entry.index_name)
     do = "manifest and shards come from different runs: shard the videos again to a new URL"
@@ -191,7 +195,35 @@ def load_index(url: str, entry: ShardEntry) -> ShardIndex:
         raise ShardError("Shard index is missing", where, "no such file", do) from error
     if hashlib.sha256(raw).hexdigest() != entry.index_sha256:
         raise ShardError("Shard index does not match the manifest", where, "another digest", do)
-    return ShardIndex(**{name: tuple(values) for name, values in json.loads(raw).items()})
+    try:
+        index = ShardIndex(**{k: tuple(values) for k, values in json_text.loads(raw).items()})
+        _check_index(index)
+    except (ValueError, TypeError, AttributeError) as error:
+        do = "shard the videos again"
+        raise ShardError("Unreadable shard index", where, repr(error), do) from error
+    return index
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    json_text.check_types(manifest)
+    if manifest.num_parts < 1:
+        raise ValueError(f"num_parts = {manifest.num_parts}")
+    for entry in manifest.shards:
+        if not _TAR_NAME.fullmatch(entry.name):  # a path would lead out of the data set
+            raise ValueError(f"shard name {entry.name!r}")
+        if entry.num_samples < 0 or entry.num_bytes < 0:
+            raise ValueError(f"{entry.name} has {entry.num_samples} samples")
+
+
+def _check_index(index: ShardIndex) -> None:
+    json_text.check_types(index)
+    samples, parts = len(index.keys), len(index.offsets)
+    if not (len(index.num_frames) == samples and len(index.labels) in (0, samples)):
+        raise ValueError(f"{samples} keys and another number of num_frames or labels")
+    if not len(index.sizes) == len(index.digests) == parts or parts % max(samples, 1):
+        raise ValueError(f"{samples} keys, {parts} offsets and another number of sizes or digests")
+    if min((*index.offsets, *index.sizes, *index.num_frames), default=0) < 0:
+        raise ValueError("a negative offset, size or number of frames")
 
 
 def check_shards(url: str, manifest: Manifest) -> None:
