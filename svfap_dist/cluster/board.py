@@ -1,7 +1,8 @@
 """What the driver and the ranks of a group by Ray Train tell each other, through a small actor.
 
 The driver makes the actor, and every rank gets its handle. The driver reads log rows and the ends
-of attempts from it; rank 0 reads the driver's reason to stop.
+of attempts from it. Rank 0 reads the driver's reason to stop, and the request of Ray Train's
+controller to begin again with more ranks.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Board:
         self._rows: list[dict[str, Any]] = []
         self._values: dict[str, Any] = {"context": context}
         self._attempts = 0
+        self._resize = ""  # reason for this attempt to end
         self._failures: dict[tuple[int, str], int] = {}  # attempt of the first one
 
     def post(self, row: dict[str, Any]) -> None:
@@ -59,7 +61,20 @@ class Board:
     def begin(self) -> RunContext | None:
         """Count an attempt; return the driver's context, which is out of date after the first."""
         self._attempts += 1
+        self._resize = ""
         return self._values.pop("context", None)
+
+    def request_resize(self, reason: str) -> None:
+        """Ask the ranks of this attempt to save and end, so that the group can have another size.
+
+        Args:
+            reason: Stop reason of the attempt.
+        """
+        self._resize = reason
+
+    def stop_reason(self) -> str:
+        """Return the driver's reason to stop the run, or one to end this attempt, or ""."""
+        return self._values.get("stop_reason") or self._resize
 
     def fail(self, step: int, found: str) -> None:
         """Store a rank's failure; one that an earlier attempt had at the same step is fatal.
@@ -99,7 +114,7 @@ def report_failure(board: Any, step: int, error: Exception) -> None:
 
 @contextlib.contextmanager
 def watched_stop_reason(board: Any) -> Iterator[Callable[[], str]]:
-    """Yield a function that returns the driver's reason to stop, "" without one.
+    """Yield a function that returns the board's reason to stop, "" without one.
 
     A thread polls the board, so that no step waits for it.
 
@@ -113,7 +128,7 @@ def watched_stop_reason(board: Any) -> Iterator[Callable[[], str]]:
 
     def poll() -> None:
         while not done.wait(SECONDS_BETWEEN_POLLS) and not found:
-            if reason := str(ray.get(board.get.remote("stop_reason")) or ""):
+            if reason := str(ray.get(board.stop_reason.remote())):
                 found.append(reason)
 
     thread = threading.Thread(target=poll, name="watch-for-stop", daemon=True)

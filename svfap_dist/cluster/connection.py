@@ -42,15 +42,24 @@ def check_resources(cluster: ClusterConfig) -> None:
     deadline = time.monotonic() + cluster.wait_seconds
     while lacking := shortage(cluster):
         if time.monotonic() >= deadline:
-            where = f"cluster.num_workers = {cluster.num_workers}"
-            advice = "add nodes, lower cluster.num_workers or cluster.cpus_per_worker, or raise "
+            where = f"{fewest_key(cluster)} = {cluster.fewest_workers}"
+            advice = f"add nodes, lower {fewest_key(cluster)} or cluster.cpus_per_worker, or raise "
             advice += "cluster.wait_seconds if nodes are on their way"
             raise ClusterError("Cluster is too small for the recipe", where, lacking, advice)
         time.sleep(_SECONDS_BETWEEN_POLLS)
 
 
+def fewest_key(cluster: ClusterConfig) -> str:
+    """Return the key of the recipe that says how many ranks the cluster must have room for.
+
+    Args:
+        cluster: The recipe's section.
+    """
+    return "cluster.min_workers" if cluster.min_workers else "cluster.num_workers"
+
+
 def shortage(cluster: ClusterConfig) -> str:
-    """Return the resources that the connected cluster lacks for the worker group, "" if none.
+    """Return the resources that the connected cluster lacks for the smallest group, "" if none.
 
     Args:
         cluster: The recipe's section.
@@ -58,9 +67,9 @@ def shortage(cluster: ClusterConfig) -> str:
     import ray
 
     total = ray.cluster_resources()
-    needed = {"CPU": cluster.num_workers * cluster.cpus_per_worker}
+    needed = {"CPU": cluster.fewest_workers * cluster.cpus_per_worker}
     if cluster.use_gpu:
-        needed["GPU"] = cluster.num_workers
+        needed["GPU"] = cluster.fewest_workers
     for name, amount in needed.items():
         if total.get(name, 0) < amount:
             return f"{total.get(name, 0):g} {name}s where {amount} are needed"

@@ -28,7 +28,7 @@ from svfap_dist.cluster.schedulers import (
     run_scheduler_command,
     verb,
 )
-from svfap_dist.config import Config, check_world_size, recipe
+from svfap_dist.config import Config, recipe
 from svfap_dist.data.clips import prefetch_bytes
 from svfap_dist.data.read_ahead import MEMORY_SHARE
 from svfap_dist.errors import ConfigError
@@ -81,7 +81,6 @@ class Kubernetes:
         # The operator calls a cluster ready before all of its pods are.
         own = [f"cluster.num_workers={ranks}", "cluster.wait_seconds=900"]
         config = load_recipe(name, [*overrides, *own])
-        check_world_size(config, ranks, key="--nodes times ranks per node")
         resources = {"cpu": str(self.gpus_per_node * config.cluster.cpus_per_worker)}
         resources["memory"] = self.memory or _in_gib(_pod_bytes(config, self.gpus_per_node))
         if self.rdma:
@@ -97,6 +96,7 @@ class Kubernetes:
             entrypoint=json.dumps(_ENTRYPOINT.format(verb=verb(config))),
             image=json.dumps(self.image),
             nodes=self.nodes,
+            fewest_nodes=-(-config.cluster.fewest_workers // self.gpus_per_node),
             resources=json.dumps(resources),
             shared_memory=self.shared_memory,
             object_store=_OBJECT_STORE_BYTES,
@@ -139,7 +139,8 @@ class Kubernetes:
 
 def _pod_bytes(config: Config, ranks: int) -> int:
     """Return the memory that a worker pod of that many ranks needs."""
-    data, clips = config.data, config.train.global_batch_size // config.cluster.num_workers
+    # A rank of the smallest group has the most clips.
+    data, clips = config.data, config.train.global_batch_size // config.world_sizes[0]
     makes_rgb = config.task is not None or data.colors == "workers" or not config.cluster.use_gpu
     worker = _RGB_WORKER_BYTES if makes_rgb else _WORKER_BYTES
     rank = _RANK_BYTES + _RANK_SHARED_BYTES + data.decode_workers * worker

@@ -8,7 +8,8 @@ Driver and ranks share a `Board`, a small actor. Rank 0 posts its log rows; a ra
 that no restart can fix, so that the next attempt ends at once, as it does when a rank has failed
 twice in the same way at the same step; the driver posts its reason to stop (Ctrl-C, a signal of
 Slurm or of Ray's job agent). When Ray Train announces that a node will be preempted, the ranks save
-a checkpoint and continue until the group is restarted.
+a checkpoint and continue until the group is restarted. With `cluster.min_workers` they restart at
+once without that node; see `elastic`.
 """
 
 from __future__ import annotations
@@ -33,10 +34,18 @@ from svfap_dist.cluster.connection import check_resources, connected
 from svfap_dist.config import Config, recipe
 from svfap_dist.errors import ClusterError, SvfapError
 from svfap_dist.telemetry.exporter import Discovery
+from svfap_dist.telemetry.goodput import NODES_LEAVING, RESIZE_REASONS
 from svfap_dist.train import loop
 from svfap_dist.train.attempt import RunContext, RunResult
 from svfap_dist.train.signals import catch_stop_signals
 
+# Of Ray Train's controller, unless the environment has them.
+_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # between its looks at the ranks
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",
+}
+# Until an elastic group whose nodes are not there after all is begun again with those that are.
+_ELASTIC_SETTINGS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
 # Variables of the driver that ranks on other nodes need, too: access to the store, the network's
 # settings, torch's, logging.
 _INHERITED = ("AWS_", "NCCL_", "GLOO_", "UCX_", "TORCH_", "TORCHINDUCTOR_", logs.VARIABLE)
@@ -134,9 +143,16 @@ def _trainer(config: Config, board: Any) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    cluster = config.cluster
+    from svfap_dist.cluster.elastic import ElasticTrainer
+
+    cluster, sizes = config.cluster, config.world_sizes
+    least, most = sizes[0], sizes[-1]
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {})
-    return TorchTrainer(
+    is_elastic = least < most
+    for name, value in (_SETTINGS | (_ELASTIC_SETTINGS if is_elastic else {})).items():
+        os.environ.setdefault(name, value)
+    kind = functools.partial(ElasticTrainer, sizes, board) if is_elastic else TorchTrainer
+    return kind(
         _rank,
         train_loop_config={"config": config.model_dump(mode="json"), "board": board},
         torch_config=TorchConfig(
@@ -144,7 +160,10 @@ def _trainer(config: Config, board: Any) -> Any:
             timeout_s=config.train.collective_timeout_seconds,
         ),
         scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
+            num_workers=(least, most) if is_elastic else most,
+            elastic_resize_monitor_interval_s=cluster.resize_seconds,
+            use_gpu=cluster.use_gpu,
+            resources_per_worker=resources,
         ),
         run_config=RunConfig(
             # A new name each time: with an old one Ray Train would restore that run's state.
@@ -185,12 +204,14 @@ def _rank(spec: dict[str, Any]) -> None:
     """Run one rank, in a worker of Ray Train."""
     import ray
 
+    from svfap_dist.cluster.elastic import ResizeError
+
     logs.set_up()
     board = spec["board"]
     if ray.get(board.get.remote("fatal")) is not None:
         return  # an earlier attempt has failed in a way that no restart can fix
     config = recipe.from_tables(spec["config"], where="the driver's recipe")
-    is_main = os.environ["RANK"] == "0"
+    is_main, sizes = os.environ["RANK"] == "0", config.world_sizes
     watched = watched_stop_reason(board) if is_main else contextlib.nullcontext(lambda: "")
     try:
         with watched as stop_reason:
@@ -198,7 +219,7 @@ def _rank(spec: dict[str, Any]) -> None:
                 config,
                 on_log=board.post.remote,
                 on_begin=functools.partial(board.put.remote, "addresses"),
-                stop_requested=stop_reason,
+                stop_requested=lambda: stop_reason() or _reason_to_shrink(sizes),
                 nodes_leaving=_nodes_leaving,
                 context=ray.get(board.begin.remote()) if is_main else None,
                 on_failure=lambda step, error: report_failure(board, step, error),
@@ -207,20 +228,39 @@ def _rank(spec: dict[str, Any]) -> None:
         if not error.retryable:
             ray.get(board.put.remote("fatal", error))
         raise
-    if is_main:
+    if result.stop_reason in RESIZE_REASONS:
+        if is_main:  # all others have ended well, and do not hide its reason
+            raise ResizeError(result.stop_reason)
+    elif is_main:
         ray.get(board.put.remote("result", result))
 
 
-def _nodes_leaving() -> Set[str]:
-    """Return the ids of the group's nodes that will be preempted.
+def _preemption() -> Any:
+    """Return Ray Train's notice that nodes of the group will be preempted, None without one.
 
     Ray Train tells every rank in its own memory. `ray.train.get_preemption_info` reads it there,
     too, but then makes all ranks wait for each other in an actor.
     """
     from ray.train.v2._internal.execution.context import get_train_context
 
-    info = get_train_context().preemption_context.preemption_info
+    return get_train_context().preemption_context.preemption_info
+
+
+def _nodes_leaving() -> Set[str]:
+    """Return the ids of the group's nodes that will be preempted."""
+    info = _preemption()
     return frozenset(info.preempted_node_ids) if info is not None else frozenset()
+
+
+def _reason_to_shrink(sizes: tuple[int, ...]) -> str:
+    """Return NODES_LEAVING if the ranks that stay are enough for a smaller group, else ""."""
+    from svfap_dist.cluster.elastic import largest
+
+    info = _preemption() if len(sizes) > 1 else None
+    if info is None:
+        return ""
+    staying = int(os.environ["WORLD_SIZE"]) - len(info.preempted_ranks)
+    return NODES_LEAVING if largest(sizes, staying) else ""
 
 
 def _explained(error: BaseException, config: Config) -> SvfapError:

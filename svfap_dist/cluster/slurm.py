@@ -70,7 +70,9 @@ class Slurm:
         if self.on == "ray":
             own.append(f"cluster.wait_seconds={_SECONDS_TO_JOIN}")
         config = load_recipe(name, [*overrides, *own])
-        check_world_size(config, self.nodes * ranks, key="--nodes times ranks per node")
+        elastic = self.on == "ray" and config.cluster.min_workers > 0
+        if not elastic:
+            check_world_size(config, self.nodes * ranks, key="--nodes times ranks per node")
         if config.cluster.use_gpu and self.gpus_per_node < ranks:
             found = f"{self.gpus_per_node} for {ranks} ranks, and cluster.use_gpu = true"
             advice = f"give --gpus-per-node {ranks}, or cluster.use_gpu=false"
@@ -88,6 +90,7 @@ class Slurm:
             *([f"--gpus-per-node={self.gpus_per_node}"] if self.gpus_per_node else []),
             *([f"--time={self.time}"] if self.time else []),
             f"--signal=B:USR1@{self.notice_seconds}",
+            *(["--no-kill"] if elastic else []),  # the job outlives a node that fails
             *self.option,
             *_export(self.option, verb(config)),
             str(script),

@@ -22,7 +22,8 @@ from svfap_dist.config import Config, recipe, require_urls
 from svfap_dist.errors import ConfigError, SvfapError
 from svfap_dist.text_table import format_table
 
-_OWN_KEYS = ("run.url", "cluster.num_workers", "metrics.port")  # set by the sweep
+# Set by the sweep.
+_OWN_KEYS = ("run.url", "cluster.num_workers", "cluster.min_workers", "metrics.port")
 _COLUMNS = ("combination", "parameters", "GFLOP/clip", "clips/s", "loss", "validation loss")
 
 
@@ -116,7 +117,8 @@ def run(
     for index, combination in enumerate(combinations):
         url = storage.join(base.run.url, _folder(combination))
         values = [f"{key}={value}" for key, value in combination.items()]
-        own = [f"run.url={url}", "cluster.num_workers=1", "metrics.port=0"]
+        own = [f"run.url={url}", "cluster.num_workers=1", "cluster.min_workers=0"]
+        own += ["metrics.port=0"]
         try:
             configs[index] = recipe.load(name, [*before, *values, *own])
             trials.append(Trial(combination, url))

@@ -96,7 +96,20 @@ class Config(sections.Section):
         if train.zero_stage == 0 and train.dtype == "bfloat16":
             why = "DeepSpeed's stage 0 is wrong with train.dtype = bfloat16; use 1, 2 or 3"
             raise _impossible("train.zero_stage", 0, why)
-        check_world_size(self, self.cluster.num_workers, key="cluster.num_workers")
+        cluster = self.cluster
+        if cluster.min_workers > cluster.num_workers:
+            why = f"it is more than cluster.num_workers = {cluster.num_workers}"
+            raise _impossible("cluster.min_workers", cluster.min_workers, why)
+        if not self.world_sizes:
+            # None of these: say why the largest is not.
+            check_world_size(self, cluster.num_workers, key="cluster.num_workers")
+
+    @property
+    def world_sizes(self) -> tuple[int, ...]:
+        """Numbers of ranks that a group by Ray Train may have, ascending."""
+        cluster = self.cluster
+        sizes = range(cluster.fewest_workers, cluster.num_workers + 1)
+        return tuple(size for size in sizes if _is_possible(self, size))
 
     @property
     def window(self) -> int:
@@ -150,6 +163,14 @@ class Config(sections.Section):
 def _impossible(key: str, value: object, why: str) -> ConfigError:
     found, advice = f"{value!r}: {why}", f"change {key} or what it must fit"
     return ConfigError("Impossible combination in the recipe", key, found, advice)
+
+
+def _is_possible(config: Config, world_size: int) -> bool:
+    try:
+        check_world_size(config, world_size)
+    except ConfigError:
+        return False
+    return True
 
 
 def check_world_size(config: Config, world_size: int, key: str = "world size") -> int:

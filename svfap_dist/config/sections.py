@@ -270,15 +270,26 @@ class HealthConfig(Section):
 class ClusterConfig(Section):
     """The worker group that Ray Train starts."""
 
-    num_workers: Positive = 1
+    num_workers: Positive = 1  # ranks, at most
+    # Ranks, at least. While nodes are missing, Ray Train continues with the largest number of ranks
+    # among which the lanes can be shared; when they are back, with more. 0: always num_workers.
+    min_workers: NonNegative = 0
+    # Seconds between looks for nodes that have joined; each growth costs a checkpoint and a start.
+    resize_seconds: Annotated[float, Field(gt=0.0)] = 10.0
     use_gpu: bool = False
     cpus_per_worker: Positive = 1
     # Keep a GPU rank, and what it starts, on the cores of its GPU's socket, by NVML; only if these
     # are at least cpus_per_worker.
     bind_cpus: bool = True
-    # Restarts of the group before giving up; -1: unlimited. Preempted nodes do not count.
+    # Restarts of the group before giving up; -1: unlimited. Preempted nodes do not count, nor, with
+    # min_workers, lost ones.
     max_failures: Annotated[int, Field(ge=-1)] = 3
     wait_seconds: NonNegative = 0  # time for nodes to join before the cluster counts as too small
+
+    @property
+    def fewest_workers(self) -> int:
+        """Ranks without which the group does not start."""
+        return self.min_workers or self.num_workers
 
 
 class MetricsConfig(Section):

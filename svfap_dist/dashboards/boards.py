@@ -367,6 +367,12 @@ _RELIABILITY = (
         (metrics.STEP, "step"),
         (metrics.CHECKPOINT_STEP, "newest checkpoint"),
     ),
+    _main(
+        "Ranks, and how often their number has changed",
+        "none",
+        (metrics.WORLD_SIZE, "ranks"),
+        (metrics.RESIZES, "changes"),
+    ),
     _each_rank("Blocked by checkpoints", "percentunit", metrics.CHECKPOINT_SECONDS),
     _main("Time to commit a checkpoint", "s", (metrics.CHECKPOINT_COMMIT_SECONDS, "")),
     _main("Size of a checkpoint", "bytes", (metrics.CHECKPOINT_BYTES, "")),

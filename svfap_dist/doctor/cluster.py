@@ -35,10 +35,11 @@ def _check_room(address: str, cluster: ClusterConfig) -> Finding:
     with connection.connected(cluster):
         lacking = connection.shortage(cluster)
     if lacking:
+        key = connection.fewest_key(cluster)
         return warn(
             _NAME,
-            f"{address}: {lacking} by cluster.num_workers = {cluster.num_workers}",
-            "add nodes, lower cluster.num_workers or cluster.cpus_per_worker, or set "
-            "cluster.wait_seconds if nodes are on their way",
+            f"{address}: {lacking} by {key} = {cluster.fewest_workers}",
+            f"add nodes, lower {key} or cluster.cpus_per_worker, or set cluster.wait_seconds if "
+            "nodes are on their way",
         )
     return ok(_NAME, f"{address}: has room for the recipe's ranks")

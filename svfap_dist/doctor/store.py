@@ -136,7 +136,7 @@ def _judge_reads(config: Config, manifest: Manifest, text: str) -> Finding:
     """Judge whether this node has the memory to read each byte once."""
     import torch
 
-    name, ranks, gpus = "data.url", config.cluster.num_workers, torch.cuda.device_count()
+    name, ranks, gpus = "data.url", config.world_sizes[-1], torch.cuda.device_count()
     if config.cluster.use_gpu and not gpus:  # ranks are on nodes of other memory
         return ok(name, text)
     world = World(0, 0, ranks, min(ranks, gpus) if config.cluster.use_gpu else ranks)

@@ -154,8 +154,9 @@ def plan_run(config: Config, nodes: int, gpus_per_node: int, gpu: str, known: Kn
         raise ConfigError(what, "the recipe", found, "give a recipe of pre-training")
     world_size = nodes * gpus_per_node
     check_world_size(config, world_size, key="--nodes x --gpus-per-node")
-    use_gpu = {"use_gpu": gpu != devices.CPU, "num_workers": world_size}
-    config = config.model_copy(update={"cluster": config.cluster.model_copy(update=use_gpu)})
+    least = min(config.cluster.min_workers, world_size)
+    ranks = {"use_gpu": gpu != devices.CPU, "num_workers": world_size, "min_workers": least}
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update=ranks)})
     return _Planner(config, nodes, gpus_per_node, gpu, known).plan()
 
 

@@ -6,8 +6,8 @@ the time from the first event to the latest, each second in one class only:
     productive   steps that the weights include, computing
     data_wait    the same steps, waiting for a batch
     checkpoint   training blocked by a checkpoint
-    restart      starting up, and the time from the last window of an attempt that died or failed to
-                 the next attempt
+    restart      starting up, and the time from the last window of an attempt that died, failed or
+                 ended for another number of ranks to the next attempt
     redone       steps of an attempt after the step from which a later one had to continue
     idle         evaluations and tests, the end of an attempt, and the time when no attempt ran
 
@@ -25,6 +25,9 @@ from typing import Any
 CLASSES = ("productive", "data_wait", "checkpoint", "restart", "redone", "idle")
 WINDOW = "window"
 _BEGINNINGS = ("start", "resume")
+# Reasons of stop events: the ranks begin again at once, more or fewer of them.
+NODES_JOINED, NODES_LEAVING = "nodes joined", "nodes leaving"
+RESIZE_REASONS = (NODES_JOINED, NODES_LEAVING)
 
 
 class Goodput:
@@ -63,7 +66,8 @@ class Goodput:
         elif kind == WINDOW:
             self._add_window(event, time)
         elif kind == "stop":
-            self._stopped = not event.get("message")
+            begins_again = event.get("message") or event.get("reason") in RESIZE_REASONS
+            self._stopped = not begins_again
             self._count("idle" if self._stopped else "restart", time)
 
     def _count(self, name: str, until: float) -> None:

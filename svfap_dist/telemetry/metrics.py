@@ -192,3 +192,5 @@ CLIPS_PER_SECOND = declare(
     column="clips_per_second",
 )
 RESTARTS = declare("svfap_restarts", "Attempts at the run before this one.")
+WORLD_SIZE = declare("svfap_world_size", "Ranks of the run now.")
+RESIZES = declare("svfap_resizes", "Times that the run has continued with another number of ranks.")

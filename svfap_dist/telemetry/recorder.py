@@ -81,9 +81,9 @@ class Recorder:
                 lambda: Journal(config, world.rank, attempt, step)
             )
             self._journal = stack.enter_context(journal)
-            events = journal.read_lines(EVENTS_FILE) if world.is_main else []
-            self._goodput = Goodput(events)
-            self._rollbacks = sum(event["event"] == "rollback" for event in events)
+            self._past = journal.read_lines(EVENTS_FILE) if world.is_main else []
+            self._goodput = Goodput(self._past)
+            self._rollbacks = sum(event["event"] == "rollback" for event in self._past)
             self._closing = stack.pop_all()
 
     def __enter__(self) -> Recorder:
@@ -135,6 +135,19 @@ class Recorder:
             config_fingerprint=self._config.fingerprint,
             versions=versions,
         )
+        if self._world.is_main:
+            self._record_size()
+
+    def _record_size(self) -> None:
+        """Record the number of ranks, and a resize if the attempt before this had another one."""
+        size, before = self._world.world_size, _latest_size(self._past)
+        resizes = sum(event["event"] == "resize" for event in self._past)
+        if before not in (0, size):
+            resizes += 1
+            change = {"from": before, "to": size, "reason": _reason_to_resize(self._past)}
+            self._journal.write_event("resize", **change)
+        self._exporter.set(metrics.WORLD_SIZE, size)
+        self._exporter.set(metrics.RESIZES, resizes)
 
     def _address(self) -> str:
         """Return the address of this rank's metrics for other hosts, "" if they are not served."""
@@ -376,6 +389,19 @@ class Recorder:
 def _number(value: float | None) -> float:
     """Return a number of a JSON file, in which one that is not finite is null."""
     return math.nan if value is None else value
+
+
+def _latest_size(events: list[Row]) -> int:
+    """Return the number of ranks of the newest attempt in a run's events, 0 if there is none."""
+    sizes = [event["world_size"] for event in events if "world_size" in event]
+    return sizes[-1] if sizes else 0
+
+
+def _reason_to_resize(events: list[Row]) -> str:
+    """Return why the newest attempt in a run's events ended: its stop reason, or "failure"."""
+    ends = [e for e in events if e["event"] in ("start", "resume", "stop")]
+    is_orderly = ends[-1]["event"] == "stop" and not ends[-1].get("message")
+    return ends[-1]["reason"] if is_orderly else "failure"
 
 
 def _reachable(ranks: list[dict[str, Any]]) -> list[str]:

@@ -59,3 +59,16 @@ def test_failures_of_peers_and_stores_may_come_again(board):
     ):
         assert attempt(board, (3, error)) is None
         assert attempt(board, (3, error)) is None
+
+
+def test_a_resize_ends_one_attempt_and_a_stop_all_of_them(board):
+    board.board.begin()
+    assert board.board.stop_reason() == ""
+    board.board.request_resize("nodes joined")
+    assert board.board.stop_reason() == "nodes joined"
+    board.board.begin()
+    assert board.board.stop_reason() == ""
+    board.board.put("stop_reason", "SIGTERM")
+    board.board.request_resize("nodes joined")
+    board.board.begin()
+    assert board.board.stop_reason() == "SIGTERM"

@@ -57,6 +57,27 @@ def test_the_recipe_and_the_sizes_arrive(tmp_path):
     assert yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "600"
 
 
+@pytest.mark.parametrize(("least", "nodes"), [(0, 4), (8, 1), (9, 2), (32, 4)])
+def test_an_elastic_run_needs_the_pods_of_its_smallest_group(least, nodes):
+    pods = Kubernetes("registry/svfap:1", nodes=4, gpus_per_node=8)
+    overrides = [*PLACES, f"cluster.min_workers={least}"]
+    _, _, ray_job = rendered("svfap_base_voxceleb2", overrides, pods)
+    (group,) = ray_job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (nodes, 4, 4)
+
+
+def test_a_pod_has_memory_for_the_ranks_of_the_smallest_group():
+    """They hold more clips each."""
+
+    def memory(least: int) -> int:
+        config = recipe.load(
+            "svfap_base_voxceleb2", [f"cluster.min_workers={least}", "cluster.num_workers=32"]
+        )
+        return kubernetes._pod_bytes(config, 8)
+
+    assert memory(8) > memory(32) == memory(0)
+
+
 def test_a_recipe_with_a_task_is_fine_tuned():
     _, _, ray_job = rendered("finetune_dfew", PLACES, Kubernetes("svfap", gpus_per_node=4))
     assert "svfap_dist finetune /etc/svfap/recipe.toml" in ray_job["spec"]["entrypoint"]

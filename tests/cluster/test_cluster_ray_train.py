@@ -19,6 +19,7 @@ from svfap_dist.checkpoint import store
 from svfap_dist.cluster import ray_train
 from svfap_dist.config import recipe
 from svfap_dist.errors import ClusterError, ConfigError, HealthError
+from svfap_dist.telemetry.goodput import NODES_LEAVING
 
 SMALL = [
     "model.size=nano",
@@ -178,3 +179,22 @@ def test_a_rank_knows_which_nodes_leave_without_any_other(monkeypatch):
     assert ray_train._nodes_leaving() == set()
     known.preemption_info = PreemptionInfo(None, {"node-b": [2, 3], "node-a": [0]})
     assert ray_train._nodes_leaving() == {"node-a", "node-b"}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ranks", "leaving", "reason"),
+    [
+        ((2, 4), 4, [3], NODES_LEAVING),  # 3 stay, of which 2 train
+        ((2, 4), 4, [1, 2, 3], ""),  # too few: use the nodes until they are gone
+        ((4,), 4, [3], ""),  # not elastic
+        ((2, 4), 4, None, ""),
+    ],
+)
+def test_ranks_leave_a_node_at_once_if_enough_of_them_stay(
+    monkeypatch, sizes, ranks, leaving, reason
+):
+    known = PreemptionContext(PreemptionInfo(None, {"node": leaving}) if leaving else None)
+    context = types.SimpleNamespace(preemption_context=known)
+    monkeypatch.setattr("ray.train.v2._internal.execution.context._train_context", context)
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    assert ray_train._reason_to_shrink(sizes) == reason

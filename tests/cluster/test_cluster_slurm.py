@@ -50,6 +50,24 @@ def test_ray_gets_one_task_per_node_with_the_cpus_of_all_its_ranks():
     assert not any(word.startswith("--gpus") for word in words)
 
 
+def test_only_an_elastic_run_on_ray_outlives_a_node_that_fails():
+    elastic = [*PLACES, "cluster.min_workers=1"]
+    for overrides, on, wanted in (
+        (elastic, "ray", True),
+        (elastic, "srun", False),
+        (PLACES, "ray", False),
+    ):
+        words = command("tiny_cpu", overrides, Slurm(nodes=2, on=on))
+        assert ("--no-kill" in words) == wanted
+
+
+def test_lanes_that_some_nodes_can_share_are_enough_for_an_elastic_run():
+    elastic = [*PLACES, "cluster.min_workers=1"]
+    assert command("tiny_cpu", elastic, Slurm(nodes=3, on="ray"))
+    with pytest.raises(ConfigError, match="Lanes cannot be shared"):
+        command("tiny_cpu", elastic, Slurm(nodes=3, on="srun"))
+
+
 @pytest.mark.parametrize("on", ["srun", "ray"])
 def test_a_recipe_with_a_task_is_fine_tuned(on):
     words = command("finetune_dfew", PLACES, Slurm(gpus_per_node=4, on=on))

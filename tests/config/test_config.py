@@ -150,6 +150,7 @@ def test_resolved_recipe_reads_back_as_itself():
         ("train.global_batch_size=6", "train.global_batch_size", "data.num_lanes"),
         ("train.micro_batch_size=3", "train.micro_batch_size", "divides 4"),
         ("cluster.num_workers=3", "cluster.num_workers", "1, 2, 4"),
+        ("cluster.min_workers=3", "cluster.min_workers", "cluster.num_workers = 2"),
         ("data.frame_size=100", "data.frame_size", "model.patch_size"),
         ("data.num_frames=15", "data.num_frames", "model.tubelet_size"),
         ("mask.ratio=0.999", "mask.ratio", "mask.ratio"),
@@ -270,6 +271,8 @@ FREE = {
     "cluster": {
         "bind_cpus",
         "num_workers",
+        "min_workers",
+        "resize_seconds",
         "use_gpu",
         "cpus_per_worker",
         "max_failures",
@@ -314,6 +317,35 @@ def test_fingerprint_minds_every_field_but_those_that_are_free(section, name):
     other = config.model_copy(update={section: part.model_copy(update={name: value})})
     assert other != config
     assert (other.fingerprint == config.fingerprint) == (name in FREE.get(section, ()))
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "lanes", "batch", "micro", "sizes"),
+    [
+        (0, 2, 4, 8, 4, (2,)),  # not elastic
+        (2, 2, 4, 8, 4, (2,)),
+        (1, 4, 4, 8, 4, (1, 2, 4)),
+        (1, 3, 8, 8, 4, (1, 2)),  # the lanes cannot be shared by 3
+        (2, 3, 6, 12, 2, (2, 3)),
+        (3, 7, 8, 8, 4, (4,)),
+        (1, 8, 8, 32, 8, (1, 2, 4, 8)),
+        (1, 8, 8, 24, 6, (1, 2, 4, 8)),
+        (1, 6, 6, 12, 4, (1, 3, 6)),  # 2 ranks of 6 clips each cannot step by 4
+    ],
+)
+def test_a_group_may_have_the_sizes_that_share_lanes_and_batch(
+    least, most, lanes, batch, micro, sizes
+):
+    overrides = [f"cluster.min_workers={least}", f"cluster.num_workers={most}"]
+    overrides += [f"data.num_lanes={lanes}", f"train.global_batch_size={batch}"]
+    config = recipe.load("tiny_cpu", [*overrides, f"train.micro_batch_size={micro}"])
+    assert config.world_sizes == sizes
+
+
+def test_a_group_without_a_possible_size_is_an_error():
+    overrides = ["cluster.min_workers=5", "cluster.num_workers=7", "data.num_lanes=8"]
+    with pytest.raises(ConfigError, match="1, 2, 4, 8"):
+        recipe.load("tiny_cpu", overrides)
 
 
 def test_fingerprint_of_pre_training_is_without_what_only_fine_tuning_reads():

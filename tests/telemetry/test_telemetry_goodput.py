@@ -68,6 +68,14 @@ def test_nobody_ran_it_after_a_stop() -> None:
     assert Goodput(events).seconds() == of(productive=10, idle=1 + 500, restart=1)
 
 
+@pytest.mark.parametrize("reason", ["nodes joined", "nodes leaving"])
+def test_the_ranks_of_another_size_are_a_restart(reason) -> None:
+    events = [event("start", 0), event("ready", 0), window(10, 10)]
+    events += [event("stop", 11, 10) | {"reason": reason, "message": ""}]
+    events += [event("resume", 20, 10), event("ready", 25)]
+    assert Goodput(events).seconds() == of(productive=10, restart=1 + 9 + 5)
+
+
 def test_an_attempt_that_fails_is_down_until_the_next() -> None:
     """As when a rank was killed and the others could not reach it any more."""
     events = [event("start", 0), event("ready", 0), window(10, 10)]

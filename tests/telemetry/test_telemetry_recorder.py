@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,3 +74,39 @@ def test_log_steps_combine_all_ranks_without_pickling(tmp_path: Path) -> None:
 
 def test_a_process_alone_gathers_its_own_numbers() -> None:
     assert distributed.all_gather_numbers([1, 2.5]) == [[1.0, 2.5]]
+
+
+def test_another_number_of_ranks_is_an_event_with_its_reason(tmp_path: Path) -> None:
+    """By the events of the run alone, so also for launchers that start a run again by hand."""
+    config = recipe.load("tiny_cpu", [f"run.url={tmp_path}", "metrics.port=0"])
+    ends = [("RuntimeError", "reset by peer"), ("nodes joined", ""), ("SIGTERM", ""), None, None]
+    sizes = [3, 2, 4, 4, 1]
+    served = []
+    for attempt, (size, end) in enumerate(zip(sizes, ends, strict=True), start=1):
+        world = World(0, 0, size, size)
+        parts = (attempt, attempt, lambda row: None, lambda found: None, (1, 1), None)
+        with Recorder(config, world, *parts) as recorder:
+            recorder.record_start(attempt, 10, "manifest", {})
+            (start,) = [e for e in _events(tmp_path) if e.get("attempt") == attempt]
+            served.append(_scraped(start["ranks"][0]["metrics"]))
+            if end is not None:
+                recorder.record_stop(attempt, *end)
+    found = [e for e in _events(tmp_path) if e["event"] == "resize"]
+    assert [(e["from"], e["to"], e["reason"]) for e in found] == [
+        (3, 2, "failure"),
+        (2, 4, "nodes joined"),
+        (4, 1, "failure"),  # killed: there is no stop
+    ]
+    assert served == [(3, 0), (2, 1), (4, 2), (4, 2), (1, 3)]
+
+
+def _events(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def _scraped(address: str) -> tuple[float, ...]:
+    """Ranks and resizes at a metrics address."""
+    text = urllib.request.urlopen(f"http://{address}/metrics").read().decode()
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    names = ("svfap_world_size", "svfap_resizes")
+    return tuple(float(values[next(k for k in values if k.startswith(n))]) for n in names)
