@@ -36,6 +36,9 @@ from svfap_dist.errors import ConfigError
 _ENTRYPOINT = "python -m svfap_dist {verb} /etc/svfap/recipe.toml --on ray"
 _LONGEST_NAME = 40  # KubeRay appends to it, and a name may have 63 characters
 _SECONDS_BETWEEN_POLLS = 2.0
+_LABELS = {"app.kubernetes.io/name": "svfap"}
+_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+_KUBERNETES_NAME = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _ENDED = ("Complete", "Failed")
 
 # Bytes of a worker pod's processes; the ring of batches and /dev/shm count, too, since their pages
@@ -75,6 +78,10 @@ class Kubernetes:
         False, "Run worker pods in their node's network, if NCCL needs its interfaces."
     )
 
+    queue: str = cli_option(
+        "", "Kueue's LocalQueue of the job, which then waits, suspended, until Kueue admits it."
+    )
+
     def prepare(self, name: str, overrides: Sequence[str]) -> Submission:
         """See `Scheduler.prepare`; the text is YAML, the content the job."""
         ranks = self.nodes * self.gpus_per_node
@@ -89,9 +96,12 @@ class Kubernetes:
             resources["nvidia.com/gpu"] = str(self.gpus_per_node)
         job = Job("kubernetes", _unused_name(config.run.name))
         template = (bundled.folder("launch/kubernetes") / "rayjob.yaml").read_text()
+        labels = _LABELS | ({_QUEUE_LABEL: self._queue_name()} if self.queue else {})
         # JSON's strings and tables are YAML's too.
         text = string.Template(template).substitute(
             name=job.name,
+            labels=json.dumps(labels),
+            suspend=json.dumps(bool(self.queue)),
             recipe=textwrap.indent(recipe.dumps(config), " " * 4),
             entrypoint=json.dumps(_ENTRYPOINT.format(verb=verb(config))),
             image=json.dumps(self.image),
@@ -108,6 +118,12 @@ class Kubernetes:
             ray_version=importlib.metadata.version("ray"),
         )
         return Submission(text.rstrip("\n"), job)
+
+    def _queue_name(self) -> str:
+        if re.fullmatch(_KUBERNETES_NAME, self.queue) is None:
+            advice = "give the name of a LocalQueue: `kubectl get localqueues`"
+            raise ConfigError("Not a name of Kubernetes", "--queue", self.queue, advice)
+        return self.queue
 
     def submit(self, submission: Submission) -> Job:
         """See `Scheduler.submit`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import ray
@@ -124,6 +125,89 @@ def test_pods_with_rdma_may_lock_memory_and_use_the_nodes_network():
     (container,) = found["containers"]
     assert container["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
     assert container["resources"]["limits"]["rdma/hca_shared_devices_a"] == "1"
+
+
+def fields(required: list[str], **properties: Any) -> dict[str, Any]:
+    """An object that has no other fields."""
+    return {
+        "type": "object",
+        "required": required,
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+TEXT, WHOLE, YES_OR_NO = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
+TEXTS = {"type": "object", "additionalProperties": TEXT}
+POD = {"type": "object", "required": ["spec"]}  # which Kubernetes' own schema checks
+# The fields of ray.io/v1's RayJob (KubeRay's ray-operator/apis/ray/v1) that a job of ours may use,
+# with their types and the operator's rules. The API server drops unknown fields without an error.
+RAY_JOB = fields(
+    ["apiVersion", "kind", "metadata", "spec"],
+    apiVersion={"const": "ray.io/v1"},
+    kind={"const": "RayJob"},
+    metadata=fields(["name"], name={"type": "string", "maxLength": 47}, labels=TEXTS),
+    spec=fields(
+        ["entrypoint", "rayClusterSpec"],
+        submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode"]},
+        entrypoint=TEXT,
+        runtimeEnvYAML=TEXT,
+        suspend=YES_OR_NO,
+        shutdownAfterJobFinishes={"const": True},  # Kueue refuses other jobs, and so does a TTL
+        ttlSecondsAfterFinished=WHOLE,
+        activeDeadlineSeconds=WHOLE,
+        backoffLimit=WHOLE,
+        submitterConfig=fields([], backoffLimit=WHOLE),
+        rayClusterSpec=fields(
+            ["headGroupSpec", "workerGroupSpecs"],
+            rayVersion=TEXT,
+            enableInTreeAutoscaling=YES_OR_NO,
+            authOptions=fields(["mode"], mode={"enum": ["disabled", "token"]}),
+            headGroupSpec=fields(
+                ["rayStartParams", "template"], rayStartParams=TEXTS, template=POD
+            ),
+            workerGroupSpecs={
+                "type": "array",
+                "minItems": 1,
+                "maxItems": 7,  # Kueue's limit, beside the head
+                "items": fields(
+                    ["groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"],
+                    groupName=TEXT,
+                    replicas=WHOLE,
+                    minReplicas=WHOLE,
+                    maxReplicas=WHOLE,
+                    numOfHosts=WHOLE,
+                    rayStartParams=TEXTS,
+                    template=POD,
+                ),
+            },
+        ),
+    ),
+)
+
+
+@pytest.mark.parametrize("name", ["tiny_cpu", "svfap_base_voxceleb2", "finetune_dfew"])
+@pytest.mark.parametrize("options", [{}, {"queue": "research", "rdma": "rdma/hca"}])
+def test_every_field_of_the_rayjob_is_one_of_kuberay(name, options):
+    _, _, ray_job = rendered(name, PLACES, Kubernetes("svfap", nodes=2, gpus_per_node=2, **options))
+    jsonschema.validate(ray_job, RAY_JOB)
+    for change in ({"backOffLimit": 3}, {"suspend": "true"}, {"backoffLimit": "3"}):
+        wrong = {**ray_job, "spec": {**ray_job["spec"], **change}}
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, RAY_JOB)
+    (group,) = ray_job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_a_job_in_a_queue_waits_for_kueue():
+    _, _, queued = rendered("tiny_cpu", PLACES, Kubernetes("svfap", queue="research"))
+    assert queued["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
+    assert queued["spec"]["suspend"] is True
+    _, _, at_once = rendered("tiny_cpu", PLACES, Kubernetes("svfap"))
+    assert at_once["metadata"]["labels"] == {"app.kubernetes.io/name": "svfap"}
+    assert at_once["spec"]["suspend"] is False
+    with pytest.raises(ConfigError, match=r"--queue.*Team A.*LocalQueue"):
+        Kubernetes("svfap", queue="Team A").prepare("tiny_cpu", PLACES)
 
 
 @pytest.mark.parametrize("name", ["tiny_cpu", "svfap_base_voxceleb2"])
