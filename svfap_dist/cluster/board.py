@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,6 +32,7 @@ class Board:
         self._attempts = 0
         self._resize = ""  # reason for this attempt to end
         self._failures: dict[tuple[int, str], int] = {}  # attempt of the first one
+        self._sign_of_life = self._noticed = 0.0  # time of the last row; of the first failure since
 
     def post(self, row: dict[str, Any]) -> None:
         """Append a log row.
@@ -39,6 +41,7 @@ class Board:
             row: Of metrics, from rank 0.
         """
         self._rows.append(row)
+        self._sign_of_life, self._noticed = time.time(), 0.0
 
     def put(self, name: str, value: Any) -> None:
         """Store a value; only addresses replace an earlier one, so the first error counts.
@@ -63,6 +66,17 @@ class Board:
         self._attempts += 1
         self._resize = ""
         return self._values.pop("context", None)
+
+    def notice_failure(self) -> None:
+        """Store when the controller has noticed that a rank failed."""
+        self._noticed = self._noticed or time.time()
+
+    def since_failure(self) -> dict[str, float]:
+        """Return the seconds from the last row to the notice, and from there until now."""
+        if not (self._noticed and self._sign_of_life):
+            return {}
+        noticed = self._noticed - self._sign_of_life
+        return {"noticed": noticed, "group": time.time() - self._noticed}
 
     def request_resize(self, reason: str) -> None:
         """Ask the ranks of this attempt to save and end, so that the group can have another size.

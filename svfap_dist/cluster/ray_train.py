@@ -18,12 +18,14 @@ import contextlib
 import functools
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Set
 from typing import Any
 
 from svfap_dist import logs, storage
 from svfap_dist.allocator import ONE_ARENA
+from svfap_dist.cluster import standby
 from svfap_dist.cluster.board import (
     SECONDS_BETWEEN_POLLS,
     Board,
@@ -33,6 +35,7 @@ from svfap_dist.cluster.board import (
 from svfap_dist.cluster.connection import check_resources, connected
 from svfap_dist.config import Config, recipe
 from svfap_dist.errors import ClusterError, SvfapError
+from svfap_dist.telemetry import restart
 from svfap_dist.telemetry.exporter import Discovery
 from svfap_dist.telemetry.goodput import NODES_LEAVING, RESIZE_REASONS
 from svfap_dist.train import loop
@@ -170,9 +173,21 @@ def _trainer(config: Config, board: Any) -> Any:
             name=f"{config.run.name}-{uuid.uuid4().hex[:8]}",
             worker_runtime_env={"env_vars": _variables(config)},
             failure_config=FailureConfig(max_failures=cluster.max_failures),
+            callbacks=[_failure_notice(board)],
             **_state_storage(config.run.url),
         ),
     )
+
+
+def _failure_notice(board: Any) -> Any:
+    """Return a callback of Ray Train's controller, which reports failures to the board."""
+    from ray.train import UserCallback
+
+    class FailureNotice(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: Any) -> None:
+            board.notice_failure.remote()
+
+    return FailureNotice()
 
 
 def _variables(config: Config) -> dict[str, str]:
@@ -182,6 +197,8 @@ def _variables(config: Config) -> dict[str, str]:
     """
     names = [name for name in os.environ if name.startswith(_INHERITED)]
     inherited = {name: os.environ[name] for name in names}
+    if config.cluster.standby:
+        inherited |= standby.environment(config.cluster.use_gpu)
     return inherited if config.cluster.use_gpu else inherited | ONE_ARENA
 
 
@@ -212,6 +229,7 @@ def _rank(spec: dict[str, Any]) -> None:
         return  # an earlier attempt has failed in a way that no restart can fix
     config = recipe.from_tables(spec["config"], where="the driver's recipe")
     is_main, sizes = os.environ["RANK"] == "0", config.world_sizes
+    _measure_start(board if is_main else None, config.cluster.standby)
     watched = watched_stop_reason(board) if is_main else contextlib.nullcontext(lambda: "")
     try:
         with watched as stop_reason:
@@ -233,6 +251,29 @@ def _rank(spec: dict[str, Any]) -> None:
             raise ResizeError(result.stop_reason)
     elif is_main:
         ray.get(board.put.remote("result", result))
+
+
+def _measure_start(board: Any, with_standbys: bool) -> None:
+    """Begin to measure this attempt; after its first step, each node gets standby processes.
+
+    Args:
+        board: The board, on rank 0.
+        with_standbys: Recipe's cluster.standby.
+    """
+    import ray
+
+    found: Any = ray.get(board.since_failure.remote()) if board is not None else {}
+    seconds: dict[str, float] = found
+    if seconds:
+        imports = standby.import_seconds(since=time.time() - seconds["group"])
+        seconds |= {"group": seconds["group"] - imports, "imports": imports}
+
+    def start_standbys() -> None:
+        if with_standbys and os.environ["LOCAL_RANK"] == "0":
+            count = int(os.environ["LOCAL_WORLD_SIZE"])
+            threading.Thread(target=standby.start_standbys, args=(count,), daemon=True).start()
+
+    restart.CLOCK.begin(seconds, start_standbys)
 
 
 def _preemption() -> Any:

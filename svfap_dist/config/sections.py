@@ -285,6 +285,8 @@ class ClusterConfig(Section):
     # min_workers, lost ones.
     max_failures: Annotated[int, Field(ge=-1)] = 3
     wait_seconds: NonNegative = 0  # time for nodes to join before the cluster counts as too small
+    # Keep a worker process per rank that has made its imports, so that a restart needs none.
+    standby: bool = True
 
     @property
     def fewest_workers(self) -> int:

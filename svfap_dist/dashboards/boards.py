@@ -375,6 +375,7 @@ _RELIABILITY = (
     ),
     _each_rank("Blocked by checkpoints", "percentunit", metrics.CHECKPOINT_SECONDS),
     _main("Time to commit a checkpoint", "s", (metrics.CHECKPOINT_COMMIT_SECONDS, "")),
+    _by_label("Time of the last start, by phase", "s", metrics.START_SECONDS, "phase"),
     _main("Size of a checkpoint", "bytes", (metrics.CHECKPOINT_BYTES, "")),
 )
 

@@ -20,6 +20,7 @@ import jinja2
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError
 from svfap_dist.telemetry.goodput import WINDOW, Goodput
+from svfap_dist.telemetry.restart import restarts
 
 _LOSSES = ("loss", "held_out_loss")
 _COLOR, _SECOND_COLOR = "#2b5c8a", "#c0562f"
@@ -130,6 +131,10 @@ def _figures(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[t
     held_out = [event["held_out_loss"] for event in events if event["event"] == "eval"]
     if held_out:
         found.insert(2, ("held-out loss, start → end", f"{held_out[0]:.3f} → {held_out[-1]:.3f}"))
+    recovered = sorted(each.total for each in restarts(events))
+    if recovered:
+        median, worst = recovered[len(recovered) // 2], recovered[-1]
+        found.append(("restarts", f"{len(recovered)}, median {median:.1f} s, worst {worst:.1f} s"))
     return found
 
 
@@ -181,4 +186,6 @@ def _event_row(event: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, dict):  # seconds by phase
+        return " ".join(f"{name} {_short(each)}" for name, each in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)

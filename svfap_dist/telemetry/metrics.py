@@ -194,3 +194,8 @@ CLIPS_PER_SECOND = declare(
 RESTARTS = declare("svfap_restarts", "Attempts at the run before this one.")
 WORLD_SIZE = declare("svfap_world_size", "Ranks of the run now.")
 RESIZES = declare("svfap_resizes", "Times that the run has continued with another number of ranks.")
+START_SECONDS = declare(
+    "svfap_start_seconds",
+    "Time of the attempt's start by phase; of a restart, from the last log row to the first step.",
+    "phase",
+)

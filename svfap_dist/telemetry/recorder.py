@@ -15,7 +15,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from svfap_dist import distributed
@@ -27,6 +27,7 @@ from svfap_dist.telemetry.exporter import Exporter
 from svfap_dist.telemetry.goodput import CLASSES, WINDOW, Goodput
 from svfap_dist.telemetry.journal import EVENTS_FILE, METRICS_FILE, QUARANTINE_FILE, Journal
 from svfap_dist.telemetry.meter import Meter, Window, gpu_readings
+from svfap_dist.telemetry.restart import FIRST_STEP
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -158,6 +159,17 @@ class Recorder:
         """Record that the set-up is done: from now on time belongs to steps."""
         self._write_event("ready")
         self.meter.window()
+
+    def record_first_step(self, step: int, seconds: Mapping[str, float]) -> None:
+        """Record how long the attempt took to its first step.
+
+        Args:
+            step: Number of the step, from 1.
+            seconds: By phase; see `restart`.
+        """
+        self._journal.write_event(FIRST_STEP, step=step, seconds=dict(seconds))
+        for phase, amount in seconds.items():
+            self._exporter.set(metrics.START_SECONDS, amount, phase=phase)
 
     def _write_event(self, event: str, **fields: Any) -> None:
         """Write an event that takes part in the goodput."""

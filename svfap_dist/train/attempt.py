@@ -30,6 +30,7 @@ from svfap_dist.model import flops
 from svfap_dist.profiling.decoder import choose_backend
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import open_data
+from svfap_dist.telemetry import restart
 from svfap_dist.telemetry.journal import RunHistory, read_history
 from svfap_dist.telemetry.recorder import Recorder, Row
 from svfap_dist.train import health
@@ -178,12 +179,15 @@ class Attempt:
         recorder.record_start(
             self.step, self.total_steps, self._fingerprint, versions, eval_fingerprint
         )
+        restart.CLOCK.lap("context")
 
         self.engine = Engine(config, objective, world, device)
         stack.callback(self.engine.close)
+        restart.CLOCK.lap("engine")
         if state is not None:
             reshard = load.needs_resharding(state, config, world)
             load.restore_engine(config.run.url, state, self.engine, reshard)
+            restart.CLOCK.lap("checkpoint")
         self._health = health.Health(
             config.health, config.data.max_bad_fraction, self.step, self._history.rollbacks
         )
@@ -232,6 +236,7 @@ class Attempt:
         Args:
             stack: Closes the loader.
         """
+        restart.CLOCK.lap("prepare")
         batches = self._loader.batches(self.step, self.total_steps)
         stack.callback(batches.close)
         return self._recorder.meter.waiting(batches)
@@ -260,6 +265,8 @@ class Attempt:
         if next_step in self._history.passed_over:
             self.step = next_step
             return False
+        if is_first := restart.CLOCK.is_running:
+            restart.CLOCK.lap("data")
         self.engine.backward(batch, self.step)
         self._recorder.count_step(next_step, batch)
         vote = health.StepVote(
@@ -271,6 +278,9 @@ class Attempt:
         update = self.engine.update(self._learning_rate(self.step), counts)
         self._health.add(next_step, lambda: batch.keys, update)
         self.step = next_step
+        if is_first:
+            restart.CLOCK.lap("step")
+            self._recorder.record_first_step(next_step, restart.CLOCK.finish())
         return True
 
     def decide(

@@ -21,7 +21,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -213,6 +213,9 @@ def _deepspeed(device: torch.device) -> Any:
         # The table is replaced, not read: reading it compiles test programs for all its kernels
         # and prints on standard output what fails.
         ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
+    # An optimizer that is not used here, tried for at each start. Importing it imports torch's
+    # compiler: half of the time of building an engine. DeepSpeed does without where it is missing.
+    sys.modules.setdefault("deepspeed.runtime.zero.muon.muon_optimizer", cast(Any, None))
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.ERROR)
     for handler in logger.handlers:

@@ -20,6 +20,7 @@ import torch
 from svfap_dist import distributed
 from svfap_dist.config import Config, check_world_size, require_urls
 from svfap_dist.distributed import World
+from svfap_dist.telemetry import restart
 from svfap_dist.telemetry.recorder import Row
 from svfap_dist.train import health
 from svfap_dist.train.attempt import Attempt, RunContext, RunResult, load_run_context
@@ -62,6 +63,8 @@ def run(
         HealthError: If losses stay not finite, too many samples are bad, or memory runs out.
         CheckpointError: If checkpoints cannot be read or written.
     """
+    if not restart.CLOCK.is_running:  # the second run of this process
+        restart.CLOCK.begin()
     require_urls(config)
     world = distributed.world_from_environment()
     check_world_size(config, world.world_size)
@@ -70,6 +73,7 @@ def run(
         leaving = nodes_leaving if world.is_main else None
         notice = Notice(caught, stop_requested, leaving, config.train.max_seconds)
         device = stack.enter_context(process_group(config, world))
+        restart.CLOCK.lap("connect")
         while True:
             try:
                 parts = on_log, on_begin, context, on_failure
@@ -78,6 +82,7 @@ def run(
                 if world.is_main:
                     log.warning("%s: back to the newest checkpoint.", rollback)
             context = None  # out of date
+            restart.CLOCK.begin()
             gc.collect()  # frees the attempt's engine before the next one is built
 
 

@@ -277,6 +277,7 @@ FREE = {
         "cpus_per_worker",
         "max_failures",
         "wait_seconds",
+        "standby",
     },
     "health": {
         *("max_skipped", "max_rollbacks", "spike_zscore", "spike_window", "spike_action"),

@@ -6,7 +6,9 @@ import io
 import logging
 import os
 import socket
+import subprocess
 import sys
+import tempfile
 import types
 from typing import Any
 
@@ -145,3 +147,23 @@ def test_only_compiled_steps_load_the_compiler(
     opened._loss = lambda network: torch.zeros(())
     opened.forward(None, slice(None))
     assert len(marks) == is_compiled
+
+
+def test_building_an_engine_does_not_import_the_compiler() -> None:
+    """DeepSpeed tries for an optimizer that compiles its kernels when it is imported."""
+    script = """
+import sys
+import torch
+from svfap_dist.train import engine
+engine._deepspeed(torch.device("cpu"))
+from deepspeed.runtime.zero.utils import is_zero_supported_optimizer
+import deepspeed
+torch.distributed.init_process_group("gloo", rank=0, world_size=1, init_method="{url}")
+deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
+optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+assert is_zero_supported_optimizer(optimizer)
+assert "torch._inductor.compile_fx" not in sys.modules
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        script = script.replace("{url}", f"file://{folder}/rendezvous")
+        subprocess.run([sys.executable, "-c", script], check=True)
