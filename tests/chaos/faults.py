@@ -221,7 +221,7 @@ def lose_store(stage: Stage) -> Row:
         run.start()
         return f"ended after {after:.0f} s with code {code}: {last}"
 
-    return _disturbed(stage, "store-down-for-ever", act)
+    return _disturbed(stage, "store-down-for-ever", act, "cluster.max_failures=2")
 
 
 @contextlib.contextmanager
