@@ -26,6 +26,7 @@ from typing import Any
 
 from svfap_dist import storage
 from svfap_dist.config import Config, recipe
+from svfap_dist.config.changes import CHANGEABLE
 from svfap_dist.errors import CheckpointError, ConfigError
 
 COMMIT, FILES, STATE, WEIGHTS = "COMMIT", "files.json", "state.json", "model.safetensors"
@@ -127,6 +128,8 @@ class TrainState:
     def check_resumable(self, config: Config, fingerprint: str, where: str) -> None:
         """Check that a recipe and its data continue the run of this state.
 
+        Keys that run.allow_change names may have other values.
+
         Args:
             config: The recipe to continue with; the run keeps its own order of samples.
             fingerprint: Fingerprint of its data's manifest.
@@ -141,29 +144,67 @@ class TrainState:
             advice = "set data.url to what the run was started with, or run.url to start a new run"
             raise ConfigError(title, f"data.url = {config.data.url}", found, advice)
         config = self.with_order(config)
-        if self.config_fingerprint != config.fingerprint:
-            differences = self._differences(config, where)
-            found = "; ".join(differences) or "another version of the recipe"
-            advice = "set these keys back to resume the run, or give another run.url for a new one"
-            raise ConfigError("The run was started with another recipe", where, found, advice)
+        found = self.changes(config)
+        allowed = [change for change in found if change.key in config.run.allow_change]
+        if _undone(config, allowed).fingerprint == self.config_fingerprint:
+            return
+        refused = [change for change in found if change not in allowed]
+        differences = [
+            f"{change.name} is {change.now!r}, was {change.before!r}" for change in refused
+        ]
+        advice = "set these keys back to resume the run, or give another run.url for a new one"
+        if refused and all(change.key in CHANGEABLE for change in refused):
+            keys = ",".join(change.key for change in refused)
+            advice += (
+                f"; run.allow_change={keys} continues the run with the new values from here on"
+            )
+        title = "The run was started with another recipe"
+        text = "; ".join(differences) or "another version of the recipe"
+        raise ConfigError(title, where, text, advice)
 
-    def _differences(self, config: Config, where: str) -> list[str]:
-        """Return the keys that differ from `config` and count in the fingerprint."""
-        saved = recipe.from_stored(self.config, where=where)
+    def changes(self, config: Config) -> list[Change]:
+        """Return the keys that count in the fingerprint and have other values in a recipe.
+
+        Args:
+            config: The recipe to continue with.
+        """
+        saved = recipe.from_stored(self.config, where="state.json")
         found = []
         for section, values in config:
             earlier = getattr(saved, section)
             if values is None or earlier is None:  # [task] is optional
                 if values != earlier:
-                    found.append(f"[{section}] is {values!r}, was {earlier!r}")
+                    found.append(Change(section, earlier, values))
                 continue
             for name, value in values:
-                before = getattr(earlier, name)
-                restored = values.model_copy(update={name: before})
-                undone = config.model_copy(update={section: restored})
-                if before != value and undone.fingerprint != config.fingerprint:
-                    found.append(f"{section}.{name} is {value!r}, was {before!r}")
+                change = Change(f"{section}.{name}", getattr(earlier, name), value)
+                if change.before != value:
+                    undone = _undone(config, [change])
+                    found += [change] if undone.fingerprint != config.fingerprint else []
         return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A key of the recipe, or an optional section, with another value than the run had."""
+
+    key: str
+    before: Any
+    now: Any
+
+    @property
+    def name(self) -> str:
+        """Return the key, or the section in brackets."""
+        return self.key if "." in self.key else f"[{self.key}]"
+
+
+def _undone(config: Config, changes: Iterable[Change]) -> Config:
+    """Return a recipe with changed keys set back."""
+    for change in changes:
+        section, _, name = change.key.partition(".")
+        restored = getattr(config, section).model_copy(update={name: change.before})
+        config = config.model_copy(update={section: restored})
+    return config
 
 
 def package_versions() -> dict[str, str]:

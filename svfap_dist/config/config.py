@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import get_args
 
-from pydantic import model_validator
+from pydantic import BaseModel, model_validator
 
-from svfap_dist.config import sections
+from svfap_dist.config import changes, sections
 from svfap_dist.config.sections import table
 from svfap_dist.errors import ConfigError
 
@@ -67,6 +68,7 @@ class Config(sections.Section):
             why = "held-out clips are for pre-training; a [task] names its own test samples"
             raise _impossible("data.eval_url", data.eval_url, why)
         self._check_batch()
+        changes.check_changeable(self.run.allow_change, self.keys())
         return self
 
     def _check_mask(self) -> None:
@@ -110,6 +112,16 @@ class Config(sections.Section):
         cluster = self.cluster
         sizes = range(cluster.fewest_workers, cluster.num_workers + 1)
         return tuple(size for size in sizes if _is_possible(self, size))
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        """Return all keys of a recipe, section.name."""
+        found = []
+        for section, field in cls.model_fields.items():
+            models = [field.annotation, *get_args(field.annotation)]  # a section may be `X | None`
+            (model,) = (m for m in models if isinstance(m, type) and issubclass(m, BaseModel))
+            found += [f"{section}.{name}" for name in model.model_fields]
+        return found
 
     @property
     def window(self) -> int:

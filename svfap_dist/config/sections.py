@@ -71,6 +71,15 @@ Region = Annotated[str, _one_of("svfap_dist.video.info:REGIONS")]
 BottleneckTokens = Annotated[int | tuple[int, ...], BeforeValidator(_tokens_per_stage)]
 
 
+def _split_keys(value: Any) -> Any:
+    """Return keys as a tuple; a text may have several, so that an override needs no brackets."""
+    keys = value.replace(",", " ").split() if isinstance(value, str) else value
+    return tuple(keys) if isinstance(keys, list) else keys
+
+
+Keys = Annotated[tuple[str, ...], BeforeValidator(_split_keys)]
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, no silent conversion of types."""
 
@@ -84,6 +93,8 @@ class RunConfig(Section):
     url: str = ""  # folder or s3:// prefix of the run's files; required to train
     seed: NonNegative = 0  # of weights, order of samples, windows, crops and masks
     ledger: bool = False  # write (epoch, step, lane, key) of each sample used to ledger/
+    # Keys that a begun run may continue with other values of, such as train.max_steps.
+    allow_change: Keys = ()
 
 
 class DataConfig(Section):

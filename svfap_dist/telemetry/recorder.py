@@ -354,6 +354,17 @@ class Recorder:
         self._exporter.set(metrics.ENDED_NOT_FINITE, 1)
         time.sleep(self._config.metrics.linger_seconds)
 
+    def record_change(self, step: int, key: str, before: Any, now: Any) -> None:
+        """Record that the attempt continues with another value of a key.
+
+        Args:
+            step: Completed optimizer steps.
+            key: section.name.
+            before: The value until then.
+            now: The value from then on.
+        """
+        self._journal.write_event("change", step=step, key=key, **{"from": before, "to": now})
+
     def record_skip(self, **fields: Any) -> None:
         """Record an update that was left out.
 

@@ -23,7 +23,7 @@ from svfap_dist.data import decoding
 from svfap_dist.data.batch import ClipBatch
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.distributed import World
-from svfap_dist.errors import HealthError
+from svfap_dist.errors import ConfigError, HealthError
 from svfap_dist.evaluate import protocol, runner
 from svfap_dist.evaluate.protocol import TaskSplit
 from svfap_dist.model import flops
@@ -163,6 +163,8 @@ class Attempt:
         self._loader = ClipLoader(config, config.data.url, self._manifest, world, train_on)
         self.total_steps = config.train.total_steps(self._loader.steps_per_epoch)
         self.step = found.step
+        if self.step > self.total_steps:
+            raise _already_longer(self.step, self.total_steps)
 
         objective = build_objective(_with_own_init(config, state))
         costs = (objective.flops_per_clip, objective.tokens_per_clip)
@@ -179,6 +181,9 @@ class Attempt:
         recorder.record_start(
             self.step, self.total_steps, self._fingerprint, versions, eval_fingerprint
         )
+        for change in state.changes(config) if state else ():
+            recorder.record_change(self.step, change.key, change.before, change.now)
+        self._drop_old_predictions()
         restart.CLOCK.lap("context")
 
         self.engine = Engine(config, objective, world, device)
@@ -195,6 +200,15 @@ class Attempt:
         if found.eval_manifest is not None:
             self._validation = ValidationSet(config, world, found.eval_manifest)
         recorder.record_ready()
+
+    def _drop_old_predictions(self) -> None:
+        """Delete the predictions of a task that was finished and is trained further."""
+        if self._test_on is not None and self.step < self.total_steps:
+            where, main = (
+                storage.join(self._config.run.url, runner.PREDICTIONS),
+                self._world.is_main,
+            )
+            distributed.run_on_all_ranks(lambda: storage.delete(where) if main else None)
 
     @contextlib.contextmanager
     def _errors_recorded(self) -> Iterator[None]:
@@ -450,6 +464,13 @@ def learning_rate_at(optim: OptimConfig, global_batch_size: int, total: int, ste
         return start + (peak - start) * step / max(1, warmup - 1)
     progress = (step - warmup) / (total - warmup)
     return end + (peak - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _already_longer(step: int, total: int) -> ConfigError:
+    found = f"{total} steps in all, of which {step} are completed"
+    advice = f"set train.max_steps and train.epochs so that there are at least {step}, or give "
+    advice += "another run.url for a new run"
+    return ConfigError("Run is longer than its recipe", "train.max_steps", found, advice)
 
 
 def _with_own_init(config: Config, state: TrainState | None) -> Config:

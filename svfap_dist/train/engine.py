@@ -258,6 +258,11 @@ class Engine:
         names = {parameter: name for name, parameter in model.named_parameters()}
         self.parameter_names = [names[p] for g in optimizer.param_groups for p in g["params"]]
         self._rate_scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
+        # Of this recipe: a checkpoint restores those that it was saved with.
+        self._group_options = [
+            {name: group[name] for name in ("betas", "weight_decay")}
+            for group in optimizer.param_groups
+        ]
         self._engine, *_ = _deepspeed(device).initialize(
             model=model,
             optimizer=optimizer,
@@ -357,8 +362,9 @@ class Engine:
             counts: Numbers that are added over all ranks on the way.
         """
         groups = self._engine.optimizer.param_groups
-        for group, scale in zip(groups, self._rate_scales, strict=True):
-            group["lr"] = learning_rate * scale
+        of_groups = zip(groups, self._rate_scales, self._group_options, strict=True)
+        for group, scale, options in of_groups:
+            group.update(options, lr=learning_rate * scale)
         with self.phases.measured("optimizer"):
             update = self._updater.update(self._step_loss, counts)
         self._engine.global_steps += 1  # in its checkpoints

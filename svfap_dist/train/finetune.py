@@ -120,10 +120,14 @@ def _predictions(config: Config) -> Predictions:
 
 
 def _is_tested(config: Config) -> bool:
-    """Return whether a fold has predictions; refuse those made with other views."""
+    """Return whether a fold is tested at its length; refuse tests with other views."""
     if not storage.exists(storage.join(config.run.url, PREDICTIONS)):
         return False
-    then, now = read_recipe(config.run.url).finetune, config.finetune
+    stored = read_recipe(config.run.url)
+    lengths = [(one.train.max_steps, one.train.epochs) for one in (stored, config)]
+    if lengths[0] != lengths[1]:
+        return False  # run.allow_change: it is trained further
+    then, now = stored.finetune, config.finetune
     for name in ("test_segments", "test_crops"):
         before, wanted = getattr(then, name), getattr(now, name)
         if before != wanted:

@@ -71,6 +71,33 @@ def test_another_recipe_is_refused_by_the_keys_that_matter() -> None:
     assert "log_every" not in caught.value.found
 
 
+def test_keys_of_the_future_may_change_where_the_recipe_names_them() -> None:
+    state = a_state(a_config(train={"max_steps": 30}))
+    new = {"train": {"max_steps": 50}, "optim": {"lr": 1e-3}}
+    with pytest.raises(ConfigError) as caught:
+        state.check_resumable(a_config(**new), "m1", where="here")
+    assert "run.allow_change=optim.lr,train.max_steps" in caught.value.do
+    one = a_config(**new, run={"allow_change": ["train.max_steps"]})
+    with pytest.raises(ConfigError) as caught:
+        state.check_resumable(one, "m1", where="here")
+    assert "optim.lr is 0.001" in caught.value.found
+    assert "max_steps" not in caught.value.found
+    assert "run.allow_change=optim.lr continues" in caught.value.do
+    both = a_config(**new, run={"allow_change": "train.max_steps, optim.lr"})
+    state.check_resumable(both, "m1", where="here")
+    changes = [(change.key, change.before, change.now) for change in state.changes(both)]
+    assert changes == [("optim.lr", 3e-4, 1e-3), ("train.max_steps", 30, 50)]
+    assert a_state(both).config_fingerprint == both.fingerprint != state.config_fingerprint
+    assert not a_state(both).changes(both)
+
+
+def test_what_fixes_the_order_is_refused_without_that_advice() -> None:
+    state, other = a_state(a_config()), a_config(data={"num_lanes": 16}, optim={"lr": 1e-3})
+    with pytest.raises(ConfigError, match=r"data\.num_lanes is 16") as caught:
+        state.check_resumable(other, "m1", where="here")
+    assert "allow_change" not in caught.value.do
+
+
 def test_a_task_is_another_recipe() -> None:
     task = recipe.load("finetune_dfew")
     none = task.model_copy(update={"task": None})

@@ -11,7 +11,14 @@ from typing import Literal, get_args, get_origin
 import pytest
 
 from svfap_dist.bundled import folder
-from svfap_dist.config import Config, TaskConfig, check_window, check_world_size, recipe
+from svfap_dist.config import (
+    Config,
+    TaskConfig,
+    changes,
+    check_window,
+    check_world_size,
+    recipe,
+)
 from svfap_dist.data import masking
 from svfap_dist.errors import ConfigError
 
@@ -236,7 +243,7 @@ def test_window_longer_than_the_shortest_video_is_refused():
 # What two attempts at one run may differ in. Any other field, and each new one that is not put
 # here, decides the numbers, and a run with another value of it is another run.
 FREE = {
-    "run": {"name", "url", "ledger"},
+    "run": {"name", "url", "ledger", "allow_change"},
     "data": {
         "url",
         "eval_url",
@@ -347,6 +354,40 @@ def test_a_group_without_a_possible_size_is_an_error():
     overrides = ["cluster.min_workers=5", "cluster.num_workers=7", "data.num_lanes=8"]
     with pytest.raises(ConfigError, match="1, 2, 4, 8"):
         recipe.load("tiny_cpu", overrides)
+
+
+@pytest.mark.parametrize(("section", "name"), FIELDS)
+def test_each_key_of_the_fingerprint_may_change_in_a_run_or_has_a_reason(section, name):
+    key = f"{section}.{name}"
+    fixed = bool(changes.why_fixed(key)) and key not in changes.CHANGEABLE
+    if section in FREE and name in FREE[section]:
+        assert key not in changes.CHANGEABLE
+    else:
+        assert fixed != (key in changes.CHANGEABLE)
+
+
+@pytest.mark.parametrize("value", ["train.max_steps", '["train.max_steps"]'])
+def test_keys_that_may_change_are_given_as_text_or_list(value):
+    config = recipe.load("tiny_cpu", [f"run.allow_change={value}"])
+    assert config.run.allow_change == ("train.max_steps",)
+    assert recipe.from_tables(config.model_dump(mode="json"), where="test") == config
+    two = recipe.load("tiny_cpu", ["run.allow_change=train.max_steps,optim.lr"])
+    assert two.run.allow_change == ("train.max_steps", "optim.lr")
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("train.max_step", r"Unknown key.*did you mean train\.max_steps"),
+        ("data.num_lanes", r"data\.num_lanes: it decides the order of samples"),
+        ("run.seed", "order of samples"),
+        ("model.size", "decides the network"),
+        ("mask.ratio", "what the network learns"),
+    ],
+)
+def test_keys_that_no_run_changes_are_refused(key, message):
+    with pytest.raises(ConfigError, match=message):
+        recipe.load("tiny_cpu", [f"run.allow_change={key}"])
 
 
 def test_fingerprint_of_pre_training_is_without_what_only_fine_tuning_reads():
