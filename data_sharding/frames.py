@@ -2,9 +2,10 @@
 
 Frames that are baseline JPEGs of one size (nearly all) are muxed into an mp4 unchanged: an MJPEG
 video is a sequence of JPEG pictures, so no pixel changes and nothing is decoded. Anything else
-(PNG, progressive or mixed JPEG, frames of several sizes) is encoded with H.264 at a visually
-lossless quality; then frames of another size are scaled to that of the first, and an odd last row
-or column is dropped, which 4:2:0 requires.
+(PNG, progressive or mixed JPEG, frames of several sizes, or to be turned as their Exif data say) is
+encoded with H.264 at a visually lossless quality; then frames of another size are scaled to that of
+the first, and an odd last row or column is dropped, which 4:2:0 requires. Of 16-bit pictures, the
+upper 8 bits are kept; transparency is ignored.
 
 Equal frames give equal bytes. The frame rate is nominal, since pictures have none.
 """
@@ -21,11 +22,14 @@ from typing import Any, cast
 
 import av
 import av.video.stream
+import numpy as np
 from av.container import OutputContainer
-from PIL import Image
+from PIL import ExifTags, Image
 
 from svfap_dist import storage
 from svfap_dist.errors import DecodeError
+from svfap_dist.video.orientation import UPRIGHT, exchanges_sides, turn
+from svfap_dist.video.probe import Limits, Reason
 
 FRAME_SUFFIXES = ("jpg", "jpeg", "png")
 FPS = 25
@@ -34,36 +38,35 @@ SUFFIX = "mp4"
 
 _READS_AT_ONCE = 8  # from a store, where each frame is a request
 _PICTURE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+_MAX_PIXELS = Limits().pixels
 _END_OF_JPEG = b"\xff\xd9"
 # One thread and no macroblock tree: else x264's bytes depend on threads and on the heap.
 _H264 = {"crf": "17", "preset": "veryfast", "g": "16", "threads": "1", "x264-params": "mbtree=0"}
 
 
 class BrokenFrameError(DecodeError):
-    """A frame that is not a complete picture."""
+    """A frame that is not a complete picture, or too large a one."""
 
-    def __init__(self, index: int, found: str) -> None:
+    def __init__(self, index: int, found: str, reason: Reason = "unreadable") -> None:
         advice = "copy the frame again, or delete it"
         super().__init__("Unreadable frame", where=f"frame {index}", found=found, do=advice)
-        self.index = index
+        self.index, self.reason = index, reason
 
     def __reduce__(self) -> Any:
-        return type(self), (self.index, self.found)
+        return type(self), (self.index, self.found, self.reason)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Header:
     """What a picture's header says."""
 
-    size: tuple[int, int]  # width, height
+    size: tuple[int, int]  # width, height, as shown
     sampling: tuple[tuple[int, int], ...]  # of each component; empty if not a JPEG
-    copyable: bool  # a complete baseline JPEG
+    copyable: bool  # a complete baseline JPEG, shown as it is stored
 
 
 def read_frames(folder: str, names: str) -> bytes:
-    """Return the video of some frames, or the bytes of a frame that is not a picture.
-
-    The probe rejects such bytes, so that the clip is listed as unreadable, like a broken video.
+    """Return the video of some frames.
 
     Args:
         folder: Folder or prefix of the frames.
@@ -71,6 +74,7 @@ def read_frames(folder: str, names: str) -> bytes:
 
     Raises:
         StorageMissingError: A frame is gone.
+        BrokenFrameError: A frame is not a complete picture.
     """
     urls = [storage.join(folder, name) for name in names.split("/")]
     if storage.is_remote(folder):
@@ -78,10 +82,7 @@ def read_frames(folder: str, names: str) -> bytes:
             frames = list(pool.map(storage.read_bytes, urls))
     else:
         frames = [storage.read_bytes(url) for url in urls]
-    try:
-        return encode_frames(frames)
-    except BrokenFrameError as error:
-        return frames[error.index]
+    return encode_frames(frames)
 
 
 def natural_order(name: str) -> list[str | int]:
@@ -113,13 +114,25 @@ def encode_frames(frames: Sequence[bytes], fps: int = FPS) -> bytes:
 def _read_header(frame: bytes, index: int) -> _Header:
     try:
         with Image.open(io.BytesIO(frame), formats=("JPEG", "PNG")) as picture:
+            width, height = picture.size
+            if width * height > _MAX_PIXELS:
+                raise BrokenFrameError(index, f"{width}x{height} pixels", "too_large")
             layers = getattr(picture, "layer", [])
             baseline = picture.format == "JPEG" and not picture.info.get("progressive")
+            orientation = _orientation(picture)
             copyable = baseline and picture.mode in ("RGB", "L") and _END_OF_JPEG in frame[-1024:]
             sampling = tuple((layer[1], layer[2]) for layer in layers)
-            return _Header(picture.size, sampling, copyable)
+            size = (height, width) if exchanges_sides(orientation) else (width, height)
+            return _Header(size, sampling, copyable and orientation == UPRIGHT)
+    except Image.DecompressionBombError as error:
+        raise BrokenFrameError(index, str(error), "too_large") from error
     except _PICTURE_ERRORS as error:
-        raise BrokenFrameError(index, str(error)) from error
+        raise BrokenFrameError(index, str(error) or "no picture") from error
+
+
+def _orientation(picture: Image.Image) -> int:
+    stated = picture.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    return stated if stated in range(1, 9) else UPRIGHT
 
 
 def _mux_jpegs(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> bytes:
@@ -155,10 +168,20 @@ def _pictures(frames: Sequence[bytes], size: tuple[int, int]) -> Iterator[Image.
     for index, frame in enumerate(frames):
         try:
             with Image.open(io.BytesIO(frame), formats=("JPEG", "PNG")) as opened:
-                picture = opened.convert("RGB")
+                orientation = _orientation(opened)
+                stored = np.asarray(_as_rgb(opened))
         except _PICTURE_ERRORS as error:
             raise BrokenFrameError(index, str(error)) from error
+        picture = Image.fromarray(np.ascontiguousarray(turn(stored, orientation)))
         yield picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    """Return a picture of any mode in 8-bit RGB; Pillow itself cuts 16 bits off at 255."""
+    if picture.mode.startswith("I"):  # I;16, or I in older versions
+        values = np.asarray(picture).astype(np.int64).clip(0, 65535) >> 8
+        picture = Image.fromarray(values.astype(np.uint8))
+    return picture.convert("RGB")
 
 
 def _add_stream(

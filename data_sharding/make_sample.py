@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import cast
 
+from data_sharding.frames import BrokenFrameError
 from data_sharding.sources import SourceVideo
 from data_sharding.transcode import TrainProfile, TranscodeError, split_phases, transcode
 from data_sharding.video_pool import VideoPool
@@ -80,6 +82,8 @@ def make_sample(options: SampleOptions, video: SourceVideo) -> Sample | Rejected
         return _sample(options, video, video.read())
     except StorageMissingError as error:
         return Rejected("missing", str(error))
+    except BrokenFrameError as error:
+        return Rejected(cast(Reason, error.reason), f"{error.where}: {error.found}")
     except TranscodeError as error:
         return Rejected(error.reason, error.found)
     except MemoryError as error:

@@ -48,8 +48,10 @@ from svfap_dist.video.info import (
     region_crop,
     region_name,
 )
+from svfap_dist.video.orientation import turn_frame
 from svfap_dist.video.probe import Reason
-from svfap_dist.video.pyav import decoded_frames, exact_rate, open_video
+from svfap_dist.video.pyav import decoded_frames, open_video
+from svfap_dist.video.timeline import exact_rate
 
 _IN_MEMORY_BYTES = 256 << 20  # planes of a video beyond this are spooled to a temporary file
 _MAX_BYTES = 8 << 30  # of planes: two and a half hours of 160 x 160 at 25 frames per second
@@ -218,10 +220,11 @@ def _spool_planes(
 ) -> Colors:
     """Write the planes y, u, v of all frames, cropped and resized, one after the other."""
     colors: Colors | None = None
-    converter, scaler = VideoReformatter(), VideoReformatter()
+    turner, converter, scaler = VideoReformatter(), VideoReformatter(), VideoReformatter()
     for frame in decoded_frames(data, info, range(info.num_frames), whole=True):
         check_frame(frame, info, f"time stamp {frame.pts}")
-        planar, seen = to_planar_420(frame, converter)
+        shown = turn_frame(frame, info.orientation, turner)
+        planar, seen = to_planar_420(shown, converter)
         if seen != (colors := colors or seen):
             raise _refused("undecodable", f"colors change from {colors} to {seen}")
         cut = crop_planar_420(planar, crop)

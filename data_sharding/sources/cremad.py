@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.folds import block_of
 from data_sharding.sources.labeled import labeled_by_path
-from data_sharding.sources.listing import suffix_of
+from svfap_dist.video.names import suffix_of
 
 CODES = ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")
 CLASSES = ("anger", "disgust", "fear", "happy", "neutral", "sad")

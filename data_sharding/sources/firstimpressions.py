@@ -17,9 +17,10 @@ from typing import Any
 from data_sharding.sources import Labels, SourceVideo
 from data_sharding.sources.folds import fixed_splits
 from data_sharding.sources.labeled import add_clip, join_labels, layout_error
-from data_sharding.sources.listing import check_folder, is_video, video_file
+from data_sharding.sources.listing import check_folder, video_file
 from svfap_dist import storage
 from svfap_dist.errors import ShardError
+from svfap_dist.video.names import is_video
 
 TRAITS = ("extraversion", "neuroticism", "agreeableness", "conscientiousness", "openness")
 ANNOTATIONS = {

@@ -30,14 +30,13 @@ from data_sharding.sources.listing import (
     Listing,
     as_videos,
     check_folder,
-    is_video,
     list_videos,
-    suffix_of,
     video_file,
 )
 from svfap_dist import storage
 from svfap_dist.errors import ShardError
 from svfap_dist.text_file import SAVE_AS_UTF8, decode_text
+from svfap_dist.video.names import is_video, suffix_of
 
 _CHOSEN = "create table chosen (name text primary key, path blob, is_other int) without rowid"
 _CHOOSE = """

@@ -12,6 +12,7 @@ files; a key has no empty folder names, which no file system could unpack.
 
 from __future__ import annotations
 
+import collections
 import functools
 import hashlib
 import os
@@ -23,6 +24,12 @@ from data_sharding.sources import SourceVideo
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError, ShardError
 from svfap_dist.video.info import VIDEO_SUFFIXES
+from svfap_dist.video.names import (
+    count_other_videos,
+    is_video,
+    suffix_of,
+    warn_of_other_videos,
+)
 
 
 class Listing:
@@ -32,12 +39,14 @@ class Listing:
         files: Paths of all files, with their sizes in bytes.
 
     Attributes:
-        num_others: Files that are not videos.
+        num_others: Files that are not videos, or not of a format that is read.
+        other_videos: Videos among them of formats that are not read, by suffix.
     """
 
     def __init__(self, files: Iterable[tuple[str, int]]) -> None:
         self._db = temporary.database("create table videos (path blob, size int)")
         self.num_others = 0
+        self.other_videos: collections.Counter[str] = collections.Counter()
         with temporary.as_storage_error():
             self._num_videos = self._db.executemany(
                 "insert into videos values (?,?)", self._rows(files)
@@ -49,6 +58,7 @@ class Listing:
                 yield os.fsencode(path), size  # a name need not be text
             else:
                 self.num_others += 1
+                self.other_videos += count_other_videos([path])
 
     def __len__(self) -> int:
         return max(self._num_videos, 0)  # SQLite says -1 where there was nothing to do
@@ -78,6 +88,7 @@ def list_videos(folder: str) -> Listing:
     """
     check_folder(folder)
     videos = Listing(storage.walk_files(folder))
+    warn_of_other_videos(folder, videos.other_videos)
     if not len(videos):
         others = videos.num_others
         found = f"{others} files, none of them a video" if others else "no files"
@@ -98,24 +109,6 @@ def check_folder(folder: str) -> None:
     if not storage.is_remote(folder) and not os.path.isdir(storage.local_path(folder)):
         found = "a file" if os.path.exists(storage.local_path(folder)) else "nothing there"
         raise ConfigError("No such folder", where=folder, found=found, do="check the path")
-
-
-def is_video(path: str) -> bool:
-    """Return whether a file has a video's suffix and is not hidden.
-
-    Args:
-        path: Path or name.
-    """
-    return suffix_of(path) in VIDEO_SUFFIXES and not os.path.basename(path).startswith(".")
-
-
-def suffix_of(path: str) -> str:
-    """Return the suffix of a file's name in lower case, without its dot.
-
-    Args:
-        path: Path or name.
-    """
-    return os.path.splitext(path)[1].lower().removeprefix(".")
 
 
 class Keys:

@@ -41,13 +41,13 @@ from svfap_dist.text_table import format_table
 from svfap_dist.video.backends import DEFAULT, decode
 from svfap_dist.video.frames import Frames, YuvClips, YuvFrames, whole_frames
 from svfap_dist.video.info import (
-    VIDEO_SUFFIXES,
     Crop,
     PhaseFile,
     VideoInfo,
     joined_info,
     stored_position,
 )
+from svfap_dist.video.names import is_video
 from svfap_dist.video.probe import Rejected, probe
 
 log = logging.getLogger(__name__)
@@ -234,7 +234,7 @@ def _read_files(folder: str) -> Iterator[bytes]:
     for place, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
-            if name.rpartition(".")[2].lower() in VIDEO_SUFFIXES:
+            if is_video(name):
                 with open(os.path.join(place, name), "rb") as file:
                     yield file.read()
 

@@ -22,6 +22,12 @@ from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import MANIFEST_NAME
 from svfap_dist.shards.reader import BadSample, Sample, SampleReader
 from svfap_dist.video.info import VIDEO_SUFFIXES, ChooseViews, ClipShape
+from svfap_dist.video.names import (
+    count_other_videos,
+    is_video,
+    suffix_of,
+    warn_of_other_videos,
+)
 from svfap_dist.video.probe import Rejected, probe
 
 
@@ -79,7 +85,7 @@ def list_videos(inputs: Iterable[str]) -> list[Video]:
 
 
 def _videos_of(text: str) -> Iterator[Video]:
-    is_file = text.rpartition(".")[2].lower() in VIDEO_SUFFIXES
+    is_file = suffix_of(text) in VIDEO_SUFFIXES
     if not is_file and storage.exists(storage.join(text, MANIFEST_NAME)):
         yield from _videos_of_shards(text)
     elif not is_file and (storage.is_remote(text) or os.path.isdir(storage.local_path(text))):
@@ -91,12 +97,9 @@ def _videos_of(text: str) -> Iterator[Video]:
 
 def _files_of_folder(folder: str) -> list[str]:
     """Return the video files below a folder or prefix, without hidden ones, in order of path."""
-    names = sorted(
-        name
-        for name in storage.list_files(folder)
-        if name.rpartition(".")[2].lower() in VIDEO_SUFFIXES
-        and not os.path.basename(name).startswith(".")  # macOS leaves ._name.mp4
-    )
+    listed = list(storage.list_files(folder))
+    names = sorted(filter(is_video, listed))
+    warn_of_other_videos(folder, count_other_videos(listed))
     if not names:
         raise ShardError(
             "No videos found",

@@ -14,6 +14,9 @@ their displayed size but looks them up by the coded one, so only videos whose si
 16 find one; each clip of another size opens its own. Nothing in a process can end a decoder that
 hangs: the loader ends the run then.
 
+DALI shows frames as they are stored, from the first packet on. A video that is to be turned, or
+begins with frames that cannot be decoded, is therefore decoded on the CPU (`pyav`).
+
 `nvidia.dali` is imported only here, and only when it is used.
 """
 
@@ -37,9 +40,11 @@ from svfap_dist.video.frames import (
     RgbFrames,
     VideoRequest,
     rgb_from_yuv,
+    to_rgb,
+    whole_frames,
 )
 from svfap_dist.video.info import LEAVE_OUT, Crop, VideoInfo
-from svfap_dist.video.pyav import locate_frames
+from svfap_dist.video.pyav import decode, locate_frames
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +77,8 @@ class DaliDecoder:
 
     def __call__(self, video: bytes, info: VideoInfo, numbers: Sequence[int]) -> RgbFrames:
         """See `Decoder.__call__`; the frames are copied to the host."""
+        if not info.is_plain:
+            return RgbFrames(whole_frames(decode(video, info, numbers)))
         request = VideoRequest(video, info, numbers, [Crop(0, 0, info.height, info.width)])
         jobs = self._make_jobs(request, (info.height, info.width))
         with self._lock:
@@ -88,7 +95,10 @@ class DaliDecoder:
         jobs: dict[int, list[_Job]] = {}
         for row, request in enumerate(requests):
             try:
-                jobs[row] = self._make_jobs(request, (size, size))
+                if request.info.is_plain:
+                    jobs[row] = self._make_jobs(request, (size, size))
+                else:
+                    found[row] = self._decode_on_host(request, size)
             except DecodeError as error:
                 found[row] = error
         with self._lock:
@@ -104,6 +114,17 @@ class DaliDecoder:
                 bad[row], result = result, [black] * len(request.crops)
             clips += result
         return DecodedBatch(torch.stack(clips), bad)
+
+    def _decode_on_host(self, request: VideoRequest, size: int) -> list[torch.Tensor]:
+        """Return the clips of a request that DALI would get wrong."""
+        import torch
+
+        frames = decode(request.video, request.info, request.numbers)
+        clips = (torch.from_numpy(to_rgb(frames, crop, size)) for crop in request.crops)
+        return [
+            (clip.flip(2) if request.flip else clip).to(self._device)  # [F, H, W, 3]
+            for clip in clips
+        ]
 
     def _make_jobs(self, request: VideoRequest, size: tuple[int, int]) -> list[_Job]:
         shared = {"size": np.array(size, np.float32), "flip": np.array(request.flip, np.int32)}

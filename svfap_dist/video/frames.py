@@ -195,8 +195,11 @@ def check_frame(frame: av.VideoFrame | VideoStream, info: VideoInfo, where: str 
     """
     if isinstance(frame, av.VideoFrame) and frame.is_corrupt:
         raise DecodeError("Frame is damaged", where=where, do=LEAVE_OUT)
-    if (frame.width, frame.height) != (info.width, info.height):
-        found = f"{frame.width}x{frame.height} for {info.width}x{info.height}"
+    width, height = info.width, info.height
+    if info.orientation > 4:  # Exif's numbers of frames that are stored on their side
+        width, height = height, width
+    if (frame.width, frame.height) != (width, height):
+        found = f"{frame.width}x{frame.height} for {width}x{height}"
         raise WrongSizeError("Frame size differs from the shard's", where, found, LEAVE_OUT)
 
 

@@ -27,7 +27,10 @@ STORED_REGIONS = {"center": "centre"}  # names of regions that shard format 1 sp
 LEAVE_OUT = "leave this video out when sharding"
 
 # Containers that a sample's video may have; the suffix of its member in the tar is one of these.
-VIDEO_SUFFIXES = ("mp4", "mkv", "webm", "avi", "mov", "flv", "m4v")
+VIDEO_SUFFIXES = (
+    *("mp4", "mkv", "webm", "avi", "mov", "flv", "m4v", "3gp", "3g2", "asf", "f4v", "m2ts"),
+    *("mpeg", "mpg", "mts", "ogv", "qt", "ts", "vob", "wmv"),
+)
 
 
 class TooShortError(DecodeError):
@@ -81,6 +84,18 @@ class VideoInfo:
     constant_frame_rate: bool = True  # frame i is shown at i / fps (CFR); else the rate varies
     labels: dict[str, Any] = dataclasses.field(default_factory=dict)  # identity, expression, ...
     layout: PhaseLayout | None = None  # None: frames are stored in presentation order
+    # How stored frames are turned to be shown, Exif's number (`orientation`); 1: not at all. Width
+    # and height are as shown.
+    orientation: int = 1
+    seekable: bool = True  # False: frames are those that a decoder gives from the first packet on
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether its frames are those of its packets, as they are stored."""
+        return self.orientation == 1 and self.seekable
+
+
+_USUAL = {"orientation": 1, "seekable": True}
 
 
 def stored_position(frame: int, num_frames: int, phases: int) -> int:
@@ -205,7 +220,10 @@ def load_info(raw: bytes, video: bytes = b"") -> VideoInfo:
         first, phase = layout.pop("first_byte"), layout.pop("phase", None)
         sizes = layout.pop("packet_sizes", None) or _mp4_packet_sizes(video)
         layout = PhaseLayout(**layout, files=(PhaseFile(first, tuple(sizes), phase),))
-    return VideoInfo(**fields, layout=layout)
+    info = VideoInfo(**fields, layout=layout)
+    if info.orientation not in range(1, 9):
+        raise ValueError(f"orientation {info.orientation!r}, not 1 to 8")
+    return info
 
 
 def dump_info(info: VideoInfo) -> bytes:
@@ -215,6 +233,9 @@ def dump_info(info: VideoInfo) -> bytes:
         info: what to record; of a phase-ordered video, about one file.
     """
     fields = dataclasses.asdict(info)
+    for name, usual in _USUAL.items():  # left out, as shards had no such fields at first
+        if fields[name] == usual:
+            del fields[name]
     fields["order"] = layout = fields.pop("layout")
     separators = (", ", ": ")
     if layout is not None:
@@ -236,6 +257,8 @@ def _mp4_packet_sizes(video: bytes) -> list[int]:
     # the packets, and nothing after it can contain its name.
     begin = video.rindex(b"stsz")
     shared, count = np.frombuffer(video, ">u4", 2, begin + 8).tolist()
+    if shared * count > len(video):
+        raise ValueError(f"packets of {shared * count} bytes in a video of {len(video)}")
     return [shared] * count if shared else np.frombuffer(video, ">u4", count, begin + 16).tolist()
 
 

@@ -6,10 +6,8 @@ frame is decoded before it goes into a shard. Frames are counted by packets, whi
 times cheaper than decoding and exact for the codecs of the table below; others are decoded whole.
 
 In: the bytes of a file. Out: `VideoInfo` or `Rejected`. A file is truncated if its outermost
-structure reaches beyond its end, its last packet is incomplete, or its packets end well before the
-declared duration. FFmpeg does not report the first: it plays what is there. An
-mp4 is a row of boxes with their sizes (ISO/IEC 14496-12, 4.2), a Matroska or WebM file is one
-segment with its size (RFC 8794, 4 and 6; RFC 9559, 4.5). AVI and FLV have no such structure.
+structure reaches beyond its end (`structure`), its last packet is incomplete, or its packets end
+well before the declared duration. FFmpeg does not report the first: it plays what is there.
 """
 
 from __future__ import annotations
@@ -26,7 +24,10 @@ from av.video.stream import VideoStream
 
 from svfap_dist.errors import DecodeError
 from svfap_dist.video.info import VideoInfo
-from svfap_dist.video.pyav import frame_rate, open_video, packet_times, video_stream
+from svfap_dist.video.orientation import UPRIGHT, exchanges_sides, orientation_of
+from svfap_dist.video.pyav import decode_from_key, open_video, video_stream
+from svfap_dist.video.structure import impossible_table, missing_bytes
+from svfap_dist.video.timeline import frame_rate, frame_times, has_pts, is_seekable, packet_times
 
 Reason = Literal[
     "misplaced",  # not where the layout of the source has its videos
@@ -68,14 +69,13 @@ class Limits:
         return self.duration * _HIGHEST_RATE
 
 
+_FIRST_PACKETS = 64  # looked at for where a stream begins
 _LOWEST_RATE, _HIGHEST_RATE = 1, 240  # frames per second; what cameras of faces deliver
 
 # Codecs whose every packet holds exactly one frame that is shown. (VP8 has packets with none.)
 _ONE_FRAME_PER_PACKET = {"h264", "hevc", "vp9", "av1", "mjpeg"}
 # Containers round the duration, and sound may end a little after the picture.
 _DURATION_SLACK_SECONDS = 0.5
-_EBML_HEADER = bytes.fromhex("1a45dfa3")
-_MATROSKA_SEGMENT = bytes.fromhex("18538067")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +92,7 @@ class _Packets:
 
     times: list[int]
     starts_with_keyframe: bool
+    is_seekable: bool
     ends_corrupt: bool
     end_seconds: float  # latest end of a packet of any stream
 
@@ -109,14 +110,10 @@ def probe(
         limits: what a video may cost; None: the defaults.
     """
     limits = limits or Limits()
-    if not data:
-        return Rejected("empty", "0 bytes")
-    if len(data) > limits.file_bytes:
-        return Rejected("too_big", f"{len(data)} bytes, more than {limits.file_bytes}")
-    if missing := missing_bytes(data):
-        return Rejected("truncated", missing)
+    if refused := _refuse_unopened(data, limits):
+        return refused
     try:
-        with open_video(data) as container:
+        with open_video(data, max_pixels=limits.pixels) as container:
             try:
                 video = video_stream(container)
             except DecodeError as error:
@@ -124,6 +121,18 @@ def probe(
             return _probe_stream(data, container, video, min_frames, limits)
     except (FFmpegError, ValueError, OverflowError) as error:
         return Rejected("unreadable", _describe(error))
+
+
+def _refuse_unopened(data: bytes, limits: Limits) -> Rejected | None:
+    if not data:
+        return Rejected("empty", "0 bytes")
+    if len(data) > limits.file_bytes:
+        return Rejected("too_big", f"{len(data)} bytes, more than {limits.file_bytes}")
+    if missing := missing_bytes(data):
+        return Rejected("truncated", missing)
+    if excess := impossible_table(data):
+        return Rejected("unreadable", excess)
+    return None
 
 
 def _describe(error: Exception) -> str:
@@ -144,18 +153,30 @@ def _probe_stream(
         return Rejected("too_long", f"more than {limits.frames} frames")
     if cut := _find_cut(container, video, packets):
         return Rejected("truncated", cut)
-    countable = packets.starts_with_keyframe and context.name in _ONE_FRAME_PER_PACKET
-    times = _decode(data, limits, stop_after=1 if countable else None)
-    if isinstance(times, Rejected):
-        return times
-    if countable:
-        times = packets.times
+    countable = packets.starts_with_keyframe and packets.is_seekable
+    countable = countable and context.name in _ONE_FRAME_PER_PACKET
+    decoded = _decode(data, limits, packets.is_seekable, stop_after=1 if countable else None)
+    if isinstance(decoded, Rejected):
+        return decoded
+    times = packets.times if countable else decoded.times
     fps, constant = frame_rate(
         times,
         video.time_base or Fraction(1, 1000),
         [video.base_rate, video.average_rate, video.guessed_rate],
     )
-    info = VideoInfo(len(times), fps, context.width, context.height, context.name, constant)
+    width, height = context.width, context.height
+    if exchanges_sides(decoded.orientation):
+        width, height = height, width
+    info = VideoInfo(
+        len(times),
+        fps,
+        width,
+        height,
+        context.name,
+        constant,
+        orientation=decoded.orientation,
+        seekable=packets.is_seekable,
+    )
     return _exceeded_limit(info, min_frames, limits) or info
 
 
@@ -177,6 +198,7 @@ def _read_packets(
 ) -> _Packets | None:
     """Read all packets; None if there are more than `max_frames`."""
     shown: list[Packet] = []
+    first: list[Packet] = []
     end_seconds, corrupt = 0.0, False
     for packet in container.demux():
         time = packet.pts if packet.pts is not None else packet.dts
@@ -186,6 +208,8 @@ def _read_packets(
         end_seconds = max(end_seconds, end)
         if packet.stream.index == video.index:
             corrupt = packet.is_corrupt
+            if len(first) < _FIRST_PACKETS:
+                first.append(packet)
             # An edit list hides packets that are only there to decode later ones from.
             if not packet.is_discard:
                 shown.append(packet)
@@ -193,7 +217,7 @@ def _read_packets(
                     return None
     times = sorted(packet_times(shown, container))
     keyframe = bool(shown) and shown[0].is_keyframe
-    return _Packets(times, keyframe, corrupt, end_seconds)
+    return _Packets(times, keyframe, is_seekable(container, first), corrupt, end_seconds)
 
 
 def _find_cut(container: InputContainer, video: VideoStream, packets: _Packets) -> str | None:
@@ -201,7 +225,9 @@ def _find_cut(container: InputContainer, video: VideoStream, packets: _Packets) 
         return f"packet {len(packets.times)} is incomplete"
     declared_end = 0.0
     if container.duration is not None:
-        start = max(container.start_time or 0, 0)
+        # Matroska's duration counts from time 0, however late the first frame is.
+        is_late = container.format.name != "matroska,webm"
+        start = max(container.start_time or 0, 0) if is_late else 0
         declared_end = (start + container.duration) / av.time_base
     if container.format.name == "avi" and video.average_rate:
         # The duration that FFmpeg gives for a cut AVI file shrinks with the file.
@@ -211,73 +237,39 @@ def _find_cut(container: InputContainer, video: VideoStream, packets: _Packets) 
     return None
 
 
-def _decode(data: bytes, limits: Limits, stop_after: int | None) -> list[int] | Rejected:
-    """Return the times of the frames that can be decoded, ascending, at most `stop_after`."""
+@dataclasses.dataclass(frozen=True)
+class _Decoded:
+    """What the frames that can be decoded say; times: ascending, in ticks."""
+
+    times: list[int]
+    orientation: int  # of the first one
+
+
+def _decode(
+    data: bytes, limits: Limits, is_seekable: bool, stop_after: int | None
+) -> _Decoded | Rejected:
+    """Return what can be decoded, at most `stop_after` frames."""
     times: list[int] = []
+    orientation = UPRIGHT
     try:
-        with open_video(data) as container:
-            for frame in container.decode(video_stream(container)):
+        with open_video(data, max_pixels=limits.pixels) as container:
+            stream = video_stream(container)
+            frames = container.decode(stream)
+            if not is_seekable:
+                frames = decode_from_key(container, stream)
+            for time, frame in frame_times(frames, has_pts(container)):
                 # A container may announce a small picture and hold a huge one.
                 if frame.width * frame.height > limits.pixels:
                     return Rejected("too_large", f"{frame.width}x{frame.height} pixels")
                 if len(times) == limits.frames:
                     return Rejected("too_long", f"more than {limits.frames} frames")
-                times.append(frame.pts if frame.pts is not None else len(times))
+                if not times:
+                    orientation = orientation_of(frame)
+                times.append(time)
                 if len(times) == stop_after:
                     break
     except FFmpegError as error:
         return Rejected("undecodable", f"after {len(times)} frames: {_describe(error)}")
-    return sorted(times) or Rejected("undecodable", "no frame came out of the decoder")
-
-
-def missing_bytes(data: bytes) -> str | None:
-    """Describe what reaches beyond the end of a file; None: nothing, or unknown.
-
-    Args:
-        data: bytes of the file.
-    """
-    if data[4:8] == b"ftyp":
-        return _find_cut_mp4_box(data)
-    if data[:4] == _EBML_HEADER:
-        return _find_cut_matroska_segment(data)
-    return None
-
-
-def _find_cut_mp4_box(data: bytes) -> str | None:
-    start = 0
-    while start + 8 <= len(data):
-        size = int.from_bytes(data[start : start + 4], "big")
-        name = data[start + 4 : start + 8].decode("latin-1")
-        if size == 1:  # the real size follows, 64 bits wide
-            size = int.from_bytes(data[start + 8 : start + 16], "big")
-        if size < 8:  # 0: the rest of the file, however long; else no box: FFmpeg will say
-            return None
-        if start + size > len(data):
-            return f"box {name!r} ends at byte {start + size} of {len(data)}"
-        start += size
-    return None
-
-
-def _find_cut_matroska_segment(data: bytes) -> str | None:
-    header = _ebml_size(data, 4)
-    if header is None:
-        return "the EBML header is incomplete"
-    start = header[0] + header[1]
-    segment = _ebml_size(data, start + 4)
-    if segment is None:
-        return "the segment's header is incomplete"
-    body, size = segment
-    unknown = (1 << 7 * (body - start - 4)) - 1  # all bits set: a stream written without an end
-    if data[start : start + 4] != _MATROSKA_SEGMENT or size == unknown:
-        return None
-    return f"segment ends at byte {body + size} of {len(data)}" if body + size > len(data) else None
-
-
-def _ebml_size(data: bytes, at: int) -> tuple[int, int] | None:
-    """Return (first byte after the size field at `at`, size); None: it is cut or invalid."""
-    if at >= len(data) or data[at] == 0:
-        return None
-    length = 9 - data[at].bit_length()  # as many bytes as the first has leading zero bits, plus one
-    if at + length > len(data):
-        return None
-    return at + length, int.from_bytes(data[at : at + length], "big") - (1 << 7 * length)
+    if not times:
+        return Rejected("undecodable", "no frame came out of the decoder")
+    return _Decoded(sorted(times), orientation)

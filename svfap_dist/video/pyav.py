@@ -1,11 +1,10 @@
 """Reading videos with PyAV: which frame is frame number i, and the backend that decodes on the CPU.
 
-One rule of time for all readers. With a constant rate (CFR), frame i is the first whose time stamp
-is within half a period of i / fps, so that rounded time stamps and dropped frames shift nothing.
-With a variable rate (VFR), it is the one on the screen at i / fps. Times count from the stream's
-first frame. AVI stores decoding times (DTS) only, no presentation times (PTS). Because frames are
-identified by time, a seek changes no frame. Decoders that count frames get their positions from
-`locate_frames`, which reads packets only.
+Frames are identified by time (`timeline`), so a seek changes no frame. Only containers with an
+index of key frames are sought in, and no video whose first frames cannot be decoded, as where a
+stream was cut between key frames. Frames come out as they are shown: turned and mirrored as
+`VideoInfo.orientation` says. Decoders that count frames get their positions from `locate_frames`,
+which reads packets only.
 
 The backend returns the planes that the codec stores where these are 8-bit 4:2:0, which nearly all
 video is, else RGB. Videos whose shard states where each packet is (`VideoInfo.layout`) are decoded
@@ -25,11 +24,9 @@ import base64
 import collections
 import io
 import itertools
-import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from fractions import Fraction
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, cast
 
 import av
 import numpy as np
@@ -64,31 +61,37 @@ from svfap_dist.video.info import (
     stored_frames,
     too_short,
 )
+from svfap_dist.video.orientation import turn_frame
+from svfap_dist.video.timeline import FrameClock, Timed, frame_times, has_pts, packet_times
 
 # Only these of FFmpeg's demuxers: a playlist in disguise must not make it open other files or URLs.
-_DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv"
-_VFR_SLACK = Fraction(1, 10_000)  # seconds; time stamps are rounded
+_DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg"
 
 _KEPT_DECODERS = 16  # of a thread; each holds a few frames
 _of_thread = threading.local()
 _matrices: dict[str, Matrix] = {}  # by codec header of phase-ordered videos: a handful per data set
-_Item = TypeVar("_Item")
-_Timed = tuple[int, int, _Item]  # ticks after the stream's first frame, ticks on screen, frame
 
 
-def open_video(data: bytes, probed: bool = False) -> InputContainer:
+def open_video(data: bytes, probed: bool = False, max_pixels: int = 0) -> InputContainer:
     """Open a container.
 
     Args:
         data: bytes of the file.
         probed: whether it is known to be a video; else only the demuxers of the supported
             containers may open it.
+        max_pixels: of a frame; decoders take no memory for a larger one. 0: no limit.
 
     Raises:
         av.error.FFmpegError, ValueError, OverflowError: the bytes are no such container.
     """
     options = {} if probed else {"format_whitelist": _DEMUXERS}
+    if max_pixels:  # also for the frames that are decoded to find out what the streams are
+        options["max_pixels"] = str(max_pixels)
     container = av.open(io.BytesIO(data), "r", options=options, metadata_errors="replace")
+    for stream in container.streams.video if max_pixels else ():
+        codec = cast(CodecContext | None, stream.codec_context)  # its type lacks None
+        if codec is not None:
+            codec.options = {"max_pixels": str(max_pixels)}
     return cast(InputContainer, container)
 
 
@@ -112,116 +115,26 @@ def video_stream(container: InputContainer) -> VideoStream:
     raise DecodeError("No video stream", where=where, found=f"streams: {kinds}", do=LEAVE_OUT)
 
 
-def exact_rate(fps: float) -> Fraction:
-    """Return a frame rate as an exact fraction: 29.97.. is 30000/1001.
+def decode_from_key(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    """Yield the frames of a stream from its first key frame on.
+
+    Frames before it refer to ones that are not there; decoders fail, or make up what is missing.
+    All frames, where the container marks none as key frames.
 
     Args:
-        fps: frames per second.
+        container: a video that was just opened.
+        stream: its stream.
     """
-    return Fraction(fps).limit_denominator(1_000_000)
-
-
-def frame_rate(
-    times: Sequence[int], tick: Fraction, declared: Sequence[Fraction | None]
-) -> tuple[float, bool]:
-    """Return frames per second, and whether frame i is shown at i / fps to within one tick.
-
-    Args:
-        times: when frames are shown, ascending, in ticks; empty if unknown.
-        tick: seconds per tick.
-        declared: rates that the container names, best first; tried before the measured one.
-    """
-    rates = [rate for rate in declared if rate]
-    if len(times) < 2 or times[-1] == times[0]:
-        return (float(rates[0]), True) if rates else (0.0, False)
-    measured = Fraction(len(times) - 1) / ((times[-1] - times[0]) * tick)
-    for rate in [*rates, measured]:
-        period = 1 / (rate * tick)
-        if all(abs(t - times[0] - i * period) <= 1 for i, t in enumerate(times)):
-            return float(rate), True
-    return float(measured), False
-
-
-def packet_times(packets: Sequence[Packet], container: InputContainer) -> list[int]:
-    """Return when the frames of packets are shown, in ticks, in the order of the packets.
-
-    Where PTS are missing, as in AVI, these are the DTS: the same set of times in another order. An
-    AVI file's DTS count frames, and leave room for dropped ones.
-
-    Args:
-        packets: those of one stream, each with one frame.
-        container: the file they are from.
-
-    Raises:
-        DecodeError: one has neither.
-    """
-    by_dts = container.format.name == "avi" or any(packet.pts is None for packet in packets)
-    times = [p.pts if p.dts is None or not by_dts else p.dts for p in packets]
-    if None in times:
-        where = f"{container.format.name} file"
-        raise DecodeError("Frame has no time stamp", where=where, do=LEAVE_OUT)
-    return cast(list[int], times)
-
-
-class FrameClock:
-    """When the frames of a video are due, in ticks of its stream.
-
-    Args:
-        info: the video's rate, and whether it is constant.
-        tick: seconds per tick, the time base of the stream.
-    """
-
-    def __init__(self, info: VideoInfo, tick: Fraction) -> None:
-        self._tick, self._constant = tick, info.constant_frame_rate
-        self._period = 1 / (exact_rate(info.fps) * tick)
-        self._slack = self._period / 2 if self._constant else _VFR_SLACK / tick
-
-    def latest(self, number: int) -> int:
-        """Return the last tick at which a frame may begin to be frame `number`.
-
-        Args:
-            number: frame number from 0.
-        """
-        return math.floor(number * self._period + self._slack)
-
-    def select(self, timed: Iterable[_Timed[_Item]], numbers: Sequence[int]) -> Iterator[_Item]:
-        """Yield the frames with these numbers; consume no more than the last of them needs.
-
-        Args:
-            timed: frames in presentation order: ticks after the stream's first frame, ticks on
-                screen, frame.
-            numbers: frame numbers, ascending, without repeats.
-
-        Raises:
-            TooShortError: the video ends before one.
-        """
-        pending = iter(numbers)
-        number = next(pending)
-        early, late = self._window(number)
-        shown: _Timed[_Item] | None = None  # the frame on the screen before the new one
-        for new in timed:
-            time, _, frame = new
-            # The frame before it is the wanted one if this is too late; with a constant rate, this
-            # is the wanted one if it is near enough, since no later frame can be nearer.
-            while time > late or (self._constant and time > early):
-                yield frame if shown is None or time <= late else shown[2]
-                if (following := next(pending, None)) is None:
-                    return
-                number = following
-                early, late = self._window(number)
-            shown = new
-        if shown is None:
-            raise DecodeError("No frame could be decoded", do=LEAVE_OUT)
-        time, duration, frame = shown
-        end = time + (self._slack if self._constant else max(self._period, duration))
-        for last in itertools.chain([number], pending):
-            if last * self._period > end:
-                found = f"last frame at {float(time * self._tick):.3f} s"
-                raise too_short(f"{float(last * self._period * self._tick):.3f} s", found)
-            yield frame
-
-    def _window(self, number: int) -> tuple[int, int]:
-        return math.floor(number * self._period - self._slack), self.latest(number)
+    before: list[Packet] | None = []
+    for packet in container.demux(stream):
+        if before is not None:
+            if packet.size and not packet.is_keyframe:
+                before.append(packet)
+                continue
+            for other in () if packet.size else before:  # at the end: there was no key frame
+                yield from cast(list[av.VideoFrame], other.decode())
+            before = None
+        yield from cast(list[av.VideoFrame], packet.decode())
 
 
 def decoded_frames(
@@ -242,41 +155,42 @@ def decoded_frames(
         DecodeError: a frame is missing (TooShortError), damaged or has no time stamp.
         av.error.FFmpegError: FFmpeg cannot read or decode the file.
     """
-    seek = not whole
+    from_start = whole or not info.seekable
+    seek = True
     while True:
         with open_video(video, probed=True) as container:
             stream = video_stream(container)
-            tick, has_pts = stream.time_base, container.format.name != "avi"
+            tick, by_pts = stream.time_base, has_pts(container)
             assert tick is not None
             clock = FrameClock(info, tick)
-            origin = stream.start_time if has_pts and not whole else None
+            origin = stream.start_time if by_pts and not from_start else None
             frames = container.decode(stream)
+            if not info.seekable:
+                frames = decode_from_key(container, stream)
             if seek and origin is not None:
                 due = origin + clock.latest(numbers[0])
-                container.seek(due, stream=stream)
+                try:
+                    container.seek(due, stream=stream)
+                except FFmpegError:  # no key frame before it
+                    from_start = True
+                    continue
                 first = next(frames, None)
                 if first is None or (first.pts or 0) > due:
                     # Some containers can only seek by DTS, and arrive a key frame late.
                     seek = False
                     continue
                 frames = itertools.chain([first], frames)
-            yield from clock.select(_timed(frames, origin, has_pts, whole), numbers)
+            yield from clock.select(_timed(frames, origin, by_pts, whole), numbers)
             return
 
 
 def _timed(
-    frames: Iterable[av.VideoFrame], origin: int | None, has_pts: bool, check: bool
-) -> Iterator[_Timed[av.VideoFrame]]:
+    frames: Iterable[av.VideoFrame], origin: int | None, by_pts: bool, check: bool
+) -> Iterator[Timed[av.VideoFrame]]:
     """Yield decoded frames with their times; `origin` None: that of the first one."""
-    time: int | None = -1
-    for frame in frames:
+    for time, frame in frame_times(frames, by_pts):
         if check and frame.is_corrupt:
             raise DecodeError("Frame is damaged", where=f"time stamp {frame.pts}", do=LEAVE_OUT)
-        # Without PTS, FFmpeg guesses them, wrongly where there are B frames. The last DTS are None.
-        by_dts = (time or 0) + 1 if frame.dts is None else frame.dts
-        time = frame.pts if has_pts else by_dts
-        if time is None:
-            raise DecodeError("Frame has no time stamp", do=LEAVE_OUT)
         origin = time if origin is None else origin
         yield time - origin, frame.duration or 0, frame
 
@@ -359,7 +273,7 @@ def _locate_by_time(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Lo
         packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
         times = packet_times(packets, container)
         tick, origin = stream.time_base, stream.start_time
-        if container.format.name == "avi" or origin is None:
+        if not has_pts(container) or origin is None:
             origin = min(times, default=0)
         matrix, pixel_format = _matrix(stream), stream.codec_context.pix_fmt or ""
     assert tick is not None
@@ -401,9 +315,10 @@ def decode(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Frames:
         if info.layout is not None:
             return _decode_packets(video, info, info.layout, numbers)
         found: dict[int, av.VideoFrame] = {}
+        converter = VideoReformatter()
         for number, frame in zip(distinct, decoded_frames(video, info, distinct), strict=True):
             check_frame(frame, info, f"frame {number}")
-            found[number] = frame
+            found[number] = turn_frame(frame, info.orientation, converter)
     except FFmpegError as error:
         where = f"{info.codec} video, frames {distinct[0]} to {distinct[-1]}"
         what = f"{type(error).__name__}: {error}"

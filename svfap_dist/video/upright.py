@@ -15,6 +15,7 @@ import numpy as np
 from av.error import FFmpegError
 
 from svfap_dist.errors import DecodeError
+from svfap_dist.video.orientation import exchanges_sides, orientation_of, turn
 from svfap_dist.video.pyav import open_video, video_stream
 
 
@@ -25,7 +26,7 @@ class UprightFrame:
     decoded: av.VideoFrame
     width: int  # pixels, as shown
     height: int
-    quarter_turns: int  # counter-clockwise, to make it upright
+    orientation: int  # Exif's number
     seconds: float | None  # when it is shown; None: the file does not say
 
     def rgb(self, longest: int | None = None) -> np.ndarray:
@@ -36,12 +37,12 @@ class UprightFrame:
         """
         scale = min(1.0, longest / max(self.width, self.height)) if longest else 1.0
         width, height = (max(1, round(side * scale)) for side in (self.width, self.height))
-        if self.quarter_turns % 2:
+        if exchanges_sides(self.orientation):
             width, height = height, width
         pixels = self.decoded.to_ndarray(
             format="rgb24", width=width, height=height, interpolation="AREA"
         )
-        return np.ascontiguousarray(np.rot90(pixels, self.quarter_turns))
+        return np.ascontiguousarray(turn(pixels, self.orientation))
 
 
 def read_upright_frames(data: bytes) -> Iterator[UprightFrame]:
@@ -70,7 +71,7 @@ def read_upright_frames(data: bytes) -> Iterator[UprightFrame]:
 
 def _upright(decoded: av.VideoFrame, pixel_aspect: float) -> UprightFrame:
     width, height = max(1, round(decoded.width * pixel_aspect)), decoded.height
-    quarter_turns = round(decoded.rotation / 90) % 4
-    if quarter_turns % 2:
+    orientation = orientation_of(decoded)
+    if exchanges_sides(orientation):
         width, height = height, width
-    return UprightFrame(decoded, width, height, quarter_turns, decoded.time)
+    return UprightFrame(decoded, width, height, orientation, decoded.time)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import pickle
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import av
@@ -13,10 +16,12 @@ import numpy as np
 import pytest
 from clips import read_frame_number
 from layouts import dfew, picture, put, put_frames
-from PIL import Image
+from PIL import ExifTags, Image
 
 from data_sharding import pipeline
 from data_sharding.frames import BrokenFrameError, encode_frames, natural_order, read_frames
+from data_sharding.make_sample import SampleOptions, make_sample
+from data_sharding.sources import SourceVideo
 from svfap_dist import storage
 from svfap_dist.shards import format as shard_format
 from svfap_dist.video.info import VideoInfo
@@ -111,9 +116,74 @@ def test_a_broken_frame_makes_the_clip_unreadable(frames: list[bytes], tmp_path:
     assert (copy.index, str(copy)) == (1, str(caught.value))
     for number, frame in enumerate(frames):
         put(tmp_path / f"{number}.jpg", frame)
-    result = probe(read_frames(str(tmp_path), "0.jpg/1.jpg"), min_frames=1)
+    read = functools.partial(read_frames, str(tmp_path), "0.jpg/1.jpg")
+    result = make_sample(SampleOptions(min_frames=1), SourceVideo("a", read, {}, str(tmp_path)))
     assert isinstance(result, Rejected)
-    assert result.reason == ("unreadable" if frames[1] else "empty")
+    assert result.reason == "unreadable"
+    assert result.detail.startswith("frame 1: ")
+
+
+def test_a_picture_of_too_many_pixels_is_refused_unopened(tmp_path: Path) -> None:
+    png, jpeg = bytearray(picture(1, kind="PNG")), bytearray(picture(1))
+    for side in (20_000, 60_000):
+        png[16:24] = struct.pack(">II", side, side)
+        png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
+        at = jpeg.index(b"\xff\xc0") + 5
+        jpeg[at : at + 4] = struct.pack(">HH", side, side)
+        for bomb in (png, jpeg):
+            with pytest.raises(BrokenFrameError, match=r"frame 1\. Found: .*pixels") as caught:
+                encode_frames([picture(0), bytes(bomb)])
+            assert caught.value.reason == "too_large"
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def grey_levels() -> np.ndarray:
+    return (np.arange(48)[:, None] * 4 + np.arange(64)[None]).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(grey_levels().astype(np.uint16) * 257),
+        Image.fromarray(grey_levels()),
+        Image.fromarray(grey_levels()).convert("RGB").quantize(256),
+        Image.merge("LA", [Image.fromarray(grey_levels()), Image.new("L", (64, 48), 3)]),
+        Image.fromarray(grey_levels()).convert("RGBA"),
+    ],
+    ids=["16 bits", "grey", "palette", "grey and alpha", "alpha"],
+)
+def test_pngs_of_every_mode_keep_their_levels(image: Image.Image) -> None:
+    found = pictures_of(encode_frames([saved(image, "PNG")] * 2))
+    assert np.abs(found[0].astype(int) - grey_levels()[..., None]).mean() < 4
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_as_exif_says(kind: str, orientation: int) -> None:
+    shown = Image.open(io.BytesIO(picture(5, size=(64, 48))))
+    back = {
+        2: [Image.Transpose.FLIP_LEFT_RIGHT],
+        3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.TRANSPOSE],
+        6: [Image.Transpose.ROTATE_90],  # shown after a quarter turn clockwise
+        7: [Image.Transpose.TRANSVERSE],
+        8: [Image.Transpose.ROTATE_270],
+    }
+    stored = shown
+    for method in back.get(orientation, []):
+        stored = stored.transpose(method)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    data = encode_frames([saved(stored, kind, exif=exif)] * 3)
+    info = described(data)
+    assert (info.width, info.height, info.orientation) == (64, 48, 1)
+    assert [read_frame_number(image) for image in pictures_of(data)] == [5, 5, 5]
 
 
 def test_natural_order() -> None:

@@ -14,6 +14,12 @@ from svfap_dist.shards.reader import Sample, SampleReader, open_data
 from svfap_dist.video.info import VIDEO_SUFFIXES
 
 FRAMES = 20
+CONTAINERS = {
+    **dict.fromkeys(("ts", "mts", "m2ts"), "mpegts"),
+    **dict.fromkeys(("mpg", "mpeg"), "mpeg"),
+    **{"wmv": "asf", "f4v": "mp4", "qt": "mov", "ogv": "ogg"},
+}
+CODECS = {"webm": "libvpx-vp9", "ogg": "libvpx", "mpeg": "mpeg1video", "vob": "mpeg2video"}
 CONFIG = Config(
     data=DataConfig(
         num_frames=4, sampling_rate=2, frame_size=32, region="full", crop_scales=(1.0,)
@@ -30,8 +36,9 @@ def packed(tmp_path_factory) -> tuple[dict[str, bytes], dict[str, Sample]]:
     videos = {}
     for suffix in VIDEO_SUFFIXES:
         path = folder / f"videos/{suffix}.{suffix}"
-        codec = "libvpx-vp9" if suffix == "webm" else "libx264"
-        videos[suffix] = make_video(path, FRAMES, size=(48, 48), codec=codec, container=suffix)
+        container = CONTAINERS.get(suffix, suffix)
+        codec = CODECS.get(container, "libx264")
+        videos[suffix] = make_video(path, FRAMES, size=(48, 48), codec=codec, container=container)
     url = str(folder / "shards")
     sharding.shard("folder", str(folder / "videos"), url, min_frames=FRAMES, workers=0)
     assert sharding.verify(url).num_samples == len(videos)

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svfap_dist.video.info import VideoInfo
-from svfap_dist.video.probe import Limits, Rejected, missing_bytes, probe
-from svfap_dist.video.pyav import frame_rate
+from svfap_dist.video.probe import Limits, Rejected, probe
+from svfap_dist.video.structure import missing_bytes
+from svfap_dist.video.timeline import frame_rate
 
 CONTAINERS = [
     ("libx264", "mp4"),
