@@ -82,10 +82,9 @@ def make_sample(options: SampleOptions, video: SourceVideo) -> Sample | Rejected
         return _sample(options, video, video.read())
     except StorageMissingError as error:
         return Rejected("missing", str(error))
-    except BrokenFrameError as error:
-        return Rejected(cast(Reason, error.reason), f"{error.where}: {error.found}")
-    except TranscodeError as error:
-        return Rejected(error.reason, error.found)
+    except (BrokenFrameError, TranscodeError) as error:
+        found = ": ".join(filter(None, (error.where, error.found)))
+        return Rejected(cast(Reason, error.reason), found)
     except MemoryError as error:
         found = f"more than {limits.memory_bytes} bytes {error}".rstrip()
         return Rejected("out_of_memory", found)
