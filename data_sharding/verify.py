@@ -17,6 +17,7 @@ import io
 import itertools
 import os
 import sqlite3
+import tarfile
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
@@ -162,7 +163,11 @@ def _damages(url: str, entry: ShardEntry, index: ShardIndex) -> Iterator[str]:
             sha256 = hashlib.file_digest(tar, "sha256").hexdigest()
         is_as_indexed, altered, misfits = True, _altered(path, index), list[str]()
         if whole := sha256 == entry.sha256:
-            is_as_indexed, misfits = _read_by_webdataset(path, index)
+            try:
+                _check_members(path)
+                is_as_indexed, misfits = _read_by_webdataset(path, index)
+            except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+                yield f"webdataset cannot read it ({error!r})"
         if broken := list(dict.fromkeys([*altered, *misfits])):
             yield f"{len(broken)} samples damaged, the first {broken[0]!r}"
         if not whole:
@@ -182,6 +187,16 @@ def _altered(path: str, index: ShardIndex) -> list[str]:
             if shard_format.digest(tar.read(size)) != digest:
                 altered.append(key)
     return altered
+
+
+def _check_members(path: str) -> None:
+    """Raise ReadError for a tar that webdataset could not read without harm: it checks nothing."""
+    size = os.path.getsize(path)
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            is_plain = member.isdir() or (member.isreg() and not member.issparse())
+            if not is_plain or not 0 <= member.size <= size:
+                raise tarfile.ReadError(f"{member.name!r} is no plain file")
 
 
 def _read_by_webdataset(path: str, index: ShardIndex) -> tuple[bool, list[str]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import os
 import socket
-import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from svfap_dist import distributed, storage
-from svfap_dist.checkpoint import parameter_states, store
+from svfap_dist.checkpoint import parameter_states, store, untrusted
 from svfap_dist.checkpoint.parameter_states import ParameterState
 from svfap_dist.checkpoint.store import TrainState
 from svfap_dist.config import Config, recipe
@@ -170,12 +169,12 @@ def _fetch_for_engine(run_url: str, state: TrainState, folder: str) -> None:
     tag = store.checkpoint_tag(state.step)
     if not state.universal:
         store.fetch(run_url, state.step, os.path.join(folder, tag))
-        return
-    store.fetch(run_url, state.step, folder, names=(store.UNIVERSAL,))
-    packed = os.path.join(folder, store.UNIVERSAL)
-    with tarfile.open(packed) as tar:
-        tar.extractall(os.path.join(folder, tag), filter="data")
-    os.unlink(packed)
+    else:
+        store.fetch(run_url, state.step, folder, names=(store.UNIVERSAL,))
+        packed = os.path.join(folder, store.UNIVERSAL)
+        untrusted.extract_files(packed, os.path.join(folder, tag))
+        os.unlink(packed)
+    untrusted.refuse_code(os.path.join(folder, tag))
 
 
 def _read_states(folder: str, state: TrainState, names: Sequence[str]) -> dict[str, ParameterState]:

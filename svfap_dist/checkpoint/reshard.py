@@ -20,6 +20,7 @@ import tempfile
 from svfap_dist import storage
 from svfap_dist.checkpoint import load, store
 from svfap_dist.checkpoint.store import STATE, UNIVERSAL, WEIGHTS, checkpoint_url
+from svfap_dist.checkpoint.untrusted import refuse_code
 from svfap_dist.config import check_world_size, recipe
 from svfap_dist.errors import CheckpointError, ConfigError
 
@@ -72,6 +73,7 @@ def reshard_checkpoint(url: str, run_url: str, world_size: int | None = None) ->
         log.info("Reading %s ...", where)
         shards, part = os.path.join(folder, "shards"), os.path.join(folder, "part")
         store.fetch(source, step, shards)
+        refuse_code(shards)
         store.fetch(source, step, part, names=(WEIGHTS,))
         log.info("Resharding ...")
         universal = _convert_to_universal(shards)

@@ -342,7 +342,11 @@ def _file_rows(url: str) -> list[dict[str, Any]]:
     committed = storage.read_bytes(storage.join(url, COMMIT)).decode(errors="replace")
     if hashlib.sha256(data).hexdigest() != committed:
         raise _damaged(url, FILES, "its digest differs from COMMIT")
-    return json.loads(data)["files"]
+    rows = json.loads(data)["files"]
+    for row in rows:
+        if os.path.basename(row["name"]) != row["name"] or row["name"] in ("", ".", ".."):
+            raise _damaged(url, FILES, f"the name {row['name']!r}, which is no file's")
+    return rows
 
 
 def _download(url: str, row: dict[str, Any], folder: str) -> None:

@@ -343,7 +343,13 @@ def iter_samples(data: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
         return folder + slash + stem, suffix.lower()
 
     for key, members in itertools.groupby(iter_members(data), lambda member: split(member)[0]):
-        yield key, {split(member)[1]: member[1] for member in members}
+        named: dict[str, bytes] = {}
+        for member in members:
+            suffix = split(member)[1]
+            if suffix in named:
+                raise tarfile.ReadError(f"two members {suffix} of sample {key!r}")
+            named[suffix] = member[1]
+        yield key, named
 
 
 def iter_members(data: bytes) -> Iterator[tuple[str, bytes]]:
@@ -379,10 +385,20 @@ def iter_members(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _iter_by_tarfile(data: bytes) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        for member in tar:
-            if (file := tar.extractfile(member)) is not None:
-                content = file.read()
-                if len(content) < member.size:
-                    raise tarfile.ReadError("unexpected end of data")
-                yield member.name, content
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            for member in tar:
+                # Before anything is read: a sparse file of a few bytes may have any size.
+                if member.issparse() or not 0 <= member.size <= len(data):
+                    raise tarfile.ReadError(f"{member.name!r} has {member.size} bytes")
+                if member.isreg() and (file := tar.extractfile(member)) is not None:
+                    content = file.read()
+                    if len(content) < member.size:
+                        raise tarfile.ReadError("unexpected end of data")
+                    yield member.name, content
+                elif not member.isdir():
+                    raise tarfile.ReadError(f"{member.name!r} is neither a file nor a folder")
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        if isinstance(error, tarfile.ReadError):
+            raise
+        raise tarfile.ReadError(repr(error)) from error

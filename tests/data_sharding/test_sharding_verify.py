@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from clips import make_video, read_frame_number
+from hostile import HOSTILE_TARS
 from PIL import Image
 
 from data_sharding import pipeline, show, temporary, verify
@@ -165,6 +167,17 @@ def test_samples_that_the_index_does_not_name_are_found(single) -> None:
         "0 samples in the index, 1 in the manifest",
         "webdataset finds other samples than the index names",
     ]
+
+
+@pytest.mark.parametrize("name", HOSTILE_TARS)
+def test_a_hostile_member_is_damage_and_is_not_read(single, name: str) -> None:
+    out, entry, index = single
+    tar = Path(out, entry.name)
+    end = index.offsets[-1] + index.sizes[-1]
+    tar.write_bytes(tar.read_bytes()[:end] + HOSTILE_TARS[name] + bytes(1024))
+    sha256 = hashlib.sha256(tar.read_bytes()).hexdigest()
+    (found,) = verify._damages(out, dataclasses.replace(entry, sha256=sha256), index)
+    assert found.startswith("webdataset cannot read it")
 
 
 def test_a_lost_marker_is_found(single) -> None:

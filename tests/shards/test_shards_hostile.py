@@ -6,18 +6,25 @@ import dataclasses
 import hashlib
 import json
 import re
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import value_or_our_error
+from hostile import HOSTILE_TARS, pax_member, value_or_our_error
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from svfap_dist.errors import ShardError
 from svfap_dist.shards import format as shard_format
-from svfap_dist.shards.format import Manifest, ShardEntry, ShardIndex
+from svfap_dist.shards.format import (
+    BadSample,
+    Manifest,
+    PackedSample,
+    ShardEntry,
+    ShardIndex,
+)
 
 NUMBERS = st.integers() | st.floats() | st.booleans()
 VALUES: st.SearchStrategy[Any] = st.recursive(
@@ -114,3 +121,27 @@ def test_a_shard_outside_the_data_set_is_refused(name: str, tmp_path: Path) -> N
     (tmp_path / "manifest.json").write_bytes(raw)
     with pytest.raises(ShardError, match=r"Unreadable manifest.*shard name"):
         shard_format.load_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", HOSTILE_TARS)
+def test_a_hostile_member_is_a_damaged_tar(name: str) -> None:
+    """Sizes are as anyone can write them: none is allocated, and no header is read twice."""
+    whole = pax_member("a.json", b"{}")
+    packed = PackedSample(3, "a", "row 3", whole + HOSTILE_TARS[name])
+    with pytest.raises(tarfile.ReadError):
+        list(shard_format.iter_members(packed.data))
+    found = shard_format.unpack(packed)
+    assert isinstance(found, BadSample)
+    assert found.reason == "malformed"
+
+
+def test_two_members_of_one_name_are_no_sample() -> None:
+    twice = pax_member("a.json", b"{}") * 2 + pax_member("a.mp4", b"x")
+    with pytest.raises(tarfile.ReadError, match="two members json of sample 'a'"):
+        list(shard_format.iter_samples(twice))
+
+
+def test_names_that_lead_elsewhere_are_only_names() -> None:
+    names = ["../a.json", "/etc/b.json"]
+    data = b"".join(pax_member(name, b"{}") for name in names)
+    assert [name for name, _ in shard_format.iter_members(data)] == names
