@@ -109,6 +109,19 @@ class Board:
         return rows, {name: v for name, v in self._values.items() if name != "context"}
 
 
+def start_board(context: RunContext | None) -> Any:
+    """Start the actor on this node, and return its handle: no other node's loss may end the run.
+
+    Args:
+        context: See `Board`.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote(context)
+
+
 def report_failure(board: Any, step: int, error: Exception) -> None:
     """Report a rank's own error to the board, not one of a store or a collective.
 

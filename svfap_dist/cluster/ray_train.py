@@ -28,8 +28,8 @@ from svfap_dist.allocator import ONE_ARENA
 from svfap_dist.cluster import standby
 from svfap_dist.cluster.board import (
     SECONDS_BETWEEN_POLLS,
-    Board,
     report_failure,
+    start_board,
     watched_stop_reason,
 )
 from svfap_dist.cluster.connection import check_resources, connected
@@ -87,7 +87,7 @@ def train(
         import ray
 
         check_resources(config.cluster)
-        board: Any = ray.remote(num_cpus=0)(Board).remote(context)
+        board = start_board(context)
         fit = _Fit(config, board)
         is_running, values = True, {}
         while is_running and "fatal" not in values:  # no restart can fix a fatal error

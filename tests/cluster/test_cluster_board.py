@@ -72,3 +72,19 @@ def test_a_resize_ends_one_attempt_and_a_stop_all_of_them(board):
     board.board.request_resize("nodes joined")
     board.board.begin()
     assert board.board.stop_reason() == "SIGTERM"
+
+
+def test_the_board_is_on_the_driver_s_node(monkeypatch):
+    """On any other node it would end the run when that node is lost."""
+    started: list[dict[str, Any]] = []
+
+    def remote(**options: Any) -> Any:
+        started.append(options)
+        return lambda kind: types.SimpleNamespace(remote=kind)
+
+    node = types.SimpleNamespace(get_node_id=lambda: "0" * 56)
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: node)
+    assert isinstance(boards.start_board(None), boards.Board)
+    ((strategy, cpus),) = [(o["scheduling_strategy"], o["num_cpus"]) for o in started]
+    assert (strategy.node_id, strategy.soft, cpus) == ("0" * 56, False, 0)
