@@ -37,13 +37,17 @@ class Mallinfo(ctypes.Structure):
     )  # fmt: skip
 
 
-def tell() -> None:
+def in_use() -> int:
+    """Bytes that malloc and Python have given out in this process."""
     ask = ctypes.CDLL(None).mallinfo2
     ask.restype = Mallinfo
     found = ask()
-    in_use = found.uordblks + found.hblkhd + _PYTHON_BLOCK * sys.getallocatedblocks()
+    return found.uordblks + found.hblkhd + _PYTHON_BLOCK * sys.getallocatedblocks()
+
+
+def tell() -> None:
     os.write(
-        1, f"{os.getpid()} {in_use}\n".encode()
+        1, f"{os.getpid()} {in_use()}\n".encode()
     )  # one write per line: processes share the pipe
 
 
