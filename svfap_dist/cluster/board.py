@@ -15,6 +15,7 @@ from typing import Any
 
 from svfap_dist.errors import HealthError, SvfapError
 from svfap_dist.train.attempt import RunContext
+from svfap_dist.train.stalls import StallError
 
 SECONDS_BETWEEN_POLLS = 0.5
 
@@ -44,13 +45,13 @@ class Board:
         self._sign_of_life, self._noticed = time.time(), 0.0
 
     def put(self, name: str, value: Any) -> None:
-        """Store a value; only addresses replace an earlier one, so the first error counts.
+        """Store a value; only addresses and stalls replace an earlier one: the first error counts.
 
         Args:
-            name: "addresses", "fatal", "result" or "stop_reason".
+            name: "addresses", "fatal", "result", "stall" or "stop_reason".
             value: Any that can be pickled.
         """
-        if name == "addresses" or name not in self._values:
+        if name in ("addresses", "stall") or name not in self._values:
             self._values[name] = value
 
     def get(self, name: str) -> Any:
@@ -134,6 +135,8 @@ def report_failure(board: Any, step: int, error: Exception) -> None:
     import torch.distributed as dist
 
     text = f"{type(error).__name__}: {error}".partition("\n")[0]
+    if isinstance(error, StallError):  # names the rank, which Ray's error does not
+        ray.get(board.put.remote("stall", error))
     is_of_peer = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
     if not (is_of_peer or isinstance(error, SvfapError)):
         ray.get(board.fail.remote(step, text))

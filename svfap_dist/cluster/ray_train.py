@@ -41,6 +41,7 @@ from svfap_dist.telemetry.goodput import NODES_LEAVING, RESIZE_REASONS
 from svfap_dist.train import loop
 from svfap_dist.train.attempt import RunContext, RunResult
 from svfap_dist.train.signals import catch_stop_signals
+from svfap_dist.train.stalls import StallError
 
 # Of Ray Train's controller, unless the environment has them.
 _SETTINGS = {
@@ -103,7 +104,7 @@ def train(
     if "fatal" in values:
         raise values["fatal"]
     if fit.error is not None:
-        raise _explained(fit.error, config)
+        raise _explained(fit.error, config, values.get("stall"))
     return values["result"]
 
 
@@ -304,14 +305,16 @@ def _reason_to_shrink(sizes: tuple[int, ...]) -> str:
     return NODES_LEAVING if largest(sizes, staying) else ""
 
 
-def _explained(error: BaseException, config: Config) -> SvfapError:
-    """Return the error of the rank that failed first, or else one with Ray's message."""
+def _explained(error: BaseException, config: Config, stall: StallError | None = None) -> SvfapError:
+    """Return the error of the rank that failed first, the last stall, or one with Ray's message."""
     failures = getattr(error, "worker_failures", {})
     for rank, failure in sorted(failures.items()):
         cause = getattr(failure, "cause", None) or failure
         if isinstance(cause, SvfapError):
             return cause
         error = failure if rank == min(failures) else error
+    if stall is not None:
+        return stall
     title = f"Training group failed {config.cluster.max_failures + 1} times"
     advice = "see events.jsonl of the run and Ray's logs; run the same command again to resume"
     return ClusterError(title, config.run.url, str(error).strip().splitlines()[-1], advice)

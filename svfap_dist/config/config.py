@@ -31,7 +31,7 @@ _FREE_TO_CHANGE = {
         *("max_seconds", "micro_batch_size", "zero_stage", "activation_checkpointing"),
         *("compile", "compile_mode"),
         *("log_every", "eval_every", "checkpoint_every", "keep_last", "keep_every"),
-        *("threads_per_rank", "collective_timeout_seconds"),
+        *("threads_per_rank", "collective_timeout_seconds", "stall_seconds"),
     ),
 }
 

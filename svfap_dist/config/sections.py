@@ -252,6 +252,9 @@ class TrainConfig(Section):
     keep_every: NonNegative = 0  # also keep checkpoints at multiples of this step; 0: none
     threads_per_rank: NonNegative = 0  # torch's CPU threads; 0: cores / ranks that share them
     collective_timeout_seconds: Positive = 600  # an unresponsive rank ends the attempt after this
+    # Without progress for so long, all ranks write their stacks and are restarted; 0: never. The
+    # first steps, evaluations, checkpoints and tests may take collective_timeout_seconds.
+    stall_seconds: NonNegative = 120
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the optimizer steps of the whole run: `max_steps`, or those of all epochs.

@@ -16,6 +16,7 @@ NO_STEP_SECONDS = 600  # without a logged step; every few steps are logged, eval
 DATA_BOUND = 0.1  # share of the steps' time: above, too much GPU time is wasted
 LOW_GOODPUT = 0.8
 OLD_CHECKPOINT_SECONDS = 7200  # the work that a crash would lose
+STRAGGLER = 0.1  # share of the steps' time: above, one rank wastes too much of all others'
 MANY_BAD = 0.002  # share of the samples; an intact data set has almost none
 
 
@@ -72,8 +73,30 @@ ALERTS = (
         "Run {{ $labels.run }} has logged no step for ten minutes.",
         "A rank hangs in a collective, the store does not answer, or a checkpoint is very slow.",
         "Look at the last lines of events.jsonl and at the data-path board. Stop the run (it "
-        "saves a checkpoint; a hung rank ends after train.collective_timeout_seconds), start it "
-        "again.",
+        "saves a checkpoint; the watchdog ends hung ranks after train.stall_seconds, unless that "
+        "is 0), start it again.",
+    ),
+    Alert(
+        "SvfapStalled",
+        f"max {_BY_RUN} (max_over_time({metrics.STALLS.name}[30m])) - "
+        f"min {_BY_RUN} (min_over_time({metrics.STALLS.name}[30m])) > 0",
+        "0m",
+        "ticket",
+        "Run {{ $labels.run }} made no progress, and its ranks were restarted.",
+        "A rank was stopped, or hung in the store, a decoder, a collective or the device.",
+        "The stall event of events.jsonl names the rank and the place, stalls/ in the run's folder "
+        "has the stacks of all ranks. If it is always the same host, remove it.",
+    ),
+    Alert(
+        "SvfapStraggler",
+        f"max by (run, rank) ({metrics.STRAGGLER_COST.name}) > {STRAGGLER}",
+        "10m",
+        "ticket",
+        "Rank {{ $labels.rank }} of run {{ $labels.run }} costs {{ $value | humanizePercentage }} "
+        "of the time of all ranks.",
+        "Its node is slower: a hot or shared GPU or CPU, other processes, slow reads.",
+        "Compare *Waiting for data by rank* and *Own time by rank*: if only the latter is higher, "
+        "look at clocks, temperature and other processes of its node, or replace it.",
     ),
     Alert(
         "SvfapRankGone",

@@ -180,6 +180,14 @@ _TRAINING = (
     _main("Gradient norm", "none", (metrics.GRAD_NORM, "")),
     _each_rank("Clips per second by rank", "none", metrics.CLIPS),
     _phases(),
+    _each_rank("Own time by rank", "percentunit", metrics.OWN_SECONDS, "As a share of the time."),
+    _each_rank(
+        "Cost of slow ranks",
+        "percentunit",
+        metrics.STRAGGLER_COST,
+        "SvfapStraggler fires at 10 %.",
+        limits=((None, "transparent"), (alerts.STRAGGLER, "red")),
+    ),
     _main("Learning rate", "sci", (metrics.LEARNING_RATE, ""), decimals=2, width=8),
     _each_rank("Operations per second", "flops", metrics.FLOPS, width=8),
     _each_rank("Tokens per second", "short", metrics.TOKENS, width=8),
@@ -293,7 +301,8 @@ _ALERTS_BY_NAME = (
 _RELIABILITY = (
     _GOODPUT,
     _ALARMS,
-    _now("Restarts", "none", metrics.RESTARTS),
+    _narrow(_now("Restarts", "none", metrics.RESTARTS)),
+    _narrow(_now("Stalls", "none", metrics.STALLS)),
     _number(
         "Age of newest checkpoint",
         "s",

@@ -31,6 +31,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, TypeVar
 
+from svfap_dist.parallel import stacks
+
 _START_SECONDS = 120.0  # for a child to start and to import what the function needs
 _THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGINT))
@@ -315,7 +317,7 @@ def start_process(
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(
-        target=target, args=(*arguments, theirs), daemon=not may_have_children
+        target=_run, args=(target, *arguments, theirs), daemon=not may_have_children
     )
     with (
         _one_library_thread() if one_thread else contextlib.nullcontext(),
@@ -325,6 +327,12 @@ def start_process(
     theirs.close()
     _started.add(process)
     return process, ours
+
+
+def _run(target: Callable[..., None], *arguments: Any) -> None:
+    """Run the function of `start_process`; in the child."""
+    stacks.allow_reading()
+    target(*arguments)
 
 
 def _kill_started() -> None:

@@ -128,6 +128,9 @@ def _figures(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[t
         ("waiting for data", f"{100 * waits:.1f} %"),
         ("goodput", f"{100 * Goodput(events).ratio():.1f} %"),
     ]
+    if slow := _slow_ranks(rows):
+        text = ", ".join(f"{rank}: {100 * cost:.1f} %" for rank, cost in slow)
+        found.append(("cost of the slowest ranks", text))
     held_out = [event["held_out_loss"] for event in events if event["event"] == "eval"]
     if held_out:
         found.insert(2, ("held-out loss, start → end", f"{held_out[0]:.3f} → {held_out[-1]:.3f}"))
@@ -136,6 +139,15 @@ def _figures(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[t
         median, worst = recovered[len(recovered) // 2], recovered[-1]
         found.append(("restarts", f"{len(recovered)}, median {median:.1f} s, worst {worst:.1f} s"))
     return found
+
+
+def _slow_ranks(rows: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    """Return the three ranks that cost most of the steps' time, and their mean cost."""
+    costs: dict[int, float] = {}
+    for row in rows:
+        for rank, cost in row.get("slowest_ranks", ()):  # not in files of older versions
+            costs[rank] = costs.get(rank, 0.0) + cost / len(rows)
+    return sorted(costs.items(), key=lambda item: -item[1])[:3]
 
 
 def _charts(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> str:

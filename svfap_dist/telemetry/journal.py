@@ -2,7 +2,7 @@
 
 Under `run.url`: config.toml (resolved recipe) · metrics.jsonl (a line per log step) · events.jsonl
 (start, resume, ready, window, checkpoint, checkpoint_failed, eval, skip, spike, rollback, change,
-stop; see `goodput`) ·
+stall, stop; see `goodput`) ·
 quarantine.jsonl (samples that could not be used) · ledger/attempt-0001/rank-0000.jsonl (a line per
 sample used, if run.ledger is set; its further parts are rank-0000.0001.jsonl, ...0002, and so on).
 

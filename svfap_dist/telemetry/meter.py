@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 
 from svfap_dist.telemetry import metrics
-from svfap_dist.telemetry.metrics import DATA_WAIT_SECONDS, STEP_SECONDS, Metric
+from svfap_dist.telemetry.metrics import DATA_WAIT_SECONDS, OWN_SECONDS, STEP_SECONDS, Metric
 
 Item = TypeVar("Item")
 
@@ -58,8 +58,18 @@ class Meter:
                 batch = next(batches)
             except StopIteration:
                 return
-            self._sums[DATA_WAIT_SECONDS.name] += self._clock() - began
+            waited = self._clock() - began
+            self.add({DATA_WAIT_SECONDS: waited, OWN_SECONDS: waited})
             yield batch
+
+    def add(self, values: Mapping[Metric, float]) -> None:
+        """Add amounts to windowed metrics.
+
+        Args:
+            values: The amounts.
+        """
+        for metric, value in values.items():
+            self._sums[metric.name] += value
 
     def count_step(self, values: Mapping[Metric, float]) -> None:
         """Count one step.
@@ -68,8 +78,7 @@ class Meter:
             values: Amounts to add to windowed metrics.
         """
         self._steps += 1
-        for metric, value in values.items():
-            self._sums[metric.name] += value
+        self.add(values)
 
     def window(self) -> Window:
         """Return the sums (of gauges: the means) since the last call."""
@@ -83,7 +92,7 @@ class Meter:
 
 
 class Phases:
-    """Adds up the time spent in named phases of a step; phases do not nest.
+    """Adds up the time spent in named phases of a step.
 
     A GPU executes after the call that launched its work has returned, so there CUDA events are
     recorded in its stream and read at a log step: no step waits for them. On CPUs the wall clock
@@ -96,37 +105,40 @@ class Phases:
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
         self._seconds: dict[str, float] = {}
-        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._events: list[tuple[str, str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextlib.contextmanager
-    def measured(self, name: str) -> Iterator[None]:
+    def measured(self, name: str, inside: str = "") -> Iterator[None]:
         """Count the time of the block.
 
         Args:
             name: Name of the phase.
+            inside: Phase that the block is a part of, which does not count it; "": none.
         """
         if not self._on_gpu:
             began = time.perf_counter()
             yield
-            self._add(name, time.perf_counter() - began)
+            self._add(name, inside, time.perf_counter() - began)
             return
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         yield
         end.record()
-        self._events.append((name, begin, end))
+        self._events.append((name, inside, begin, end))
 
-    def _add(self, name: str, seconds: float) -> None:
+    def _add(self, name: str, inside: str, seconds: float) -> None:
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+        if inside:
+            self._seconds[inside] = self._seconds.get(inside, 0.0) - seconds
 
     def take_seconds(self) -> dict[str, float]:
         """Return seconds by phase since the last call; unfinished GPU work counts next time."""
         pending = []
-        for name, begin, end in self._events:
+        for name, inside, begin, end in self._events:
             if end.query():
-                self._add(name, begin.elapsed_time(end) / 1000)
+                self._add(name, inside, begin.elapsed_time(end) / 1000)
             else:
-                pending.append((name, begin, end))
+                pending.append((name, inside, begin, end))
         self._events = pending
         seconds, self._seconds = self._seconds, {}
         return seconds

@@ -86,6 +86,18 @@ DATA_WAIT_SECONDS = declare(
     column="data_wait_seconds",
     over_ranks="max",
 )
+OWN_SECONDS = declare(
+    "svfap_own_seconds_total",
+    "Time of this rank's own work in its steps: waiting for a batch, forward, backward; not the "
+    "waiting for other ranks.",
+    column="own_seconds",
+    over_ranks="max",
+)
+STRAGGLER_COST = declare(
+    "svfap_straggler_cost_ratio",
+    "Share of the steps' time that this rank costs: by how much its own time is above the median "
+    "of all ranks.",
+)
 FETCH_SECONDS = declare(
     "svfap_fetch_seconds_total",
     "Thread time this rank spent reading shards.",
@@ -157,7 +169,8 @@ CHECKPOINT_TIME = declare(
 )
 PHASE_SECONDS = declare(
     "svfap_phase_seconds_total",
-    "Time of this rank's steps by phase (forward, backward, optimizer), by the device's clock.",
+    "Time of this rank's steps by phase (forward, backward, exchange of gradients, optimizer), by "
+    "the device's clock.",
     "phase",
 )
 TOKENS = declare("svfap_tokens_total", "Tokens this rank trained on, seen and predicted.")
@@ -191,6 +204,7 @@ CLIPS_PER_SECOND = declare(
     "Clips of all ranks per second since the last log step.",
     column="clips_per_second",
 )
+STALLS = declare("svfap_stalls", "Attempts before this one that ended because a rank had stalled.")
 RESTARTS = declare("svfap_restarts", "Attempts at the run before this one.")
 WORLD_SIZE = declare("svfap_world_size", "Ranks of the run now.")
 RESIZES = declare("svfap_resizes", "Times that the run has continued with another number of ranks.")

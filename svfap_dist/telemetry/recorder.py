@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import math
 import os
 import socket
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from svfap_dist import distributed
+from svfap_dist import distributed, storage
 from svfap_dist.config import Config
 from svfap_dist.data.batch import ClipBatch
 from svfap_dist.distributed import World
@@ -31,8 +33,11 @@ from svfap_dist.telemetry.restart import FIRST_STEP
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
+STALL = "stall"
 _LOOPBACK = ("127.", "localhost:", "::1:")
 _ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 - to listen on; not an address to connect to
+_OWN_PHASES = ("forward", "backward")
+_RANKS_NAMED = 3  # in metrics.jsonl
 _COMBINE: dict[str, Callable[[list[float]], float]] = {"sum": sum, "max": max, "min": min}
 
 
@@ -71,6 +76,7 @@ class Recorder:
         self._peak_rate = peak_rate
         self._windows: list[Window] = []  # of all ranks, since the last log step
         self._checkpoint_seconds = self._idle_seconds = 0.0  # since the last window
+        self._own_seconds = [0.0] * world.world_size  # of each rank, since the last log step
         self._bad: list[Row] = []  # bad samples that are not yet in the quarantine list
         self.meter = Meter()
         with contextlib.ExitStack() as stack:
@@ -123,6 +129,7 @@ class Recorder:
             {"host": socket.gethostname(), "pid": os.getpid(), "metrics": self._address()}
         )
         if self._world.is_main:
+            self._count_stalls()
             self._on_begin(_reachable(ranks))
         self._write_event(
             "resume" if step else "start",
@@ -222,6 +229,9 @@ class Recorder:
             for metric, mine, column in zip(metrics.windowed_metrics(), own, columns, strict=True)
         }
         self._windows.append(Window(window.steps, values))
+        names = [metric.name for metric in metrics.windowed_metrics()]
+        of_ranks = columns[names.index(metrics.OWN_SECONDS.name)]
+        self._own_seconds = [sum(pair) for pair in zip(self._own_seconds, of_ranks, strict=True)]
         self._write_event(
             WINDOW,
             step=step,
@@ -241,6 +251,8 @@ class Recorder:
             numbers: step, total_steps, epoch, loss, lr and grad_norm.
             phase_seconds: Seconds of this rank, by phase.
         """
+        own = sum(phase_seconds.get(name, 0.0) for name in _OWN_PHASES)
+        self.meter.add({metrics.OWN_SECONDS: max(own, 0.0)})
         num_bad = self.close_window(numbers["step"])
         windows, self._windows = self._windows, []
         totals = {
@@ -257,6 +269,7 @@ class Recorder:
             "data_wait_seconds": waited,
             "data_wait_share": waited / seconds,
             **{m.column: totals[m.name] for m in metrics.windowed_metrics() if m.column},
+            "slowest_ranks": self._slowest_ranks(seconds),
             "bad_samples": num_bad,
             "time": time.time(),
         }
@@ -266,6 +279,15 @@ class Recorder:
         self._journal.write_line(METRICS_FILE, row)
         if self._world.is_main:
             self._on_log(row)
+
+    def _slowest_ranks(self, seconds: float) -> list[tuple[int, float]]:
+        """Return the ranks that cost most since the last log step, and their share of the time."""
+        own, self._own_seconds = self._own_seconds, [0.0] * self._world.world_size
+        median = statistics.median_low(own)  # of two ranks, that of the faster one
+        costs = [max(each - median, 0.0) / seconds for each in own]
+        self._exporter.set(metrics.STRAGGLER_COST, costs[self._world.rank])
+        ranked = sorted(enumerate(costs), key=lambda item: -item[1])
+        return [(rank, round(cost, 4)) for rank, cost in ranked[:_RANKS_NAMED] if cost > 0]
 
     def _show(self, row: Row, phase_seconds: dict[str, float]) -> None:
         for metric in metrics.PROMETHEUS_METRICS.values():
@@ -348,6 +370,30 @@ class Recorder:
             message: Message of an error.
         """
         self._write_event("stop", step=step, reason=reason, message=message)
+
+    def record_stall(self, report: dict[str, Any]) -> None:
+        """Record that the attempt ends because a rank has stalled.
+
+        Args:
+            report: Fields of the event; "attempt" is the number of the stalled attempt.
+        """
+        self._journal.write_event(STALL, **report)
+        self._journal.sync()
+
+    def _count_stalls(self) -> None:
+        """Add the stall of the attempt before if rank 0 could not, and count all (rank 0)."""
+        recorded = {
+            event["attempt"]
+            for event in self._journal.read_lines(EVENTS_FILE)
+            if event["event"] == STALL
+        }
+        before = self._attempt - 1
+        where = storage.join(self._config.run.url, f"stalls/attempt-{before:04d}/stall.json")
+        if before and before not in recorded:
+            with contextlib.suppress(storage.StorageMissingError):
+                self.record_stall(json.loads(storage.read_bytes(where)))
+                recorded.add(before)
+        self._exporter.set(metrics.STALLS, len(recorded))
 
     def expose_end_not_finite(self) -> None:
         """Show that the run ended not finite, and wait until Prometheus may have scraped it."""

@@ -30,7 +30,7 @@ from svfap_dist.model import flops
 from svfap_dist.profiling.decoder import choose_backend
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import open_data
-from svfap_dist.telemetry import restart
+from svfap_dist.telemetry import activity, restart
 from svfap_dist.telemetry.journal import RunHistory, read_history
 from svfap_dist.telemetry.recorder import Recorder, Row
 from svfap_dist.train import health
@@ -38,6 +38,7 @@ from svfap_dist.train.engine import Engine
 from svfap_dist.train.objective import build_objective
 from svfap_dist.train.signals import FINISHED, Notice
 from svfap_dist.train.validation import ValidationSet
+from svfap_dist.train.watchdog import Watchdog
 
 _REFERENCE_BATCH = 256  # clips; the recipe's learning rates are for this global batch
 
@@ -148,12 +149,14 @@ class Attempt:
         on_failure: Callable[[int, Exception], None] = lambda step, error: None,
     ) -> None:
         self._on_failure = on_failure
+        watchdog = stack.enter_context(Watchdog(config, world, on_failure))
 
         def read() -> RunContext | None:
             return (context or load_run_context(config)) if world.is_main else None
 
         found: RunContext = distributed.broadcast_object(distributed.run_long_on_all_ranks(read))
         self._manifest, self._history, state = found.manifest, found.history, found.state
+        watchdog.attempt = found.attempt
         config = state.with_order(config) if state else config
         config = _with_backend(config, self._manifest, state)
         self._config, self._world = config, world
@@ -174,6 +177,7 @@ class Attempt:
             config, world, found.attempt, self.step, on_log, on_begin, costs, peak_rate
         )
         self._recorder = stack.enter_context(recorder)
+        watchdog.record = recorder.record_stall
         self._checkpointer = stack.enter_context(Checkpointer(config, world, recorder.sync))
         stack.enter_context(self._errors_recorded())
         self._fingerprint, versions = self._manifest.fingerprint, store.package_versions()
@@ -186,16 +190,19 @@ class Attempt:
         self._drop_old_predictions()
         restart.CLOCK.lap("context")
 
+        activity.begin("building the network")
         self.engine = Engine(config, objective, world, device)
         stack.callback(self.engine.close)
         restart.CLOCK.lap("engine")
         if state is not None:
+            activity.begin("restoring the checkpoint", is_slow=True)
             reshard = load.needs_resharding(state, config, world)
             load.restore_engine(config.run.url, state, self.engine, reshard)
             restart.CLOCK.lap("checkpoint")
         self._health = health.Health(
             config.health, config.data.max_bad_fraction, self.step, self._history.rollbacks
         )
+        activity.begin("reading the held-out clips")
         self._validation: ValidationSet | None = None
         if found.eval_manifest is not None:
             self._validation = ValidationSet(config, world, found.eval_manifest)
@@ -253,7 +260,12 @@ class Attempt:
         restart.CLOCK.lap("prepare")
         batches = self._loader.batches(self.step, self.total_steps)
         stack.callback(batches.close)
-        return self._recorder.meter.waiting(batches)
+        waiting = self._recorder.meter.waiting(batches)
+        while True:
+            activity.begin("waiting for the batch", self.step + 1)
+            if (batch := next(waiting, None)) is None:
+                return
+            yield batch
 
     def _learning_rate(self, step: int) -> float:
         """Return the learning rate of the optimizer step after `step` completed ones."""
@@ -281,6 +293,7 @@ class Attempt:
             return False
         if is_first := restart.CLOCK.is_running:
             restart.CLOCK.lap("data")
+        activity.begin("forward and backward", next_step)
         self.engine.backward(batch, self.step)
         self._recorder.count_step(next_step, batch)
         vote = health.StepVote(
@@ -289,6 +302,7 @@ class Attempt:
             save=notice.new_nodes_leaving(),
         )
         counts = vote.counts(batch.num_slots, len(batch.bad))
+        activity.begin("updating the weights", next_step)
         update = self.engine.update(self._learning_rate(self.step), counts)
         self._health.add(next_step, lambda: batch.keys, update)
         self.step = next_step
@@ -308,6 +322,7 @@ class Attempt:
             up_to_now: Whether to wait for this step.
             before: A decision to add to.
         """
+        activity.begin("waiting for the sums of all ranks", self.step)
         try:
             decision = self._health.decide(up_to_now, before)
         except (HealthError, health.RollbackError) as error:
@@ -352,6 +367,7 @@ class Attempt:
             loss: Mean over all ranks.
             grad_norm: Global norm before clipping.
         """
+        activity.begin("logging", self.step)
         lr = self._learning_rate(self.step - 1)
         epoch = (self.step - 1) // self._loader.steps_per_epoch
         row = {"step": self.step, "total_steps": self.total_steps, "epoch": epoch}
@@ -362,6 +378,7 @@ class Attempt:
         """Compute and record the validation loss, if there are validation clips."""
         if self._validation is not None:
             began = time.perf_counter()
+            activity.begin("evaluating", self.step, is_slow=True)
             loss = self._validation.loss(self.engine)
             self._recorder.record_evaluation(self.step, loss, time.perf_counter() - began)
 
@@ -374,6 +391,11 @@ class Attempt:
         if distributed.run_on_main(lambda: storage.exists(where)):
             return True
         began = time.perf_counter()
+
+        def stops() -> bool:  # between two batches
+            activity.begin("testing", self.step, is_slow=True)
+            return bool(notice.external_stop_reason())
+
         try:
             with self.engine.evaluating():
                 tested = runner.score_selection(
@@ -383,7 +405,7 @@ class Attempt:
                     self._test_on,
                     self.engine.network,
                     self.engine.device,
-                    stops=lambda: bool(notice.external_stop_reason()),
+                    stops=stops,
                 )
         except runner.StoppedError:
             return False
@@ -395,6 +417,7 @@ class Attempt:
     def save(self) -> None:
         """Wait for the previous checkpoint's upload, then start to save another."""
         self.finish_upload()
+        activity.begin("saving a checkpoint", self.step, is_slow=True)
         self._ownership.check()
         self._recorder.close_window(self.step)  # recorded before the checkpoint that keeps it
         began = time.perf_counter()
@@ -405,6 +428,7 @@ class Attempt:
 
     def finish_upload(self) -> bool:
         """Wait for the upload in progress, if any, and record it; return False if it failed."""
+        activity.begin("waiting for the upload of a checkpoint", self.step, is_slow=True)
         began = time.perf_counter()
         outcome = self._checkpointer.finish_upload()
         if outcome is None:
@@ -423,6 +447,7 @@ class Attempt:
         if not self.finish_upload():
             self.save()
             self.finish_upload()
+        activity.begin("ending", self.step, is_slow=True)
         is_done = self.step == self.total_steps and self._test(notice)
         self._recorder.close_window(self.step)
         reasons = [r for r in distributed.all_gather_object(notice.stop_reason()) if r]

@@ -281,10 +281,10 @@ class Engine:
 
     def _choose_backend(self) -> Backend:
         if self._stage == 0:
-            return Replicated(self._engine, self._accumulation)
+            return Replicated(self._engine, self._accumulation, self.phases)
         if self._stage == 3:
             return Gathered(self._engine)
-        return Partitioned(self._engine, self._accumulation, self._stage)
+        return Partitioned(self._engine, self._accumulation, self._stage, self.phases)
 
     def _compile(self, mode: str) -> None:
         """Compile network and loss as one function; at stage 3, the network between its hooks."""

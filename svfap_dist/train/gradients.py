@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
 
 from svfap_dist import distributed
+from svfap_dist.telemetry.meter import Phases
 
 REDUCE_BUCKET = 12_500_000  # parameters whose gradients are reduced together
 BUCKETS_IN_FLIGHT = 2  # buckets that wait for their reduction
@@ -63,10 +64,13 @@ class GradientReducer:
         groups: All parameters; the kept intervals are concatenated in this order.
         every_micro_batch: Whether each micro batch is reduced, so that no rank ever holds all
             gradients (ZeRO-2); otherwise only the sum of a step is.
+        phases: Count the time of waiting for other ranks, inside "backward"; None: nothing does.
     """
 
-    def __init__(self, groups: Sequence[FlatGroup], every_micro_batch: bool) -> None:
-        self._groups, self._every_micro_batch = groups, every_micro_batch
+    def __init__(
+        self, groups: Sequence[FlatGroup], every_micro_batch: bool, phases: Phases | None = None
+    ) -> None:
+        self._groups, self._every_micro_batch, self._phases = groups, every_micro_batch, phases
         self._places: dict[nn.Parameter, _Place] = {}
         for number, group in enumerate(groups):
             offset = 0
@@ -203,7 +207,10 @@ class GradientReducer:
     @torch.no_grad()
     def _keep(self, number: int, flat: Tensor, work: Any) -> None:
         """Wait for the reduction of a bucket, in the device's queue, and keep this rank's part."""
-        if work is not None:
+        if work is not None and self._phases is not None:
+            with self._phases.measured("exchange", inside="backward"):
+                work.wait()
+        elif work is not None:
             work.wait()
         assert self._kept is not None
         for run in self._runs[number]:

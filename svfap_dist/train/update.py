@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from svfap_dist.telemetry.meter import Phases
 from svfap_dist.train.gradients import FlatGroup, GradientReducer
 
 _EPSILON = 1e-6  # of clipping, as in torch's and DeepSpeed's
@@ -160,16 +161,22 @@ class _Flat:
         groups: Of the optimizer.
         accumulation: Micro batches of a step.
         every_micro_batch: See `GradientReducer`.
+        phases: See `GradientReducer`.
     """
 
     def __init__(
-        self, engine: Any, groups: Sequence[FlatGroup], accumulation: int, every_micro_batch: bool
+        self,
+        engine: Any,
+        groups: Sequence[FlatGroup],
+        accumulation: int,
+        every_micro_batch: bool,
+        phases: Phases,
     ) -> None:
         # They do nothing at these stages, and would be compiled with the network.
         engine.module_forward_pre_hook.remove()
         engine.module_forward_post_hook.remove()
         self.network = engine.module
-        self._reducer = GradientReducer(groups, every_micro_batch)
+        self._reducer = GradientReducer(groups, every_micro_batch, phases)
         self._gradients: list[Tensor] = []  # of the kept interval of each group
         self._world_size, self._rank = dist.get_world_size(), dist.get_rank()
         # Of a micro batch's loss in the mean over micro batches and ranks.
@@ -193,16 +200,17 @@ class Replicated(_Flat):
     Args:
         engine: DeepSpeed's.
         accumulation: Micro batches of a step.
+        phases: Count the time of waiting for other ranks.
     """
 
-    def __init__(self, engine: Any, accumulation: int) -> None:
+    def __init__(self, engine: Any, accumulation: int, phases: Phases) -> None:
         self._groups = [list(group["params"]) for group in engine.optimizer.param_groups]
         self._sizes = [[parameter.numel() for parameter in group] for group in self._groups]
         groups = [
             FlatGroup(group, 0, sum(sizes))
             for group, sizes in zip(self._groups, self._sizes, strict=True)
         ]
-        super().__init__(engine, groups, accumulation, every_micro_batch=False)
+        super().__init__(engine, groups, accumulation, False, phases)
 
     def squared_norm(self) -> Tensor:
         """See `Backend.squared_norm`."""
@@ -229,7 +237,7 @@ class Partitioned(_Flat):
         stage: 1 or 2.
     """
 
-    def __init__(self, engine: Any, accumulation: int, stage: int) -> None:
+    def __init__(self, engine: Any, accumulation: int, stage: int, phases: Phases) -> None:
         self._zero, rank = engine.optimizer, dist.get_rank()
         for hook in self._zero._grad_acc_hooks:
             hook.remove()
@@ -240,7 +248,7 @@ class Partitioned(_Flat):
                 self._zero.round_robin_bit16_groups, self._zero.partition_size, strict=True
             )
         ]
-        super().__init__(engine, groups, accumulation, every_micro_batch=stage == 2)
+        super().__init__(engine, groups, accumulation, stage == 2, phases)
 
     def squared_norm(self) -> Tensor:
         """See `Backend.squared_norm`."""

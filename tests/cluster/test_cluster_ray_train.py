@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from svfap_dist.cluster import ray_train
 from svfap_dist.config import recipe
 from svfap_dist.errors import ClusterError, ConfigError, HealthError
 from svfap_dist.telemetry.goodput import NODES_LEAVING
+from svfap_dist.train.audit import audit
+from svfap_dist.train.stalls import StallError
 
 SMALL = [
     "model.size=nano",
@@ -198,3 +201,52 @@ def test_ranks_leave_a_node_at_once_if_enough_of_them_stay(
     monkeypatch.setattr("ray.train.v2._internal.execution.context._train_context", context)
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
     assert ray_train._reason_to_shrink(sizes) == reason
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_is_noticed_named_and_replaced(shards, tmp_path):
+    """SIGSTOP of a rank under Ray: its stack cannot be had, those of the others are in the run."""
+    stopped: list[float] = []
+    run = tmp_path / "run"
+
+    def stop_rank_1(row: dict[str, Any]) -> None:
+        if row["step"] >= 6 and not stopped:
+            (start,) = [e for e in lines(run / "events.jsonl") if e["event"] == "start"]
+            stopped.append(time.time())
+            os.kill(start["ranks"][1]["pid"], signal.SIGSTOP)
+
+    seconds = 10
+    config = config_of(
+        shards,
+        run,
+        "train.max_steps=40",
+        "train.checkpoint_every=4",
+        f"train.stall_seconds={seconds}",
+    )
+    result = ray_train.train(config, on_log=stop_rank_1)
+
+    assert result.step == 40
+    events = lines(run / "events.jsonl")
+    (stall,) = [event for event in events if event["event"] == "stall"]
+    assert (stall["ranks"], stall["kind"]) == ([1], "silent")
+    assert "stopped by a signal" in stall["error"][2]
+    resumed = next(event for event in events if event["event"] == "resume")
+    print(
+        f"noticed {stall['time'] - stopped[0]:.1f} s, resumed {resumed['time'] - stopped[0]:.1f} s"
+    )
+    assert "Thread" in (run / "stalls/attempt-0001/rank-0000.txt").read_text()
+    assert audit(str(run)).is_exact
+
+
+@pytest.mark.slow
+def test_the_driver_s_last_message_names_the_stalled_rank(shards, tmp_path):
+    run = tmp_path / "run"
+
+    def stop_rank_1(row: dict[str, Any]) -> None:
+        if row["step"] == 6:
+            (start,) = [e for e in lines(run / "events.jsonl") if e["event"] == "start"]
+            os.kill(start["ranks"][1]["pid"], signal.SIGSTOP)
+
+    limits = ["train.stall_seconds=10", "cluster.max_failures=0", "train.max_steps=400"]
+    with pytest.raises(StallError, match=r"rank 1 \(process"):
+        ray_train.train(config_of(shards, run, *limits), on_log=stop_rank_1)

@@ -272,6 +272,7 @@ FREE = {
         "keep_every",
         "threads_per_rank",
         "collective_timeout_seconds",
+        "stall_seconds",
     },
     "task": {"metrics", "published", "published_source"},
     "finetune": {"init", "test_segments", "test_crops"},

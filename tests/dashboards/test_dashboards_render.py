@@ -58,6 +58,7 @@ def told(alert: alerts.Alert) -> str:
     """What docs/monitoring.md has to say of an alert; a failing test shows it, to be copied."""
     words = {
         "{{ $labels.run }}": "R",
+        "{{ $labels.rank }}": "N",
         "{{ $labels.instance }}": "HOST:PORT",
         "{{ $value | humanizePercentage }}": "X %",
     }

@@ -48,6 +48,7 @@ def test_a_window_holds_the_steps_since_the_last_one() -> None:
                     "svfap_clips_total": 8,
                     "svfap_step_seconds_total": 5.0,
                     "svfap_data_wait_seconds_total": 3.0,
+                    "svfap_own_seconds_total": 3.0,
                     "svfap_fetch_seconds_total": 0.5,
                     "svfap_decode_seconds_total": 1.5,
                     "svfap_fetched_bytes_total": 200,

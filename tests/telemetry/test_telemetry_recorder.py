@@ -52,7 +52,8 @@ def _record(url: str, world: World) -> tuple[list[dict[str, Any]], list[int]]:
         for step in (1, 2, 3):
             bad = [BadSample(7, "clip-7", "undecodable", "torn")] * (step == 2) * world.rank
             recorder.count_step(step, _batch(world.rank, bad))
-            recorder.log_step({"step": step, **NUMBERS}, {})
+            phases = {"forward": 1.0 + world.rank, "backward": 2.0, "exchange": 1.0 - world.rank}
+            recorder.log_step({"step": step, **NUMBERS}, phases)
             counts.append(pickled[0])
     return rows, counts
 
@@ -67,6 +68,8 @@ def test_log_steps_combine_all_ranks_without_pickling(tmp_path: Path) -> None:
     for row in rows:
         assert row["fetch_seconds"] == 0.5 + 1.5
         assert row["batches_ready"] == 2.0  # of the rank that waits
+        assert row["own_seconds"] == 4.0  # of the slowest rank; not the exchange
+        assert [rank for rank, _ in row["slowest_ranks"]] == [1]
         assert (row["bytes_fetched"], type(row["bytes_fetched"])) == (201, int)
     lines = (tmp_path / "run/quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines] == ["clip-7"]

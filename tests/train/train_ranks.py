@@ -15,6 +15,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,35 @@ def start(
     seconds: float = 240,
 ) -> list[list[Any]]:
     """Results of the tasks, [task][rank]; without the last one if that is meant to kill a rank."""
+    processes = _started(world_size, tasks, folder)
+    codes = [process.wait(timeout=seconds) for process in processes]
+    logs = "\n".join((folder / f"rank-{r}.log").read_text() for r in range(world_size))
+    if last_dies:
+        assert codes[-1] == -signal.SIGKILL, logs
+    else:
+        assert codes == [0] * world_size, logs
+    results = [json.loads((folder / f"rank-{r}.json").read_text()) for r in range(world_size)]
+    return [list(of_ranks) for of_ranks in zip(*results, strict=True)]
+
+
+def start_failing(world_size: int, task: Task, folder: Path, seconds: float = 240) -> list[int]:
+    """Exit codes of the ranks of a task that fails. As a launcher does, this waits for the end of
+    the first one that ends, and of those that end by themselves soon after, and kills the rest."""
+    processes = _started(world_size, [task], folder)
+    try:
+        deadline = time.monotonic() + seconds
+        while all(p.poll() is None for p in processes) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            for process in processes:
+                process.wait(timeout=30)
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.wait() for process in processes]
+
+
+def _started(world_size: int, tasks: list[Task], folder: Path) -> list[subprocess.Popen[bytes]]:
     folder.mkdir(parents=True, exist_ok=True)
     ports = [distributed.free_port() for _ in tasks]
     (folder / "tasks.json").write_text(json.dumps({"tasks": tasks, "ports": ports}))
@@ -63,14 +94,7 @@ def start(
                     stderr=log,
                 )
             )
-    codes = [process.wait(timeout=seconds) for process in processes]
-    logs = "\n".join((folder / f"rank-{r}.log").read_text() for r in range(world_size))
-    if last_dies:
-        assert codes[-1] == -signal.SIGKILL, logs
-    else:
-        assert codes == [0] * world_size, logs
-    results = [json.loads((folder / f"rank-{r}.json").read_text()) for r in range(world_size)]
-    return [list(of_ranks) for of_ranks in zip(*results, strict=True)]
+    return processes
 
 
 def recipe_tables(data_url: str, run_url: str, **changes: dict[str, Any]) -> dict[str, Any]:
@@ -178,6 +202,61 @@ def plant(objective: Any, bad_steps: list[int], fault: str) -> Any:
 
     objective.inputs, objective.loss = noted_inputs, planted_loss
     return objective
+
+
+def stall(tables: dict[str, Any], fault: str, rank: int, step: int) -> dict[str, Any]:
+    """A run in which something hangs on a rank once it has begun a step; `fault` is a function
+    `hang_in_...` of this module. The time of it goes to the file `fault.time` in the run."""
+    from svfap_dist.config import recipe
+    from svfap_dist.train import loop
+
+    steps = 0
+
+    def asked_at_each_step() -> str:
+        nonlocal steps
+        steps += 1
+        if steps == step and int(os.environ["RANK"]) == rank:
+            Path(tables["run"]["url"], "fault.time").write_text(str(time.time()))
+            globals()[f"hang_in_{fault}"]()
+        return ""
+
+    config = recipe.from_tables(tables, where="test")
+    return dataclasses.asdict(loop.run(config, stop_requested=asked_at_each_step))
+
+
+def hang_in_signal() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def hang_in_storage() -> None:
+    """From now on no read of this rank ends."""
+    from svfap_dist import storage
+
+    fs, _ = storage.filesystem("/")
+    type(fs).cat_file = lambda self, path, start=None, end=None: threading.Event().wait()  # type: ignore[attr-defined]
+
+
+def hang_in_collective() -> None:
+    """The next sum over all ranks never begins on this one."""
+    from svfap_dist.train import update
+
+    class Hanging:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch.distributed, name)
+
+        def all_reduce(self, *_: Any) -> None:
+            threading.Event().wait()
+
+    import torch
+
+    update.dist = Hanging()  # type: ignore[assignment]
+
+
+def hang_in_interpreter() -> None:
+    """A call in C that keeps the interpreter's lock: no other thread of this rank runs."""
+    import ctypes
+
+    ctypes.PyDLL(None).sleep(600)
 
 
 def finetune(tables: dict[str, Any], stop_after: int = 0) -> dict[str, Any]:

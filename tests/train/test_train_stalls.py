@@ -1,0 +1,119 @@
+"""When a run counts as stalled, and whom the error names."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from typing import Any
+
+import pytest
+
+from svfap_dist.train.stalls import Beat, StallError, Verdict, explain, judge
+
+STEP, SLOW = 10.0, 600.0  # limits in seconds
+
+
+def beat(rank: int = 0, **changes: Any) -> Beat:
+    usual = Beat(
+        host=f"h{rank}",
+        pid=100 + rank,
+        number=5,
+        step=37,
+        activity="forward and backward",
+        seconds=1.0,
+        limit=STEP,
+        collectives=20,
+    )
+    return dataclasses.replace(usual, **changes)
+
+
+def verdict(*beats: Beat, silences: dict[int, float] | None = None) -> Verdict | None:
+    quiet = dict.fromkeys(range(len(beats)), 0.0) | (silences or {})
+    return judge(dict(enumerate(beats)), quiet, STEP)
+
+
+@pytest.mark.parametrize("seconds", [0.0, STEP])
+def test_a_run_within_its_limits_is_left_alone(seconds: float) -> None:
+    late = beat(seconds=seconds)
+    assert verdict(late, late, silences={0: seconds, 1: seconds}) is None
+    assert verdict(late) is None
+
+
+def test_a_rank_without_heartbeat_is_named_though_others_are_late_too() -> None:
+    found = verdict(beat(seconds=12.0, collectives=21), beat(1), silences={1: 11.0})
+    assert found == Verdict("silent", (1,), 11.0)
+
+
+def test_a_rank_that_stops_in_a_long_activity_is_noticed_as_soon() -> None:
+    saving = beat(activity="saving a checkpoint", limit=SLOW)
+    assert verdict(saving, saving, silences={0: 11.0}) == Verdict("silent", (0,), 11.0)
+
+
+def test_the_rank_with_fewer_collectives_is_behind() -> None:
+    others = beat(seconds=11.0, collectives=21)
+    waits = beat(2, activity="waiting for the batch", seconds=10.5)
+    assert verdict(others, others, waits, others) == Verdict("behind", (2,), 11.0)
+
+
+def test_all_ranks_in_the_same_collective_are_together() -> None:
+    late = beat(seconds=11.0)
+    assert verdict(late, late) == Verdict("together", (0, 1), 11.0)
+    assert verdict(late) == Verdict("together", (0,), 11.0)
+
+
+def test_ranks_may_wait_for_one_in_a_long_activity() -> None:
+    saving = beat(activity="saving a checkpoint", seconds=200.0, limit=SLOW)
+    waits = beat(1, seconds=200.0, collectives=21)
+    assert verdict(saving, waits) is None
+    assert verdict(dataclasses.replace(saving, seconds=601.0), waits) == Verdict(
+        "behind", (0,), 601.0
+    )
+
+
+def test_a_rank_that_has_left_is_not_silent_but_behind() -> None:
+    gone = beat(1, ended=True, collectives=19)
+    assert verdict(beat(), gone, silences={1: 60.0}) is None
+    assert verdict(beat(seconds=11.0), gone, silences={1: 60.0}) == Verdict("behind", (1,), 11.0)
+    assert verdict(gone, gone, silences={0: 60.0, 1: 60.0}) is None
+
+
+def test_the_error_names_rank_step_activity_and_place() -> None:
+    beats = {0: beat(collectives=21), 1: beat(1, activity="waiting for the batch")}
+    found = Verdict("behind", (1,), 12.3)
+    places = {1: "data/loader.py:97 batches (other threads at storage/files.py:320 read_buffer)"}
+    error = explain(found, beats, places, "", "s3://b/run/stalls/attempt-0002")
+    assert error.where == "step 37, rank 1 (process 101 on h1)"
+    for part in ("waiting for the batch of step 37", "storage/files.py:320", "20 coll", "to 21"):
+        assert part in error.found
+    assert "s3://b/run/stalls/attempt-0002" in error.do
+    assert error.retryable
+    assert pickle.loads(pickle.dumps(error)).found == error.found
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "text"),
+    [
+        ("silent", "its process is stopped by a signal", "its process is stopped by a signal"),
+        ("silent", "", "cut off"),
+        ("store", "", "store does not answer"),
+    ],
+)
+def test_kinds_of_silence_are_told_apart(kind: Any, state: str, text: str) -> None:
+    error = explain(Verdict(kind, (0,), 12.0), {0: beat(), 1: beat(1)}, {}, state, "stalls")
+    assert text in error.found
+    assert "rank 0 (process 100 on h0)" in error.where
+
+
+def test_every_rank_is_named_where_none_is_behind() -> None:
+    beats = {rank: beat(rank) for rank in range(12)}
+    found = Verdict("together", tuple(range(12)), 12.0)
+    error = explain(found, beats, {0: "train/update.py:122 update"}, "", "stalls")
+    assert "ranks 0, 1, 2, 3, 4, 5, 6, 7, ..." in error.where
+    assert "train/update.py:122 update" in error.found
+    assert isinstance(error, StallError)
+
+
+def test_beats_and_verdicts_survive_the_store() -> None:
+    assert Beat.loads(beat(1, ended=True).dumps()) == beat(1, ended=True)
+    found = Verdict("behind", (1, 3), 12.5)
+    assert Verdict.loads(found.dumps()) == found
