@@ -61,11 +61,11 @@ def test_a_stopped_rank_is_named_and_the_run_resumes(data: Path, tmp_path: Path)
     assert "Thread" in stacks(found, 0)
     events = lines(found["run"] / "events.jsonl")
     assert events[-1]["event"] == "stall"
-    assert (events[-1]["step"], events[-1]["attempt"]) == (9, 1)
+    assert events[-1]["attempt"] == 1
+    assert 0 < events[-1]["step"] <= 9  # of its last heartbeat
     assert "stop" not in [event["event"] for event in events]
 
-    tables = found["tables"] | {"train": found["tables"]["train"] | {"max_steps": 60}}
-    again = start(2, [("train", {"tables": tables})], tmp_path / "again")
+    again = start(2, [("train", {"tables": found["tables"]})], tmp_path / "again")
     assert [result["step"] for result in again[0]] == [60, 60]
     assert audit(str(found["run"])).is_exact
     events = lines(found["run"] / "events.jsonl")
