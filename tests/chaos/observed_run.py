@@ -32,17 +32,17 @@ STEPS, CHECKPOINT_EVERY = 240, 20
 _POLL_SECONDS = 0.1
 _PATIENCE_SECONDS = 400.0  # for what takes a tenth of it on an idle machine
 # Events by which the run itself says that something is wrong.
-_NOTICES = ("stop", "stall", "skip", "rollback", "resize", "checkpoint_failed", "resume")
+_NOTICES = ("stall", "skip", "rollback", "resize", "checkpoint_failed", "resume")
 Line = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recovery:
-    """What a fault cost. None where the run was not interrupted; seconds since the fault.
+    """What a fault cost, in seconds since then.
 
-    noticed: until the first event about it. restored: until the first completed step beyond those
-    that were completed before. redone: steps that were repeated. pause: longest time between two
-    steps after the fault.
+    noticed: until the first event about it; None: there is none. restored: until the first
+    completed step beyond those that were completed before; None: the run did not restart. redone:
+    steps that were repeated. pause: longest time between two steps after the fault.
     """
 
     noticed: float | None
@@ -240,15 +240,16 @@ def recovery_of(events: Sequence[Line], fault: float, until: float) -> Recovery:
     steps = [event for event in after if event["event"] == WINDOW]
     times = [fault, *(event["time"] for event in steps)]
     pause = max((later - now for now, later in itertools.pairwise(times)), default=0.0)
+    notices = [time - fault for time in map(_notice, after) if time is not None]
+    noticed = min(notices, default=None)
     begun = next((event for event in after if event["event"] == "resume"), None)
     if begun is None:
-        return Recovery(None, None, 0, pause)
+        return Recovery(noticed, None, 0, pause)
     done = [*before, *after[: after.index(begun)]]
     reached = max(event["step"] for event in done if event["event"] == WINDOW)
     beyond = [s["time"] for s in steps if s["time"] > begun["time"] and s["step"] > reached]
-    noticed = min(filter(None, map(_notice, after)))
     restored = beyond[0] - fault if beyond else None
-    return Recovery(noticed - fault, restored, reached - begun["step"], pause)
+    return Recovery(noticed, restored, reached - begun["step"], pause)
 
 
 def phases_of(event: Line) -> dict[str, float]:
@@ -258,7 +259,7 @@ def phases_of(event: Line) -> dict[str, float]:
 
 def _notice(event: Line) -> float | None:
     """When an event says that something was noticed, None if it does not."""
-    if event["event"] in _NOTICES:
+    if event["event"] in _NOTICES or (event["event"] == "stop" and event["message"]):
         return event["time"]
     if "noticed" not in (phases := phases_of(event)):
         return None

@@ -46,6 +46,11 @@ def test_no_restart_is_a_pause():
     assert recovery_of(steady, 1.5, float("inf")) == Recovery(None, None, 0, pause=3.0)
 
 
+def test_a_skipped_update_is_noticed_without_a_restart():
+    skipped = [_event("start", 0.0, step=0), _window(1.0, 1), _event("skip", 2.5, step=2)]
+    assert recovery_of([*skipped, _window(3.0, 3)], 1.5, float("inf")).noticed == 1.0
+
+
 def test_events_after_the_next_fault_belong_to_it():
     assert recovery_of(_KILLED, 8.5, until=13.0).restored is None
 
