@@ -89,7 +89,7 @@ def main(steps: int) -> None:
                 show(row["step"])
 
         result = loop.run(config, on_log=on_log)
-        assert result.step == steps
+        assert result.step == steps, result.stop_reason
 
 
 if __name__ == "__main__":
