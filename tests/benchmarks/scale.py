@@ -11,7 +11,9 @@ does alone is counted with the files of 8, 64 and 512 ranks.
 A count marked `c` is counted; `x` is extrapolated by the parabola through those of 2, 4 and 8
 ranks, for hosts of 8 ranks. Seconds of requests are not measured but follow from the counts: 30 ms
 for each of the longest chain of requests that one thread makes one after the other (a listing is
-one per 1,000 names), and 1/5500 s for each request of all ranks together. A log step has its
+one per 1,000 names), and 1/5500 s for each request of all ranks together. Where 16 or 32 threads
+share requests that grow with the ranks, the extrapolated chain is as if there were a thread for
+each. A log step has its
 collectives and the CPU seconds of a rank's process: `m` are measured, `l` on the line through those
 of 2, 4 and 8 ranks.
 """
@@ -76,6 +78,7 @@ def register_store(folder: Path) -> Any:
 
         def _ask(self, kind: str, count: int = 1) -> None:
             log.extend([(threading.get_ident(), kind)] * count)
+            time.sleep(0.002)  # so that threads share requests, as they would
 
         def cat_file(self, path: str, start: Any = None, end: Any = None, **_: Any) -> bytes:
             self._ask("read")
