@@ -48,6 +48,7 @@ def test_a_finished_run_continues_with_what_it_is_allowed_to_change(tmp_path: Pa
             task(other, 9, "train.max_steps", "optim.weight_decay", optim=decay),
         ],
         tmp_path / "ranks",
+        seconds=900,
     )
     first, unnamed, misnamed, shorter, batch, longer, again, after, *_ = (r[0] for r in results)
     assert (first["step"], first["stop_reason"]) == (6, "finished")

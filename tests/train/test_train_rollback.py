@@ -63,7 +63,7 @@ def planted(data: str, folder: Path) -> dict[str, list[Any]]:
         ),
         "stage 3": task("stage-3", [6, 7, 8], **stage_3),
     }
-    results = start(2, list(tasks.values()), folder / "ranks")
+    results = start(2, list(tasks.values()), folder / "ranks", seconds=900)
     return dict(zip(tasks, results, strict=True))
 
 
