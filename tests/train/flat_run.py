@@ -7,6 +7,9 @@ with two decode workers, the ledger, a log line every 10 steps, a checkpoint eve
 20 equally spaced steps, a line of JSON: the step; of the training process its resident memory, what
 malloc and Python have in use (see data/flat_memory.py), threads and open descriptors; of all its
 child processes together their resident memory, threads and descriptors, and how many they are.
+
+During the first 1,000 steps or so torch's flight recorder of collectives fills its 2,000 entries,
+about 550 bytes a step (TORCH_FR_BUFFER_SIZE=1 takes them away).
 """
 
 from __future__ import annotations
