@@ -12,7 +12,7 @@ import functools
 import os
 import socket
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -139,7 +139,10 @@ def needs_resharding(state: TrainState, config: Config, world: World) -> bool:
 def restore_engine(
     run_url: str, state: TrainState, engine: CheckpointEngine, reshard: bool
 ) -> None:
-    """Restore weights and optimizer; a collective of all ranks. Each node downloads once.
+    """Restore weights and optimizer; a collective of all ranks.
+
+    Each node downloads once: only its own ranks' files unless they are resharded, and of these only
+    what its ranks have not kept when they saved.
 
     Args:
         run_url: URL of the run.
@@ -155,7 +158,9 @@ def restore_engine(
     with tempfile.TemporaryDirectory(prefix=f"svfap-{tag}-") as folder:
         nodes = distributed.all_gather_object((socket.gethostname(), folder))
         shared = next(path for host, path in nodes if host == socket.gethostname())
-        fetch = functools.partial(_fetch_for_engine, run_url, state, folder)
+        own = {rank for rank, (host, _) in enumerate(nodes) if host == socket.gethostname()}
+        ranks = None if reshard else own  # DeepSpeed reads a rank's own files only
+        fetch = functools.partial(_fetch_for_engine, run_url, state, folder, ranks)
         distributed.run_on_all_ranks(fetch if shared == folder else lambda: None)
         if reshard:
             read = functools.partial(_read_states, shared, state, engine.parameter_names)
@@ -163,12 +168,16 @@ def restore_engine(
         else:
             engine.load(shared, tag)
         distributed.barrier()  # the node's folder is removed only after its last reader
+        if shared == folder:
+            store.remove_copies(run_url, but=state.step)
 
 
-def _fetch_for_engine(run_url: str, state: TrainState, folder: str) -> None:
+def _fetch_for_engine(
+    run_url: str, state: TrainState, folder: str, ranks: Collection[int] | None
+) -> None:
     tag = store.checkpoint_tag(state.step)
     if not state.universal:
-        store.fetch(run_url, state.step, os.path.join(folder, tag))
+        store.fetch(run_url, state.step, os.path.join(folder, tag), ranks=ranks)
     else:
         store.fetch(run_url, state.step, folder, names=(store.UNIVERSAL,))
         packed = os.path.join(folder, store.UNIVERSAL)

@@ -6,7 +6,8 @@ weights while training waits; its thread writes their file, waits for all marker
 and COMMIT, and deletes what retention does not keep. Threads communicate through the store only,
 never through collectives. A marker's name has a token drawn for this one save, so markers of a
 killed attempt do not count. `finish_upload` returns to all ranks how an upload ended: one failure
-is logged and the run continues, two in a row end it.
+is logged and the run continues, two in a row end it. The local folder of the newest committed
+checkpoint stays until another one replaces it or the run ends: a restart on this node reads it.
 
 The file OWNER in the run's folder is a fencing token, not a lease: an attempt that starts replaces
 it at once, and an older attempt that finds another token before its next checkpoint ends without
@@ -18,8 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import glob
-import hashlib
 import json
 import logging
 import os
@@ -32,6 +31,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -49,6 +49,7 @@ from svfap_dist.model.weights import ModelInfo
 OWNER = "OWNER"
 _POLL_SECONDS = 0.5  # between listings for the other ranks' markers
 _FAILURES_ALLOWED = 1  # in a row
+_PARALLEL_MARKERS = 32  # read at a time by rank 0
 _FULL_BYTES = 16 << 20  # a disk with less free space counts as full
 
 log = logging.getLogger(__name__)
@@ -149,9 +150,7 @@ class Checkpointer:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._upload: _Upload | None = None
         self._failures = 0
-        # A killed attempt may have left its local copies on this disk.
-        for folder in glob.glob(os.path.join(tempfile.gettempdir(), _prefix(config, world) + "*")):
-            shutil.rmtree(folder, ignore_errors=True)
+        self._kept = ""  # local folder of the newest committed checkpoint
 
     def save(self, engine: CheckpointEngine, state: TrainState) -> None:
         """Write this rank's part to its local disk and start the upload; a collective.
@@ -166,6 +165,8 @@ class Checkpointer:
             CheckpointError: If a local disk is full.
         """
         assert self._upload is None
+        if self._kept and shutil.disk_usage(self._kept).free < 2 * _folder_bytes(self._kept):
+            self._remove_kept()
         upload = _Upload(self._config, self._world, state.step, self._before_marker)
         try:
             upload.write(engine, state)
@@ -189,6 +190,10 @@ class Checkpointer:
         if self._upload is None:
             return None
         outcome = self._upload.finish()
+        if not outcome.error:
+            self._kept = self._upload.folder
+            if self._world.local_rank == 0:  # also those of ranks that the run no longer has
+                store.remove_copies(self._config.run.url, but=outcome.step)
         self._upload = None
         self._failures = self._failures + 1 if outcome.error else 0
         if self._failures > _FAILURES_ALLOWED:
@@ -202,12 +207,18 @@ class Checkpointer:
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def _remove_kept(self) -> None:
+        shutil.rmtree(self._kept, ignore_errors=True)
+        self._kept = ""
+
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         if self._upload is not None:  # on an error: other ranks may have ended
             self._upload.cancel()
         self._pool.shutdown()
         if self._upload is not None:
             self._upload.clean()
+        if self._kept and kind is None:  # after an error, another attempt may read it
+            self._remove_kept()
 
 
 class _Upload:
@@ -220,7 +231,8 @@ class _Upload:
         self._before_marker = before_marker
         self._began = time.monotonic()
         self._url = checkpoint_url(config.run.url, step)
-        self._folder = tempfile.mkdtemp(prefix=_prefix(config, world))
+        prefix = f"{store.local_prefix(config.run.url)}{world.rank:05d}-"
+        self.folder = tempfile.mkdtemp(prefix=prefix)
         self._cancelled = threading.Event()
         self._uploading: Future[None] | None = None
         self._committing: Future[SaveOutcome] | None = None
@@ -234,13 +246,13 @@ class _Upload:
         if self._refusal:
             return
         try:
-            engine.save(self._folder, checkpoint_tag(self._step))
+            engine.save(self.folder, checkpoint_tag(self._step))
         except (OSError, RuntimeError) as error:
             # torch reports both a full disk and a lost rank as RuntimeError.
-            free = shutil.disk_usage(self._folder).free
+            free = shutil.disk_usage(self.folder).free
             if isinstance(error, RuntimeError) and free > _FULL_BYTES:
                 raise
-            raise _no_room(self._folder, error) from error
+            raise _no_room(self.folder, error) from error
         state_dict = engine.state_dict()
         if self._world.is_main:
             # A copy, since the next steps update the tensors in place.
@@ -252,7 +264,7 @@ class _Upload:
     @property
     def _part(self) -> str:
         """Return the local folder of this rank's files."""
-        return os.path.join(self._folder, checkpoint_tag(self._step))
+        return os.path.join(self.folder, checkpoint_tag(self._step))
 
     def _remove_leftover(self) -> str:
         """On rank 0, remove an earlier attempt's files of this step; return the error or ""."""
@@ -285,11 +297,9 @@ class _Upload:
         while not markers <= storage.list_files(self._url).keys():
             if self._cancelled.wait(_POLL_SECONDS):
                 return SaveOutcome(self._step, 0, 0.0, "cancelled")
-        rows = [
-            row
-            for marker in sorted(markers)
-            for row in json.loads(storage.read_bytes(storage.join(self._url, marker)))
-        ]
+        urls = [storage.join(self._url, marker) for marker in sorted(markers)]
+        with ThreadPoolExecutor(_PARALLEL_MARKERS, thread_name_prefix="markers") as pool:
+            rows = [row for data in pool.map(storage.read_bytes, urls) for row in json.loads(data)]
         store.commit(self._url, rows)
         seconds = time.monotonic() - self._began
         try:
@@ -330,8 +340,10 @@ class _Upload:
                 self._remove_leftover()  # an incomplete checkpoint only takes space
             else:
                 outcome = self._committing.result()
-        self.clean()
-        return distributed.broadcast_object(outcome)
+        outcome = distributed.broadcast_object(outcome)
+        if outcome.error:
+            self.clean()
+        return outcome
 
     def cancel(self) -> None:
         """Stop waiting for other ranks' markers."""
@@ -339,7 +351,7 @@ class _Upload:
 
     def clean(self) -> None:
         """Remove the local copy."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _write_rest(
@@ -359,10 +371,8 @@ def _no_room(folder: str, error: Exception) -> CheckpointError:
     return CheckpointError(title, folder, str(error), advice)
 
 
-def _prefix(config: Config, world: World) -> str:
-    """Return the prefix of the names of this rank's local folders for this run."""
-    digest = hashlib.sha256(config.run.url.encode()).hexdigest()
-    return f"svfap-{digest[:12]}-rank-{world.rank:05d}-"
+def _folder_bytes(folder: str) -> int:
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
 def _message(future: Future[Any]) -> str:

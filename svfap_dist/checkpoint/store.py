@@ -15,13 +15,17 @@ The order of samples is a pure function of (manifest, seed, step), so the few nu
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import importlib.metadata
 import json
 import logging
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from svfap_dist import storage
@@ -31,6 +35,9 @@ from svfap_dist.errors import CheckpointError, ConfigError
 
 COMMIT, FILES, STATE, WEIGHTS = "COMMIT", "files.json", "state.json", "model.safetensors"
 UNIVERSAL = "universal.tar"  # DeepSpeed's universal form, in place of the shards of all ranks
+
+_PARALLEL = 16  # files that are read at a time
+_OF_RANK = re.compile(r"zero_pp_rank_(\d+)_")  # in the names of DeepSpeed's files
 
 log = logging.getLogger(__name__)
 
@@ -370,22 +377,87 @@ def _file_sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fetch(run_url: str, step: int, folder: str, names: Collection[str] | None = None) -> None:
-    """Download files of a checkpoint and check their digests.
+def fetch(
+    run_url: str,
+    step: int,
+    folder: str,
+    names: Collection[str] | None = None,
+    ranks: Collection[int] | None = None,
+) -> None:
+    """Download files of a checkpoint, several at a time, and check their digests.
 
     Args:
         run_url: URL of the run.
         step: Completed optimizer steps of the checkpoint.
         folder: Local folder to write to.
         names: Names of the files; None: those that DeepSpeed saved.
+        ranks: Of the files that belong to one rank, only these ranks' are needed; None: all.
 
     Raises:
         CheckpointError: Naming a file that is missing or damaged.
     """
     url = checkpoint_url(run_url, step)
-    for row in _file_rows(url):
-        if row["name"] not in (WEIGHTS, STATE) if names is None else row["name"] in names:
+    wanted = [row for row in _file_rows(url) if _is_wanted(row["name"], names, ranks)]
+    copies = [os.path.join(copy, checkpoint_tag(step)) for copy in local_copies(run_url)]
+    os.makedirs(folder, exist_ok=True)
+
+    def get(row: dict[str, Any]) -> None:
+        if not any(_copy(row, copy, folder) for copy in copies):
             _download(url, row, folder)
+
+    with ThreadPoolExecutor(_PARALLEL, thread_name_prefix="checkpoint-download") as pool:
+        list(pool.map(get, wanted))
+
+
+def _copy(row: dict[str, Any], source: str, folder: str) -> bool:
+    """Link a file from a local copy of the checkpoint if it is the one that was committed."""
+    path = os.path.join(source, row["name"])
+    try:
+        if os.path.getsize(path) != row["size"] or _file_sha256(path) != row["sha256"]:
+            return False
+        os.link(path, os.path.join(folder, row["name"]))
+    except OSError:  # there is none, or it is on another file system
+        return False
+    return True
+
+
+def local_prefix(run_url: str) -> str:
+    """Return how the names of a run's local copies begin, in the folder for temporary files.
+
+    Args:
+        run_url: URL of the run.
+    """
+    return f"svfap-{hashlib.sha256(run_url.encode()).hexdigest()[:12]}-rank-"
+
+
+def local_copies(run_url: str) -> list[str]:
+    """Return the folders of what this node's ranks saved last; a killed rank leaves them.
+
+    Args:
+        run_url: URL of the run.
+    """
+    pattern = glob.escape(os.path.join(tempfile.gettempdir(), local_prefix(run_url)))
+    return glob.glob(f"{pattern}*")
+
+
+def remove_copies(run_url: str, but: int) -> None:
+    """Remove this node's local copies of other checkpoints than one.
+
+    Args:
+        run_url: URL of the run.
+        but: Step of the checkpoint whose copies are kept.
+    """
+    for copy in local_copies(run_url):
+        if not os.path.isdir(os.path.join(copy, checkpoint_tag(but))):
+            shutil.rmtree(copy, ignore_errors=True)
+
+
+def _is_wanted(name: str, names: Collection[str] | None, ranks: Collection[int] | None) -> bool:
+    if names is not None:
+        return name in names
+    of_rank = _OF_RANK.search(name)
+    is_elsewhere = ranks is not None and of_rank is not None and int(of_rank[1]) not in ranks
+    return name not in (WEIGHTS, STATE) and not is_elsewhere
 
 
 def commit(url: str, rows: list[dict[str, Any]]) -> None:

@@ -155,21 +155,66 @@ def test_the_local_copy_goes(tmp_path: Path, own_temporary_folder: Path) -> None
     assert os.listdir(own_temporary_folder) == []
 
 
-def test_what_a_killed_attempt_left_on_the_disk_goes(
+def test_local_copy_of_the_newest_checkpoint_is_read_after_a_kill(
+    tmp_path: Path, own_temporary_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, downloaded = str(tmp_path / "run"), []
+    config = a_config(run)
+    killed = Checkpointer(config, ALONE, before_marker=lambda: None)  # never left
+    for step in (1, 2):
+        begin(killed, step)
+        assert end(killed) == ""
+    (copy,) = store.local_copies(run)  # only the newest stays
+    download = storage.download_file
+
+    def counted(url: str, local: str) -> None:
+        downloaded.append(Path(local).name)
+        download(url, local)
+
+    monkeypatch.setattr(storage, "download_file", counted)
+    name = "shard-of-rank-0.pt"
+    store.fetch(run, 2, str(tmp_path / "fetched"), names=(name, store.STATE))
+    assert downloaded == []
+    assert (tmp_path / "fetched" / name).read_bytes() == b"optimizer state"
+
+    Path(copy, store.checkpoint_tag(2), name).write_bytes(b"optimizer stat3")  # of the same size
+    store.fetch(run, 2, str(tmp_path / "again"), names=(name, store.STATE))
+    assert downloaded == [name]
+    assert (tmp_path / "again" / name).read_bytes() == b"optimizer state"
+
+    store.remove_copies(run, but=2)
+    assert store.local_copies(run) == [copy]
+    store.remove_copies(run, but=1)
+    assert os.listdir(own_temporary_folder) == []
+
+
+def test_local_copy_goes_at_the_end_and_stays_after_an_error(
     tmp_path: Path, own_temporary_folder: Path
 ) -> None:
-    config = a_config(tmp_path)
-    killed = Checkpointer(config, FIRST_OF_TWO, before_marker=lambda: None)
-    begin(killed, 1)
-    assert killed._upload is not None
-    assert killed._upload._uploading is not None
-    killed._upload._uploading.result()  # a killed one would write no more, either
+    config = a_config(tmp_path / "run")
+    failed = Checkpointer(config, ALONE, lambda: None)
+    begin(failed, 1)
+    end(failed)
+    failed.__exit__(RuntimeError)
     (left,) = os.listdir(own_temporary_folder)
-    with Checkpointer(config, World(1, 1, 2, 2), before_marker=lambda: None):
-        assert os.listdir(own_temporary_folder) == [left]  # not this rank's
-    with Checkpointer(config, FIRST_OF_TWO, before_marker=lambda: None):
-        assert os.listdir(own_temporary_folder) == []
-    killed.__exit__()
+    with Checkpointer(config, ALONE, lambda: None) as checkpointer:
+        begin(checkpointer, 2)
+        end(checkpointer)
+        assert left not in os.listdir(own_temporary_folder)
+    assert os.listdir(own_temporary_folder) == []
+
+
+def test_a_node_reads_the_files_of_its_own_ranks(tmp_path: Path) -> None:
+    names = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(12)]
+    shared = "mp_rank_00_model_states.pt"
+    for name in [*names, shared, store.WEIGHTS, store.STATE]:
+        storage.write_bytes(str(tmp_path / "part" / name), name.encode())
+    url = store.checkpoint_url(str(tmp_path / "run"), 1)
+    store.commit(url, store.upload(str(tmp_path / "part"), url))
+    store.fetch(str(tmp_path / "run"), 1, str(tmp_path / "own"), ranks={1, 10})
+    assert sorted(os.listdir(tmp_path / "own")) == sorted([names[1], names[10], shared])
+    store.fetch(str(tmp_path / "run"), 1, str(tmp_path / "all"))
+    assert sorted(os.listdir(tmp_path / "all")) == sorted([*names, shared])
 
 
 def test_commit_is_written_last_and_removed_first(
