@@ -31,7 +31,6 @@ SIDE, FRAMES = 32, 6
 LIMITS = Limits(pixels=1 << 20)
 MEMORY = 512 << 20  # bytes that a file of a few KB may take
 QUICK = settings(
-    max_examples=300,
     deadline=datetime.timedelta(minutes=2),  # of one example: this finds hangs
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -148,23 +147,20 @@ def memory_is_bounded():
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
 
 
-@QUICK
-@given(mutated())
-def fuzz(data: bytes) -> None:
-    check(data)
+def fuzz(examples: int) -> None:
+    set_level(None)
+    settings(QUICK, max_examples=examples)(given(mutated())(check))()
 
 
 @pytest.mark.usefixtures("memory_is_bounded")
 def test_some_changes_of_an_mp4() -> None:
-    set_level(None)
-    fuzz()
+    fuzz(300)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("memory_is_bounded")
 def test_ten_thousand_changes_of_an_mp4() -> None:
-    set_level(None)
-    settings(QUICK, max_examples=10_000)(fuzz)()
+    fuzz(10_000)
 
 
 def table_of(mp4: bytes, name: bytes, at: int, number: int) -> bytes:
