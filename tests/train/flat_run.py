@@ -80,7 +80,7 @@ def main(steps: int) -> None:
             },
             "optim": {"lr": 1e-3},
             "train": {
-                "global_batch_size": 2, "micro_batch_size": 2, "max_steps": steps,
+                "global_batch_size": 2, "micro_batch_size": 2, "epochs": steps, "max_steps": steps,
                 "log_every": 10, "checkpoint_every": 500, "keep_last": 2,
             },
         }  # fmt: skip
