@@ -27,7 +27,6 @@ _FIRST, _LAST = CHECKPOINT_EVERY + 5, STEPS // 2  # steps at which a fault may h
 NOT_PROMISED = "not promised"
 _STORE_DOWN_SECONDS = 30.0
 _CLOCK_JUMP_SECONDS = 600
-_FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,8 +240,8 @@ def fail_requests(stage: Stage) -> Row:
     proxy.fault_share = 0.2
     try:
         with stage.running(fault) as run:
-            began = time.time()
             run.wait_for_step(1)
+            began = time.time()
             run.finish()
     finally:
         proxy.fault_share = 0.0
@@ -254,6 +253,7 @@ def spoil_samples(stage: Stage) -> Row:
     """5 % of the videos are broken."""
     fault = "bad-samples"
     with stage.running(fault, "data.max_bad_fraction=0.1", data=stage.cluster.spoilt_shards) as run:
+        run.wait_for_step(1)
         began = time.time()
         run.finish()
         bad = len({line["key"] for line in run.stored_lines("quarantine.jsonl")})
@@ -283,31 +283,21 @@ def fill_disk(stage: Stage) -> Row:
 
 
 def jump_clock(stage: Stage) -> Row:
-    """The clock of a rank's host jumps ten minutes ahead, and back after some steps."""
-    cluster = stage.cluster
-    offsets = {host: cluster.folder / f"{host}-clock" for host in cluster.workers}
-    for host, offset in offsets.items():
-        offset.write_text("+0")
-        cluster.reboot(
-            host,
-            LD_PRELOAD=_FAKETIME,
-            FAKETIME_TIMESTAMP_FILE=str(offset),
-            FAKETIME_CACHE_DURATION="1",
-            FAKETIME_DONT_FAKE_MONOTONIC="1",
-        )
-
-    def act(run: ObservedRun, draws: random.Random) -> str:
-        offset = offsets[run.ranks()[1]["host"]]
-        offset.write_text(f"+{_CLOCK_JUMP_SECONDS}")
-        run.wait_for_step(run.step() + 2 * CHECKPOINT_EVERY)
-        offset.write_text("+0")
-        return f"{_CLOCK_JUMP_SECONDS} s ahead for {2 * CHECKPOINT_EVERY} steps, and back"
-
-    try:
-        return _disturbed(stage, "clock-jump", act)
-    finally:
-        for host in cluster.workers:
-            cluster.reboot(host)
+    """Python's clock on rank 0's host jumps ten minutes ahead, and back after some steps."""
+    fault = "clock-jump"
+    clock = stage.cluster.plan.with_suffix(".json.clock")
+    with stage.running(fault) as run:
+        run.wait_for_step(stage.random(fault).randrange(_FIRST, _LAST))
+        host, began = run.ranks()[0]["host"], run.step()
+        clock.write_text(f"{host} {_CLOCK_JUMP_SECONDS}")
+        try:
+            run.wait_until(lambda: run.step() >= began + CHECKPOINT_EVERY, "further steps")
+        finally:
+            clock.unlink()
+        run.finish()
+        note = f"{_CLOCK_JUMP_SECONDS} s ahead for {CHECKPOINT_EVERY} steps, and back"
+        assert not [line for line in run.stored_lines(EVENTS_FILE) if line["event"] == "resume"]
+        return stage.row(run, fault, [time.time() + _CLOCK_JUMP_SECONDS], note=note)
 
 
 def skip_update(stage: Stage) -> Row:
