@@ -41,6 +41,8 @@ from svfap_dist.train.copy_stream import CopyStream
 from svfap_dist.train.gradients import REDUCE_BUCKET
 from svfap_dist.train.update import Backend, Gathered, Partitioned, Replicated, Update, Updater
 
+_MUON = "deepspeed.runtime.zero.muon.muon_optimizer"
+
 
 @dataclasses.dataclass(frozen=True)
 class StepContext:
@@ -215,7 +217,7 @@ def _deepspeed(device: torch.device) -> Any:
         ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     # An optimizer that is not used here, tried for at each start. Importing it imports torch's
     # compiler: half of the time of building an engine. DeepSpeed does without where it is missing.
-    sys.modules.setdefault("deepspeed.runtime.zero.muon.muon_optimizer", cast(Any, None))
+    sys.modules.setdefault(_MUON, cast(Any, None))
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.ERROR)
     for handler in logger.handlers:
@@ -263,7 +265,10 @@ class Engine:
             {name: group[name] for name in ("betas", "weight_decay")}
             for group in optimizer.param_groups
         ]
-        self._engine, *_ = _deepspeed(device).initialize(
+        deepspeed = _deepspeed(device)
+        if config.train.zero_stage == 3 and sys.modules[_MUON] is None:
+            del sys.modules[_MUON]  # stage 3 does not do without
+        self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
             config=self._settings(model, world),
