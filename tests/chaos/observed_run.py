@@ -32,7 +32,8 @@ STEPS, CHECKPOINT_EVERY = 240, 20
 _POLL_SECONDS = 0.1
 _PATIENCE_SECONDS = 400.0  # for what takes a tenth of it on an idle machine
 # Events by which the run itself says that something is wrong.
-_NOTICES = ("stall", "skip", "rollback", "resize", "checkpoint_failed", "resume")
+_BEGINNINGS = ("start", "resume")
+_NOTICES = ("stall", "skip", "rollback", "resize", "checkpoint_failed", *_BEGINNINGS)
 Line = dict[str, Any]
 
 
@@ -242,7 +243,7 @@ def recovery_of(events: Sequence[Line], fault: float, until: float) -> Recovery:
     pause = max((later - now for now, later in itertools.pairwise(times)), default=0.0)
     notices = [time - fault for time in map(_notice, after) if time is not None]
     noticed = min(notices, default=None)
-    begun = next((event for event in after if event["event"] == "resume"), None)
+    begun = next((event for event in after if event["event"] in _BEGINNINGS), None)
     if begun is None:
         return Recovery(noticed, None, 0, pause)
     done = [*before, *after[: after.index(begun)]]

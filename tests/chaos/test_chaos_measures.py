@@ -46,6 +46,12 @@ def test_no_restart_is_a_pause():
     assert recovery_of(steady, 1.5, float("inf")) == Recovery(None, None, 0, pause=3.0)
 
 
+def test_a_run_without_a_checkpoint_starts_again():
+    begun = [_event("start", 0.0, step=0), _window(1.0, 1), _window(2.0, 2)]
+    again = [_event("start", 5.0, step=0), *[_window(6.0 + step, step) for step in (1, 2, 3)]]
+    assert recovery_of([*begun, *again], 2.5, float("inf")) == Recovery(2.5, 6.5, 2, pause=4.5)
+
+
 def test_a_skipped_update_is_noticed_without_a_restart():
     skipped = [_event("start", 0.0, step=0), _window(1.0, 1), _event("skip", 2.5, step=2)]
     assert recovery_of([*skipped, _window(3.0, 3)], 1.5, float("inf")).noticed == 1.0
