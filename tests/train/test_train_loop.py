@@ -20,7 +20,7 @@ STEPS = 7
 class FakeAttempt:
     """Records what the loop calls; all ranks vote to stop after a step, which is seen later."""
 
-    total_steps, stop_after, leaving_at = STEPS, STEPS, 0
+    total_steps, stop_after, leaving_at, is_skipping = STEPS, STEPS, 0, False
 
     def __init__(self, *_: Any) -> None:
         self.step, self.events = 0, []
@@ -32,8 +32,9 @@ class FakeAttempt:
     def is_due(self, period: int) -> bool:
         return period > 0 and self.step % period == 0
 
-    def take_step(self, batch: int, notice: object) -> None:
+    def take_step(self, batch: int, notice: object) -> bool:
         self.step += 1
+        return True
 
     def decide(self, up_to_now: bool, before: StepDecision = NOTHING) -> StepDecision:
         self.events.append(f"{'wait for' if up_to_now else 'read before'} {self.step}")
@@ -83,9 +84,10 @@ def test_only_rank_0_is_asked_for_nodes_that_leave(monkeypatch) -> None:
     asked: list[str] = []
     steps = iter(range(STEPS))
 
-    def take_step(self: FakeAttempt, batch: int, notice: signals.Notice) -> None:
+    def take_step(self: FakeAttempt, batch: int, notice: signals.Notice) -> bool:
         self.step = next(steps) + 1
         self.events.append(f"news {notice.new_nodes_leaving()}")
+        return True
 
     def leaving() -> set[str]:
         asked.append("node")
