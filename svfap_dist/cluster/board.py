@@ -1,4 +1,4 @@
-"""What the driver and the ranks of a group by Ray Train tell each other, through a small actor.
+"""Messages between the driver and the ranks of a group by Ray Train, through a small actor.
 
 The driver makes the actor, and every rank gets its handle. The driver reads log rows and the ends
 of attempts from it. Rank 0 reads the driver's reason to stop, and the request of Ray Train's
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from svfap_dist.errors import HealthError, SvfapError
+from svfap_dist.train import health
 from svfap_dist.train.attempt import RunContext
 from svfap_dist.train.stalls import StallError
 
@@ -33,7 +33,7 @@ class Board:
         self._attempts = 0
         self._resize = ""  # reason for this attempt to end
         self._failures: dict[tuple[int, str], int] = {}  # attempt of the first one
-        self._sign_of_life = self._noticed = 0.0  # time of the last row; of the first failure since
+        self._last_row_time = self._failure_time = 0.0  # of the first failure after that row
 
     def post(self, row: dict[str, Any]) -> None:
         """Append a log row.
@@ -42,10 +42,12 @@ class Board:
             row: Of metrics, from rank 0.
         """
         self._rows.append(row)
-        self._sign_of_life, self._noticed = time.time(), 0.0
+        self._last_row_time, self._failure_time = time.time(), 0.0
 
     def put(self, name: str, value: Any) -> None:
         """Store a value; only addresses and stalls replace an earlier one: the first error counts.
+
+        A stall is of the attempt that runs; `begin` removes it.
 
         Args:
             name: "addresses", "fatal", "result", "stall" or "stop_reason".
@@ -66,18 +68,19 @@ class Board:
         """Count an attempt; return the driver's context, which is out of date after the first."""
         self._attempts += 1
         self._resize = ""
+        self._values.pop("stall", None)  # of the attempt before
         return self._values.pop("context", None)
 
     def notice_failure(self) -> None:
         """Store when the controller has noticed that a rank failed."""
-        self._noticed = self._noticed or time.time()
+        self._failure_time = self._failure_time or time.time()
 
     def since_failure(self) -> dict[str, float]:
         """Return the seconds from the last row to the notice, and from there until now."""
-        if not (self._noticed and self._sign_of_life):
+        if not (self._failure_time and self._last_row_time):
             return {}
-        noticed = self._noticed - self._sign_of_life
-        return {"noticed": noticed, "group": time.time() - self._noticed}
+        noticed = self._failure_time - self._last_row_time
+        return {"noticed": noticed, "group": time.time() - self._failure_time}
 
     def request_resize(self, reason: str) -> None:
         """Ask the ranks of this attempt to save and end, so that the group can have another size.
@@ -96,13 +99,10 @@ class Board:
 
         Args:
             step: Completed optimizer steps.
-            found: First line of the error.
+            found: What `health.failure_of` returned.
         """
         if self._failures.setdefault((step, found), self._attempts) != self._attempts:
-            what, where = "Training fails again at the same step", f"step {step + 1}"
-            advice = "see the stop events of events.jsonl and the rank's log; for errors of memory "
-            advice += "or CUDA lower train.micro_batch_size"
-            self.put("fatal", HealthError(what, where, found, advice))
+            self.put("fatal", health.fails_again(step, found))
 
     def read(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Return the new log rows, and all values but the context."""
@@ -124,7 +124,7 @@ def start_board(context: RunContext | None) -> Any:
 
 
 def report_failure(board: Any, step: int, error: Exception) -> None:
-    """Report a rank's own error to the board, not one of a store or a collective.
+    """Report a rank's stall, or a failure of its own (`health.failure_of`), to the board.
 
     Args:
         board: Handle of the actor.
@@ -132,14 +132,11 @@ def report_failure(board: Any, step: int, error: Exception) -> None:
         error: The error that ends the rank.
     """
     import ray
-    import torch.distributed as dist
 
-    text = f"{type(error).__name__}: {error}".partition("\n")[0]
     if isinstance(error, StallError):  # names the rank, which Ray's error does not
         ray.get(board.put.remote("stall", error))
-    is_of_peer = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
-    if not (is_of_peer or isinstance(error, SvfapError)):
-        ray.get(board.fail.remote(step, text))
+    if failure := health.failure_of(error):
+        ray.get(board.fail.remote(step, failure))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import torch
 
 from svfap_dist.cluster import board as boards
 from svfap_dist.errors import ClusterError, HealthError
+from svfap_dist.train.stalls import StallError
 
 
 class LocalBoard:
@@ -48,6 +49,15 @@ def test_the_same_failure_at_the_same_step_twice_is_fatal(board):
     assert fatal.where == "step 8"
     assert "device-side assert" in fatal.found
     assert "micro_batch_size" in fatal.do
+
+
+def test_a_stall_explains_its_own_attempt_only(board):
+    """Else a run whose rank dies three attempts later would be said to have stalled."""
+    stall = StallError("Training has stalled", "step 3, rank 1", "no heartbeat", "see the stacks")
+    attempt(board, (3, stall))
+    assert board.board.get("stall") is stall
+    board.board.begin()
+    assert board.board.get("stall") is None
 
 
 def test_failures_of_peers_and_stores_may_come_again(board):
