@@ -1,10 +1,10 @@
 """The files of a run, written so that a kill at any instant loses only the last lines.
 
 Under `run.url`: config.toml (resolved recipe) · metrics.jsonl (a line per log step) · events.jsonl
-(start, resume, ready, window, checkpoint, checkpoint_failed, eval, skip, spike, rollback, change,
-stall, stop; see `goodput`) ·
-quarantine.jsonl (samples that could not be used) · ledger/attempt-0001/rank-0000.jsonl (a line per
-sample used, if run.ledger is set; its further parts are rank-0000.0001.jsonl, ...0002, and so on).
+(start, resume, change, resize, ready, first_step, window, checkpoint, checkpoint_failed, eval,
+skip, spike, rollback, stall, stop; see `goodput` and `restart`) · quarantine.jsonl (samples that
+could not be used) · ledger/attempt-0001/rank-0000.jsonl (a line per sample used, if run.ledger is
+set; its further parts are rank-0000.0001.jsonl, ...0002, and so on).
 
 Rank 0 writes the first four, every rank its own ledger. A local file grows by appended lines. An
 object store cannot append, so there a local copy grows and is uploaded whole: every half minute, at
@@ -41,7 +41,9 @@ from svfap_dist.errors import ConfigError, StorageError
 
 RECIPE_FILE, METRICS_FILE = "config.toml", "metrics.jsonl"
 EVENTS_FILE, QUARANTINE_FILE = "events.jsonl", "quarantine.jsonl"
+STALLS_FOLDER, STALL_FILE = "stalls", "stall.json"  # written by the watchdog, not by a `Journal`
 UPLOAD_EVERY_SECONDS = 30.0
+_BEGINNINGS = ("start", "resume")  # events with the attempt's number and fingerprints
 _STOPPED_BY_HEALTH = ("NotFiniteError", "HealthError")  # reasons of stop events
 _PART_BYTES = 16 << 20  # of a ledger, after which the next part begins
 _PART_NAME = re.compile(r"rank-(\d+)(?:\.(\d+))?\.jsonl")
@@ -70,6 +72,15 @@ class RunHistory:
     failures: frozenset[tuple[int, str]] = frozenset()
 
 
+def attempt_folder(attempt: int) -> str:
+    """Return the name of an attempt's folder in ledger/ and stalls/.
+
+    Args:
+        attempt: Its number, from 1.
+    """
+    return f"attempt-{attempt:04d}"
+
+
 def read_history(run_url: str) -> RunHistory:
     """Return what earlier attempts at a run left.
 
@@ -77,7 +88,7 @@ def read_history(run_url: str) -> RunHistory:
         run_url: URL of the run.
     """
     events = _complete_lines(_read(storage.join(run_url, EVENTS_FILE)))
-    began = [line for line in events if "attempt" in line]
+    began = [line for line in events if line["event"] in _BEGINNINGS]
     folders = storage.list_folders(storage.join(run_url, "ledger"))
     numbers = [int(m[1]) for name in folders if (m := re.fullmatch(r"attempt-(\d+)", name))]
     last = began[-1] if began else {}
@@ -151,7 +162,7 @@ class Journal:
             self._files[EVENTS_FILE] = _LineFile(storage.join(url, EVENTS_FILE))
         self._ledger: _Ledger | None = None
         if config.run.ledger:
-            name = f"ledger/attempt-{attempt:04d}/rank-{rank:04d}"
+            name = f"ledger/{attempt_folder(attempt)}/rank-{rank:04d}"
             self._ledger = _Ledger(storage.join(url, name))
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -368,7 +379,7 @@ def read_attempts(run_url: str) -> list[PastAttempt]:
     passed_over: frozenset[int] = frozenset()
     for event in read_events(run_url):
         kind = event.get("event")
-        if kind in ("start", "resume"):
+        if kind in _BEGINNINGS:
             step, fingerprint = event["step"], event["manifest_fingerprint"]
             found.append(PastAttempt(event["attempt"], step, step, fingerprint, passed_over))
         elif kind == "checkpoint" and found:
@@ -402,7 +413,7 @@ def read_ledgers(run_url: str, attempt: int, sizes: Mapping[str, int]) -> list[L
         attempt: Number of the attempt.
         sizes: Bytes of the files below ledger/, by name.
     """
-    folder = f"attempt-{attempt:04d}"
+    folder = attempt_folder(attempt)
     parts: dict[int, dict[int, str]] = {}  # names, by rank and number of the part
     for name in sizes:
         if match := _PART_NAME.fullmatch(name.removeprefix(f"{folder}/")):

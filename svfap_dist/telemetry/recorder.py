@@ -27,7 +27,15 @@ from svfap_dist.distributed import World
 from svfap_dist.telemetry import metrics
 from svfap_dist.telemetry.exporter import Exporter
 from svfap_dist.telemetry.goodput import CLASSES, WINDOW, Goodput
-from svfap_dist.telemetry.journal import EVENTS_FILE, METRICS_FILE, QUARANTINE_FILE, Journal
+from svfap_dist.telemetry.journal import (
+    EVENTS_FILE,
+    METRICS_FILE,
+    QUARANTINE_FILE,
+    STALL_FILE,
+    STALLS_FOLDER,
+    Journal,
+    attempt_folder,
+)
 from svfap_dist.telemetry.meter import Meter, Window, gpu_readings
 from svfap_dist.telemetry.restart import FIRST_STEP
 
@@ -382,13 +390,10 @@ class Recorder:
 
     def _count_stalls(self) -> None:
         """Add the stall of the attempt before if rank 0 could not, and count all (rank 0)."""
-        recorded = {
-            event["attempt"]
-            for event in self._journal.read_lines(EVENTS_FILE)
-            if event["event"] == STALL
-        }
+        recorded = {event["attempt"] for event in self._past if event["event"] == STALL}
         before = self._attempt - 1
-        where = storage.join(self._config.run.url, f"stalls/attempt-{before:04d}/stall.json")
+        folder = storage.join(self._config.run.url, STALLS_FOLDER, attempt_folder(before))
+        where = storage.join(folder, STALL_FILE)
         if before and before not in recorded:
             with contextlib.suppress(storage.StorageMissingError):
                 self.record_stall(json.loads(storage.read_bytes(where)))

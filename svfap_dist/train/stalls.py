@@ -19,7 +19,6 @@ from typing import Literal
 from svfap_dist.errors import ClusterError
 
 Kind = Literal["silent", "behind", "together", "store"]
-FOLDER = "stalls"
 
 
 class StallError(ClusterError):

@@ -31,7 +31,7 @@ from svfap_dist.config import Config
 from svfap_dist.distributed import World
 from svfap_dist.errors import SvfapError
 from svfap_dist.parallel import stacks
-from svfap_dist.telemetry import activity
+from svfap_dist.telemetry import activity, journal
 from svfap_dist.train import stalls
 from svfap_dist.train.stalls import Beat, StallError, Verdict
 
@@ -157,8 +157,8 @@ class Watchdog:
         own = stacks.own_stacks()
         children = stacks.stacks_of_children()
         place = _place(own, children, self._training_thread)
-        name = f"attempt-{self.attempt:04d}" if self.attempt else "starting"
-        folder = storage.join(self._run_url, stalls.FOLDER, name)
+        name = journal.attempt_folder(self.attempt) if self.attempt else "starting"
+        folder = storage.join(self._run_url, journal.STALLS_FOLDER, name)
         text = f"{self._beat()}\nat {place}\n\n{own}\n{children}{_nccl_records()}"
         writing = _Task(
             lambda: storage.write_bytes(storage.join(folder, f"rank-{rank:04d}.txt"), text.encode())
@@ -212,7 +212,7 @@ class Watchdog:
         }
         data = json.dumps(report).encode()
         tasks = [
-            _Task(lambda: storage.write_bytes(storage.join(folder, "stall.json"), data)),
+            _Task(lambda: storage.write_bytes(storage.join(folder, journal.STALL_FILE), data)),
             _Task(lambda: self._on_stall(report["step"], error)),
         ]
         if self._world.is_main:

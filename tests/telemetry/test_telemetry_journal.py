@@ -130,6 +130,13 @@ def test_failures_are_known_by_their_step_and_first_line(tmp_path: Path) -> None
     assert read_history(str(tmp_path)).failures == {(3, "ValueError: bad")}
 
 
+def test_a_stall_hides_no_fingerprint_of_the_attempt_before(tmp_path: Path) -> None:
+    """Its event has the attempt's number, too; without fingerprints all shards are listed again."""
+    begun = {"event": "start", "attempt": 1, "manifest_fingerprint": "a", "eval_fingerprint": "b"}
+    write_events(tmp_path, begun, {"event": "stall", "attempt": 1})
+    assert read_history(str(tmp_path)).fingerprints == {"a", "b"}
+
+
 def test_the_number_of_an_attempt_takes_two_requests_however_many_ledgers_there_are(
     s3_bucket: str,
 ) -> None:
