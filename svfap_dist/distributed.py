@@ -178,10 +178,8 @@ def run_on_main(action: Callable[[], Result]) -> Result:
     Raises:
         SvfapError: That of rank 0.
     """
-    import torch.distributed as dist
-
     found: tuple[Any, SvfapError | None] = None, None
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if _is_main():
         try:
             found = action(), None
         except SvfapError as error:
@@ -192,17 +190,23 @@ def run_on_main(action: Callable[[], Result]) -> Result:
     return result
 
 
-def run_long_on_all_ranks(action: Callable[[], Result]) -> Result:
-    """Do what `run_on_all_ranks` does, for an action that may take longer than a collective may.
+def _is_main() -> bool:
+    import torch.distributed as dist
 
-    The action runs in a thread. Meanwhile all ranks exchange who has finished, so that no rank
-    waits in a collective for longer than a round.
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def run_long_on_main(action: Callable[[], Result]) -> Result:
+    """Do what `run_on_main` does, for an action that may take longer than a collective may.
+
+    The action runs in a thread. Meanwhile rank 0 broadcasts every few seconds that it has not
+    finished, so that no rank waits in a collective for longer than a round.
 
     Args:
-        action: Called once on every rank; must not contain collectives of its own.
+        action: Called on rank 0 only.
 
     Raises:
-        SvfapError: That of the lowest rank on which `action` failed.
+        SvfapError: That of rank 0.
     """
     running: Future[Result] = Future()
     device = _cuda_device()
@@ -215,14 +219,15 @@ def run_long_on_all_ranks(action: Callable[[], Result]) -> Result:
         except BaseException as error:
             running.set_exception(error)
 
-    threading.Thread(target=run, name="long-action", daemon=True).start()
-    while True:
+    def has_finished() -> bool:
         wait([running], timeout=_ROUND_SECONDS)
-        finished = running.done()
-        if finished and not isinstance(running.exception(), (SvfapError, type(None))):
-            running.result()
-        if all(all_gather_object(finished)):
-            return run_on_all_ranks(running.result)
+        return running.done()
+
+    if _is_main():
+        threading.Thread(target=run, name="long-action", daemon=True).start()
+    while not run_on_main(has_finished):
+        pass
+    return run_on_main(running.result)
 
 
 def _cuda_device() -> Callable[[], None] | None:

@@ -150,11 +150,7 @@ class Attempt:
     ) -> None:
         self._on_failure = on_failure
         watchdog = stack.enter_context(Watchdog(config, world, on_failure))
-
-        def read() -> RunContext | None:
-            return (context or load_run_context(config)) if world.is_main else None
-
-        found: RunContext = distributed.broadcast_object(distributed.run_long_on_all_ranks(read))
+        found = distributed.run_long_on_main(lambda: context or load_run_context(config))
         self._manifest, self._history, state = found.manifest, found.history, found.state
         watchdog.attempt = found.attempt
         config = state.with_order(config) if state else config
@@ -211,11 +207,8 @@ class Attempt:
     def _drop_old_predictions(self) -> None:
         """Delete the predictions of a task that was finished and is trained further."""
         if self._test_on is not None and self.step < self.total_steps:
-            where, main = (
-                storage.join(self._config.run.url, runner.PREDICTIONS),
-                self._world.is_main,
-            )
-            distributed.run_on_all_ranks(lambda: storage.delete(where) if main else None)
+            where = storage.join(self._config.run.url, runner.PREDICTIONS)
+            distributed.run_on_main(lambda: storage.delete(where))
 
     @contextlib.contextmanager
     def _errors_recorded(self) -> Iterator[None]:
@@ -347,8 +340,8 @@ class Attempt:
     def _record_rollback(self, rollback: health.RollbackError) -> None:
         """Record that the run returns to its newest checkpoint, and store that."""
         self.finish_upload()
-        main, run_url = self._world.is_main, self._config.run.url
-        to = distributed.run_on_all_ranks(lambda: store.latest_committed(run_url) if main else None)
+        run_url = self._config.run.url
+        to = distributed.run_on_main(lambda: store.latest_committed(run_url))
         reason = str(rollback)
         self._recorder.record_rollback(rollback.step, to or 0, rollback.passed_over, reason)
 
