@@ -186,7 +186,10 @@ def test_rays_trainer_runs_with_our_policies(dead, monkeypatch):
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(num_workers=(1, 4)),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    finally:
+        ray.shutdown()  # `fit` has started it
     (parts,) = started
     assert isinstance(parts["scaling_policy"], LaneScalingPolicy)
     assert isinstance(parts["failure_policy"], LostNodesFailurePolicy)

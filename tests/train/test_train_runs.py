@@ -168,7 +168,7 @@ def test_a_run_ends_with_all_it_promises(two_ranks: dict[str, Any], folder: Path
     events = lines(run / "events.jsonl")
     uneven = ("checkpoint", "window")
     named = [event["event"] for event in events if event["event"] not in uneven]
-    assert named == ["start", "ready", "eval", "eval", "stop"]
+    assert named == ["start", "ready", "eval", "first_step", "eval", "stop"]
     assert [e["step"] for e in events if e["event"] == "checkpoint"] == [4, 8, 12]
     assert len({rank["metrics"] for rank in events[0]["ranks"]}) == 2
     assert len({rank["pid"] for rank in events[0]["ranks"]}) == 2
