@@ -190,7 +190,7 @@ def _altered(path: str, index: ShardIndex) -> list[str]:
 
 
 def _check_members(path: str) -> None:
-    """Raise ReadError for a tar that webdataset could not read without harm: it checks nothing."""
+    """Raise ReadError for a member that is no plain file: webdataset does not check that."""
     size = os.path.getsize(path)
     with tarfile.open(path, "r:") as tar:
         for member in tar:

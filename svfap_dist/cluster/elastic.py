@@ -37,7 +37,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from svfap_dist.telemetry.goodput import NODES_JOINED
 
 _SECONDS_TO_NOTICE = 15.0  # that a node is dead, after its ranks' peers have failed
-_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_BETWEEN_POLLS = 0.5
 
 
 class ResizeError(Exception):
@@ -45,7 +45,7 @@ class ResizeError(Exception):
 
 
 class LaneScalingPolicy(ElasticScalingPolicy):
-    """Ray Train's policy, with sizes among which the lanes can be shared, and polite growth.
+    """Ray Train's policy for group sizes that divide the lanes; growth waits for a checkpoint.
 
     Args:
         scaling_config: Of the trainer.
@@ -60,7 +60,7 @@ class LaneScalingPolicy(ElasticScalingPolicy):
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         leaving = _draining_nodes()
         staying = {node: r for node, r in reserved_resources.items() if node not in leaving}
-        return largest(self._sizes, super()._count_possible_workers(staying))
+        return largest_size(self._sizes, super()._count_possible_workers(staying))
 
     def _get_reserved_resources(self) -> Any:
         """Return what the coordinator has reserved, after it has counted the nodes again.
@@ -76,7 +76,7 @@ class LaneScalingPolicy(ElasticScalingPolicy):
         """See `ElasticScalingPolicy.make_decision_for_non_running_worker_group`."""
         decision = super().make_decision_for_non_running_worker_group()
         if isinstance(decision, NoopDecision):
-            time.sleep(_SECONDS_BETWEEN_LOOKS)  # the controller asks again at once
+            time.sleep(_SECONDS_BETWEEN_POLLS)  # the controller asks again at once
         return decision
 
     def make_decision_for_running_worker_group(
@@ -97,7 +97,7 @@ class LaneScalingPolicy(ElasticScalingPolicy):
         return NoopDecision()
 
 
-def largest(sizes: tuple[int, ...], available: int) -> int:
+def largest_size(sizes: tuple[int, ...], available: int) -> int:
     """Return the largest possible group of at most `available` ranks, 0 if there is none.
 
     Args:
@@ -138,7 +138,7 @@ class LostNodesFailurePolicy(DefaultFailurePolicy):
         """Return whether a node has died since the last call that returned True."""
         deadline = time.monotonic() + wait_seconds
         while not (lost := _dead_nodes() - self._known_dead) and time.monotonic() < deadline:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_SECONDS_BETWEEN_POLLS)
         self._known_dead |= lost
         return bool(lost)
 

@@ -296,13 +296,13 @@ def _nodes_leaving() -> Set[str]:
 
 def _reason_to_shrink(sizes: tuple[int, ...]) -> str:
     """Return NODES_LEAVING if the ranks that stay are enough for a smaller group, else ""."""
-    from svfap_dist.cluster.elastic import largest
+    from svfap_dist.cluster.elastic import largest_size
 
     info = _preemption() if len(sizes) > 1 else None
     if info is None:
         return ""
     staying = int(os.environ["WORLD_SIZE"]) - len(info.preempted_ranks)
-    return NODES_LEAVING if largest(sizes, staying) else ""
+    return NODES_LEAVING if largest_size(sizes, staying) else ""
 
 
 def _explained(error: BaseException, config: Config, stall: StallError | None = None) -> SvfapError:

@@ -55,7 +55,7 @@ def import_packages() -> None:
     imports DeepSpeed later.
     """
     began = time.time()
-    # An error here would end the process without a word; the rank meets it again.
+    # An error here would end the process silently; the rank raises it again.
     with contextlib.suppress(Exception):
         for name in _PACKAGES:
             if name != _DEEPSPEED or os.environ.get("DS_ACCELERATOR") == "cpu":

@@ -1,4 +1,4 @@
-"""How long a rank took to its first step, by phase; of a restart, from its last sign of life on.
+"""How long a rank took to its first step, by phase; a restart begins at the last log row before.
 
 In: laps, as the parts of a start-up are done. Out: the `first_step` event of a run, from which
 `restarts` lists the restarts. The phases, in order; the first three are measured by Ray Train's

@@ -47,7 +47,7 @@ class SpikeDetector:
     """
 
     def __init__(self, limit: float, window: int) -> None:
-        self._limit, self._enough = limit, window // 2
+        self._limit, self._min_losses = limit, window // 2
         self._losses: collections.deque[float] = collections.deque(maxlen=window)
         self._is_high = False  # the last loss was too high, too
 
@@ -61,7 +61,7 @@ class SpikeDetector:
         if not self._limit:
             return None
         spike = None
-        if len(self._losses) >= self._enough:
+        if len(self._losses) >= self._min_losses:
             zscore = robust_zscore(loss, self._losses)
             if zscore >= self._limit and not self._is_high:
                 spike = Spike(step, loss, statistics.median(self._losses), zscore)

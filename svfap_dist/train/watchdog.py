@@ -1,14 +1,14 @@
 """The watchdog of a rank: notices that a run makes no progress, writes all stacks, ends the rank.
 
-Every rank sends a heartbeat through the group's own store (a second connection to it, so that no
-other use of it can be in the way) and reads those of the others: rank 0 all of them, the others
-that of rank 0. Whoever sees a stall first (`stalls.judge`) says so in the store. Then every rank
-writes its stacks, and those of its feeders and decode workers, to `stalls/attempt-0001/` of the
-run, says where it is, and exits without any clean-up: what hangs cannot be ended otherwise. The
-launcher restarts the ranks, from the newest checkpoint.
+Every rank sends a heartbeat through the store of the process group, over a connection of its own
+that no other use can block, and reads those of the others: rank 0 all of them, the others that of
+rank 0. The first rank that sees a stall (`stalls.judge`) writes its verdict to the store. Then
+every rank writes its stacks, and those of its feeders and decode workers, to `stalls/attempt-0001/`
+of the run, reports its place in the code, and exits without any clean-up: what hangs cannot be
+ended otherwise. The launcher restarts the ranks, from the newest checkpoint.
 
-Three things run beside the training thread, because each may hang for itself: a thread that talks
-to the store, a thread that judges, and faulthandler's timer in C for an interpreter that is stuck.
+Three things run beside the training thread, because each of them may hang: a thread that uses the
+store, a thread that judges, and faulthandler's timer in C for an interpreter that does not run.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from svfap_dist.telemetry import activity, journal
 from svfap_dist.train import stalls
 from svfap_dist.train.stalls import Beat, StallError, Verdict
 
-_LEARNED = 5.0  # multiple of the median duration of an activity that is no stall
-_BEATS = 20  # in stall_seconds
+_SLOW_FACTOR = 5.0  # multiple of its median duration that an activity may take
+_BEATS_PER_LIMIT = 20  # in stall_seconds
 _MIN_PERIOD, _MAX_PERIOD = 0.1, 3.0  # seconds between beats
-_ANSWER_SECONDS = 5.0  # for all ranks to say where they are
-_WRITE_SECONDS = 4.0  # for each file and message of the last moments
+_ANSWER_SECONDS = 5.0  # for all ranks to report their places
+_WRITE_SECONDS = 4.0  # for each file and message before the exit
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -65,7 +65,7 @@ class Watchdog:
         self._run_url, self._world, self._on_stall = config.run.url, world, on_stall
         self._limit = float(config.train.stall_seconds)
         self._slow_limit = max(self._limit, config.train.collective_timeout_seconds)
-        self._period = min(max(self._limit / _BEATS, _MIN_PERIOD), _MAX_PERIOD)
+        self._period = min(max(self._limit / _BEATS_PER_LIMIT, _MIN_PERIOD), _MAX_PERIOD)
         self._training_thread = threading.get_ident()
         self._number, self._seen = 0, (0, 0)  # of beats; of activities and collectives
         self._seconds = 0.0  # since either changed
@@ -100,7 +100,7 @@ class Watchdog:
             step=now.step,
             activity=now.name,
             seconds=self._seconds,
-            limit=max(base, _LEARNED * activity.median_seconds(now.name)),
+            limit=max(base, _SLOW_FACTOR * activity.median_seconds(now.name)),
             collectives=_collectives(),
             ended=ended,
         )
@@ -145,18 +145,18 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def _end(self, verdict: Verdict, beats: dict[int, Beat]) -> None:
-        """Write the stacks, say where this rank is, and end this process."""
+        """Write the stacks, report this rank's place, and end this process."""
         exchange, rank = self._exchange, self._world.rank
         assert exchange is not None
         faulthandler.cancel_dump_traceback_later()
         has_store = verdict.kind != "store"
         decides = not has_store and rank == 1
         if has_store:
-            agreed = _within(_WRITE_SECONDS, lambda: exchange.propose(verdict, rank))
+            agreed = _call_with_timeout(_WRITE_SECONDS, lambda: exchange.propose(verdict, rank))
             verdict, decides = (agreed[0], agreed[1] == rank) if agreed else (verdict, False)
         own = stacks.own_stacks()
         children = stacks.stacks_of_children()
-        place = _place(own, children, self._training_thread)
+        place = _describe_place(own, children, self._training_thread)
         name = journal.attempt_folder(self.attempt) if self.attempt else "starting"
         folder = storage.join(self._run_url, journal.STALLS_FOLDER, name)
         text = f"{self._beat()}\nat {place}\n\n{own}\n{children}{_nccl_records()}"
@@ -166,17 +166,19 @@ class Watchdog:
         places = {rank: place}
         if has_store:
             seconds = _ANSWER_SECONDS if decides else 0.0
-            found = _within(
+            found = _call_with_timeout(
                 _WRITE_SECONDS + seconds, lambda: exchange.share_place(place, verdict, seconds)
             )
             places |= found or {}
-        error = stalls.explain(verdict, beats, places, _state(verdict, beats), folder)
+        error = stalls.explain(verdict, beats, places, _process_state(verdict, beats), folder)
         if decides:
             self._report(error, verdict, beats, places, folder, has_store)
-        elif has_store and (told := _within(2 * _ANSWER_SECONDS, exchange.wait_for_report)):
-            error = StallError(*told["error"])
+        elif has_store and (
+            report := _call_with_timeout(2 * _ANSWER_SECONDS, exchange.wait_for_report)
+        ):
+            error = StallError(*report["error"])
             if self._world.is_main:
-                _within(_WRITE_SECONDS, lambda: self.record(told))
+                _call_with_timeout(_WRITE_SECONDS, lambda: self.record(report))
         log.error("%s", error)
         if not writing.wait(_WRITE_SECONDS):
             log.error("The stacks of rank %d could not be stored:\n%s", rank, text)
@@ -194,7 +196,7 @@ class Watchdog:
         folder: str,
         has_store: bool,
     ) -> None:
-        """Tell the launcher, the other ranks, and the run's files."""
+        """Report to the launcher and the other ranks, and write it to the run's files."""
         first = verdict.ranks[0]
         beat = beats.get(first)
         report = {
@@ -251,12 +253,12 @@ class _Exchange(threading.Thread):
         """See `threading.Thread.run`."""
         while not self._closing.is_set() and self.verdict is None:
             try:
-                self._talk()
+                self._send_and_read()
             except RuntimeError:  # the store has ended with its host: `answers` stays as it is
                 return
             self._closing.wait(self._period)
 
-    def _talk(self) -> None:
+    def _send_and_read(self) -> None:
         self._store.set(f"beat {self._rank}", self.beat.dumps())
         ranks = range(self._size) if self.reads_all else range(1)
         found = self._store.multi_get(["verdict", *(f"beat {rank}" for rank in ranks)])
@@ -288,7 +290,7 @@ class _Exchange(threading.Thread):
         return _verdict_of(self._store.compare_set("verdict", "", text))
 
     def share_place(self, place: str, verdict: Verdict, seconds: float) -> dict[int, str]:
-        """Say where this rank is, and return where the others are.
+        """Report where this rank is, and return where the others are.
 
         Args:
             place: Of this rank.
@@ -348,7 +350,7 @@ class _Task:
         return not self._thread.is_alive()
 
 
-def _within(seconds: float, call: Callable[[], Result]) -> Result | None:
+def _call_with_timeout(seconds: float, call: Callable[[], Result]) -> Result | None:
     """Return the result of a call, None if it fails or takes too long."""
     task = _Task(call)
     return task.result if task.wait(seconds) else None
@@ -377,7 +379,7 @@ def _nccl_records() -> str:
     return ""
 
 
-def _place(own: str, children: str, training_thread: int) -> str:
+def _describe_place(own: str, children: str, training_thread: int) -> str:
     """Return where the training thread is, and which other threads read or decode."""
     found = stacks.frames(own)
     main = [str(frame) for frame in found if frame.thread == training_thread]
@@ -388,7 +390,7 @@ def _place(own: str, children: str, training_thread: int) -> str:
     return text + (f" (other threads at {', '.join(sorted(busy)[:3])})" if busy else "")
 
 
-def _state(verdict: Verdict, beats: dict[int, Beat]) -> str:
+def _process_state(verdict: Verdict, beats: dict[int, Beat]) -> str:
     """Return what this host knows of the process of a silent rank, "" if it is elsewhere."""
     beat = beats.get(verdict.ranks[0])
     if verdict.kind not in ("silent", "store") or beat is None:

@@ -1,4 +1,4 @@
-"""What the outermost structure of a file says before FFmpeg opens it: cut short, or a trap.
+"""Check the outermost structure of a file before FFmpeg opens it: is it cut short, or hostile?
 
 An mp4 is a row of boxes with their sizes (ISO/IEC 14496-12, 4.2), some of which contain boxes; a
 Matroska or WebM file is one segment with its size (RFC 8794, 4 and 6; RFC 9559, 4.5). AVI, FLV, ASF

@@ -32,7 +32,7 @@ from svfap_dist.telemetry.goodput import NODES_JOINED
 def test_the_group_is_the_largest_that_shares_the_lanes(lanes):
     sizes = tuple(size for size in range(1, lanes + 1) if lanes % size == 0)
     for available in range(2 * lanes + 1):
-        size = elastic.largest(sizes, available)
+        size = elastic.largest_size(sizes, available)
         assert size <= available
         if available:
             assert lanes % size == 0
@@ -41,7 +41,7 @@ def test_the_group_is_the_largest_that_shares_the_lanes(lanes):
 
 @pytest.mark.parametrize(("available", "size"), [(1, 0), (2, 2), (3, 2), (5, 4), (8, 4)])
 def test_the_group_is_never_smaller_or_larger_than_the_recipe_says(available, size):
-    assert elastic.largest((2, 4), available) == size
+    assert elastic.largest_size((2, 4), available) == size
 
 
 class Actor:
@@ -69,7 +69,7 @@ class Cluster:
         self.board = Actor()
         monkeypatch.setattr(ray, "get", lambda value, timeout=0.0: value)
         monkeypatch.setattr(elastic, "_draining_nodes", lambda: frozenset(self.draining))
-        monkeypatch.setattr(elastic, "_SECONDS_BETWEEN_LOOKS", 0.0)
+        monkeypatch.setattr(elastic, "_SECONDS_BETWEEN_POLLS", 0.0)
         config = ScalingConfig(
             num_workers=(sizes[0], sizes[-1]),
             resources_per_worker={"CPU": 4},
@@ -166,7 +166,7 @@ def test_the_last_failure_waits_for_word_of_its_node(dead, monkeypatch):
     policy = LostNodesFailurePolicy(FailureConfig(max_failures=0))
     looks = iter([dead, dead, dead, {*dead, "a"}])
     monkeypatch.setattr(elastic, "_dead_nodes", lambda: frozenset(next(looks)))
-    monkeypatch.setattr(elastic, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(elastic, "_SECONDS_BETWEEN_POLLS", 0.0)
     assert policy.make_decision(failure(RuntimeError("reset"))) == FailureDecision.RETRY
 
 
