@@ -6,8 +6,8 @@ is atomic, and failures are `StorageError`, never exceptions of a client library
 S3 settings come from the usual AWS variables and `AWS_ENDPOINT_URL`. File system objects are made
 lazily in the process that uses them: an s3fs object that crosses a fork deadlocks (s3fs#369).
 
-Start with `files`; `s3` corrects how s3fs reads keys, and makes ranged reads cheaper; `credentials`
-refuses URLs that contain some.
+Start with `files` (read, write, delete) and `listing`; `s3` corrects how s3fs reads keys, and makes
+ranged reads cheaper; `credentials` refuses URLs that contain some.
 """
 
 # ruff: noqa: F401 - the names are for others
@@ -32,14 +32,12 @@ from svfap_dist.storage.files import (
     filesystem,
     is_remote,
     join,
-    list_files,
-    list_folders,
     local_path,
     read_buffer,
     read_bytes,
     read_range,
     request_counts,
     upload_file,
-    walk_files,
     write_bytes,
 )
+from svfap_dist.storage.listing import list_files, list_folders, walk_files

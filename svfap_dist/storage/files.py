@@ -1,4 +1,4 @@
-"""Operations on files by URL: clients, request counts and errors; read, write, list and delete.
+"""Operations on files by URL: clients, request counts and errors; read, write and delete.
 
 In: a URL of a local file, of S3, or of another store that fsspec knows. Each request is counted
 with its outcome, and whatever exception a client raises becomes a `StorageError`. A write is
@@ -12,7 +12,6 @@ import collections
 import contextlib
 import dataclasses
 import errno
-import logging
 import os
 import re
 import shutil
@@ -23,8 +22,6 @@ from typing import Any
 
 from svfap_dist.errors import ConfigError, StorageError
 from svfap_dist.storage.credentials import refuse_credentials
-
-log = logging.getLogger(__name__)
 
 READ, WRITE, LOOK_UP, LIST, DELETE = OPERATIONS = ("read", "write", "look up", "list", "delete")
 OUTCOMES = ("ok", "missing", "unreachable", "refused")  # refused: any other failure
@@ -217,8 +214,13 @@ def add_request_counts(counts: RequestCounts) -> None:
 
 
 @contextlib.contextmanager
-def _request(operation: str, url: str) -> Iterator[None]:
-    """Count a request, and turn exceptions of the client into `StorageError`."""
+def counted_request(operation: str, url: str) -> Iterator[None]:
+    """Count a request, and turn exceptions of the client into `StorageError`.
+
+    Args:
+        operation: One of `OPERATIONS`.
+        url: What it is about.
+    """
     outcome = "ok"
     try:
         yield
@@ -294,7 +296,7 @@ def read_bytes(url: str) -> bytes:
         StorageMissingError: There is no such file.
         StorageError: The store refuses or does not answer.
     """
-    with _request(READ, url):
+    with counted_request(READ, url):
         fs, path = filesystem(url)
         data = fs.cat_file(path)
         _counter.bytes(READ, len(data))
@@ -322,7 +324,7 @@ def read_buffer(url: str, start: int, stop: int) -> bytes | memoryview:
     """
     if stop <= start:
         return b""  # S3 has no empty ranges and would send the whole file
-    with _request(READ, url):
+    with counted_request(READ, url):
         fs, path = filesystem(url)
         if url.startswith("s3://"):
             found = fs.read_directly(path, start, stop, on_failure=_counter.read_again)
@@ -346,7 +348,7 @@ def write_bytes(url: str, data: bytes) -> None:
         url: The file; folders above it are made.
         data: Its content.
     """
-    with _request(WRITE, url):
+    with counted_request(WRITE, url):
         fs, path = filesystem(url)
         if is_remote(url):
             fs.pipe_file(path, data)
@@ -365,7 +367,7 @@ def upload_file(local: str, url: str) -> None:
         local: Path of the file.
         url: The copy.
     """
-    with _request(WRITE, url):
+    with counted_request(WRITE, url):
         fs, path = filesystem(url)
         if is_remote(url):
             fs.put_file(local, path)
@@ -384,7 +386,7 @@ def download_file(url: str, local: str) -> None:
         url: The file.
         local: Path of the copy.
     """
-    with _request(READ, url):
+    with counted_request(READ, url):
         fs, path = filesystem(url)
         with _renamed_into_place(local) as temporary:
             fs.get_file(path, temporary)
@@ -412,7 +414,7 @@ def file_size(url: str) -> int | None:
     Raises:
         StorageError: The store refuses or does not answer.
     """
-    with _request(LOOK_UP, url):
+    with counted_request(LOOK_UP, url):
         fs, path = filesystem(url)
         try:
             found = fs.info(path)
@@ -427,7 +429,7 @@ def delete(url: str) -> None:
     Args:
         url: What to delete; no error if there is nothing.
     """
-    with _request(DELETE, url), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    with counted_request(DELETE, url), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         fs, path = filesystem(url)
         if url.startswith("s3://"):
             fs.rm(path, recursive=True)
@@ -446,7 +448,7 @@ def delete_unfinished(folder: str) -> None:
     Args:
         folder: Path or `file://` URL in which no process is writing now.
     """
-    with _request(DELETE, folder):
+    with counted_request(DELETE, folder):
         for place, _, names in os.walk(local_path(folder)):
             for name in filter(_UNFINISHED.fullmatch, names):
                 os.unlink(os.path.join(place, name))
@@ -462,141 +464,3 @@ def _renamed_into_place(path: str) -> Iterator[str]:
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
-
-
-def list_files(url: str) -> dict[str, int]:
-    """Return the sizes in bytes of all files below a URL, by path relative to it.
-
-    Args:
-        url: Folder or prefix; without any file, the result is empty.
-
-    Raises:
-        StorageMissingError: There is no such bucket.
-        StorageError: A folder cannot be read.
-    """
-    return dict(sorted(walk_files(url)))
-
-
-def list_folders(url: str) -> list[str]:
-    """Return the names of the folders in a folder or below a prefix, without listing their files.
-
-    Args:
-        url: Folder or prefix; without any folder, the result is empty.
-
-    Raises:
-        StorageError: It cannot be read.
-    """
-    with _request(LIST, url):
-        fs, path = filesystem(url)
-        if url.startswith("s3://"):
-            start = path.removesuffix("/") + "/"
-            pages = _list_pages(fs, start, Delimiter="/")
-            found = [each["Prefix"] for page in pages for each in page.get("CommonPrefixes", [])]
-        else:
-            try:
-                entries = fs.ls(path, detail=True)
-            except (FileNotFoundError, NotADirectoryError):
-                return []
-            found = [entry["name"] for entry in entries if entry["type"] == "directory"]
-        return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
-
-
-def walk_files(url: str) -> Iterator[tuple[str, int]]:
-    """Yield (path relative to `url`, size in bytes) of all files below a URL, folder by folder.
-
-    Memory stays constant, for trees of millions of files. Links to local folders are followed; one
-    to a folder that is listed anyway, or to one above it, is not, and logged. Errors are those of
-    `list_files`, raised while iterating.
-
-    Args:
-        url: Folder or prefix.
-    """
-    with _request(LIST, url):
-        found = _walk_remote(url) if is_remote(url) else _walk_local(local_path(url))
-        yield from ((name, size) for name, size in found if not name.endswith(".tmp"))
-
-
-def _walk_remote(url: str) -> Iterator[tuple[str, int]]:
-    fs, path = filesystem(url)
-    start = path.removesuffix("/") + "/"
-    if url.startswith("s3://"):
-        files = _walk_s3(fs, start)
-    else:
-        files = ((name, about["size"]) for name, about in fs.find(path, detail=True).items())
-    for name, size in files:
-        if name.startswith(start):
-            yield name.removeprefix(start), size
-
-
-def _walk_s3(fs: Any, start: str) -> Iterator[tuple[str, int]]:
-    # Page by page: s3fs makes a dict of a dozen fields per file and returns all of them at the end.
-    bucket = start.partition("/")[0]
-    for page in _list_pages(fs, start):
-        for file in page.get("Contents", []):
-            if not file["Key"].endswith("/"):  # a folder marker of consoles and other clients
-                yield f"{bucket}/{file['Key']}", file["Size"]
-
-
-def _list_pages(fs: Any, start: str, **options: str) -> Iterator[dict[str, Any]]:
-    bucket, _, prefix = start.partition("/")
-    more: dict[str, str] | None = {}
-    while more is not None:
-        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **options, **more)
-        yield page
-        token = page.get("NextContinuationToken")
-        more = {"ContinuationToken": token} if token else None
-
-
-def _walk_local(path: str) -> Iterator[tuple[str, int]]:
-    # Not fsspec's walk, which skips folders that it may not read; not `os.walk`, which holds the
-    # names of all files of a folder. Links to folders come after everything else, in order of
-    # path, so what is listed under which name does not depend on the order of a folder's entries.
-    start, top, links = os.path.join(path, ""), os.path.realpath(path), [path]
-    walked: list[str] = []  # real paths
-    skipped: list[str] = []
-    while links:
-        found: list[str] = []
-        for link in links:
-            target = os.path.realpath(link)
-            is_above = bool(walked) and _is_below(top, target)
-            if is_above or any(_is_below(target, real) for real in walked):
-                skipped.append(link)
-                continue
-            inner = {link + real.removeprefix(target) for real in walked if _is_below(real, target)}
-            for name, size in _walk_tree(link, found, inner):
-                yield name.removeprefix(start), size
-            walked.append(target)
-        links = sorted(found)
-    if skipped:
-        example = f"{skipped[0]} to {os.path.realpath(skipped[0])}"
-        message = (
-            "%s: links to folders that are listed already, or above it, are not followed: %d, "
-        )
-        log.warning(message + "such as %s", path, len(skipped), example)
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(os.path.join(folder, ""))
-
-
-def _walk_tree(path: str, links: list[str], without: set[str]) -> Iterator[tuple[str, int]]:
-    """Yield path and size of the files below a folder; add links to folders to `links`."""
-    folders = [path]
-    while folders:
-        folder = folders.pop()
-        try:
-            entries = os.scandir(folder)
-        except (FileNotFoundError, NotADirectoryError):
-            if folder == path:
-                return
-            raise
-        with entries:
-            for entry in entries:
-                size = 0  # a broken link is listed; reading it raises
-                with contextlib.suppress(OSError):
-                    if entry.is_dir():
-                        if entry.path not in without:
-                            (links if entry.is_symlink() else folders).append(entry.path)
-                        continue
-                    size = entry.stat().st_size
-                yield entry.path, size
