@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import typing
 
 import pytest
 
@@ -35,6 +37,26 @@ def test_a_loss_that_is_not_finite_is_null_in_a_runs_files_and_nan_when_read(tmp
     assert first == rows[0]
     assert math.isnan(second["loss"])
     assert third == rows[2]
+
+
+def test_declared_types_are_resolved_once_for_all_records(monkeypatch):
+    """Otherwise a manifest of 100,000 shards takes 50 times as long to check."""
+
+    @dataclasses.dataclass
+    class Point:
+        name: str
+        values: tuple[int, ...]
+
+    resolved: list[type] = []
+    resolve = typing.get_type_hints
+    monkeypatch.setattr(
+        typing, "get_type_hints", lambda kind: resolved.append(kind) or resolve(kind)
+    )
+    for number in range(3):
+        json_text.check_types(Point("a", (number, 1)))
+    assert resolved == [Point]
+    with pytest.raises(TypeError, match="values has a value of type str"):
+        json_text.check_types(Point("a", (1, "b")))  # type: ignore[arg-type]
 
 
 def test_text_without_a_mark_or_with_one():
