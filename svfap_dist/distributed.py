@@ -178,8 +178,10 @@ def run_on_main(action: Callable[[], Result]) -> Result:
     Raises:
         SvfapError: That of rank 0.
     """
+    import torch.distributed as dist
+
     found: tuple[Any, SvfapError | None] = None, None
-    if _is_main():
+    if not dist.is_initialized() or dist.get_rank() == 0:
         try:
             found = action(), None
         except SvfapError as error:
@@ -190,23 +192,17 @@ def run_on_main(action: Callable[[], Result]) -> Result:
     return result
 
 
-def _is_main() -> bool:
-    import torch.distributed as dist
+def run_long_on_all_ranks(action: Callable[[], Result]) -> Result:
+    """Do what `run_on_all_ranks` does, for an action that may take longer than a collective may.
 
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def run_long_on_main(action: Callable[[], Result]) -> Result:
-    """Do what `run_on_main` does, for an action that may take longer than a collective may.
-
-    The action runs in a thread. Meanwhile rank 0 broadcasts every few seconds that it has not
-    finished, so that no rank waits in a collective for longer than a round.
+    The action runs in a thread. Meanwhile all ranks exchange who has finished, so that no rank
+    waits in a collective for longer than a round.
 
     Args:
-        action: Called on rank 0 only.
+        action: Called once on every rank; must not contain collectives of its own.
 
     Raises:
-        SvfapError: That of rank 0.
+        SvfapError: That of the lowest rank on which `action` failed.
     """
     running: Future[Result] = Future()
     device = _cuda_device()
@@ -219,15 +215,14 @@ def run_long_on_main(action: Callable[[], Result]) -> Result:
         except BaseException as error:
             running.set_exception(error)
 
-    def has_finished() -> bool:
+    threading.Thread(target=run, name="long-action", daemon=True).start()
+    while True:
         wait([running], timeout=_ROUND_SECONDS)
-        return running.done()
-
-    if _is_main():
-        threading.Thread(target=run, name="long-action", daemon=True).start()
-    while not run_on_main(has_finished):
-        pass
-    return run_on_main(running.result)
+        finished = running.done()
+        if finished and not isinstance(running.exception(), (SvfapError, type(None))):
+            running.result()
+        if all(all_gather_object(finished)):
+            return run_on_all_ranks(running.result)
 
 
 def _cuda_device() -> Callable[[], None] | None:

@@ -55,11 +55,11 @@ def test_no_rank_waits_in_a_collective_while_another_works_long(monkeypatch) -> 
     rounds: list[object] = []
     third = threading.Event()
 
-    def broadcast(value: object) -> object:
+    def all_gather(value: object) -> list[object]:
         rounds.append(value)
         if len(rounds) == 3:
             third.set()
-        return value
+        return [value]
 
     def work() -> str:
         assert threading.current_thread() is not threading.main_thread()
@@ -67,10 +67,10 @@ def test_no_rank_waits_in_a_collective_while_another_works_long(monkeypatch) -> 
         return "done"
 
     monkeypatch.setattr(distributed, "_ROUND_SECONDS", 0.01)
-    monkeypatch.setattr(distributed, "broadcast_object", broadcast)
-    assert distributed.run_long_on_main(work) == "done"
-    assert rounds[:3] == [(False, None)] * 3
-    assert rounds[-2:] == [(True, None), ("done", None)]  # finished; the result, without an error
+    monkeypatch.setattr(distributed, "all_gather_object", all_gather)
+    assert distributed.run_long_on_all_ranks(work) == "done"
+    assert rounds[:3] == [False] * 3
+    assert rounds[-2:] == [True, None]  # finished; without an error
 
 
 def test_errors_of_long_work_are_raised_as_they_are(monkeypatch) -> None:
@@ -80,5 +80,5 @@ def test_errors_of_long_work_are_raised_as_they_are(monkeypatch) -> None:
             raise error
 
         with pytest.raises(type(error)) as caught:
-            distributed.run_long_on_main(fail)
+            distributed.run_long_on_all_ranks(fail)
         assert caught.value is error

@@ -150,7 +150,11 @@ class Attempt:
     ) -> None:
         self._on_failure = on_failure
         watchdog = stack.enter_context(Watchdog(config, world, on_failure))
-        found = distributed.run_long_on_main(lambda: context or load_run_context(config))
+
+        def read() -> RunContext | None:
+            return (context or load_run_context(config)) if world.is_main else None
+
+        found: RunContext = distributed.broadcast_object(distributed.run_long_on_all_ranks(read))
         self._manifest, self._history, state = found.manifest, found.history, found.state
         watchdog.attempt = found.attempt
         config = state.with_order(config) if state else config
