@@ -161,10 +161,10 @@ def restore_engine(
         own = {rank for rank, (host, _) in enumerate(nodes) if host == socket.gethostname()}
         ranks = None if reshard else own  # DeepSpeed reads a rank's own files only
         fetch = functools.partial(_fetch_for_engine, run_url, state, folder, ranks)
-        distributed.run_on_all_ranks(fetch if shared == folder else lambda: None)
+        distributed.run_long_on_all_ranks(fetch if shared == folder else lambda: None)
         if reshard:
             read = functools.partial(_read_states, shared, state, engine.parameter_names)
-            engine.load_states(distributed.run_on_all_ranks(read))
+            engine.load_states(distributed.run_long_on_all_ranks(read))
         else:
             engine.load(shared, tag)
         distributed.barrier()  # the node's folder is removed only after its last reader
