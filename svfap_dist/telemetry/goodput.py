@@ -24,7 +24,7 @@ from typing import Any
 
 CLASSES = ("productive", "data_wait", "checkpoint", "restart", "redone", "idle")
 WINDOW = "window"
-_BEGINNINGS = ("start", "resume")
+BEGINNINGS = ("start", "resume")  # events of an attempt that begins: its number, step, fingerprints
 # Reasons of stop events: the ranks begin again at once, more or fewer of them.
 NODES_JOINED, NODES_LEAVING = "nodes joined", "nodes leaving"
 RESIZE_REASONS = (NODES_JOINED, NODES_LEAVING)
@@ -53,7 +53,7 @@ class Goodput:
             event: Line of events.jsonl.
         """
         kind, time = event["event"], float(event["time"])
-        if kind in _BEGINNINGS:
+        if kind in BEGINNINGS:
             if self._began is None:
                 self._began = self._latest = time
             self._count("idle" if self._stopped else "restart", time)

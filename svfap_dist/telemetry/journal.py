@@ -38,12 +38,12 @@ from typing import Any
 from svfap_dist import json_text, storage
 from svfap_dist.config import Config, recipe
 from svfap_dist.errors import ConfigError, StorageError
+from svfap_dist.telemetry.goodput import BEGINNINGS
 
 RECIPE_FILE, METRICS_FILE = "config.toml", "metrics.jsonl"
 EVENTS_FILE, QUARANTINE_FILE = "events.jsonl", "quarantine.jsonl"
 STALLS_FOLDER, STALL_FILE = "stalls", "stall.json"  # written by the watchdog, not by a `Journal`
 UPLOAD_EVERY_SECONDS = 30.0
-_BEGINNINGS = ("start", "resume")  # events with the attempt's number and fingerprints
 _STOPPED_BY_HEALTH = ("NotFiniteError", "HealthError")  # reasons of stop events
 _PART_BYTES = 16 << 20  # of a ledger, after which the next part begins
 _PART_NAME = re.compile(r"rank-(\d+)(?:\.(\d+))?\.jsonl")
@@ -88,7 +88,7 @@ def read_history(run_url: str) -> RunHistory:
         run_url: URL of the run.
     """
     events = _complete_lines(_read(storage.join(run_url, EVENTS_FILE)))
-    began = [line for line in events if line["event"] in _BEGINNINGS]
+    began = [line for line in events if line["event"] in BEGINNINGS]
     folders = storage.list_folders(storage.join(run_url, "ledger"))
     numbers = [int(m[1]) for name in folders if (m := re.fullmatch(r"attempt-(\d+)", name))]
     last = began[-1] if began else {}
@@ -379,7 +379,7 @@ def read_attempts(run_url: str) -> list[PastAttempt]:
     passed_over: frozenset[int] = frozenset()
     for event in read_events(run_url):
         kind = event.get("event")
-        if kind in _BEGINNINGS:
+        if kind in BEGINNINGS:
             step, fingerprint = event["step"], event["manifest_fingerprint"]
             found.append(PastAttempt(event["attempt"], step, step, fingerprint, passed_over))
         elif kind == "checkpoint" and found:

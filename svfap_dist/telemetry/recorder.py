@@ -26,7 +26,7 @@ from svfap_dist.data.batch import ClipBatch
 from svfap_dist.distributed import World
 from svfap_dist.telemetry import metrics
 from svfap_dist.telemetry.exporter import Exporter
-from svfap_dist.telemetry.goodput import CLASSES, WINDOW, Goodput
+from svfap_dist.telemetry.goodput import BEGINNINGS, CLASSES, WINDOW, Goodput
 from svfap_dist.telemetry.journal import (
     EVENTS_FILE,
     METRICS_FILE,
@@ -473,7 +473,7 @@ def _latest_size(events: list[Row]) -> int:
 
 def _reason_to_resize(events: list[Row]) -> str:
     """Return why the newest attempt in a run's events ended: its stop reason, or "failure"."""
-    ends = [e for e in events if e["event"] in ("start", "resume", "stop")]
+    ends = [e for e in events if e["event"] in (*BEGINNINGS, "stop")]
     is_orderly = ends[-1]["event"] == "stop" and not ends[-1].get("message")
     return ends[-1]["reason"] if is_orderly else "failure"
 

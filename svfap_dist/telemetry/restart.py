@@ -24,6 +24,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from svfap_dist.telemetry.goodput import BEGINNINGS
+
 FIRST_STEP = "first_step"
 PHASES = (
     "noticed",
@@ -110,7 +112,7 @@ def restarts(events: Iterable[Mapping[str, Any]]) -> list[Restart]:
     """
     found, attempt = [], 0
     for event in events:
-        if event["event"] in ("start", "resume"):
+        if event["event"] in BEGINNINGS:
             attempt = event["attempt"]
         elif event["event"] == FIRST_STEP and attempt > 1:
             found.append(Restart(attempt, event["step"] - 1, event["time"], event["seconds"]))
