@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import os
 import random
 import socket
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
@@ -87,6 +89,67 @@ def free_port() -> int:
     found = f"all of {_PORTS.start} to {_PORTS.stop - 1} are in use"
     do = "stop a process that listens there, or set MASTER_PORT"
     raise ClusterError("No free port", "127.0.0.1", found, do)
+
+
+def loopback_store(world: World, timeout: datetime.timedelta) -> Any:
+    """Return a store for the process group that listens on loopback only.
+
+    torch's own listens on all interfaces, also where MASTER_ADDR is loopback, and whoever reaches
+    it can write into the group's rendezvous.
+
+    Args:
+        world: This rank's place among all ranks.
+        timeout: Of operations on the store.
+
+    Returns:
+        The store; None where MASTER_ADDR is no loopback address, or torchrun's agent has a store.
+    """
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
+
+    host = os.environ.get("MASTER_ADDR", "")
+    if not _is_loopback(host):
+        return None
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None
+    port, descriptor = int(os.environ["MASTER_PORT"]), None
+    if world.is_main:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            descriptor = listener.detach()  # the store closes it
+    store = TCPStore(
+        host,
+        port,
+        world.world_size,
+        is_master=world.is_main,
+        timeout=timeout,
+        multi_tenant=True,
+        master_listen_fd=descriptor,
+    )
+    return PrefixStore("default_pg", store)  # as torch itself does
+
+
+@contextlib.contextmanager
+def gloo_on_loopback() -> Iterator[None]:
+    """Have gloo's groups of the block listen on loopback, where MASTER_ADDR is loopback.
+
+    By default gloo listens on the address of the host's name.
+    """
+    variable = "GLOO_SOCKET_IFNAME"
+    is_ours = _is_loopback(os.environ.get("MASTER_ADDR", "")) and variable not in os.environ
+    if is_ours and sys.platform == "linux":
+        os.environ[variable] = "lo"
+    try:
+        yield
+    finally:
+        if is_ours:
+            os.environ.pop(variable, None)
+
+
+def _is_loopback(host: str) -> bool:
+    """Return whether a host is loopback by name: a host's own name may be so on that host only."""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def barrier() -> None:

@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from svfap_dist import distributed
 from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.checkpoint.parameter_states import ParameterState
 from svfap_dist.config import Config, check_world_size
@@ -141,17 +142,15 @@ def process_group(config: Config, world: World) -> Iterator[torch.device]:
         keep_freed_memory()
     elif config.cluster.bind_cpus:  # before anything else is started
         bind_to_gpu(device.index, config.cluster.cpus_per_worker)
-    is_ours = not dist.is_initialized()
-    if is_ours:
-        _connect(config, world, device)
-    try:
+    with contextlib.ExitStack() as stack:
+        if not dist.is_initialized():
+            stack.enter_context(distributed.gloo_on_loopback())
+            _connect(config, world, device)
+            stack.callback(_deepspeed(device).comm.destroy_process_group)
         _deepspeed(device).init_distributed(auto_mpi_discovery=False)
         torch.set_num_threads(config.train.threads_per_rank or _fair_threads())
         yield device
         barrier()  # destroying the group early would fail peers' pending collectives
-    finally:
-        if is_ours:
-            _deepspeed(device).comm.destroy_process_group()
 
 
 def _device(config: Config, world: World) -> torch.device:
@@ -185,10 +184,12 @@ def _fair_threads() -> int:
 
 
 def _connect(config: Config, world: World, device: torch.device) -> None:
+    timeout = datetime.timedelta(seconds=config.train.collective_timeout_seconds)
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            timeout=datetime.timedelta(seconds=config.train.collective_timeout_seconds),
+            timeout=timeout,
+            store=distributed.loopback_store(world, timeout),
             rank=world.rank,
             world_size=world.world_size,
             device_id=device if device.type == "cuda" else None,

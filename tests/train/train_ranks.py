@@ -154,6 +154,26 @@ def train(tables: dict[str, Any], stop_after: int = 0, die_after: int = 0) -> di
         return {"error": type(error).__name__, "message": str(error)}
 
 
+def train_and_look_for_listeners(tables: dict[str, Any]) -> list[list[Any]]:
+    """Address and port of all that listens in this rank's process and its children in a run."""
+    import psutil
+
+    from svfap_dist.config import recipe
+    from svfap_dist.train import loop
+
+    found: set[Any] = set()
+
+    def asked_at_each_step() -> str:
+        rank = psutil.Process()
+        for process in (rank, *rank.children(recursive=True)):
+            connections = process.net_connections("tcp")
+            found.update(tuple(c.laddr) for c in connections if c.status == psutil.CONN_LISTEN)
+        return ""
+
+    loop.run(recipe.from_tables(tables, where="test"), stop_requested=asked_at_each_step)
+    return sorted(map(list, found))
+
+
 def train_planted(
     tables: dict[str, Any], bad_steps: list[int], fault: str, stop_after: int = 0
 ) -> dict[str, Any]:
