@@ -6,11 +6,18 @@ import mmap
 import os
 import time
 
+from svfap_dist.parallel.processes import ChildProcess
+
 
 def behave(request: str) -> object:
     """Do what the request says."""
     if request == "hang":
         time.sleep(600)
+    if request == "decode":
+        hang_in_decoder()
+    if request == "feed":
+        with ChildProcess(behave, seconds=600) as worker:
+            worker("decode")
     if request == "crash":
         os._exit(7)
     if request == "raise":
@@ -22,6 +29,18 @@ def behave(request: str) -> object:
     if request == "threads":
         return os.environ.get("OPENBLAS_NUM_THREADS"), os.environ.get("OMP_NUM_THREADS")
     return os.getpid() if request == "pid" else request.upper()
+
+
+def hang_in_decoder() -> None:
+    """Read a video whose bytes never come."""
+    import av
+    from clips import make_video
+
+    from svfap_dist.video.probe import probe
+
+    video = make_video(None, 2)
+    av.open = lambda *_, **__: time.sleep(600)  # type: ignore[assignment]
+    probe(video, 1)
 
 
 class MapsOnArrival:

@@ -9,7 +9,7 @@ import torch
 from svfap_dist.config import recipe
 from svfap_dist.distributed import World
 from svfap_dist.telemetry import metrics, recorder
-from svfap_dist.telemetry.meter import Meter, Window, gpu_readings
+from svfap_dist.telemetry.meter import Meter, Phases, Window, gpu_readings
 from svfap_dist.telemetry.recorder import Recorder
 
 
@@ -78,6 +78,21 @@ def test_a_windowed_metric_needs_one_row(tmp_path: Any, monkeypatch: pytest.Monk
         served = opened._exporter._series[toy.name].labels(run=config.run.name, rank="0")
         assert served._value.get() == 10
     assert (rows[0]["toys"], rows[0]["toy_level"]) == (10, 1.5)
+
+
+def test_a_phase_inside_another_is_no_time_of_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that waits for a slow one in the exchange must not look as slow as that."""
+    clock = Clock()
+    monkeypatch.setattr("time.perf_counter", clock)
+    phases = Phases(torch.device("cpu"))
+    for _ in range(2):
+        with phases.measured("backward"):
+            clock.now += 1.0
+            for waited in (0.25, 2.0):
+                with phases.measured("exchange", inside="backward"):
+                    clock.now += waited
+    assert phases.take_seconds() == {"backward": 2.0, "exchange": 4.5}
+    assert phases.take_seconds() == {}
 
 
 def rank(host: str, metrics: str) -> dict[str, Any]:

@@ -9,11 +9,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from svfap_dist import distributed
 from svfap_dist.config import recipe
 from svfap_dist.distributed import World
 from svfap_dist.profiling.ranks import run_on_local_ranks
+from svfap_dist.report import page
 from svfap_dist.shards.format import BadSample
+from svfap_dist.telemetry import metrics
+from svfap_dist.telemetry.meter import Meter
 from svfap_dist.telemetry.recorder import Recorder
 from svfap_dist.train.engine import process_group
 
@@ -73,6 +78,34 @@ def test_log_steps_combine_all_ranks_without_pickling(tmp_path: Path) -> None:
         assert (row["bytes_fetched"], type(row["bytes_fetched"])) == (201, int)
     lines = (tmp_path / "run/quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines] == ["clip-7"]
+
+
+def test_the_cost_of_a_slow_rank_is_the_share_of_time_that_the_others_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four ranks of which one needs 3.0 s of each step for itself, the others 1.0 s."""
+    config = recipe.load("tiny_cpu", [f"run.url={tmp_path}", "metrics.enabled=false"])
+    rows: list[dict[str, Any]] = []
+    world, parts = World(0, 0, 4, 4), (1, 0, rows.append, lambda found: None, (1, 1), None)
+    now = [0.0]
+    ratios = [1.0, 1.0, 3.0, 1.0]
+
+    def gather(own: list[float]) -> list[list[float]]:
+        at = [metric.name for metric in metrics.windowed_metrics()].index(metrics.OWN_SECONDS.name)
+        others = [float(value) for value in own]
+        return [[*others[:at], others[at] * ratio, *others[at + 1 :]] for ratio in ratios]
+
+    with Recorder(config, world, *parts) as recorder:
+        monkeypatch.setattr(distributed, "all_gather_numbers", gather)
+        recorder.meter = Meter(lambda: now[0])
+        for step in (1, 2):
+            now[0] += 4.0
+            recorder.count_step(step, _batch(0, []))
+            phases = {"forward": 0.25, "backward": 0.75, "exchange": 2.0}
+            recorder.log_step({"step": step, **NUMBERS}, phases)
+    assert [row["slowest_ranks"] for row in rows] == [[(2, 0.5)], [(2, 0.5)]]
+    page.make(str(tmp_path), str(tmp_path / "report.html"))
+    assert "2: 50.0 %" in (tmp_path / "report.html").read_text()
 
 
 def test_a_process_alone_gathers_its_own_numbers() -> None:

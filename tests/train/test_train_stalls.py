@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import threading
 from typing import Any
 
 import pytest
+from child_calls import behave
 
+from svfap_dist.parallel import stacks
+from svfap_dist.parallel.processes import ChildProcess, CrashedError
+from svfap_dist.train import watchdog
 from svfap_dist.train.stalls import Beat, StallError, Verdict, explain, judge
 
 STEP, SLOW = 10.0, 600.0  # limits in seconds
@@ -117,3 +122,25 @@ def test_beats_and_verdicts_survive_the_store() -> None:
     assert Beat.loads(beat(1, ended=True).dumps()) == beat(1, ended=True)
     found = Verdict("behind", (1, 3), 12.5)
     assert Verdict.loads(found.dumps()) == found
+
+
+def test_a_decoder_that_hangs_below_a_feeder_is_named() -> None:
+    """Where the training thread waits says nothing: the rank's error names its decode worker."""
+
+    def feed() -> None:
+        with pytest.raises(CrashedError):
+            feeder("feed")
+
+    with ChildProcess(behave, seconds=600, may_have_children=True) as feeder:
+        thread = threading.Thread(target=feed)
+        thread.start()
+        children = ""
+        while "in probe\n" not in children:  # it may not have begun yet
+            children = stacks.stacks_of_children()
+        place = watchdog._place(stacks.own_stacks(), children, threading.get_ident())
+        feeder.kill()
+        thread.join()
+    waits = {0: beat(collectives=21), 1: beat(1, activity="waiting for the batch")}
+    error = explain(Verdict("behind", (1,), 12.0), waits, {1: place}, "", "stalls")
+    assert "waiting for the batch of step 37, at parallel/stacks.py" in error.found
+    assert "other threads at video/" in error.found
