@@ -105,11 +105,12 @@ def fuzz(check: Callable[[Path, bytes], None], raws: st.SearchStrategy[bytes], f
     settings(max_examples=examples, suppress_health_check=slow, database=None)(run)()
 
 
+LONG = [pytest.mark.slow, pytest.mark.timeout(900)]
 CASES = {"manifest": (check_manifest, manifests()), "index": (check_index, indexes())}
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("examples", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [200, pytest.param(10_000, marks=LONG)])
 def test_any_document_is_valid_or_our_error(name: str, examples: int, tmp_path: Path) -> None:
     fuzz(*CASES[name], tmp_path, examples)
 

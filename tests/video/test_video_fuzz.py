@@ -158,6 +158,7 @@ def test_some_changes_of_an_mp4() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("memory_is_bounded")
 def test_ten_thousand_changes_of_an_mp4() -> None:
     fuzz(10_000)
