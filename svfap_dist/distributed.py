@@ -23,6 +23,7 @@ from svfap_dist.errors import ClusterError, SvfapError
 Result = TypeVar("Result")
 _PORTS = range(20_000, 32_000)
 _ROUND_SECONDS = 10.0  # of a long action; far below train.collective_timeout_seconds
+_MAX_ROUNDS = 720  # two hours: each round is progress to the watchdog, also where an action hangs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,6 +267,7 @@ def run_long_on_all_ranks(action: Callable[[], Result]) -> Result:
 
     Raises:
         SvfapError: That of the lowest rank on which `action` failed.
+        ClusterError: On every rank, if it has not ended after two hours on some.
     """
     running: Future[Result] = Future()
     device = _cuda_device()
@@ -279,13 +281,19 @@ def run_long_on_all_ranks(action: Callable[[], Result]) -> Result:
             running.set_exception(error)
 
     threading.Thread(target=run, name="long-action", daemon=True).start()
-    while True:
+    ended: list[bool] = []
+    for _ in range(_MAX_ROUNDS):
         wait([running], timeout=_ROUND_SECONDS)
         finished = running.done()
         if finished and not isinstance(running.exception(), (SvfapError, type(None))):
             running.result()
-        if all(all_gather_object(finished)):
+        ended = all_gather_object(finished)
+        if all(ended):
             return run_on_all_ranks(running.result)
+    where = f"rank {', '.join(str(rank) for rank, done in enumerate(ended) if not done)}"
+    found = f"not ended after {_MAX_ROUNDS * _ROUND_SECONDS:.0f} s"
+    advice = "look for a store or a disk that hangs; run the same command again to resume"
+    raise ClusterError("Start-up hangs", where, found, advice)
 
 
 def _cuda_device() -> Callable[[], None] | None:

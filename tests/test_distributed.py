@@ -82,3 +82,13 @@ def test_errors_of_long_work_are_raised_as_they_are(monkeypatch) -> None:
         with pytest.raises(type(error)) as caught:
             distributed.run_long_on_all_ranks(fail)
         assert caught.value is error
+
+
+def test_long_work_that_hangs_is_an_error_that_names_the_rank(monkeypatch) -> None:
+    monkeypatch.setattr(distributed, "_ROUND_SECONDS", 0.01)
+    monkeypatch.setattr(distributed, "_MAX_ROUNDS", 2)
+    monkeypatch.setattr(distributed, "all_gather_object", lambda value: [True, value])
+    never = threading.Event()
+    with pytest.raises(ClusterError, match="rank 1"):
+        distributed.run_long_on_all_ranks(lambda: never.wait(60))
+    never.set()

@@ -437,7 +437,8 @@ def local_copies(run_url: str) -> list[str]:
         run_url: URL of the run.
     """
     pattern = glob.escape(os.path.join(tempfile.gettempdir(), local_prefix(run_url)))
-    return glob.glob(f"{pattern}*")
+    # Another user of a shared folder could replace a file between its check and its use.
+    return [path for path in glob.glob(f"{pattern}*") if os.lstat(path).st_uid == os.getuid()]
 
 
 def remove_copies(run_url: str, but: int) -> None:

@@ -149,14 +149,16 @@ def watched_stop_reason(board: Any) -> Iterator[Callable[[], str]]:
         board: Handle of the actor.
     """
     import ray
+    from ray.exceptions import RayError
 
     done = threading.Event()
     found: list[str] = []
 
     def poll() -> None:
         while not done.wait(SECONDS_BETWEEN_POLLS) and not found:
-            if reason := str(ray.get(board.stop_reason.remote())):
-                found.append(reason)
+            with contextlib.suppress(RayError):  # a call may fail, the next succeed
+                if reason := str(ray.get(board.stop_reason.remote())):
+                    found.append(reason)
 
     thread = threading.Thread(target=poll, name="watch-for-stop", daemon=True)
     thread.start()

@@ -136,8 +136,8 @@ class Recorder:
         ranks = distributed.all_gather_object(
             {"host": socket.gethostname(), "pid": os.getpid(), "metrics": self._address()}
         )
+        distributed.run_on_main(self._count_stalls)
         if self._world.is_main:
-            self._count_stalls()
             self._on_begin(_reachable(ranks))
         self._write_event(
             "resume" if step else "start",

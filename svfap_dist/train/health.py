@@ -255,7 +255,9 @@ def failure_of(error: Exception) -> str:
         which fail because another rank did.
     """
     text = f"{type(error).__name__}: {str(error) or repr(error)}".partition("\n")[0]
-    is_of_peer = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
+    is_of_peer = isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and ("gloo" in text or "NCCL" in text)
+    )
     return "" if is_of_peer or isinstance(error, SvfapError) else text
 
 
