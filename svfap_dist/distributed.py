@@ -103,7 +103,8 @@ def loopback_store(world: World, timeout: datetime.timedelta) -> Any:
         timeout: Of operations on the store.
 
     Returns:
-        The store; None where MASTER_ADDR is no loopback address, or torchrun's agent has a store.
+        The store; None where MASTER_ADDR is no loopback address, or there is a store already:
+        that of torchrun's agent or of an earlier group of this process.
     """
     from torch._C._distributed_c10d import PrefixStore, TCPStore
 
@@ -117,7 +118,10 @@ def loopback_store(world: World, timeout: datetime.timedelta) -> Any:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
+            try:
+                listener.bind(address)
+            except OSError:  # of an earlier group of this process, which torch finds
+                return None
             descriptor = listener.detach()  # the store closes it
     store = TCPStore(
         host,

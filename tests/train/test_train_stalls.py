@@ -137,7 +137,7 @@ def test_a_decoder_that_hangs_below_a_feeder_is_named() -> None:
         children = ""
         while "in probe\n" not in children:  # it may not have begun yet
             children = stacks.stacks_of_children()
-        place = watchdog._place(stacks.own_stacks(), children, threading.get_ident())
+        place = watchdog._describe_place(stacks.own_stacks(), children, threading.get_ident())
         feeder.kill()
         thread.join()
     waits = {0: beat(collectives=21), 1: beat(1, activity="waiting for the batch")}
