@@ -26,6 +26,7 @@ from data_sharding.manifest import ExistingOutput
 from data_sharding.markers import ProgressCallback, Tally, silent
 from data_sharding.plan import Plan, options_digest
 from data_sharding.show import Statistics, show
+from data_sharding.sources import Columns
 from data_sharding.transcode import TrainProfile
 from data_sharding.verify import Verified, verify
 from svfap_dist import storage
@@ -37,6 +38,7 @@ from svfap_dist.video.probe import MIN_FRAMES, Limits
 log = logging.getLogger(__name__)
 
 __all__ = [
+    "Columns",
     "Limits",
     "ShardSummary",
     "Statistics",
@@ -99,8 +101,9 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
     *,
     profile: str = "source",
     train: TrainProfile | None = None,
+    columns: Columns | None = None,
     shuffle_seed: int = 0,
-    min_frames: int = MIN_FRAMES,
+    min_frames: int | None = None,
     max_samples_per_shard: int = 1000,
     max_shard_bytes: int = _MAX_SHARD_BYTES,
     limits: Limits | None = None,
@@ -116,9 +119,10 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
         text: Its INPUT, mostly a folder or URL.
         output_url: Folder or prefix to write to.
         profile: "source": video bytes unchanged; "train": transcoded as `train` says.
-        train: Options of the profile train.
+        train: Options of the profile train; None: the defaults, with the source's region.
+        columns: Columns of a list, for a source that has some; None: the usual ones.
         shuffle_seed: Seed of the order of samples.
-        min_frames: Shorter videos are rejected.
+        min_frames: Shorter videos are rejected; None: the source's default.
         max_samples_per_shard: Videos of a group at most.
         max_shard_bytes: Bytes of the source's files of a group at most.
         limits: Limits of what a video may cost.
@@ -134,15 +138,17 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
         ClusterError: Worker processes or tasks died again and again, or there is no cluster.
     """
     started = time.monotonic()
+    row = sources.find_source(source)
+    least = row.min_frames or MIN_FRAMES if min_frames is None else min_frames
     numbers = {
         "shuffle_seed": shuffle_seed,
-        "min_frames": min_frames,
+        "min_frames": least,
         "max_samples_per_shard": max_samples_per_shard,
         "max_shard_bytes": max_shard_bytes,
     }
     _check_options(profile, train, workers, numbers)
     limits = limits or Limits()
-    train = (train or TrainProfile()) if profile == "train" else None
+    train = (train or TrainProfile(region=region_name(row.region))) if profile == "train" else None
     if train:  # 22 and 22.0 are one quality, but two texts
         train = dataclasses.replace(train, crf=float(train.crf))
 
@@ -158,7 +164,7 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
         train = before if is_old else dataclasses.replace(train, layout="phases")
     options = options_of(train)
     with Plan(shuffle_seed, max_samples_per_shard, max_shard_bytes) as plan:
-        total = plan.read(sources.find_source(source).samples(text))
+        total = plan.read(row.samples(text, columns))
         digest = plan.digest(options)
         with temporary.output_lock(output_url):
             existing = _inspect_output(output_url, options, digest, plan, overwrite)
@@ -170,7 +176,7 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
                 return _summarize(output_url, before, tally, 0.0, before)
             if before is None:
                 manifests.invalidate_manifest(output_url)
-            sample_options = SampleOptions(min_frames, limits, train)
+            sample_options = SampleOptions(least, limits, train)
             job = ShardJobSpec(output_url, sample_options, options_digest(options))
             num_groups = _make_missing(plan, existing, job, total, workers, ray, progress)
             entries, tally = manifests.gather_markers(output_url, existing.groups(plan), options)
@@ -179,14 +185,13 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
                 do = f"see {storage.join(output_url, REJECTED_NAME)}"
                 do += ", or lower --min-frames" if tally.reasons.get("too_short") else ""
                 raise ShardError("No usable video", text, found, do)
-            least, rows = tally.shortest, tuple(entries)
             made = Manifest(
                 source,
                 profile,
                 shuffle_seed,
-                least,
+                tally.shortest,
                 digest,
-                rows,
+                tuple(entries),
                 num_groups,
                 options,
                 sample_options.num_parts,
@@ -195,13 +200,16 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
     return _summarize(output_url, made, tally, time.monotonic() - started, before)
 
 
-def train_profile(*, region: str | None, size: int | None, crf: float | None) -> TrainProfile:
+def train_profile(
+    *, region: str | None, size: int | None, crf: float | None, source: str = "folder"
+) -> TrainProfile:
     """Return the train profile of these options; None means the default.
 
     Args:
-        region: Part of the frame that is kept.
+        region: Part of the frame that is kept; None: the source's default.
         size: Pixels of a side, even; None: as it is cut.
         crf: x264's quality, 0 to 51, lower is better.
+        source: A key of `sources.SOURCES`.
 
     Raises:
         ConfigError: An option is unknown or out of range.
@@ -209,7 +217,7 @@ def train_profile(*, region: str | None, size: int | None, crf: float | None) ->
     if region == "centre":
         log.warning("--region centre is now called center; the old name still works.")
     profile = TrainProfile(size=size)
-    region = region_name(region or profile.region)
+    region = region_name(region or sources.find_source(source).region)
     crf = profile.crf if crf is None else crf
     return dataclasses.replace(profile, region=region, crf=crf)
 

@@ -60,6 +60,22 @@ class Labels:
 
 
 @dataclasses.dataclass(frozen=True)
+class Columns:
+    """Names of the columns of a list of videos (source `csv`); "" for one that is not to be used.
+
+    Capitals do not count. Other names than these must be in the list; these may be missing.
+    """
+
+    path: str = "path"
+    label: str = "label"  # the class
+    values: tuple[str, ...] = ()  # numbers, in place of a class
+    subject: str = "subject"
+    fold: str = "fold"
+    split: str = "split"
+    videos: str = ""  # folder or prefix that paths are relative to; "": the list's folder
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """One row of `SOURCES`."""
 
@@ -68,20 +84,30 @@ class Source:
     input: str  # what INPUT holds or says; errors repeat it
     help: str  # what the set is, in one line
     module: str = ""  # defines `samples`; "": the module of that name in this room
+    has_columns: bool = False  # whether `samples` takes `Columns`
+    min_frames: int | None = None  # default of --min-frames; None: `video.probe.MIN_FRAMES`
+    region: str = "voxceleb2"  # default of --region
 
-    def samples(self, text: str) -> Iterator[SourceVideo]:
+    def samples(self, text: str, columns: Columns | None = None) -> Iterator[SourceVideo]:
         """Return the videos, in an order that is the same on every call.
 
         Args:
             text: The INPUT of the command line.
+            columns: Columns of a list; None: the usual ones.
 
         Raises:
-            ConfigError: INPUT is no folder, or cannot be understood.
+            ConfigError: INPUT is no folder, or cannot be understood, or is no list with columns.
             ShardError: INPUT is not in the source's layout.
             StorageError: INPUT cannot be read.
         """
         module = importlib.import_module(self.module or f"{__name__}.{self.name}")
-        return module.samples(text)
+        if columns is None:
+            return module.samples(text)
+        if not self.has_columns:
+            lists = ", ".join(row.name for row in SOURCES.values() if row.has_columns)
+            fix = f"use --videos and --..-column(s) with {lists} only"
+            raise ConfigError("Source has no columns", "", self.name, fix)
+        return module.samples(text, columns)
 
 
 _ROWS = (
@@ -97,6 +123,16 @@ _ROWS = (
         True,
         "what to render, such as clips=210,identities=30",
         "rendered talking faces in 7 expressions, to try everything without data",
+    ),
+    Source(
+        "csv",
+        True,
+        "a table with a header: path, label or values, perhaps subject, fold, split",
+        "your own labeled videos, listed in a text file",
+        module="data_sharding.sources.csv_list",
+        has_columns=True,
+        min_frames=1,
+        region="full",
     ),
     Source(
         "avcaffe",

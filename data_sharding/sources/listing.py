@@ -111,6 +111,16 @@ def check_folder(folder: str) -> None:
         raise ConfigError("No such folder", where=folder, found=found, do="check the path")
 
 
+def printable_key(name: str) -> str:
+    """Return the key of a name, which others may have too.
+
+    Args:
+        name: Path without its suffix.
+    """
+    key = "/".join(filter(None, name.split("/")))
+    return "".join("_" if c == "." or not c.isprintable() else c for c in key)
+
+
 class Keys:
     """Makes unique keys; those in use are kept on disk."""
 
@@ -124,8 +134,7 @@ class Keys:
             name: Name from which the key is made.
             path: Unique path, which distinguishes keys of the same name.
         """
-        key = "/".join(filter(None, name.split("/")))
-        key = "".join("_" if c == "." or not c.isprintable() else c for c in key)
+        key = printable_key(name)
         with temporary.as_storage_error():
             if not self._is_new(key):
                 key += "-" + hashlib.sha256(os.fsencode(path)).hexdigest()[:8]

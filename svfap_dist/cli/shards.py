@@ -74,6 +74,48 @@ def _list_of_sources() -> str:
     return "\n\n".join(tables)
 
 
+# Options of the source csv: names of columns, "" for none.
+Videos = Annotated[
+    str | None,
+    typer.Option(
+        help="csv: folder or s3:// prefix that paths are relative to (default: the list's folder)."
+    ),
+]
+PathColumn = Annotated[
+    str | None, typer.Option(help="csv: column of the paths (default: path).", metavar="NAME")
+]
+LabelColumn = Annotated[
+    str | None, typer.Option(help="csv: column of the class (default: label).", metavar="NAME")
+]
+ValueColumns = Annotated[
+    str | None,
+    typer.Option(help="csv: columns of numbers to learn in place of a class.", metavar="A,B"),
+]
+SubjectColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="csv: column of the person (default: subject, if it exists).", metavar="NAME"
+    ),
+]
+FoldColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="csv: column of the fold that tests a video, from 1 (default: fold, if it exists).",
+        metavar="NAME",
+    ),
+]
+SplitColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="csv: column of train, val or test (default: split, if it exists).", metavar="NAME"
+    ),
+]
+
+
+def _split(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
 @app.command(epilog=_list_of_sources())
 def shard(
     source: Annotated[str, typer.Argument(help=f"Layout of the videos: {', '.join(SOURCES)}.")],
@@ -81,6 +123,13 @@ def shard(
         str, typer.Argument(help="Folder or s3:// prefix of the videos; see the list below.")
     ],
     output_url: Annotated[str, typer.Argument(help="Folder or s3:// prefix for the shards.")],
+    videos: Videos = None,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    value_columns: ValueColumns = None,
+    subject_column: SubjectColumn = None,
+    fold_column: FoldColumn = None,
+    split_column: SplitColumn = None,
     profile: Annotated[
         str, typer.Option(help="source: original video bytes; train: re-encoded for fast decoding.")
     ] = "source",
@@ -88,7 +137,7 @@ def shard(
         str | None,
         typer.Option(
             help="With --profile train, part of each frame to keep: voxceleb2, center or full "
-            "(default: voxceleb2)."
+            "(default: voxceleb2; csv: full)."
         ),
     ] = None,
     size: Annotated[
@@ -104,11 +153,12 @@ def shard(
         ),
     ] = None,
     min_frames: Annotated[
-        int,
+        int | None,
         typer.Option(
-            help="Minimum frames of a video; shorter ones are rejected. For labeled data sets: 1."
+            help="Minimum frames of a video; shorter ones are rejected (default: 61; csv: 1). "
+            "For labeled data sets: 1."
         ),
-    ] = 61,
+    ] = None,
     shuffle_seed: Annotated[int, typer.Option(help="Seed of the sample order.")] = 0,
     samples_per_shard: Annotated[int, typer.Option(help="Maximum samples per shard.")] = 1000,
     workers: Annotated[
@@ -150,7 +200,20 @@ def shard(
     from data_sharding import pipeline as sharding
 
     given = any(option is not None for option in (region, size, crf))
-    train = sharding.train_profile(region=region, size=size, crf=crf) if given else None
+    train = None
+    if given:
+        train = sharding.train_profile(region=region, size=size, crf=crf, source=source)
+    values = None if value_columns is None else tuple(filter(None, _split(value_columns)))
+    named = {
+        "videos": videos,
+        "path": path_column,
+        "label": label_column,
+        "values": values,
+        "subject": subject_column,
+        "fold": fold_column,
+        "split": split_column,
+    }
+    columns = {field: name for field, name in named.items() if name is not None}
     limits = sharding.Limits(max_pixels, max_duration, max_file_bytes, video_seconds)
     with Progress(f"Sharding {source}") as progress:
         summary = sharding.shard(
@@ -159,6 +222,7 @@ def shard(
             output_url,
             profile=profile,
             train=train,
+            columns=sharding.Columns(**columns) if columns else None,
             limits=limits,
             shuffle_seed=shuffle_seed,
             min_frames=min_frames,
