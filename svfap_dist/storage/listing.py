@@ -105,20 +105,18 @@ def _walk_local(path: str) -> Iterator[tuple[str, int]]:
     # names of all files of a folder. Links to folders come after everything else, in order of
     # path, so what is listed under which name does not depend on the order of a folder's entries.
     start, top, links = os.path.join(path, ""), os.path.realpath(path), [path]
-    walked: list[str] = []  # real paths
+    walked: set[str] = set()  # real paths
     skipped: list[str] = []
     while links:
         found: list[str] = []
         for link in links:
             target = os.path.realpath(link)
-            is_above = bool(walked) and _is_below(top, target)
-            if is_above or any(_is_below(target, real) for real in walked):
+            if (walked and _is_below(top, target)) or not walked.isdisjoint(_with_parents(target)):
                 skipped.append(link)
                 continue
-            inner = {link + real.removeprefix(target) for real in walked if _is_below(real, target)}
-            for name, size in _walk_tree(link, found, inner):
+            for name, size in _walk_tree(link, target, found, walked):
                 yield name.removeprefix(start), size
-            walked.append(target)
+            walked.add(target)
         links = sorted(found)
     if skipped:
         example = f"{skipped[0]} to {os.path.realpath(skipped[0])}"
@@ -132,8 +130,21 @@ def _is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(os.path.join(folder, ""))
 
 
-def _walk_tree(path: str, links: list[str], without: set[str]) -> Iterator[tuple[str, int]]:
-    """Yield path and size of the files below a folder; add links to folders to `links`."""
+def _with_parents(path: str) -> Iterator[str]:
+    """Yield a path and all folders above it."""
+    yield path
+    while (above := os.path.dirname(path)) != path:
+        yield above
+        path = above
+
+
+def _walk_tree(
+    path: str, real: str, links: list[str], walked: set[str]
+) -> Iterator[tuple[str, int]]:
+    """Yield path and size of the files below a folder; add links to folders to `links`.
+
+    Of the folders below it, those whose real path was walked before are left out.
+    """
     folders = [path]
     while folders:
         folder = folders.pop()
@@ -148,7 +159,7 @@ def _walk_tree(path: str, links: list[str], without: set[str]) -> Iterator[tuple
                 size = 0  # a broken link is listed; reading it raises
                 with contextlib.suppress(OSError):
                     if entry.is_dir():
-                        if entry.path not in without:
+                        if real + entry.path.removeprefix(path) not in walked:
                             (links if entry.is_symlink() else folders).append(entry.path)
                         continue
                     size = entry.stat().st_size

@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from svfap_dist import storage
 from svfap_dist.errors import StorageError
-from svfap_dist.storage import StorageMissingError, s3
+from svfap_dist.storage import StorageMissingError, listing, s3
 
 PATTERNS = ["a[1]", "a*", "a?", "[ab]?", "**", "{a1,b1}"]
 
@@ -384,3 +384,17 @@ def test_links_to_folders_elsewhere_are_followed_once(tmp_path: Path) -> None:
     assert storage.list_files(str(root)) == expected
     (tmp_path / "link").symlink_to(root)
     assert storage.list_files(str(tmp_path / "link")) == expected
+
+
+def test_the_work_per_link_does_not_grow_with_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number, calls = 200, []
+    for n in range(number):
+        storage.write_bytes(str(tmp_path / f"outside/{n}/x"), b"x")
+        storage.write_bytes(str(tmp_path / f"root/{n}"), b"x")
+        (tmp_path / f"root/to-{n}").symlink_to(tmp_path / f"outside/{n}")
+    is_below = listing._is_below
+    monkeypatch.setattr(listing, "_is_below", lambda *paths: calls.append(1) or is_below(*paths))
+    assert len(storage.list_files(str(tmp_path / "root"))) == 2 * number
+    assert len(calls) <= 2 * number
