@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from svfap_dist import distributed, storage
-from svfap_dist.checkpoint import parameter_states, store, untrusted
+from svfap_dist.checkpoint import local_copies, parameter_states, store, untrusted
 from svfap_dist.checkpoint.parameter_states import ParameterState
 from svfap_dist.checkpoint.store import TrainState
 from svfap_dist.config import Config, recipe
@@ -169,7 +169,7 @@ def restore_engine(
             engine.load(shared, tag)
         distributed.barrier()  # the node's folder is removed only after its last reader
         if shared == folder:
-            store.remove_copies(run_url, but=state.step)
+            local_copies.remove_others(run_url, tag)
 
 
 def _fetch_for_engine(

@@ -6,8 +6,9 @@ weights while training waits; its thread writes their file, waits for all marker
 and COMMIT, and deletes what retention does not keep. Threads communicate through the store only,
 never through collectives. A marker's name has a token drawn for this one save, so markers of a
 killed attempt do not count. `finish_upload` returns to all ranks how an upload ended: one failure
-is logged and the run continues, two in a row end it. The local folder of the newest committed
-checkpoint stays until another one replaces it or the run ends: a restart on this node reads it.
+is logged and the run continues, two in a row end it. The local copy of the newest committed
+checkpoint stays until another one replaces it or the run ends, well or by an error that no restart
+can fix: a restart on this node reads it.
 
 The file OWNER in the run's folder is a fencing token, not a lease: an attempt that starts replaces
 it at once, and an older attempt that finds another token before its next checkpoint ends without
@@ -25,7 +26,6 @@ import os
 import re
 import shutil
 import socket
-import tempfile
 import threading
 import time
 import uuid
@@ -37,8 +37,9 @@ from typing import Any
 from torch import Tensor
 
 from svfap_dist import distributed, storage
-from svfap_dist.checkpoint import store
+from svfap_dist.checkpoint import local_copies, store
 from svfap_dist.checkpoint.load import CheckpointEngine
+from svfap_dist.checkpoint.local_copies import LocalCopy
 from svfap_dist.checkpoint.store import STATE, WEIGHTS, TrainState, checkpoint_tag, checkpoint_url
 from svfap_dist.config import Config
 from svfap_dist.distributed import World
@@ -150,7 +151,9 @@ class Checkpointer:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._upload: _Upload | None = None
         self._failures = 0
-        self._kept = ""  # local folder of the newest committed checkpoint
+        self._kept: LocalCopy | None = None  # of the newest committed checkpoint
+        if world.local_rank == 0:
+            local_copies.remove_abandoned(config.run.url)
 
     def save(self, engine: CheckpointEngine, state: TrainState) -> None:
         """Write this rank's part to its local disk and start the upload; a collective.
@@ -165,7 +168,7 @@ class Checkpointer:
             CheckpointError: If a local disk is full.
         """
         assert self._upload is None
-        if self._kept and shutil.disk_usage(self._kept).free < 2 * _folder_bytes(self._kept):
+        if self._kept and _leaves_no_room(self._kept.path):
             self._remove_kept()
         upload = _Upload(self._config, self._world, state.step, self._before_marker)
         try:
@@ -191,9 +194,11 @@ class Checkpointer:
             return None
         outcome = self._upload.finish()
         if not outcome.error:
-            self._kept = self._upload.folder
+            self._remove_kept()
+            self._kept = self._upload.copy
             if self._world.local_rank == 0:  # also those of ranks that the run no longer has
-                store.remove_copies(self._config.run.url, but=outcome.step)
+                tag = checkpoint_tag(outcome.step)
+                local_copies.remove_others(self._config.run.url, tag)
         self._upload = None
         self._failures = self._failures + 1 if outcome.error else 0
         if self._failures > _FAILURES_ALLOWED:
@@ -208,17 +213,26 @@ class Checkpointer:
         return self
 
     def _remove_kept(self) -> None:
-        shutil.rmtree(self._kept, ignore_errors=True)
-        self._kept = ""
+        if self._kept is not None:
+            self._kept.remove()
+        self._kept = None
 
-    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        *_: object,
+    ) -> None:
         if self._upload is not None:  # on an error: other ranks may have ended
             self._upload.cancel()
         self._pool.shutdown()
         if self._upload is not None:
             self._upload.clean()
-        if self._kept and kind is None:  # after an error, another attempt may read it
+        is_last = kind is None or (isinstance(error, SvfapError) and not error.retryable)
+        if is_last:
             self._remove_kept()
+        elif self._kept is not None:  # another attempt may read it
+            self._kept.close()
 
 
 class _Upload:
@@ -231,8 +245,7 @@ class _Upload:
         self._before_marker = before_marker
         self._began = time.monotonic()
         self._url = checkpoint_url(config.run.url, step)
-        prefix = f"{store.local_prefix(config.run.url)}{world.rank:05d}-"
-        self.folder = tempfile.mkdtemp(prefix=prefix)
+        self.copy = LocalCopy(config.run.url, world.rank)
         self._cancelled = threading.Event()
         self._uploading: Future[None] | None = None
         self._committing: Future[SaveOutcome] | None = None
@@ -246,13 +259,13 @@ class _Upload:
         if self._refusal:
             return
         try:
-            engine.save(self.folder, checkpoint_tag(self._step))
+            engine.save(self.copy.path, checkpoint_tag(self._step))
         except (OSError, RuntimeError) as error:
             # torch reports both a full disk and a lost rank as RuntimeError.
-            free = shutil.disk_usage(self.folder).free
+            free = shutil.disk_usage(self.copy.path).free
             if isinstance(error, RuntimeError) and free > _FULL_BYTES:
                 raise
-            raise _no_room(self.folder, error) from error
+            raise _no_room(self.copy.path, error) from error
         state_dict = engine.state_dict()
         if self._world.is_main:
             # A copy, since the next steps update the tensors in place.
@@ -264,7 +277,7 @@ class _Upload:
     @property
     def _part(self) -> str:
         """Return the local folder of this rank's files."""
-        return os.path.join(self.folder, checkpoint_tag(self._step))
+        return os.path.join(self.copy.path, checkpoint_tag(self._step))
 
     def _remove_leftover(self) -> str:
         """On rank 0, remove an earlier attempt's files of this step; return the error or ""."""
@@ -351,7 +364,7 @@ class _Upload:
 
     def clean(self) -> None:
         """Remove the local copy."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.copy.remove()
 
 
 def _write_rest(
@@ -371,8 +384,10 @@ def _no_room(folder: str, error: Exception) -> CheckpointError:
     return CheckpointError(title, folder, str(error), advice)
 
 
-def _folder_bytes(folder: str) -> int:
-    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+def _leaves_no_room(folder: str) -> bool:
+    """Return whether there may be no room for another folder of this size beside it."""
+    size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    return shutil.disk_usage(folder).free < 2 * size
 
 
 def _message(future: Future[Any]) -> str:

@@ -15,20 +15,19 @@ The order of samples is a pure function of (manifest, seed, step), so the few nu
 from __future__ import annotations
 
 import dataclasses
-import glob
 import hashlib
 import importlib.metadata
 import json
 import logging
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from svfap_dist import storage
+from svfap_dist.checkpoint import local_copies
 from svfap_dist.config import Config, recipe
 from svfap_dist.config.changes import CHANGEABLE
 from svfap_dist.errors import CheckpointError, ConfigError
@@ -398,7 +397,7 @@ def fetch(
     """
     url = checkpoint_url(run_url, step)
     wanted = [row for row in _file_rows(url) if _is_wanted(row["name"], names, ranks)]
-    copies = [os.path.join(copy, checkpoint_tag(step)) for copy in local_copies(run_url)]
+    copies = [os.path.join(copy, checkpoint_tag(step)) for copy in local_copies.find(run_url)]
     os.makedirs(folder, exist_ok=True)
 
     def get(row: dict[str, Any]) -> None:
@@ -419,38 +418,6 @@ def _copy(row: dict[str, Any], source: str, folder: str) -> bool:
     except OSError:  # there is none, or it is on another file system
         return False
     return True
-
-
-def local_prefix(run_url: str) -> str:
-    """Return how the names of a run's local copies begin, in the folder for temporary files.
-
-    Args:
-        run_url: URL of the run.
-    """
-    return f"svfap-{hashlib.sha256(run_url.encode()).hexdigest()[:12]}-rank-"
-
-
-def local_copies(run_url: str) -> list[str]:
-    """Return the folders of what this node's ranks saved last; a killed rank leaves them.
-
-    Args:
-        run_url: URL of the run.
-    """
-    pattern = glob.escape(os.path.join(tempfile.gettempdir(), local_prefix(run_url)))
-    # Another user of a shared folder could replace a file between its check and its use.
-    return [path for path in glob.glob(f"{pattern}*") if os.lstat(path).st_uid == os.getuid()]
-
-
-def remove_copies(run_url: str, but: int) -> None:
-    """Remove this node's local copies of other checkpoints than one.
-
-    Args:
-        run_url: URL of the run.
-        but: Step of the checkpoint whose copies are kept.
-    """
-    for copy in local_copies(run_url):
-        if not os.path.isdir(os.path.join(copy, checkpoint_tag(but))):
-            shutil.rmtree(copy, ignore_errors=True)
 
 
 def _is_wanted(name: str, names: Collection[str] | None, ranks: Collection[int] | None) -> bool:

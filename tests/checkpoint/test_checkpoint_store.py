@@ -14,13 +14,20 @@ import pytest
 import torch
 
 from svfap_dist import storage
-from svfap_dist.checkpoint import store
+from svfap_dist.checkpoint import local_copies, store
+from svfap_dist.checkpoint.local_copies import LocalCopy
 from svfap_dist.checkpoint.saver import Checkpointer
 from svfap_dist.checkpoint.store import TrainState
 from svfap_dist.cli import checkpoints
 from svfap_dist.config import Config, recipe
 from svfap_dist.distributed import World
-from svfap_dist.errors import CheckpointError, ConfigError
+from svfap_dist.errors import (
+    CheckpointError,
+    ClusterError,
+    ConfigError,
+    HealthError,
+    SvfapError,
+)
 from svfap_dist.model import weights
 from svfap_dist.train.objective import build_objective
 
@@ -164,7 +171,7 @@ def test_local_copy_of_the_newest_checkpoint_is_read_after_a_kill(
     for step in (1, 2):
         begin(killed, step)
         assert end(killed) == ""
-    (copy,) = store.local_copies(run)  # only the newest stays
+    (copy,) = local_copies.find(run)  # only the newest stays
     download = storage.download_file
 
     def counted(url: str, local: str) -> None:
@@ -182,9 +189,9 @@ def test_local_copy_of_the_newest_checkpoint_is_read_after_a_kill(
     assert downloaded == [name]
     assert (tmp_path / "again" / name).read_bytes() == b"optimizer state"
 
-    store.remove_copies(run, but=2)
-    assert store.local_copies(run) == [copy]
-    store.remove_copies(run, but=1)
+    local_copies.remove_others(run, store.checkpoint_tag(2))
+    assert local_copies.find(run) == [copy]
+    local_copies.remove_others(run, store.checkpoint_tag(1))
     assert os.listdir(own_temporary_folder) == []
 
 
@@ -202,6 +209,37 @@ def test_local_copy_goes_at_the_end_and_stays_after_an_error(
         end(checkpointer)
         assert left not in os.listdir(own_temporary_folder)
     assert os.listdir(own_temporary_folder) == []
+
+
+@pytest.mark.parametrize(("error", "stays"), [(ClusterError, True), (HealthError, False)])
+def test_local_copy_goes_after_an_error_that_no_restart_fixes(
+    tmp_path: Path, own_temporary_folder: Path, error: type[SvfapError], stays: bool
+) -> None:
+    def save_and_fail() -> None:
+        with Checkpointer(a_config(tmp_path / "run"), ALONE, lambda: None) as checkpointer:
+            begin(checkpointer, 1)
+            end(checkpointer)
+            raise error("Planted", "here", "nothing", "nothing")
+
+    with pytest.raises(error):
+        save_and_fail()
+    assert bool(os.listdir(own_temporary_folder)) == stays
+
+
+def test_old_copies_of_runs_that_do_not_run_are_removed_by_another_run(
+    tmp_path: Path, own_temporary_folder: Path
+) -> None:
+    names = ("runs", "failed", "has just failed", "own")
+    copies = {name: LocalCopy(str(tmp_path / name), 0) for name in names}
+    (own_temporary_folder / "svfap-step-000000004-x").mkdir()
+    for path in own_temporary_folder.iterdir():
+        os.utime(path, (0, 0))
+    for name in names[1:]:
+        copies[name].close()
+    os.utime(copies["has just failed"].path)
+    with Checkpointer(a_config(tmp_path / "own"), ALONE, lambda: None):
+        left = set(map(str, own_temporary_folder.iterdir()))
+    assert left == {copy.path for name, copy in copies.items() if name != "failed"}
 
 
 def test_a_node_reads_the_files_of_its_own_ranks(tmp_path: Path) -> None:
