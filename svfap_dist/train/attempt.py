@@ -168,6 +168,7 @@ class Attempt:
         self.step = found.step
         if self.step > self.total_steps:
             raise _already_longer(self.step, self.total_steps)
+        self._drop_old_predictions()  # before the recorder stores the recipe they do not belong to
 
         objective = build_objective(_with_own_init(config, state))
         costs = (objective.flops_per_clip, objective.tokens_per_clip)
@@ -187,7 +188,6 @@ class Attempt:
         )
         for change in state.changes(config) if state else ():
             recorder.record_change(self.step, change.key, change.before, change.now)
-        self._drop_old_predictions()
         restart.CLOCK.lap("context")
 
         activity.begin("building the network")

@@ -291,3 +291,44 @@ def test_two_ranks_learn_and_say_what_one_does(
     )
     assert one.keys == two.keys
     assert np.allclose(one.scores, two.scores, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_finished_task_is_trained_and_tested_for_more_epochs(data: Path, folder: Path) -> None:
+    """Six steps are an epoch. Predictions of the shorter training never count for the longer one,
+    even if its first start fails when the new recipe is stored already."""
+    run = folder / "longer/fold-2"
+
+    def task(epochs: int, *allowed: str, **options: Any) -> tuple[str, dict[str, Any]]:
+        train = {"max_steps": 0, "epochs": epochs}
+        wanted = tables(data, folder / "longer", train=train)
+        wanted["run"]["allow_change"] = list(allowed)
+        return "finetune", {"tables": wanted, **options}
+
+    start(1, [task(1)], folder / "shorter-ranks")
+    shorter = (run / "predictions.jsonl").read_bytes()
+    tasks = [
+        task(2),
+        task(2, "train.epochs", start_fails=True),
+        task(2, "train.epochs"),
+        task(2),
+    ]
+    unnamed, failed, longer, again = (of[0] for of in start(1, tasks, folder / "longer-ranks"))
+    assert "train.epochs is 2, was 1" in unnamed["message"]
+    assert "run.allow_change=train.epochs" in unnamed["message"]
+    assert failed["message"].startswith("Planted")
+    assert longer["stop_reason"] == again["stop_reason"] == "finished"
+
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    starts = [event for event in events if event["event"] in ("start", "resume")]
+    assert [(event["step"], event["total_steps"]) for event in starts] == [(0, 6), (6, 12)]
+    (change,) = (event for event in events if event["event"] == "change")
+    assert (change["key"], change["from"], change["to"]) == ("train.epochs", 1, 2)
+    audited = audit.audit(str(run))
+    assert (audited.steps, audited.is_exact) == (12, True)
+    assert (run / "predictions.jsonl").read_bytes() != shorter
+    tested = Predictions.read(str(run / "predictions.jsonl"))
+    results = json.loads((folder / "longer/results.json").read_text())
+    assert results["metrics"]["war"]["pooled"] == pytest.approx(
+        100 * np.mean(tested.predicted() == tested.labels)
+    )

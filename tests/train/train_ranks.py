@@ -279,11 +279,16 @@ def hang_in_interpreter() -> None:
     ctypes.PyDLL(None).sleep(600)
 
 
-def finetune(tables: dict[str, Any], stop_after: int = 0) -> dict[str, Any]:
-    """One attempt at all folds of a fine-tuning: how it ended, or its error; after so many steps
-    (0: never) rank 0 is asked to stop."""
+def finetune(
+    tables: dict[str, Any], stop_after: int = 0, start_fails: bool = False
+) -> dict[str, Any]:
+    """One attempt at all folds of a fine-tuning: how it ended, or its error. Rank 0 requests a stop
+    after `stop_after` steps, if that is not 0; a start may fail once the recipe is stored."""
+    from unittest import mock
+
     from svfap_dist.config import recipe
     from svfap_dist.errors import SvfapError
+    from svfap_dist.telemetry.recorder import Recorder
     from svfap_dist.train import finetune as tuning
     from svfap_dist.train import loop
     from svfap_dist.train.engine import process_group
@@ -298,9 +303,13 @@ def finetune(tables: dict[str, Any], stop_after: int = 0) -> dict[str, Any]:
     def one_fold(config: Config, context: loop.RunContext) -> Any:
         return loop.run(config, stop_requested=asked_at_each_step, context=context)
 
+    planted: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if start_fails:
+        error = SvfapError("Planted", "start", "nothing", "nothing")
+        planted = mock.patch.object(Recorder, "record_start", side_effect=error)
     try:
         config = recipe.from_tables(tables, where="test")
-        with process_group(config, world):
+        with process_group(config, world), planted:
             ended = tuning.run(config, one_fold, writes=world.is_main)
     except SvfapError as error:
         return {"error": type(error).__name__, "message": str(error)}
