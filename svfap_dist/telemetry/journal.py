@@ -4,12 +4,14 @@ Under `run.url`: config.toml (resolved recipe) · metrics.jsonl (a line per log 
 (start, resume, change, resize, ready, first_step, window, checkpoint, checkpoint_failed, eval,
 skip, spike, rollback, stall, stop; see `goodput` and `restart`) · quarantine.jsonl (samples that
 could not be used) · ledger/attempt-0001/rank-0000.jsonl (a line per sample used, if run.ledger is
-set; its further parts are rank-0000.0001.jsonl, ...0002, and so on).
+set; its further parts are rank-0000.0001.jsonl, ...0002, and so on) · failures/rank-0001.json (the
+last error of a rank other than 0, whose errors are in its stop events).
 
-Rank 0 writes the first four, every rank its own ledger. A local file grows by appended lines. An
-object store cannot append, so there a local copy grows and is uploaded whole: every half minute, at
-each checkpoint before its COMMIT, and at the end. A ledger grows by the size of a key with every
-sample, so it is in parts: one that has reached its size is uploaded once more and never again.
+Rank 0 writes the first four, every rank its own ledger and failure. A local file grows by appended
+lines. An object store cannot append, so there a local copy grows and is uploaded whole: every half
+minute, at each checkpoint before its COMMIT, and at the end. A ledger grows by the size of a key
+with every sample, so it is in parts: one that has reached its size is uploaded once more and never
+again.
 
 A killed attempt may leave lines of steps after the one that the next attempt resumes from. In
 metrics and quarantine the resume drops them, and a torn last line. Ledgers are never changed: every
@@ -33,6 +35,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from svfap_dist import json_text, storage
@@ -43,6 +46,7 @@ from svfap_dist.telemetry.goodput import BEGINNINGS
 RECIPE_FILE, METRICS_FILE = "config.toml", "metrics.jsonl"
 EVENTS_FILE, QUARANTINE_FILE = "events.jsonl", "quarantine.jsonl"
 STALLS_FOLDER, STALL_FILE = "stalls", "stall.json"  # written by the watchdog, not by a `Journal`
+FAILURES_FOLDER = "failures"
 UPLOAD_EVERY_SECONDS = 30.0
 _STOPPED_BY_HEALTH = ("NotFiniteError", "HealthError")  # reasons of stop events
 _PART_BYTES = 16 << 20  # of a ledger, after which the next part begins
@@ -50,6 +54,7 @@ _PART_NAME = re.compile(r"rank-(\d+)(?:\.(\d+))?\.jsonl")
 _PIECE_BYTES = 1 << 20  # read at a time of a file
 _TOTAL_BYTES = 64 << 20  # read at a time of all ledgers of an attempt together
 _MIN_PIECE_BYTES = 1 << 16
+_PARALLEL_READS = 32
 
 log = logging.getLogger(__name__)
 Line = dict[str, Any]
@@ -61,8 +66,8 @@ class RunHistory:
 
     fingerprints: of the manifests of the last one that began. passed_over: steps without an update,
     since a rollback. rollbacks: those since the last checkpoint that is beyond their steps; a run
-    that was stopped by its health begins to count again. failures: (completed steps, error) of
-    attempts that failed.
+    that was stopped by its health begins to count again. failures: (completed steps, error) of all
+    attempts on rank 0, and of the last failure of each other rank.
     """
 
     attempts: int  # highest number of an attempt that left a trace
@@ -94,7 +99,7 @@ def read_history(run_url: str) -> RunHistory:
     last = began[-1] if began else {}
     names = ("manifest_fingerprint", "eval_fingerprint")
     passed_over: set[int] = set()
-    failures: set[tuple[int, str]] = set()
+    failures = set(_read_failures(run_url))
     rollbacks = 0
     for line in events:
         if line["event"] == "rollback":
@@ -113,6 +118,31 @@ def read_history(run_url: str) -> RunHistory:
         rollbacks=rollbacks,
         failures=frozenset(failures),
     )
+
+
+def write_failure(run_url: str, rank: int, step: int, failure: str) -> None:
+    """Store the error that ends a rank, in place of its last one.
+
+    Args:
+        run_url: URL of the run.
+        rank: Number of the rank.
+        step: Completed optimizer steps.
+        failure: The error as one line.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    url = storage.join(run_url, FAILURES_FOLDER, f"rank-{rank:04d}.json")
+    storage.write_bytes(url, json.dumps({"step": step, "failure": failure}).encode())
+
+
+def _read_failures(run_url: str) -> list[tuple[int, str]]:
+    """Return (completed steps, error) of the last failure of each rank but 0."""
+    folder = storage.join(run_url, FAILURES_FOLDER)
+    urls = [storage.join(folder, name) for name in storage.list_files(folder)]
+    with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="failures") as pool:
+        found = [_parsed(data) or {} for data in pool.map(storage.read_bytes, urls)]
+    return [(each["step"], each["failure"]) for each in found if {"step", "failure"} <= each.keys()]
 
 
 def read_recipe(run_url: str) -> Config:

@@ -35,6 +35,7 @@ from svfap_dist.telemetry.journal import (
     STALLS_FOLDER,
     Journal,
     attempt_folder,
+    write_failure,
 )
 from svfap_dist.telemetry.meter import Meter, Window, gpu_readings
 from svfap_dist.telemetry.restart import FIRST_STEP
@@ -378,6 +379,20 @@ class Recorder:
             message: Message of an error.
         """
         self._write_event("stop", step=step, reason=reason, message=message)
+
+    def record_failure(self, step: int, failure: str) -> None:
+        """Store an error of this rank alone, so that a later attempt recognizes it.
+
+        Args:
+            step: Completed optimizer steps.
+            failure: The error as one line.
+        """
+        if self._world.is_main:  # its stop event has it
+            return
+        try:
+            write_failure(self._config.run.url, self._world.rank, step, failure)
+        except storage.StorageError as error:
+            log.warning("The failure of rank %d is not stored: %s", self._world.rank, error)
 
     def record_stall(self, report: dict[str, Any]) -> None:
         """Record that the attempt ends because a rank has stalled.

@@ -247,6 +247,8 @@ class Attempt:
             self._recorder.expose_end_not_finite()
         if isinstance(error, Exception):
             self._on_failure(self.step, error)
+            if failure := health.failure_of(error):
+                self._recorder.record_failure(self.step, failure)
 
     def batches(self, stack: contextlib.ExitStack) -> Iterator[ClipBatch]:
         """Return this rank's batches of all remaining steps; waiting for them is measured.

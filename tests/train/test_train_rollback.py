@@ -203,3 +203,16 @@ def test_errors_that_no_restart_fixes(data: str, folder: Path) -> None:
     assert "fails again at the same step" in again["message"]
     assert "ValueError: planted" in again["message"]
     assert [e["step"] for e in events(folder / "error", "stop")] == [5, 6, 5]
+
+
+def test_an_error_of_another_rank_is_recognized_when_it_comes_again(
+    data: str, folder: Path
+) -> None:
+    """Rank 0, which writes the events, knows only that a collective failed."""
+    tables = recipe_tables(data, str(folder / "of-rank-1"))
+    task = ("train_planted", {"tables": tables, "fault": "error", "bad_steps": [6]})
+    (_, first), (_, again) = start(2, [task, task], folder / "of-rank-1-ranks")
+    assert first["error"] == "ValueError"
+    assert again["error"] == "HealthError"
+    assert "fails again at the same step" in again["message"]
+    assert "ValueError: planted" in again["message"]

@@ -191,8 +191,8 @@ def train_planted(
     with mock.patch.object(attempt, "build_objective", build_planted):
         try:
             return train(tables, stop_after)
-        except ValueError as error:  # planted
-            return {"error": "ValueError", "message": str(error)}
+        except (ValueError, RuntimeError) as error:  # planted, or of a collective with that rank
+            return {"error": type(error).__name__, "message": str(error)}
 
 
 def plant(objective: Any, bad_steps: list[int], fault: str) -> Any:
