@@ -22,6 +22,8 @@ _FILE = "svfap-stacks"
 _SECONDS = 1.0  # for all children to write
 _POLL_SECONDS = 0.02
 _THREAD = re.compile(r"^(?:Current thread|Thread) 0x([0-9a-f]+)")
+_NO_ANSWER = "no answer: it is stopped"
+_STOPPED = re.compile(rf"^Process (\d+), .*:\n{_NO_ANSWER}$", re.MULTILINE)
 _FRAME = re.compile(r'^  File "(.+)", line (\d+) in (.+)$')
 
 
@@ -79,7 +81,7 @@ def stacks_of_children() -> str:
                 file.seek(before)
                 text = file.read()
         name = _command(pid)
-        texts.append(f"Process {pid}, {name}:\n{text or 'no answer: it is stopped'}\n")
+        texts.append(f"Process {pid}, {name}:\n{text or _NO_ANSWER}\n")
     return "\n".join(texts)
 
 
@@ -112,6 +114,15 @@ def frames(text: str) -> list[Frame]:
                 found.append(Frame(thread, match[1], int(match[2]), match[3]))
             thread = 0  # the frames after it are its callers
     return found
+
+
+def stopped_children(text: str) -> list[int]:
+    """Return the numbers of the processes that did not write their stacks.
+
+    Args:
+        text: From `stacks_of_children`.
+    """
+    return [int(number) for number in _STOPPED.findall(text)]
 
 
 def _descendants(pid: int) -> list[int]:

@@ -35,9 +35,9 @@ class _Recorder:
 
     def start(self) -> None:
         """Forget what was before: an attempt starts."""
-        self._durations.clear()
-        self._first_step = 0
         self.begin("starting")
+        self._durations.clear()  # after that, for it has added the time since the last attempt
+        self._first_step = 0
 
     def begin(self, name: str, step: int = 0, is_slow: bool = False) -> None:
         """Begin an activity of the training thread, which ends the one before.

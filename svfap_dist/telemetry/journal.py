@@ -46,6 +46,7 @@ from svfap_dist.telemetry.goodput import BEGINNINGS
 RECIPE_FILE, METRICS_FILE = "config.toml", "metrics.jsonl"
 EVENTS_FILE, QUARANTINE_FILE = "events.jsonl", "quarantine.jsonl"
 STALLS_FOLDER, STALL_FILE = "stalls", "stall.json"  # written by the watchdog, not by a `Journal`
+STARTING = "starting"  # prefix of the folders of stalls before their attempt has begun
 FAILURES_FOLDER = "failures"
 UPLOAD_EVERY_SECONDS = 30.0
 _STOPPED_BY_HEALTH = ("NotFiniteError", "HealthError")  # reasons of stop events

@@ -34,7 +34,6 @@ from svfap_dist.telemetry.journal import (
     STALL_FILE,
     STALLS_FOLDER,
     Journal,
-    attempt_folder,
     write_failure,
 )
 from svfap_dist.telemetry.meter import Meter, Window, gpu_readings
@@ -404,15 +403,16 @@ class Recorder:
         self._journal.sync()
 
     def _count_stalls(self) -> None:
-        """Add the stall of the attempt before if rank 0 could not, and count all (rank 0)."""
-        recorded = {event["attempt"] for event in self._past if event["event"] == STALL}
-        before = self._attempt - 1
-        folder = storage.join(self._config.run.url, STALLS_FOLDER, attempt_folder(before))
-        where = storage.join(folder, STALL_FILE)
-        if before and before not in recorded:
-            with contextlib.suppress(storage.StorageMissingError):
-                self.record_stall(json.loads(storage.read_bytes(where)))
-                recorded.add(before)
+        """Add the stalls that their attempts could not record, and count all (rank 0)."""
+        url = storage.join(self._config.run.url, STALLS_FOLDER)
+        recorded = [
+            e.get("stacks", "").rpartition("/")[2] for e in self._past if e["event"] == STALL
+        ]
+        for name in sorted(set(storage.list_folders(url)) - {*recorded}):
+            with contextlib.suppress(storage.StorageMissingError):  # the rank died while it wrote
+                report = json.loads(storage.read_bytes(storage.join(url, name, STALL_FILE)))
+                self.record_stall(report)
+                recorded.append(name)
         self._exporter.set(metrics.STALLS, len(recorded))
 
     def expose_end_not_finite(self) -> None:

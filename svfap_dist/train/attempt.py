@@ -156,7 +156,6 @@ class Attempt:
 
         found: RunContext = distributed.broadcast_object(distributed.run_long_on_all_ranks(read))
         self._manifest, self._history, state = found.manifest, found.history, found.state
-        watchdog.attempt = found.attempt
         config = state.with_order(config) if state else config
         config = _with_backend(config, self._manifest, state)
         self._config, self._world = config, world
@@ -186,6 +185,7 @@ class Attempt:
         recorder.record_start(
             self.step, self.total_steps, self._fingerprint, versions, eval_fingerprint
         )
+        watchdog.attempt = found.attempt  # now that the next attempt will have another number
         for change in state.changes(config) if state else ():
             recorder.record_change(self.step, change.key, change.before, change.now)
         restart.CLOCK.lap("context")

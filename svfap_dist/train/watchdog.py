@@ -4,8 +4,9 @@ Every rank sends a heartbeat through the store of the process group, over a conn
 that no other use can block, and reads those of the others: rank 0 all of them, the others that of
 rank 0. The first rank that sees a stall (`stalls.judge`) writes its verdict to the store. Then
 every rank writes its stacks, and those of its feeders and decode workers, to `stalls/attempt-0001/`
-of the run, reports its place in the code, and exits without any clean-up: what hangs cannot be
-ended otherwise. The launcher restarts the ranks, from the newest checkpoint.
+of the run (`stalls/starting-ID/` before the attempt begins), reports its place in the code, and
+exits without any clean-up: what hangs cannot be ended otherwise. The launcher restarts the ranks,
+from the newest checkpoint.
 
 Three things run beside the training thread, because each of them may hang: a thread that uses the
 store, a thread that judges, and faulthandler's timer in C for an interpreter that does not run.
@@ -69,7 +70,7 @@ class Watchdog:
         self._training_thread = threading.get_ident()
         self._number, self._seen = 0, (0, 0)  # of beats; of activities and collectives
         self._seconds = 0.0  # since either changed
-        self.attempt = 0  # its number; 0: not known yet
+        self.attempt = 0  # its number; 0: it has not begun yet
         self.record: Callable[[dict[str, Any]], None] = lambda report: None  # rank 0: the event
         self._closing = threading.Event()
         activity.start()
@@ -157,7 +158,9 @@ class Watchdog:
         own = stacks.own_stacks()
         children = stacks.stacks_of_children()
         place = _describe_place(own, children, self._training_thread)
-        name = journal.attempt_folder(self.attempt) if self.attempt else "starting"
+        # The next attempt may have the same number if this one has not begun.
+        starting = f"{journal.STARTING}-{exchange.name}"
+        name = journal.attempt_folder(self.attempt) if self.attempt else starting
         folder = storage.join(self._run_url, journal.STALLS_FOLDER, name)
         text = f"{self._beat()}\nat {place}\n\n{own}\n{children}{_nccl_records()}"
         writing = _Task(
@@ -240,10 +243,10 @@ class _Exchange(threading.Thread):
         self.beats: dict[int, Beat] = {}
         self.verdict: Verdict | None = None
         self.answers = 0
-        # The number of this watchdog among those of this group: a fine-tuning has one per fold.
-        prefix = distributed.broadcast_object(os.urandom(6).hex())
+        # Of this watchdog among those of this group: a fine-tuning has one per fold.
+        self.name = distributed.broadcast_object(os.urandom(6).hex())
         group: Any = distributed_c10d._get_default_store()
-        self._store: Any = distributed_c10d.PrefixStore(f"watchdog-{prefix}", group.clone())
+        self._store: Any = distributed_c10d.PrefixStore(f"watchdog-{self.name}", group.clone())
         self._store.set(f"beat {self._rank}", beat.dumps())
         if world.is_main:
             self._store.set("verdict", "")
@@ -380,14 +383,20 @@ def _nccl_records() -> str:
 
 
 def _describe_place(own: str, children: str, training_thread: int) -> str:
-    """Return where the training thread is, and which other threads read or decode."""
+    """Return where the training thread is, and which other threads or processes hold it up."""
     found = stacks.frames(own)
     main = [str(frame) for frame in found if frame.thread == training_thread]
     others = [frame for frame in found if frame.thread != training_thread]
-    others += stacks.frames(children)
-    busy = {str(f) for f in others if "/storage/" in f.path or "/video/" in f.path}
+    of_children = stacks.frames(children)
+    busy = {str(f) for f in others + of_children if "/storage/" in f.path or "/video/" in f.path}
+    if not busy:  # a feeder may hang in its own code
+        busy = {str(frame) for frame in of_children if "/parallel/" not in frame.path}
     text = main[0] if main else "an unknown place"
-    return text + (f" (other threads at {', '.join(sorted(busy)[:3])})" if busy else "")
+    if busy:
+        text += f" (other threads at {', '.join(sorted(busy)[:3])})"
+    if stopped := stacks.stopped_children(children):
+        text += f" (child processes that do not run: {', '.join(map(str, stopped[:3]))})"
+    return text
 
 
 def _process_state(verdict: Verdict, beats: dict[int, Beat]) -> str:

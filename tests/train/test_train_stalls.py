@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
+import json
+import os
 import pickle
+import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 from child_calls import behave
+from train_ranks import recipe_tables
 
+from svfap_dist.config import recipe
+from svfap_dist.distributed import World, free_port
 from svfap_dist.parallel import stacks
 from svfap_dist.parallel.processes import ChildProcess, CrashedError
+from svfap_dist.telemetry.recorder import Recorder
 from svfap_dist.train import watchdog
+from svfap_dist.train.engine import process_group
 from svfap_dist.train.stalls import Beat, StallError, Verdict, explain, judge
 
 STEP, SLOW = 10.0, 600.0  # limits in seconds
@@ -144,3 +154,43 @@ def test_a_decoder_that_hangs_below_a_feeder_is_named() -> None:
     error = explain(Verdict("behind", (1,), 12.0), waits, {1: place}, "", "stalls")
     assert "waiting for the batch of step 37, at parallel/stacks.py" in error.found
     assert "other threads at video/" in error.found
+
+
+def test_a_stopped_child_process_is_named() -> None:
+    with ChildProcess(behave, seconds=600) as feeder:
+        pid = feeder("pid")
+        assert isinstance(pid, int)
+        os.kill(pid, signal.SIGSTOP)
+        children = stacks.stacks_of_children()
+    place = watchdog._describe_place(stacks.own_stacks(), children, threading.get_ident())
+    assert f"(child processes that do not run: {pid})" in place
+
+
+def test_a_stall_before_an_attempt_begins_replaces_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(code: int) -> None:
+        raise RuntimeError(f"exit with {code}")  # which ends only the watchdog's thread
+
+    train = {"stall_seconds": 1, "collective_timeout_seconds": 1}
+    tables = recipe_tables("unused", str(tmp_path / "run"), train=train)
+    config, world = recipe.from_tables(tables, where="test"), World(0, 0, 1, 1)
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *_, **__: None)
+    monkeypatch.setattr(os, "_exit", fail)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    for _ in range(2):
+        monkeypatch.setenv("MASTER_PORT", str(free_port()))
+        with process_group(config, world), watchdog.Watchdog(config, world) as watching:
+            watching._thread.join()
+    folders = sorted((tmp_path / "run/stalls").iterdir())
+    assert len(folders) == 2
+    assert all((folder / "rank-0000.txt").exists() for folder in folders)
+
+    for _ in range(2):  # the second time, nothing is new
+        with Recorder(
+            config, world, 1, 0, lambda row: None, lambda found: None, (1, 1), None
+        ) as recorder:
+            recorder.record_start(0, 12, "m", {})
+    lines = (tmp_path / "run/events.jsonl").read_text().splitlines()
+    stalls = [event for event in map(json.loads, lines) if event["event"] == "stall"]
+    assert sorted(event["stacks"] for event in stalls) == [str(folder) for folder in folders]
