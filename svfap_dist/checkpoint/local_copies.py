@@ -1,9 +1,9 @@
 """A node's own copies of checkpoints, in the folder for temporary files.
 
 Ranks upload from them, and a restart on the node reads the newest one. A process holds a lock on
-those it has written, which ends with it, so the copies of a run that did not end well can be told
-from those of a run that runs now: they are removed by the next checkpoint of that run, or after a
-day by any other run that starts on the node.
+those it has written, which ends with it and shows which of them belong to a run that still runs.
+The others are removed by the next checkpoint of their run, or after a day by any other run that
+starts on the node.
 """
 
 from __future__ import annotations
