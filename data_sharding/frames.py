@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from typing import Any, cast
@@ -107,8 +107,8 @@ def encode_frames(frames: Sequence[bytes], fps: int = FPS) -> bytes:
     headers = [_read_header(frame, index) for index, frame in enumerate(frames)]
     first = headers[0]
     if all(header.copyable and header == first for header in headers):
-        return _mux_jpegs(frames, first.size, fps)
-    return _encode_h264(frames, first.size, fps)
+        return mux_jpegs(frames, first.size, fps)
+    return encode_h264(_pictures(frames, first.size), first.size, fps)
 
 
 def _read_header(frame: bytes, index: int) -> _Header:
@@ -118,9 +118,8 @@ def _read_header(frame: bytes, index: int) -> _Header:
             if width * height > _MAX_PIXELS:
                 raise BrokenFrameError(index, f"{width}x{height} pixels", "too_large")
             layers = getattr(picture, "layer", [])
-            baseline = picture.format == "JPEG" and not picture.info.get("progressive")
-            orientation = _orientation(picture)
-            copyable = baseline and picture.mode in ("RGB", "L") and _END_OF_JPEG in frame[-1024:]
+            orientation = stated_orientation(picture)
+            copyable = is_whole_jpeg(picture, frame)
             sampling = tuple((layer[1], layer[2]) for layer in layers)
             size = (height, width) if exchanges_sides(orientation) else (width, height)
             return _Header(size, sampling, copyable and orientation == UPRIGHT)
@@ -130,12 +129,35 @@ def _read_header(frame: bytes, index: int) -> _Header:
         raise BrokenFrameError(index, str(error) or "no picture") from error
 
 
-def _orientation(picture: Image.Image) -> int:
+def is_whole_jpeg(picture: Image.Image, data: bytes) -> bool:
+    """Return whether a picture is a baseline JPEG with an end, whose bytes can be a video frame.
+
+    Args:
+        picture: As Pillow opened it.
+        data: Its file.
+    """
+    is_baseline = picture.format == "JPEG" and not picture.info.get("progressive")
+    return is_baseline and picture.mode in ("RGB", "L") and _END_OF_JPEG in data[-1024:]
+
+
+def stated_orientation(picture: Image.Image) -> int:
+    """Return the orientation that a picture's Exif data state, by Exif's number.
+
+    Args:
+        picture: As Pillow opened it.
+    """
     stated = picture.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
     return stated if stated in range(1, 9) else UPRIGHT
 
 
-def _mux_jpegs(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> bytes:
+def mux_jpegs(frames: Sequence[bytes], size: tuple[int, int], fps: int = FPS) -> bytes:
+    """Return an mp4 whose packets are JPEG files, unchanged.
+
+    Args:
+        frames: Baseline JPEG files.
+        size: Width and height of each.
+        fps: Frames per second.
+    """
     file = io.BytesIO()
     with av.open(file, "w", format=SUFFIX, options={"fflags": "+bitexact"}) as container:
         stream = _add_stream(container, "mjpeg", size, fps, {})
@@ -149,7 +171,17 @@ def _mux_jpegs(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> byte
     return file.getvalue()
 
 
-def _encode_h264(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> bytes:
+def encode_h264(pictures: Iterable[Image.Image], size: tuple[int, int], fps: int = FPS) -> bytes:
+    """Return an mp4 of pictures, encoded at a visually lossless quality.
+
+    Args:
+        pictures: 8-bit RGB, all of one size.
+        size: Their width and height; an odd last row or column is dropped.
+        fps: Frames per second.
+
+    Raises:
+        BrokenFrameError: They have a side of one pixel.
+    """
     even = (size[0] - size[0] % 2, size[1] - size[1] % 2)
     if not all(even):
         raise BrokenFrameError(0, f"{size[0]}x{size[1]} pixels")
@@ -157,7 +189,7 @@ def _encode_h264(frames: Sequence[bytes], size: tuple[int, int], fps: int) -> by
     with av.open(file, "w", format=SUFFIX, options={"fflags": "+bitexact"}) as container:
         stream = _add_stream(container, "libx264", even, fps, _H264)
         stream.pix_fmt = "yuv420p"
-        for picture in _pictures(frames, size):
+        for picture in pictures:
             frame = av.VideoFrame.from_image(picture.crop((0, 0, *even)))
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -168,16 +200,20 @@ def _pictures(frames: Sequence[bytes], size: tuple[int, int]) -> Iterator[Image.
     for index, frame in enumerate(frames):
         try:
             with Image.open(io.BytesIO(frame), formats=("JPEG", "PNG")) as opened:
-                orientation = _orientation(opened)
-                stored = np.asarray(_as_rgb(opened))
+                orientation = stated_orientation(opened)
+                stored = np.asarray(as_rgb(opened))
         except _PICTURE_ERRORS as error:
             raise BrokenFrameError(index, str(error)) from error
         picture = Image.fromarray(np.ascontiguousarray(turn(stored, orientation)))
         yield picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    """Return a picture of any mode in 8-bit RGB; Pillow itself cuts 16 bits off at 255."""
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """Return a picture of any mode in 8-bit RGB; Pillow itself cuts 16 bits off at 255.
+
+    Args:
+        picture: Of any mode; its transparency is ignored.
+    """
     if picture.mode.startswith("I"):  # I;16, or I in older versions
         values = np.asarray(picture).astype(np.int64).clip(0, 65535) >> 8
         picture = Image.fromarray(values.astype(np.uint8))

@@ -11,6 +11,7 @@ import functools
 from typing import cast
 
 from data_sharding.frames import BrokenFrameError
+from data_sharding.images import BrokenImageError
 from data_sharding.sources import SourceVideo
 from data_sharding.transcode import TrainProfile, TranscodeError, split_phases, transcode
 from data_sharding.video_pool import VideoPool
@@ -82,7 +83,7 @@ def make_sample(options: SampleOptions, video: SourceVideo) -> Sample | Rejected
         return _sample(options, video, video.read())
     except StorageMissingError as error:
         return Rejected("missing", str(error))
-    except (BrokenFrameError, TranscodeError) as error:
+    except (BrokenFrameError, BrokenImageError, TranscodeError) as error:
         found = ": ".join(filter(None, (error.where, error.found)))
         return Rejected(cast(Reason, error.reason), found)
     except MemoryError as error:

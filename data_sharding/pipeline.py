@@ -195,6 +195,7 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
                 num_groups,
                 options,
                 sample_options.num_parts,
+                row.kind,
             )
             manifests.commit_manifest(output_url, made)
     return _summarize(output_url, made, tally, time.monotonic() - started, before)

@@ -87,6 +87,7 @@ class Source:
     has_columns: bool = False  # whether `samples` takes `Columns`
     min_frames: int | None = None  # default of --min-frames; None: `video.probe.MIN_FRAMES`
     region: str = "voxceleb2"  # default of --region
+    kind: str = "videos"  # a key of `shards.format.KINDS`
 
     def samples(self, text: str, columns: Columns | None = None) -> Iterator[SourceVideo]:
         """Return the videos, in an order that is the same on every call.
@@ -112,6 +113,15 @@ class Source:
 
 _ROWS = (
     Source("folder", False, "any videos", "every video file below a folder, without labels"),
+    Source(
+        "images",
+        False,
+        "any images, labeled ones in a folder per class",
+        "still images: clips of one frame, for pre-training or as more labeled data",
+        min_frames=1,
+        region="center",
+        kind="images",
+    ),
     Source(
         "voxceleb2",
         False,

@@ -16,7 +16,7 @@ import collections
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from data_sharding import temporary
@@ -37,13 +37,17 @@ class Listing:
 
     Args:
         files: Paths of all files, with their sizes in bytes.
+        is_wanted: Whether a path is that of a file to list.
 
     Attributes:
         num_others: Files that are not videos, or not of a format that is read.
         other_videos: Videos among them of formats that are not read, by suffix.
     """
 
-    def __init__(self, files: Iterable[tuple[str, int]]) -> None:
+    def __init__(
+        self, files: Iterable[tuple[str, int]], is_wanted: Callable[[str], bool] = is_video
+    ) -> None:
+        self._is_wanted = is_wanted
         self._db = temporary.database("create table videos (path blob, size int)")
         self.num_others = 0
         self.other_videos: collections.Counter[str] = collections.Counter()
@@ -54,7 +58,7 @@ class Listing:
 
     def _rows(self, files: Iterable[tuple[str, int]]) -> Iterator[tuple[bytes, int]]:
         for path, size in files:
-            if is_video(path):
+            if self._is_wanted(path):
                 yield os.fsencode(path), size  # a name need not be text
             else:
                 self.num_others += 1

@@ -155,8 +155,8 @@ def shard(
     min_frames: Annotated[
         int | None,
         typer.Option(
-            help="Minimum frames of a video; shorter ones are rejected (default: 61; csv: 1). "
-            "For labeled data sets: 1."
+            help="Minimum frames of a video; shorter ones are rejected (default: 61; csv and "
+            "images: 1). For labeled data sets: 1."
         ),
     ] = None,
     shuffle_seed: Annotated[int, typer.Option(help="Seed of the sample order.")] = 0,

@@ -110,6 +110,9 @@ class DataConfig(Section):
     repeated_sampling: Positive = 1
     region: Region = "voxceleb2"  # cut before augmentation
     crop_scales: Scales = (1.0, 0.875, 0.75, 0.66)  # of the region's shorter side; released code
+    # Longest way that a camera pans over a still image during its clip, as a fraction of the
+    # crop's shorter side; 0: its frame is repeated unchanged.
+    still_motion: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
     num_lanes: Positive = 8  # slices of an epoch; world sizes that divide it give the same batches
     shuffle_block: Positive = 256  # samples shuffled together inside a lane
     # Rule of the order of samples and windows (data/sample_order). A run keeps the one it began

@@ -12,6 +12,9 @@ frames of the clip, resized to the clip's size.
 
 Pre-training rejects videos that are shorter than a clip's window. Many videos of downstream tasks
 are, so clips of a task repeat the last frame as often as needed, as VideoMAE does.
+
+A video of one frame is a still image. Its clips repeat that frame, in pre-training too; it is
+decoded and resized once. With `data.still_motion` a camera pans over it instead (`still_images`).
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import numpy as np
 from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.config import AugmentConfig, DataConfig
 from svfap_dist.data.augment import augment
+from svfap_dist.data.still_images import pan
 from svfap_dist.errors import ConfigError, DecodeError
 from svfap_dist.rng import Stream
 from svfap_dist.shards.format import BadSample, PackedSample, Sample, unpack
@@ -148,8 +152,10 @@ def window_frames(
         allow_short: Repeat the last frame of a video that is shorter than a window.
 
     Raises:
-        TooShortError: The video is shorter than a window.
+        TooShortError: The video is shorter than a window, and no still image.
     """
+    if num_frames == 1:
+        return [0] * data.num_frames
     length = max(num_frames, data.window) if allow_short else num_frames
     stream = Stream(*window)
     start = random_window_start(stream, length, data.window, phase, data.sampling_rate)
@@ -343,9 +349,14 @@ class ClipWorker:
                 phase=request.phase,
                 allow_short=self._augmentation is not None,
             )
+            if is_still := sample.info.num_frames == 1:
+                numbers = numbers[:1]
             frames = open_decoder(self._backend)(sample.video, sample.info, numbers)
             for number, crop in enumerate(crops):
-                self._write(frames, crop, request, number)
+                shown = frames
+                if is_still and self._data.still_motion:
+                    shown = pan(frames, crop, Stream(*request.crops[number], "pan"), self._data)
+                self._write(shown, crop, request, number)
         except DecodeError as error:
             return BadSample(sample.index, sample.key, error.reason, str(error))
         except MemoryError:
@@ -359,6 +370,8 @@ class ClipWorker:
         if "rgb" in arrays:
             clip = to_rgb(frames, crop, self._data.frame_size)
             if self._augmentation is not None:
+                if len(clip) < self._data.num_frames:  # of a still image: noise differs by frame
+                    clip = np.repeat(clip, self._data.num_frames, axis=0)
                 clip = augment(clip, Stream(*request.augments[number]), self._augmentation)
             arrays["rgb"][batch, row] = clip
             return

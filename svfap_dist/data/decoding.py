@@ -97,10 +97,15 @@ def check_backend(config: Config, url: str, manifest: Manifest) -> None:
         manifest: The data set.
 
     Raises:
-        ConfigError: It does not decode a codec of the first samples.
+        ConfigError: It does not decode a codec of the first samples, or would have to move still
+            images (data.still_motion).
     """
     name = config.decode.backend
     row = capabilities(name)
+    if row.batched and config.data.still_motion:
+        found = f"{config.data.still_motion}, with decode.backend = {name}"
+        do = f"set decode.backend={DEFAULT}, or data.still_motion=0"
+        raise ConfigError("Still images move on the host only", "data.still_motion", found, do)
     if row.codecs.get(rank_device(config), frozenset()) is None:
         return  # whatever FFmpeg decodes: nothing to read
     gpu = compute_capability() or NEWEST_GPU

@@ -113,6 +113,8 @@ def bytes_of_pass(config: Config, manifest: Manifest) -> int:
         manifest: The data set.
     """
     total = sum(shard.num_bytes for shard in manifest.shards)
+    if manifest.kind == "images":  # which have one part
+        return total
     parts = parts_to_read(config.data, manifest, 0 if uses_phases(config) else None)
     return total * len(parts) // manifest.num_parts
 

@@ -22,7 +22,7 @@ from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import Sample
 from svfap_dist.video.backends import BACKENDS, DEFAULT, available, capabilities
 from svfap_dist.video.frames import BatchDecoder, Decoder, VideoRequest
-from svfap_dist.video.info import Crop
+from svfap_dist.video.info import Crop, clip_frames
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +104,8 @@ def choose_backend(config: Config, url: str, manifest: Manifest) -> str:
     gpu = decoding.compute_capability()
     able = [set(available(codec, device, pixels, gpu)) for codec, pixels in kinds]
     names = [name for name in BACKENDS if all(name in names for names in able)]
+    if config.data.still_motion:  # which a batched one would have to add on the device
+        names = [name for name in names if not capabilities(name).batched]
     if len(names) < 2:
         return names[0] if names else DEFAULT
     rates = _measure_backends(config, samples, names)
@@ -142,8 +144,9 @@ def _spread_windows(config: Config, samples: Sequence[Sample]) -> list[VideoRequ
     requests, pipelines = [], decoding.pipelines_of(config)
     for turn, sample in itertools.product(range(pipelines), samples):
         info = sample.info
-        start = (info.num_frames - config.window) * turn // pipelines
-        numbers = range(start, start + config.window, config.data.sampling_rate)
+        start = max(info.num_frames - config.window, 0) * turn // pipelines
+        shape = config.data
+        numbers = clip_frames(start, shape.num_frames, shape.sampling_rate, info.num_frames)
         crop = Crop(0, 0, info.height, info.width)
         requests.append(VideoRequest(sample.video, info, numbers, [crop]))
     return requests

@@ -266,7 +266,7 @@ class Block:
         """
         self.plan()
         taken: dict[int, bytes] = {}
-        for part in self._parts:
+        for part in self._parts_of(index, [row]):
             place = part * len(index.keys) + row
             wanted = self._range_of.get((entry.name, place))
             data = self._pool.take(wanted, place) if wanted else None
@@ -274,11 +274,15 @@ class Block:
                 taken[place] = data
         return taken
 
+    def _parts_of(self, index: ShardIndex, rows: Sequence[int]) -> Sequence[int]:
+        """Return which parts to read of samples of a shard: still images have the first only."""
+        return (0,) if all(index.num_frames[row] == 1 for row in rows) else self._parts
+
     def _cut(self) -> list[_Range]:
         """Return the ranges, ordered by the first use of each."""
         ranges: list[tuple[int, _Range]] = []
         for entry, index, rows, uses in self._locate(self._samples):
-            for part in self._parts:
+            for part in self._parts_of(index, rows.tolist()):
                 places = part * len(index.keys) + rows
                 starts = np.array(index.offsets)[places]
                 stops = starts + np.array(index.sizes)[places]

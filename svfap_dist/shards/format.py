@@ -39,6 +39,7 @@ from svfap_dist.errors import ShardError
 from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo, joined_info, load_info
 
 FORMAT_VERSIONS = (1, 2)  # 2: the parts of a sample are in sections of the tar
+KINDS = ("videos", "images")  # of samples; an image is a video of one frame, see `data.clips`
 MANIFEST_NAME = "manifest.json"
 REJECTED_NAME = "rejected.jsonl"
 _TAR_NAME = re.compile(r"[\w.-]+\.tar")
@@ -104,6 +105,7 @@ class Manifest:
     num_groups: int = 0  # shards planned; of those without one usable video there is no entry
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # it was made with
     num_parts: int = 1  # of a sample, each with one phase of its frames; 1: all in one place
+    kind: str = KINDS[0]  # of all samples
 
     @functools.cached_property
     def num_samples(self) -> int:
@@ -136,6 +138,8 @@ def dump(value: Manifest | ShardIndex) -> bytes:
     if isinstance(value, Manifest):
         if value.num_parts == 1:
             del fields["num_parts"]
+        if value.kind == KINDS[0]:  # as in manifests that are older than this field
+            del fields["kind"]
         version = _version_of(value)
         fields = {"format_version": version, "fingerprint": value.fingerprint, **fields}
     return (json.dumps(fields, indent=1 if isinstance(value, Manifest) else None) + "\n").encode()
@@ -208,6 +212,8 @@ def _check_manifest(manifest: Manifest) -> None:
     json_text.check_types(manifest)
     if manifest.num_parts < 1:
         raise ValueError(f"num_parts = {manifest.num_parts}")
+    if manifest.kind not in KINDS:
+        raise ValueError(f"kind {manifest.kind!r}, not one of {', '.join(KINDS)}")
     for entry in manifest.shards:
         if not _TAR_NAME.fullmatch(entry.name):  # a path would lead out of the data set
             raise ValueError(f"shard name {entry.name!r}")

@@ -55,8 +55,8 @@ def open_data(config: Config, url: str, trusted: Collection[str] = ()) -> Manife
     A shard of a trusted manifest is checked when it is read.
 
     Args:
-        config: Recipe; for pre-training, each video must have room for its clip. Tasks accept
-            shorter videos and repeat their last frame.
+        config: Recipe; for pre-training, each video must have room for its clip; images repeat
+            their frame. Tasks accept shorter videos and repeat their last frame.
         url: Folder or prefix of the data set.
         trusted: Fingerprints of manifests whose shards were checked before. Listing those of 100
             million samples takes hundreds of requests, one after the other.
@@ -68,7 +68,7 @@ def open_data(config: Config, url: str, trusted: Collection[str] = ()) -> Manife
     manifest = shard_format.load_manifest(url)
     if manifest.fingerprint not in trusted:
         shard_format.check_shards(url, manifest)
-    if config.task is None:
+    if config.task is None and manifest.kind == "videos":
         check_window(config.data, manifest.min_frames, where=url)
     return manifest
 

@@ -6,7 +6,8 @@ are those of the shard format: `order` for `VideoInfo.layout`, and "centre" for 
 The rest are pure functions of a video's length and size. Pre-training takes one random window of
 the region. Testing a task, prediction and feature extraction take K windows times N crops
 ("views"), or cover the whole video. A video that is shorter than a window is one window that
-repeats the last frame, as VideoMAE's released test code has it (arXiv 2203.12602).
+repeats the last frame, as VideoMAE's released test code has it (arXiv 2203.12602). A video of one
+frame is a still image, which all of these repeat.
 """
 
 from __future__ import annotations
@@ -416,7 +417,7 @@ def covering_views(shape: ClipShape, region: str, step: int) -> ChooseViews:
 def middle_view(shape: ClipShape, region: str) -> ChooseViews:
     """Return the rule of validation and pictures: the middle window, the whole region.
 
-    It raises `TooShortError` for a video that is shorter than a window.
+    It raises `TooShortError` for a video that is shorter than a window; a still image is repeated.
 
     Args:
         shape: the network's clips.
@@ -425,7 +426,7 @@ def middle_view(shape: ClipShape, region: str) -> ChooseViews:
 
     def choose(info: VideoInfo) -> Views:
         window = _window(shape)
-        if info.num_frames < window:
+        if 1 < info.num_frames < window:
             raise TooShortError(
                 "Video is shorter than a clip's window",
                 found=f"{info.num_frames} frames for a window of {window}",

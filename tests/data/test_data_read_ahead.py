@@ -39,7 +39,7 @@ class Shards(SampleReader):
     def _index_of(self, entry: ShardEntry) -> ShardIndex:
         count = entry.num_samples * self.parts
         keys, none = ("",) * entry.num_samples, ("",) * count
-        return ShardIndex(keys, tuple(range(count)), (1,) * count, none, (1,) * len(keys))
+        return ShardIndex(keys, tuple(range(count)), (1,) * count, none, (61,) * len(keys))
 
     def read_range(self, entry: ShardEntry, start: int, stop: int) -> bytes:
         return b"x" * (stop - start)

@@ -49,7 +49,7 @@ class Store:
         none = ("",) * count
         starts = tuple(range(0, count * size, size))
         self.index = ShardIndex(
-            tuple(map(str, range(samples))), starts, (size,) * count, none, (1,) * samples
+            tuple(map(str, range(samples))), starts, (size,) * count, none, (61,) * samples
         )
         self.entry = ShardEntry("shard-000000.tar", samples, count * size, "", "")
         self.requests: list[tuple[int, int]] = []
