@@ -250,3 +250,20 @@ def bench_metrics(
     from svfap_dist.bench import metrics
 
     print_result(metrics.run(tuple(sizes or ("tiny", "base")), batch_size, rounds), as_json)
+
+
+@bench_app.command("finetune")
+def bench_finetune(
+    name: Recipe,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(help="Number of timed steps per mode.", min=1)] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Measure trained parameters, memory and time of a step in each mode of fine-tuning.
+
+    Example: svfap bench finetune finetune_synthetic train.global_batch_size=8
+    """
+    from svfap_dist.bench import finetuning
+    from svfap_dist.config import recipe
+
+    print_result(finetuning.run(recipe.load(name, overrides or []), steps), as_json)

@@ -35,10 +35,13 @@ _FIXED = {
     "model": _NETWORK,
     "train.dtype": _NETWORK,
     **dict.fromkeys(
-        ("finetune.mode", "finetune.layer_decay", "finetune.drop_path", "finetune.head_init_scale"),
+        (
+            *("finetune.mode", "finetune.layer_decay", "finetune.drop_path"),
+            *("finetune.head_init_scale", "finetune.output", "finetune.lora_rank"),
+            *("finetune.lora_alpha", "finetune.pool", "finetune.grid", "finetune.stages"),
+        ),
         _NETWORK,
     ),
-    "finetune.output": _NETWORK,
     "mask": _TASK,
     "task": _TASK,
     **dict.fromkeys(

@@ -36,6 +36,17 @@ _FREE_TO_CHANGE = {
 }
 
 
+# Keys that came later: at the value of the time before them they do not count either.
+_CAME_LATER = {
+    ("data", "order_version"): 1,
+    ("finetune", "lora_rank"): 8,
+    ("finetune", "lora_alpha"): 16.0,
+    ("finetune", "pool"): "mean",
+    ("finetune", "grid"): 3,
+    ("finetune", "stages"): "last",
+}
+
+
 class Config(sections.Section):
     """Everything a run depends on."""
 
@@ -167,8 +178,9 @@ class Config(sections.Section):
         data = fields["data"]
         data["colours"] = data.pop("colors")
         data["region"] = {"center": "centre"}.get(data["region"], data["region"])
-        if data["order_version"] == 1:
-            data.pop("order_version")
+        for (section, name), before in _CAME_LATER.items():
+            if section in fields and fields[section][name] == before:
+                fields[section].pop(name)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 

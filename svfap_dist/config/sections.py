@@ -372,7 +372,17 @@ class FinetuneConfig(Section):
     """The initial encoder and how it is trained on a task; defaults: released code."""
 
     init: str = ""  # URL of a run, checkpoint or export; empty: from scratch
-    mode: Literal["full", "linear"] = "full"  # linear: frozen encoder (linear probe)
+    # full: all weights. linear: frozen encoder (linear probe). attentive: frozen encoder, and a
+    # trained query that attends to its tokens (attentive probe, pool = attentive). lora: frozen
+    # weights with a trained low-rank part beside every linear layer of the encoder (LoRA).
+    mode: Literal["full", "linear", "attentive", "lora"] = "full"
+    lora_rank: Positive = 8
+    lora_alpha: Annotated[float, Field(gt=0.0)] = 16.0  # the low-rank part counts alpha / rank
+    # What the head sees of the encoder's tokens. mean: their mean (the paper's way). grid: means
+    # over the cells of a grid, end to end. attentive: what a trained query attends to.
+    pool: Literal["mean", "grid", "attentive"] = "mean"
+    grid: Positive = 3  # cells per side of pool = grid
+    stages: Literal["last", "all"] = "last"  # of the encoder, that pool takes
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75  # of the learning rate, per layer
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1  # stochastic depth of the last block
     head_init_scale: Annotated[float, Field(gt=0.0)] = 0.001
@@ -385,6 +395,15 @@ class FinetuneConfig(Section):
     # Views of a tested video, whose scores are averaged: windows in time times crops in space.
     test_segments: Positive = 2
     test_crops: Positive = 2
+
+    @model_validator(mode="after")
+    def _check(self) -> FinetuneConfig:
+        if self.mode == "attentive" and self.pool == "grid":
+            raise ValueError(
+                "mode = attentive pools by attention, not over a grid: use mode = linear with "
+                "pool = grid, or leave pool out"
+            )
+        return self
 
 
 class AugmentConfig(Section):

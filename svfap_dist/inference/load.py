@@ -4,13 +4,15 @@ In: the URL of a run, of one checkpoint, or of a folder made by `svfap import` o
 Out: a `Network` in eval mode, on the CPU, in float32. Of a pre-trained autoencoder that is its
 encoder: only pre-training needs the pixel decoder. DeepSpeed is not imported.
 
-Features are the input of the head: the mean over the tokens of the encoder's last stage, then a
-LayerNorm. A pre-trained network has not learned that LayerNorm, so it has neither scale nor shift
-there, as fine-tuning begins.
+Features are the input of the head: the encoder's tokens pooled as the network was fine-tuned (by
+default the mean over those of the last stage), then a LayerNorm. A pre-trained network has not
+learned that LayerNorm, so it has neither scale nor shift there, as fine-tuning begins. Adapters of
+LoRA are merged into the weights.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +27,7 @@ from svfap_dist.model import weights
 from svfap_dist.model.autoencoder import MaskedAutoencoder
 from svfap_dist.model.classifier import ACTIVATIONS, Classifier
 from svfap_dist.model.layers import layer_norm
+from svfap_dist.model.pooling import build_pool
 from svfap_dist.model.weights import ModelInfo
 
 Model = MaskedAutoencoder | Classifier
@@ -41,16 +44,22 @@ class Network(nn.Module):
     Args:
         info: the description.
         encoder: of tokens.
-        fc_norm: normalizes the mean token.
+        fc_norm: normalizes each pooled vector.
         head: linear; None for a pre-trained network.
+        pool: from the tokens of all stages to vectors [B, V, D].
     """
 
     def __init__(
-        self, info: ModelInfo, encoder: nn.Module, fc_norm: nn.Module, head: nn.Module | None
+        self,
+        info: ModelInfo,
+        encoder: nn.Module,
+        fc_norm: nn.Module,
+        head: nn.Module | None,
+        pool: nn.Module,
     ) -> None:
         super().__init__()
         self.info = info
-        self.encoder, self.fc_norm, self.head = encoder, fc_norm, head
+        self.encoder, self.pool, self.fc_norm, self.head = encoder, pool, fc_norm, head
         self.activation = ACTIVATIONS[info.activation]()
 
     @property
@@ -64,12 +73,12 @@ class Network(nn.Module):
         return next(self.parameters()).device
 
     def features(self, clips: Tensor) -> Tensor:
-        """Return features [B, D].
+        """Return features [B, V*D]; V is 1 unless a classifier pools otherwise.
 
         Args:
             clips: see the class.
         """
-        return self.fc_norm(self.encoder(clips)[-1].mean(dim=1))
+        return self.fc_norm(self.pool(self.encoder(clips))).flatten(1)
 
     def outputs(self, clips: Tensor) -> Tensor:
         """Return outputs [B, num_outputs] before the activation; features [B, D] without a head.
@@ -149,6 +158,8 @@ def open_model(url: str, overrides: Mapping[str, Any]) -> tuple[ModelInfo, Model
         state = store.TrainState.from_json(storage.read_bytes(where), where)
         info = ModelInfo.of_run(build, config, state.provenance)
     info = info or ModelInfo.of_build(build, model.size)  # an import of an earlier version
+    if "lora" in info.build:  # merged now
+        info = dataclasses.replace(info, build=build)
     return info.with_overrides(overrides), model
 
 
@@ -160,8 +171,9 @@ def network_of(info: ModelInfo, model: Model) -> Network:
         model: as `open_model` returns it.
     """
     if isinstance(model, Classifier):
-        return Network(info, model.encoder, model.fc_norm, model.head).eval()
-    return Network(info, model.encoder, layer_norm(model.size.embed_dim), None).eval()
+        return Network(info, model.encoder, model.fc_norm, model.head, model.pool).eval()
+    pool, norm = build_pool(model.size), layer_norm(model.size.embed_dim)
+    return Network(info, model.encoder, norm, None, pool).eval()
 
 
 def _exported_weights(url: str) -> str:

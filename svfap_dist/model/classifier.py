@@ -1,4 +1,4 @@
-"""The network of fine-tuning: encoder over all tokens, mean, LayerNorm, one linear head.
+"""The network of fine-tuning: encoder over all tokens, pooling, LayerNorm, one linear head.
 
 In: normalized clips. Out: one score per class, or one value per regressed dimension. It starts from
 a pre-trained encoder (`load_encoder`) or from scratch.
@@ -7,12 +7,15 @@ a pre-trained encoder (`load_encoder`) or from scratch.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from svfap_dist.errors import CheckpointError
+from svfap_dist.model import lora as adapters
 from svfap_dist.model.layers import init_linear, layer_norm
+from svfap_dist.model.pooling import build_pool
 from svfap_dist.model.sizes import ENCODERS, Size, resolve
 
 HEAD_INIT_SCALE = 0.001  # released fine-tuning recipe: the first scores are nearly equal
@@ -32,12 +35,17 @@ class Classifier(nn.Module):
         num_outputs: int,
         drop_path: float = 0.0,
         head_init_scale: float = HEAD_INIT_SCALE,
+        pool: Mapping[str, Any] | None = None,
+        lora: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.size = size
         self.encoder = ENCODERS[size.encoder].build(size, drop_path)
+        if lora is not None:
+            adapters.add_adapters(self.encoder, **lora)
+        self.pool = build_pool(size, **pool or {})
         self.fc_norm = layer_norm(size.embed_dim)
-        self.head = nn.Linear(size.embed_dim, num_outputs)
+        self.head = nn.Linear(self.pool.num_vectors * size.embed_dim, num_outputs)
         init_linear(self.head)
         with torch.no_grad():
             self.head.weight.mul_(head_init_scale)
@@ -48,11 +56,13 @@ class Classifier(nn.Module):
         Args:
             clips: normalized floats [B, 3, F, H, W], or frames uint8 [B, F, H, W, 3].
         """
-        tokens = self.encoder(clips)[-1]  # of the last, coarsest stage: [B, t*S, D]
-        return self.head(self.fc_norm(tokens.mean(dim=1)))
+        vectors = self.pool(self.encoder(clips))  # [B, V, D]
+        return self.head(self.fc_norm(vectors).flatten(1))
 
     def load_encoder(self, pretrained: Mapping[str, Tensor]) -> None:
-        """Load the encoder's weights from the state of a `MaskedAutoencoder`.
+        """Load the encoder's weights from the state of a `MaskedAutoencoder` or a `Classifier`.
+
+        Adapters that the state does not have keep their initial values.
 
         Args:
             pretrained: its state dict.
@@ -61,9 +71,10 @@ class Classifier(nn.Module):
             CheckpointError: an encoder weight is missing, unexpected or of another shape.
         """
         prefix = "encoder."
-        names = [name for name in pretrained if name.startswith(prefix)]
+        fresh = {n: value for n, value in self.encoder.state_dict().items() if ".adapter." in n}
+        given = {n.removeprefix(prefix): v for n, v in pretrained.items() if n.startswith(prefix)}
         try:
-            self.encoder.load_state_dict({n.removeprefix(prefix): pretrained[n] for n in names})
+            self.encoder.load_state_dict(fresh | given)
         except RuntimeError as error:
             what = "Pre-trained weights do not fit the classifier's encoder"
             advice = "build the classifier with the size and overrides of the pre-training"
@@ -75,6 +86,8 @@ def build(
     num_outputs: int,
     drop_path: float = 0.0,
     head_init_scale: float = HEAD_INIT_SCALE,
+    pool: Mapping[str, Any] | None = None,
+    lora: Mapping[str, Any] | None = None,
     **overrides: object,
 ) -> Classifier:
     """Return a freshly initialized classifier.
@@ -84,9 +97,12 @@ def build(
         num_outputs: classes or dimensions.
         drop_path: rate of the last block in training, see `encoder.Encoder`.
         head_init_scale: factor of the head's initial weights.
+        pool: arguments of `pooling.build_pool`; None: the mean of the last stage.
+        lora: rank and alpha of the encoder's adapters; None: it has none.
         **overrides: fields of `sizes.Size`.
 
     Raises:
         ConfigError: a size or override that does not exist or does not fit.
     """
-    return Classifier(resolve(size, overrides), num_outputs, drop_path, head_init_scale)
+    resolved = resolve(size, overrides)
+    return Classifier(resolved, num_outputs, drop_path, head_init_scale, pool, lora)

@@ -12,8 +12,11 @@ visible tokens and M tokens to predict, N = V + M, D encoder width, E decoder wi
 
 from __future__ import annotations
 
+import itertools
+import operator
 import pkgutil
 from collections.abc import Mapping
+from typing import Any
 
 from svfap_dist.model.sizes import ENCODERS, Size
 
@@ -60,17 +63,40 @@ def dense_autoencoder(size: Size, visible: int, masked: int) -> dict[str, int]:
     }
 
 
-def classifier(size: Size, num_outputs: int) -> dict[str, int]:
+def classifier(
+    size: Size, num_outputs: int, pool: Mapping[str, Any] | None = None
+) -> dict[str, int]:
     """Return operations of the classifier's forward pass over one clip, by part.
 
     Args:
         size: dimensions.
         num_outputs: classes or dimensions.
+        pool: see `pooling.build_pool`.
     """
     return {
         **_encoder(size, size.num_tokens, size.num_tubelets),
-        "head": _linear(1, size.embed_dim, num_outputs),
+        **head(size, num_outputs, pool),
     }
+
+
+def head(size: Size, num_outputs: int, pool: Mapping[str, Any] | None = None) -> dict[str, int]:
+    """Return operations of what follows a classifier's encoder, over one clip, by part.
+
+    Args:
+        size: dimensions.
+        num_outputs: classes or dimensions.
+        pool: see `pooling.build_pool`.
+    """
+    pool, dim = pool or {}, size.embed_dim
+    merged = itertools.accumulate((1, *size.merge_factors), operator.mul)
+    tokens = [size.num_tokens // frames for frames in merged]  # of each stage
+    chosen = tokens if pool.get("stages") == "all" else tokens[-1:]
+    vectors, pooling = len(chosen) * pool.get("grid", 1) ** 2, 0
+    if pool.get("kind") == "attentive":
+        vectors = 1
+        pooling = _linear(sum(chosen), dim, 2 * dim) + _attention(1, sum(chosen), dim)
+        pooling += 2 * _linear(1, dim, dim) + 2 * _linear(1, dim, _MLP_RATIO * dim)
+    return {"pooling": pooling, "head": _linear(vectors, dim, num_outputs)}
 
 
 def training_step(forward: Mapping[str, int]) -> int:

@@ -96,11 +96,16 @@ def _linear_by_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, image
 
 
 class Linear(nn.Linear):
-    """A linear layer: [..., D] -> [..., O]."""
+    """A linear layer: [..., D] -> [..., O]. adapter: added to it (see `lora`); None: nothing is."""
+
+    def __init__(self, dim: int, outputs: int, bias: bool = True) -> None:
+        super().__init__(dim, outputs, bias)
+        self.adapter: nn.Module | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """See `Linear`."""
-        return linear(input, self.weight, self.bias)
+        out = linear(input, self.weight, self.bias)
+        return out if self.adapter is None else out + self.adapter(input)
 
 
 class Projection(nn.Linear):
@@ -111,10 +116,12 @@ class Projection(nn.Linear):
 
     def __init__(self, dim: int, outputs: int) -> None:
         super().__init__(dim, outputs, bias=False)
+        self.adapter: nn.Module | None = None  # as of `Linear`
 
     def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `Projection`."""
-        return linear(input, self.weight, bias)
+        out = linear(input, self.weight, bias)
+        return out if self.adapter is None else out + self.adapter(input)
 
 
 def layer_norm(dim: int) -> nn.LayerNorm:

@@ -252,10 +252,11 @@ def size_of_build(build: Mapping[str, Any]) -> Size:
     """Return the dimensions of a network.
 
     Args:
-        build: arguments of its `build`: size, overrides, and num_outputs of a classifier.
+        build: arguments of its `build`: size, overrides, and what only a classifier has.
 
     Raises:
         ConfigError: see `resolve`.
     """
-    overrides = {name: v for name, v in build.items() if name not in ("size", "num_outputs")}
+    of_classifier = ("size", "num_outputs", "pool", "lora")
+    overrides = {name: v for name, v in build.items() if name not in of_classifier}
     return resolve(build["size"], overrides)

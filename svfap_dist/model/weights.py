@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from svfap_dist import storage
 from svfap_dist.config import Config
 from svfap_dist.errors import CheckpointError, ConfigError
-from svfap_dist.model import autoencoder, classifier
+from svfap_dist.model import autoencoder, classifier, lora
 from svfap_dist.model.convert import import_official, read_pth
 from svfap_dist.model.patches import IMAGENET_MEAN, IMAGENET_STD
 from svfap_dist.model.sizes import Size, size_of_build
@@ -390,7 +390,7 @@ def load_autoencoder(path: str) -> autoencoder.MaskedAutoencoder:
 
 
 def load_classifier(path: str) -> classifier.Classifier:
-    """Return the classifier of a file that `save` wrote, in eval mode, on the CPU.
+    """Return the classifier of a file that `save` wrote, adapters merged, in eval mode, on the CPU.
 
     Args:
         path: path or URL.
@@ -398,7 +398,7 @@ def load_classifier(path: str) -> classifier.Classifier:
     Raises:
         CheckpointError: the file is missing or damaged, or its weights fit no classifier.
     """
-    return _build_model(path, classifier.build, *load(path))
+    return _build_model(path, classifier.build, *lora.merged(*load(path)))
 
 
 def load_any(
@@ -411,12 +411,12 @@ def load_any(
 
     Returns:
         The arguments, which have num_outputs if the network is a classifier; the network in eval
-        mode, on the CPU.
+        mode, on the CPU. Adapters are merged into its weights.
 
     Raises:
         CheckpointError: the file is missing or damaged, or its weights do not fit.
     """
-    build_args, state = load(path)
+    build_args, state = lora.merged(*load(path))
     build = classifier.build if "num_outputs" in build_args else autoencoder.build
     return build_args, _build_model(path, build, build_args, state)
 

@@ -42,6 +42,8 @@ from svfap_dist.train.copy_stream import CopyStream
 from svfap_dist.train.gradients import REDUCE_BUCKET
 from svfap_dist.train.update import Backend, Gathered, Partitioned, Replicated, Update, Updater
 
+log = logging.getLogger(__name__)
+
 _MUON = "deepspeed.runtime.zero.muon.muon_optimizer"
 
 
@@ -260,6 +262,10 @@ class Engine:
         optimizer = optim.adamw(model, config.optim, self.objective.layer_decay)
         names = {parameter: name for name, parameter in model.named_parameters()}
         self.parameter_names = [names[p] for g in optimizer.param_groups for p in g["params"]]
+        if world.is_main:
+            trained = sum(p.numel() for g in optimizer.param_groups for p in g["params"])
+            total = sum(parameter.numel() for parameter in model.parameters())
+            log.info("%s of %s parameters are trained.", f"{trained:,}", f"{total:,}")
         self._rate_scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
         # Of this recipe: a checkpoint restores those that it was saved with.
         self._group_options = [

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from svfap_dist import storage
 from svfap_dist.checkpoint import load
-from svfap_dist.config import Config
+from svfap_dist.config import Config, FinetuneConfig
 from svfap_dist.data.batch import ClipBatch
 from svfap_dist.errors import ConfigError
-from svfap_dist.model import classifier, flops
+from svfap_dist.model import classifier, flops, lora, pooling
 from svfap_dist.model.patches import normalize
 from svfap_dist.model.sizes import size_of_build
 from svfap_dist.rng import Stream
@@ -35,8 +36,9 @@ class Labeled:
     def __init__(self, config: Config) -> None:
         assert config.task is not None
         self._config, self._task, self._finetune = config, config.task, config.finetune
-        self._is_linear = config.finetune.mode == "linear"
-        self.layer_decay = 1.0 if self._is_linear else config.finetune.layer_decay
+        mode = config.finetune.mode
+        self._is_frozen, self._is_lora = mode in ("linear", "attentive"), mode == "lora"
+        self.layer_decay = config.finetune.layer_decay if mode == "full" else 1.0
         self.build_arguments: dict[str, Any] = {
             "size": config.model.size,
             "num_outputs": len(config.task.names),
@@ -46,14 +48,25 @@ class Labeled:
             "patch_size": config.model.patch_size,
             **config.model.overrides(),
         }
+        if pool := _pool_arguments(config.finetune):
+            self.build_arguments["pool"] = pool
+        if self._is_lora:
+            rank, alpha = config.finetune.lora_rank, config.finetune.lora_alpha
+            self.build_arguments["lora"] = {"rank": rank, "alpha": alpha}
         self._size = size_of_build(self.build_arguments)
         self._activation = classifier.ACTIVATIONS[config.finetune.output]()
 
     @property
     def flops_per_clip(self) -> int:
-        """See `Objective.flops_per_clip`."""
-        forward = flops.classifier(self._size, len(self._task.names))
-        return sum(forward.values()) if self._is_linear else flops.training_step(forward)
+        """See `Objective.flops_per_clip`; the adapters' own operations are not counted."""
+        outputs, pool = len(self._task.names), self.build_arguments.get("pool")
+        forward = flops.classifier(self._size, outputs, pool)
+        trained = 2 * flops.head(self._size, outputs, pool)["pooling"]
+        if self._is_frozen:
+            return sum(forward.values()) + trained
+        if self._is_lora:  # frozen weights have no gradient, what runs through them has
+            return 2 * sum(forward.values()) - forward[flops.EMBEDDING] + trained // 2
+        return flops.training_step(forward)
 
     @property
     def tokens_per_clip(self) -> int:
@@ -69,16 +82,27 @@ class Labeled:
         """See `Objective.build`."""
         model = classifier.build(
             **self.build_arguments,
-            drop_path=0.0 if self._is_linear else self._finetune.drop_path,
+            drop_path=0.0 if self._is_frozen else self._finetune.drop_path,
             head_init_scale=self._finetune.head_init_scale,
         )
         if self._finetune.init:
             build, state = load.load_weights(self._finetune.init)
             self._check_same_encoder(build)
+            if not self._resumes:
+                _, state = lora.merged(build, state)
             model.load_encoder(state)
-        if self._is_linear:
+        if self._is_frozen:
             model.encoder.requires_grad_(False)
+        if self._is_lora:
+            for name, parameter in model.encoder.named_parameters():
+                parameter.requires_grad_(".adapter." in name)
         return model
+
+    @property
+    def _resumes(self) -> bool:
+        """Whether the initial weights are a checkpoint of this run, whose adapters continue."""
+        own = storage.join(self._config.run.url, "checkpoints")
+        return self._finetune.init.startswith(f"{own}/")
 
     def _check_same_encoder(self, build: dict[str, Any]) -> None:
         """Refuse weights of another encoder, naming the key of the recipe."""
@@ -94,7 +118,7 @@ class Labeled:
     def train_mode(self, model: nn.Module) -> None:
         """See `Objective.train_mode`."""
         model.train()
-        if self._is_linear:
+        if self._is_frozen:
             model.get_submodule("encoder").eval()
 
     def inputs(self, batch: ClipBatch, part: slice, context: StepContext) -> tuple[Tensor, ...]:
@@ -121,3 +145,9 @@ class Labeled:
         if self._task.kind == "regression":
             return nn.functional.mse_loss(self._activation(output), targets)
         return nn.functional.cross_entropy(output, targets)
+
+
+def _pool_arguments(finetune: FinetuneConfig) -> dict[str, Any]:
+    """Return the arguments of `build_pool` that differ from the paper's way."""
+    kind = "attentive" if finetune.mode == "attentive" else finetune.pool
+    return pooling.arguments(kind, finetune.stages, finetune.grid)

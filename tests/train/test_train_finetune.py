@@ -22,7 +22,9 @@ from svfap_dist.config import Config, recipe
 from svfap_dist.errors import CheckpointError, ConfigError
 from svfap_dist.evaluate import command, runner
 from svfap_dist.evaluate.results import Predictions
-from svfap_dist.model import autoencoder, weights
+from svfap_dist.inference import export
+from svfap_dist.inference import load as inference
+from svfap_dist.model import autoencoder, classifier, weights
 from svfap_dist.train import audit, finetune, loop
 from svfap_dist.train.signals import TIME_IS_UP
 
@@ -85,8 +87,23 @@ def runs(data: Path, pretrained: Path, folder: Path) -> dict[str, dict[str, Any]
         return "finetune", {"tables": wanted, "stop_after": stop_after}
 
     linear = {"mode": "linear", "init": str(pretrained)}
+    lora = {"mode": "lora", "lora_rank": 4, "init": str(pretrained)}
+    attentive = {"mode": "attentive", "stages": "all", "init": str(pretrained)}
+    quick = {"lr": 3.0, "warmup_lr": 3.0}
+    gone = {"init": "/gone"}
     tasks = {
         "straight": task("straight"),
+        "lora": task("lora", finetune=lora, optim=quick),
+        "lora stopped": task("lora-cut", 4, finetune=lora, optim=quick),
+        "lora resumed": task("lora-cut", finetune=lora | gone, optim=quick),
+        "lora stopped for stage 1": task("lora-1", 4, finetune=lora, optim=quick),
+        "lora in stage 1": task(
+            "lora-1", finetune=lora | gone, train={"zero_stage": 1}, optim=quick
+        ),
+        "lora again": task("again", finetune=lora | {"init": str(folder / "lora/fold-2")}),
+        "attentive": task("attentive", finetune=attentive, optim=quick),
+        "attentive stopped": task("attentive-cut", 4, finetune=attentive, optim=quick),
+        "attentive resumed": task("attentive-cut", finetune=attentive | gone, optim=quick),
         "stopped": task("cut", 4),
         "resumed": task("cut"),
         "stopped in the test": task("late", 8),
@@ -176,6 +193,61 @@ def test_a_linear_probe_leaves_the_encoder(
         str(folder / "linear/fold-2/checkpoints/step-000000004/model.safetensors")
     )
     assert not torch.equal(after["head.weight"], earlier[1]["head.weight"])
+
+
+@pytest.mark.parametrize("mode", ["lora", "attentive"])
+def test_a_mode_trains_its_part_alone_and_resumes_with_the_same_bits(
+    runs: dict[str, Any], pretrained: Path, folder: Path, mode: str
+) -> None:
+    for name in (mode, f"{mode} resumed"):
+        assert runs[name]["stop_reason"] == "finished", runs[name]
+    assert runs[f"{mode} stopped"]["step"] == 4
+    before = weights.load(str(pretrained / "model.safetensors"))[1]
+    after, cut = state(folder / f"{mode}/fold-2"), state(folder / f"{mode}-cut/fold-2")
+    assert all(torch.equal(after[name], cut[name]) for name in after)
+    kept = [name for name in after if name.startswith("encoder.") and ".adapter." not in name]
+    assert kept
+    assert all(torch.equal(after[name], before[name]) for name in kept)
+    trained_part = [name for name in after if ".adapter.up" in name or name.startswith("pool.")]
+    assert trained_part
+    assert all(after[name].any() for name in trained_part)
+
+
+def test_adapters_continue_in_another_zero_stage(runs: dict[str, Any], folder: Path) -> None:
+    assert runs["lora in stage 1"]["stop_reason"] == "finished", runs["lora in stage 1"]
+    assert store.read_state(str(folder / "lora-1/fold-2"), 4).zero_stage == 2
+    one, other = state(folder / "lora/fold-2"), state(folder / "lora-1/fold-2")
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+
+
+def test_adapters_are_merged_where_the_network_is_used(
+    runs: dict[str, Any], data: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Exported, tested again, or as the start of another fine-tuning."""
+    run = str(folder / "lora/fold-2")
+    build, apart = weights.load(f"{run}/checkpoints/step-000000006/model.safetensors")
+    assert build["lora"] == {"rank": 4, "alpha": 16.0}
+    adapted = classifier.build(**build).eval()
+    adapted.load_state_dict(apart)
+    export.export(run, str(tmp_path / "export"), "safetensors", overrides={})
+    network = inference.load(str(tmp_path / "export"))
+    assert "lora" not in network.info.build
+    assert not any("adapter" in name for name in network.state_dict())
+    clips = torch.randint(0, 256, (3, 8, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(network.outputs(clips), adapted(clips), atol=1e-5, rtol=0)
+        adapted.load_state_dict(
+            {n: torch.zeros_like(v) if n.endswith("adapter.up") else v for n, v in apart.items()}
+        )
+        assert not torch.allclose(network.outputs(clips), adapted(clips), atol=1e-3)
+    config = recipe.from_tables(tables(data, folder / "unused"), where="test")
+    command.evaluate(config, str(folder / "lora"), predictions_url=str(tmp_path / "again.jsonl"))
+    then = Predictions.read(f"{run}/predictions.jsonl")
+    now = Predictions.read(str(tmp_path / "again.jsonl"))
+    assert np.allclose(then.scores, now.scores, atol=1e-5)
+    assert runs["lora again"]["stop_reason"] == "finished", runs["lora again"]
+    began = state(folder / "again/fold-2")["encoder.blocks.0.attn.qkv.weight"]
+    assert torch.equal(began, network.state_dict()["encoder.blocks.0.attn.qkv.weight"])
 
 
 def test_weights_of_another_encoder_are_refused_by_the_recipes_words(runs: dict[str, Any]) -> None:
