@@ -95,8 +95,8 @@ def free_port() -> int:
 def loopback_store(world: World, timeout: datetime.timedelta) -> Any:
     """Return a store for the process group that listens on loopback only.
 
-    torch's own listens on all interfaces, also where MASTER_ADDR is loopback, and whoever reaches
-    it can write into the group's rendezvous.
+    torch's own listens on all interfaces, also where MASTER_ADDR is loopback, and any process
+    that connects to it can write into the group's rendezvous.
 
     Args:
         world: This rank's place among all ranks.

@@ -142,7 +142,7 @@ def run(
         overrides: `key=value` of the recipe.
         batches: in all rounds together; of public pipelines about a quarter of that.
         rounds: in which the pipelines take turns.
-        public: whether public pipelines are timed, too.
+        public: whether to time public pipelines, too.
 
     Raises:
         ConfigError, ShardError, StorageError: from recipe and shards.

@@ -158,7 +158,7 @@ def run(
         dtype: "float32" or "bfloat16".
         device: "cpu", "cuda", or "auto": the GPU if there is one.
         compile: whether torch compiles our model.
-        compare_vit: whether the plain ViT is timed, too.
+        compare_vit: whether to time the plain ViT, too.
         against: folder of another checkout of this repository that takes the same steps; empty:
             none.
         steps: that are timed.

@@ -67,7 +67,7 @@ def run(
     threads: int = 8,
     rounds: int = 3,
 ) -> StorageBench:
-    """Read ranges of an object, which is deleted in the end.
+    """Read ranges of an object, and delete it.
 
     Args:
         url: Folder or prefix.

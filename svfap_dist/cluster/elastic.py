@@ -7,7 +7,7 @@ live in its controller, do not fit a run whose lanes are shared among the ranks:
   `LaneScalingPolicy` takes the largest possible one instead. It counts nodes as they are at that
   moment (Ray: up to 20 s ago), without those that will be preempted.
 - Ray kills the workers to make the group larger, and the steps since the last checkpoint are lost.
-  `LaneScalingPolicy` only asks for it, on the board: the ranks save a checkpoint and end, rank 0
+  `LaneScalingPolicy` only requests it on the board: the ranks save a checkpoint and end, rank 0
   with `ResizeError`, which Ray sees as a failure and starts the group again, larger. For the same
   reason the ranks do not wait until a preempted node is gone, if enough of them stay.
 - Ray counts all failures alike. `LostNodesFailurePolicy` counts neither `ResizeError` nor a failure
@@ -76,7 +76,7 @@ class LaneScalingPolicy(ElasticScalingPolicy):
         """See `ElasticScalingPolicy.make_decision_for_non_running_worker_group`."""
         decision = super().make_decision_for_non_running_worker_group()
         if isinstance(decision, NoopDecision):
-            time.sleep(_SECONDS_BETWEEN_POLLS)  # the controller asks again at once
+            time.sleep(_SECONDS_BETWEEN_POLLS)  # the controller calls again immediately
         return decision
 
     def make_decision_for_running_worker_group(

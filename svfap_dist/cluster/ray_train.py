@@ -280,7 +280,7 @@ def _measure_start(board: Any, with_standbys: bool) -> None:
 def _preemption() -> Any:
     """Return Ray Train's notice that nodes of the group will be preempted, None without one.
 
-    Ray Train tells every rank in its own memory. `ray.train.get_preemption_info` reads it there,
+    Ray Train stores it in the memory of every rank. `ray.train.get_preemption_info` reads it there,
     too, but then makes all ranks wait for each other in an actor.
     """
     from ray.train.v2._internal.execution.context import get_train_context

@@ -2,7 +2,7 @@
 
 Importing Ray Train, torch and DeepSpeed is most of the CPU time of a restart. While the ranks
 train, each node therefore has as many idle worker processes as ranks, with the ranks' environment,
-so that Ray gives them to the next attempt's actors. Ray matches an idle process to an actor by the
+so that Ray uses them for the next attempt's actors. Ray matches an idle process to an actor by the
 hash of its environment; `PrestartWorkers`, a request to the node's raylet, starts processes that
 have not run a task yet and may become either kind of worker. It is no public interface of Ray: if
 it fails, restarts only take longer. Ray ends the processes with the driver.
@@ -73,7 +73,7 @@ def import_seconds(since: float) -> float:
 
 
 def start_standbys(count: int) -> None:
-    """Have this node's raylet start worker processes like this one, until so many are idle.
+    """Start worker processes like this one on this node until the given number is idle.
 
     Args:
         count: Number of this node's ranks.
@@ -83,7 +83,7 @@ def start_standbys(count: int) -> None:
         return
     try:
         _prestart(missing)
-    except Exception as error:  # of any kind: another version of Ray may have none of it
+    except Exception as error:  # of any kind: another version of Ray may lack any part of it
         log.warning("No standby processes, so that restarts take longer: %r", error)
 
 
@@ -115,7 +115,7 @@ def _prestart(count: int) -> None:
     context = ray.get_runtime_context()
     node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     environment_info: Any = get_runtime_env_info(context.runtime_env)
-    # The very bytes of this process's environment: their hash is what processes are matched by.
+    # Ray matches processes by the hash of these bytes, so they must be this process's own.
     environment_info.serialized_runtime_env = context.get_runtime_env_string()
     messages: Any = node_manager_pb2
     request = messages.PrestartWorkersRequest(

@@ -128,7 +128,7 @@ class Feeder:
         return max(self._progress[0] - self._next, 0)
 
     def release(self) -> None:
-        """Have the next batch filled: a buffer is free."""
+        """Start to fill the next batch: a buffer is free."""
         self._free_until += 1
         with contextlib.suppress(OSError):  # it has died, which `receive` finds
             self._pipe.send_bytes(b"")

@@ -42,7 +42,7 @@ class Frame:
 
 
 def allow_reading() -> None:
-    """Have this process write its stacks at SIGUSR2, for `stacks_of_children` of its parent."""
+    """Write this process's stacks at SIGUSR2, for `stacks_of_children` of its parent."""
     if not hasattr(os, "memfd_create"):  # not Linux
         return
     file = os.fdopen(os.memfd_create(_FILE), "w")

@@ -95,7 +95,7 @@ class RangePool:
             thread.start()
 
     def add(self, due: float, job: Callable[[], None]) -> None:
-        """Have a job done by a thread of the pool.
+        """Queue a job for a thread of the pool.
 
         Args:
             due: Step from which on it may be done; earlier ones first.

@@ -52,12 +52,16 @@ class RollbackError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
-    """An update that was left out. keys: of the clips concerned; of all ranks' for a gradient."""
+    """An update that was left out.
+
+    keys: of the clips concerned, those of all ranks for a gradient; only the first ones of many.
+    num_clips: number of all clips concerned.
+    """
 
     step: int
     part: str  # that is not finite: loss or gradient
     keys: tuple[str, ...]
-    num_keys: int  # `keys` are the first of so many
+    num_clips: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +232,7 @@ def _not_finite(skipped: Sequence[Skip]) -> NotFiniteError:
 
 
 def _named(skip: Skip) -> str:
-    more = f" and {skip.num_keys - _KEYS_NAMED} more" if skip.num_keys > _KEYS_NAMED else ""
+    more = f" and {skip.num_clips - _KEYS_NAMED} more" if skip.num_clips > _KEYS_NAMED else ""
     what = "" if skip.part == "loss" else "the gradient, with finite losses, "
     return f"{what}among the clips {', '.join(skip.keys[:_KEYS_NAMED])}{more}"
 

@@ -52,7 +52,7 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 
 # ------------------------------------------------------------------------------- the store
 def register_store(folder: Path) -> Any:
-    """Register `sim://`: `data` is made up from one shard, the rest is below a local folder."""
+    """Register `sim://`: `data` is generated from one shard, the rest is below a local folder."""
     import fsspec
 
     tar = (folder / "template.tar").read_bytes()
@@ -76,16 +76,16 @@ def register_store(folder: Path) -> Any:
                 raise FileNotFoundError(path)
             return (folder / path).read_bytes()
 
-        def _ask(self, kind: str, count: int = 1) -> None:
+        def _count(self, kind: str, count: int = 1) -> None:
             log.extend([(threading.get_ident(), kind)] * count)
-            time.sleep(0.002)  # so that threads share requests, as they would
+            time.sleep(0.002)  # so that threads share requests, as with a real store
 
         def cat_file(self, path: str, start: Any = None, end: Any = None, **_: Any) -> bytes:
-            self._ask("read")
+            self._count("read")
             return self._content(path)[start:end]
 
         def info(self, path: str, **_: Any) -> dict[str, Any]:
-            self._ask("look up")
+            self._count("look up")
             return {"name": path, "size": len(self._content(path)), "type": "file"}
 
         def find(self, path: str, *_: Any, **__: Any) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def register_store(folder: Path) -> Any:
                 top = folder / path
                 files = [p for p in top.rglob("*") if p.is_file()] if top.is_dir() else []
                 names = {str(p.relative_to(folder)): p.stat().st_size for p in files}
-            self._ask("list", max(-(-len(names) // PAGE), 1))
+            self._count("list", max(-(-len(names) // PAGE), 1))
             return {
                 name: {"name": name, "size": size, "type": "file"} for name, size in names.items()
             }
@@ -106,7 +106,7 @@ def register_store(folder: Path) -> Any:
         def ls(self, path: str, *_: Any, **__: Any) -> list[dict[str, Any]]:
             top = folder / path
             entries = list(top.iterdir()) if top.is_dir() else []
-            self._ask("list", max(-(-len(entries) // PAGE), 1))
+            self._count("list", max(-(-len(entries) // PAGE), 1))
             return [
                 {
                     "name": str(p.relative_to(folder)),
@@ -117,7 +117,7 @@ def register_store(folder: Path) -> Any:
             ]
 
         def pipe_file(self, path: str, value: bytes, *_: Any, **__: Any) -> None:
-            self._ask("write")
+            self._count("write")
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f".{target.name}.{os.getpid()}")
@@ -128,7 +128,7 @@ def register_store(folder: Path) -> Any:
             self.pipe_file(rpath, Path(lpath).read_bytes())
 
         def get_file(self, rpath: str, lpath: str, *_: Any, **__: Any) -> None:
-            self._ask("read")
+            self._count("read")
             Path(lpath).write_bytes(self._content(rpath))
 
         def rm_file(self, path: str) -> None:
@@ -430,8 +430,8 @@ def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 # -------------------------------------------------------------------------------- the table
-def parabola(values: Mapping[int, float], ranks: int) -> float:
-    """Return the value at so many ranks, of hosts that have more of them than those measured.
+def extrapolate_by_parabola(values: Mapping[int, float], ranks: int) -> float:
+    """Return the extrapolated value for a number of ranks, on hosts with more ranks than measured.
 
     The quadratic part is that of what every host does for every rank.
     """
@@ -482,8 +482,11 @@ def measure(checkout: Path) -> dict[str, Any]:
         chains = {n: max(r[what]["chain"] for r in g) for n, g in groups.items()}
         table[name] = {
             ranks: (
-                round(parabola(totals, ranks)),
-                seconds_of(parabola(totals, ranks), max(parabola(chains, ranks), 1)),
+                round(extrapolate_by_parabola(totals, ranks)),
+                seconds_of(
+                    extrapolate_by_parabola(totals, ranks),
+                    max(extrapolate_by_parabola(chains, ranks), 1),
+                ),
                 "c" if ranks in totals else "x",
             )
             for ranks in RANKS
@@ -492,14 +495,18 @@ def measure(checkout: Path) -> dict[str, Any]:
         cpu = {n: statistics.median(r[what]["cpu"] for r in g) for n, g in groups.items()}
         count = sum(groups[8][0][what]["collectives"].values())
         table[name] = {
-            ranks: (count, cpu.get(ranks, line(cpu, ranks)), "m" if ranks in cpu else "l")
+            ranks: (
+                count,
+                cpu.get(ranks, extrapolate_by_line(cpu, ranks)),
+                "m" if ranks in cpu else "l",
+            )
             for ranks in RANKS
         }
     return table
 
 
-def line(values: Mapping[int, float], ranks: int) -> float:
-    """Return the value at so many ranks of the line through others."""
+def extrapolate_by_line(values: Mapping[int, float], ranks: int) -> float:
+    """Return the value for a number of ranks on the line fitted to the measured ones."""
     import numpy as np
 
     slope, constant = np.polyfit(list(values), list(values.values()), 1)

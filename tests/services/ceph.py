@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import time
 import urllib.error
 import urllib.request
 import uuid
 from pathlib import Path
+
+from commands import output_of
+from waiting import until
 
 ACCESS_KEY, SECRET_KEY = "svfap-test", "svfap-test-secret"
 
@@ -88,27 +89,27 @@ class Ceph:
         conf, folder = ["-c", str(self._conf)], self.folder
         monmap = str(folder / "monmap")
         create = ["--create", "--fsid", self._fsid, "--addv", "a", self._mon_addresses]
-        _run("monmaptool", *create, monmap)
-        _run("ceph-mon", *conf, "-i", "a", "--mkfs", "--monmap", monmap)
-        _run("ceph-mon", *conf, "-i", "a")
+        output_of(["monmaptool", *create, monmap])
+        output_of(["ceph-mon", *conf, "-i", "a", "--mkfs", "--monmap", monmap])
+        output_of(["ceph-mon", *conf, "-i", "a"])
         osd_uuid = str(uuid.uuid4())
-        _run("ceph", *conf, "osd", "new", osd_uuid)
-        _run("ceph-osd", *conf, "-i", "0", "--mkfs", "--osd-uuid", osd_uuid)
-        _run("ceph", *conf, "osd", "crush", "add", "osd.0", "1.0", "host=h", "root=default")
-        _run("ceph-osd", *conf, "-i", "0")
-        _until(lambda: "1 up" in _run("ceph", *conf, "osd", "stat"), "the object daemon")
+        output_of(["ceph", *conf, "osd", "new", osd_uuid])
+        output_of(["ceph-osd", *conf, "-i", "0", "--mkfs", "--osd-uuid", osd_uuid])
+        output_of(["ceph", *conf, "osd", "crush", "add", "osd.0", "1.0", "host=h", "root=default"])
+        output_of(["ceph-osd", *conf, "-i", "0"])
+        until(lambda: "1 up" in output_of(["ceph", *conf, "osd", "stat"]), "the object daemon")
         self.start_gateway()
         user = ["user", "create", "--uid=test", "--display-name=test"]
         keys = [f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}"]
-        _run("radosgw-admin", *conf, *user, *keys)
+        output_of(["radosgw-admin", *conf, *user, *keys])
 
     def start_gateway(self) -> None:
-        _run("radosgw", "-c", str(self._conf), "-n", "client.rgw")
-        _until(self._answers, "the gateway")
+        output_of(["radosgw", "-c", str(self._conf), "-n", "client.rgw"])
+        until(self._answers, "the gateway")
 
     def kill_gateway(self) -> None:
         os.kill(self._pid("client.rgw"), signal.SIGKILL)
-        _until(lambda: not self._answers(), "the gateway's end")
+        until(lambda: not self._answers(), "the gateway's end")
 
     def stop(self) -> None:
         for name in ("client.rgw", "osd.0", "mon.a"):
@@ -147,16 +148,3 @@ def _free_ports(count: int) -> list[int]:
     for listener in listeners:
         listener.close()
     return ports
-
-
-def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def _until(condition, what: str, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"no sign of {what} in {seconds} s"
-        time.sleep(0.1)

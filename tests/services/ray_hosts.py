@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import IO
 
+from commands import output_of
 from waiting import until
 
 _INIT = (
@@ -140,17 +141,7 @@ class RayHosts:
 
     def on(self, host: str, *command: str, **variables: str) -> str:
         """Standard output of a command on a host; it must succeed."""
-        done = subprocess.run(
-            [*self._enter(host), *command],
-            env=os.environ | self.environment | variables,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
-        return done.stdout
+        return output_of([*self._enter(host), *command], self.environment | variables)
 
     def launch(
         self, host: str, *command: str, output: IO[str], **variables: str

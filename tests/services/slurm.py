@@ -2,8 +2,8 @@
 
 Everything listens on loopback and lives in one folder below /tmp (munge's user must be able to
 reach it); processes are ended by the pids in their pid files. Debian builds slurmd so that several
-may run on one machine (-N). The GPUs are device files: with Flags=nvidia_gpu_env Slurm hands them
-out as it does real ones.
+may run on one machine (-N). The GPUs are device files: with Flags=nvidia_gpu_env Slurm
+assigns them as it does real ones.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import tempfile
 from pathlib import Path
 
+from commands import output_of
 from waiting import until
 
 NODES = ("n1", "n2", "n3")
@@ -95,16 +95,7 @@ class Slurm:
 
     def run(self, *command: str) -> str:
         """Standard output of a command of Slurm's, which must succeed."""
-        done = subprocess.run(
-            command,
-            env=os.environ | self.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
-        return done.stdout
+        return output_of(command, self.environment)
 
     def job(self, number: str) -> dict[str, str]:
         """What Slurm knows of a job."""

@@ -83,7 +83,7 @@ def test_one_bad_loss_costs_one_update(planted: dict[str, list[Any]], folder: Pa
     run = folder / "once"
     assert {result["stop_reason"] for result in planted["once"]} == {"finished"}
     (skip,) = events(run, "skip")
-    assert (skip["step"], skip["part"], skip["num_keys"]) == (6, "loss", 2)
+    assert (skip["step"], skip["part"], skip["num_clips"]) == (6, "loss", 2)
     of_last_rank = [row["key"] for row in lines(run / "ledger/attempt-0001/rank-0001.jsonl")]
     assert set(skip["keys"]) == set(of_last_rank[10:12])  # two clips of a rank in each step
     assert not events(run, "rollback")
@@ -101,7 +101,7 @@ def test_a_checkpoint_waits_for_a_good_step(planted: dict[str, list[Any]], folde
     """The weights that it would hold may be what makes the losses bad."""
     (skip,) = events(folder / "twice", "skip")
     assert (skip["step"], skip["part"]) == (8, "gradient")
-    assert len(skip["keys"]) == skip["num_keys"] == 4  # any rank's gradient may be to blame
+    assert len(skip["keys"]) == skip["num_clips"] == 4  # any rank's gradient may be to blame
     saved = [event["step"] for event in events(folder / "twice", "checkpoint")]
     assert saved == [4, 9, 12]
 
