@@ -108,3 +108,35 @@ def test_a_stuck_interpreter_is_named_and_leaves_its_stacks_in_its_log(
     assert (found["kind"], found["ranks"]) == ("silent", [1])
     assert "its interpreter does not run" in found["error"][2]
     assert "hang_in_interpreter" in (tmp_path / "ranks/rank-1.log").read_text()
+
+
+def test_a_decode_worker_that_hangs_costs_one_sample(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    changes = {"feeders": 1, "decode_workers": 2, "decode_seconds": 3.0}
+    tables = recipe_tables(str(data), str(run), data=changes)
+    task = ("train_with_hanging_child", {"tables": tables, "worker": "HangingWorker"})
+    ((result,),) = start(1, [task], tmp_path / "ranks")
+    assert (result["step"], result["stop_reason"]) == (12, "finished")
+    assert (run / "fault.time").exists()
+    (lost,) = lines(run / "quarantine.jsonl")
+    assert (lost["reason"], lost["step"]) == ("hung", 1)
+    assert "no answer for 3 s" in lost["detail"]
+    audited = audit(str(run))
+    assert audited.is_exact
+    assert audited.substituted == 1
+    assert not (run / "stalls").exists()
+
+
+def test_a_feeder_that_hangs_is_named(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train = {"stall_seconds": STALL_SECONDS, "max_steps": 60}
+    tables = recipe_tables(str(data), str(run), train=train, data={"feeders": 1})
+    task = ("train_with_hanging_child", {"tables": tables, "worker": "HangingFeeder"})
+    codes = start_failing(1, task, tmp_path / "ranks")
+    log = (tmp_path / "ranks/rank-0.log").read_text()
+    assert codes == [StallError.exit_code], log
+    report = json.loads((run / "stalls/attempt-0001/stall.json").read_text())
+    print(f"noticed after {report['time'] - float((run / 'fault.time').read_text()):.1f} s")
+    assert report["activity"] == "waiting for the batch"
+    assert "data/filler.py" in report["place"]
+    assert "hanging_children.py" in (run / "stalls/attempt-0001/rank-0000.txt").read_text()

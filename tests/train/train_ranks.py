@@ -244,6 +244,20 @@ def stall(tables: dict[str, Any], fault: str, rank: int, step: int) -> dict[str,
     return dataclasses.asdict(loop.run(config, stop_requested=asked_at_each_step))
 
 
+def train_with_hanging_child(tables: dict[str, Any], worker: str) -> dict[str, Any]:
+    """As `train`, with a decode worker or feeder that hangs; `worker` is a class of
+    `hanging_children`. The time of it goes to the file `fault.time` in the run."""
+    from unittest import mock
+
+    import hanging_children
+
+    from svfap_dist.data import loader
+
+    os.environ[hanging_children.TIME_FILE] = os.path.join(tables["run"]["url"], "fault.time")
+    with mock.patch.object(loader, "ClipWorker", getattr(hanging_children, worker)):
+        return train(tables)
+
+
 def hang_in_signal() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
