@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from svfap_dist.errors import ClusterError, SvfapError
 
 Result = TypeVar("Result")
+_GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 _PORTS = range(20_000, 32_000)
 _ROUND_SECONDS = 10.0  # of a long action; far below train.collective_timeout_seconds
 _MAX_ROUNDS = 720  # two hours: each round is progress to the watchdog, also where an action hangs
@@ -109,7 +110,7 @@ def loopback_store(world: World, timeout: datetime.timedelta) -> Any:
     from torch._C._distributed_c10d import PrefixStore, TCPStore
 
     host = os.environ.get("MASTER_ADDR", "")
-    if not _is_loopback(host):
+    if not is_loopback(host):
         return None
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return None
@@ -137,23 +138,34 @@ def loopback_store(world: World, timeout: datetime.timedelta) -> Any:
 
 @contextlib.contextmanager
 def gloo_on_loopback() -> Iterator[None]:
-    """Have gloo's groups of the block listen on loopback, where MASTER_ADDR is loopback.
+    """Make gloo's groups of the block listen on loopback, where all ranks are on this machine.
 
     By default gloo listens on the address of the host's name.
     """
-    variable = "GLOO_SOCKET_IFNAME"
-    is_ours = _is_loopback(os.environ.get("MASTER_ADDR", "")) and variable not in os.environ
-    if is_ours and sys.platform == "linux":
-        os.environ[variable] = "lo"
+    sizes = [os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE")]
+    are_here = is_loopback(os.environ.get("MASTER_ADDR", "")) or (sizes[0] and sizes[0] == sizes[1])
+    added = loopback_variables() if are_here else {}
+    os.environ |= added
     try:
         yield
     finally:
-        if is_ours:
-            os.environ.pop(variable, None)
+        for name in added:
+            os.environ.pop(name, None)
 
 
-def _is_loopback(host: str) -> bool:
-    """Return whether a host is loopback by name: a host's own name may be so on that host only."""
+def loopback_variables() -> dict[str, str]:
+    """Return the environment in which gloo listens on loopback; empty where it has its own."""
+    if sys.platform != "linux" or _GLOO_INTERFACE in os.environ:
+        return {}
+    return {_GLOO_INTERFACE: "lo"}
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is loopback by name: a host's own name may be so on that host only.
+
+    Args:
+        host: Name or address.
+    """
     return host in ("localhost", "::1") or host.startswith("127.")
 
 

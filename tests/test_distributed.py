@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
@@ -42,6 +43,29 @@ def test_half_a_numbering_is_refused(environment):
     environment.setenv("RANK", "1")
     with pytest.raises(ClusterError, match="WORLD_SIZE and LOCAL_RANK not"):
         distributed.world_from_environment()
+
+
+@pytest.mark.parametrize(
+    ("master", "ranks", "interface"),
+    [
+        ("127.0.0.1", {"WORLD_SIZE": "2"}, "lo"),
+        ("node-1", {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, "lo"),  # torchrun
+        ("node-1", {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, None),
+        ("node-1", {"WORLD_SIZE": "2"}, None),  # they may be anywhere
+    ],
+)
+def test_gloo_listens_on_loopback_where_all_ranks_are_on_this_machine(
+    environment: pytest.MonkeyPatch, master: str, ranks: dict[str, str], interface: str | None
+) -> None:
+    for name, value in {"MASTER_ADDR": master, **ranks}.items():
+        environment.setenv(name, value)
+    environment.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    with distributed.gloo_on_loopback():
+        assert os.environ.get("GLOO_SOCKET_IFNAME") == interface
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+    environment.setenv("GLOO_SOCKET_IFNAME", "eth1")
+    with distributed.gloo_on_loopback():
+        assert os.environ["GLOO_SOCKET_IFNAME"] == "eth1"
 
 
 def test_free_ports_are_none_of_those_of_outgoing_connections() -> None:

@@ -23,7 +23,7 @@ import uuid
 from collections.abc import Callable, Set
 from typing import Any
 
-from svfap_dist import logs, storage
+from svfap_dist import distributed, logs, storage
 from svfap_dist.allocator import ONE_ARENA
 from svfap_dist.cluster import standby
 from svfap_dist.cluster.board import (
@@ -196,8 +196,12 @@ def _variables(config: Config) -> dict[str, str]:
 
     A GPU rank allocates little in the host's memory, but its threads would share one arena's lock.
     """
+    import ray
+
     names = [name for name in os.environ if name.startswith(_INHERITED)]
     inherited = {name: os.environ[name] for name in names}
+    if distributed.is_loopback(ray.util.get_node_ip_address()):  # no other node can reach this one
+        inherited |= distributed.loopback_variables()
     if config.cluster.standby:
         inherited |= standby.environment(config.cluster.use_gpu)
     return inherited if config.cluster.use_gpu else inherited | ONE_ARENA

@@ -167,6 +167,13 @@ def test_ranks_get_the_settings_of_the_driver(shards, tmp_path, monkeypatch):
     assert "SECRET" not in found
 
 
+def test_gloo_listens_on_loopback_in_a_cluster_of_this_machine(shards, tmp_path, monkeypatch):
+    for address, interface in (("127.0.0.1", "lo"), ("10.0.0.5", None)):
+        monkeypatch.setattr(ray.util, "get_node_ip_address", lambda address=address: address)
+        found = ray_train._variables(config_of(shards, tmp_path))
+        assert found.get("GLOO_SOCKET_IFNAME") == interface
+
+
 def test_only_ranks_on_cpus_have_one_arena(shards, tmp_path):
     """On a GPU rank dozens of threads would wait for one lock of the allocator."""
     assert ray_train._variables(config_of(shards, tmp_path))["MALLOC_ARENA_MAX"] == "1"
