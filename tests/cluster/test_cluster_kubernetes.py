@@ -223,6 +223,28 @@ def test_every_pod_and_the_config_map_are_what_kubernetes_knows(name, network):
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
+def test_the_overlay_patches_what_is_rendered():
+    text = (bundled.folder("launch/kubernetes") / "overlay/kustomization.yaml").read_text()
+    overlay = yaml.safe_load(text)
+    (patch,) = overlay["patches"]
+    _, _, ray_job = rendered("svfap_base_voxceleb2", PLACES, Kubernetes("svfap"))
+    target = patch["target"]
+    assert f"{target['group']}/{target['version']}" == ray_job["apiVersion"]
+    assert target["kind"] == ray_job["kind"]
+    for operation in yaml.safe_load(patch["patch"]):
+        *above, name = operation["path"].lstrip("/").split("/")
+        place = ray_job
+        for step in above:
+            place = place[int(step) if isinstance(place, list) else step]
+        assert operation["op"] == "add"
+        assert name not in place
+        place[name] = operation["value"]
+    jsonschema.validate(ray_job, RAY_JOB)
+    for template in templates(ray_job):
+        pod = {"apiVersion": "v1", "kind": "Pod", **template}
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
 def test_the_image_asks_for_the_decoding_units():
     """The container toolkit's default, compute and utility, leaves out NVDEC's library."""
     text = (bundled.folder("launch/kubernetes") / "Dockerfile").read_text()
