@@ -17,6 +17,16 @@ import numpy as np
 _STANDARD_NORMAL = NormalDist()
 
 
+def digest(*key: int | str) -> np.ndarray:
+    """Return the digest of a stream's key, uint64 [2], which stands for the key in arrays.
+
+    Args:
+        key: Integers and strings.
+    """
+    hashed = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
+    return np.frombuffer(hashed, dtype=np.uint64)
+
+
 class Stream:
     """Random numbers of one key.
 
@@ -25,8 +35,18 @@ class Stream:
     """
 
     def __init__(self, *key: int | str) -> None:
-        digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
-        self._bits = np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64))
+        self._bits = np.random.Philox(key=digest(*key))
+
+    @classmethod
+    def of_digest(cls, words: np.ndarray) -> Stream:
+        """Return the stream of the key that has a digest.
+
+        Args:
+            words: From `digest`.
+        """
+        stream = cls.__new__(cls)
+        stream._bits = np.random.Philox(key=words)
+        return stream
 
     def uniform(self) -> float:
         """Return a float in [0, 1)."""

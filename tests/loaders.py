@@ -82,7 +82,7 @@ def shown(batch: ClipBatch) -> list[list[tuple[int, int]]]:
 
 def kept(batches: Iterable[ClipBatch]) -> list[ClipBatch]:
     """All batches, with tensors of their own: the loader uses their memory again."""
-    names = ("frames", "visible", "masked", "targets")
+    names = ("frames", "visible", "masked", "targets", "digests")
     found = []
     for batch in batches:
         tensors = {name: getattr(batch, name) for name in names}

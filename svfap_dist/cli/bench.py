@@ -164,6 +164,26 @@ def bench_data(
     print_result(data.run(url, source_url, overrides or [], steps, rounds, public), as_json)
 
 
+@bench_app.command("augment")
+def bench_augment(
+    url: Annotated[
+        str, typer.Argument(help="Folder or s3:// prefix of shards (default: rendered ones).")
+    ] = "",
+    overrides: Overrides = None,
+    device: Annotated[str, typer.Option(help="auto (cuda if available), cpu or cuda.")] = "auto",
+    steps: Annotated[int, typer.Option(help="Number of timed batches.", min=1)] = 30,
+    rounds: Annotated[int, typer.Option(help="Rounds; each times every way once.", min=1)] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Time fine-tuning's augmentation in decode workers and on the device, alone and in the loader.
+
+    Example: svfap bench augment s3://bucket/train data.decode_workers=4
+    """
+    from svfap_dist.bench import augment
+
+    print_result(augment.run(url, overrides or [], device, steps, rounds), as_json)
+
+
 @bench_app.command("reads")
 def bench_reads(
     name: Recipe,

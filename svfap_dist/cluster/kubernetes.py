@@ -157,7 +157,8 @@ def _pod_bytes(config: Config, ranks: int) -> int:
     """Return the memory that a worker pod of that many ranks needs."""
     # A rank of the smallest group has the most clips.
     data, clips = config.data, config.train.global_batch_size // config.world_sizes[0]
-    makes_rgb = config.task is not None or data.colors == "workers" or not config.cluster.use_gpu
+    on_host = config.task is not None and not config.augments_on_device
+    makes_rgb = on_host or data.colors == "workers" or not config.cluster.use_gpu
     worker = _RGB_WORKER_BYTES if makes_rgb else _WORKER_BYTES
     rank = _RANK_BYTES + _RANK_SHARED_BYTES + data.decode_workers * worker
     rank += data.feeders * _WORKER_BYTES

@@ -44,6 +44,7 @@ _CAME_LATER = {
     ("finetune", "pool"): "mean",
     ("finetune", "grid"): 3,
     ("finetune", "stages"): "last",
+    ("augment", "run_on"): "workers",
 }
 
 
@@ -138,6 +139,11 @@ class Config(sections.Section):
     def window(self) -> int:
         """Source frames that a clip spans."""
         return self.data.window
+
+    @property
+    def augments_on_device(self) -> bool:
+        """Whether the device that trains augments clips, not the decode workers."""
+        return self.task is not None and self.augment.run_on == "device"
 
     @property
     def samples_per_step(self) -> int:

@@ -414,3 +414,7 @@ class AugmentConfig(Section):
     rand_augment_magnitude: Annotated[float, Field(ge=0.0, le=10.0)] = 7.0
     rand_augment_std: Annotated[float, Field(ge=0.0)] = 0.5
     erasing: Fraction = 0.25  # probability of random erasing
+    # workers: in decode workers, by Pillow, as always before there was the key; a micro batch is
+    # mixed with one share. device: on the device that trains, which may then also decode and
+    # convert colors; each clip is mixed with a share of its own.
+    run_on: Literal["workers", "device"] = "workers"

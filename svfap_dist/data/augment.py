@@ -1,6 +1,7 @@
 """Augmentation of a labeled set's training clips: RandAugment, horizontal flip, random erasing.
 
-In: a clip's uint8 frames and its random stream. Out: frames of the same shape. Everything is drawn
+In: a clip's uint8 frames and its random stream. Out: frames of the same shape. What is drawn here
+is applied here, in decode workers, or by `device_augment` (augment.run_on). Everything is drawn
 once per clip and applied equally to all of its frames: a face that moves from frame to frame would
 show an expression that does not exist. It is the augmentation of VideoMAE's fine-tuning, as in the
 released code, whose `--aa rand-m7-n4-mstd0.5-inc1` are our defaults: of timm's 15 "increasing"
@@ -38,6 +39,7 @@ VideoMAE (arXiv 2203.12602), kinetics.py and run_class_finetuning.py of its rele
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -78,6 +80,11 @@ def _rotate(image: Image.Image, degrees: float) -> Image.Image:
     return image.rotate(degrees, resample=Image.Resampling.BICUBIC, fillcolor=_GRAY)
 
 
+def _posterize(image: Image.Image, bits: int) -> Image.Image:
+    kept = 0xFF << (8 - bits) & 0xFF  # ImageOps.posterize refuses 0 bits, the largest magnitude
+    return image.point([value & kept for value in range(256)] * 3)
+
+
 def _solarize_add(image: Image.Image, added: int) -> Image.Image:
     table = [min(255, value + added) if value < 128 else value for value in range(256)]
     return image.point(table * 3)
@@ -88,7 +95,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "equalize": lambda image, m, sign: ImageOps.equalize(image),
     "invert": lambda image, m, sign: ImageOps.invert(image),
     "rotate": lambda image, m, sign: _rotate(image, sign * 30 * m),
-    "posterize": lambda image, m, sign: ImageOps.posterize(image, 4 - int(4 * m)),
+    "posterize": lambda image, m, sign: _posterize(image, 4 - int(4 * m)),
     "solarize": lambda image, m, sign: ImageOps.solarize(image, 256 - int(256 * m)),
     "solarize_add": lambda image, m, sign: _solarize_add(image, int(110 * m)),
     "color": lambda image, m, sign: ImageEnhance.Color(image).enhance(1 + sign * 0.9 * m),
@@ -107,6 +114,31 @@ OPERATIONS: Mapping[str, Operation] = {
 _NAMES = tuple(OPERATIONS)
 
 
+@dataclasses.dataclass(frozen=True)
+class ClipAugmentation:
+    """What is done to all frames of a clip, in this order."""
+
+    operations: Sequence[tuple[str, float, int]]  # name, tenth of the magnitude, sign
+    is_flipped: bool
+    erased: Crop | None  # None: nothing
+
+
+def draw(stream: Stream, config: AugmentConfig, height: int, width: int) -> ClipAugmentation:
+    """Draw the augmentation of a clip.
+
+    Args:
+        stream: The clip's random numbers.
+        config: Probabilities and magnitudes.
+        height: Of the frames, in pixels.
+        width: Of the frames, in pixels.
+    """
+    operations = draw_operations(stream, config)
+    is_flipped = stream.uniform() < config.flip
+    is_erased = stream.uniform() < config.erasing
+    erased = erased_box(stream, height, width) if is_erased else None
+    return ClipAugmentation(operations, is_flipped, erased)
+
+
 def augment(clip: np.ndarray, stream: Stream, config: AugmentConfig) -> np.ndarray:
     """Return an augmented copy of a clip.
 
@@ -115,14 +147,15 @@ def augment(clip: np.ndarray, stream: Stream, config: AugmentConfig) -> np.ndarr
         stream: The clip's random numbers.
         config: Probabilities and magnitudes.
     """
+    drawn = draw(stream, config, *clip.shape[1:3])
     frames = [Image.fromarray(frame) for frame in clip]
-    for name, m, sign in draw_operations(stream, config):
+    for name, m, sign in drawn.operations:
         frames = [OPERATIONS[name](frame, m, sign) for frame in frames]
-    if stream.uniform() < config.flip:
+    if drawn.is_flipped:
         frames = [frame.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for frame in frames]
     pixels = np.stack([np.asarray(frame) for frame in frames])
-    if stream.uniform() < config.erasing:
-        _erase(pixels, stream)
+    if drawn.erased:
+        _erase(pixels, drawn.erased, stream)
     return pixels
 
 
@@ -165,19 +198,16 @@ def _between(stream: Stream, low: float, high: float) -> float:
     return low + (high - low) * stream.uniform()
 
 
-def _erase(clip: np.ndarray, stream: Stream) -> None:
+def _erase(clip: np.ndarray, box: Crop, stream: Stream) -> None:
     """Fill a box of the clip with noise, in place."""
-    box = erased_box(stream, *clip.shape[1:3])
-    if box is None:
-        return
     erased = clip[:, box.top : box.top + box.height, box.left : box.left + box.width]
     words = stream.words(erased.size).reshape(erased.shape)
-    for channel, values in enumerate(_noise_values()):
+    for channel, values in enumerate(noise_values()):
         erased[..., channel] = values[words[..., channel]]
 
 
 @functools.cache
-def _noise_values() -> np.ndarray:
+def noise_values() -> np.ndarray:
     """Return a table uint8 [3, 65536]: each channel's byte for a uniform number of 16 bits.
 
     They are the quantiles of noise that is standard normal once normalized, so drawing it costs a

@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from svfap_dist.config import Config
@@ -80,6 +81,8 @@ class ClipBatch:
     batches_ready: int = 0  # prefetched when this one was requested, itself included
     # Targets of the clips shown, substituted or not: classes int64 [B], or values float32 [B, K].
     targets: torch.Tensor | None = None
+    # int64 [B, 2], of each clip's stream (`rng.digest`), where the device augments.
+    digests: torch.Tensor | None = None
     ledger: bytes = b""  # lines for the run's ledger, if it has one
     place: RingPlace | None = None  # of the ring whose memory the tensors are
 
@@ -111,6 +114,16 @@ class ClipBatch:
             return frames.to(device, non_blocking=True)
         return frames.to_rgb(device)
 
+    def streams(self, part: slice) -> list[Stream]:
+        """Return the random streams of clips that the device augments; of others, [].
+
+        Args:
+            part: Which of the clips.
+        """
+        if self.digests is None:
+            return []
+        return [Stream.of_digest(words) for words in self.digests[part].numpy().view(np.uint64)]
+
     def release(self) -> None:
         """Let the tensors be overwritten once the copies queued on the current stream are done.
 
@@ -127,7 +140,7 @@ def ring_shapes(
     planes: tuple[int, int] | None = None,
     selection: Selection | None = None,
 ) -> Shapes:
-    """Return all arrays of a ring: frames, indices of tokens, targets.
+    """Return all arrays of a ring: frames, indices of tokens, targets, digests of streams.
 
     Args:
         config: Recipe.
@@ -147,6 +160,8 @@ def ring_shapes(
     if selection is not None:
         kind, columns = selection.targets.dtype.name, selection.targets.shape[1:]
         shapes["targets"] = (kind, (length, clips, *columns))
+    if config.augments_on_device:
+        shapes["digests"] = ("int64", (length, clips, 2))
     return shapes
 
 
@@ -218,6 +233,7 @@ class BatchRing:
             bytes_fetched=sum(part.bytes_fetched for part in parts),
             batches_ready=ready,
             targets=tensors["targets"][place] if "targets" in tensors else None,
+            digests=tensors["digests"][place] if "digests" in tensors else None,
             ledger=b"".join(part.ledger for part in parts),
             place=self.places[place],
         )

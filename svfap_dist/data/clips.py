@@ -301,7 +301,8 @@ class ClipWorker:
         data: Window, crops and size of clips.
         backend: Name of a decode backend that decodes on the host.
         arrays: Where clips go: `rgb` [batches, B, F, S, S, 3], or the planes of `YuvClips`.
-        augmentation: Of a task's clips; None: pre-training.
+        augmentation: Of a task's clips; None: pre-training, or the device augments.
+        allow_short: Repeat the last frame of videos that are shorter than a window, as tasks do.
     """
 
     def __init__(
@@ -310,9 +311,10 @@ class ClipWorker:
         backend: str,
         arrays: SharedArrays,
         augmentation: AugmentConfig | None = None,
+        allow_short: bool = False,
     ) -> None:
         self._data, self._backend, self._augmentation = data, backend, augmentation
-        self._shared = arrays
+        self._shared, self._allow_short = arrays, allow_short
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Slow imports happen as the worker process starts, not within its first job's deadline.
@@ -347,7 +349,7 @@ class ClipWorker:
                 request.window,
                 request.crops,
                 phase=request.phase,
-                allow_short=self._augmentation is not None,
+                allow_short=self._allow_short,
             )
             if is_still := sample.info.num_frames == 1:
                 numbers = numbers[:1]

@@ -106,6 +106,7 @@ class DeviceClipWorker:
                 request.window,
                 request.crops,
                 phase=request.phase,
+                allow_short=self._config.task is not None,
             )
         except DecodeError as error:
             return BadSample(sample.index, sample.key, error.reason, str(error))

@@ -40,7 +40,7 @@ from svfap_dist.data.sample_order import EpochOrder, Slot, steps_per_epoch
 from svfap_dist.data.selection import Selection
 from svfap_dist.distributed import World
 from svfap_dist.errors import HealthError
-from svfap_dist.rng import Stream
+from svfap_dist.rng import Stream, digest
 from svfap_dist.shards.blocks import Block
 from svfap_dist.shards.cache import ShardCache
 from svfap_dist.shards.format import BadSample, Manifest, PackedSample
@@ -232,6 +232,7 @@ class BatchFiller:
         repeats = self._config.data.repeated_sampling
         first = self._first_slot * repeats
         self._write_masks(slots, epoch, place, first)
+        self._write_digests(slots, epoch, place, first)
         requests = [
             self._request(slot, order, epoch, place, first + number * repeats)
             for number, slot in enumerate(slots)
@@ -255,6 +256,14 @@ class BatchFiller:
                 Stream(*key), config.mask, config.num_tubelets, config.num_patches
             )
             visible[number], masked[number] = split.visible, split.masked
+
+    def _write_digests(self, slots: Sequence[Slot], epoch: int, place: int, row: int) -> None:
+        """Write what the device makes the streams of the clips' augmentation from, if it does."""
+        if "digests" not in self._arrays:
+            return
+        keys = (key for slot in slots for key in self._keys("augment", epoch, slot))
+        for number, key in enumerate(keys, start=row):
+            self._arrays["digests"][place, number] = digest(*key).view(np.int64)
 
     def _keys(self, purpose: str, epoch: int, slot: Slot) -> tuple[Key, ...]:
         """Return a random stream's key per clip of a slot; the first does not depend on repeats."""
@@ -406,8 +415,9 @@ def open_filler(
         worker: Class that decodes.
     """
     config = source.config
-    augmentation = config.augment if config.task else None
-    does = worker(config.data, config.decode.backend, shared, augmentation)
+    is_task = config.task is not None
+    augmentation = config.augment if is_task and not config.augments_on_device else None
+    does = worker(config.data, config.decode.backend, shared, augmentation, is_task)
     # Where all cores are busy, launching the GPU's next kernels comes first, then fetching. On CPUs
     # a step is as long as its slowest part, and training would starve the workers.
     niceness = _NICENESS if config.cluster.use_gpu else 0

@@ -49,8 +49,8 @@ class ClipLoader:
 
     Raises:
         ConfigError: The lanes cannot be shared equally among the ranks, there are fewer samples
-            than a global batch has, the shard cache is too small, or a task's clips would be made
-            on the device.
+            than a global batch has, the shard cache is too small, or the device would make clips
+            that decode workers augment.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ClipLoader:
         selection: Selection | None = None,
     ) -> None:
         check_world_size(config, world.world_size)
-        if config.task is not None:
+        if config.task is not None and not config.augments_on_device:
             _check_made_on_host(config)
         self._source = DataSource(config, url, manifest, world, selection)
         self.steps_per_epoch = steps_per_epoch(self._source.num_samples, config.samples_per_step)
@@ -160,7 +160,7 @@ class _LocalFeeder:
 
 
 def _check_made_on_host(config: Config) -> None:
-    """Raise ConfigError if the device would make clips of a task, which are augmented as RGB."""
+    """Raise ConfigError if the device would make clips that decode workers augment, as RGB."""
     backend, colors = config.decode.backend, config.data.colors
     for key, value, other, is_on_device in (
         ("decode.backend", backend, DEFAULT, capabilities(backend).batched),
@@ -168,15 +168,16 @@ def _check_made_on_host(config: Config) -> None:
     ):
         if is_on_device:
             what = "Clips of a task are augmented on the host"
-            do = f"set {key}={other}, or leave it out"
-            raise ConfigError(what, key, f"{value}, with a [task]", do)
+            found = f"{value}, with a [task] and augment.run_on = workers"
+            do = f"set augment.run_on=device; or set {key}={other}, or leave it out"
+            raise ConfigError(what, key, found, do)
 
 
 def _uses_planes(config: Config, manifest: Manifest) -> bool:
-    """Return whether the device converts colors. Clips of a task are augmented as RGB."""
+    """Return whether the device converts colors. Decode workers augment a task's clips as RGB."""
     colors = config.data.colors
     return (
-        config.task is None
+        (config.task is None or config.augments_on_device)
         and manifest.profile == "train"
         and colors != "workers"
         and capabilities(config.decode.backend).gives_planes

@@ -87,8 +87,8 @@ def choose_backend(config: Config, url: str, manifest: Manifest) -> str:
         manifest: theirs.
 
     Returns:
-        The one that the recipe names; for `auto`, the fastest here. A task's clips are augmented
-        on the host, so its `auto` is the default.
+        The one that the recipe names; for `auto`, the fastest here, or the default where decode
+        workers augment a task's clips.
 
     Raises:
         ConfigError: the named one does not decode the data set.
@@ -98,7 +98,8 @@ def choose_backend(config: Config, url: str, manifest: Manifest) -> str:
         decoding.check_backend(config, url, manifest)
         return config.decode.backend
     samples, device = decoding.first_samples(url, manifest), decoding.rank_device(config)
-    if config.task is not None or not samples:
+    on_host = config.task is not None and not config.augments_on_device
+    if on_host or not samples:
         return DEFAULT
     kinds = [decoding.codec_and_pixel_format(sample) for sample in samples]
     gpu = decoding.compute_capability()

@@ -1,8 +1,9 @@
 """The objective of fine-tuning: classes or values of whole clips.
 
-Clips come augmented from the decode workers; mixing them needs the whole batch and is done here,
-on the device. The random choices of a step, mixing and drop path, depend on seed, step and rank
-only, so a resumed run continues with the same bits.
+Clips come augmented from the decode workers, or are augmented here, on the device
+(augment.run_on); mixing them needs the whole batch and is done here in either case. The random
+choices of a step, mixing and drop path, depend on seed, step and rank only, and those for a clip
+that the device augments on seed, epoch and sample, so a resumed run continues with the same bits.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from svfap_dist import storage
 from svfap_dist.checkpoint import load
 from svfap_dist.config import Config, FinetuneConfig
 from svfap_dist.data.batch import ClipBatch
+from svfap_dist.data.device_augment import augment_batch
 from svfap_dist.errors import ConfigError
 from svfap_dist.model import classifier, flops, lora, pooling
 from svfap_dist.model.patches import normalize
 from svfap_dist.model.sizes import size_of_build
 from svfap_dist.rng import Stream
 from svfap_dist.train.engine import StepContext
-from svfap_dist.train.mixing import mix, soft_targets
+from svfap_dist.train.mixing import mix, mix_each, soft_targets
 
 
 class Labeled:
@@ -131,11 +133,16 @@ class Labeled:
             seed = self._config.run.seed
             chance = Stream(seed, "fine-tuning", context.step, context.rank, part.start)
             torch.manual_seed(chance.integer(1 << 62))  # drop path draws from torch's generator
+        streams = batch.streams(part) if chance is not None else []
+        if streams:
+            frames = augment_batch(frames, streams, self._config.augment)
         if self._task.kind == "regression":
             return frames, targets.float()
         if chance is None:
             return frames, targets
         towards = soft_targets(targets, len(self._task.names), self._finetune.label_smoothing)
+        if streams:  # after augmentation, which is drawn first
+            return mix_each(normalize(frames), towards, streams, self._finetune)
         return mix(normalize(frames), towards, chance, self._finetune)
 
     def loss(self, network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 In: a rank's clips and their targets. Out: both, mixed. Clip i is mixed with clip B-1-i, with one
 share for the whole batch: all pixels are averaged (mixup), or a box is copied from the other clip
 (CutMix), the same box in all frames. Either way the targets are averaged, in CutMix by the area of
-the box inside the frame.
+the box inside the frame. Where the device augments (augment.run_on), each clip has a share of its
+own, drawn from its own stream, so that the number of ranks and the rest of the batch change only
+which clip it is mixed with.
 
-This is timm's `Mixup` in its mode "batch", which VideoMAE's fine-tuning uses, with one difference:
-VideoMAE's copy cuts the box out of dimensions 2 and 3 of clips [B, 3, F, H, W], frames and rows, so
-most batches keep all their pixels while their targets are mixed. Here the box is in rows and
-columns, as in the papers and in timm.
+These are the modes "batch" and "elem" of timm's `Mixup`. VideoMAE's fine-tuning uses "batch", with
+one difference: VideoMAE's copy cuts the box out of dimensions 2 and 3 of clips [B, 3, F, H, W],
+frames and rows, so most batches keep all their pixels while their targets are mixed. Here the box
+is in rows and columns, as in the papers and in timm.
 
 Sources: mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899; timm data/mixup.py.
 """
@@ -16,6 +18,7 @@ Sources: mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899; timm data/mixup.py.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -60,6 +63,39 @@ def mix(
     else:
         clips = _averaged(clips, share)
     return clips, share * targets + (1 - share) * targets.flip(0)
+
+
+def mix_each(
+    clips: Tensor, targets: Tensor, streams: Sequence[Stream], finetune: FinetuneConfig
+) -> tuple[Tensor, Tensor]:
+    """Return the clips and targets of a batch, each mixed with a share of its own.
+
+    The result is a copy unless mixing is off.
+
+    Args:
+        clips: Normalized floats [B, 3, F, H, W].
+        targets: Class scores, float [B, C].
+        streams: Random numbers of each clip.
+        finetune: Alphas and probabilities.
+    """
+    if not (finetune.mixup or finetune.cutmix):
+        return clips, targets
+    mixed, shares = clips.clone(), []
+    for own, other, out, stream in zip(clips, clips.flip(0), mixed, streams, strict=True):
+        share, by_box = _draw(stream, finetune)
+        if by_box and share < 1:
+            height, width = own.shape[2:]
+            box = cut_box(stream, share, height, width)
+            share = 1 - box.height * box.width / (height * width)
+            rows = slice(box.top, box.top + box.height)
+            columns = slice(box.left, box.left + box.width)
+            out[..., rows, columns] = other[..., rows, columns]
+        elif share < 1:
+            torch.lerp(other, own, share, out=out)
+        shares.append(share)
+    on_host = torch.tensor(shares, pin_memory=clips.device.type == "cuda")
+    own_share = on_host.to(clips.device, non_blocking=True).unsqueeze(1)
+    return mixed, own_share * targets + (1 - own_share) * targets.flip(0)
 
 
 def _draw(stream: Stream, finetune: FinetuneConfig) -> tuple[float, bool]:

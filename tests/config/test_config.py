@@ -397,6 +397,17 @@ def test_fingerprint_of_pre_training_is_without_what_only_fine_tuning_reads():
         assert recipe.load("tiny_cpu", [change]).fingerprint == config.fingerprint
 
 
+def test_where_augmentation_runs_is_of_the_fingerprint_but_not_of_older_runs():
+    config = recipe.load("finetune_cremad")
+    on_device = recipe.load("finetune_cremad", ["augment.run_on=device"])
+    assert on_device.augments_on_device
+    assert on_device.fingerprint != config.fingerprint
+    tables = tomllib.loads(recipe.dumps(config))
+    tables["augment"].pop("run_on")  # as stored before there was the key
+    assert recipe.from_stored(tables, where="config.toml").fingerprint == config.fingerprint
+    assert not recipe.load("tiny_cpu", ["augment.run_on=device"]).augments_on_device
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

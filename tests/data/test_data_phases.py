@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from clips import make_video
 from labeled import selection_of, task_config
 from loaders import bits, config_of, kept, world
 
 from data_sharding import pipeline
 from data_sharding.transcode import TrainProfile
-from svfap_dist.config import Config
+from svfap_dist.config import AugmentConfig, Config
 from svfap_dist.data.batch import ClipBatch
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.data.selection import Selection
 from svfap_dist.shards.format import load_manifest
+from svfap_dist.video.frames import YuvClips
 
 LENGTHS = [40, 31, 64, 13, 52, 47, 33, 38, 14, 15, 16, 60, 45, 51, 36, 44]  # frames
 STEPS = 2  # an epoch
@@ -73,3 +75,18 @@ def test_short_videos_of_a_task_repeat_their_last_frame(urls):
     selection = selection_of(range(len(LENGTHS)))
     samples, phases = (list(map(bits, batches_of(url, config, selection))) for url in urls)
     assert samples == phases
+
+
+def test_planes_of_a_task_become_what_its_workers_would_make(urls):
+    """Short videos included; colors are converted where clips are augmented."""
+    device, selection = AugmentConfig(run_on="device"), selection_of(range(len(LENGTHS)))
+    data = {"sampling_rate": 8, "crop_scales": (1.0, 0.66), "decode_workers": 0}
+    rgb = batches_of(urls[1], task_config(device, **data), selection)
+    config = task_config(device, **data, colors="device")
+    loader = ClipLoader(config, urls[1], load_manifest(urls[1]), world(), selection)
+    for batch, expected in zip(loader.batches(0, STEPS), rgb, strict=True):
+        assert isinstance(batch.frames, YuvClips)
+        assert batch.bad == []
+        frames = batch.frames_on(torch.device("cpu"), slice(None))
+        assert torch.equal(frames, expected.frames)
+        assert torch.equal(batch.digests, expected.digests)

@@ -18,7 +18,7 @@ from svfap_dist.data.loader import ClipLoader
 from svfap_dist.data.sample_order import EpochOrder
 from svfap_dist.data.selection import Selection, labels_of
 from svfap_dist.errors import ConfigError, ShardError
-from svfap_dist.rng import Stream
+from svfap_dist.rng import Stream, digest
 from svfap_dist.video.info import VideoInfo
 
 TRAIN = [sample for sample in range(51) if sample % 5]  # 40 samples: 5 steps of 8
@@ -106,6 +106,33 @@ def test_neither_workers_nor_resume_nor_ranks_change_a_bit(make_data_set):
         assert [row for batches in ranks for row in seen(batches[step])] == expected
 
 
+def test_for_the_device_clips_come_unchanged_with_digests_of_their_streams(make_data_set):
+    """The digests are the slots' own, however many ranks, threads and clips per sample."""
+    data_set = make_data_set(SIZES)
+    data_set.damage(17)
+    device = AugmentConfig(run_on="device")
+    layout = {"repeated_sampling": 2, "num_lanes": 2, **RANDOM}
+    config = task_config(device, **layout)
+    assert config.augments_on_device
+    plain = kept(loader_of(data_set, task_config(**layout)).batches(10, 12))
+    found = kept(loader_of(data_set, config).batches(10, 12))
+    for batch, other in zip(found, plain, strict=True):
+        assert other.digests is None
+        assert torch.equal(batch.frames, other.frames)
+        assert torch.equal(batch.targets, other.targets)
+        slots = batch.slots.samples
+        keys = [(3, "augment", 1, slot, *end) for slot in slots for end in ((), (1,))]
+        expected = np.stack([digest(*key) for key in keys])
+        assert np.array_equal(batch.digests.numpy().view(np.uint64), expected)
+        drawn = [Stream.of_digest(words).words(9).tolist() for words in expected]
+        assert drawn == [Stream(*key).words(9).tolist() for key in keys]
+    threads = task_config(device, **layout, decode_threads=3)
+    ranks = [kept(loader_of(data_set, threads, rank=r, size=2).batches(10, 12)) for r in (0, 1)]
+    for step, batch in enumerate(found):
+        of_ranks = torch.cat([batches[step].digests for batches in ranks])
+        assert torch.equal(of_ranks, batch.digests)
+
+
 def test_all_samples_selected_are_the_batches_without_selection(make_data_set):
     data_set, config = make_data_set(SIZES), config_of()
     plain = ClipLoader(config, data_set.url, data_set.manifest, world())
@@ -141,9 +168,10 @@ def test_a_selection_smaller_than_a_batch_is_refused(make_data_set):
     ("section", "key", "value"), [("decode", "backend", "dali"), ("data", "colors", "device")]
 )
 def test_clips_of_a_task_are_not_made_on_the_device(make_data_set, section, key, value):
+    """Unless the device augments them."""
     config = task_config()
     changed = getattr(config, section).model_copy(update={key: value})
-    with pytest.raises(ConfigError, match=f"{section}.{key}"):
+    with pytest.raises(ConfigError, match=rf"{section}.{key}.*set augment\.run_on=device"):
         loader_of(make_data_set(SIZES), config.model_copy(update={section: changed}))
 
 

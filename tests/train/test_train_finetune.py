@@ -109,6 +109,7 @@ def runs(data: Path, pretrained: Path, folder: Path) -> dict[str, dict[str, Any]
         "stopped in the test": task("late", 8),
         "tested": task("late"),
         "calm": task("calm", finetune=CALM, augment=STILL),
+        "device": task("device", augment={"run_on": "device"}),
         "linear stopped": task("linear", 4, finetune=linear),
         "linear": task("linear", finetune=linear | {"init": "/gone"}, train={"zero_stage": 1}),
         "too large": task("large", model={"size": "tiny"}, finetune={"init": str(pretrained)}),
@@ -147,6 +148,14 @@ def test_a_fold_is_trained_tested_and_summed_up(runs: dict[str, Any], folder: Pa
     assert not any(str(ACTORS[1]) in row["key"] for row in ledger)
     checked = audit.audit(str(run))
     assert (checked.steps, checked.is_exact) == (6, True)
+
+
+def test_the_device_may_augment(runs: dict[str, Any], folder: Path) -> None:
+    """Its clips are mixed differently, so other weights are learned."""
+    assert runs["device"]["stop_reason"] == "finished"
+    straight, other = state(folder / "straight/fold-2"), state(folder / "device/fold-2")
+    assert not any(torch.equal(straight[name], other[name]) for name in straight)
+    assert audit.audit(str(folder / "device/fold-2")).is_exact
 
 
 def test_stopping_and_resuming_changes_no_bit(runs: dict[str, Any], folder: Path) -> None:

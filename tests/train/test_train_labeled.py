@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from train_ranks import random_batch, recipe_tables
 
-from svfap_dist.config import Config, recipe
+from svfap_dist.config import AugmentConfig, Config, recipe
+from svfap_dist.data.device_augment import augment_batch
 from svfap_dist.model import flops
-from svfap_dist.rng import Stream
+from svfap_dist.model.patches import normalize
+from svfap_dist.rng import Stream, digest
 from svfap_dist.train import mixing
 from svfap_dist.train.engine import StepContext
 from svfap_dist.train.labeled import Labeled
@@ -85,6 +89,53 @@ def test_smoothing_and_mixing_are_for_training_and_drawn_by_step_rank_and_part()
     same = says(OUTPUTS[first])
     of_parts = [loss_of(learned, same, batch, step=5, part=p).item() for p in (first, second)]
     assert of_parts[0] != of_parts[1]
+
+
+def on_device(task: dict[str, Any], **finetune: Any) -> tuple[Config, Any]:
+    """A recipe whose device augments, and a batch of it."""
+    config = a_recipe(task, **finetune)
+    config = config.model_copy(update={"augment": AugmentConfig(run_on="device")})
+    batch = random_batch(config, 0)
+    words = np.stack([digest("clip", row) for row in range(4)]).view(np.int64)
+    return config, dataclasses.replace(batch, digests=torch.from_numpy(words))
+
+
+@pytest.mark.parametrize("task", [CLASSES, VALUES])
+def test_the_device_augments_clips_by_their_own_streams(task: dict[str, Any]) -> None:
+    """In training only; neither step, rank nor the rest of the batch matter."""
+    config, batch = on_device(task, **CALM)
+    learned = Labeled(config)
+    streams = [Stream("clip", row) for row in range(4)]
+    expected = augment_batch(batch.frames, streams, config.augment)
+    heard: list[torch.Tensor] = []
+    loss_of(learned, says(OUTPUTS[:, :3], heard), batch, step=5)
+    torch.testing.assert_close(heard.pop(), normalized(task, expected), rtol=0, atol=0)
+    assert (expected != batch.frames).flatten(1).any(1).all()
+    for row in range(4):
+        part = slice(row, row + 1)
+        loss_of(learned, says(OUTPUTS[part]), batch, rank=1, step=7, part=part)
+        loss_of(learned, says(OUTPUTS[part], heard), batch, rank=1, step=7, part=part)
+        assert torch.equal(heard.pop(), normalized(task, expected[part]))
+    loss_of(learned, says(OUTPUTS, heard), batch, step=None)
+    assert torch.equal(heard.pop(), batch.frames)
+
+
+def normalized(task: dict[str, Any], frames: torch.Tensor) -> torch.Tensor:
+    """What a network is shown of frames while it trains."""
+    return normalize(frames) if task is CLASSES else frames
+
+
+def test_clips_that_the_device_augments_are_mixed_by_their_own_streams_too() -> None:
+    config, batch = on_device(CLASSES, label_smoothing=0.3)
+    assert batch.targets is not None
+    heard: list[torch.Tensor] = []
+    loss = loss_of(Labeled(config), says(OUTPUTS, heard), batch, step=5)
+    streams = [Stream("clip", row) for row in range(4)]
+    frames = augment_batch(batch.frames, streams, config.augment)
+    towards = mixing.soft_targets(batch.targets, 3, 0.3)
+    clips, towards = mixing.mix_each(normalize(frames), towards, streams, config.finetune)
+    assert torch.equal(heard[0], clips)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(OUTPUTS, towards))
 
 
 def test_drop_path_falls_the_same_again_in_the_same_step() -> None:

@@ -121,3 +121,42 @@ def test_smoothing_spreads_a_part_of_the_target_over_all_classes() -> None:
     expected = torch.tensor([[0.025, 0.025, 0.925, 0.025], [0.925, 0.025, 0.025, 0.025]])
     torch.testing.assert_close(targets, expected)
     assert math.isclose(targets.sum().item(), 2, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [MIXUP, CUTMIX])
+def test_each_clip_is_mixed_with_a_share_of_its_own(kind: FinetuneConfig) -> None:
+    """The share depends on the clip's stream only: not on its place, nor on the batch."""
+    before = _clips(torch.float32)
+
+    def mixed(rows: list[int], step: int) -> tuple[Tensor, Tensor]:
+        streams = [Stream("clip", step, row) for row in rows]
+        return mixing.mix_each(before[rows], TARGETS[rows], streams, kind)
+
+    shares = set()
+    for step in range(20):
+        clips, targets = mixed([0, 1, 2, 3], step)
+        assert torch.equal(before, _clips(torch.float32)), "the batch given stays as it was"
+        own = targets.diagonal()
+        expected = own.view(4, 1) * TARGETS + (1 - own.view(4, 1)) * TARGETS.flip(0)
+        torch.testing.assert_close(targets, expected)
+        # In CutMix, too: a share of the pixels is that share of their mean.
+        torch.testing.assert_close(clips.mean((1, 2, 3, 4)), targets @ VALUES, atol=1e-3, rtol=0)
+        if kind is CUTMIX:
+            for clip, value, partner in zip(clips, VALUES, VALUES.flip(0), strict=True):
+                box = clip[0, 0] != value
+                assert torch.equal(clip, torch.where(box, partner, value).expand_as(clip))
+                assert box.sum() == box.any(0).sum() * box.any(1).sum(), "a rectangle"
+        _, others = mixed([2, 0], step)
+        torch.testing.assert_close(others[:, [2, 0]].diagonal(), own[[2, 0]])
+        shares |= set(own.tolist())
+    assert len(shares) > 20
+
+
+def test_mixing_each_clip_may_be_off_or_rare() -> None:
+    before = _clips(torch.float32)
+    streams = [Stream("rare", row) for row in range(4)]
+    off = FinetuneConfig(mixup=0, cutmix=0)
+    for kind in (off, FinetuneConfig(mix_probability=0.0)):
+        clips, targets = mixing.mix_each(before, TARGETS, streams, kind)
+        assert torch.equal(clips, before)
+        assert torch.equal(targets, TARGETS)
