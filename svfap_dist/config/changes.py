@@ -14,7 +14,7 @@ CHANGEABLE = {
     *("train.max_steps", "train.epochs"),
     *("optim.lr", "optim.min_lr", "optim.warmup_lr", "optim.warmup_fraction", "optim.betas"),
     *("optim.weight_decay", "optim.clip_grad_norm"),
-    *("data.crop_scales", "data.colors"),
+    *("data.crop_scales", "data.colors", "data.still_motion"),
     *("augment.flip", "augment.erasing", "augment.rand_augment_ops", "augment.run_on"),
     *("augment.rand_augment_magnitude", "augment.rand_augment_std"),
     *("finetune.label_smoothing", "finetune.mixup", "finetune.cutmix", "finetune.mix_probability"),

@@ -39,6 +39,7 @@ _FREE_TO_CHANGE = {
 # Keys that came later: at the value of the time before them they do not count either.
 _CAME_LATER = {
     ("data", "order_version"): 1,
+    ("data", "still_motion"): 0.0,
     ("finetune", "lora_rank"): 8,
     ("finetune", "lora_alpha"): 16.0,
     ("finetune", "pool"): "mean",
