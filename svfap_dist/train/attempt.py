@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -18,7 +17,7 @@ from svfap_dist import distributed, storage
 from svfap_dist.checkpoint import load, store
 from svfap_dist.checkpoint.saver import Checkpointer, RunOwnership
 from svfap_dist.checkpoint.store import TrainState
-from svfap_dist.config import Config, OptimConfig
+from svfap_dist.config import Config
 from svfap_dist.data import decoding
 from svfap_dist.data.batch import ClipBatch
 from svfap_dist.data.loader import ClipLoader
@@ -35,12 +34,11 @@ from svfap_dist.telemetry.journal import RunHistory, read_history
 from svfap_dist.telemetry.recorder import Recorder, Row
 from svfap_dist.train import health
 from svfap_dist.train.engine import Engine
+from svfap_dist.train.learning_rate import learning_rate_at
 from svfap_dist.train.objective import build_objective
 from svfap_dist.train.signals import FINISHED, Notice
 from svfap_dist.train.validation import ValidationSet
 from svfap_dist.train.watchdog import Watchdog
-
-_REFERENCE_BATCH = 256  # clips; the recipe's learning rates are for this global batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -466,28 +464,6 @@ class Attempt:
             first_held_out_loss=held_out[0] if held_out else None,
             held_out_loss=held_out[-1] if held_out else None,
         )
-
-
-def learning_rate_at(optim: OptimConfig, global_batch_size: int, total: int, step: int) -> float:
-    """Return the learning rate of one update: linear warm-up, then half a cosine to `min_lr`.
-
-    The warm-up's last step and the cosine's first one both have the full rate, as in the released
-    code (VideoMAE's `cosine_scheduler`). A pure function: a resumed run needs no scheduler state.
-
-    Args:
-        optim: The recipe's section; its rates are scaled by global_batch_size / 256.
-        global_batch_size: Clips of a step, over all ranks.
-        total: Optimizer steps of the run.
-        step: Steps completed before this update, from 0 to total - 1.
-    """
-    assert 0 <= step < total
-    scale = global_batch_size / _REFERENCE_BATCH
-    start, peak, end = optim.warmup_lr * scale, optim.lr * scale, optim.min_lr * scale
-    warmup = round(total * optim.warmup_fraction)
-    if step < warmup:
-        return start + (peak - start) * step / max(1, warmup - 1)
-    progress = (step - warmup) / (total - warmup)
-    return end + (peak - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def _already_longer(step: int, total: int) -> ConfigError:

@@ -13,8 +13,8 @@ from train_ranks import random_batch, recipe_tables, start
 from svfap_dist.config import Config, recipe
 from svfap_dist.model import autoencoder, patches
 from svfap_dist.train import optim
-from svfap_dist.train.attempt import learning_rate_at
 from svfap_dist.train.engine import StepContext
+from svfap_dist.train.learning_rate import learning_rate_at
 from svfap_dist.train.objective import build_arguments, build_objective
 
 STEPS, CLIP = 8, 0.02

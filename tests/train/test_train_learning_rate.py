@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svfap_dist.config import OptimConfig, TrainConfig, recipe
-from svfap_dist.train.attempt import learning_rate_at
+from svfap_dist.train.learning_rate import learning_rate_at
 
 
 def oracle(optim: OptimConfig, batch: int, total: int) -> np.ndarray:
