@@ -21,7 +21,7 @@ def value_or_our_error(call: Callable[[], Any], kind: type[SvfapError]) -> Any:
 
 
 def tar_member(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, **fields: Any) -> bytes:
-    """A header as it is written by whoever wants to do harm, without content."""
+    """A hostile header without content."""
     member = tarfile.TarInfo(name)
     member.size, member.type = size, kind
     for key, value in fields.items():

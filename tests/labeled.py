@@ -20,7 +20,7 @@ INFO = VideoInfo(FRAMES, 25.0, SIDE, SIDE, "h264")
 
 
 def task_config(augment: AugmentConfig = UNCHANGED, **data) -> Config:
-    """A task, whose clips are whole frames, not augmented unless it is asked for."""
+    """A task, whose clips are whole frames, not augmented by default."""
     return config_of(**data).model_copy(update={"task": CLASSES, "augment": augment})
 
 

@@ -1,4 +1,4 @@
-"""Freed memory stays in the process: told by page faults, in a process of its own."""
+"""Freed memory stays in the process, measured by page faults in a new process."""
 
 from __future__ import annotations
 

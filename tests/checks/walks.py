@@ -4,7 +4,7 @@ The command line does each walk once, on a few rendered videos and with the smal
 profiler in all of its processes and threads notes every function of the project that is called
 between two points, and those that are on the stack at the first:
 
-    clip        the loop asks for its first batch      ->  the loss is known (our backward)
+    clip        the loop requests its first batch      ->  the loss is known (our backward)
     video       the trained network's test begins      ->  the results of the task are written
     checkpoint  the loop begins to save                ->  the checkpoint is committed
 

@@ -1,4 +1,4 @@
-"""What driver and ranks tell each other, without Ray's actor."""
+"""Messages between driver and ranks, without Ray's actor."""
 
 from __future__ import annotations
 

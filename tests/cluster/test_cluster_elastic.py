@@ -123,7 +123,7 @@ def test_ranks_are_asked_only_where_the_group_can_grow(monkeypatch):
     assert cluster.asks_to_grow(1, "a", "b")
     assert not cluster.asks_to_grow(2, "a", "b", "c")  # 3 ranks cannot share the lanes
     assert cluster.asks_to_grow(2, "a", "b", "c", "d")
-    assert not cluster.asks_to_grow(2, "a")  # a failure tells of lost nodes
+    assert not cluster.asks_to_grow(2, "a")  # a failure means that nodes are lost
     cluster.draining = {"d"}
     assert not cluster.asks_to_grow(2, "a", "b", "c", "d")
 

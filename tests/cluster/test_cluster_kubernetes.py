@@ -140,7 +140,7 @@ def fields(required: list[str], **properties: Any) -> dict[str, Any]:
 TEXT, WHOLE, YES_OR_NO = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
 TEXTS = {"type": "object", "additionalProperties": TEXT}
 POD = {"type": "object", "required": ["spec"]}  # which Kubernetes' own schema checks
-# The fields of ray.io/v1's RayJob (KubeRay's ray-operator/apis/ray/v1) that a job of ours may use,
+# The fields of ray.io/v1's RayJob (KubeRay's ray-operator/apis/ray/v1) that the RayJob may use,
 # with their types and the operator's rules. The API server drops unknown fields without an error.
 RAY_JOB = fields(
     ["apiVersion", "kind", "metadata", "spec"],

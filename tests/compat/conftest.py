@@ -40,7 +40,7 @@ def now(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         if not observed.exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            # New runs have another order of samples today; resumed ones keep theirs by themselves.
+            # New runs have another order of samples today; resumed ones keep theirs.
             found = compat_cases.observe(_unpacked(folder), ("data.order_version=1",))
             observed.write_text(json.dumps(found))
     return json.loads(observed.read_text()) | {"folder": folder}

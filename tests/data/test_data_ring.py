@@ -15,7 +15,7 @@ from svfap_dist.data.batch import RingPlace
 
 
 class FakeEvent:
-    """Copies that are under way until somebody waits for them."""
+    """Copies that are under way until a caller waits for them."""
 
     waits = 0
 

@@ -1,5 +1,5 @@
-"""Videos that no data set should hold, one maker per kind of harm: small files that are junk, lie,
-or ask for more time or memory than anybody has."""
+"""Broken and hostile videos, one maker per kind: small files that are junk, have wrong headers, or
+need more time or memory than any machine has."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_all(folder: Path) -> dict[str, str]:
         (folder / name).write_bytes(data)
     with open(folder / "huge.mp4", "wb") as file:
         file.truncate(2 << 30)  # sparse: takes no room
-    os.mkfifo(folder / "stuck.mp4")  # whoever opens it waits for ever, as on a lost file server
+    os.mkfifo(folder / "stuck.mp4")  # opening it blocks forever, as on a lost file server
     reasons = {name: reason for name, (reason, _) in files.items()}
     return {**reasons, "huge.mp4": "too_big", "stuck.mp4": "hung"}
 
@@ -57,7 +57,7 @@ def audio_only() -> bytes:
 
 
 def with_timescale(mp4: bytes, timescale: int) -> bytes:
-    """An mp4 whose video track claims so many ticks per second: all its times are wrong."""
+    """An mp4 whose video track declares a wrong number of ticks per second: all times are wrong."""
     at = mp4.index(b"mdhd") + 4 + 12  # after version, flags, two dates
     return mp4[:at] + struct.pack(">I", timescale) + mp4[at + 4 :]
 

@@ -1,4 +1,4 @@
-"""Videos that lie, hang or eat memory: all are listed with a reason, and harm nobody else."""
+"""Videos with wrong headers, or that hang or exhaust memory: each is listed with a reason."""
 
 from __future__ import annotations
 

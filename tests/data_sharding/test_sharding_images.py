@@ -1,4 +1,4 @@
-"""Folders of images become shards: odd images are read or told, and nothing is stored twice."""
+"""Folders of images become shards: odd images are read or listed, and nothing is stored twice."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_five_kills_leave_no_trace(tmp_path: Path, profile: str) -> None:
     chance = random.Random(profile)
     for kill in range(_KILLS):
         job = start(profile, tmp_path / "in", out)
-        # When so many more shards are finished, and then some moments later.
+        # When this many more shards are finished, and then some moments later.
         wanted = len(list(out.glob("*.done.json"))) + chance.randint(0, 3)
         while len(list(out.glob("*.done.json"))) < wanted and job.poll() is None:
             time.sleep(0.01)

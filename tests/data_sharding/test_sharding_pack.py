@@ -1,4 +1,4 @@
-"""Shards as bytes: what lies where, that it is the same every time, and the limits of a shard."""
+"""Shards as bytes: their layout, that it is reproducible, and the limits of a shard."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_no_samples_make_no_shards(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_parts", [1, 2])
 def test_a_full_temporary_folder_is_told(tmp_path: Path, monkeypatch, num_parts: int) -> None:
     monkeypatch.setattr(tempfile, "TemporaryFile", functools.partial(open, "/dev/full", "r+b"))
-    for size in (10, 100_000):  # told when it is closed, and when it is written
+    for size in (10, 100_000):  # raised when it is closed, and when it is written
         with pytest.raises(StorageError, match=r"TMPDIR.*no space left"):
             pack([sample(1, size)], str(tmp_path / "out"), "shard-000000", num_parts)
     assert not (tmp_path / "out").exists()

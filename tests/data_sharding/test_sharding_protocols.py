@@ -120,7 +120,7 @@ PAPERS = {  # as in the released code's own tables
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "finetune_synthetic"])
 def test_recipe_is_the_released_codes(name: str):
-    """Numbers of the method, where a slip would be seen by nobody else."""
+    """Numbers of the method, which no other test checks."""
     config, task = task_of(name)
     data, optim, finetune, augment = config.data, config.optim, config.finetune, config.augment
     assert (data.num_frames, data.frame_size, config.model.size) == (16, 160, "base")

@@ -219,7 +219,7 @@ def test_all_damage_is_told_at_once(shards: Path) -> None:
 
 
 def test_the_end_of_a_tar_counts_too(shards: Path) -> None:
-    """Damage after the last sample, which only the digest of the whole can tell."""
+    """Damage after the last sample, which only the digest of the whole file reveals."""
     path = shards / "shard-000002.tar"
     data = bytearray(path.read_bytes())
     data[-1] = 1

@@ -1,4 +1,4 @@
-"""Rendered faces: where they are, how they move, and whether expressions can be told apart."""
+"""Rendered faces: where they are, how they move, and whether expressions can be distinguished."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What the text after `synthetic:` asks for, and which clips it lists."""
+"""How the text after `synthetic:` is parsed, and which clips it lists."""
 
 import collections
 import pickle
@@ -50,7 +50,7 @@ def test_every_field_is_read_back(**fields: int):
 )
 def test_bad_texts_are_refused_in_full_sentences(text: str, found: str):
     with pytest.raises(ConfigError) as caught:
-        samples(text)  # at once, not when the first clip is asked for
+        samples(text)  # at once, not when the first clip is read
     assert caught.value.found == found
     assert caught.value.where == f"synthetic:{text}"
     assert caught.value.do

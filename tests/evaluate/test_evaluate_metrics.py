@@ -27,7 +27,7 @@ def columns(pairs, dtype) -> tuple[np.ndarray, np.ndarray]:
 @given(PAIRS)
 def test_classification_measures_are_scikit_learns(pairs):
     labels, predicted = columns(pairs, np.int64)
-    there = np.unique(labels)  # a class that nobody shows has no recall
+    there = np.unique(labels)  # a class without samples has no recall
     recall = sklearn_metrics.recall_score(labels, predicted, labels=there, average="macro")
     assert uar(labels, predicted) == pytest.approx(recall, abs=1e-12)
     accuracy = sklearn_metrics.accuracy_score(labels, predicted)

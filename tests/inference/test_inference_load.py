@@ -1,4 +1,4 @@
-"""Loading a network from wherever it lies: its outputs are those of the model that was saved."""
+"""Loading a network from any place: its outputs are those of the model that was saved."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from made_networks import pretrained, recipe, save_run
 
 import svfap_dist
 
-# Modules and functions are hidden before anything of ours is imported.
+# Modules and functions are hidden before this project is imported.
 _EXTRACT = """
 import importlib, json, os, pkgutil, sys
 for name in ("fcntl", "resource", "grp", "pwd", "termios"):

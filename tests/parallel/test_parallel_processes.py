@@ -1,4 +1,4 @@
-"""Work in a process of its own: what hangs or dies is told, and the next call is served."""
+"""Work in a process of its own: a hang or death is an error, and the next call is served."""
 
 from __future__ import annotations
 

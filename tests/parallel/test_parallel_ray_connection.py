@@ -1,4 +1,4 @@
-"""A wrong address is told soon; one that answers, and those that only Ray knows, are passed."""
+"""A wrong address is an error soon; one that answers, and those that only Ray knows, pass."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def undisturbed(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of `launched_runs` that nobody stopped, on one rank of this machine."""
+    """A run of `launched_runs` without a stop, on one rank of this machine."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     done = svfap("pretrain", "tiny_cpu", f"data.url={shards}", f"run.url={run}", *SMALL)
     assert done.returncode == 0, done.stderr

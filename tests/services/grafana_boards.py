@@ -42,7 +42,7 @@ _CHROMIUM = [
     "--disable-sync",
     "--no-first-run",
     "--hide-scrollbars",
-    "--remote-debugging-port=0",  # any free one, told in a file of the profile
+    "--remote-debugging-port=0",  # any free one, written to a file of the profile
 ]
 _PATIENCE = 90  # seconds until a page that left no account has failed
 
@@ -165,7 +165,7 @@ def _coloured(pixels: Any, left: int, top: int, right: int, bottom: int) -> int:
 
 
 def _scrape_seconds() -> int:
-    """What Grafana is told of the scrape interval, for $__rate_interval."""
+    """The scrape interval in Grafana's settings, for $__rate_interval."""
     path = bundled.folder("monitoring") / "grafana/provisioning/datasources/prometheus.yaml"
     (source,) = yaml.safe_load(path.read_text())["datasources"]
     return int(source["jsonData"]["timeInterval"].removesuffix("s"))

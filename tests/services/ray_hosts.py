@@ -4,7 +4,7 @@ A host has its own network (a veth pair on a bridge), host name, process ids, /d
 they share the rest of the file system. Its first process keeps it alive, and when that is killed
 the kernel kills all of the host. The cluster requires a token.
 
-A host can be powered off (`power_cut`: no packet tells the others), started again (`boot`, then
+A host can be powered off (`power_cut`: the others receive no packet), started again (`boot`, then
 `join`), cut off from the network and reconnected, or announced as preempted (`take_away`).
 """
 
@@ -83,7 +83,7 @@ class RayHosts:
 
     def boot(self, host: str) -> None:
         """Start a host that is off, with empty /dev/shm and /tmp/ray; Ray does not run on it."""
-        names = Path("/etc/netns", host)  # `ip netns exec` puts what lies here into /etc
+        names = Path("/etc/netns", host)  # `ip netns exec` mounts its content over /etc
         names.mkdir(parents=True, exist_ok=True)
         rows = ["127.0.0.1 localhost", *(f"{at} {name}" for name, at in self.hosts.items())]
         (names / "hosts").write_text("\n".join(rows) + "\n")

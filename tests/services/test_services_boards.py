@@ -40,7 +40,7 @@ def test_every_query_of_every_board_gives_data(watched) -> None:
     wait_until(lambda: not empty_panels(watched.prometheus), 60)
     seconds = {row["metric"]["class"]: row for row in watched.prometheus.query("svfap_run_seconds")}
     assert set(seconds) == set(CLASSES)
-    # Both move while the run goes on, and are not read at the same moment.
+    # Both move while the run continues, and are not read at the same moment.
     wait_until(lambda: goodput_shown(watched.prometheus) == goodput_by_hand(watched.url), 60)
 
 

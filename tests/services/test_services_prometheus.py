@@ -69,7 +69,7 @@ def test_promtool_accepts_the_files() -> None:
 
 
 def test_promtool_s_unit_tests_of_the_rules(tmp_path) -> None:
-    """An hour of a run in which one thing after the other goes wrong; who is told, and when."""
+    """An hour of a run with one failure after another: which alerts fire, and when."""
     ok = {"run": "r", "rank": "0"}
 
     def series(name: str, values: str, **labels: str) -> dict[str, str]:

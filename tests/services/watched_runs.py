@@ -19,7 +19,7 @@ from svfap_dist.distributed import free_port
 
 
 class WatchedRun:
-    """A run of two ranks that goes on until `stop`, and the Prometheus that watches it.
+    """A run of two ranks that continues until `stop`, and the Prometheus that watches it.
 
     One of its samples is spoilt, so that there is a failure to show.
     """
@@ -37,7 +37,7 @@ class WatchedRun:
         self.start()
 
     def start(self) -> None:
-        """Start it, or go on with it."""
+        """Start or resume it."""
         held_out = f"data.eval_url={self._held_out}"
         overrides = (held_out, "data.max_bad_fraction=1", "train.max_steps=100000")
         self._process = start(self._train, self.url, self._port, 2, *overrides)

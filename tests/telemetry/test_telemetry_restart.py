@@ -1,4 +1,4 @@
-"""The clock of a rank's start, and the restarts that its events tell."""
+"""The clock of a rank's start, and the restarts in a run's events."""
 
 from __future__ import annotations
 

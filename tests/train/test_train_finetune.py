@@ -195,7 +195,7 @@ def test_a_linear_probe_leaves_the_encoder(
     kept = [name for name in after if name.startswith("encoder.")]
     assert kept
     assert all(torch.equal(after[name], before[name]) for name in kept)
-    # It was stopped, and went on in another ZeRO stage: the checkpoint was reshaped.
+    # It was stopped, and resumed in another ZeRO stage: the checkpoint was reshaped.
     stages = [store.read_state(str(folder / "linear/fold-2"), step).zero_stage for step in (4, 6)]
     assert stages == [2, 1]
     earlier = weights.load(

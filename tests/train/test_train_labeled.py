@@ -1,4 +1,4 @@
-"""The objective of fine-tuning, told by networks that say what the test wants."""
+"""The objective of fine-tuning, with networks whose outputs the tests choose."""
 
 from __future__ import annotations
 

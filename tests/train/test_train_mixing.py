@@ -1,4 +1,4 @@
-"""Mixing: what clips and targets become, told from constant clips, and how often."""
+"""Mixing: what clips and targets become, with constant clips, and how often."""
 
 from __future__ import annotations
 

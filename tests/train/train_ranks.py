@@ -54,7 +54,7 @@ def start(
 
 def start_failing(world_size: int, task: Task, folder: Path, seconds: float = 240) -> list[int]:
     """Exit codes of the ranks of a task that fails. As a launcher does, this waits for the end of
-    the first one that ends, and of those that end by themselves soon after, and kills the rest."""
+    the first one that ends, and of those that end soon after, and kills the rest."""
     processes = _started(world_size, [task], folder)
     try:
         deadline = time.monotonic() + seconds
@@ -130,8 +130,8 @@ def recipe_tables(data_url: str, run_url: str, **changes: dict[str, Any]) -> dic
 def train(tables: dict[str, Any], stop_after: int = 0, die_after: int = 0) -> dict[str, Any]:
     """One attempt at a run: its result or its error.
 
-    After so many steps rank 0 is asked to stop, or the last rank is killed between backward and
-    update; 0: never.
+    stop_after: Steps after which rank 0 requests a stop; 0: never. die_after: Steps after which the
+    last rank is killed between backward and update; 0: never.
     """
     from svfap_dist.config import recipe
     from svfap_dist.errors import SvfapError

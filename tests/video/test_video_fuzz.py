@@ -76,7 +76,7 @@ def flip_bytes(draw: st.DrawFn, data: bytes) -> bytes:
 
 
 def change_number(draw: st.DrawFn, data: bytes) -> bytes:
-    """Write a telling number into the content of a box that is not the frames."""
+    """Write a special number into the content of a box that is not the frames."""
     found = [box for box in boxes(data) if box.name != b"mdat"]
     if not found:
         return data

@@ -1,6 +1,6 @@
 """Compare our loader with those of other projects on the same clips: `make bench-peers`.
 
-Each pipeline (`pipelines.py`) has an environment of its own, which sees the packages of ours (so
+Each pipeline (`pipelines.py`) has an environment of its own, which sees this project's packages (so
 there is one torch) and adds the project without its dependencies. Measured in rounds, in which the
 pipelines take turns: clips per second of CPU time, seconds from the start of the process to the
 first batch, and the same for a process that resumes in the middle of an epoch, with the bytes that
@@ -32,7 +32,7 @@ from svfap_dist.text_table import format_table
 
 HERE = Path(__file__).parent
 CODEC = ("torchcodec==0.12.0",)  # newer wheels need CUDA's libraries; wants FFmpeg's, 4 to 8
-# Packages beside those of ours, without their dependencies: some pull another torch.
+# Installed beside this project's packages, without dependencies: some pull another torch.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "ours": (),
     "ours_source": (),

@@ -4,7 +4,7 @@ Run by `compare.py`: `pipelines.py NAME prepare|start|resume FOLDER`. Each pipel
 its project's documentation has it. All give uint8 clips of the same shape in batches of the same
 size by two worker processes, and decode with torchcodec, the fastest decoder that they can use.
 A pipeline yields (keys, clips) and returns its state. torch is imported where it is used: processes
-that are spawned import this module, and those of ours need no torch.
+that are spawned import this module, and this project's need no torch.
 """
 
 from __future__ import annotations

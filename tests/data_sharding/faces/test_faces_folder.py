@@ -167,7 +167,7 @@ def test_a_video_that_hangs_or_crashes_is_listed_and_the_rest_goes_on(
     found = [("stuck", "hung", False), ("deadly", "crashed", False), ("good", "", False)]
     assert do(1, stuck, deadly, good) == found
     assert json.loads((tmp_path / "stuck.boxes.json").read_bytes())["left_out"]["reason"] == "hung"
-    again = 1, good, stuck, deadly  # nobody waits for them again
+    again = 1, good, stuck, deadly  # no call waits for them again
     assert all(already_done for _, _, already_done in do(*again))
     assert do(2, stuck) == found[:1]  # unless they are given more time
 

@@ -75,7 +75,7 @@ def test_a_face_gone_for_long_comes_back_as_another_track() -> None:
     seen = looks(*[[] if 6 <= i < 13 else [box(50, 60)] for i in range(20)])
     late, early = find_tracks(seen, EVERY, 98, FPS)
     assert (early.first, len(early.boxes)) == (0, 30)
-    # Since nobody looked at frames 61 to 64, they are taken in; and no frame beyond the video's.
+    # Frames 61 to 64 were not examined, so they are included; and no frame beyond the video's.
     assert (late.first, len(late.boxes)) == (61, 37)
 
 
