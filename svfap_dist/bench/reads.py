@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 
 from svfap_dist.config import Config, recipe
 from svfap_dist.data.read_ahead import ReadAhead, plan_reads
-from svfap_dist.data.sample_order import EpochOrder
+from svfap_dist.data.run_order import RunOrder
 from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError
 from svfap_dist.rng import Stream
@@ -174,10 +173,7 @@ class _Ranks(abc.ABC):
 
     def __init__(self, config: Config, data_set: _DataSet, ranks: int) -> None:
         self.config, self.manifest, self.ranks = config, data_set.manifest, ranks
-        sizes = [entry.num_samples for entry in data_set.manifest.shards]
-        self.order_of = functools.lru_cache(2)(
-            lambda epoch: EpochOrder.of_run(config, sizes, epoch, None)
-        )
+        self.order = RunOrder(config, data_set.manifest)
 
     @abc.abstractmethod
     def use(self, step: int) -> None:
@@ -190,7 +186,7 @@ class _Ranks(abc.ABC):
 
     def replay(self) -> RankReads:
         """Use some steps and look at the requests."""
-        data, order, reader = self.config.data, self.order_of(0), self.reader
+        data, order, reader = self.config.data, self.order, self.reader
         period = data.shuffle_block // order.per_lane
         start, stop = _START + period, _START + (1 + _BLOCKS) * period
         kept = 0
@@ -230,7 +226,7 @@ class _Today(_Ranks):
         self._pool = _Pool(self.reader.read_range, plan.limit, num_threads=0)
         lanes = range(config.data.num_lanes // ranks)
         self._ahead = ReadAhead(
-            config, self.manifest, self.reader, plan, self.order_of, lanes, self._pool
+            config, self.manifest, self.reader, plan, self.order, lanes, self._pool
         )
         self.rule = f"{self.manifest.num_parts} parts" if self.manifest.num_parts > 1 else "whole"
         if plan.passes > 1:
@@ -239,9 +235,9 @@ class _Today(_Ranks):
     def use(self, step: int) -> None:
         self._ahead.advance(step)
         self._pool.run_due()
-        for slot in self.order_of(0).slots(step, 0, self.ranks):
+        for slot in self.order.slots(step, 0, self.ranks):
             entry, row = self.reader.locate(slot.sample)
-            self._ahead.block_of(0, slot).take(entry, self.reader.index, row)
+            self._ahead.block_of(slot).take(entry, self.reader.index, row)
 
     @property
     def bytes_kept(self) -> tuple[int, int]:
@@ -263,7 +259,7 @@ class _FirstRelease(_Ranks):
         self._kept = needed if is_grid else 0
 
     def use(self, step: int) -> None:
-        for slot in self.order_of(0).slots(step, 0, self.ranks):
+        for slot in self.order.slots(step, 0, self.ranks):
             self.reader.take(slot.sample)
 
     @property

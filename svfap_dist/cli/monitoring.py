@@ -37,11 +37,15 @@ def dashboards(
 def audit(
     run_url: RunUrl,
     data: Annotated[
-        str, typer.Option(help="URL of the shards (default: the recipe's data.url).")
+        str,
+        typer.Option(
+            help="URL of the shards (default: the recipe's); of a mixture, one for each source, "
+            "separated by commas."
+        ),
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Check that each sample was used exactly once per epoch.
+    """Check that each sample was used exactly once per epoch, of each source of a mixture.
 
     Compares the ledger that a run with run.ledger=true writes with the order of samples.
     Exit code 1 if a sample was lost, duplicated or misplaced.

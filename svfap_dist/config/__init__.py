@@ -17,6 +17,7 @@ from svfap_dist.config.sections import (
     ModelConfig,
     OptimConfig,
     RunConfig,
+    SourceConfig,
     TaskConfig,
     TrainConfig,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "RunConfig",
+    "SourceConfig",
     "TaskConfig",
     "TrainConfig",
     "check_window",

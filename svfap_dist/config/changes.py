@@ -28,7 +28,10 @@ _TASK = "it decides what the network learns, so that losses before and after cou
 _FIXED = {
     "run.seed": _ORDER,
     **dict.fromkeys(
-        ("data.num_lanes", "data.shuffle_block", "data.order_version", "data.repeated_sampling"),
+        (
+            *("data.num_lanes", "data.shuffle_block", "data.order_version"),
+            *("data.repeated_sampling", "data.sources"),
+        ),
         _ORDER,
     ),
     "train.global_batch_size": _ORDER,

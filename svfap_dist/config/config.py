@@ -16,6 +16,7 @@ from pydantic import BaseModel, model_validator
 from svfap_dist.config import changes, sections
 from svfap_dist.config.sections import table
 from svfap_dist.errors import ConfigError
+from svfap_dist.storage import local_path
 
 # Fields that two attempts at one run may set differently: they change neither the order of samples
 # nor what is computed from them.
@@ -81,6 +82,7 @@ class Config(sections.Section):
             why = "held-out clips are for pre-training; a [task] names its own test samples"
             raise _impossible("data.eval_url", data.eval_url, why)
         self._check_batch()
+        self._check_sources()
         changes.check_changeable(self.run.allow_change, self.keys())
         return self
 
@@ -118,6 +120,35 @@ class Config(sections.Section):
         if not self.world_sizes:
             # None of these: say why the largest is not.
             check_world_size(self, cluster.num_workers, key="cluster.num_workers")
+
+    def _check_sources(self) -> None:
+        sources = self.data.sources
+        if sources and self.data.url:
+            found = f"data.url = {self.data.url!r} and {len(sources)} entries of data.sources"
+            advice = "give data.url for one data set, or [[data.sources]] for a mixture"
+            raise ConfigError("Data are given twice", "data.url", found, advice)
+        for what, values, advice in (
+            ("URL", [_place_of(source.url) for source in sources], "give each data set once"),
+            ("name", [source.label for source in sources], "give each [[data.sources]] a `name`"),
+        ):
+            for number, value in enumerate(values):
+                if value in values[:number]:
+                    first = values.index(value)
+                    title, found = f"Two sources have the same {what}", f"{value!r}, twice"
+                    where = f"data.sources, entries {first + 1} and {number + 1}"
+                    raise ConfigError(title, where, found, advice)
+        for number, source in enumerate(sources, start=1):
+            if self.task is not None and source.region not in (None, self.data.region):
+                found = f"{source.region}, where data.region = {self.data.region}"
+                what, where = "All clips of a task have one region", f"data.sources, entry {number}"
+                raise ConfigError(what, where, found, "leave out `region` of the source")
+        total = sum(source.weight for source in sources)
+        for number, source in enumerate(sources, start=1):
+            if source.weight < total * sections.SMALLEST_SHARE:
+                title, where = "Weight of a source is too small", f"data.sources, entry {number}"
+                found = f"{source.weight:g}, where all weights together are {total:g}"
+                advice = f"give it at least {total * sections.SMALLEST_SHARE:g}, or leave it out"
+                raise ConfigError(title, where, found, advice)
 
     @property
     def world_sizes(self) -> tuple[int, ...]:
@@ -183,6 +214,11 @@ class Config(sections.Section):
             for name in names if section in fields else ():
                 fields[section].pop(name)
         data = fields["data"]
+        sources = data.pop("sources")
+        if sources:
+            data["sources"] = [
+                [source["weight"], source["region"] or data["region"]] for source in sources
+            ]
         data["colours"] = data.pop("colors")
         data["region"] = {"center": "centre"}.get(data["region"], data["region"])
         for (section, name), before in _CAME_LATER.items():
@@ -194,6 +230,12 @@ class Config(sections.Section):
 def _impossible(key: str, value: object, why: str) -> ConfigError:
     found, advice = f"{value!r}: {why}", f"change {key} or what it must fit"
     return ConfigError("Impossible combination in the recipe", key, found, advice)
+
+
+def _place_of(url: str) -> str:
+    """Return a URL in the form that two spellings of a place have in common."""
+    place = url.removeprefix("file://").rstrip("/")
+    return place if "://" in place else local_path(place)
 
 
 def _is_possible(config: Config, world_size: int) -> bool:
@@ -263,6 +305,8 @@ def require_urls(config: Config, *keys: str, hint: str = "an s3:// prefix or a f
     """
     for key in keys or ("data.url", "run.url"):
         section, _, name = key.partition(".")
+        if key == "data.url" and config.data.sources:
+            continue
         if not getattr(getattr(config, section), name):
             title = f"Missing required setting: {key}"
             raise ConfigError(title, key, "it is empty", f"give {key}={hint}")

@@ -80,9 +80,19 @@ def from_tables(tables: dict[str, Any], where: str) -> Config:
     try:
         # Through JSON: strict mode then takes arrays for tuples, still no number for a string.
         text = json.dumps(tables, default=str)
-        return Config.model_validate_json(text)
+        return _with_one_source(Config.model_validate_json(text))
     except ValidationError as error:
         raise explain(error, where) from error
+
+
+def _with_one_source(config: Config) -> Config:
+    """Return a recipe whose only source, if it has just one, is data.url: the same run."""
+    data = config.data
+    if len(data.sources) != 1:
+        return config
+    (source,) = data.sources
+    one = {"url": source.url, "region": source.region or data.region, "sources": ()}
+    return config.model_copy(update={"data": data.model_copy(update=one)})
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -127,14 +137,23 @@ def dumps(config: Config) -> str:
         if values is None:
             continue
         lines.append(f"[{section}]")
-        # JSON's strings, numbers, booleans and arrays are TOML's too.
         lines += [
-            f"{name} = {json.dumps(value)}"
+            f"{name} = {_as_toml(value)}"
             for name, value in values.model_dump(mode="json").items()
             if value is not None
         ]
         lines.append("")
     return "\n".join(lines)
+
+
+def _as_toml(value: Any) -> str:
+    """Return a value; JSON's strings, numbers, booleans and arrays are TOML's too."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_as_toml, value))}]"
+    if isinstance(value, dict):
+        pairs = [f"{name} = {_as_toml(each)}" for name, each in value.items() if each is not None]
+        return f"{{{', '.join(pairs)}}}"
+    return json.dumps(value)
 
 
 def _read(recipe: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -245,6 +264,8 @@ def explain(
         advice = nearest(str(first["loc"][-1]), _fields_beside(model, first["loc"]))
         found = f"{key} = {first['input']!r}"
         return ConfigError("Unknown key", f"{key} in {where}", found, advice)
+    if first["type"] == "missing":
+        return ConfigError("Missing required setting", f"{key} in {where}", "no value", "give it")
     # For a rule over several keys the input is the whole section, and its message names the keys.
     is_rule = isinstance(first["input"], dict)
     found = "values that do not fit each other" if is_rule else repr(first["input"])
@@ -254,7 +275,9 @@ def explain(
 
 def _fields_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     for part in location[:-1]:
+        if isinstance(part, int):  # an entry of a list of tables
+            continue
         annotation = model.model_fields[str(part)].annotation
-        models = [annotation, *get_args(annotation)]  # a section may be `X | None`
+        models = [annotation, *get_args(annotation)]  # `X | None`, or a tuple of X
         (model,) = (m for m in models if isinstance(m, type) and issubclass(m, BaseModel))
     return sorted(model.model_fields)

@@ -65,6 +65,7 @@ Backend = Annotated[str, _one_of("svfap_dist.video.backends:BACKENDS", "auto")]
 Encoder = Annotated[str, _one_of("svfap_dist.model.sizes:ENCODERS")]
 MaskKind = Annotated[str, _one_of("svfap_dist.data.masking:MASKS")]
 Region = Annotated[str, _one_of("svfap_dist.video.info:REGIONS")]
+SampleKind = Annotated[str, _one_of("svfap_dist.shards.format:KINDS")]
 
 
 # One check instead of pydantic's for a union, which would name the union's branches, not the key.
@@ -78,6 +79,9 @@ def _split_keys(value: Any) -> Any:
 
 
 Keys = Annotated[tuple[str, ...], BeforeValidator(_split_keys)]
+
+
+SMALLEST_SHARE = 1e-4  # of a source in a mixture
 
 
 class Section(BaseModel):
@@ -97,10 +101,27 @@ class RunConfig(Section):
     allow_change: Keys = ()
 
 
+class SourceConfig(Section):
+    """One data set of a mixture."""
+
+    url: str  # folder or s3:// prefix of its shards
+    weight: Annotated[float, Field(gt=0.0)] = 1.0  # its share is weight / sum of all weights
+    region: Region | None = None  # cut before augmentation; None: data.region
+    kind: SampleKind | None = None  # that its shards must have: videos or images; None: any
+    name: str = ""  # label of its metrics; empty: the last part of the URL
+
+    @property
+    def label(self) -> str:
+        """Name in metrics, reports and messages."""
+        return self.name or self.url.rstrip("/").rpartition("/")[2]
+
+
 class DataConfig(Section):
     """The clips of a run, their order, and how they are cut."""
 
-    url: str = ""  # folder or s3:// prefix of the shards; required to train
+    # Folder or s3:// prefix of the shards. To train, give this or `sources`.
+    url: str = ""
+    sources: tuple[SourceConfig, ...] = ()  # [[data.sources]]: a mixture of several data sets
     eval_url: str = ""  # held-out shards for the validation loss; empty: none
     num_frames: Positive = 16  # frames of a clip (paper: 16)
     sampling_rate: Positive = 4  # frame stride (paper: 4, so a clip spans 61 frames)
@@ -141,6 +162,16 @@ class DataConfig(Section):
     def window(self) -> int:
         """Source frames that a clip spans (16 frames at stride 4: 61)."""
         return (self.num_frames - 1) * self.sampling_rate + 1
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """URLs of all data sets that are trained on."""
+        return tuple(source.url for source in self.sources) or (self.url,)
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether there are several data sets."""
+        return len(self.sources) > 1
 
 
 class DecodeConfig(Section):

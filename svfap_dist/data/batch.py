@@ -83,6 +83,7 @@ class ClipBatch:
     targets: torch.Tensor | None = None
     # int64 [B, 2], of each clip's stream (`rng.digest`), where the device augments.
     digests: torch.Tensor | None = None
+    sources: torch.Tensor | None = None  # int64 [B], number of each clip's source in a mixture
     ledger: bytes = b""  # lines for the run's ledger, if it has one
     place: RingPlace | None = None  # of the ring whose memory the tensors are
 
@@ -157,6 +158,8 @@ def ring_shapes(
         tokens = {"visible": len(split.visible), "masked": len(split.masked)}
     shapes = dict(array_shapes(config.data, length, clips, planes))
     shapes |= {name: ("int32", (length, clips, count)) for name, count in tokens.items()}
+    if config.data.is_mixture:
+        shapes["sources"] = ("int64", (length, clips))
     if selection is not None:
         kind, columns = selection.targets.dtype.name, selection.targets.shape[1:]
         shapes["targets"] = (kind, (length, clips, *columns))
@@ -234,6 +237,7 @@ class BatchRing:
             batches_ready=ready,
             targets=tensors["targets"][place] if "targets" in tensors else None,
             digests=tensors["digests"][place] if "digests" in tensors else None,
+            sources=tensors["sources"][place] if "sources" in tensors else None,
             ledger=b"".join(part.ledger for part in parts),
             place=self.places[place],
         )

@@ -64,6 +64,7 @@ class ClipRequest:
     row: int  # of the first clip in the batch; the others follow it
     augments: tuple[Key, ...] = ()  # key of the stream of each clip's augmentation; (): none
     phase: int | None = None  # remainder of the window's start by the stride; None: any
+    region: str | None = None  # to cut the clips from; None: data.region
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +173,7 @@ def plan_clips(
     *,
     phase: int | None = None,
     allow_short: bool = False,
+    region: str | None = None,
 ) -> tuple[Sequence[int], list[Crop]]:
     """Return the frame numbers of a random window, and a random crop for each of its clips.
 
@@ -182,13 +184,14 @@ def plan_clips(
         crops: Keys of the streams of each clip's crop.
         phase: Of the window's start, as for `random_window_start`.
         allow_short: Repeat the last frame of a video that is shorter than a window.
+        region: To cut from; None: data.region.
 
     Raises:
         TooShortError: The video is shorter than a window.
         ConfigError: The shards were cut to another region than data.region.
     """
     numbers = window_frames(info.num_frames, data, window, phase, allow_short=allow_short)
-    within = stored_region(info, data.region)
+    within = stored_region(info, region or data.region)
     return numbers, [random_crop(Stream(*key), within, data.crop_scales) for key in crops]
 
 
@@ -350,6 +353,7 @@ class ClipWorker:
                 request.crops,
                 phase=request.phase,
                 allow_short=self._allow_short,
+                region=request.region,
             )
             if is_still := sample.info.num_frames == 1:
                 numbers = numbers[:1]

@@ -15,6 +15,7 @@ Outside of runs `auto` is the default backend.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from svfap_dist.config import Config
@@ -121,14 +122,19 @@ def check_backend(config: Config, url: str, manifest: Manifest) -> None:
 
 
 def first_samples(url: str, manifest: Manifest) -> list[Sample]:
-    """Read the first readable samples of a data set.
+    """Read the first readable samples of a data set, or of each one of a mixture.
 
     Args:
         url: Folder or prefix of the shards.
         manifest: The data set.
     """
     reader = SampleReader(url, manifest, range_bytes=1)
-    found = [reader.read(index) for index in range(min(_SAMPLES, manifest.num_samples))]
+    counts = manifest.samples_of_sources
+    found = [
+        reader.read(first + row)
+        for first, count in zip(itertools.accumulate((0, *counts)), counts, strict=False)
+        for row in range(min(_SAMPLES, count))
+    ]
     return [sample for sample in found if isinstance(sample, Sample)]
 
 

@@ -107,6 +107,7 @@ class DeviceClipWorker:
                 request.crops,
                 phase=request.phase,
                 allow_short=self._config.task is not None,
+                region=request.region,
             )
         except DecodeError as error:
             return BadSample(sample.index, sample.key, error.reason, str(error))

@@ -14,7 +14,6 @@ hashing, which release the GIL.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import pickle
@@ -36,7 +35,8 @@ from svfap_dist.data.clips import (
 )
 from svfap_dist.data.decode_pool import ClipDecoder, DecodePool
 from svfap_dist.data.read_ahead import ReadAhead
-from svfap_dist.data.sample_order import EpochOrder, Slot, steps_per_epoch
+from svfap_dist.data.run_order import RunOrder
+from svfap_dist.data.sample_order import Slot
 from svfap_dist.data.selection import Selection
 from svfap_dist.distributed import World
 from svfap_dist.errors import HealthError
@@ -61,7 +61,7 @@ class DataSource:
 
     Args:
         config: Recipe.
-        url: Folder or prefix of the shards.
+        url: Folder or prefix of the shards; empty: a mixture.
         manifest: The data set.
         world: The rank and the number of ranks.
         selection: Samples to train on, and their targets; None: all, without targets.
@@ -77,6 +77,10 @@ class DataSource:
     def num_samples(self) -> int:
         """Return the number of samples to train on."""
         return self.manifest.num_samples if self.selection is None else len(self.selection)
+
+    def order(self) -> RunOrder:
+        """Return the order of samples of the run."""
+        return RunOrder(self.config, self.manifest, self.selection and self.selection.indices)
 
     @property
     def num_slots(self) -> int:
@@ -178,9 +182,7 @@ class BatchFiller:
         self._rank, self._ranks = world.rank * parts + number, world.world_size * parts
         self._num_slots = source.num_slots // parts
         self._first_slot = number * self._num_slots
-        self._steps_per_epoch = steps_per_epoch(source.num_samples, config.samples_per_step)
-        self._shard_sizes = [shard.num_samples for shard in source.manifest.shards]
-        self._order_of = functools.lru_cache(maxsize=2)(self._order)
+        self._order = source.order()
         threads = _share_of(config.data.decode_threads, part)
         self._reader = SampleReader(
             source.url,
@@ -200,7 +202,7 @@ class BatchFiller:
             source.manifest,
             self._reader,
             parts_of_node,
-            self._order_of,
+            self._order,
             source.num_samples,
             num_threads=-(-threads // _THREADS_PER_REQUEST),
         )
@@ -213,11 +215,6 @@ class BatchFiller:
             self._slots_per_task = max(1, min(_MAX_SLOTS_PER_TASK, share))
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="clips")
 
-    def _order(self, epoch: int) -> EpochOrder:
-        selection = self._source.selection
-        selected = None if selection is None else selection.indices
-        return EpochOrder.of_run(self._config, self._shard_sizes, epoch, selected)
-
     def start(self, step: int, place: int) -> PendingBatch:
         """Begin to fill the batch of a step, without waiting for it.
 
@@ -226,69 +223,69 @@ class BatchFiller:
             place: Index of its buffer in the ring, which is free.
         """
         self._reads.advance(step)
-        epoch, step_in_epoch = divmod(step, self._steps_per_epoch)
-        order = self._order_of(epoch)
-        slots = order.slots(step_in_epoch, self._rank, self._ranks)
+        slots = self._order.slots(step, self._rank, self._ranks)
         repeats = self._config.data.repeated_sampling
         first = self._first_slot * repeats
-        self._write_masks(slots, epoch, place, first)
-        self._write_digests(slots, epoch, place, first)
+        self._write_masks(slots, place, first)
+        self._write_digests(slots, place, first)
+        if "sources" in self._arrays:
+            of_clips = np.repeat([slot.source for slot in slots], repeats)
+            self._arrays["sources"][place, first : first + len(of_clips)] = of_clips
         requests = [
-            self._request(slot, order, epoch, place, first + number * repeats)
+            self._request(slot, place, first + number * repeats)
             for number, slot in enumerate(slots)
         ]
-        blocks = [self._reads.block_of(epoch, slot) for slot in slots]
+        blocks = [self._reads.block_of(slot) for slot in slots]
         fills = list(zip(slots, requests, blocks, strict=True))
         tasks = [
-            self._threads.submit(self._fill, fills[i : i + self._slots_per_task], order)
+            self._threads.submit(self._fill, fills[i : i + self._slots_per_task])
             for i in range(0, len(fills), self._slots_per_task)
         ]
         return PendingBatch(step, place, slots, tasks)
 
-    def _write_masks(self, slots: Sequence[Slot], epoch: int, place: int, row: int) -> None:
+    def _write_masks(self, slots: Sequence[Slot], place: int, row: int) -> None:
         config = self._config
         if config.task is not None:  # nothing is masked
             return
         visible, masked = self._arrays["visible"][place], self._arrays["masked"][place]
-        keys = (key for slot in slots for key in self._keys("mask", epoch, slot))
+        keys = (key for slot in slots for key in self._keys("mask", slot))
         for number, key in enumerate(keys, start=row):
             split = masking.split_tokens(
                 Stream(*key), config.mask, config.num_tubelets, config.num_patches
             )
             visible[number], masked[number] = split.visible, split.masked
 
-    def _write_digests(self, slots: Sequence[Slot], epoch: int, place: int, row: int) -> None:
+    def _write_digests(self, slots: Sequence[Slot], place: int, row: int) -> None:
         """Write what the device makes the streams of the clips' augmentation from, if it does."""
         if "digests" not in self._arrays:
             return
-        keys = (key for slot in slots for key in self._keys("augment", epoch, slot))
+        keys = (key for slot in slots for key in self._keys("augment", slot))
         for number, key in enumerate(keys, start=row):
             self._arrays["digests"][place, number] = digest(*key).view(np.int64)
 
-    def _keys(self, purpose: str, epoch: int, slot: Slot) -> tuple[Key, ...]:
+    def _keys(self, purpose: str, slot: Slot) -> tuple[Key, ...]:
         """Return a random stream's key per clip of a slot; the first does not depend on repeats."""
-        key = (self._config.run.seed, purpose, epoch, slot.sample)
+        key = (self._config.run.seed, purpose, slot.epoch, slot.sample)
         repeats = range(1, self._config.data.repeated_sampling)
         return (key, *((*key, repeat) for repeat in repeats))
 
-    def _request(
-        self, slot: Slot, order: EpochOrder, epoch: int, place: int, row: int
-    ) -> ClipRequest:
+    def _request(self, slot: Slot, place: int, row: int) -> ClipRequest:
         """Return the clips of a slot; their streams are the slot's, whichever sample fills it."""
-        config, window = self._config, (self._config.run.seed, "window", epoch, slot.sample)
-        crops = self._keys("crop", epoch, slot)
+        config, window = self._config, (self._config.run.seed, "window", slot.epoch, slot.sample)
+        crops = self._keys("crop", slot)
+        region = config.data.sources[slot.source].region if config.data.is_mixture else None
         if config.task:  # videos may be shorter than a window, which then has frames of all phases
-            return ClipRequest(window, crops, place, row, self._keys("augment", epoch, slot))
+            augments = self._keys("augment", slot)
+            return ClipRequest(window, crops, place, row, augments, region=region)
+        order = self._order.of_epoch(slot.source, slot.epoch)
         phase = order.window_phase(slot.lane, slot.position, config.data.sampling_rate)
-        return ClipRequest(window, crops, place, row, phase=phase)
+        return ClipRequest(window, crops, place, row, phase=phase, region=region)
 
-    def _fill(
-        self, fills: Sequence[tuple[Slot, ClipRequest, Block]], order: EpochOrder
-    ) -> list[list[_SampleResult]]:
+    def _fill(self, fills: Sequence[tuple[Slot, ClipRequest, Block]]) -> list[list[_SampleResult]]:
         """Have the clips of some slots written to their rows."""
         firsts = self._read([(slot.sample, request, block) for slot, request, block in fills])
         return [
-            [first] if first.bad is None else self._substitute(slot, request, order, first)
+            [first] if first.bad is None else self._substitute(slot, request, first)
             for (slot, request, _), first in zip(fills, firsts, strict=True)
         ]
 
@@ -328,11 +325,11 @@ class BatchFiller:
         return results
 
     def _substitute(
-        self, slot: Slot, request: ClipRequest, order: EpochOrder, first: _SampleResult
+        self, slot: Slot, request: ClipRequest, first: _SampleResult
     ) -> list[_SampleResult]:
         """Fill a slot, whose own sample is bad, from the nearest good one."""
         results = [first]
-        for index in itertools.islice(_neighbors(order, slot), _MAX_SUBSTITUTES):
+        for index in itertools.islice(_neighbors(self._order, slot), _MAX_SUBSTITUTES):
             results += self._read([(index, request, None)])
             if results[-1].bad is None:
                 return results
@@ -365,7 +362,7 @@ class BatchFiller:
         )
         return FilledBatch(
             slots=slots.pack(),
-            ledger=self._ledger(batch.step, slots),
+            ledger=self._ledger(batch.step, batch.slots, slots),
             bad=[result.bad for result in own if result.bad is not None],
             fetch_seconds=sum(result.fetch_seconds for result in results),
             decode_seconds=sum(result.decode_seconds for result in results),
@@ -381,15 +378,23 @@ class BatchFiller:
         first = self._first_slot * repeats
         self._arrays["targets"][place, first : first + len(targets)] = targets
 
-    def _ledger(self, step: int, slots: BatchSlots) -> bytes:
+    def _ledger(self, step: int, places: Sequence[Slot], slots: BatchSlots) -> bytes:
         """Return a line per slot, if the run has a ledger (`telemetry.journal`)."""
         if not self._config.run.ledger:
             return b""
-        epoch = step // self._steps_per_epoch
-        lines = (
-            {"epoch": epoch, "step": step + 1, "lane": lane, "key": key, "substituted": replaced}
-            for lane, key, replaced in zip(slots.lanes, slots.keys, slots.substituted, strict=True)
-        )
+        lines: list[dict[str, int | str | bool]] = [
+            {
+                "epoch": place.epoch,
+                "step": step + 1,
+                "lane": place.lane,
+                "key": key,
+                "substituted": replaced,
+            }
+            for place, key, replaced in zip(places, slots.keys, slots.substituted, strict=True)
+        ]
+        if self._config.data.is_mixture:
+            for line, place in zip(lines, places, strict=True):
+                line["source"] = place.source
         return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
     def close(self) -> None:
@@ -432,9 +437,13 @@ def _share_of(count: int, part: Part) -> int:
     return max(1, count // parts + (number < count % parts))
 
 
-def _neighbors(order: EpochOrder, slot: Slot) -> Iterator[int]:
-    """Yield substitutes for a slot: samples of its lane before it, nearest first, then after it."""
+def _neighbors(order: RunOrder, slot: Slot) -> Iterator[int]:
+    """Yield substitutes for a slot: samples of its lane before it, nearest first, then after it.
+
+    They are of the same source and epoch.
+    """
+    of_epoch, first = order.of_epoch(slot.source, slot.epoch), order.first_sample(slot.source)
     before = range(slot.position - 1, -1, -1)
-    after = range(slot.position + 1, order.lane_length)
+    after = range(slot.position + 1, of_epoch.lane_length)
     for position in itertools.chain(before, after):
-        yield order.sample(slot.lane, position)
+        yield first + of_epoch.sample(slot.lane, position)

@@ -24,7 +24,6 @@ from svfap_dist.data.clips import ClipWorker
 from svfap_dist.data.device_worker import DeviceClipWorker
 from svfap_dist.data.feeder import Feeder, num_feeders
 from svfap_dist.data.filler import BatchFiller, DataSource, FilledBatch, PendingBatch, open_filler
-from svfap_dist.data.sample_order import steps_per_epoch
 from svfap_dist.data.selection import Selection
 from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError
@@ -42,8 +41,8 @@ class ClipLoader:
 
     Args:
         config: Recipe.
-        url: Folder or prefix of the shards.
-        manifest: The data set.
+        url: Folder or prefix of the shards; empty: a mixture, whose manifest has their URLs.
+        manifest: The data set, or that of a mixture.
         world: This rank and the number of ranks.
         selection: Samples to train on, and their targets, which batches then have; None: all.
 
@@ -65,7 +64,7 @@ class ClipLoader:
         if config.task is not None and not config.augments_on_device:
             _check_made_on_host(config)
         self._source = DataSource(config, url, manifest, world, selection)
-        self.steps_per_epoch = steps_per_epoch(self._source.num_samples, config.samples_per_step)
+        self.steps_per_epoch = self._source.order().steps_per_epoch
         ShardCache.of_node(config.data, manifest, world)  # refuses one that is too small
         self._planes: tuple[int, int] | None = None
         if _uses_planes(config, manifest):
@@ -192,8 +191,12 @@ def _size_of_planes(url: str, manifest: Manifest) -> tuple[int, int] | None:
     all over the data set agree on.
     """
     reader = SampleReader(url, manifest, range_bytes=1)
-    step = -(-manifest.num_samples // _PROBED_SAMPLES)
-    found = [reader.read(index, [0]) for index in range(0, manifest.num_samples, step)]
+    counts = manifest.samples_of_sources
+    found = [
+        reader.read(first + row, [0])
+        for first, count in zip(itertools.accumulate((0, *counts)), counts, strict=False)
+        for row in range(0, count, -(-count // _PROBED_SAMPLES))
+    ]
     infos = [sample.info for sample in found if isinstance(sample, Sample)]
     sizes = {(info.height, info.width) if info.layout else None for info in infos}
     return sizes.pop() if len(sizes) == 1 else None

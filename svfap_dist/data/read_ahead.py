@@ -3,7 +3,7 @@
 In: the order of samples, a rank's lanes. Out: for each slot the `Block` that its sample is read
 with. While a lane uses a block, the next one, which may be of the next epoch, is open, and its
 requests are spread over the second half of the time until it is used. As lanes are staggered, the
-requests of all of them are spread evenly.
+requests of all of them are spread evenly. Each source of a mixture has blocks of its own.
 
 The samples of a block are used in random order, and each is freed at its use. So about half of the
 block in use is kept, and a quarter of the next one. Where the memory does not suffice for that, a
@@ -15,13 +15,15 @@ from __future__ import annotations
 import collections
 import dataclasses
 import heapq
+import itertools
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from svfap_dist.config import Config, DataConfig
-from svfap_dist.data.sample_order import EpochOrder, Slot
+from svfap_dist.data.run_order import RunOrder
+from svfap_dist.data.sample_order import Slot
 from svfap_dist.distributed import World
 from svfap_dist.shards.blocks import REQUEST_COST, Block, RangePool
 from svfap_dist.shards.format import Manifest
@@ -34,6 +36,7 @@ _LEAD = 0.5  # part of the block before, over which the requests of a block are 
 # Blocks of a lane that are kept at a time: half of one and a quarter of the next, on average. In
 # the first order, where all blocks begin at once, all of one.
 _BLOCKS_KEPT = {1: 1.0, 2: 0.75}
+_Lane = tuple[int, int]  # number of a source, and of one of its lanes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +73,19 @@ def plan_reads(
     """
     data, used = config.data, num_selected or manifest.num_samples
     size = bytes_of_pass(config, manifest) / manifest.num_samples
-    block_bytes = int(min(data.shuffle_block, -(-used // data.num_lanes)) * size)
+    lengths = [  # of the lanes of each source
+        -(-used * count // manifest.num_samples // data.num_lanes)
+        for count in manifest.samples_of_sources
+    ]
+    blocks = [int(min(data.shuffle_block, length) * size) for length in lengths]
     lanes = data.num_lanes // world.world_size
-    needed = int(lanes * block_bytes * _BLOCKS_KEPT[data.order_version])
+    needed = int(lanes * sum(blocks) * _BLOCKS_KEPT[data.order_version])
     if memory is None:
         memory = node_memory()
     limit = data.read_ahead_bytes or int(memory * MEMORY_SHARE / world.local_world_size)
     passes = max(-(-needed // limit), 1)
     is_dense = used == manifest.num_samples and passes * size < REQUEST_COST
-    return ReadPlan(needed, limit, passes, fill=is_dense and block_bytes >= REQUEST_COST)
+    return ReadPlan(needed, limit, passes, fill=is_dense and min(blocks) >= REQUEST_COST)
 
 
 def uses_phases(config: Config) -> bool:
@@ -112,11 +119,13 @@ def bytes_of_pass(config: Config, manifest: Manifest) -> int:
         config: Recipe.
         manifest: The data set.
     """
-    total = sum(shard.num_bytes for shard in manifest.shards)
-    if manifest.kind == "images":  # which have one part
-        return total
     parts = parts_to_read(config.data, manifest, 0 if uses_phases(config) else None)
-    return total * len(parts) // manifest.num_parts
+    total, left = 0, iter(manifest.shards)
+    for count, kind in zip(manifest.shards_of_sources, manifest.kinds_of_sources, strict=True):
+        size = sum(shard.num_bytes for shard in itertools.islice(left, count))
+        # Images have one part.
+        total += size if kind == "images" else size * len(parts) // manifest.num_parts
+    return total
 
 
 def node_memory() -> int:
@@ -149,7 +158,7 @@ class ReadAhead:
         manifest: The data set.
         reader: Reads its shards.
         plan: How.
-        order_of: Returns the order of an epoch.
+        order: Of the run.
         lanes: Of the rank.
         pool: Makes the requests; this object ends it.
     """
@@ -160,17 +169,17 @@ class ReadAhead:
         manifest: Manifest,
         reader: SampleReader,
         plan: ReadPlan,
-        order_of: Callable[[int], EpochOrder],
+        order: RunOrder,
         lanes: Sequence[int],
         pool: RangePool,
     ) -> None:
         self._data, self._manifest, self._reader = config.data, manifest, reader
-        self._plan, self._order_of, self._lanes = plan, order_of, lanes
+        self._plan, self._order, self._lanes = plan, order, lanes
         self._uses_phases = uses_phases(config)
         self._pass_length = -(-config.data.shuffle_block // plan.passes)
         self.pool = pool
-        self._opened: dict[int, collections.deque[_Opened]] = {}
-        self._begins: list[tuple[int, int]] = []  # heap of (first step, lane) of the newest ones
+        self._opened: dict[_Lane, collections.deque[_Opened]] = {}
+        self._begins: list[tuple[int, _Lane]] = []  # heap of (first step, lane) of the newest ones
 
     @classmethod
     def of_rank(
@@ -179,7 +188,7 @@ class ReadAhead:
         manifest: Manifest,
         reader: SampleReader,
         world: World,
-        order_of: Callable[[int], EpochOrder],
+        order: RunOrder,
         num_selected: int,
         num_threads: int,
     ) -> ReadAhead:
@@ -190,7 +199,7 @@ class ReadAhead:
             manifest: The data set.
             reader: Reads its shards.
             world: The rank, or the part of one, and the number of them.
-            order_of: Returns the order of an epoch.
+            order: Of the run.
             num_selected: Samples in use.
             num_threads: Requests made ahead at a time.
         """
@@ -204,7 +213,7 @@ class ReadAhead:
         lanes_per_rank = config.data.num_lanes // world.world_size
         lanes = range(world.rank * lanes_per_rank, (world.rank + 1) * lanes_per_rank)
         pool = RangePool(reader.read_range, plan.limit, num_threads)
-        return cls(config, manifest, reader, plan, order_of, lanes, pool)
+        return cls(config, manifest, reader, plan, order, lanes, pool)
 
     def advance(self, step: int) -> None:
         """Open what the lanes use at a step, and what they use next.
@@ -213,11 +222,10 @@ class ReadAhead:
             step: The next one, counted over all epochs; the first may be any.
         """
         if not self._begins:
-            epoch, step_in_epoch = divmod(step, self._order_of(0).steps)
-            position = step_in_epoch * self._order_of(0).per_lane
-            for lane in self._lanes:
-                self._opened[lane] = collections.deque()
-                self._open(lane, epoch, position, step)
+            for source, lane in itertools.product(range(self._order.num_sources), self._lanes):
+                self._opened[source, lane] = collections.deque()
+                epoch, position = self._order.next_position(source, lane, step)
+                self._open((source, lane), epoch, position, step)
         while self._begins[0][0] <= step:
             _, lane = heapq.heappop(self._begins)
             opened = self._opened[lane]
@@ -226,15 +234,14 @@ class ReadAhead:
                 opened.popleft()  # slots of this step and later ones are behind it
         self.pool.advance(step)
 
-    def block_of(self, epoch: int, slot: Slot) -> Block:
+    def block_of(self, slot: Slot) -> Block:
         """Return what the sample of a slot is read with.
 
         Args:
-            epoch: The slot's.
             slot: Of the step that was advanced to.
         """
-        for each in self._opened[slot.lane]:
-            if each.epoch == epoch and each.start <= slot.position < each.stop:
+        for each in self._opened[slot.source, slot.lane]:
+            if each.epoch == slot.epoch and each.start <= slot.position < each.stop:
                 return each.block
         raise AssertionError("its step was advanced to")
 
@@ -242,26 +249,27 @@ class ReadAhead:
         """End the threads."""
         self.pool.close()
 
-    def _open(self, lane: int, epoch: int, position: int, previous: int) -> None:
+    def _open(self, place: _Lane, epoch: int, position: int, previous: int) -> None:
         """Open the block at a position; previous: first step of the one before."""
-        order = self._order_of(epoch)
+        source, lane = place
+        order = self._order.of_epoch(source, epoch)
         if position == order.lane_length:
-            epoch, position, order = epoch + 1, 0, self._order_of(epoch + 1)
+            epoch, position, order = epoch + 1, 0, self._order.of_epoch(source, epoch + 1)
         whole = order.block(lane, order.block_number(lane, position))
         start = position - whole.start
         stop = min((start // self._pass_length + 1) * self._pass_length, len(whole.samples))
         phase = None
         if self._uses_phases:
             phase = order.window_phase(lane, position, self._data.sampling_rate)
-        first_step = epoch * order.steps + position // order.per_lane
+        first_step = self._order.step_of(source, lane, epoch, position)
         block = Block(
             self.pool,
             self._reader.locate_all,
-            whole.samples[start:stop],
+            whole.samples[start:stop] + self._order.first_sample(source),
             parts_to_read(self._data, self._manifest, phase),
             (first_step, (first_step - previous) * _LEAD),
             fill=self._plan.fill,
         )
         opened = _Opened(epoch, position, whole.start + stop, first_step, block)
-        self._opened[lane].append(opened)
-        heapq.heappush(self._begins, (first_step, lane))
+        self._opened[place].append(opened)
+        heapq.heappush(self._begins, (first_step, place))

@@ -42,6 +42,8 @@ class Slot:
     lane: int
     position: int  # number of samples before it in its lane, in this epoch
     sample: int  # global index, over the shards in manifest order
+    epoch: int = 0  # of its data set, which that of a mixture has passed or not reached
+    source: int = 0  # number of its data set in a mixture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +201,7 @@ class EpochOrder:
         lanes_per_rank = self._num_lanes // world_size
         first = step_in_epoch * self.per_lane
         return [
-            Slot(lane, position, self.sample(lane, position))
+            Slot(lane, position, self.sample(lane, position), self._epoch)
             for lane in range(rank * lanes_per_rank, (rank + 1) * lanes_per_rank)
             for position in range(first, first + self.per_lane)
         ]

@@ -17,7 +17,8 @@ from svfap_dist.data.read_ahead import plan_reads
 from svfap_dist.distributed import World
 from svfap_dist.doctor.finding import OK, Finding, catch_errors, fail, ok, warn
 from svfap_dist.shards.format import Manifest
-from svfap_dist.shards.reader import BadSample, SampleReader, open_data
+from svfap_dist.shards.mixture import open_training_data
+from svfap_dist.shards.reader import BadSample, SampleReader
 
 _BYTES = 1 << 16
 _SKEW_WARNED, _SKEW_REFUSED = 30.0, 900.0  # seconds
@@ -111,21 +112,21 @@ def examine_data(config: Config) -> list[Finding]:
     Args:
         config: the recipe.
     """
-    name, url = "data.url", config.data.url
-    if not url:
+    name = "data.url"
+    if not any(config.data.urls):
         return [warn(name, "not checked: it is empty", "give data.url=a folder or s3:// prefix")]
     return [catch_errors(name, lambda: _read_sample(config))]
 
 
 def _read_sample(config: Config) -> Finding:
-    name, url = "data.url", config.data.url
-    manifest = open_data(config, url)
-    text = f"{url}: {manifest.num_samples} samples in {len(manifest.shards)} shards, profile "
-    text += manifest.profile
+    name = "data.url"
+    manifest = open_training_data(config)
+    text = f"{', '.join(config.data.urls)}: {manifest.num_samples} samples in "
+    text += f"{len(manifest.shards)} shards, profile {manifest.profile}"
     if manifest.num_samples < config.samples_per_step:
         advice = "lower train.global_batch_size, or shard more videos"
         return fail(name, f"{text}; a step takes {config.samples_per_step}", advice)
-    sample = SampleReader(url, manifest, range_bytes=1, cache_bytes=1).read(0)
+    sample = SampleReader(config.data.url, manifest, range_bytes=1, cache_bytes=1).read(0)
     if isinstance(sample, BadSample):
         advice = "run `svfap shards verify` on data.url"
         return fail(name, f"{text}; the first is {sample.reason}: {sample.detail}", advice)

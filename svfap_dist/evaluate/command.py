@@ -19,7 +19,7 @@ from svfap_dist.errors import CheckpointError
 from svfap_dist.evaluate import protocol, runner
 from svfap_dist.evaluate.results import Predictions, Results, summarize
 from svfap_dist.model import weights
-from svfap_dist.shards.reader import open_data
+from svfap_dist.shards.mixture import open_training_data
 
 
 def evaluate(
@@ -44,7 +44,7 @@ def evaluate(
     """
     task = protocol.require_task(config)
     device = torch.device("cuda" if config.cluster.use_gpu else "cpu")
-    manifest = open_data(config, config.data.url)
+    manifest = open_training_data(config)
     folds: dict[int, Predictions] = {}
     for fold, where in _fold_urls(config, url).items():
         path, theirs = load.locate_weights(where)

@@ -110,7 +110,7 @@ class ModelInfo:
         """
         data, task, finetune = config.data, config.task, config.finetune
         clip = {name: getattr(data, name) for name in _CLIP}
-        provenance = {"run_url": config.run.url, "data_url": data.url, **provenance}
+        provenance = {"run_url": config.run.url, "data_url": ", ".join(data.urls), **provenance}
         if task is None:
             return cls(dict(build), **clip, provenance=provenance)
         names = {"set": task.set, "label": task.label, "fold": task.fold, "init": finetune.init}

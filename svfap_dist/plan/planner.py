@@ -21,6 +21,7 @@ import torch
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data.clips import prefetch_bytes
 from svfap_dist.data.read_ahead import plan_reads
+from svfap_dist.data.run_order import RunOrder
 from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError
 from svfap_dist.model import flops
@@ -183,8 +184,8 @@ class _Planner:
         config, batch = self._config, self._config.train.global_batch_size
         self._add("global batch", batch, "clips", "recipe: train.global_batch_size")
         found = None
-        if config.data.url:
-            log.info("Measuring how fast %s is read and decoded ...", config.data.url)
+        if any(config.data.urls):
+            log.info("Measuring how fast %s is read and decoded ...", ", ".join(config.data.urls))
             found = measure_data(config, self._on_gpu)
         learned, context = self._objective, StepContext(torch.device("cpu"), 0)
         inputs = learned.inputs(noise_batch(config, 1), slice(0, 1), context)
@@ -194,6 +195,7 @@ class _Planner:
         step = None if self._on_gpu else self._measure_steps()
         throughput = limits.throughput(self._costs(model, step, found))
         total = self._total_steps(found)
+        self._add_sources(found, total)
         micro = batch // self._world_size // self._accumulation
         ring = prefetch_bytes(config.data, batch // self._world_size)
         by_stage = rank_bytes_by_stage(model, self._world_size, micro, ring, self._on_gpu)
@@ -222,7 +224,10 @@ class _Planner:
     def _total_steps(self, found: DataCost | None) -> int | None:
         samples, source = self._known.samples, _GIVEN
         if samples is None and found:
-            samples, source = found.manifest.num_samples, "manifest of data.url"
+            samples, source = (
+                found.manifest.num_samples,
+                f"manifest of {'all data.sources' if self._config.data.sources else 'data.url'}",
+            )
         source = source if samples else "neither data.url nor --samples"
         self._add("samples", samples, "", source)
         train = self._config.train
@@ -232,6 +237,18 @@ class _Planner:
         if train.max_steps:
             self._add("most steps", train.max_steps, "", "recipe: train.max_steps")
         return train.total_steps(samples // self._config.samples_per_step)
+
+    def _add_sources(self, found: DataCost | None, total_steps: int | None) -> None:
+        """List how often the run shows the samples of each source of a mixture."""
+        if found is None or total_steps is None or not self._config.data.is_mixture:
+            return
+        order = RunOrder(self._config, found.manifest)
+        used = total_steps * self._config.samples_per_step
+        for source, share, count in zip(
+            self._config.data.sources, order.shares.shares, order.samples_of_sources, strict=True
+        ):
+            text = f"{100 * share:.4g} % of all samples, by its weight; it has {count}"
+            self._add(f"epochs of {source.label}", used * share / count, "", text)
 
     def _decode_cpu_seconds(self, found: DataCost | None) -> float | None:
         """Return the CPU seconds of a clip; None if it is decoded on the GPU, or unknown."""

@@ -1,6 +1,6 @@
 """Measure what a clip costs on its way from the store to a ready batch.
 
-In: a recipe with data.url. Out: rates of the loader that trains, in a process of its own with
+In: a recipe with data. Out: rates of the loader that trains, in a process of its own with
 nothing else to do, and of raw reads. CPU seconds count, because the trainer shares the cores.
 """
 
@@ -20,9 +20,8 @@ from svfap_dist.data.loader import ClipLoader
 from svfap_dist.data.read_ahead import bytes_of_pass
 from svfap_dist.distributed import World
 from svfap_dist.profiling.timing import Rate, call_in_new_process, seconds_of, time_batches
-from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import Manifest
-from svfap_dist.shards.reader import open_data
+from svfap_dist.shards.mixture import load_training_manifest, open_training_data
 from svfap_dist.video.backends import host_backend
 
 _MIN_CLIPS, _MIN_BATCHES, _WARM_UP = 192, 4, 2
@@ -63,7 +62,7 @@ def time_loader(run: LoaderRun) -> Rate:
     Args:
         run: recipe, shards and number of batches.
     """
-    manifest = shard_format.load_manifest(run.url)
+    manifest = load_training_manifest(run.config, run.url)
     loader = ClipLoader(run.config, run.url, manifest, World(0, 0, 1, 1))
     fetched: list[int] = []
     stop = max(loader.steps_per_epoch, run.warm_up + run.batches)  # no reads of another pass
@@ -88,7 +87,8 @@ def measure_rank_cost(run: LoaderRun) -> RankCost:
 
 
 def _rank_cost(run: LoaderRun) -> RankCost:
-    loader = ClipLoader(run.config, run.url, shard_format.load_manifest(run.url), World(0, 0, 1, 1))
+    manifest = load_training_manifest(run.config, run.url)
+    loader = ClipLoader(run.config, run.url, manifest, World(0, 0, 1, 1))
     with contextlib.closing(loader.batches(0, run.warm_up + run.batches)) as batches:
         for _ in range(run.warm_up):
             next(batches)
@@ -108,7 +108,7 @@ def measure_data(config: Config, on_gpu: bool) -> DataCost:
     Raises:
         ConfigError, ShardError, StorageError: as training would.
     """
-    manifest = open_data(config, config.data.url)
+    manifest = open_training_data(config)
     rate = call_in_new_process(time_loader, _one_rank(config, on_gpu))
     read = bytes_of_pass(config, manifest)
     return DataCost(

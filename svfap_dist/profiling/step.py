@@ -32,7 +32,7 @@ from svfap_dist.distributed import World
 from svfap_dist.profiling.ranks import run_on_local_ranks
 from svfap_dist.profiling.timing import seconds_of
 from svfap_dist.rng import Stream
-from svfap_dist.shards import format as shard_format
+from svfap_dist.shards.mixture import load_training_manifest
 from svfap_dist.video.frames import YuvClips
 
 _SECONDS = 6.0  # of timed steps, if that many fit
@@ -163,7 +163,7 @@ def _measure_rank(config: Config, open_engine: OpenEngine, world: World) -> Step
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
         micro, update = (statistics.median(column) for column in zip(*steps, strict=True))
         slowdown = None
-        if config.data.url:
+        if any(config.data.urls):
             slowdown = _seconds_beside_loader(config, engine, world) * count / seconds
         return StepCost(
             clips=config.train.micro_batch_size,
@@ -192,7 +192,8 @@ def _take_step(engine: _Engine, batch: ClipBatch) -> tuple[float, float]:
 
 def _seconds_beside_loader(config: Config, engine: _Engine, world: World) -> float:
     """Return seconds of a step on the recipe's clips, waiting included, with a full ring."""
-    loader = ClipLoader(config, config.data.url, shard_format.load_manifest(config.data.url), world)
+    manifest = load_training_manifest(config, config.data.url)
+    loader = ClipLoader(config, config.data.url, manifest, world)
     full = ring_length(config.data, config.train.global_batch_size // world.world_size) - 1
     with contextlib.closing(loader.batches(0, 1 << 40)) as batches:
 

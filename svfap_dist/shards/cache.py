@@ -78,7 +78,8 @@ class ShardCache:
             raise ConfigError("No file locks on this system", "data.cache_dir", found, do)
         sizes = sorted((shard.num_bytes for shard in manifest.shards), reverse=True)
         lanes = data.num_lanes * world.local_world_size // world.world_size
-        needed = sum(sizes[: 2 * lanes])  # a lane may be at the border of two blocks
+        at_a_time = 2 * lanes * len(manifest.shards_of_sources)
+        needed = sum(sizes[:at_a_time])  # a lane may be at the border of two blocks
         if needed > data.cache_bytes:
             found = f"{data.cache_bytes}, while the {lanes} lanes of a node may use shards of "
             found += f"{needed} bytes at a time"

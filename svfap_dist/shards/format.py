@@ -107,6 +107,25 @@ class Manifest:
     num_parts: int = 1  # of a sample, each with one phase of its frames; 1: all in one place
     kind: str = KINDS[0]  # of all samples
 
+    @property
+    def shards_of_sources(self) -> tuple[int, ...]:
+        """Number of shards of each data set: of one, if this is no mixture."""
+        return (len(self.shards),)
+
+    @property
+    def kinds_of_sources(self) -> tuple[str, ...]:
+        """Kind of the samples of each data set."""
+        return (self.kind,)
+
+    @functools.cached_property
+    def samples_of_sources(self) -> tuple[int, ...]:
+        """Number of samples of each data set."""
+        left = iter(self.shards)
+        return tuple(
+            sum(shard.num_samples for shard in itertools.islice(left, count))
+            for count in self.shards_of_sources
+        )
+
     @functools.cached_property
     def num_samples(self) -> int:
         """Number of samples in all shards."""

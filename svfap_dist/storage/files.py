@@ -79,9 +79,11 @@ def join(url: str, *parts: str) -> str:
     The parts stay as they are: to a store, `a//b` and `a/b` are two keys.
 
     Args:
-        url: URL or local path, with or without a slash at its end.
+        url: URL or local path, with or without a slash at its end; empty: the first part is one.
         parts: Relative paths below it.
     """
+    if not url:
+        return "/".join(parts)
     return "/".join([url.removesuffix("/"), *parts])
 
 

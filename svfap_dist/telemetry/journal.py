@@ -504,7 +504,8 @@ class Ledger:
 
 def _is_whole(line: Line) -> bool:
     wanted = {"step": int, "epoch": int, "lane": int, "key": str}
-    return all(isinstance(line.get(name), kind) for name, kind in wanted.items())
+    has_source = isinstance(line.get("source", 0), int)  # only lines of a mixture have one
+    return has_source and all(isinstance(line.get(name), kind) for name, kind in wanted.items())
 
 
 class _Lines:

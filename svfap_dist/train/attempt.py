@@ -28,6 +28,7 @@ from svfap_dist.evaluate.protocol import TaskSplit
 from svfap_dist.model import flops
 from svfap_dist.profiling.decoder import choose_backend
 from svfap_dist.shards.format import Manifest
+from svfap_dist.shards.mixture import open_training_data
 from svfap_dist.shards.reader import open_data
 from svfap_dist.telemetry import activity, restart
 from svfap_dist.telemetry.journal import RunHistory, read_history
@@ -108,7 +109,7 @@ def load_run_context(config: Config, known: RunContext | None = None) -> RunCont
         state = store.read_state(run_url, step)
     if known is None:
         trusted = {*history.fingerprints, *([state.manifest_fingerprint] if state else [])}
-        manifest = open_data(config, config.data.url, trusted)
+        manifest = open_training_data(config, trusted)
         decoding.check_backend(config, config.data.url, manifest)
         eval_url, task = config.data.eval_url, config.task
         eval_manifest = open_data(config, eval_url, trusted) if eval_url else None

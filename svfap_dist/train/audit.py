@@ -16,21 +16,26 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
 from svfap_dist import storage
 from svfap_dist.checkpoint import store
 from svfap_dist.config import Config
-from svfap_dist.data.sample_order import EpochOrder
+from svfap_dist.data.run_order import RunOrder
+from svfap_dist.data.sample_order import Slot
 from svfap_dist.errors import ConfigError
 from svfap_dist.evaluate import protocol
 from svfap_dist.progress import Progress
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import Manifest
+from svfap_dist.shards.mixture import load_training_manifest
 from svfap_dist.telemetry.journal import Line, PastAttempt, read_attempts, read_ledgers, read_recipe
 
 _ROWS_KEPT = 20
+_EPOCHS_KEPT = 3  # of a source
+Use = tuple[int, int, int, str, int]  # step, epoch of the source, lane, key, number of the source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Mismatch:
     epoch: int
     lane: int
     key: str
+    source: int = 0  # number of its data set in a mixture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +60,8 @@ class Audit:
     sample was bad. passed_over: planned for steps that were passed over after a rollback, not used.
     skipped: steps whose update was left out, since a loss or gradient was not finite. redone:
     repeated steps, whose earlier lines do not count. pending: steps after the newest checkpoint,
-    not checked. torn: unreadable lines.
+    not checked. torn: unreadable lines. of_sources: samples planned of each source of a mixture, by
+    name.
     """
 
     run_url: str
@@ -73,6 +80,7 @@ class Audit:
     pending: int
     torn: int
     rows: tuple[Mismatch, ...]  # the first of the mismatches
+    of_sources: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def is_exact(self) -> bool:
@@ -95,8 +103,15 @@ class Audit:
             f"{self.redone} steps were done again, {self.skipped} had no update, {self.pending} "
             f"wait for a checkpoint, {self.torn} unreadable lines.",
         ]
+        shares = (
+            f"{name} {count} ({100 * count / self.samples:.2f} %)"
+            for name, count in self.of_sources.items()
+        )
+        text += [f"Samples by source: {', '.join(shares)}."] if self.of_sources else []
+        names = list(self.of_sources)
         text += [
             f"  {row.kind}: step {row.step}, epoch {row.epoch}, lane {row.lane}, {row.key}"
+            + (f" of {names[row.source]}" if row.source < len(names) else "")
             for row in self.rows
         ]
         return text
@@ -107,7 +122,8 @@ def audit(run_url: str, data_url: str = "") -> Audit:
 
     Args:
         run_url: URL of the run.
-        data_url: URL of its shards; empty: data.url of the run's recipe.
+        data_url: URL of its shards; empty: those of the run's recipe. For a mixture, that of each
+            source, in the recipe's order, separated by commas.
 
     Raises:
         ConfigError: If there is no run or ledger, the shards are not the run's, or no step counts
@@ -117,10 +133,9 @@ def audit(run_url: str, data_url: str = "") -> Audit:
     config = read_recipe(run_url)
     attempts = read_attempts(run_url)
     if data_url:
-        data = config.data.model_copy(update={"url": data_url})
-        config = config.model_copy(update={"data": data})
-    data_url = config.data.url
-    manifest = shard_format.load_manifest(data_url)
+        config = _with_urls(config, data_url)
+    data_url = ", ".join(config.data.urls)
+    manifest = load_training_manifest(config, config.data.url)
     for attempt in attempts:
         if attempt.manifest_fingerprint != manifest.fingerprint:
             trained = attempt.manifest_fingerprint
@@ -132,6 +147,20 @@ def audit(run_url: str, data_url: str = "") -> Audit:
         advice = "set run.ledger=true for runs that are to be audited"
         raise ConfigError("Run has no ledger", storage.join(run_url, "ledger"), "no files", advice)
     return _compare(run_url, attempts, sizes, _Plan(config, manifest))
+
+
+def _with_urls(config: Config, text: str) -> Config:
+    """Return a run's recipe with other URLs of its shards."""
+    data, urls = config.data, text.split(",")
+    change: dict[str, Any] = {"url": text}
+    if data.sources:
+        if len(urls) != len(data.sources):
+            found = f"{len(urls)} URLs for {len(data.sources)} sources"
+            advice = "give the URL of each source of the recipe, in its order, separated by commas"
+            raise ConfigError("The run was trained on a mixture", "--data", found, advice)
+        pairs = zip(data.sources, urls, strict=True)
+        change = {"sources": tuple(source.model_copy(update={"url": url}) for source, url in pairs)}
+    return config.model_copy(update={"data": data.model_copy(update=change)})
 
 
 def _compare(
@@ -155,7 +184,7 @@ def _compare(
                 if step in attempt.passed_over:
                     tally.pass_over(places)
                     places = []
-                tally.compare(step, plan.epoch_of(step), places, found)
+                tally.compare(step, places, found)
                 tally.counts["skipped"] += step in attempt.skipped
                 progress.update(step - first, note=f"lost {tally.counts['lost']}")
             beyond = max([rank.last_step() for rank in ledgers], default=0)
@@ -174,6 +203,7 @@ def _compare(
         redone=redone,
         pending=pending,
         rows=tuple(tally.rows),
+        of_sources={name: tally.of_sources[n] for n, name in enumerate(plan.source_names)},
         **{name: tally.counts[name] for name in _Tally.NAMES},
     )
 
@@ -189,35 +219,46 @@ class _Plan:
             self._selected = split.train.indices
         self._sizes = [shard.num_samples for shard in manifest.shards]
         self._ends = np.cumsum(self._sizes)
-        self._steps_per_epoch = self._order(0).steps
+        self._order = RunOrder(config, manifest, self._selected)
         # A block may span two shards.
-        self._keys = functools.lru_cache(2 * config.data.num_lanes + 2)(self._load_keys)
-        self._order_of = functools.lru_cache(2)(self._order)
-        self._epoch, self._used = -1, bytearray(manifest.num_samples)
-
-    def _order(self, epoch: int) -> EpochOrder:
-        return EpochOrder.of_run(self._config, self._sizes, epoch, self._selected)
+        blocks = (2 * config.data.num_lanes + 2) * self._order.num_sources
+        self._keys = functools.lru_cache(blocks)(self._load_keys)
+        # Samples used, by source and epoch of it. Lanes end their epochs at about the same time.
+        self._used: dict[tuple[int, int], bytearray] = {}
 
     def _load_keys(self, shard: int) -> tuple[str, ...]:
         return shard_format.load_index(self._config.data.url, self._manifest.shards[shard]).keys
 
+    @property
+    def source_names(self) -> list[str]:
+        """Return the names of the sources of a mixture."""
+        return [source.label for source in self._config.data.sources]
+
     def epoch_of(self, step: int) -> int:
         """Return the epoch of a step; steps count from 1, over all epochs."""
-        return (step - 1) // self._steps_per_epoch
+        return (step - 1) // self._order.steps_per_epoch
 
-    def places(self, step: int) -> list[tuple[int, str]]:
-        """Return lane and key of each sample of a step."""
-        epoch, step_in_epoch = divmod(step - 1, self._steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._used = epoch, bytearray(len(self._used))
+    def places(self, step: int) -> list[Use]:
+        """Return each sample of a step, as its line has it."""
         places = []
-        for slot in self._order_of(epoch).slots(step_in_epoch, rank=0, world_size=1):
-            assert not self._used[slot.sample], "the order uses no sample twice in an epoch"
-            self._used[slot.sample] = 1
+        for slot in self._order.slots(step - 1, rank=0, world_size=1):
+            self._use(slot)
             shard = int(np.searchsorted(self._ends, slot.sample, side="right"))
             row = slot.sample - (int(self._ends[shard]) - self._sizes[shard])
-            places.append((slot.lane, self._keys(shard)[row]))
+            places.append((step, slot.epoch, slot.lane, self._keys(shard)[row], slot.source))
         return places
+
+    def _use(self, slot: Slot) -> None:
+        """Mark a sample as used in an epoch of its source."""
+        first = self._order.first_sample(slot.source)
+        used = self._used.get((slot.source, slot.epoch))
+        if used is None:
+            used = bytearray(self._manifest.samples_of_sources[slot.source])
+            self._used[slot.source, slot.epoch] = used
+            # A lane that is behind may still be in the epoch before.
+            self._used.pop((slot.source, slot.epoch - _EPOCHS_KEPT), None)
+        assert not used[slot.sample - first], "the order uses no sample twice in an epoch"
+        used[slot.sample - first] = 1
 
 
 class _Tally:
@@ -230,34 +271,38 @@ class _Tally:
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = dict.fromkeys(self.NAMES, 0)
+        self.of_sources: collections.Counter[int] = collections.Counter()  # samples planned
         self.rows: list[Mismatch] = []
 
-    def pass_over(self, places: list[tuple[int, str]]) -> None:
+    def pass_over(self, places: list[Use]) -> None:
         """Count planned uses of a step that was passed over."""
-        self.counts["samples"] += len(places)
+        self._count(places)
         self.counts["passed_over"] += len(places)
 
-    def compare(
-        self, step: int, epoch: int, places: list[tuple[int, str]], lines: list[Line]
-    ) -> None:
+    def compare(self, step: int, places: list[Use], lines: list[Line]) -> None:
         """Count a step's planned uses and the lines found for it."""
-        planned = collections.Counter((step, epoch, lane, key) for lane, key in places)
+        planned = collections.Counter(places)
         found = collections.Counter(
-            (line["step"], line["epoch"], line["lane"], line["key"]) for line in lines
+            (line["step"], line["epoch"], line["lane"], line["key"], line.get("source", 0))
+            for line in lines
         )
-        self.counts["samples"] += len(places)
+        self._count(places)
         self.counts["substituted"] += sum(bool(line.get("substituted")) for line in lines)
         if found == planned:
             return
         for place in sorted((planned - found).elements()):
             self._count_mismatch("lost", place)
-        missing = collections.Counter(key for *_, key in (planned - found).elements())
+        missing = collections.Counter(use[3:] for use in (planned - found).elements())
         for place in sorted((found - planned).elements()):
-            moved = place[0] == step and missing[place[3]] > 0
-            missing[place[3]] -= moved
+            moved = place[0] == step and missing[place[3:]] > 0
+            missing[place[3:]] -= moved
             self._count_mismatch("misplaced" if moved else "duplicated", place)
 
-    def _count_mismatch(self, kind: str, place: tuple[int, int, int, str]) -> None:
+    def _count(self, places: list[Use]) -> None:
+        self.counts["samples"] += len(places)
+        self.of_sources.update(place[-1] for place in places)
+
+    def _count_mismatch(self, kind: str, place: Use) -> None:
         self.counts[kind] += 1
         if len(self.rows) < _ROWS_KEPT:
             self.rows.append(Mismatch(kind, *place))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loaders import config_of, order_of
+from loaders import config_of
+from mixtures import mixed_manifest, mixture_of
 
 from svfap_dist.config import recipe
 from svfap_dist.data import read_ahead
 from svfap_dist.data.read_ahead import ReadAhead, ReadPlan, parts_to_read, plan_reads, uses_phases
+from svfap_dist.data.run_order import RunOrder
 from svfap_dist.distributed import World
 from svfap_dist.shards.blocks import REQUEST_COST, RangePool
 from svfap_dist.shards.format import Manifest, ShardEntry, ShardIndex
@@ -32,8 +32,11 @@ def manifest_of(sizes: list[int], sample_bytes: int, num_parts: int = 1) -> Mani
 class Shards(SampleReader):
     """Shards of parts of one byte, which are not there."""
 
-    def __init__(self, sizes: list[int], parts: int) -> None:
+    def __init__(self, sizes: list[int], parts: int, *more: list[int]) -> None:
         self.manifest, self.parts = manifest_of(sizes, parts, parts), parts
+        if more:
+            each = [manifest_of(sizes, parts, parts) for sizes in (sizes, *more)]
+            self.manifest = mixed_manifest(each)
         super().__init__("", self.manifest)
 
     def _index_of(self, entry: ShardEntry) -> ShardIndex:
@@ -61,22 +64,22 @@ def test_every_sample_is_read_once_with_its_block(
     """Over two epochs' borders, from any step on; parts of 1 byte, so ranges have no gaps."""
     config = config_of(shuffle_block=block, order_version=version)
     shards = Shards(sizes, parts)
-    order = functools.lru_cache(lambda epoch: order_of(config, sizes, epoch))
+    order = RunOrder(config, shards.manifest)
     rank = data.draw(st.integers(0, ranks - 1))
-    first = data.draw(st.integers(0, 2 * order(0).steps))
+    first = data.draw(st.integers(0, 2 * order.steps_per_epoch))
     lanes = range(rank * 4 // ranks, (rank + 1) * 4 // ranks)
     plan = ReadPlan(0, GIB, passes, fill=False)
     pool = RangePool(shards.read_range, GIB, num_threads=0)
     ahead = ReadAhead(config, shards.manifest, shards, plan, order, lanes, pool)
-    for step in range(first, first + order(0).steps + 3):
-        epoch, step_in_epoch = divmod(step, order(0).steps)
+    for step in range(first, first + order.steps_per_epoch + 3):
         ahead.advance(step)
         if data.draw(st.booleans(), label="in time"):
             pool.run_due()
-        for slot in order(epoch).slots(step_in_epoch, rank, ranks):
+        for slot in order.slots(step, rank, ranks):
             entry, row = shards.locate(slot.sample)
-            taken = ahead.block_of(epoch, slot).take(entry, shards._index_of(entry), row)
-            phase = order(epoch).window_phase(slot.lane, slot.position, 2)
+            taken = ahead.block_of(slot).take(entry, shards._index_of(entry), row)
+            own = order.of_epoch(slot.source, slot.epoch)
+            phase = own.window_phase(slot.lane, slot.position, 2)
             wanted = parts_to_read(config.data, shards.manifest, phase)
             assert sorted(taken) == [part * entry.num_samples + row for part in wanted]
             assert all(len(each) == 1 for each in taken.values())
@@ -84,14 +87,46 @@ def test_every_sample_is_read_once_with_its_block(
     assert pool.bytes_kept <= 2 * len(lanes) * block * parts
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    sources=st.lists(
+        st.tuples(st.lists(st.integers(1, 20), min_size=1, max_size=3), st.integers(1, 5)).filter(
+            lambda source: sum(source[0]) >= 4
+        ),
+        min_size=2,
+        max_size=4,
+    ),
+    block=st.integers(1, 30),
+    first=st.integers(0, 30),
+    rank=st.integers(0, 1),
+)
+def test_every_sample_of_a_mixture_is_read_once_with_its_block(sources, block, first, rank):
+    sizes, weights = zip(*sources, strict=True)
+    config = mixture_of(weights, shuffle_block=block)
+    shards = Shards(sizes[0], 4, *sizes[1:])
+    order = RunOrder(config, shards.manifest)
+    pool = RangePool(shards.read_range, GIB, num_threads=0)
+    lanes = range(2 * rank, 2 * rank + 2)
+    plan = ReadPlan(0, GIB, 1, fill=False)
+    ahead = ReadAhead(config, shards.manifest, shards, plan, order, lanes, pool)
+    for step in range(first, first + 12):
+        ahead.advance(step)
+        pool.run_due()
+        for slot in order.slots(step, rank, 2):
+            entry, row = shards.locate(slot.sample)
+            taken = ahead.block_of(slot).take(entry, shards._index_of(entry), row)
+            own = order.of_epoch(slot.source, slot.epoch)
+            phase = own.window_phase(slot.lane, slot.position, 2)
+            wanted = parts_to_read(config.data, shards.manifest, phase)
+            assert sorted(taken) == [part * entry.num_samples + row for part in wanted]
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_no_step_waits_where_requests_are_made_when_they_are_due(version, monkeypatch):
     """Over the border of two epochs, from the middle of a block on."""
     sizes, config = [50] * 8, config_of(shuffle_block=24, order_version=version)
-    shards, order = (
-        Shards(sizes, 4),
-        functools.lru_cache(lambda epoch: order_of(config, sizes, epoch)),
-    )
+    shards = Shards(sizes, 4)
+    order = RunOrder(config, shards.manifest)
     request, ahead_of_use = RangePool.request, []
 
     def recorded(self, wanted, *, ahead):
@@ -102,13 +137,12 @@ def test_no_step_waits_where_requests_are_made_when_they_are_due(version, monkey
     pool = RangePool(shards.read_range, GIB, num_threads=0)
     plan = ReadPlan(0, GIB, 1, fill=False)
     ahead = ReadAhead(config, shards.manifest, shards, plan, order, range(4), pool)
-    for step in range(5, 2 * order(0).steps):
-        epoch, step_in_epoch = divmod(step, order(0).steps)
+    for step in range(5, 2 * order.steps_per_epoch):
         ahead.advance(step)
         pool.run_due()
-        for slot in order(epoch).slots(step_in_epoch, 0, 1):
+        for slot in order.slots(step, 0, 1):
             entry, row = shards.locate(slot.sample)
-            assert ahead.block_of(epoch, slot).take(entry, shards._index_of(entry), row)
+            assert ahead.block_of(slot).take(entry, shards._index_of(entry), row)
     assert all(ahead_of_use)
     assert len(ahead_of_use) > 40
 

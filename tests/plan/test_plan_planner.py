@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from numbered_shards import write_data_set
 
 from svfap_dist.config import check_world_size, recipe
 from svfap_dist.errors import ConfigError
@@ -133,6 +134,25 @@ def test_reads_follow_from_the_shards_and_the_memory(tmp_path, make_data_set) ->
     (note,) = short.notes
     assert "times" in note
     assert "data.read_ahead_bytes" in note
+
+
+def test_a_mixture_is_planned_with_the_epochs_of_each_source(tmp_path, videos) -> None:
+    for name, sizes in (("large", [16, 16]), ("small", [8])):
+        write_data_set(str(tmp_path / name), sizes, videos, {})
+    sources = [f'{{url="{tmp_path}/large", weight=3}}', f'{{url="{tmp_path}/small"}}']
+    found = _plan(
+        f"data.sources=[{','.join(sources)}]",
+        *("data.num_frames=8", "data.sampling_rate=1", "data.frame_size=64", "data.region=full"),
+        "data.num_lanes=8",
+        *("train.global_batch_size=8", "train.micro_batch_size=1", "model.size=nano"),
+        *("mask.ratio=0.5", "data.decode_workers=0", "data.decode_threads=1", "data.feeders=0"),
+        "train.epochs=4",
+    )
+    assert (_input(found, "samples").value, found.total_steps) == (40, 20)
+    assert _input(found, "samples").source == "manifest of all data.sources"
+    assert _input(found, "epochs of large").value == pytest.approx(160 * 0.75 / 32)
+    assert _input(found, "epochs of small").value == pytest.approx(160 * 0.25 / 8)
+    assert _input(found, "epochs of small").source == "25 % of all samples, by its weight; it has 8"
 
 
 def test_a_run_that_does_not_fit_is_noted() -> None:

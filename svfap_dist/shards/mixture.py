@@ -1,0 +1,144 @@
+"""The manifest of a run's training data: of one data set, or of several that are mixed.
+
+In: `data.url`, or the `[[data.sources]]` of a recipe. Out: one `Manifest`. That of a mixture has
+the shards of all its data sets, one set after another, under their whole URLs. So a sample has one
+global index, and whatever reads a data set reads a mixture: its URL is then empty. Which sample is
+used when is `data.run_order`'s concern.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from svfap_dist import storage
+from svfap_dist.config import Config, check_window
+from svfap_dist.errors import ConfigError
+from svfap_dist.shards import format as shard_format
+from svfap_dist.shards.format import Manifest
+from svfap_dist.shards.reader import open_data
+from svfap_dist.video.info import region_name
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedManifest(Manifest):
+    """The shards of several data sets, in the order of the recipe's sources."""
+
+    counts: tuple[int, ...] = ()  # shards of each
+    kinds: tuple[str, ...] = ()  # of samples of each
+    fingerprints: tuple[str, ...] = ()  # of each one's own manifest
+
+    @property
+    def shards_of_sources(self) -> tuple[int, ...]:
+        """See `Manifest.shards_of_sources`."""
+        return self.counts
+
+    @property
+    def kinds_of_sources(self) -> tuple[str, ...]:
+        """See `Manifest.kinds_of_sources`."""
+        return self.kinds
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Digest of everything that decides the order of samples; their places do not."""
+        return shard_format.digest(json.dumps(self.fingerprints).encode())
+
+
+def open_training_data(config: Config, trusted: Collection[str] = ()) -> Manifest:
+    """Return the manifest of a run's training data after checking it against the shards.
+
+    Args:
+        config: Recipe.
+        trusted: Fingerprints of manifests whose shards were checked before; see `open_data`.
+
+    Raises:
+        ShardError, StorageError: A manifest is missing or does not match its shards.
+        ConfigError: The shortest video is shorter than a clip's window, or the data sets of a
+            mixture do not fit each other.
+    """
+    if not config.data.sources:
+        return open_data(config, config.data.url, trusted)
+    mixed, manifests = _load_mixture(config)
+    for url, manifest in zip(config.data.urls, manifests, strict=True):
+        if mixed.fingerprint not in trusted:
+            shard_format.check_shards(url, manifest)
+        if config.task is None and manifest.kind == "videos":
+            check_window(config.data, manifest.min_frames, where=url)
+    return mixed
+
+
+def load_training_manifest(config: Config, url: str) -> Manifest:
+    """Return a manifest of training data without looking at the shards.
+
+    Args:
+        config: Recipe.
+        url: Folder or prefix of the shards; empty: those of the recipe's sources.
+    """
+    return shard_format.load_manifest(url) if url else _load_mixture(config)[0]
+
+
+def _load_mixture(config: Config) -> tuple[Manifest, list[Manifest]]:
+    """Return the manifest of a mixture, and those of its data sets."""
+    urls = config.data.urls
+    manifests = [shard_format.load_manifest(url) for url in urls]
+    _check_alike(config, manifests)
+    shards = tuple(
+        dataclasses.replace(entry, name=storage.join(url, entry.name))
+        for url, manifest in zip(urls, manifests, strict=True)
+        for entry in manifest.shards
+    )
+    mixed = MixedManifest(
+        source="mixture",
+        profile=manifests[0].profile,
+        shuffle_seed=0,
+        min_frames=min(manifest.min_frames for manifest in manifests),
+        inputs_digest="",
+        shards=shards,
+        num_parts=manifests[0].num_parts,
+        counts=tuple(len(manifest.shards) for manifest in manifests),
+        kinds=tuple(manifest.kind for manifest in manifests),
+        fingerprints=tuple(manifest.fingerprint for manifest in manifests),
+    )
+    return mixed, manifests
+
+
+def _check_alike(config: Config, manifests: Sequence[Manifest]) -> None:
+    """Raise ConfigError unless the samples of all data sets can be read and cut in the same way."""
+    urls = config.data.urls
+    for url, manifest in zip(urls[1:], manifests[1:], strict=True):
+        for what, first, other, advice in (
+            ("profile", manifests[0].profile, manifest.profile, "--profile"),
+            ("parts of a sample", manifests[0].num_parts, manifest.num_parts, "--profile"),
+            ("frame size", _size_of(manifests[0]), _size_of(manifest), "--size"),
+        ):
+            if first != other:
+                found = f"{what} {_text(other)}, where {urls[0]} has {_text(first)}"
+                do = f"shard one of them again with the same {advice}"
+                raise ConfigError("Sources of a mixture differ", url, found, do)
+    for source, manifest in zip(config.data.sources, manifests, strict=True):
+        if source.kind not in (None, manifest.kind):
+            found, do = f"kind {source.kind}, where the shards have {manifest.kind}", "correct one"
+            raise ConfigError("Shards have samples of another kind", source.url, found, do)
+        region, cut = source.region or config.data.region, _train_options(manifest).get("region")
+        if cut is not None and region_name(cut) != region:
+            found = f"region {region}, where the shards have {region_name(cut)}"
+            do = f'give this source region = "{region_name(cut)}", or shard it again with '
+            do += f"--region {region}"
+            raise ConfigError("Shards were cut to another region", source.url, found, do)
+
+
+def _train_options(manifest: Manifest) -> dict[str, Any]:
+    """Return the options of the profile `train` that a data set was made with, {} of others."""
+    return manifest.options.get("train") or {}
+
+
+def _size_of(manifest: Manifest) -> Any:
+    """Return the side of the stored frames; None: as they were cut."""
+    return _train_options(manifest).get("size")
+
+
+def _text(value: Any) -> str:
+    return "as cut" if value is None else str(value)
