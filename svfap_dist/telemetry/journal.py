@@ -100,7 +100,7 @@ def read_history(run_url: str) -> RunHistory:
     last = began[-1] if began else {}
     names = ("manifest_fingerprint", "eval_fingerprint")
     passed_over: set[int] = set()
-    failures = set(_read_failures(run_url))
+    failures = set(_read_failures(run_url) if began else ())
     rollbacks = 0
     for line in events:
         if line["event"] == "rollback":

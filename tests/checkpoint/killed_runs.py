@@ -174,7 +174,7 @@ def in_child(action: Callable[[], None]) -> int:
 
 
 def kill_at(folder: Path, number: int) -> None:
-    """Have this process killed just before its operation of that number on files of the folder."""
+    """Kill this process just before its operation of that number on files of the folder."""
     left = [number]
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
