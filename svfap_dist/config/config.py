@@ -41,6 +41,7 @@ _FREE_TO_CHANGE = {
 _CAME_LATER = {
     ("data", "order_version"): 1,
     ("data", "still_motion"): 0.0,
+    ("task", "extra_sets"): [],
     ("finetune", "lora_rank"): 8,
     ("finetune", "lora_alpha"): 16.0,
     ("finetune", "pool"): "mean",

@@ -371,6 +371,9 @@ class TaskConfig(Section):
     fold: NonNegative = 0  # the only fold to run; 0: all, in order
     train_splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("train",)
     test_splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("test",)
+    # Sets of more labeled samples, such as images, among [[data.sources]]: they are trained on in
+    # every fold and never tested; their classes must have names of this task.
+    extra_sets: Keys = ()
     subject_independent: bool = False  # refuse subjects in both training and test
     # Training samples per class, drawn by run.seed, for few-label experiments; 0: all.
     labels_per_class: NonNegative = 0
@@ -394,6 +397,8 @@ class TaskConfig(Section):
             raise ValueError("names must all be different")
         if self.kind == "classification" and len(self.names) < 2:
             raise ValueError("names must have at least two classes")
+        if self.set in self.extra_sets:
+            raise ValueError(f"extra_sets has {self.set}, which is the task's own set")
         if self.fold > self.folds:
             raise ValueError(f"fold must be one of the {self.folds} folds, or 0")
         return self

@@ -12,6 +12,7 @@ recipe gives it, both sides have samples, and no subject is on both.
 
 from __future__ import annotations
 
+import collections
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -106,6 +107,12 @@ def select(task: TaskConfig, labels: Sequence[Labels], fold: int, seed: int = 0)
         ConfigError: The table contradicts itself.
         ShardError: The labels do not fit the table.
     """
+    if task.extra_sets:
+        own, extra = _separate_extra(task, labels)
+        only = task.model_copy(update={"extra_sets": ()})
+        positions = select(only, [labels[position] for position in own], fold, seed)
+        train = np.sort(np.concatenate([own[positions.train], extra]))
+        return Positions(train, own[positions.test])
     _check_set(task, labels)
     train, test = _by_fold(task, labels, fold) if task.folds else _by_split(task, labels)
     for side, chosen in (("train on", train), ("test", test)):
@@ -134,6 +141,26 @@ def targets(task: TaskConfig, labels: Sequence[Labels]) -> np.ndarray:
         return np.array([_class_of(task, row, n) for n, row in enumerate(labels)], np.int64)
     rows = [_values_of(task, row, n) for n, row in enumerate(labels)]
     return np.array(rows, np.float32).reshape(len(rows), len(task.names))
+
+
+def _separate_extra(task: TaskConfig, labels: Sequence[Labels]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of the task's own samples, and of those that only add to training."""
+    is_extra = np.array([row.get("set") in task.extra_sets for row in labels], bool)
+    extra = np.flatnonzero(is_extra)
+    if missing := sorted(set(task.extra_sets) - {labels[n]["set"] for n in extra.tolist()}):
+        found = f"no sample of {', '.join(missing)} among {len(labels)}"
+        do = "add its shards to [[data.sources]], or take it out of task.extra_sets"
+        raise _misfit("Extra set is missing", task, found, do)
+    if task.kind == "classification":
+        found_names = (_class_name(task, labels[n]) or "no class" for n in extra.tolist())
+        if others := collections.Counter(name for name in found_names if name not in task.names):
+            counts = ", ".join(f"{count} of {name}" for name, count in sorted(others.items()))
+            found = f"{counts}; the task has {', '.join(task.names)}"
+            do = "shard the extra set without them, or rename its classes"
+            raise _misfit("Extra samples have other classes than the task", task, found, do)
+    else:
+        targets(task, [labels[n] for n in extra.tolist()])
+    return np.flatnonzero(~is_extra), extra
 
 
 def _by_fold(task: TaskConfig, labels: Sequence[Labels], fold: int) -> tuple[np.ndarray, ...]:
@@ -217,14 +244,21 @@ def _check_targets(task: TaskConfig, labels: Sequence[Labels], used: np.ndarray)
         (_class_of if task.kind == "classification" else _values_of)(task, labels[n], n)
 
 
-def _class_of(task: TaskConfig, row: Labels, number: int) -> int:
-    index = _column(task, task.label, row, number)
-    if type(index) is not int or not 0 <= index < len(task.names):
-        raise _bad_sample(task, row, number, f"{task.label} = {index!r} of {len(task.names)} names")
+def _class_name(task: TaskConfig, row: Labels) -> Any:
+    """Return the name of a sample's class, or None."""
     # class -> class_name, classes.arousal -> class_names.arousal
     column, dot, dimension = task.label.partition(".")
     column = {"class": "class_name", "classes": "class_names"}.get(column, column)
-    name = _find(f"{column}{dot}{dimension}", row)
+    return _find(f"{column}{dot}{dimension}", row)
+
+
+def _class_of(task: TaskConfig, row: Labels, number: int) -> int:
+    name = _class_name(task, row)
+    if row.get("set") in task.extra_sets:  # whose names were checked when they were selected
+        return task.names.index(name)
+    index = _column(task, task.label, row, number)
+    if type(index) is not int or not 0 <= index < len(task.names):
+        raise _bad_sample(task, row, number, f"{task.label} = {index!r} of {len(task.names)} names")
     if isinstance(name, str) and name != task.names[index]:
         found = f"class {index} is {name}, not {task.names[index]} as in task.names"
         raise _bad_sample(task, row, number, found)

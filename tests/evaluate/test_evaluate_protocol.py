@@ -61,6 +61,58 @@ def test_splits_may_leave_samples_out():
     assert (train.tolist(), test.tolist()) == ([0, 3, 4], [2])
 
 
+STILLS = [{"set": "images", "class_name": NAMES[n % 3]} for n in range(5)]
+
+
+@given(st.permutations(ROWS + STILLS))
+def test_samples_of_extra_sets_train_in_every_fold_and_are_never_tested(rows):
+    mixed = task(extra_sets=("images",), subject_independent=False)
+    places = {n for n, each in enumerate(rows) if each["set"] == "images"}
+    own = [each for each in rows if each["set"] == "toy"]
+    for fold in folds_of(mixed):
+        train, test = select(mixed, rows, fold)
+        alone = select(task(), own, fold)
+        assert train.tolist() == sorted(train)
+        assert places <= set(train)
+        assert not places & set(test)
+        assert [rows[n] for n in test] == [own[n] for n in alone.test]
+        assert [rows[n] for n in train if n not in places] == [own[n] for n in alone.train]
+        found = targets(mixed, [rows[n] for n in train])
+        assert [NAMES[index] for index in found] == [rows[n]["class_name"] for n in train]
+
+
+def test_extra_sets_keep_few_labels_few_and_may_have_values():
+    few = task(labels_per_class=2, extra_sets=("images",))
+    train, _ = select(few, ROWS + STILLS, 1)
+    assert len(train) == 3 * 2 + len(STILLS)
+    values = [{"set": "toy", "values": {"a": n, "b": 0}, "fold": n % 2 + 1} for n in range(4)]
+    more = [{"set": "images", "values": {"a": 9, "b": 1}}]
+    train, _ = select(regression(extra_sets=("images",)), values + more, 1)
+    assert train.tolist() == [1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("fields", "rows", "words"),
+    [
+        ({}, STILLS, "task.set = toy, samples of images"),
+        ({"extra_sets": ("images", "dfew")}, STILLS, "no sample of dfew among 29"),
+        (
+            {"extra_sets": ("images",)},
+            [*STILLS, {"set": "images", "class_name": "contempt"}, {"set": "images"}],
+            "1 of contempt, 1 of no class; the task has sad, happy, calm",
+        ),
+    ],
+)
+def test_extra_sets_that_do_not_fit_are_refused(fields, rows, words):
+    with pytest.raises(SvfapError, match=re.escape(words)):
+        select(task(**fields), ROWS + rows, 1)
+
+
+def test_the_own_set_is_no_extra_set():
+    with pytest.raises(ValueError, match="extra_sets has toy, which is the task's own set"):
+        task(extra_sets=("toy",))
+
+
 def test_targets_of_classes_dimensions_and_values():
     assert targets(task(), ROWS[:4]).tolist() == [0, 1, 2, 0]
     rows = [{"set": "toy", "classes": {"calm": 1}, "class_names": {"calm": "happy"}}]

@@ -1,4 +1,4 @@
-"""Still images from the command line: pre-training on a folder of them."""
+"""Still images from the command line: pre-training on them, and fine-tuning with videos."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clips import make_video
 from PIL import Image
 
 TINY = [
@@ -54,3 +55,46 @@ def test_a_folder_of_images_is_pre_trained_on(tmp_path: Path) -> None:
     assert len(losses) == 4
     assert np.isfinite(losses).all()
     svfap("audit", run)
+
+
+@pytest.mark.slow
+def test_images_and_videos_are_fine_tuned_together_and_only_videos_are_tested(
+    tmp_path: Path,
+) -> None:
+    names = ["anger", "disgust", "fear", "happy", "neutral", "sad"]
+    for number, actor in enumerate((1001, 1019, 1037, 1055, 1073)):  # one of each of five folds
+        for emotion in ("ANG", "HAP", "SAD"):
+            path = tmp_path / f"set/VideoFlash/{actor}_DFA_{emotion}_XX.flv"
+            make_video(path, 9, size=(40, 40), seed=number, codec="flv1", container="flv")
+    write_images(tmp_path / "stills", ["happy", "sad"], 12)
+    for source, place in (("cremad", "set"), ("images", "stills")):
+        where = str(tmp_path / place), str(tmp_path / source)
+        svfap("shard", source, *where, "--workers", "0", "--min-frames", "1")
+    recipe, run = tmp_path / "recipe.toml", tmp_path / "run"
+    recipe.write_text(
+        f"""
+        extends = "finetune_synthetic"
+        [data]
+        sources = [
+            {{ url = "{tmp_path}/cremad" }},
+            {{ url = "{tmp_path}/images", weight = 3 }},
+        ]
+        [task]
+        set = "cremad"
+        extra_sets = ["images"]
+        names = {json.dumps(names)}
+        fold = 2
+        """
+    )
+    svfap("finetune", str(recipe), f"run.url={run}", "run.ledger=true", *TINY)
+    svfap("audit", str(run / "fold-2"))
+    lines = [
+        line
+        for file in run.glob("fold-2/ledger/**/*.jsonl")
+        for line in file.read_text().splitlines()
+    ]
+    sources = [json.loads(line)["source"] for line in lines]
+    assert sorted(set(sources)) == [0, 1]
+    assert sources.count(1) == 3 * sources.count(0) == 12
+    results = json.loads((run / "results.json").read_text())
+    assert sum(map(sum, results["confusion"])) == 3, "the videos of the fold, and no image"
