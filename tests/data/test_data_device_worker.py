@@ -8,9 +8,10 @@ import time
 import pytest
 import torch
 from clips import make_video, read_frame_number
+from labeled import CLASSES
 from numbered_shards import write_data_set
 
-from svfap_dist.config import Config
+from svfap_dist.config import AugmentConfig, Config
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.distributed import World
 from svfap_dist.errors import HealthError
@@ -89,6 +90,28 @@ def test_who_comes_together_changes_no_bit(data_set):
     for batch, other in zip(ours, again, strict=True):
         assert torch.equal(batch[0], other[0])
         assert batch[1:] == other[1:]
+
+
+def test_short_videos_of_a_task_repeat_their_last_frame(tmp_path):
+    """Tasks may decode on the device that augments; their clips come without augmentation."""
+    videos = [
+        make_video(
+            None, 5, size=(SIDE, SIDE), codec="libvpx-vp9", container="webm", seed=sample,
+            painted=range(5 * sample, 5 * sample + 5),
+        )
+        for sample in range(4)
+    ]  # fmt: skip
+    info = VideoInfo(5, 25.0, SIDE, SIDE, "vp9")
+    samples = {k: (video, info) for k, video in enumerate(videos)}
+    data_set = write_data_set(str(tmp_path / "short"), [4], videos, samples)
+    augment = AugmentConfig(run_on="device")
+    config = config_of("dali").model_copy(update={"task": CLASSES, "augment": augment})
+    loader = ClipLoader(config, data_set.url, data_set.manifest, ALONE)
+    (batch,) = loader.batches(0, 1)
+    assert batch.bad == []
+    first = [5 * sample for sample in batch.slots.samples for _ in range(2)]
+    assert painted(batch.frames) == [[k, k + 2, k + 4, k + 4] for k in first]
+    assert batch.digests.shape == (8, 2)
 
 
 def test_few_threads_hand_over_whole_batches(data_set, monkeypatch):
