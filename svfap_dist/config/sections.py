@@ -101,6 +101,10 @@ class RunConfig(Section):
     allow_change: Keys = ()
 
 
+def _last_part(url: str) -> str:
+    return url.rstrip("/").rpartition("/")[2]
+
+
 class SourceConfig(Section):
     """One data set of a mixture."""
 
@@ -113,7 +117,7 @@ class SourceConfig(Section):
     @property
     def label(self) -> str:
         """Name in metrics, reports and messages."""
-        return self.name or self.url.rstrip("/").rpartition("/")[2]
+        return self.name or _last_part(self.url)
 
 
 class DataConfig(Section):
@@ -167,6 +171,11 @@ class DataConfig(Section):
     def urls(self) -> tuple[str, ...]:
         """URLs of all data sets that are trained on."""
         return tuple(source.url for source in self.sources) or (self.url,)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of all data sets that are trained on."""
+        return tuple(source.label for source in self.sources) or (_last_part(self.url),)
 
     @property
     def is_mixture(self) -> bool:

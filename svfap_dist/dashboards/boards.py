@@ -260,6 +260,8 @@ _DATA = (
         ((_BAD_NOW, "{{reason}}"),),
         f"{metrics.BAD_SAMPLES.help} Empty while there are none; quarantine.jsonl has their keys.",
     ),
+    _by_label("Clips per second by source", "none", metrics.SOURCE_CLIPS, "source"),
+    _by_label("Bad samples per second by source", "none", metrics.SOURCE_BAD_SAMPLES, "source"),
     _by_label("Storage bytes per second", "Bps", metrics.STORAGE_BYTES, "operation"),
     _by_label(
         "Storage requests per second", "none", metrics.STORAGE_REQUESTS, "operation", width=8

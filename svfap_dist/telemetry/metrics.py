@@ -127,6 +127,14 @@ BAD_SAMPLES = declare(
     "Samples of this rank that could not be used: damaged, undecodable, hung, crashed, ...",
     "reason",
 )
+SOURCE_CLIPS = declare(
+    "svfap_source_clips_total", "Clips of each source that this rank trained on.", "source"
+)
+SOURCE_BAD_SAMPLES = declare(
+    "svfap_source_bad_samples_total",
+    "Samples of each source that could not be used on this rank.",
+    "source",
+)
 CHECKPOINT_STEP = declare("svfap_checkpoint_step", "Step of the newest committed checkpoint.")
 CHECKPOINT_SECONDS = declare(
     "svfap_checkpoint_seconds_total", "Time that training was blocked by checkpoints."

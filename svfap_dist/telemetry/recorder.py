@@ -8,8 +8,10 @@ goodput can be computed from the events alone.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -85,6 +87,9 @@ class Recorder:
         self._windows: list[Window] = []  # of all ranks, since the last log step
         self._checkpoint_seconds = self._idle_seconds = 0.0  # since the last window
         self._own_seconds = [0.0] * world.world_size  # of each rank, since the last log step
+        self._sources = config.data.labels
+        # Of each source, to name the one that a bad sample is of; `Attempt` sets it.
+        self.samples_of_sources: tuple[int, ...] = ()
         self._bad: list[Row] = []  # bad samples that are not yet in the quarantine list
         self.meter = Meter()
         with contextlib.ExitStack() as stack:
@@ -92,6 +97,9 @@ class Recorder:
                 lambda: Exporter(config.metrics, config.run.name, world.rank, world.local_rank)
             )
             stack.callback(self._exporter.close)
+            for source in self._sources:
+                for metric in (metrics.SOURCE_CLIPS, metrics.SOURCE_BAD_SAMPLES):
+                    self._exporter.add(metric, 0, source=source)
             journal = distributed.run_on_all_ranks(
                 lambda: Journal(config, world.rank, attempt, step)
             )
@@ -209,9 +217,17 @@ class Recorder:
         )
         self._exporter.add(metrics.TOKENS, clips * self._tokens_per_clip)
         self._exporter.add(metrics.FLOPS, clips * self._flops_per_clip)
+        of_sources = [clips]
+        if batch.sources is not None:
+            of_sources = batch.sources.bincount(minlength=len(self._sources)).tolist()
+        for source, count in zip(self._sources, of_sources, strict=True):
+            self._exporter.add(metrics.SOURCE_CLIPS, count, source=source)
         for bad in batch.bad:
-            self._bad.append({"step": step, **dataclasses.asdict(bad)})
+            ends = list(itertools.accumulate(self.samples_of_sources))
+            source = self._sources[bisect.bisect_right(ends, bad.index) if ends else 0]
+            self._bad.append({"step": step, **dataclasses.asdict(bad), "source": source})
             self._exporter.add(metrics.BAD_SAMPLES, 1, reason=bad.reason)
+            self._exporter.add(metrics.SOURCE_BAD_SAMPLES, 1, source=source)
         self._journal.write_ledger(batch.ledger)
 
     def close_window(self, step: int) -> int:

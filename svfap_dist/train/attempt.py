@@ -176,6 +176,7 @@ class Attempt:
             config, world, found.attempt, self.step, on_log, on_begin, costs, peak_rate
         )
         self._recorder = stack.enter_context(recorder)
+        recorder.samples_of_sources = self._manifest.samples_of_sources
         watchdog.record = recorder.record_stall
         self._checkpointer = stack.enter_context(Checkpointer(config, world, recorder.sync))
         stack.enter_context(self._errors_recorded())

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from svfap_dist import distributed
 from svfap_dist.config import recipe
@@ -34,6 +35,7 @@ def _batch(rank: int, bad: list[BadSample]) -> Any:
         bytes_fetched=100 + rank,
         batches_ready=3 - rank,
         bad=bad,
+        sources=None,
         ledger=b"",
     )
 
@@ -146,3 +148,32 @@ def _scraped(address: str) -> tuple[float, ...]:
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     names = ("svfap_world_size", "svfap_resizes")
     return tuple(float(values[next(k for k in values if k.startswith(n))]) for n in names)
+
+
+def test_clips_and_bad_samples_are_counted_by_source(tmp_path: Path) -> None:
+    """A sample is of the source whose indices it is among."""
+    sources = 'data.sources=[{url="x/one"}, {url="x/two", name="other"}]'
+    config = recipe.load("tiny_cpu", [f"run.url={tmp_path}/run", sources])
+    world = World(0, 0, 1, 1)
+    parts = (1, 0, lambda row: None, lambda found: None, (1, 1), None)
+    with Recorder(config, world, *parts) as recorder:
+        recorder.samples_of_sources = (5, 4)
+        bad = [BadSample(index, f"clip-{index}", "damaged", "") for index in (4, 5, 8)]
+        batch = _batch(0, bad)
+        batch.sources = torch.tensor([0, 1, 0, 0])
+        recorder.count_step(1, batch)
+        found = {
+            (metric.name, sample.labels["source"]): sample.value
+            for metric in (metrics.SOURCE_CLIPS, metrics.SOURCE_BAD_SAMPLES)
+            for family in recorder._exporter._series[metric.name].collect()
+            for sample in family.samples
+        }
+        recorder.write_quarantine()
+    assert found == {
+        ("svfap_source_clips_total", "one"): 3,
+        ("svfap_source_clips_total", "other"): 1,
+        ("svfap_source_bad_samples_total", "one"): 1,
+        ("svfap_source_bad_samples_total", "other"): 2,
+    }
+    lines = (tmp_path / "run/quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["source"] for line in lines] == ["one", "other", "other"]
