@@ -18,9 +18,9 @@ from typing import cast
 import torch
 from torch import nn
 
-from svfap_dist.config import Config
+from svfap_dist.config import Config, with_device
 from svfap_dist.data.batch import ClipBatch
-from svfap_dist.distributed import World
+from svfap_dist.distributed import World, has_gpu_per_rank
 from svfap_dist.evaluate.protocol import require_task
 from svfap_dist.profiling.ranks import run_on_local_ranks
 from svfap_dist.profiling.step import noise_batch
@@ -92,13 +92,14 @@ def run(config: Config, steps: int) -> FinetuneCosts:
         ClusterError: A mode's process died or took too long.
     """
     require_task(config)
+    config = with_device(config, has_gpu_per_rank)
     costs = []
     for mode in MODES:
         pool = "mean" if mode == "attentive" else config.finetune.pool
         finetune = config.finetune.model_copy(update={"mode": mode, "pool": pool})
         one = config.model_copy(update={"finetune": finetune})
         costs += run_on_local_ranks(functools.partial(_measure, one, steps), 1, _SECONDS)
-    device = "the GPU" if config.cluster.use_gpu else "this machine's CPUs"
+    device = "the GPU" if config.cluster.on_gpu else "this machine's CPUs"
     return FinetuneCosts(config.train.global_batch_size, device, costs)
 
 

@@ -9,7 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from svfap_dist.cli.app import AsJson, On, Overrides, Recipe, app, print_result
-from svfap_dist.cli.training import check_place, is_main_process, launch_training
+from svfap_dist.cli.training import (
+    check_place,
+    decide_device,
+    is_main_process,
+    launch_training,
+)
 from svfap_dist.progress import Progress, say
 
 
@@ -46,7 +51,10 @@ def finetune(
         with Progress("Fine-tuning", silent=not is_main_process()) as progress:
             return launch_training(one, context, on, progress)
 
+    if on == "local":
+        config = decide_device(config, on)
     with _one_group(config, on):
+        config = decide_device(config, on)  # by the Ray cluster, now that it is connected
         result = tuning.run(config, train, on_fold, on_tested, writes=is_main_process())
     if is_main_process():
         _print(result, result.results, as_json)

@@ -54,6 +54,7 @@ def pretrain(
     check_place(on)
     from svfap_dist.train import loop
 
+    config = decide_device(config, on)
     context = loop.preflight(config)
     if context.step and is_main_process():
         say(f"Resuming from step {context.step}, the newest checkpoint of {config.run.url}.")
@@ -84,6 +85,27 @@ def check_place(on: str) -> None:
 
     if on not in ("local", "ray"):
         raise ConfigError("Unknown place to train", "--on", on, "use local or ray")
+
+
+def decide_device(config: Any, on: str) -> Any:
+    """Return the recipe with cluster.use_gpu decided, by the Ray cluster or by this machine.
+
+    Args:
+        config: The run's recipe.
+        on: local or ray.
+    """
+    from svfap_dist.config import with_device
+
+    if config.cluster.use_gpu != "auto":
+        return config
+    if on == "ray":
+        from svfap_dist.cluster.connection import connected, with_device_of_cluster
+
+        with connected(config.cluster):
+            return with_device_of_cluster(config)
+    from svfap_dist.distributed import has_gpu_per_rank
+
+    return with_device(config, has_gpu_per_rank)
 
 
 def launch_training(config: Any, context: Any, on: str, progress: Progress) -> Any:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 
-from svfap_dist.config import ClusterConfig
+from svfap_dist.config import ClusterConfig, Config, with_device
 from svfap_dist.errors import ClusterError
 from svfap_dist.parallel.ray_connection import connected_to_ray
 
@@ -28,6 +28,18 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     fix = "check RAY_ADDRESS and the cluster's token, or use --on local"
     with connected_to_ray(os.environ.get("RAY_ADDRESS") or None, num_cpus=cpus, fix=fix):
         yield
+
+
+def with_device_of_cluster(config: Config) -> Config:
+    """Return the recipe with cluster.use_gpu decided by the GPUs of the connected cluster.
+
+    Args:
+        config: The recipe.
+    """
+    import ray
+
+    fewest = config.cluster.fewest_workers
+    return with_device(config, lambda: ray.cluster_resources().get("GPU", 0) >= fewest)
 
 
 def check_resources(cluster: ClusterConfig) -> None:
@@ -68,7 +80,7 @@ def shortage(cluster: ClusterConfig) -> str:
 
     total = ray.cluster_resources()
     needed = {"CPU": cluster.fewest_workers * cluster.cpus_per_worker}
-    if cluster.use_gpu:
+    if cluster.on_gpu:
         needed["GPU"] = cluster.fewest_workers
     for name, amount in needed.items():
         if total.get(name, 0) < amount:

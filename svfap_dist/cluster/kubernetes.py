@@ -92,7 +92,7 @@ class Kubernetes:
         resources["memory"] = self.memory or _in_gib(_pod_bytes(config, self.gpus_per_node))
         if self.rdma:
             resources[self.rdma] = "1"
-        if config.cluster.use_gpu:
+        if config.cluster.on_gpu:
             resources["nvidia.com/gpu"] = str(self.gpus_per_node)
         job = Job("kubernetes", _unused_name(config.run.name))
         template = (bundled.folder("launch/kubernetes") / "rayjob.yaml").read_text()
@@ -158,7 +158,7 @@ def _pod_bytes(config: Config, ranks: int) -> int:
     # A rank of the smallest group has the most clips.
     data, clips = config.data, config.train.global_batch_size // config.world_sizes[0]
     on_host = config.task is not None and not config.augments_on_device
-    makes_rgb = on_host or data.colors == "workers" or not config.cluster.use_gpu
+    makes_rgb = on_host or data.colors == "workers" or not config.cluster.on_gpu
     worker = _RGB_WORKER_BYTES if makes_rgb else _WORKER_BYTES
     rank = _RANK_BYTES + _RANK_SHARED_BYTES + data.decode_workers * worker
     rank += data.feeders * _WORKER_BYTES

@@ -32,7 +32,7 @@ from svfap_dist.cluster.board import (
     start_board,
     watched_stop_reason,
 )
-from svfap_dist.cluster.connection import check_resources, connected
+from svfap_dist.cluster.connection import check_resources, connected, with_device_of_cluster
 from svfap_dist.config import Config, recipe
 from svfap_dist.errors import ClusterError, SvfapError
 from svfap_dist.telemetry import restart
@@ -87,6 +87,7 @@ def train(
     ):
         import ray
 
+        config = with_device_of_cluster(config)
         check_resources(config.cluster)
         board = start_board(context)
         fit = _Fit(config, board)
@@ -151,7 +152,7 @@ def _trainer(config: Config, board: Any) -> Any:
 
     cluster, sizes = config.cluster, config.world_sizes
     least, most = sizes[0], sizes[-1]
-    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {})
+    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.on_gpu else {})
     is_elastic = least < most
     for name, value in (_SETTINGS | (_ELASTIC_SETTINGS if is_elastic else {})).items():
         os.environ.setdefault(name, value)
@@ -160,13 +161,13 @@ def _trainer(config: Config, board: Any) -> Any:
         _rank,
         train_loop_config={"config": config.model_dump(mode="json"), "board": board},
         torch_config=TorchConfig(
-            backend="nccl" if cluster.use_gpu else "gloo",
+            backend="nccl" if cluster.on_gpu else "gloo",
             timeout_s=config.train.collective_timeout_seconds,
         ),
         scaling_config=ScalingConfig(
             num_workers=(least, most) if is_elastic else most,
             elastic_resize_monitor_interval_s=cluster.resize_seconds,
-            use_gpu=cluster.use_gpu,
+            use_gpu=cluster.on_gpu,
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
@@ -203,8 +204,8 @@ def _variables(config: Config) -> dict[str, str]:
     if distributed.is_loopback(ray.util.get_node_ip_address()):  # no other node can reach this one
         inherited |= distributed.loopback_variables()
     if config.cluster.standby:
-        inherited |= standby.environment(config.cluster.use_gpu)
-    return inherited if config.cluster.use_gpu else inherited | ONE_ARENA
+        inherited |= standby.environment(config.cluster.on_gpu)
+    return inherited if config.cluster.on_gpu else inherited | ONE_ARENA
 
 
 def _state_storage(run_url: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from svfap_dist.config import Config, recipe, require_urls
+from svfap_dist.config import Config, recipe, require_urls, with_device
 from svfap_dist.errors import ClusterError, ConfigError
 
 # Place of each scheduler's class, by name; imported when it is used.
@@ -152,6 +152,8 @@ def parse_job(text: str) -> Job:
 def load_recipe(name: str, overrides: Sequence[str]) -> Config:
     """Return a resolved recipe that has the URLs to read from and write to.
 
+    A job asks for GPUs where the recipe leaves that open.
+
     Args:
         name: Path or bundled name.
         overrides: Texts `section.key=value`.
@@ -161,7 +163,7 @@ def load_recipe(name: str, overrides: Sequence[str]) -> Config:
     """
     config = recipe.load(name, overrides)
     require_urls(config, hint="an s3:// prefix, or a folder that all nodes share")
-    return config
+    return with_device(config, lambda: True)
 
 
 def verb(config: Config) -> str:

@@ -73,7 +73,7 @@ class Slurm:
         elastic = self.on == "ray" and config.cluster.min_workers > 0
         if not elastic:
             check_world_size(config, self.nodes * ranks, key="--nodes times ranks per node")
-        if config.cluster.use_gpu and self.gpus_per_node < ranks:
+        if config.cluster.on_gpu and self.gpus_per_node < ranks:
             found = f"{self.gpus_per_node} for {ranks} ranks, and cluster.use_gpu = true"
             advice = f"give --gpus-per-node {ranks}, or cluster.use_gpu=false"
             raise ConfigError("Too few GPUs for the ranks", "--gpus-per-node", found, advice)

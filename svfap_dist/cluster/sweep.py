@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from svfap_dist import logs, storage
-from svfap_dist.cluster.connection import check_resources, connected
+from svfap_dist.cluster.connection import check_resources, connected, with_device_of_cluster
 from svfap_dist.config import Config, recipe, require_urls
 from svfap_dist.errors import ConfigError, SvfapError
 from svfap_dist.text_table import format_table
@@ -189,12 +189,13 @@ def _run_all(
 
     some = next(iter(configs.values()))
     with connected(some.cluster):
-        check_resources(some.cluster)
+        check_resources(with_device_of_cluster(some).cluster)
         pending: dict[Any, int] = {}
-        for index, config in configs.items():
+        for index, found in configs.items():
+            config = with_device_of_cluster(found)
             task = ray.remote(
                 num_cpus=config.cluster.cpus_per_worker,
-                num_gpus=1 if config.cluster.use_gpu else 0,
+                num_gpus=1 if config.cluster.on_gpu else 0,
                 max_calls=1,  # a process for each trial
                 max_retries=0,
             )(_trial)

@@ -5,6 +5,7 @@ between sections, the fingerprint) and `recipe` (TOML files, `extends`, override
 """
 
 from svfap_dist.config.config import Config, check_window, check_world_size, require_urls
+from svfap_dist.config.device import with_device
 from svfap_dist.config.sections import (
     AugmentConfig,
     ClusterConfig,
@@ -41,4 +42,5 @@ __all__ = [
     "check_window",
     "check_world_size",
     "require_urls",
+    "with_device",
 ]

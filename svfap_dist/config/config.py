@@ -21,7 +21,7 @@ from svfap_dist.storage import local_path
 # Fields that two attempts at one run may set differently: they change neither the order of samples
 # nor what is computed from them.
 _FREE_TO_CHANGE = {
-    "task": ("metrics", "published", "published_source"),
+    "task": ("metrics", "published", "published_source", "reproduced", "reproduced_source"),
     "finetune": ("init", "test_segments", "test_crops"),
     "data": (
         *("url", "eval_url", "max_bad_fraction", "feeders", "decode_workers", "decode_seconds"),
@@ -40,6 +40,7 @@ _FREE_TO_CHANGE = {
 # Keys that came later: at the value of the time before them they do not count either.
 _CAME_LATER = {
     ("data", "order_version"): 1,
+    ("task", "folds_by"): "labels",
     ("data", "still_motion"): 0.0,
     ("task", "extra_sets"): [],
     ("finetune", "lora_rank"): 8,

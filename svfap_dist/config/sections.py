@@ -84,6 +84,16 @@ Keys = Annotated[tuple[str, ...], BeforeValidator(_split_keys)]
 SMALLEST_SHARE = 1e-4  # of a source in a mixture
 
 
+def _true_false_or_auto(value: Any) -> Any:
+    if value == "auto" or isinstance(value, bool):
+        return value
+    raise ValueError("use auto, true or false")
+
+
+# As for BottleneckTokens.
+AutoBool = Annotated[bool | Literal["auto"], BeforeValidator(_true_false_or_auto)]
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, no silent conversion of types."""
 
@@ -333,7 +343,8 @@ class ClusterConfig(Section):
     min_workers: NonNegative = 0
     # Seconds between looks for nodes that have joined; each growth costs a checkpoint and a start.
     resize_seconds: Annotated[float, Field(gt=0.0)] = 10.0
-    use_gpu: bool = False
+    # auto: if there is a GPU for each rank (config/device).
+    use_gpu: AutoBool = False
     cpus_per_worker: Positive = 1
     # Keep a GPU rank, and what it starts, on the cores of its GPU's socket, by NVML; only if these
     # are at least cpus_per_worker.
@@ -344,6 +355,11 @@ class ClusterConfig(Section):
     wait_seconds: NonNegative = 0  # time for nodes to join before the cluster counts as too small
     # Keep a worker process per rank that has made its imports, so that a restart needs none.
     standby: bool = True
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether ranks compute on GPUs; not while that is to be decided."""
+        return self.use_gpu is True
 
     @property
     def fewest_workers(self) -> int:
@@ -367,17 +383,23 @@ class MetricsConfig(Section):
 class TaskConfig(Section):
     """The task that is learned from a labeled data set, and its test protocol."""
 
-    kind: Literal["classification", "regression"]
+    # auto: this, and what is left out of label, names, folds or splits and metrics, follow from the
+    # labels of the data set (evaluate/task_of_data).
+    kind: Literal["classification", "regression", "auto"]
     set: str  # name of the data set in the samples' labels: "dfew", "mafw", ...
     # Column of the labels (data_sharding/sources, `Labels`): "class"; "classes.arousal" where a
-    # data set has several classifications; "values" for regressions.
-    label: str
+    # data set has several classifications; "class_name" where classes have names only; "values" for
+    # regressions.
+    label: str = ""
     # The classes in the order of their index, or the regressed dimensions: keys of "values".
-    names: Annotated[tuple[str, ...], Field(min_length=1)]
+    names: tuple[str, ...] = ()
     # Folds of the cross-validation: fold i tests samples with fold == i, trains on all others. 0:
     # no folds, use the splits.
     folds: NonNegative = 0
     fold: NonNegative = 0  # the only fold to run; 0: all, in order
+    # Where a sample's fold comes from: its labels, or `folds` folds that are made here, alike in
+    # size and classes, of whole subjects or of samples.
+    folds_by: Literal["labels", "subject", "sample"] = "labels"
     train_splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("train",)
     test_splits: Annotated[tuple[str, ...], Field(min_length=1)] = ("test",)
     # Sets of more labeled samples, such as images, among [[data.sources]]: they are trained on in
@@ -386,29 +408,40 @@ class TaskConfig(Section):
     subject_independent: bool = False  # refuse subjects in both training and test
     # Training samples per class, drawn by run.seed, for few-label experiments; 0: all.
     labels_per_class: NonNegative = 0
-    metrics: Annotated[tuple[str, ...], Field(min_length=1)]  # of evaluate/metrics
+    metrics: tuple[str, ...] = ()  # of evaluate/metrics
     # Published values of `metrics`, in that order and in the unit of publication (percent for
     # uar, war, weighted_f1); empty: none.
     published: tuple[float, ...] = ()
     published_source: str = ""
+    # What the authors published later for their released code, in the same form; empty: nothing.
+    # It counts only beside `published`, so a recipe with other metrics clears that alone.
+    reproduced: tuple[float, ...] = ()
+    reproduced_source: str = ""
 
     @model_validator(mode="after")
     def _check(self) -> TaskConfig:
         scores = table("svfap_dist.evaluate.metrics:SCORE_FUNCTIONS")
-        known = [name for name, score in scores.items() if score.kind == self.kind]
+        is_open = self.kind == "auto"
+        known = [name for name, score in scores.items() if is_open or score.kind == self.kind]
+        for name in ("label", "names", "metrics"):
+            if not getattr(self, name) and not is_open:
+                raise ValueError(f"give {name}, or kind = auto, which takes it from the data")
         for metric in self.metrics:
             if metric not in known:
                 advice = nearest(metric, known)
                 raise ValueError(f"{metric} is not a metric of a {self.kind}: {advice}")
-        if self.published and len(self.published) != len(self.metrics):
-            raise ValueError("published must have one value for each of metrics, or none")
+        for name in ("published", "reproduced") if self.published else ():
+            if (figures := getattr(self, name)) and len(figures) != len(self.metrics):
+                raise ValueError(f"{name} must have one value for each of metrics, or none")
         if len(set(self.names)) < len(self.names):
             raise ValueError("names must all be different")
         if self.kind == "classification" and len(self.names) < 2:
             raise ValueError("names must have at least two classes")
         if self.set in self.extra_sets:
             raise ValueError(f"extra_sets has {self.set}, which is the task's own set")
-        if self.fold > self.folds:
+        if self.folds_by != "labels" and self.folds < 2 and not is_open:
+            raise ValueError(f"folds must be at least 2 to be made by {self.folds_by}")
+        if self.fold > self.folds and not (is_open and not self.folds):
             raise ValueError(f"fold must be one of the {self.folds} folds, or 0")
         return self
 

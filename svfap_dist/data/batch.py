@@ -187,7 +187,7 @@ class BatchRing:
         planes: tuple[int, int] | None = None,
         selection: Selection | None = None,
     ) -> None:
-        on_gpu = config.cluster.use_gpu
+        on_gpu = config.cluster.on_gpu
         self._size, self._is_pinned = config.data.frame_size, on_gpu
         self.length = ring_length(config.data, clips, planes)
         shapes = dict(ring_shapes(config, self.length, clips, planes, selection))

@@ -116,7 +116,7 @@ def check_backend(config: Config, url: str, manifest: Manifest) -> None:
         if not row.decodes(codec, rank_device(config), pixels, gpu):
             what = f"Backend {name} does not decode {codec} on this device"
             found = f"{url} has {codec} videos of {pixels}, and "
-            found += f"cluster.use_gpu = {config.cluster.use_gpu}"
+            found += f"cluster.use_gpu = {config.cluster.on_gpu}"
             do = f"set decode.backend={DEFAULT}, or cluster.use_gpu=true on machines with a GPU"
             raise ConfigError(what, f"decode.backend = {name}", found, do)
 
@@ -163,4 +163,4 @@ def rank_device(config: Config) -> str:
     Args:
         config: Recipe.
     """
-    return "cuda" if config.cluster.use_gpu else "cpu"
+    return "cuda" if config.cluster.on_gpu else "cpu"

@@ -425,7 +425,7 @@ def open_filler(
     does = worker(config.data, config.decode.backend, shared, augmentation, is_task)
     # Where all cores are busy, launching the GPU's next kernels comes first, then fetching. On CPUs
     # a step is as long as its slowest part, and training would starve the workers.
-    niceness = _NICENESS if config.cluster.use_gpu else 0
+    niceness = _NICENESS if config.cluster.on_gpu else 0
     workers = config.data.decode_workers and _share_of(config.data.decode_workers, part)
     pool = DecodePool(does, workers, config.data.decode_seconds, niceness)
     return BatchFiller(source, shared.arrays, pool, part)

@@ -180,7 +180,7 @@ def _uses_planes(config: Config, manifest: Manifest) -> bool:
         and manifest.profile == "train"
         and colors != "workers"
         and capabilities(config.decode.backend).gives_planes
-        and (colors != "auto" or config.cluster.use_gpu)
+        and (colors != "auto" or config.cluster.on_gpu)
     )
 
 

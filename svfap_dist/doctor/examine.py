@@ -13,7 +13,8 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from svfap_dist.config import Config
+from svfap_dist.config import Config, with_device
+from svfap_dist.distributed import has_gpu_per_rank
 from svfap_dist.doctor import cluster, machine, store
 from svfap_dist.doctor.finding import FAIL, OK, WARN, Finding, fail
 from svfap_dist.parallel.processes import ChildProcess, CrashedError, HungError
@@ -53,6 +54,8 @@ def run(
         config: the recipe; None: this machine only.
         on_group: called with the number of finished groups of checks and of all groups.
     """
+    if config is not None:
+        config = with_device(config, has_gpu_per_rank)
     groups: dict[str, _Check] = {
         "this machine": functools.partial(machine.examine, config),
         "GPU": functools.partial(machine.examine_gpus, config),

@@ -48,7 +48,7 @@ def examine(config: Config | None) -> list[Finding]:
         config: the recipe; None: only what every run needs.
     """
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    gpu_ranks = config.cluster.num_workers if config and config.cluster.use_gpu else 0
+    gpu_ranks = config.cluster.num_workers if config and config.cluster.on_gpu else 0
     found = [
         *_check_versions(_requirements()),
         _check_open_files(limit),
@@ -62,7 +62,7 @@ def examine(config: Config | None) -> list[Finding]:
         *found,
         _check_cores(config, _usable_cores()),
         *_check_ports(config.metrics, config.cluster),
-        _check_compiler(config.train, config.cluster.use_gpu),
+        _check_compiler(config.train, config.cluster.on_gpu),
         _check_decoding(config),
     ]
 
@@ -78,7 +78,7 @@ def examine_gpus(config: Config | None) -> list[Finding]:
     devices = []
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    is_needed = config is not None and config.cluster.use_gpu
+    is_needed = config is not None and config.cluster.on_gpu
     backend = config.decode.backend if config else "auto"
     needs_nvdec = is_needed and capabilities(backend).decodes_on == "device"
     built = torch.version.cuda or ""
@@ -150,7 +150,7 @@ def _check_cores(config: Config, usable: float) -> Finding:
             f"{visible} are visible, but the container may use {usable:g} of them",
             "lower train.threads_per_rank and data.decode_workers, or raise its limit",
         )
-    threads = 1 if cluster.use_gpu else max(config.train.threads_per_rank, 1)
+    threads = 1 if cluster.on_gpu else max(config.train.threads_per_rank, 1)
     needed = threads + data.decode_workers + bool(data.feeders)  # feeders wait most of the time
     text = f"{needed} by a rank ({threads} for training, {data.decode_workers} decode workers"
     text += f", 1 for {data.feeders} feeders)" if data.feeders else ")"

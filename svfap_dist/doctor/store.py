@@ -138,9 +138,9 @@ def _judge_reads(config: Config, manifest: Manifest, text: str) -> Finding:
     import torch
 
     name, ranks, gpus = "data.url", config.world_sizes[-1], torch.cuda.device_count()
-    if config.cluster.use_gpu and not gpus:  # ranks are on nodes of other memory
+    if config.cluster.on_gpu and not gpus:  # ranks are on nodes of other memory
         return ok(name, text)
-    world = World(0, 0, ranks, min(ranks, gpus) if config.cluster.use_gpu else ranks)
+    world = World(0, 0, ranks, min(ranks, gpus) if config.cluster.on_gpu else ranks)
     reads = plan_reads(config, manifest, world)
     text += f"; a rank keeps {reads.needed >> 20} MiB of samples"
     if reads.passes == 1:

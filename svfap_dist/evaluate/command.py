@@ -13,11 +13,12 @@ import torch
 
 from svfap_dist import storage
 from svfap_dist.checkpoint import load
-from svfap_dist.config import Config, TaskConfig
-from svfap_dist.distributed import World
+from svfap_dist.config import Config, TaskConfig, with_device
+from svfap_dist.distributed import World, has_gpu_per_rank
 from svfap_dist.errors import CheckpointError
 from svfap_dist.evaluate import protocol, runner
 from svfap_dist.evaluate.results import Predictions, Results, summarize
+from svfap_dist.evaluate.task_of_data import complete_config
 from svfap_dist.model import weights
 from svfap_dist.shards.mixture import open_training_data
 
@@ -42,8 +43,9 @@ def evaluate(
         ShardError: The data cannot be read.
         StorageError: The store fails.
     """
+    config = complete_config(with_device(config, has_gpu_per_rank))
     task = protocol.require_task(config)
-    device = torch.device("cuda" if config.cluster.use_gpu else "cpu")
+    device = torch.device("cuda" if config.cluster.on_gpu else "cpu")
     manifest = open_training_data(config)
     folds: dict[int, Predictions] = {}
     for fold, where in _fold_urls(config, url).items():

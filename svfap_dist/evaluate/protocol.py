@@ -22,6 +22,7 @@ import numpy as np
 from svfap_dist.config import Config, TaskConfig
 from svfap_dist.data.selection import Selection, labels_of
 from svfap_dist.errors import ConfigError, ShardError
+from svfap_dist.evaluate.folds import balanced_folds
 from svfap_dist.rng import Stream
 from svfap_dist.shards.format import Manifest
 
@@ -168,6 +169,9 @@ def _by_fold(task: TaskConfig, labels: Sequence[Labels], fold: int) -> tuple[np.
         raise ConfigError(
             "Unknown fold", where="task.fold", found=str(fold), do=f"use 1 to {task.folds}"
         )
+    if task.folds_by != "labels":
+        numbers = _made_folds(task, labels)
+        return numbers != fold, numbers == fold
     numbers = np.array([_column(task, "fold", row, n) for n, row in enumerate(labels)])
     there, wanted = set(numbers.tolist()), set(range(1, task.folds + 1))
     if there != wanted:
@@ -177,6 +181,21 @@ def _by_fold(task: TaskConfig, labels: Sequence[Labels], fold: int) -> tuple[np.
             f"task.folds = {task.folds}, but {_describe(task, labels)}",
         )
     return numbers != fold, numbers == fold
+
+
+def _made_folds(task: TaskConfig, labels: Sequence[Labels]) -> np.ndarray:
+    """Return the fold of each sample, for folds that are made here."""
+    groups = [str(n) for n in range(len(labels))]
+    if task.folds_by == "subject":
+        groups = [str(_column(task, "subject", row, n)) for n, row in enumerate(labels)]
+    if (found := len(set(groups))) < task.folds:
+        what = "Too few subjects" if task.folds_by == "subject" else "Too few samples"
+        advice = f"use task.folds={found}, or fewer" if found > 1 else "add some"
+        raise _misfit(f"{what} for the folds", task, f"{found} for {task.folds} folds", advice)
+    classes = np.zeros(len(labels), np.int64)
+    if task.kind == "classification":
+        classes = targets(task, labels)
+    return balanced_folds(groups, classes, task.folds)
 
 
 def _by_split(task: TaskConfig, labels: Sequence[Labels]) -> tuple[np.ndarray, ...]:
@@ -257,6 +276,11 @@ def _class_of(task: TaskConfig, row: Labels, number: int) -> int:
     if row.get("set") in task.extra_sets:  # whose names were checked when they were selected
         return task.names.index(name)
     index = _column(task, task.label, row, number)
+    if isinstance(index, str) and task.label.partition(".")[0] not in ("class", "classes"):
+        if index not in task.names:
+            found = f"{task.label} = {index}, none of {', '.join(task.names)}"
+            raise _bad_sample(task, row, number, found)
+        return task.names.index(index)
     if type(index) is not int or not 0 <= index < len(task.names):
         raise _bad_sample(task, row, number, f"{task.label} = {index!r} of {len(task.names)} names")
     if isinstance(name, str) and name != task.names[index]:

@@ -16,7 +16,7 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -211,6 +211,15 @@ class Results:
         """
         return dict(zip(self.task.metrics, self.task.published, strict=False)).get(metric)
 
+    def reproduced(self, metric: str) -> float | None:
+        """Return what the authors published later for their released code, if the recipe has it.
+
+        Args:
+            metric: name of the score.
+        """
+        figures = self.task.reproduced if self.task.published else ()
+        return dict(zip(self.task.metrics, figures, strict=False)).get(metric)
+
     def line(self) -> str:
         """Return the pooled scores in a line, e.g. "UAR 41.23 %, WAR 52.10 %"."""
         return ", ".join(
@@ -232,14 +241,17 @@ class Results:
         if len(self.folds) > 1:
             rows.append(["mean over folds", "", *(_shown(m, self.mean(m)) for m in metrics)])
             rows.append(["deviation (n - 1)", "", *(_shown(m, self.deviation(m)) for m in metrics)])
-        if task.published:
-            rows += self._beside_published()
+        for name, figures in (("published", self.published), ("reproduced", self.reproduced)):
+            if task.published and getattr(task, name):
+                rows += self._beside(name, figures)
         lines = [
             f"{task.set}, {task.label}: {_protocol(task)}",
             *format_table(rows[1:], rows[0], range(1, len(rows[0]))),
         ]
         if task.published and task.published_source:
             lines.append(f"Published: {task.published_source}")
+        if task.published and task.reproduced and task.reproduced_source:
+            lines.append(f"Reproduced: {task.reproduced_source}")
         if not self.is_complete:
             there = f"{len(self.folds)} of {task.folds} folds"
             lines.append(f"Only {there}: not to be compared with figures over all of them.")
@@ -259,6 +271,7 @@ class Results:
             "metrics": {name: self._of_metric(name) for name in task.metrics},
             "per_fold": {str(fold): dataclasses.asdict(s) for fold, s in self.folds.items()},
             "published_source": task.published_source,
+            "reproduced_source": task.reproduced_source,
         }
         if self.confusion is not None:
             recall = 100 * recalls(self.confusion)
@@ -290,17 +303,18 @@ class Results:
             "deviation": self.deviation(name),
             "published": published,
             "difference": None if published is None else pooled - published,
+            "reproduced": self.reproduced(name),
             "parts": self.pooled.parts.get(name, {}),
         }
 
-    def _beside_published(self) -> list[list[str]]:
-        metrics, figures = self.task.metrics, [self.published(m) for m in self.task.metrics]
-        pairs = list(zip(metrics, figures, strict=True))
+    def _beside(self, name: str, figure: Callable[[str], float | None]) -> list[list[str]]:
+        """Return rows with figures of others, and how far the pooled scores are from them."""
+        pairs = [(metric, figure(metric)) for metric in self.task.metrics]
         beside = ["" if f is None else _shown(m, f) for m, f in pairs]
         apart = [
             "" if f is None else _shown(m, self.pooled.values[m] - f, sign="+") for m, f in pairs
         ]
-        return [["published", "", *beside], ["difference", "", *apart]]
+        return [[name, "", *beside], ["difference", "", *apart]]
 
 
 def summarize(task: TaskConfig, folds: Mapping[int, Predictions]) -> Results:
@@ -358,7 +372,8 @@ def _check(task: TaskConfig, folds: Mapping[int, Predictions]) -> None:
 
 def _protocol(task: TaskConfig) -> str:
     if task.folds:
-        return f"{task.folds} folds"
+        made = "" if task.folds_by == "labels" else f", made by {task.folds_by}"
+        return f"{task.folds} folds{made}"
     return f"trained on {', '.join(task.train_splits)}, tested on {', '.join(task.test_splits)}"
 
 

@@ -156,7 +156,7 @@ def process_group(config: Config, world: World) -> Iterator[torch.device]:
 
 
 def _device(config: Config, world: World) -> torch.device:
-    if not config.cluster.use_gpu:
+    if not config.cluster.on_gpu:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         found = "cluster.use_gpu = true, but torch sees no CUDA device"

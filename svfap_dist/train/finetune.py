@@ -15,12 +15,13 @@ import math
 import time
 from collections.abc import Callable
 
-from svfap_dist import storage
-from svfap_dist.config import Config, TaskConfig
+from svfap_dist import distributed, storage
+from svfap_dist.config import Config, TaskConfig, with_device
 from svfap_dist.errors import ConfigError, StorageError
 from svfap_dist.evaluate import protocol
 from svfap_dist.evaluate.results import Predictions, Results, summarize
 from svfap_dist.evaluate.runner import PREDICTIONS
+from svfap_dist.evaluate.task_of_data import complete_config
 from svfap_dist.telemetry.journal import read_recipe
 from svfap_dist.train import loop
 from svfap_dist.train.attempt import RunContext, RunResult
@@ -94,7 +95,9 @@ def run(
         ShardError: If the data cannot be read; before any fold starts.
         SvfapError: Any error of `train`.
     """
-    task, folds, began = protocol.require_task(config), configs_of_folds(config), time.monotonic()
+    began = time.monotonic()
+    config = complete_config(with_device(config, distributed.has_gpu_per_rank))
+    task, folds = protocol.require_task(config), configs_of_folds(config)
     contexts = {fold: loop.preflight(one) for fold, one in folds.items()}
     tested = {fold for fold, one in folds.items() if _is_tested(one)}
     for fold, one in folds.items():

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 
 from svfap_dist import distributed
-from svfap_dist.config import Config, check_world_size, require_urls
+from svfap_dist.config import Config, check_world_size, require_urls, with_device
 from svfap_dist.distributed import World
 from svfap_dist.telemetry import restart
 from svfap_dist.telemetry.recorder import Row
@@ -66,6 +66,7 @@ def run(
     if not restart.CLOCK.is_running:  # the second run of this process
         restart.CLOCK.begin()
     require_urls(config)
+    config = with_device(config, distributed.has_gpu_per_rank)
     world = distributed.world_from_environment()
     check_world_size(config, world.world_size)
     with contextlib.ExitStack() as stack:

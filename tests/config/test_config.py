@@ -41,6 +41,8 @@ def test_bundled_recipe_resolves_to_what_it_was_before_recipes_could_extend(name
     """Values and fingerprint of f84d50d, whose ten fine-tuning recipes repeated each other."""
     then = recipe.from_stored(OLD[name]["config"], where="f84d50d")
     since = ["data.order_version=1", "data.feeders=0", "decode.pipelines=4"]
+    since += [f"cluster.use_gpu={json.dumps(then.cluster.use_gpu)}"]  # auto now, for a task
+    since += ["task.reproduced=[]", "task.reproduced_source="] if then.task else []
     assert recipe.load(name, since) == then
     assert then.fingerprint == OLD[name]["fingerprint"]
 
@@ -275,7 +277,7 @@ FREE = {
         "collective_timeout_seconds",
         "stall_seconds",
     },
-    "task": {"metrics", "published", "published_source"},
+    "task": {"metrics", "published", "published_source", "reproduced", "reproduced_source"},
     "finetune": {"init", "test_segments", "test_crops"},
     "cluster": {
         "bind_cpus",
@@ -415,6 +417,11 @@ def test_where_augmentation_runs_is_of_the_fingerprint_but_not_of_older_runs():
     [
         ({"metrics": ("pcc",)}, "pcc is not a metric of a classification: use one of uar"),
         ({"published": (1.0, 2.0)}, "published"),
+        ({"published": (1.0,), "reproduced": (1.0, 2.0)}, "reproduced"),
+        ({"label": ""}, "give label, or kind = auto"),
+        ({"names": ()}, "give names, or kind = auto"),
+        ({"metrics": ()}, "give metrics, or kind = auto"),
+        ({"folds_by": "subject"}, "at least 2 to be made by subject"),
         ({"names": ("sad", "sad")}, "all be different"),
         ({"names": ("sad",)}, "at least two classes"),
         ({"fold": 2, "folds": 1}, "fold must be one of the 1 folds"),

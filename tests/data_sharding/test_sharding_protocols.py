@@ -21,8 +21,9 @@ from svfap_dist.errors import ShardError
 from svfap_dist.evaluate import protocol
 from svfap_dist.shards import format as shard_format
 
-_BASE = "finetune_base"  # what the others extend; it has no task
-RECIPES = [name for name in recipe.names() if name.startswith("finetune_") and name != _BASE]
+# What the others extend, and what takes its task from the data.
+_OTHERS = ("finetune_base", "finetune_custom")
+RECIPES = [n for n in recipe.names() if n.startswith("finetune_") and n not in _OTHERS]
 SYNTHETIC = "clips=42,identities=6,frames=2,size=64"
 # Samples that each fold tests, of the small layouts; 0: the fixed split.
 TESTED = {

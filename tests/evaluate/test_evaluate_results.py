@@ -117,6 +117,26 @@ def test_table_of_folds():
     ]
 
 
+def test_figures_that_the_authors_reproduced_are_beside_the_published_ones():
+    labels = np.array([0, 0, 1, 2])
+    right = {0: Predictions(("a", "b", "c", "d"), labels, np.eye(3)[labels])}
+    both = task(folds=0, reproduced=(51.0, 61.5), reproduced_source="their code")
+    lines = summarize(both, right).lines()[3:]
+    assert [" ".join(line.split()) for line in lines] == [
+        "published 50.00 60.50",
+        "difference +50.00 +39.50",
+        "reproduced 51.00 61.50",
+        "difference +49.00 +38.50",
+        "Published: a paper",
+        "Reproduced: their code",
+    ]
+    content = json.loads(summarize(both, right).to_json())
+    assert [content["metrics"][name]["reproduced"] for name in ("uar", "war")] == [51.0, 61.5]
+    assert content["reproduced_source"] == "their code"
+    other = task(folds=0, reproduced=(51.0, 61.5), published=(), metrics=("war",))
+    assert len(summarize(other, right).lines()) == 3
+
+
 def test_table_of_a_fixed_split_and_of_some_folds():
     fixed = summarize(regression(folds=0), {0: RATED[1]})
     lines = fixed.lines()
