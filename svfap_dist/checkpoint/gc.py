@@ -3,7 +3,7 @@
 A run deletes old checkpoints itself at each commit. This removes what remains after its end:
 checkpoints that were never committed and, for a tighter retention, old ones. In: the listing of a
 run. Out: the steps to delete and, on request, their deletion, commit marker first. The newest
-committed checkpoint and the newest undamaged one are always kept.
+committed checkpoint, the newest undamaged one and the best one by probes are always kept.
 
 Uncommitted files may be an upload in progress, so a run that may be alive is refused. A run is idle
 if its last event is a stop, if its process was on this host and has ended, or if it has written no
@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 from svfap_dist import storage
 from svfap_dist.checkpoint import saver, store
+from svfap_dist.checkpoint.best import read_best
 from svfap_dist.config import TrainConfig
 from svfap_dist.errors import CheckpointError, ConfigError
 from svfap_dist.telemetry.journal import read_events, read_recipe
@@ -68,7 +69,8 @@ def plan_gc(run_url: str, keep_last: int | None = None, keep_every: int | None =
         where, advice = storage.join(run_url, "checkpoints"), "give the run.url of a run"
         raise CheckpointError("No checkpoints", where, "no files", advice)
     committed, leftovers = store.split_committed(listing)
-    needed = {*committed[-1:], store.latest_committed(run_url)}
+    best = read_best(run_url)
+    needed = {*committed[-1:], store.latest_committed(run_url), best.step if best else None}
     outdated = store.steps_to_delete(
         committed,
         train.keep_last if keep_last is None else keep_last,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from svfap_dist import distributed, storage
 from svfap_dist.checkpoint import local_copies, parameter_states, store, untrusted
+from svfap_dist.checkpoint.best import resolve_best
 from svfap_dist.checkpoint.parameter_states import ParameterState
 from svfap_dist.checkpoint.store import TrainState
 from svfap_dist.config import Config, recipe
@@ -66,11 +67,12 @@ def locate_weights(url: str) -> tuple[str, Config]:
     """Return the URL of the full weights (.safetensors) and the recipe they were trained with.
 
     Args:
-        url: URL of a run or of one of its checkpoints.
+        url: URL of a run or of one of its checkpoints; RUN/checkpoints/best is the best by probes.
 
     Raises:
         CheckpointError: If there is no committed checkpoint.
     """
+    url = resolve_best(url)
     if not storage.exists(storage.join(url, store.COMMIT)):
         step = store.latest_committed(url)
         if step is None:

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from svfap_dist import distributed, storage
 from svfap_dist.checkpoint import local_copies, store
+from svfap_dist.checkpoint.best import BestCheckpoint, read_best, write_best
 from svfap_dist.checkpoint.load import CheckpointEngine
 from svfap_dist.checkpoint.local_copies import LocalCopy
 from svfap_dist.checkpoint.store import STATE, WEIGHTS, TrainState, checkpoint_tag, checkpoint_url
@@ -155,7 +156,9 @@ class Checkpointer:
         if world.local_rank == 0:
             local_copies.remove_abandoned(config.run.url)
 
-    def save(self, engine: CheckpointEngine, state: TrainState) -> None:
+    def save(
+        self, engine: CheckpointEngine, state: TrainState, best: BestCheckpoint | None = None
+    ) -> None:
         """Write this rank's part to its local disk and start the upload; a collective.
 
         The previous upload must be finished.
@@ -163,6 +166,7 @@ class Checkpointer:
         Args:
             engine: The engine to save.
             state: Train state after the completed steps.
+            best: This checkpoint, if it is the best by probes so far; else None.
 
         Raises:
             CheckpointError: If a local disk is full.
@@ -170,7 +174,7 @@ class Checkpointer:
         assert self._upload is None
         if self._kept and _leaves_no_room(self._kept.path):
             self._remove_kept()
-        upload = _Upload(self._config, self._world, state.step, self._before_marker)
+        upload = _Upload(self._config, self._world, state.step, self._before_marker, best)
         try:
             upload.write(engine, state)
         except BaseException:
@@ -239,9 +243,14 @@ class _Upload:
     """Upload of one checkpoint from this rank's disk to the store."""
 
     def __init__(
-        self, config: Config, world: World, step: int, before_marker: Callable[[], None]
+        self,
+        config: Config,
+        world: World,
+        step: int,
+        before_marker: Callable[[], None],
+        best: BestCheckpoint | None,
     ) -> None:
-        self._config, self._world, self._step = config, world, step
+        self._config, self._world, self._step, self._best = config, world, step, best
         self._before_marker = before_marker
         self._began = time.monotonic()
         self._url = checkpoint_url(config.run.url, step)
@@ -316,9 +325,11 @@ class _Upload:
         store.commit(self._url, rows)
         seconds = time.monotonic() - self._began
         try:
+            if self._best is not None:
+                write_best(self._config.run.url, self._best)
             self._delete_old()
         except StorageError as error:
-            log.warning("Old checkpoints not deleted, will try again: %s", error)
+            log.warning("Not marked as the best, or old ones not deleted: %s", error)
         return SaveOutcome(self._step, sum(row["size"] for row in rows), seconds, "")
 
     def _delete_old(self) -> None:
@@ -326,6 +337,8 @@ class _Upload:
         run_url, train = self._config.run.url, self._config.train
         committed, leftovers = store.split_committed(store.list_checkpoints(run_url))
         outdated = store.steps_to_delete(committed, train.keep_last, train.keep_every)
+        best = read_best(run_url) if outdated else None
+        outdated = [step for step in outdated if best is None or step != best.step]
         for step in [step for step in leftovers if step < self._step] + outdated:
             store.delete(checkpoint_url(run_url, step))
 

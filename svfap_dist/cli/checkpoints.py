@@ -12,12 +12,20 @@ from svfap_dist.cli.app import AsJson, RunUrl, checkpoint_app, print_result
 
 @checkpoint_app.command("ls")
 def checkpoint_ls(run_url: RunUrl, as_json: AsJson = False) -> None:
-    """List the committed checkpoints of a run, oldest first.
+    """List the committed checkpoints of a run, oldest first, and mark the best by its probes.
 
     Example: svfap checkpoint ls runs/a
     """
-    steps = _committed_steps(run_url)
-    print(json.dumps({"steps": steps}) if as_json else "\n".join(f"step {step}" for step in steps))
+    from svfap_dist.checkpoint.best import read_best
+
+    steps, best = _committed_steps(run_url), read_best(run_url)
+    if as_json:
+        marked = {"best": {"step": best.step, "uar": best.uar}} if best else {}
+        print(json.dumps({"steps": steps, **marked}))
+        return
+    marks = {best.step: f" (best by probes, UAR {100 * best.uar:.1f} %)"} if best else {}
+    for step in steps:
+        print(f"step {step}{marks.get(step, '')}")
 
 
 @checkpoint_app.command("verify")

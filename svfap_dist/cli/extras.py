@@ -11,6 +11,7 @@ EXTRAS = {
     "gpu": ("nvidia", "pynvml"),
     "faces": ("cv2",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "probe": ("sklearn",),
     "report": ("jinja2", "matplotlib"),
     "dev": ("yaml", "grafana_foundation_sdk"),
 }

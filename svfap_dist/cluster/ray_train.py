@@ -111,7 +111,12 @@ def train(
 
 def _with_absolute_paths(config: Config) -> Config:
     """Return the recipe with absolute local paths: Ray Train's ranks run in another folder."""
-    places = {"data": ("url", "eval_url", "cache_dir"), "run": ("url",), "finetune": ("init",)}
+    places = {
+        "data": ("url", "eval_url", "cache_dir"),
+        "run": ("url",),
+        "probe": ("url",),
+        "finetune": ("init",),
+    }
     sections = {}
     for name, keys in places.items():
         section = getattr(config, name)

@@ -63,6 +63,7 @@ class Config(sections.Section):
     optim: sections.OptimConfig = sections.OptimConfig()
     train: sections.TrainConfig = sections.TrainConfig()
     health: sections.HealthConfig = sections.HealthConfig()
+    probe: sections.ProbeConfig = sections.ProbeConfig()
     cluster: sections.ClusterConfig = sections.ClusterConfig()
     metrics: sections.MetricsConfig = sections.MetricsConfig()
     task: sections.TaskConfig | None = None  # None: pre-training
@@ -83,6 +84,9 @@ class Config(sections.Section):
         elif data.eval_url:
             why = "held-out clips are for pre-training; a [task] names its own test samples"
             raise _impossible("data.eval_url", data.eval_url, why)
+        elif self.probe.url:
+            why = "probes are for pre-training; a [task] tests its own samples"
+            raise _impossible("probe.url", self.probe.url, why)
         self._check_batch()
         self._check_sources()
         changes.check_changeable(self.run.allow_change, self.keys())
@@ -178,6 +182,11 @@ class Config(sections.Section):
     def augments_on_device(self) -> bool:
         """Whether the device that trains augments clips, not the decode workers."""
         return self.task is not None and self.augment.run_on == "device"
+
+    @property
+    def probe_every(self) -> int:
+        """Steps between probes; 0: there are none."""
+        return (self.probe.every or self.train.checkpoint_every) if self.probe.url else 0
 
     @property
     def samples_per_step(self) -> int:

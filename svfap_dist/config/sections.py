@@ -334,6 +334,22 @@ class HealthConfig(Section):
     spike_action: Literal["warn", "roll back"] = "warn"
 
 
+class ProbeConfig(Section):
+    """Probes of the frozen encoder while it pre-trains: how well simple classifiers read labels.
+
+    Accuracies are UAR on samples that the classifiers have not seen: other folds, the validation
+    split, or other subjects, whichever the labels have.
+    """
+
+    url: str = ""  # labeled shards; empty: no probes
+    every: NonNegative = 0  # steps between probes; 0: train.checkpoint_every
+    label: str = "class"  # column of the labels; "classes.arousal" where there are several
+    # Samples, at most, with one clip each: equally many of each class, as far as there are.
+    max_clips: Annotated[int, Field(ge=8)] = 2000
+    region: Annotated[str, _one_of("svfap_dist.video.info:REGIONS", "")] = ""  # empty: data.region
+    neighbors: Positive = 5  # of the kNN classifier
+
+
 class ClusterConfig(Section):
     """The worker group that Ray Train starts."""
 

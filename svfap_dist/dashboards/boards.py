@@ -178,6 +178,8 @@ _TRAINING = (
         "Loss", "none", (metrics.LOSS, "training"), (metrics.HELD_OUT_LOSS, "held out"), zero=False
     ),
     _main("Gradient norm", "none", (metrics.GRAD_NORM, "")),
+    _by_label("Probes of the frozen features", "percentunit", metrics.PROBE_UAR, "classifier"),
+    _main("Time of the last probe", "s", (metrics.PROBE_SECONDS, "")),
     _each_rank("Clips per second by rank", "none", metrics.CLIPS),
     _phases(),
     _each_rank("Own time by rank", "percentunit", metrics.OWN_SECONDS, "As a share of the time."),
@@ -327,17 +329,19 @@ _RELIABILITY = (
             (_RESTARTED, "restarts"),
             (_in_five_minutes(metrics.CHECKPOINT_FAILURES), "checkpoints not stored"),
             (_in_five_minutes(metrics.NON_FINITE), "skipped updates"),
+            (_in_five_minutes(metrics.PROBE_FAILURES), "probes"),
             (_ROLLED_BACK, "rollbacks"),
             (_in_five_minutes(metrics.LOSS_SPIKES), "spikes of the loss"),
             (_in_five_minutes(metrics.BAD_SAMPLES), "bad samples"),
         ),
         "Restarts, checkpoints that were not stored, updates left out because a loss or gradient "
-        "was not finite, returns to a checkpoint because of them, spikes of the loss, and bad "
-        "samples; events.jsonl has the details.",
+        "was not finite, probes, returns to a checkpoint, spikes of the loss, and bad samples; "
+        "events.jsonl has the details.",
         colors=(
             ("restarts", "red"),
             ("checkpoints not stored", "purple"),
             ("skipped updates", "blue"),
+            ("probes", "#e377c2"),
             ("rollbacks", "yellow"),
             ("spikes of the loss", "#808080"),
             ("bad samples", "orange"),
@@ -360,6 +364,7 @@ _RELIABILITY = (
             ("productive", "green"),
             ("data_wait", "red"),
             ("checkpoint", "blue"),
+            ("probe", "yellow"),
             ("restart", "orange"),
             ("redone", "purple"),
             ("idle", "#808080"),

@@ -3,7 +3,7 @@
 In: sources of videos (files, or samples of shards), a rule that chooses the views of each, and a
 function of batches of clips. Out: for each source, in order, the function's outputs and their mean
 over the views, or the reason why the video cannot be used; a bad video costs only itself. The test
-of a fine-tuning, `svfap evaluate`, `svfap predict`, `svfap extract` and the validation loss are all
+of a fine-tuning, `svfap evaluate`, `svfap predict`, `svfap extract`, validation loss and probes are
 this loop, so the published figure and a user's prediction cannot drift apart.
 
 Reading and decoding run ahead in a few threads, or in killable processes; a long video is decoded
@@ -354,28 +354,39 @@ class TestedSelection:
         self.predictions.write(storage.join(run_url, PREDICTIONS))
 
 
-class _LockstepScores:
-    """Scores clips with all ranks in lockstep: under ZeRO-3 a forward pass is a collective.
+class LockstepFunction:
+    """A function of clips that all ranks call in lockstep: at ZeRO-3, networks are collectives.
 
-    A rank without further clips joins in with a black one until all ranks are done.
+    A rank without further clips joins in with a black one until all ranks are done. Calls and
+    `finish` raise StoppedError on all ranks once one is to stop.
+
+    Args:
+        function: maps clips to outputs.
+        shape: of the clips.
+        stops: returns whether this rank is to stop.
     """
 
     def __init__(
-        self, score: Callable[[Tensor], Tensor], shape: ClipShape, stops: Callable[[], bool]
+        self, function: Callable[[Tensor], Tensor], shape: ClipShape, stops: Callable[[], bool]
     ) -> None:
-        self._score, self._stops = score, stops
+        self._function, self._stops = function, stops
         self._black = torch.zeros(
             (1, shape.num_frames, shape.frame_size, shape.frame_size, 3), dtype=torch.uint8
         )
 
     def __call__(self, clips: Tensor) -> Tensor:
+        """Return the function's outputs of this rank's clips.
+
+        Args:
+            clips: uint8 [B, F, S, S, 3].
+        """
         self._agree(has_clips=True)
-        return self._score(clips)
+        return self._function(clips)
 
     def finish(self) -> None:
         """Join in the forward passes of the ranks that still have clips."""
         while self._agree(has_clips=False):
-            self._score(self._black)
+            self._function(self._black)
 
     def _agree(self, has_clips: bool) -> bool:
         ranks = distributed.all_gather_object((has_clips, self._stops()))
@@ -417,7 +428,7 @@ def score_selection(
     task, data, finetune = cast(TaskConfig, config.task), config.data, config.finetune
     reader = SampleReader(data.url, manifest)
     mine = range(world.rank, len(selection.indices), world.world_size)
-    scores = _LockstepScores(
+    scores = LockstepFunction(
         lambda clips: to_scores(network(clips.to(device)), task.kind, finetune.output), data, stops
     )
     found: list[tuple[int, str, np.ndarray]] = []

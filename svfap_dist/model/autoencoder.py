@@ -70,8 +70,13 @@ class MaskedAutoencoder(nn.Module):
         self.fusion = StageFusion(size.embed_dim, tubelets, last_only=not size.fusion)
         self.decoder = Decoder(size)
 
-    def forward(self, clips: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
+    def forward(
+        self, clips: Tensor, visible: Tensor | None = None, masked: Tensor | None = None
+    ) -> Tensor | list[Tensor]:
         """Return the standardized pixels [B, M, P] of the masked patches.
+
+        Without indices nothing is masked, and it returns the tokens of each stage of the encoder:
+        at ZeRO-3 only a call of the whole network gathers weights.
 
         Args:
             clips: normalized floats [B, 3, F, H, W], or frames uint8 [B, F, H, W, 3], or only the
@@ -80,6 +85,8 @@ class MaskedAutoencoder(nn.Module):
             masked: sorted indices of the tokens to predict, int64 [B, M]; may leave out masked ones
                 that need not be predicted.
         """
+        if visible is None or masked is None:
+            return self.encoder(clips)
         tokens = self.fusion(self.encoder(clips, visible))  # [B, V, D]
         return self.decoder(tokens, visible, masked)
 

@@ -18,11 +18,13 @@ from typing import Any
 import jinja2
 
 from svfap_dist import storage
+from svfap_dist.checkpoint.best import read_best
 from svfap_dist.errors import ConfigError
 from svfap_dist.telemetry.goodput import WINDOW, Goodput
 from svfap_dist.telemetry.restart import restarts
 
 _LOSSES = ("loss", "held_out_loss")
+_CLASSIFIERS = {"logistic": "logistic regression", "knn": "nearest neighbors"}
 _COLOR, _SECOND_COLOR = "#2b5c8a", "#c0562f"
 _TEMPLATE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
@@ -79,7 +81,7 @@ def make(run_url: str, output: str) -> None:
         .from_string(_TEMPLATE)
         .render(
             title=f"Run {run_url}",
-            figures=_figures(rows, events),
+            figures=[*_figures(rows, events), *_probe_figures(run_url, events)],
             charts=_charts(rows, events),
             pictures=_pictures(run_url),
             events=[_event_row(event) for event in events if event["event"] != WINDOW],
@@ -141,6 +143,27 @@ def _figures(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[t
     return found
 
 
+def _probes(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the probes of a run by step; of a step that was repeated, the last one."""
+    found = {event["step"]: event for event in events if event["event"] == "probe"}
+    return [found[step] for step in sorted(found)]
+
+
+def _probe_figures(run_url: str, events: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    probes = _probes(events)
+    if not probes:
+        return []
+    shown = [f"{100 * probe['uar']['logistic']:.1f}" for probe in (probes[0], probes[-1])]
+    costs = sorted(probe["feature_seconds"] + probe["score_seconds"] for probe in probes)
+    found = [
+        ("probe UAR, start → end", f"{' → '.join(shown)} %"),
+        ("cost of a probe, median", f"{costs[len(costs) // 2]:.1f} s"),
+    ]
+    if best := read_best(run_url):
+        found.append(("best checkpoint by probes", f"step {best.step}, {100 * best.uar:.1f} %"))
+    return found
+
+
 def _slow_ranks(rows: list[dict[str, Any]]) -> list[tuple[int, float]]:
     """Return the three ranks that cost most of the steps' time, and their mean cost."""
     costs: dict[int, float] = {}
@@ -151,13 +174,17 @@ def _slow_ranks(rows: list[dict[str, Any]]) -> list[tuple[int, float]]:
 
 
 def _charts(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> str:
-    """Return three charts over steps as one inline SVG."""
+    """Return charts over steps as one inline SVG: three, and the probes if there are any."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    titles = ["loss", "clips per second", "share of time waiting for data, %"]
+    probes = _probes(events)
+    if probes:
+        titles.append("probes: UAR of frozen features, %")
+    figure = Figure(figsize=(4 * len(titles), 3.2), layout="constrained")
     FigureCanvasSVG(figure)
-    axes = figure.subplots(1, 3)
+    axes = figure.subplots(1, len(titles))
     steps = [row["step"] for row in rows]
     axes[0].plot(steps, [row["loss"] for row in rows], color=_COLOR, label="training")
     held_out = [(e["step"], e["held_out_loss"]) for e in events if e["event"] == "eval"]
@@ -167,9 +194,9 @@ def _charts(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> str:
     axes[1].plot(steps, [row["clips_per_second"] for row in rows], color=_COLOR)
     shares = [100 * row["data_wait_share"] for row in rows]
     axes[2].plot(steps, shares, color=_COLOR)
-    for axis, title in zip(
-        axes, ("loss", "clips per second", "share of time waiting for data, %"), strict=True
-    ):
+    if probes:
+        _draw_probes(axes[3], probes)
+    for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
         axis.spines[["top", "right"]].set_visible(False)
@@ -178,6 +205,17 @@ def _charts(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg")
     return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
+
+
+def _draw_probes(axis: Any, probes: list[dict[str, Any]]) -> None:
+    """Draw the curve of each classifier and the level of chance."""
+    steps = [probe["step"] for probe in probes]
+    for (name, label), color in zip(_CLASSIFIERS.items(), (_COLOR, _SECOND_COLOR), strict=True):
+        uar = [100 * probe["uar"][name] for probe in probes]
+        axis.plot(steps, uar, "o-", color=color, label=label)
+    chance = 100 / probes[-1]["classes"]
+    axis.axhline(chance, color="#999", linestyle=":", label="chance")
+    axis.legend(frameon=False)
 
 
 def _pictures(run_url: str) -> list[tuple[str, str]]:

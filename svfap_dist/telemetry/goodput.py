@@ -6,6 +6,7 @@ the time from the first event to the latest, each second in one class only:
     productive   steps that the weights include, computing
     data_wait    the same steps, waiting for a batch
     checkpoint   training blocked by a checkpoint
+    probe        training waits for a probe of the frozen features
     restart      starting up, and the time from the last window of an attempt that died, failed or
                  ended for another number of ranks to the next attempt
     redone       steps of an attempt after the step from which a later one had to continue
@@ -22,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-CLASSES = ("productive", "data_wait", "checkpoint", "restart", "redone", "idle")
+CLASSES = ("productive", "data_wait", "checkpoint", "probe", "restart", "redone", "idle")
 WINDOW = "window"
 BEGINNINGS = ("start", "resume")  # events of an attempt that begins: its number, step, fingerprints
 # Reasons of stop events: the ranks begin again at once, more or fewer of them.
@@ -78,6 +79,7 @@ class Goodput:
         seconds = {
             "data_wait": event["data_wait_seconds"],
             "checkpoint": event["checkpoint_seconds"],
+            "probe": event.get("probe_seconds", 0.0),  # not in files of older versions
             "idle": event["evaluation_seconds"],
         }
         seconds["productive"] = max(time - self._latest - sum(seconds.values()), 0.0)

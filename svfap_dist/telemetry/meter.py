@@ -80,6 +80,14 @@ class Meter:
         self._steps += 1
         self.add(values)
 
+    def leave_out(self, seconds: float) -> None:
+        """Leave out time that has just passed and was not spent on steps.
+
+        Args:
+            seconds: Wall time.
+        """
+        self._began += seconds
+
     def window(self) -> Window:
         """Return the sums (of gauges: the means) since the last call."""
         self._sums[STEP_SECONDS.name] = self._clock() - self._began

@@ -67,6 +67,13 @@ STEP = declare("svfap_step", "Optimizer steps completed.", column="step")
 EPOCH = declare("svfap_epoch", "Epoch of the last step, from 0.", column="epoch")
 LOSS = declare("svfap_loss", "Mean loss of the last logged step, over all ranks.", column="loss")
 HELD_OUT_LOSS = declare("svfap_held_out_loss", "Mean loss on the held-out clips, over all ranks.")
+PROBE_UAR = declare(
+    "svfap_probe_uar_ratio",
+    "Unweighted average recall of simple classifiers on frozen features; absent without probe.url.",
+    "classifier",
+)
+PROBE_SECONDS = declare("svfap_probe_seconds", "Time that training waited for the last probe.")
+PROBE_FAILURES = declare("svfap_probe_failures_total", "Probes of this attempt that failed.")
 LEARNING_RATE = declare("svfap_learning_rate", "Learning rate of the last step.", column="lr")
 GRAD_NORM = declare(
     "svfap_grad_norm", "Norm of the last step's gradient before clipping.", column="grad_norm"

@@ -85,7 +85,8 @@ class Recorder:
         self._flops_per_clip, self._tokens_per_clip = costs
         self._peak_rate = peak_rate
         self._windows: list[Window] = []  # of all ranks, since the last log step
-        self._checkpoint_seconds = self._idle_seconds = 0.0  # since the last window
+        # Since the last window.
+        self._checkpoint_seconds = self._probe_seconds = self._idle_seconds = 0.0
         self._own_seconds = [0.0] * world.world_size  # of each rank, since the last log step
         self._sources = config.data.labels
         # Of each source, to name the one that a bad sample is of; `Attempt` sets it.
@@ -261,9 +262,10 @@ class Recorder:
             step=step,
             data_wait_seconds=values[metrics.DATA_WAIT_SECONDS.name],
             checkpoint_seconds=self._checkpoint_seconds,
+            probe_seconds=self._probe_seconds,
             evaluation_seconds=self._idle_seconds,
         )
-        self._checkpoint_seconds = self._idle_seconds = 0.0
+        self._checkpoint_seconds = self._probe_seconds = self._idle_seconds = 0.0
         return int(sum(bad))
 
     def log_step(self, numbers: Row, phase_seconds: dict[str, float]) -> None:
@@ -348,6 +350,41 @@ class Recorder:
         self._idle_seconds += seconds
         self._journal.write_event("eval", step=step, held_out_loss=held_out_loss)
         self._exporter.set(metrics.HELD_OUT_LOSS, held_out_loss)
+
+    def record_probe(self, step: int, uar: Mapping[str, float], **fields: Any) -> None:
+        """Record how well simple classifiers read labels from frozen features.
+
+        Args:
+            step: Completed optimizer steps.
+            uar: From 0 to 1, by classifier.
+            **fields: Further fields of the event.
+        """
+        self._journal.write_event("probe", step=step, uar=dict(uar), **fields)
+        if self._world.is_main:
+            for classifier, value in uar.items():
+                self._exporter.set(metrics.PROBE_UAR, value, classifier=classifier)
+
+    def record_probe_failure(self, step: int, error: str) -> None:
+        """Record that a probe failed; training continues.
+
+        Args:
+            step: Completed optimizer steps.
+            error: What was wrong.
+        """
+        self._journal.write_event("probe_failed", step=step, error=error)
+        if self._world.is_main:
+            self._exporter.add(metrics.PROBE_FAILURES, 1)
+
+    def add_probe_seconds(self, seconds: float) -> None:
+        """Count time in which training waited for a probe, which is not time of its steps.
+
+        Args:
+            seconds: Wall time.
+        """
+        self._probe_seconds += seconds
+        self.meter.leave_out(seconds)
+        if self._world.is_main:
+            self._exporter.set(metrics.PROBE_SECONDS, seconds)
 
     def add_test_seconds(self, seconds: float) -> None:
         """Count time spent on testing, which is idle time of the training.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Iterator
 
@@ -22,8 +23,9 @@ from svfap_dist.data import decoding
 from svfap_dist.data.batch import ClipBatch
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.distributed import World
-from svfap_dist.errors import ConfigError, HealthError
-from svfap_dist.evaluate import protocol, runner
+from svfap_dist.errors import ConfigError, HealthError, SvfapError
+from svfap_dist.evaluate import feature_probe, protocol, runner
+from svfap_dist.evaluate.feature_probe import ProbeSet
 from svfap_dist.evaluate.protocol import TaskSplit
 from svfap_dist.model import flops
 from svfap_dist.profiling.decoder import choose_backend
@@ -35,11 +37,14 @@ from svfap_dist.telemetry.journal import RunHistory, read_history
 from svfap_dist.telemetry.recorder import Recorder, Row
 from svfap_dist.train import health
 from svfap_dist.train.engine import Engine
+from svfap_dist.train.feature_probe import FeatureProbe
 from svfap_dist.train.learning_rate import learning_rate_at
 from svfap_dist.train.objective import build_objective
 from svfap_dist.train.signals import FINISHED, Notice
 from svfap_dist.train.validation import ValidationSet
 from svfap_dist.train.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +84,8 @@ class RunContext:
     state: TrainState | None  # of the newest checkpoint; None: a new run
     history: RunHistory
     eval_manifest: Manifest | None = None  # of data.eval_url
+    probe_set: ProbeSet | None = None  # of probe.url
+    probe_error: str = ""  # why a run that resumes has no probes
 
     @property
     def attempt(self) -> int:
@@ -114,12 +121,27 @@ def load_run_context(config: Config, known: RunContext | None = None) -> RunCont
         eval_url, task = config.data.eval_url, config.task
         eval_manifest = open_data(config, eval_url, trusted) if eval_url else None
         split = protocol.split_samples(config, manifest, task.fold) if task else None
+        probe_set, probe_error = _open_probe_set(config, is_new=state is None)
     else:
         manifest, eval_manifest, split = known.manifest, known.eval_manifest, known.split
+        probe_set, probe_error = known.probe_set, known.probe_error
     if state is not None:
         where = store.checkpoint_url(run_url, state.step)
         state.check_resumable(config, manifest.fingerprint, where)
-    return RunContext(manifest, split, state, history, eval_manifest)
+    return RunContext(manifest, split, state, history, eval_manifest, probe_set, probe_error)
+
+
+def _open_probe_set(config: Config, is_new: bool) -> tuple[ProbeSet | None, str]:
+    """Return the samples of probes; a run that resumes may do without, and has the error."""
+    if not config.probe.url:
+        return None, ""
+    try:
+        return feature_probe.open_probe_set(config.probe), ""
+    except SvfapError as error:
+        if is_new:
+            raise
+        log.warning("The run resumes without probes: %s", error)
+        return None, str(error)
 
 
 class Attempt:
@@ -206,7 +228,15 @@ class Attempt:
         self._validation: ValidationSet | None = None
         if found.eval_manifest is not None:
             self._validation = ValidationSet(config, world, found.eval_manifest)
+        self._probe = self._open_probe(found)
         recorder.record_ready()
+
+    def _open_probe(self, found: RunContext) -> FeatureProbe | None:
+        if found.probe_error:
+            self._recorder.record_probe_failure(self.step, found.probe_error)
+        if found.probe_set is None:
+            return None
+        return FeatureProbe(self._config, self._world, found.probe_set, self._recorder)
 
     def _drop_old_predictions(self) -> None:
         """Delete the predictions of a task that was finished and is trained further."""
@@ -381,6 +411,16 @@ class Attempt:
             loss = self._validation.loss(self.engine)
             self._recorder.record_evaluation(self.step, loss, time.perf_counter() - began)
 
+    def probe(self, notice: Notice) -> bool:
+        """Probe the frozen features, if there is a probe; return whether they are the best so far.
+
+        Args:
+            notice: This rank's reasons to stop, which end the probe.
+        """
+        if self._probe is None:
+            return False
+        return self._probe.run(self.engine, self.step, lambda: bool(notice.external_stop_reason()))
+
     def _test(self, notice: Notice) -> bool:
         """Write predictions.jsonl of a task unless it exists; return False if stopped before."""
         if self._test_on is None:
@@ -422,7 +462,9 @@ class Attempt:
         began = time.perf_counter()
         epoch_steps, ranks = self._loader.steps_per_epoch, self._world.world_size
         state = TrainState.of_run(self._config, self.step, epoch_steps, self._fingerprint, ranks)
-        self._checkpointer.save(self.engine, state)
+        best = self._probe.best if self._probe is not None else None
+        is_best = best is not None and best.step == self.step
+        self._checkpointer.save(self.engine, state, best if is_best else None)
         self._recorder.add_checkpoint_seconds(time.perf_counter() - began)
 
     def finish_upload(self) -> bool:

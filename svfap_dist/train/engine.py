@@ -383,6 +383,11 @@ class Engine:
         self._engine.global_samples += self._engine.train_batch_size()
         return update
 
+    @property
+    def eager_network(self) -> Callable[..., Any]:
+        """Return the network without compilation, for calls of other shapes than training's."""
+        return self._backend.network
+
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Run forward passes inside in eval mode, without gradients."""

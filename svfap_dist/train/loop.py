@@ -103,15 +103,16 @@ def _run_attempt(
         attempt = Attempt(config, world, device, on_log, on_begin, stack, context, on_failure)
         if attempt.step == 0:
             attempt.evaluate()
+            attempt.probe(notice)
         save_is_due = False  # since a step at which it could not be saved
         for batch in attempt.batches(stack):
             is_taken = attempt.take_step(batch, notice)
-            logs, evaluates, saves = (
-                attempt.step == attempt.total_steps or attempt.is_due(period)
-                for period in (train.log_every, train.eval_every, train.checkpoint_every)
+            periods = train.log_every, train.eval_every, config.probe_every, train.checkpoint_every
+            logs, evaluates, probes, saves = (
+                attempt.step == attempt.total_steps or attempt.is_due(period) for period in periods
             )
             saves |= save_is_due
-            decision = attempt.decide(up_to_now=logs or evaluates or saves)
+            decision = attempt.decide(up_to_now=logs or evaluates or probes or saves)
             saves |= decision.save
             if decision.stop or saves:  # neither follows a step whose outcome is not known
                 decision = attempt.decide(up_to_now=True, before=decision)
@@ -120,6 +121,8 @@ def _run_attempt(
                 attempt.log(loss=decision.loss, grad_norm=decision.grad_norm)
             if ends or evaluates:
                 attempt.evaluate()
+            if probes and not decision.stop:
+                saves |= attempt.probe(notice)
             if decision.finish_upload:
                 attempt.finish_upload()
             save_is_due = saves and attempt.is_skipping

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from svfap_dist import cli, storage
 from svfap_dist.checkpoint import gc, store
+from svfap_dist.checkpoint.best import BestCheckpoint, read_best, resolve_best, write_best
 from svfap_dist.checkpoint.store import COMMIT, checkpoint_url
 from svfap_dist.config import recipe
 from svfap_dist.errors import CheckpointError
@@ -58,6 +59,17 @@ def test_leftovers_and_what_retention_lets_go_are_deleted(tmp_path: Path) -> Non
     left = sum(sum(files.values()) for files in store.list_checkpoints(url).values())
     assert before - left == found.bytes
     assert gc.plan_gc(url).steps == ()
+
+
+def test_the_best_checkpoint_by_probes_stays(tmp_path: Path) -> None:
+    url = a_run(str(tmp_path), (10, 20, 30, 40))
+    write_best(url, BestCheckpoint(20, 0.5, "probe"))
+    assert gc.plan_gc(url).kept == (20, 30, 40)
+    assert resolve_best(f"{url}/checkpoints/best") == checkpoint_url(url, 20)
+    assert resolve_best(url) == url
+    store.delete(checkpoint_url(url, 20))
+    assert read_best(url) is None
+    assert gc.plan_gc(url).kept == (30, 40)
 
 
 def test_an_object_store(s3_bucket: str) -> None:

@@ -184,6 +184,18 @@ def test_bf16_without_zero_is_refused():
         recipe.load("tiny_cpu", ["train.zero_stage=0", "train.dtype=bfloat16"])
 
 
+def test_probes_are_of_pre_training():
+    with pytest.raises(ConfigError, match=r"probe.url.*\[task\]"):
+        recipe.load("finetune_dfew", ["probe.url=labeled"])
+
+
+def test_probes_come_with_checkpoints_unless_they_have_a_period():
+    assert recipe.load("tiny_cpu").probe_every == 0
+    config = recipe.load("tiny_cpu", ["probe.url=labeled"])
+    assert config.probe_every == config.train.checkpoint_every
+    assert recipe.load("tiny_cpu", ["probe.url=labeled", "probe.every=7"]).probe_every == 7
+
+
 def test_held_out_clips_are_of_pre_training():
     with pytest.raises(ConfigError, match=r"data.eval_url.*\[task\]"):
         recipe.load("finetune_dfew", ["data.eval_url=held-out"])
@@ -293,6 +305,7 @@ FREE = {
     "health": {
         *("max_skipped", "max_rollbacks", "spike_zscore", "spike_window", "spike_action"),
     },
+    "probe": {"url", "every", "label", "max_clips", "region", "neighbors"},
     "metrics": {"enabled", "host", "port", "discovery_port", "linger_seconds"},
 }
 TASK = TaskConfig(

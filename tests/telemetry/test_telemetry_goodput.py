@@ -44,6 +44,12 @@ def test_an_undisturbed_run() -> None:
     assert account.ratio() == pytest.approx(160 / 220)
 
 
+def test_probes_are_a_class_of_their_own() -> None:
+    probed = window(111, 10, data=5) | {"probe_seconds": 25}
+    account = Goodput([event("start", 0), event("ready", 11), probed, window(121, 20)])
+    assert account.seconds() == of(restart=11, data_wait=5, probe=25, productive=70 + 10)
+
+
 def test_a_killed_attempt_is_redone_from_its_checkpoint() -> None:
     account = Goodput(
         [event("start", 0), event("ready", 1), window(11, 10), window(21, 20, data=4)]

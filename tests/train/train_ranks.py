@@ -224,6 +224,36 @@ def plant(objective: Any, bad_steps: list[int], fault: str) -> Any:
     return objective
 
 
+def train_with_failing_probes(tables: dict[str, Any]) -> dict[str, Any]:
+    """As `train`; the first probe fails in the store and the second in the network, each on the
+    last rank, and the third on rank 0, which scores."""
+    from unittest import mock
+
+    from svfap_dist.errors import StorageError
+    from svfap_dist.evaluate import feature_probe as scoring
+    from svfap_dist.train.feature_probe import FeatureProbe
+
+    is_last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+    away = StorageError("Store is away", "planted", "no answer", "wait")
+    plants: list[Any] = [
+        mock.patch("svfap_dist.train.feature_probe.SampleReader", side_effect=away),
+        mock.patch(
+            "svfap_dist.train.feature_probe.clip_features",
+            side_effect=RuntimeError("planted in the network"),
+        ),
+        mock.patch.object(scoring, "score", side_effect=ImportError("planted in the scores")),
+    ]
+    run = FeatureProbe.run
+
+    def run_planted(probe: FeatureProbe, *given: Any) -> bool:
+        plant = plants.pop(0) if plants else contextlib.nullcontext()
+        with plant if is_last or len(plants) == 0 else contextlib.nullcontext():
+            return run(probe, *given)
+
+    with mock.patch.object(FeatureProbe, "run", run_planted):
+        return train(tables)
+
+
 def stall(tables: dict[str, Any], fault: str, rank: int, step: int) -> dict[str, Any]:
     """A run in which something hangs on a rank once it has begun a step; `fault` is a function
     `hang_in_...` of this module. The time of it goes to the file `fault.time` in the run."""
