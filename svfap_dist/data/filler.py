@@ -80,7 +80,8 @@ class DataSource:
 
     def order(self) -> RunOrder:
         """Return the order of samples of the run."""
-        return RunOrder(self.config, self.manifest, self.selection and self.selection.indices)
+        selected = None if self.selection is None else self.selection.indices
+        return RunOrder(self.config, self.manifest, selected)
 
     @property
     def num_slots(self) -> int:
