@@ -218,10 +218,10 @@ class Recorder:
         )
         self._exporter.add(metrics.TOKENS, clips * self._tokens_per_clip)
         self._exporter.add(metrics.FLOPS, clips * self._flops_per_clip)
-        of_sources = [clips]
+        of_sources = [clips]  # of one, or of noise, which no source has
         if batch.sources is not None:
             of_sources = batch.sources.bincount(minlength=len(self._sources)).tolist()
-        for source, count in zip(self._sources, of_sources, strict=True):
+        for source, count in zip(self._sources, of_sources, strict=False):
             self._exporter.add(metrics.SOURCE_CLIPS, count, source=source)
         for bad in batch.bad:
             ends = list(itertools.accumulate(self.samples_of_sources))

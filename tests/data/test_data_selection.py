@@ -207,3 +207,10 @@ def test_shards_without_labels_are_told(make_data_set, videos):
 def test_a_selection_that_could_mix_up_targets_is_refused(indices, targets):
     with pytest.raises(ValueError, match=r"indices|targets"):
         Selection(np.array(indices, np.int64), targets)
+
+
+def test_an_empty_selection_is_refused(make_data_set):
+    none = np.array([], dtype=np.int64)
+    data_set = make_data_set(SIZES)
+    with pytest.raises(ConfigError, match="0 to train on"):
+        ClipLoader(task_config(), data_set.url, data_set.manifest, world(), Selection(none, none))
