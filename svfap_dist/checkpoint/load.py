@@ -85,9 +85,11 @@ def locate_weights(url: str) -> tuple[str, Config]:
 
 def _no_checkpoint(url: str) -> CheckpointError:
     files = storage.list_files(url)
-    folds = sorted({path.partition("/")[0] for path in files if path.startswith("fold-")})
+    folds = sorted(
+        {path.partition("/")[0] for path in files if path.startswith(("fold-", "seed-"))}
+    )
     if folds:
-        title = "Ambiguous network: each fold of a fine-tuning has its own"
+        title = "Ambiguous network: each fold and seed of a fine-tuning has its own"
         advice = f"give one of them: {storage.join(url, folds[0])}"
         return CheckpointError(title, url, ", ".join(folds), advice)
     found = f"none below {storage.join(url, 'checkpoints')}"

@@ -21,13 +21,15 @@ from torch import Tensor
 
 WEIGHT, MOMENTS = "fp32", ("exp_avg", "exp_avg_sq")
 KEYS = (WEIGHT, *MOMENTS)
+AVERAGE = "average"  # of the weights (finetune.ema), where there is one
 
 
 @dataclasses.dataclass(frozen=True)
 class ParameterState:
     """One parameter's master weight and Adam moments. step: its number of updates.
 
-    pieces: for each of `KEYS`, flat float32 tensors that make up the parameter in this order.
+    pieces: for each of `KEYS`, and for `AVERAGE` where there is one, flat float32 tensors that make
+        up the parameter in this order.
     """
 
     pieces: Mapping[str, list[Tensor]]
@@ -37,7 +39,7 @@ class ParameterState:
         """Copy consecutive elements of the flat parameter.
 
         Args:
-            key: One of `KEYS`.
+            key: One of `KEYS`, or `AVERAGE`.
             start: Index of the first element.
             target: Flat tensor of the wanted length, on any device.
         """
@@ -80,10 +82,16 @@ def read_shards(folder: str, names: Sequence[str]) -> dict[str, ParameterState]:
         for name, group, start, count in parts_of_rank:
             flat = groups_of_rank[group]
             step = float(flat["step"])
-            state = states.setdefault(name, ParameterState({key: [] for key in KEYS}, step))
-            for key in KEYS:
+            keys = _keys_of(flat)
+            state = states.setdefault(name, ParameterState({key: [] for key in keys}, step))
+            for key in keys:
                 state.pieces[key].append(flat[key][start : start + count])
     return states
+
+
+def _keys_of(state: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keys of the tensors that a parameter's state has."""
+    return (*KEYS, AVERAGE) if AVERAGE in state else KEYS
 
 
 def _load(path: str) -> Any:
@@ -121,7 +129,8 @@ def _read_whole(saved: Any, names: Sequence[str]) -> dict[str, ParameterState]:
     states = {}
     for index, name in enumerate(names):
         state = saved["optimizer"]["state"][index]
-        tensors = {WEIGHT: saved["module"][name], **{key: state[key] for key in MOMENTS}}
+        tensors = {WEIGHT: saved["module"][name], **state}
+        tensors = {key: tensors[key] for key in _keys_of(state)}
         pieces = {key: [tensor.flatten()] for key, tensor in tensors.items()}
         states[name] = ParameterState(pieces, float(state["step"]))
     return states

@@ -42,9 +42,11 @@ _FIXED = {
             *("finetune.mode", "finetune.layer_decay", "finetune.drop_path"),
             *("finetune.head_init_scale", "finetune.output", "finetune.lora_rank"),
             *("finetune.lora_alpha", "finetune.pool", "finetune.grid", "finetune.stages"),
+            "finetune.ema",
         ),
         _NETWORK,
     ),
+    "finetune.class_weights": _TASK,
     "mask": _TASK,
     "task": _TASK,
     **dict.fromkeys(

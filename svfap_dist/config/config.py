@@ -22,7 +22,7 @@ from svfap_dist.storage import local_path
 # nor what is computed from them.
 _FREE_TO_CHANGE = {
     "task": ("metrics", "published", "published_source", "reproduced", "reproduced_source"),
-    "finetune": ("init", "test_segments", "test_crops"),
+    "finetune": ("init", "seeds", "test_segments", "test_crops"),
     "data": (
         *("url", "eval_url", "max_bad_fraction", "feeders", "decode_workers", "decode_seconds"),
         *("decode_threads", "prefetch_bytes", "read_ahead_bytes"),
@@ -48,6 +48,8 @@ _CAME_LATER = {
     ("finetune", "pool"): "mean",
     ("finetune", "grid"): 3,
     ("finetune", "stages"): "last",
+    ("finetune", "ema"): 0.0,
+    ("finetune", "class_weights"): "none",
     ("augment", "run_on"): "workers",
 }
 
@@ -87,6 +89,9 @@ class Config(sections.Section):
         elif self.probe.url:
             why = "probes are for pre-training; a [task] tests its own samples"
             raise _impossible("probe.url", self.probe.url, why)
+        weights = self.finetune.class_weights
+        if weights != "none" and self.task is not None and self.task.kind == "regression":
+            raise _impossible("finetune.class_weights", weights, "a regression has no classes")
         self._check_batch()
         self._check_sources()
         changes.check_changeable(self.run.allow_change, self.keys())

@@ -477,6 +477,12 @@ class FinetuneConfig(Section):
     pool: Literal["mean", "grid", "attentive"] = "mean"
     grid: Positive = 3  # cells per side of pool = grid
     stages: Literal["last", "all"] = "last"  # of the encoder, that pool takes
+    # Decay of an exponential average of the weights, which is what is tested and stored as the
+    # network; it grows to this as (1 + step) / (10 + step). 0: no average.
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    # balanced: a class counts in the loss by the inverse of its number of training samples.
+    class_weights: Literal["none", "balanced"] = "none"
+    seeds: Positive = 1  # the fine-tuning is repeated with run.seed, run.seed + 1, ...
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75  # of the learning rate, per layer
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1  # stochastic depth of the last block
     head_init_scale: Annotated[float, Field(gt=0.0)] = 0.001

@@ -172,12 +172,14 @@ class Results:
         folds: scores by fold.
         pooled: scores over all folds together.
         confusion: pooled counts [C, C], rows true and columns predicted; None for a regression.
+        predictions: of all folds together.
     """
 
     task: TaskConfig
     folds: dict[int, Score]
     pooled: Score
     confusion: np.ndarray | None
+    predictions: Predictions
 
     @property
     def is_complete(self) -> bool:
@@ -223,7 +225,7 @@ class Results:
     def line(self) -> str:
         """Return the pooled scores in a line, e.g. "UAR 41.23 %, WAR 52.10 %"."""
         return ", ".join(
-            f"{score.title} {_shown(name, value)}{' %' if score.in_percent else ''}"
+            f"{score.title} {shown(name, value)}{' %' if score.in_percent else ''}"
             for name, value in self.pooled.values.items()
             for score in [SCORE_FUNCTIONS[name]]
         )
@@ -231,16 +233,16 @@ class Results:
     def lines(self) -> list[str]:
         """Return a table to print."""
         task, metrics = self.task, self.task.metrics
-        rows = [["", "samples", *map(_title, metrics)]]
+        rows = [["", "samples", *map(title_of, metrics)]]
         if task.folds:
             rows += [_row(f"fold {fold}", score, metrics) for fold, score in self.folds.items()]
         rows.append(_row("pooled" if task.folds else "test", self.pooled, metrics))
         for part in task.names if self.pooled.parts else ():
-            shown = (_shown(name, self.pooled.parts[name][part]) for name in metrics)
-            rows.append([f"  {part}", "", *shown])
+            cells = (shown(name, self.pooled.parts[name][part]) for name in metrics)
+            rows.append([f"  {part}", "", *cells])
         if len(self.folds) > 1:
-            rows.append(["mean over folds", "", *(_shown(m, self.mean(m)) for m in metrics)])
-            rows.append(["deviation (n - 1)", "", *(_shown(m, self.deviation(m)) for m in metrics)])
+            rows.append(["mean over folds", "", *(shown(m, self.mean(m)) for m in metrics)])
+            rows.append(["deviation (n - 1)", "", *(shown(m, self.deviation(m)) for m in metrics)])
         for name, figures in (("published", self.published), ("reproduced", self.reproduced)):
             if task.published and getattr(task, name):
                 rows += self._beside(name, figures)
@@ -310,9 +312,9 @@ class Results:
     def _beside(self, name: str, figure: Callable[[str], float | None]) -> list[list[str]]:
         """Return rows with figures of others, and how far the pooled scores are from them."""
         pairs = [(metric, figure(metric)) for metric in self.task.metrics]
-        beside = ["" if f is None else _shown(m, f) for m, f in pairs]
+        beside = ["" if f is None else shown(m, f) for m, f in pairs]
         apart = [
-            "" if f is None else _shown(m, self.pooled.values[m] - f, sign="+") for m, f in pairs
+            "" if f is None else shown(m, self.pooled.values[m] - f, sign="+") for m, f in pairs
         ]
         return [[name, "", *beside], ["difference", "", *apart]]
 
@@ -338,23 +340,37 @@ def summarize(task: TaskConfig, folds: Mapping[int, Predictions]) -> Results:
         count_confusion(pooled.labels, pooled.predicted(), len(task.names))
         if task.kind == "classification"
         else None,
+        pooled,
     )
 
 
 def _score(task: TaskConfig, predictions: Predictions) -> Score:
+    return Score(len(predictions.keys), *score_values(task, predictions.labels, predictions.scores))
+
+
+def score_values(
+    task: TaskConfig, labels: np.ndarray, scores: np.ndarray
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Return the task's scores of some samples, and of a regression also by dimension.
+
+    Args:
+        task: the recipe's [task].
+        labels: as of `Predictions`.
+        scores: as of `Predictions`.
+    """
     values: dict[str, float] = {}
     parts: dict[str, dict[str, float]] = {}
     for name in task.metrics:
         metric = SCORE_FUNCTIONS[name]
         scale = 100.0 if metric.in_percent else 1.0
         if task.kind == "classification":
-            values[name] = scale * metric.compute(predictions.labels, predictions.predicted())
+            values[name] = scale * metric.compute(labels, scores.argmax(axis=1))
             continue
-        columns = zip(predictions.labels.T, predictions.scores.T, strict=True)
+        columns = zip(labels.T, scores.T, strict=True)
         each = [scale * metric.compute(true, said) for true, said in columns]
         parts[name] = dict(zip(task.names, each, strict=True))
         values[name] = statistics.fmean(each)
-    return Score(len(predictions.keys), values, parts)
+    return values, parts
 
 
 def _check(task: TaskConfig, folds: Mapping[int, Predictions]) -> None:
@@ -377,16 +393,28 @@ def _protocol(task: TaskConfig) -> str:
     return f"trained on {', '.join(task.train_splits)}, tested on {', '.join(task.test_splits)}"
 
 
-def _title(name: str) -> str:
+def title_of(name: str) -> str:
+    """Return a score's title in tables.
+
+    Args:
+        name: of the score.
+    """
     metric = SCORE_FUNCTIONS[name]
     return f"{metric.title} %" if metric.in_percent else metric.title
 
 
 def _row(name: str, score: Score, metrics: tuple[str, ...]) -> list[str]:
-    return [name, str(score.num_samples), *(_shown(m, score.values[m]) for m in metrics)]
+    return [name, str(score.num_samples), *(shown(m, score.values[m]) for m in metrics)]
 
 
-def _shown(metric: str, value: float, sign: str = "") -> str:
+def shown(metric: str, value: float, sign: str = "") -> str:
+    """Return a value of a score as tables show it.
+
+    Args:
+        metric: name of the score.
+        value: in percent where papers print it so.
+        sign: "+": with its sign.
+    """
     return f"{value:{sign}.2f}" if SCORE_FUNCTIONS[metric].in_percent else f"{value:{sign}.4f}"
 
 
@@ -433,11 +461,11 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str], title: str) -> byte
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     for row, column in np.ndindex(*matrix.shape):
         color = "white" if percent[row, column] > _DARK else "black"
-        shown = (
+        texts = (
             ("bottom", 11, f"{percent[row, column]:.1f}"),
             ("top", 8, f"{matrix[row, column]}"),
         )
-        for side, size, text in shown:
+        for side, size, text in texts:
             axes.text(column, row, text, ha="center", va=side, fontsize=size, color=color)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     totals = matrix.sum(axis=1)

@@ -190,7 +190,7 @@ class Attempt:
             raise _already_longer(self.step, self.total_steps)
         self._drop_old_predictions()  # before the recorder stores the recipe they do not belong to
 
-        objective = build_objective(_with_own_init(config, state))
+        objective = build_objective(_with_own_init(config, state), found.split)
         costs = (objective.flops_per_clip, objective.tokens_per_clip)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         peak_rate = flops.peak_rate(name, config.train.dtype)

@@ -21,6 +21,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, cast
 
 import torch
@@ -29,11 +30,11 @@ from torch import Tensor, nn
 
 from svfap_dist import distributed
 from svfap_dist.allocator import keep_freed_memory
-from svfap_dist.checkpoint.parameter_states import ParameterState
+from svfap_dist.checkpoint.parameter_states import AVERAGE, ParameterState
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data.batch import ClipBatch
 from svfap_dist.distributed import World, all_gather_object, barrier
-from svfap_dist.errors import ClusterError
+from svfap_dist.errors import CheckpointError, ClusterError
 from svfap_dist.model import layers
 from svfap_dist.parallel.affinity import bind_to_gpu
 from svfap_dist.telemetry.meter import Phases
@@ -252,6 +253,8 @@ class Engine:
         self._copies = CopyStream(device)
         self._stage = config.train.zero_stage
         self._accumulation = check_world_size(config, world.world_size)
+        self._decay = config.finetune.ema if config.task is not None else 0.0
+        self._completed = 0  # steps before this one
         # The same weights on every rank; torch's global generator is restored afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
@@ -354,6 +357,7 @@ class Engine:
             batch: This rank's clips, all micro batches of the step.
             step: Completed optimizer steps.
         """
+        self._completed = step
         count = len(batch.frames)
         micro = count // self._accumulation
         losses = []
@@ -379,9 +383,24 @@ class Engine:
             group.update(options, lr=learning_rate * scale)
         with self.phases.measured("optimizer"):
             update = self._updater.update(self._step_loss, counts)
+            if self._decay:
+                self._update_average()
         self._engine.global_steps += 1  # in its checkpoints
         self._engine.global_samples += self._engine.train_batch_size()
         return update
+
+    def _update_average(self) -> None:
+        """Add the new weights to their average, unless this step left them as they were."""
+        n = self._completed
+        share = 1 - min(self._decay, (1 + n) / (10 + n))
+        applied = 1 - self._engine.basic_optimizer.found_inf
+        partitions.update_average(self._engine, self._stage, share * applied)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Exchange the weights and their average inside, if the recipe wants one."""
+        if not self._decay:
+            return contextlib.nullcontext()
+        return partitions.averaged(self._engine, self._stage)
 
     @property
     def eager_network(self) -> Callable[..., Any]:
@@ -390,10 +409,10 @@ class Engine:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Run forward passes inside in eval mode, without gradients."""
+        """Run forward passes inside in eval mode, without gradients, of averaged weights if any."""
         self._engine.eval()
         try:
-            with torch.no_grad():
+            with self._averaged(), torch.no_grad():
                 yield
         finally:
             self._train_mode()
@@ -424,11 +443,32 @@ class Engine:
 
         Args:
             states: Of all trained parameters, by name.
+
+        Raises:
+            CheckpointError: If the recipe averages weights and the states have no average.
         """
+        if self._decay and not all(AVERAGE in state.pieces for state in states.values()):
+            title = "Checkpoint has no average of the weights"
+            found = "DeepSpeed's universal form, which holds none, where finetune.ema is above 0"
+            advice = "resume from a checkpoint that was not reshaped: none needs to be, to change "
+            advice += "the number of ranks or the ZeRO stage"
+            raise CheckpointError(title, "finetune.ema", found, advice)
         partitions.load_states(self._engine, self._stage, states)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return all weights on rank 0 (others may get an empty dictionary); a collective."""
+        """Return all weights on rank 0 (others may get an empty dictionary); a collective.
+
+        They are the averaged ones if the recipe wants an average, copied to the host.
+        """
+        if not self._decay:
+            return self._weights()
+        with self._averaged():
+            return {
+                name: weight.detach().to("cpu", copy=True)
+                for name, weight in self._weights().items()
+            }
+
+    def _weights(self) -> dict[str, Tensor]:
         if self._stage == 3:
             return self._engine._zero3_consolidated_16bit_state_dict() or {}
         return self._engine.module.state_dict()

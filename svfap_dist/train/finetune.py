@@ -1,10 +1,12 @@
-"""Fine-tuning on a task: a run per fold of its protocol, then one result.
+"""Fine-tuning on a task: a run per fold of its protocol, and per seed, then one result.
 
 Each fold is an ordinary run in a folder of its own, `fold-1/`, ..., below `run.url` (a task with a
 fixed split is one run, in `run.url` itself). So the same command started again skips finished
 folds, resumes the interrupted one, and continues. A request to stop and `train.max_seconds` apply
 to all folds together; only a request interrupts a test that has begun. `results.json` and the
-confusion matrix (`pictures/confusion.png`) come last, from the predictions of all folds.
+confusion matrix (`pictures/confusion.png`) come last, from the predictions of all folds. With
+`finetune.seeds` above 1 all of this is repeated in `seed-1/`, `seed-2/`, ..., with run.seed and the
+numbers after it, and `results.json` in `run.url` sums up the seeds.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from svfap_dist.errors import ConfigError, StorageError
 from svfap_dist.evaluate import protocol
 from svfap_dist.evaluate.results import Predictions, Results, summarize
 from svfap_dist.evaluate.runner import PREDICTIONS
+from svfap_dist.evaluate.spread import SeededResults
 from svfap_dist.evaluate.task_of_data import complete_config
 from svfap_dist.telemetry.journal import read_recipe
 from svfap_dist.train import loop
@@ -38,7 +41,7 @@ class FinetuneResult:
 
     run_url: str
     stop_reason: str
-    results: Results | None
+    results: Results | SeededResults | None
     step: int = 0  # of the fold that was stopped
     fold: Fold = 0
 
@@ -49,6 +52,26 @@ class FinetuneResult:
             ended = f"{which}: {self.stop_reason} at step {self.step}."
             return [ended, "A checkpoint is saved: run the same command again to resume."]
         return [*self.results.lines(), f"Results: {storage.join(self.run_url, RESULTS)}"]
+
+
+def configs_of_seeds(config: Config) -> list[Config]:
+    """Return the recipe of the fine-tuning of each seed, in order; itself where there is one.
+
+    Args:
+        config: The recipe of the fine-tuning.
+    """
+    if (count := config.finetune.seeds) == 1:
+        return [config]
+    finetune, configs = config.finetune.model_copy(update={"seeds": 1}), []
+    for number in range(1, count + 1):
+        place = {
+            "seed": config.run.seed + number - 1,
+            "url": storage.join(config.run.url, f"seed-{number}"),
+            "name": f"{config.run.name}-seed-{number}",
+        }
+        run = config.run.model_copy(update=place)
+        configs.append(config.model_copy(update={"finetune": finetune, "run": run}))
+    return configs
 
 
 def configs_of_folds(config: Config) -> dict[Fold, Config]:
@@ -80,7 +103,7 @@ def run(
     *,
     writes: bool = True,
 ) -> FinetuneResult:
-    """Train and test every fold, and summarize.
+    """Train and test every fold, with every seed, and summarize.
 
     Args:
         config: The recipe; it has a [task].
@@ -95,8 +118,28 @@ def run(
         ShardError: If the data cannot be read; before any fold starts.
         SvfapError: Any error of `train`.
     """
-    began = time.monotonic()
+    began, found = time.monotonic(), []
     config = complete_config(with_device(config, distributed.has_gpu_per_rank))
+    for one in configs_of_seeds(config):
+        ended = _run_folds(one, train, on_fold, on_tested, writes, began)
+        if config.finetune.seeds == 1 or not isinstance(ended.results, Results):
+            return ended
+        found.append(ended.results)
+    results = SeededResults(found)
+    if writes:
+        _write(results, config.run.url)
+    return FinetuneResult(config.run.url, FINISHED, results)
+
+
+def _run_folds(
+    config: Config,
+    train: Callable[[Config, RunContext], RunResult],
+    on_fold: Callable[[Fold, int], None],
+    on_tested: Callable[[Fold, Results], None],
+    writes: bool,
+    began: float,
+) -> FinetuneResult:
+    """Train and test every fold with one seed; the time limit counts from `began`."""
     task, folds = protocol.require_task(config), configs_of_folds(config)
     contexts = {fold: loop.preflight(one) for fold, one in folds.items()}
     tested = {fold for fold, one in folds.items() if _is_tested(one)}
@@ -148,7 +191,7 @@ def _with_time_left(config: Config, spent: float) -> Config:
     return config.model_copy(update={"train": train})
 
 
-def _write(results: Results, url: str) -> None:
+def _write(results: Results | SeededResults, url: str) -> None:
     storage.write_bytes(storage.join(url, RESULTS), results.to_json().encode())
-    if results.confusion is not None:
+    if isinstance(results, Results) and results.confusion is not None:
         storage.write_bytes(storage.join(url, CONFUSION), results.picture())

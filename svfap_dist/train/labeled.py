@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,9 +34,11 @@ class Labeled:
 
     Args:
         config: The recipe; it has a [task].
+        classes: Classes of the training samples, for `finetune.class_weights`; None: all count
+            alike.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, classes: np.ndarray | None = None) -> None:
         assert config.task is not None
         self._config, self._task, self._finetune = config, config.task, config.finetune
         mode = config.finetune.mode
@@ -56,6 +59,9 @@ class Labeled:
             rank, alpha = config.finetune.lora_rank, config.finetune.lora_alpha
             self.build_arguments["lora"] = {"rank": rank, "alpha": alpha}
         self._size = size_of_build(self.build_arguments)
+        self._class_weights: Tensor | None = None
+        if config.finetune.class_weights == "balanced" and classes is not None:
+            self._class_weights = balanced_weights(classes, len(config.task.names))
         self._activation = classifier.ACTIVATIONS[config.finetune.output]()
 
     @property
@@ -142,8 +148,12 @@ class Labeled:
             return frames, targets
         towards = soft_targets(targets, len(self._task.names), self._finetune.label_smoothing)
         if streams:  # after augmentation, which is drawn first
-            return mix_each(normalize(frames), towards, streams, self._finetune)
-        return mix(normalize(frames), towards, chance, self._finetune)
+            clips, towards = mix_each(normalize(frames), towards, streams, self._finetune)
+        else:
+            clips, towards = mix(normalize(frames), towards, chance, self._finetune)
+        if self._class_weights is not None:  # the cross-entropy is linear in the targets
+            towards = towards * self._class_weights.to(context.device)
+        return clips, towards
 
     def loss(self, network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """See `Objective.loss`."""
@@ -152,6 +162,21 @@ class Labeled:
         if self._task.kind == "regression":
             return nn.functional.mse_loss(self._activation(output), targets)
         return nn.functional.cross_entropy(output, targets)
+
+
+def balanced_weights(classes: np.ndarray, num_classes: int) -> Tensor:
+    """Return the weight of each class, float32 [C]: inverse to its samples, 1 on average over them.
+
+    Args:
+        classes: Classes of the training samples, int64 [N].
+        num_classes: Number of classes, C; one without samples gets 0.
+    """
+    counts = np.bincount(classes, minlength=num_classes)
+    occurring = np.count_nonzero(counts)
+    weights = np.divide(
+        len(classes), occurring * counts, out=np.zeros(num_classes), where=counts > 0
+    )
+    return torch.from_numpy(weights).float()
 
 
 def _pool_arguments(finetune: FinetuneConfig) -> dict[str, Any]:

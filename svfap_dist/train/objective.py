@@ -15,22 +15,26 @@ from torch import Tensor, nn
 from svfap_dist.config import Config
 from svfap_dist.data import masking
 from svfap_dist.data.batch import ClipBatch
+from svfap_dist.evaluate.protocol import TaskSplit
 from svfap_dist.model import autoencoder, flops, patches, planes, sizes
 from svfap_dist.rng import Stream
 from svfap_dist.train.engine import Objective, StepContext
 from svfap_dist.train.labeled import Labeled
 
 
-def build_objective(config: Config) -> Objective:
+def build_objective(config: Config, split: TaskSplit | None = None) -> Objective:
     """Return the objective of a recipe.
 
     Args:
         config: The recipe.
+        split: Samples of its task, for what the loss knows of them; None: nothing.
 
     Raises:
         ConfigError: If the dimensions of its network do not fit each other.
     """
-    return MaskedReconstruction(config) if config.task is None else Labeled(config)
+    is_classes = config.task is not None and config.task.kind == "classification"
+    classes = split.train.targets if split is not None and is_classes else None
+    return MaskedReconstruction(config) if config.task is None else Labeled(config, classes)
 
 
 def build_arguments(config: Config) -> dict[str, Any]:

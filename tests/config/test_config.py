@@ -290,7 +290,7 @@ FREE = {
         "stall_seconds",
     },
     "task": {"metrics", "published", "published_source", "reproduced", "reproduced_source"},
-    "finetune": {"init", "test_segments", "test_crops"},
+    "finetune": {"init", "seeds", "test_segments", "test_crops"},
     "cluster": {
         "bind_cpus",
         "num_workers",

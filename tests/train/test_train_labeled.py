@@ -12,12 +12,13 @@ from train_ranks import random_batch, recipe_tables
 
 from svfap_dist.config import AugmentConfig, Config, recipe
 from svfap_dist.data.device_augment import augment_batch
+from svfap_dist.errors import ConfigError
 from svfap_dist.model import flops
 from svfap_dist.model.patches import normalize
 from svfap_dist.rng import Stream, digest
 from svfap_dist.train import mixing
 from svfap_dist.train.engine import StepContext
-from svfap_dist.train.labeled import Labeled
+from svfap_dist.train.labeled import Labeled, balanced_weights
 from svfap_dist.train.objective import build_objective
 
 TASK = {"set": "toy", "folds": 2, "names": ["a", "b", "c"]}
@@ -169,6 +170,26 @@ def test_a_linear_probe_trains_its_head_before_a_still_encoder() -> None:
     forward = flops.classifier(whole._size, 3)
     assert learned.flops_per_clip == sum(forward.values())
     assert whole.flops_per_clip == flops.training_step(forward) > 2.5 * learned.flops_per_clip
+
+
+def test_rare_classes_count_more_in_the_loss() -> None:
+    config = a_recipe(CLASSES, **CALM, class_weights="balanced")
+    classes = np.array([0, 0, 0, 0, 0, 0, 1, 1, 2])
+    batch = random_batch(config, 0)
+    assert batch.targets is not None
+    found = loss_of(Labeled(config, classes), says(OUTPUTS), batch, step=3)
+    share = torch.tensor([9 / (3 * 6), 9 / (3 * 2), 9 / (3 * 1)])
+    each = -OUTPUTS.log_softmax(1)[range(4), batch.targets]
+    torch.testing.assert_close(found, (share[batch.targets] * each).mean())
+    weights = balanced_weights(np.array([0, 0, 2]), 4)
+    torch.testing.assert_close(weights, torch.tensor([0.75, 0.0, 1.5, 0.0]))
+    plain = loss_of(Labeled(config), says(OUTPUTS), batch, step=3)
+    torch.testing.assert_close(plain, each.mean())
+
+
+def test_a_regression_has_no_classes_to_balance() -> None:
+    with pytest.raises(ConfigError, match=r"finetune.class_weights.*a regression has no classes"):
+        a_recipe(VALUES, class_weights="balanced")
 
 
 @pytest.mark.parametrize(

@@ -185,8 +185,8 @@ def train_planted(
 
     build = attempt.build_objective
 
-    def build_planted(config: Config) -> Any:
-        return plant(build(config), bad_steps, fault)
+    def build_planted(config: Config, split: Any) -> Any:
+        return plant(build(config, split), bad_steps, fault)
 
     with mock.patch.object(attempt, "build_objective", build_planted):
         try:
