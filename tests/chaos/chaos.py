@@ -42,7 +42,9 @@ def markdown(rows: list[Row]) -> str:
 
 def _line(row: Row) -> str:
     cost = row.recovery
-    restored = _seconds(cost.restored) or f"no restart; longest pause {cost.pause:.1f}"
+    # Without a pause where the clock itself was wrong.
+    pause = f"; longest pause {cost.pause:.1f}" if cost.pause else ""
+    restored = _seconds(cost.restored) or f"no restart{pause}"
     counts = (cost.redone, row.samples, row.lost, row.duplicated)
     return _joined(
         [row.fault, _seconds(cost.noticed), restored, *map(str, counts), row.losses, row.note]

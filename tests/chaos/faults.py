@@ -272,10 +272,11 @@ def fill_disk(stage: Stage) -> Row:
                 file.write(bytes(1 << 16))
                 file.flush()
         code = run.wait_for_end()
-        last = run.log.strip().splitlines()[-1]
         filler.unlink()
-        assert code > 0, f"exit code {code} with a full disk: {last}"
+        if code == 0:  # restarted, and not on this host again
+            return "continued on other hosts"
         run.check_checkpoints()
+        last = run.log.strip().splitlines()[-1]
         run.start()
         return f"ended with code {code}: {last}"
 
@@ -323,6 +324,37 @@ def _not_finite(stage: Stage, fault: str, count: int, event: str) -> Row:
             assert found, f"no event {event}"
             note = f"steps {steps}, {len(found)} event {event}"
             return stage.row(run, fault, [began], False, note)
+    finally:
+        stage.cluster.plant({})
+
+
+def never_finite(stage: Stage) -> Row:
+    """All losses are NaN from a step on: the run ends, and is resubmitted without them."""
+    first = stage.random("not-finite-always").randrange(_FIRST, _LAST)
+    return _ended(stage, "not-finite-always", {"not_finite_from": first}, False)
+
+
+def exhaust_memory(stage: Stage) -> Row:
+    """A rank's memory is exhausted at every try of a step: the run ends at once."""
+    first = stage.random("out-of-memory").randrange(_FIRST, _LAST)
+    return _ended(stage, "out-of-memory", {"out_of_memory_from": first}, True)
+
+
+def _ended(stage: Stage, fault: str, plan: dict[str, object], same_losses: bool) -> Row:
+    """A fault that ends the run with advice; the same command continues without it."""
+    stage.cluster.plant(plan)
+    try:
+        with stage.running(fault) as run:
+            code = run.wait_for_end()
+            attempts = sum(line["event"] in ("start", "resume") for line in run.events())
+            last = run.log.strip().splitlines()[-1]
+            assert code > 0, f"exit code {code}: {last}"
+            began = time.time()
+            stage.cluster.plant({})
+            run.start()
+            run.finish()
+            note = f"ended in attempt {attempts} with code {code}: {last}"
+            return stage.row(run, fault, [began], same_losses, note)
     finally:
         stage.cluster.plant({})
 
@@ -433,6 +465,8 @@ FAULTS: dict[str, Callable[[Stage], Row]] = {
     "clock-jump": jump_clock,
     "not-finite-once": skip_update,
     "not-finite-thrice": roll_back,
+    "not-finite-always": never_finite,
+    "out-of-memory": exhaust_memory,
     "three-two-three": resize,
     "killed-while-saving": kill_while_saving,
 }

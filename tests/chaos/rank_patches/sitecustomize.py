@@ -1,8 +1,10 @@
 """Imported by every Python process of the hosts: plants faults that only a rank itself can have.
 
 The file SVFAP_CHAOS_PLAN is read when a rank imports the engine. Its key `not_finite` lists the
-steps, from 1, whose loss is NaN on rank 0, each the first time it is computed in the run. The file
-beside it that ends in .clock names a host, and the seconds by which `time.time` is wrong there.
+steps, from 1, whose loss is NaN on rank 0, each the first time it is computed in the run. From step
+`not_finite_from` on every loss of rank 0 is NaN; from step `out_of_memory_from` on its memory is
+exhausted. The file beside the plan that ends in .clock names a host, and the seconds by which
+`time.time` is wrong there.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import importlib.abc
 import importlib.util
 import json
+import math
 import os
 import socket
 import sys
@@ -40,17 +43,26 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 def _plant(engine) -> None:
     with open(os.environ["SVFAP_CHAOS_PLAN"]) as file:
-        steps = set(json.load(file).get("not_finite", ()))
-    if not steps:
+        plan = json.load(file)
+    if not plan:
         return
+    steps = set(plan.get("not_finite", ()))
+    not_finite_from = plan.get("not_finite_from", math.inf)
+    out_of_memory_from = plan.get("out_of_memory_from", math.inf)
     original = engine.backward
 
     def backward(self, batch, step):
         original(self, batch, step)
-        if self._rank == 0 and step + 1 in steps:
+        if self._rank != 0:
+            return self._step_loss
+        if step + 1 >= out_of_memory_from:
+            raise MemoryError
+        if step + 1 in steps:
             steps.remove(step + 1)
             with open(os.environ["SVFAP_CHAOS_PLAN"], "w") as file:  # for the next attempt
-                json.dump({"not_finite": sorted(steps)}, file)
+                json.dump({**plan, "not_finite": sorted(steps)}, file)
+            self._step_loss = self._step_loss * float("nan")
+        elif step + 1 >= not_finite_from:
             self._step_loss = self._step_loss * float("nan")
         return self._step_loss
 
