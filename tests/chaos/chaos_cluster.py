@@ -29,7 +29,7 @@ from watched_runs import spoil_shard  # noqa: E402
 
 _BUCKET = "s3://chaos"
 _CLIPS, _SHARD_CLIPS = 160, 20
-_DISK_BYTES = 64 << 20
+_DISK_BYTES = 256 << 20
 # How Ray notices a host that does not answer: by default after a minute (docs/reliability.md).
 _HEALTH_CHECKS = {
     "RAY_health_check_initial_delay_ms": "1000",

@@ -35,7 +35,9 @@ class Kills:
 
 
 def kill_often(stage: Stage, count: int) -> Kills:
-    """Kill a random rank of one run again and again, some steps after each recovery.
+    """Kill a random rank of one run again and again, 15 to 25 s after each recovery.
+
+    By then each host of the group has its standby processes again.
 
     Args:
         stage: Where it runs.
@@ -43,8 +45,9 @@ def kill_often(stage: Stage, count: int) -> Kills:
     """
     draws, times = stage.random("kills"), []
     with stage.running("kills", *_ENDLESS) as run:
+        run.wait_for_step(1)
         for _ in range(count):
-            run.wait_for_step(run.step() + draws.randrange(5, 45))
+            run.watch(draws.uniform(15.0, 25.0))
             times.append(time.time())
             run.kill_rank(draws.randrange(2))
             run.wait_until(lambda: run.recoveries(times)[-1].restored, "recovery")

@@ -186,6 +186,7 @@ class ObservedRun:
         """Read the run's events for a while: ranks that end remove their files."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
+            assert not self.has_ended(), f"ended meanwhile: {self.log[-3000:]}"
             self.events()
             time.sleep(_POLL_SECONDS)
 
