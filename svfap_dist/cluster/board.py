@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from svfap_dist.train import health
@@ -34,6 +34,7 @@ class Board:
         self._resize = ""  # reason for this attempt to end
         self._failures: dict[tuple[int, str], int] = {}  # attempt of the first one
         self._last_row_time = self._failure_time = 0.0  # of the first failure after that row
+        self._nodes: set[str] = set()  # whose standby processes are taken care of
 
     def post(self, row: dict[str, Any]) -> None:
         """Append a log row.
@@ -81,6 +82,16 @@ class Board:
             return {}
         noticed = self._failure_time - self._last_row_time
         return {"noticed": noticed, "group": time.time() - self._failure_time}
+
+    def claim_nodes(self, nodes: Iterable[str]) -> list[str]:
+        """Return those of the nodes that no earlier call named: the caller starts their standbys.
+
+        Args:
+            nodes: Ids of nodes.
+        """
+        new = [node for node in nodes if node not in self._nodes]
+        self._nodes.update(new)
+        return new
 
     def request_resize(self, reason: str) -> None:
         """Ask the ranks of this attempt to save and end, so that the group can have another size.

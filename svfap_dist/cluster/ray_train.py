@@ -33,7 +33,7 @@ from svfap_dist.cluster.board import (
     watched_stop_reason,
 )
 from svfap_dist.cluster.connection import check_resources, connected, with_device_of_cluster
-from svfap_dist.config import Config, recipe
+from svfap_dist.config import ClusterConfig, Config, recipe
 from svfap_dist.errors import ClusterError, SvfapError
 from svfap_dist.telemetry import restart
 from svfap_dist.telemetry.exporter import Discovery
@@ -157,7 +157,6 @@ def _trainer(config: Config, board: Any) -> Any:
 
     cluster, sizes = config.cluster, config.world_sizes
     least, most = sizes[0], sizes[-1]
-    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.on_gpu else {})
     is_elastic = least < most
     for name, value in (_SETTINGS | (_ELASTIC_SETTINGS if is_elastic else {})).items():
         os.environ.setdefault(name, value)
@@ -173,7 +172,7 @@ def _trainer(config: Config, board: Any) -> Any:
             num_workers=(least, most) if is_elastic else most,
             elastic_resize_monitor_interval_s=cluster.resize_seconds,
             use_gpu=cluster.on_gpu,
-            resources_per_worker=resources,
+            resources_per_worker=_rank_resources(cluster),
         ),
         run_config=RunConfig(
             # A new name each time: with an old one Ray Train would restore that run's state.
@@ -240,7 +239,7 @@ def _rank(spec: dict[str, Any]) -> None:
         return  # an earlier attempt has failed in a way that no restart can fix
     config = recipe.from_tables(spec["config"], where="the driver's recipe")
     is_main, sizes = os.environ["RANK"] == "0", config.world_sizes
-    _measure_start(board if is_main else None, config.cluster.standby)
+    _measure_start(board, config)
     watched = watched_stop_reason(board) if is_main else contextlib.nullcontext(lambda: "")
     try:
         with watched as stop_reason:
@@ -264,27 +263,42 @@ def _rank(spec: dict[str, Any]) -> None:
         ray.get(board.put.remote("result", result))
 
 
-def _measure_start(board: Any, with_standbys: bool) -> None:
-    """Begin to measure this attempt; after its first step, each node gets standby processes.
+def _measure_start(board: Any, config: Config) -> None:
+    """Begin to measure this attempt; after its first step, all nodes get standby processes.
 
     Args:
-        board: The board, on rank 0.
-        with_standbys: Recipe's cluster.standby.
+        board: The board.
+        config: The run's.
     """
     import ray
 
-    found: Any = ray.get(board.since_failure.remote()) if board is not None else {}
+    is_main, cluster = os.environ["RANK"] == "0", config.cluster
+    found: Any = ray.get(board.since_failure.remote()) if is_main else {}
     seconds: dict[str, float] = found
     if seconds:
         imports = standby.import_seconds(since=time.time() - seconds["group"])
         seconds |= {"group": seconds["group"] - imports, "imports": imports}
+    if not cluster.standby or os.environ["LOCAL_RANK"] != "0":
+        restart.CLOCK.begin(seconds)
+        return
 
     def start_standbys() -> None:
-        if with_standbys and os.environ["LOCAL_RANK"] == "0":
-            count = int(os.environ["LOCAL_WORLD_SIZE"])
-            threading.Thread(target=standby.start_standbys, args=(count,), daemon=True).start()
+        standby.start_standbys(count)
+        if is_main:  # every node of the group is claimed: all ranks have made the first step
+            rooms = standby.nodes_with_room(_rank_resources(cluster))
+            spare: Any = ray.get(board.claim_nodes.remote(rooms))
+            standby.start_on_spare_nodes(spare, count)
 
-    restart.CLOCK.begin(seconds, start_standbys)
+    count = int(os.environ["LOCAL_WORLD_SIZE"])
+    ray.get(board.claim_nodes.remote([ray.get_runtime_context().get_node_id()]))
+    restart.CLOCK.begin(
+        seconds, lambda: threading.Thread(target=start_standbys, daemon=True).start()
+    )
+
+
+def _rank_resources(cluster: ClusterConfig) -> dict[str, Any]:
+    """Return what Ray reserves for a rank."""
+    return {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.on_gpu else {})
 
 
 def _preemption() -> Any:

@@ -15,6 +15,7 @@ import importlib
 import logging
 import os
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 _KEPT_SECONDS = 10 * 365 * 86_400  # Ray would end idle processes beyond a node's number of CPUs
@@ -73,27 +74,55 @@ def import_seconds(since: float) -> float:
 
 
 def start_standbys(count: int) -> None:
-    """Start worker processes like this one on this node until the given number is idle.
+    """Start worker processes like this one on this node, until it has that many idle ones.
 
     Args:
         count: Number of this node's ranks.
     """
-    missing = count - _count_idle()
-    if missing <= 0:
-        return
-    try:
-        _prestart(missing)
-    except Exception as error:  # of any kind: another version of Ray may lack any part of it
-        log.warning("No standby processes, so that restarts take longer: %r", error)
+    import ray
+
+    if (missing := count - _count_idle()) > 0:
+        here = ray.get_runtime_context().get_node_id()
+        _prestart([node for node in ray.nodes() if node["NodeID"] == here], missing)
 
 
-def _count_idle() -> int:
-    """Return the number of idle worker processes of this node that have run `import_packages`."""
+def start_on_spare_nodes(spare: Iterable[str], count: int) -> None:
+    """Start worker processes like this one on nodes without ranks, which ranks may move to.
+
+    Args:
+        spare: Ids of the nodes, which have no standby processes yet.
+        count: Number of processes on each.
+    """
+    import ray
+
+    ids = frozenset(spare)
+    _prestart([node for node in ray.nodes() if node["NodeID"] in ids], count)
+
+
+def nodes_with_room(resources: Mapping[str, float]) -> list[str]:
+    """Return the ids of all nodes that can have a rank.
+
+    Args:
+        resources: What a rank needs, by Ray's name.
+    """
+    import ray
+
+    return [
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"]
+        and all(node["Resources"].get(name, 0) >= least for name, least in resources.items())
+    ]
+
+
+def _count_idle(raylet: int = 0) -> int:
+    """Return how many idle worker processes of a raylet, by default ours, have our imports."""
+    raylet = raylet or os.getppid()
     hook = f"{__name__}.import_packages".encode()
     count = 0
     for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
         with contextlib.suppress(OSError):  # it has ended, or is another user's
-            if name.isdigit() and _parent(name) == os.getppid():
+            if name.isdigit() and _parent(name) == raylet:
                 with open(f"/proc/{name}/cmdline", "rb") as file:
                     is_idle = file.read().startswith(_IDLE)
                 with open(f"/proc/{name}/environ", "rb") as file:
@@ -106,16 +135,25 @@ def _parent(pid: str) -> int:
         return int(file.read().rpartition(b")")[2].split()[1])
 
 
-def _prestart(count: int) -> None:
+def _prestart(nodes: Iterable[Mapping[str, Any]], count: int) -> None:
+    """Ask the raylets of nodes, from `ray.nodes`, for worker processes like this one."""
+    for node in nodes:
+        address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+        try:
+            _request_workers(address, count)
+        except Exception as error:  # of any kind: another version of Ray may have none of it
+            log.warning("No standby processes at %s, so restarts take longer: %r", address, error)
+
+
+def _request_workers(address: str, count: int) -> None:
     import ray
     from ray._private.grpc_utils import init_grpc_channel
     from ray._private.utils import get_runtime_env_info
     from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
 
     context = ray.get_runtime_context()
-    node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     environment_info: Any = get_runtime_env_info(context.runtime_env)
-    # Ray matches processes by the hash of these bytes, so they must be this process's own.
+    # The very bytes of this process's environment: their hash is what processes are matched by.
     environment_info.serialized_runtime_env = context.get_runtime_env_string()
     messages: Any = node_manager_pb2
     request = messages.PrestartWorkersRequest(
@@ -125,7 +163,6 @@ def _prestart(count: int) -> None:
         keep_alive_duration_secs=_KEPT_SECONDS,
         num_workers=count,
     )
-    address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
     channel: Any = init_grpc_channel(address)
     with channel:
         stub = node_manager_pb2_grpc.NodeManagerServiceStub(channel)
