@@ -113,6 +113,7 @@ class ModelInfo:
         provenance = {"run_url": config.run.url, "data_url": ", ".join(data.urls), **provenance}
         if task is None:
             return cls(dict(build), **clip, provenance=provenance)
+        assert task.kind != "auto"  # decided from the data before a network is built
         names = {"set": task.set, "label": task.label, "fold": task.fold, "init": finetune.init}
         return cls(
             dict(build),
