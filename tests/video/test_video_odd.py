@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 from data_sharding import pipeline as sharding
 from data_sharding.faces.crop import Cropped, FaceOptions, crop_faces
 from data_sharding.faces.detect import load_detector
-from data_sharding.frames import _mux_jpegs
+from data_sharding.frames import mux_jpegs
 from data_sharding.transcode import TrainProfile, transcode
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.reader import Sample, SampleReader
@@ -97,7 +97,7 @@ def test_pictures_of_motion_jpeg_are_turned_as_exif_says(orientation, sides) -> 
         pixels = whole_frames(decode(stored, probed(stored), [number]))[0]
         Image.fromarray(pixels).save(file, "JPEG", exif=exif)
         jpegs.append(file.getvalue())
-    data = _mux_jpegs(jpegs, (64, 48), 25)
+    data = mux_jpegs(jpegs, (64, 48), 25)
     info = probed(data)
     assert (info.width, info.height) == sides
     matrix = {1: (1, 0, 0, 1), 3: (-1, 0, 0, -1), 6: (0, 1, -1, 0)}[orientation]
