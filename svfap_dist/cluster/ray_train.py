@@ -124,6 +124,13 @@ def _with_absolute_paths(config: Config) -> Config:
         local = {k: url for k, url in urls.items() if url and not storage.is_remote(url)}
         absolute = {key: storage.local_path(url) for key, url in local.items()}
         sections[name] = section.model_copy(update=absolute)
+    sources = tuple(
+        source
+        if storage.is_remote(source.url)
+        else source.model_copy(update={"url": storage.local_path(source.url)})
+        for source in config.data.sources
+    )
+    sections["data"] = sections["data"].model_copy(update={"sources": sources})
     return config.model_copy(update=sections)
 
 

@@ -54,6 +54,10 @@ def test_local_paths_do_not_depend_on_the_folder_of_a_rank():
     assert (found.data.url, found.run.url) == (os.path.abspath("shards"), os.path.abspath("runs/a"))
     assert (found.data.eval_url, found.finetune.init) == ("", init)
     assert found.fingerprint == config.fingerprint
+    mixture = 'data.sources=[{url="shards"}, {url="s3://bucket/others"}]'
+    config = recipe.load("tiny_cpu", [mixture, "run.url=runs/a", *SMALL])
+    found = ray_train._with_absolute_paths(config)
+    assert found.data.urls == (os.path.abspath("shards"), "s3://bucket/others")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
