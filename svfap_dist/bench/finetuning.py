@@ -22,6 +22,7 @@ from svfap_dist.config import Config, with_device
 from svfap_dist.data.batch import ClipBatch
 from svfap_dist.distributed import World, has_gpu_per_rank
 from svfap_dist.evaluate.protocol import require_task
+from svfap_dist.evaluate.task_of_data import complete_config
 from svfap_dist.profiling.ranks import run_on_local_ranks
 from svfap_dist.profiling.step import noise_batch
 from svfap_dist.profiling.timing import seconds_of
@@ -88,11 +89,13 @@ def run(config: Config, steps: int) -> FinetuneCosts:
         steps: timed ones per mode.
 
     Raises:
-        ConfigError: There is no task, or a mode does not fit the recipe.
+        ConfigError: There is no task, a mode does not fit the recipe, or a task of kind auto has no
+            data.url.
+        ShardError, StorageError: The data set that decides a task of kind auto cannot be read.
         ClusterError: A mode's process died or took too long.
     """
     require_task(config)
-    config = with_device(config, has_gpu_per_rank)
+    config = complete_config(with_device(config, has_gpu_per_rank))
     costs = []
     for mode in MODES:
         pool = "mean" if mode == "attentive" else config.finetune.pool

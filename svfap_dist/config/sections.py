@@ -343,7 +343,9 @@ class ProbeConfig(Section):
 
     url: str = ""  # labeled shards; empty: no probes
     every: NonNegative = 0  # steps between probes; 0: train.checkpoint_every
-    label: str = "class"  # column of the labels; "classes.arousal" where there are several
+    # Column of the labels; "classes.arousal" where there are several, "class_name" where classes
+    # have names only, as those of the sources csv and images.
+    label: str = "class"
     # Samples, at most, with one clip each: equally many of each class, as far as there are.
     max_clips: Annotated[int, Field(ge=8)] = 2000
     region: Annotated[str, _one_of("svfap_dist.video.info:REGIONS", "")] = ""  # empty: data.region

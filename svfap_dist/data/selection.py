@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -59,6 +59,19 @@ class Selection:
         rows = np.searchsorted(self.indices, samples)
         assert (self.indices[rows] == samples).all(), "samples outside the selection"
         return self.targets[rows]
+
+
+def find_label(row: Mapping[str, Any], path: str) -> Any:
+    """Return the value of a column of a sample's labels, or None.
+
+    Args:
+        row: The sample's labels.
+        path: The column, or one of its entries: "class", "classes.arousal".
+    """
+    found: Any = row
+    for part in path.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
 
 
 def labels_of(url: str, manifest: Manifest) -> Sequence[dict[str, Any]]:

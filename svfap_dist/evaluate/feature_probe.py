@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from svfap_dist.config import ProbeConfig
-from svfap_dist.data.selection import labels_of
+from svfap_dist.data.selection import find_label, labels_of
 from svfap_dist.errors import ConfigError, ShardError
 from svfap_dist.evaluate import metrics
 from svfap_dist.shards import format as shard_format
@@ -96,7 +96,7 @@ def select(probe: ProbeConfig, manifest: Manifest, labels: Sequence[dict[str, An
     Raises:
         ShardError: There are fewer than two classes, or no fold can be tested.
     """
-    values = [_find(row, probe.label) for row in labels]
+    values = [find_label(row, probe.label) for row in labels]
     known = [n for n, value in enumerate(values) if type(value) in (int, str)]
     splits = {labels[n].get("split") for n in known}
     if len(splits - {"train"}) > 1 and "fold" not in (labels[known[0]] if known else {}):
@@ -104,7 +104,8 @@ def select(probe: ProbeConfig, manifest: Manifest, labels: Sequence[dict[str, An
     names, targets = np.unique([str(values[n]) for n in known], return_inverse=True)
     if len(names) < 2:
         found = f"{len(known)} samples with {probe.label}, in {len(names)} classes"
-        do = "shard a labeled set, or set probe.label to a column of classes"
+        do = "shard a labeled set, or name the column of the classes with probe.label: class_name "
+        do += "for lists of your own and images, classes.arousal for sets with several"
         raise ShardError("Probe has no classes to separate", probe.url, found, do)
     chosen = np.sort(np.argsort(_occurrences(targets), kind="stable")[: probe.max_clips])
     indices, targets = np.array(known, np.int64)[chosen], targets[chosen].astype(np.int64)
@@ -118,14 +119,6 @@ def select(probe: ProbeConfig, manifest: Manifest, labels: Sequence[dict[str, An
         found = f"{len(indices)} samples, all of split train"
         raise ShardError("Probe has nothing to test", probe.url, found, "shard another split, too")
     return ProbeSet(manifest, indices, targets, folds, grouped_by)
-
-
-def _find(row: dict[str, Any], path: str) -> Any:
-    """Return the value at a dotted path, or None."""
-    found: Any = row
-    for part in path.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found
 
 
 def _occurrences(groups: np.ndarray) -> np.ndarray:

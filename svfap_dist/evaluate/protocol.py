@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from svfap_dist.config import Config, TaskConfig
-from svfap_dist.data.selection import Selection, labels_of
+from svfap_dist.data.selection import Selection, find_label, labels_of
 from svfap_dist.errors import ConfigError, ShardError
 from svfap_dist.evaluate.folds import balanced_folds
 from svfap_dist.rng import Stream
@@ -268,7 +268,7 @@ def _class_name(task: TaskConfig, row: Labels) -> Any:
     # class -> class_name, classes.arousal -> class_names.arousal
     column, dot, dimension = task.label.partition(".")
     column = {"class": "class_name", "classes": "class_names"}.get(column, column)
-    return _find(f"{column}{dot}{dimension}", row)
+    return find_label(row, f"{column}{dot}{dimension}")
 
 
 def _class_of(task: TaskConfig, row: Labels, number: int) -> int:
@@ -297,16 +297,8 @@ def _values_of(task: TaskConfig, row: Labels, number: int) -> list[float]:
     return values
 
 
-def _find(path: str, row: Labels) -> Any:
-    """Return the value at a dotted path, or None."""
-    found: Any = row
-    for part in path.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
-
-
 def _column(task: TaskConfig, path: str, row: Labels, number: int) -> Any:
-    value = _find(path, row)
+    value = find_label(row, path)
     if value is None:
         raise _bad_sample(task, row, number, f"no {path}")
     return value

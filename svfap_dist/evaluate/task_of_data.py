@@ -1,7 +1,7 @@
 """Complete the task of a recipe with `task.kind = "auto"` from the labels of its data set.
 
-In: the [task] table and the labels of all samples. Out: a table that says everything, which is what
-the run stores. What the recipe gives stays; the rest follows from the data:
+In: the [task] table and the labels of all samples. Out: a complete table, which is what the run
+stores. What the recipe gives stays; the rest follows from the data:
 
 - kind: a regression where samples have `values`, a classification where they have `class_name`.
 - names: those that occur, in alphabetical or numerical order.
@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from svfap_dist.config import Config, TaskConfig, recipe, require_urls
-from svfap_dist.data.selection import labels_of
+from svfap_dist.data.selection import find_label, labels_of
 from svfap_dist.errors import ShardError
 from svfap_dist.shards.mixture import open_training_data
 
@@ -35,7 +35,7 @@ _CLASS, _VALUES = "class_name", "values"
 
 
 def complete_config(config: Config) -> Config:
-    """Return the recipe with a task that says everything.
+    """Return the recipe with a complete task.
 
     Args:
         config: the recipe; without a task of kind auto, it is returned as it is.
@@ -55,11 +55,12 @@ def complete_config(config: Config) -> Config:
     task = complete_task(config.task, own, url)
     shown = f"{task.folds} folds by {task.folds_by}" if task.folds else "a fixed split"
     log.info("Task of %s: %s of %s, %s.", url, task.kind, ", ".join(task.names), shown)
-    return config.model_copy(update={"task": task})
+    completed = config.model_copy(update={"task": task}).model_dump(mode="json")
+    return recipe.from_tables(completed, where=url)  # checks what depends on the kind
 
 
 def complete_task(task: TaskConfig, labels: Sequence[Labels], where: str) -> TaskConfig:
-    """Return a task in which everything is given.
+    """Return a task of which every value is given.
 
     Args:
         task: of kind auto.
@@ -94,7 +95,7 @@ def _label(labels: Sequence[Labels], where: str) -> str:
     if len(complete) != 1:
         found = f"{len(labels)} samples, {there[_CLASS]} with a class, {there[_VALUES]} with values"
         advice = "give task.label, or shard a list with a label or values for each video"
-        raise ShardError("Data set does not say what to learn", where, found, advice)
+        raise ShardError("Task does not follow from the labels", where, found, advice)
     return complete[0]
 
 
@@ -106,7 +107,7 @@ def _names(label: str, labels: Sequence[Labels], where: str) -> tuple[str, ...]:
             advice = "give task.names, dimensions that all samples have"
             raise ShardError("Samples have values of different names", where, found, advice)
         return min(columns)
-    counts = Counter(row.get(label) for row in labels)
+    counts = Counter(find_label(row, label) for row in labels)
     if not all(isinstance(name, str) for name in counts):
         found = f"{label} = {next(n for n in counts if not isinstance(n, str))!r}"
         advice = "give task.kind and task.names, which a column of numbers needs"

@@ -29,6 +29,11 @@ def test_each_mode_is_measured_by_itself() -> None:
     assert [row.split()[0] for row in rows] == list(found)
 
 
+def test_a_task_of_kind_auto_needs_its_data_set() -> None:
+    with pytest.raises(ConfigError, match=r"data\.url"):
+        finetuning.run(recipe.load("finetune_custom", NANO), steps=1)
+
+
 def test_a_recipe_of_pre_training_has_no_modes() -> None:
     with pytest.raises(ConfigError, match=r"Missing \[task\]"):
         finetuning.run(recipe.load("tiny_cpu", []), steps=1)

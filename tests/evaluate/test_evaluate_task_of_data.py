@@ -11,9 +11,9 @@ import pytest
 
 from svfap_dist.config import TaskConfig, recipe
 from svfap_dist.errors import ConfigError, ShardError
-from svfap_dist.evaluate import protocol
+from svfap_dist.evaluate import protocol, task_of_data
 from svfap_dist.evaluate.folds import balanced_folds
-from svfap_dist.evaluate.task_of_data import complete_task
+from svfap_dist.evaluate.task_of_data import complete_config, complete_task
 
 Rows = list[dict[str, Any]]
 
@@ -101,6 +101,11 @@ def test_what_the_recipe_gives_stays() -> None:
     assert complete(rows(), "task.folds_by=sample").folds_by == "sample"
 
 
+def test_names_of_one_dimension_of_several() -> None:
+    labels = rows(class_names=lambda n: {"arousal": ("low", "high")[n % 2]})
+    assert complete(labels, "task.label=class_names.arousal").names == ("high", "low")
+
+
 def test_values_are_a_regression() -> None:
     labels = without(rows(values=lambda n: {"v": n / 10, "a": 0.0}), "class_name")
     task = complete(labels)
@@ -110,12 +115,24 @@ def test_values_are_a_regression() -> None:
     assert len(protocol.select(task, labels, 1).test) == 10
 
 
+def test_a_completed_task_is_checked_with_the_rest_of_the_recipe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    labels = without(rows(values=lambda n: {"v": n / 10}), "class_name")
+    monkeypatch.setattr(task_of_data, "open_training_data", lambda config: None)
+    monkeypatch.setattr(task_of_data, "labels_of", lambda url, manifest: labels)
+    overrides = ["data.url=shards", "finetune.class_weights=balanced"]
+    with pytest.raises(ConfigError, match="a regression has no classes"):
+        complete_config(recipe.load("finetune_custom", overrides))
+    assert complete_config(recipe.load("finetune_custom", overrides[:1])).task == complete(labels)
+
+
 @pytest.mark.parametrize(
     ("labels", "overrides", "words"),
     [
-        ([], (), ["what to learn", "0 samples"]),
-        (rows()[:3] + without(rows(), "class_name"), (), ["what to learn", "3 with a class"]),
-        (rows(values=lambda n: {"v": 1.0}), (), ["what to learn", "40 with values"]),
+        ([], (), ["does not follow", "0 samples"]),
+        (rows()[:3] + without(rows(), "class_name"), (), ["does not follow", "3 with a class"]),
+        (rows(values=lambda n: {"v": 1.0}), (), ["does not follow", "40 with values"]),
         (rows(persons=40), (), ["fewer than two classes", "only sad"]),
         (rows(persons=1), (), ["at least two subjects", "1 subject"]),
         (rows(count=5, persons=2), ("task.folds=3",), ["Too few subjects", "2 for 3 folds"]),
