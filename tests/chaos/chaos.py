@@ -33,6 +33,7 @@ _COLUMNS = (
     *("fault", "noticed (s)", "restored (s)", "steps redone", "samples", "lost", "duplicated"),
     *("losses", "note"),
 )
+_TABLE = "chaos.json"
 
 
 def markdown(rows: list[Row]) -> str:
@@ -62,7 +63,8 @@ def _seconds(value: float | None) -> str:
 def machine() -> str:
     """Machine, commit and load, for the table's caption."""
     git = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    found = subprocess.run(git, capture_output=True, text=True, check=False)
+    commit = found.stdout.strip() or "unknown"
     cores, load = os.cpu_count(), os.getloadavg()[0]
     return f"{cores} cores, {platform.machine()}, load {load:.1f} at the end, commit {commit}"
 
@@ -78,6 +80,8 @@ def main() -> int:
     unknown = [name for name in arguments.faults if name not in FAULTS]
     if unknown:
         parser.error(f"no fault {', '.join(unknown)}; there are {', '.join(FAULTS)}")
+    if arguments.out.exists() and not (arguments.out / _TABLE).exists():
+        parser.error(f"{arguments.out} is there, and has no results of this suite")
     shutil.rmtree(arguments.out, ignore_errors=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing stays behind
     with contextlib.ExitStack() as stack:
@@ -135,7 +139,7 @@ class Results:
             "failures": self.failures,
             **self._endured,
         }
-        (self._out / "chaos.json").write_text(json.dumps(table, indent=1) + "\n")
+        (self._out / _TABLE).write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -267,10 +267,10 @@ def fill_disk(stage: Stage) -> Row:
     def act(run: ObservedRun, draws: random.Random) -> str:
         host = run.ranks()[draws.randrange(2)]["host"]
         filler = stage.cluster.disk(host) / "filler"
-        with open(filler, "wb") as file, contextlib.suppress(OSError):
+        # Unbuffered: closing the file would write what is left, and fail.
+        with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(1 << 16))
-                file.flush()
         code = run.wait_for_end()
         filler.unlink()
         if code == 0:  # restarted, and not on this host again
@@ -296,6 +296,8 @@ def jump_clock(stage: Stage) -> Row:
         finally:
             clock.unlink()
         run.finish()
+        ahead = max(line["time"] for line in run.events()) - time.time()
+        assert ahead > _CLOCK_JUMP_SECONDS / 2, "no event has a time of the wrong clock"
         note = f"{_CLOCK_JUMP_SECONDS} s ahead for {CHECKPOINT_EVERY} steps, and back"
         assert not [line for line in run.stored_lines(EVENTS_FILE) if line["event"] == "resume"]
         return stage.row(run, fault, [time.time() + _CLOCK_JUMP_SECONDS], note=note)
@@ -331,16 +333,22 @@ def _not_finite(stage: Stage, fault: str, count: int, event: str) -> Row:
 def never_finite(stage: Stage) -> Row:
     """All losses are NaN from a step on: the run ends, and is resubmitted without them."""
     first = stage.random("not-finite-always").randrange(_FIRST, _LAST)
-    return _ended(stage, "not-finite-always", {"not_finite_from": first}, False)
+    return _ended(stage, "not-finite-always", {"not_finite_from": first}, same_losses=False)
 
 
 def exhaust_memory(stage: Stage) -> Row:
     """A rank's memory is exhausted at every try of a step: the run ends at once."""
     first = stage.random("out-of-memory").randrange(_FIRST, _LAST)
-    return _ended(stage, "out-of-memory", {"out_of_memory_from": first}, True)
+    return _ended(stage, "out-of-memory", {"out_of_memory_from": first}, most_attempts=1)
 
 
-def _ended(stage: Stage, fault: str, plan: dict[str, object], same_losses: bool) -> Row:
+def _ended(
+    stage: Stage,
+    fault: str,
+    plan: dict[str, object],
+    same_losses: bool = True,
+    most_attempts: int = STEPS,
+) -> Row:
     """A fault that ends the run with advice; the same command continues without it."""
     stage.cluster.plant(plan)
     try:
@@ -349,6 +357,7 @@ def _ended(stage: Stage, fault: str, plan: dict[str, object], same_losses: bool)
             attempts = sum(line["event"] in ("start", "resume") for line in run.events())
             last = run.log.strip().splitlines()[-1]
             assert code > 0, f"exit code {code}: {last}"
+            assert attempts <= most_attempts, f"ended in attempt {attempts}: {last}"
             began = time.time()
             stage.cluster.plant({})
             run.start()
