@@ -48,6 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_a_folder_of_videos_becomes_a_confusion_matrix_in_three_commands(folder: Path) -> None:
     lines = commands()
     assert len(lines) == 3
@@ -62,7 +63,7 @@ def test_a_folder_of_videos_becomes_a_confusion_matrix_in_three_commands(folder:
             capture_output=True,
             text=True,
             check=False,
-            timeout=1800,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
     run = folder / "runs/mine"

@@ -14,7 +14,7 @@ from svfap_dist.checkpoint import store
 from svfap_dist.report import page
 from svfap_dist.train.audit import audit
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -42,6 +42,7 @@ TASK = {
 }
 CALM = {"drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0}
 STILL = {"flip": 0.0, "rand_augment_ops": 0, "erasing": 0.0}
+pytestmark = pytest.mark.timeout(1000)  # more than `runs` may take
 
 
 @pytest.fixture(scope="module")

@@ -129,6 +129,7 @@ def test_shards_that_were_moved_are_given_one_by_one(finished: Run) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_a_killed_run_of_three_sources_loses_and_repeats_nothing(tmp_path: Path) -> None:
     """Videos, other videos and images; two ranks, of which the last is killed, then one."""
     sources = []
@@ -148,10 +149,10 @@ def test_a_killed_run_of_three_sources_loses_and_repeats_nothing(tmp_path: Path)
     run = str(tmp_path / "run")
     tables = recipe_tables("", run, data={"sources": sources}, train={"max_steps": 24})
     task = ("train", {"tables": tables, "die_after": 10})
-    codes = start_failing(2, task, tmp_path / "killed", seconds=1800)
+    codes = start_failing(2, task, tmp_path / "killed", seconds=450)
     assert codes[-1] == -signal.SIGKILL
     assert store.latest_committed(run) == 8
-    ((result,),) = start(1, [("train", {"tables": tables})], tmp_path / "resumed", seconds=1800)
+    ((result,),) = start(1, [("train", {"tables": tables})], tmp_path / "resumed", seconds=450)
     assert (result["step"], result["stop_reason"]) == (24, "finished")
     found = audit(run)
     assert (found.lost, found.duplicated, found.misplaced) == (0, 0, 0)

@@ -15,7 +15,7 @@ from svfap_dist.checkpoint import store
 from svfap_dist.telemetry.goodput import Goodput
 from svfap_dist.train.audit import audit
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from svfap_dist.train.audit import audit
 from svfap_dist.train.stalls import StallError
 
 STALL_SECONDS = 8
+NOTICE_SECONDS = 15  # after which it must have been noticed, also on a busy machine
 pytestmark = pytest.mark.slow
 
 
@@ -46,6 +47,7 @@ def stalled(data: Path, folder: Path, fault: str, rank: int, **sections: Any) ->
     report = json.loads((run / "stalls/attempt-0001/stall.json").read_text())
     noticed = report["time"] - float((run / "fault.time").read_text())
     print(f"{fault} on rank {rank}: noticed after {noticed:.1f} s; {report['error']}")
+    assert noticed < STALL_SECONDS + NOTICE_SECONDS
     return {**report, "noticed": noticed, "codes": codes, "run": run, "tables": tables, "log": log}
 
 

@@ -42,7 +42,11 @@ def start(
 ) -> list[list[Any]]:
     """Results of the tasks, [task][rank]; without the last one if that is meant to kill a rank."""
     processes = _started(world_size, tasks, folder)
-    codes = [process.wait(timeout=seconds) for process in processes]
+    try:
+        codes = [process.wait(timeout=seconds) for process in processes]
+    finally:
+        for process in processes:  # that are late, or whose test was ended by its own limit
+            process.kill()
     logs = "\n".join((folder / f"rank-{r}.log").read_text() for r in range(world_size))
     if last_dies:
         assert codes[-1] == -signal.SIGKILL, logs
