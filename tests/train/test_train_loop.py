@@ -59,7 +59,7 @@ def events_of(monkeypatch: pytest.MonkeyPatch, stop_after: int, **arguments: Any
 def test_a_step_is_waited_for_only_where_something_depends_on_it(monkeypatch) -> None:
     read, wait = "read before", "wait for"
     assert events_of(monkeypatch, STEPS) == [
-        "evaluate 0",
+        *("evaluate 0", "probe 0"),
         *(f"{read} 1", f"{read} 2", f"{read} 3", f"{wait} 4", "log 4"),
         *(f"{wait} 5", f"{wait} 5", "save 5", f"{read} 6"),
         *(f"{wait} 7", f"{wait} 7", "log 7", "evaluate 7", "save 7", "finish 7"),
