@@ -30,7 +30,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from svfap_dist.config import Config
 from svfap_dist.errors import ConfigError
 from svfap_dist.rng import Stream
 
@@ -120,29 +119,6 @@ class EpochOrder:
         self._shifts = (np.cumsum(sizes) - sizes)[shards] - (self._ends - sizes[shards])
         # Of each lane, the block in use and the next one, whose reads are planned ahead.
         self._block_of = functools.lru_cache(2 * num_lanes + 2)(self._make_block)
-
-    @classmethod
-    def of_run(
-        cls, config: Config, shard_sizes: Sequence[int], epoch: int, selected: np.ndarray | None
-    ) -> EpochOrder:
-        """Return the order of a run, for its training and its audit.
-
-        Args:
-            config: Recipe.
-            shard_sizes: Samples of each shard, in manifest order.
-            epoch: Counted from 0.
-            selected: Global indices of the samples to use, ascending; None: all.
-        """
-        return cls(
-            shard_sizes,
-            seed=config.run.seed,
-            epoch=epoch,
-            global_batch_size=config.samples_per_step,
-            num_lanes=config.data.num_lanes,
-            shuffle_block=config.data.shuffle_block,
-            selected=selected,
-            version=config.data.order_version,
-        )
 
     def sample(self, lane: int, position: int) -> int:
         """Return the global index of a sample.
