@@ -92,7 +92,9 @@ class FeatureProbe:
         self._config, self._world, self._set, self._recorder = config, world, probe_set, recorder
         self._rows = np.array_split(np.arange(len(probe_set.indices)), world.world_size)[world.rank]
         probe = config.probe
-        self._identity = f"{probe_set.manifest.fingerprint} {probe.label} {probe.max_clips}"
+        self._region = probe.region or config.data.region
+        of_set = f"{probe_set.manifest.fingerprint} {probe.label} {probe.max_clips}"
+        self._identity = f"{of_set} {self._region}"
         best = distributed.run_on_main(lambda: read_best(config.run.url))
         self.best = best if best is not None and best.probe == self._identity else None
 
@@ -149,11 +151,10 @@ class FeatureProbe:
     def _view(self, lockstep: LockstepFunction, found: _Features) -> None:
         config, probe = self._config, self._config.probe
         reader = SampleReader(probe.url, self._set.manifest)
-        region = probe.region or config.data.region
         videos = view_videos(
             [functools.partial(reader.read, int(self._set.indices[row])) for row in self._rows],
             config.data,
-            segment_views(config.data, region, segments=1, crops=1),
+            segment_views(config.data, self._region, segments=1, crops=1),
             lockstep,
             batch_size=config.train.micro_batch_size,
             decoding=Decoding.of(config.data, config.decode.backend),
