@@ -148,7 +148,7 @@ class TrainState:
             title, trained = "The run was started on other data", self.manifest_fingerprint
             found = f"manifest {fingerprint}, but {where} was trained on {trained}"
             advice = "set data.url to what the run was started with, or run.url to start a new run"
-            raise ConfigError(title, f"data.url = {config.data.url}", found, advice)
+            raise ConfigError(title, f"data.url = {', '.join(config.data.urls)}", found, advice)
         config = self.with_order(config)
         found = self.changes(config)
         allowed = [change for change in found if change.key in config.run.allow_change]

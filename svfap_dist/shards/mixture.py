@@ -125,8 +125,9 @@ def _check_alike(config: Config, manifests: Sequence[Manifest]) -> None:
         region, cut = source.region or config.data.region, _train_options(manifest).get("region")
         if cut is not None and region_name(cut) != region:
             found = f"region {region}, where the shards have {region_name(cut)}"
-            do = f'give this source region = "{region_name(cut)}", or shard it again with '
-            do += f"--region {region}"
+            do = f"shard it again with --region {region}"
+            if config.task is None:  # the clips of a task have one region
+                do = f'give this source region = "{region_name(cut)}", or {do}'
             raise ConfigError("Shards were cut to another region", source.url, found, do)
 
 
