@@ -6,7 +6,7 @@ another one, such as the output of `svfap faces`, whose crops are found by the n
 videos. It may also be a folder of frames.
 
 A list is written by hand or by a spreadsheet, so what is wrong is reported with its lines, before
-any video is read: rows that cannot be meant refuse the list; rows without a label or a file are
+any video is read: an invalid row rejects the list; rows without a label or a file are
 left out and listed among the rejected videos.
 """
 
@@ -83,7 +83,7 @@ def samples(text: str, columns: Columns | None = None) -> Iterator[SourceVideo]:
 
     Raises:
         ConfigError: There is no such list or folder, or the columns contradict each other.
-        ShardError: The list cannot be read, or its rows cannot be meant.
+        ShardError: The list cannot be read, or has invalid rows.
     """
     columns = columns or Columns()
     header, rows = _read_table(text, columns)
@@ -217,7 +217,7 @@ def _check_rows(
     """Return the rows with their labels, or refuse the list for the first kind of mistake."""
     kind = functools.partial(_Problems, where)
     width = kind(
-        "Row has other fields than the header",
+        "Row has another number of fields than the header",
         f"give each row {len(header)} fields, and quote fields that have the separator in them",
     )
     no_path = kind("Row has no path", "give the path of its video, or remove the row")

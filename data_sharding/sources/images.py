@@ -2,7 +2,7 @@
 
 The class of an image is the name of its top folder below INPUT, as torchvision's `ImageFolder` has
 it; an image that is in no such folder has no label. Classes have names and no numbers, which would
-change when a folder is added: whatever trains on them has their order.
+change when a folder is added: the order of classes is that of `task.names`.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def shard(
         str | None,
         typer.Option(
             help="With --profile train, part of each frame to keep: voxceleb2, center or full "
-            "(default: voxceleb2; csv: full)."
+            "(default: voxceleb2; csv: full; images: center)."
         ),
     ] = None,
     size: Annotated[

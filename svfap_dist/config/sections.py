@@ -145,8 +145,8 @@ class DataConfig(Section):
     repeated_sampling: Positive = 1
     region: Region = "voxceleb2"  # cut before augmentation
     crop_scales: Scales = (1.0, 0.875, 0.75, 0.66)  # of the region's shorter side; released code
-    # Longest way that a camera pans over a still image during its clip, as a fraction of the
-    # crop's shorter side; 0: its frame is repeated unchanged.
+    # Longest distance by which a camera pans over a still image during its clip, as a fraction of
+    # the crop's shorter side; 0: its frame is repeated unchanged.
     still_motion: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
     num_lanes: Positive = 8  # slices of an epoch; world sizes that divide it give the same batches
     shuffle_block: Positive = 256  # samples shuffled together inside a lane
@@ -516,7 +516,7 @@ class AugmentConfig(Section):
     rand_augment_magnitude: Annotated[float, Field(ge=0.0, le=10.0)] = 7.0
     rand_augment_std: Annotated[float, Field(ge=0.0)] = 0.5
     erasing: Fraction = 0.25  # probability of random erasing
-    # workers: in decode workers, by Pillow, as always before there was the key; a micro batch is
-    # mixed with one share. device: on the device that trains, which may then also decode and
-    # convert colors; each clip is mixed with a share of its own.
+    # workers: in decode workers, by Pillow; a micro batch is mixed with one share. device: on the
+    # device that trains, which may then also decode and convert colors; each clip is mixed with a
+    # share of its own.
     run_on: Literal["workers", "device"] = "workers"

@@ -2,8 +2,8 @@
 
 In: uint8 frames of a batch, RGB, on any device, and the random stream of each clip. Out: frames of
 the same shape. A clip's stream and the order of draws are those of `augment`, so a clip gets the
-same operations, magnitudes, mirroring and box as in a decode worker, whoever its neighbors in the
-batch are and however many ranks and workers there are. The host knows what was drawn: it queues
+same operations, magnitudes, mirroring and box as in a decode worker, whatever else is in the
+batch and however many ranks and workers there are. The host knows what was drawn: it queues
 each clip's operations one after the other and never waits for the device.
 
 Results equal Pillow's byte for byte, in all operations but two. The geometric ones add up the

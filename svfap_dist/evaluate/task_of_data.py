@@ -60,7 +60,7 @@ def complete_config(config: Config) -> Config:
 
 
 def complete_task(task: TaskConfig, labels: Sequence[Labels], where: str) -> TaskConfig:
-    """Return a task of which every value is given.
+    """Return a complete task: what is left open follows from the labels.
 
     Args:
         task: of kind auto.

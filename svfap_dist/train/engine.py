@@ -397,7 +397,7 @@ class Engine:
         partitions.update_average(self._engine, self._stage, share * applied)
 
     def _averaged(self) -> AbstractContextManager[None]:
-        """Exchange the weights and their average inside, if the recipe wants one."""
+        """Exchange the weights and their average inside, if finetune.ema is set."""
         if not self._decay:
             return contextlib.nullcontext()
         return partitions.averaged(self._engine, self._stage)
@@ -458,7 +458,7 @@ class Engine:
     def state_dict(self) -> dict[str, Tensor]:
         """Return all weights on rank 0 (others may get an empty dictionary); a collective.
 
-        They are the averaged ones if the recipe wants an average, copied to the host.
+        With finetune.ema they are the averaged ones, copied to the host.
         """
         if not self._decay:
             return self._weights()

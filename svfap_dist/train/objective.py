@@ -27,7 +27,7 @@ def build_objective(config: Config, split: TaskSplit | None = None) -> Objective
 
     Args:
         config: The recipe.
-        split: Samples of its task, for what the loss knows of them; None: nothing.
+        split: Samples of its task, for finetune.class_weights; None: all classes count alike.
 
     Raises:
         ConfigError: If the dimensions of its network do not fit each other.
