@@ -115,7 +115,7 @@ def check_backend(config: Config, url: str, manifest: Manifest) -> None:
     ):
         if not row.decodes(codec, rank_device(config), pixels, gpu):
             what = f"Backend {name} does not decode {codec} on this device"
-            found = f"{url} has {codec} videos of {pixels}, and "
+            found = f"{url or ', '.join(config.data.urls)} has {codec} videos of {pixels}, and "
             found += f"cluster.use_gpu = {config.cluster.on_gpu}"
             do = f"set decode.backend={DEFAULT}, or cluster.use_gpu=true on machines with a GPU"
             raise ConfigError(what, f"decode.backend = {name}", found, do)

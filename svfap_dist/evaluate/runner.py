@@ -413,13 +413,13 @@ def score_selection(
 
     Args:
         config: [task], [data] and [finetune] say how the samples are tested.
-        manifest: of the shards at data.url.
+        manifest: of the training data, which has the test samples.
         world: this rank and the number of ranks.
         selection: samples to test, and their targets.
         network: maps uint8 frames [B, F, S, S, 3] to outputs [B, C].
         device: where the network is.
         on_sample: called with the samples that this rank has done, and how many it has.
-        stops: returns whether this rank received notice to stop; asked before each forward pass.
+        stops: returns whether this rank received notice to stop; called before each forward pass.
 
     Raises:
         ShardError: No sample can be read.
@@ -449,7 +449,7 @@ def score_selection(
                 found.append((row, video.key, video.mean))
             on_sample(done, len(mine))
     scores.finish()
-    return _joined(data.url, world, selection, found, bad)
+    return _joined(", ".join(data.urls), world, selection, found, bad)
 
 
 def _joined(
