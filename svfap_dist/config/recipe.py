@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from svfap_dist import bundled
 from svfap_dist.config.config import Config
+from svfap_dist.config.sections import TaskConfig
 from svfap_dist.errors import ConfigError, nearest
 from svfap_dist.storage import refuse_credentials
 from svfap_dist.text_file import SAVE_AS_UTF8, decode_text
@@ -137,9 +138,11 @@ def dumps(config: Config) -> str:
         if values is None:
             continue
         lines.append(f"[{section}]")
+        # What an open task leaves out follows from the data: a default in its place would count.
+        is_open = isinstance(values, TaskConfig) and values.kind == "auto"
         lines += [
             f"{name} = {_as_toml(value)}"
-            for name, value in values.model_dump(mode="json").items()
+            for name, value in values.model_dump(mode="json", exclude_unset=is_open).items()
             if value is not None
         ]
         lines.append("")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,17 @@ def test_what_the_recipe_gives_stays() -> None:
     assert task.names == ("sad", "happy", "9", "10")
     assert complete(labels, "task.folds=2").folds_by == "subject"
     assert complete(rows(), "task.folds_by=sample").folds_by == "sample"
+
+
+def test_a_job_gets_no_more_than_the_recipe_gives(tmp_path: Path) -> None:
+    """Jobs get a stored recipe, in which defaults must not count as given."""
+    config, labels = recipe.load("finetune_custom"), rows(fold=lambda n: n % 8 % 3 + 1)
+    (tmp_path / "stored.toml").write_text(recipe.dumps(config))
+    stored = recipe.load(str(tmp_path / "stored.toml"))
+    assert config.task is not None
+    assert stored.task is not None
+    assert complete_task(stored.task, labels, "shards").subject_independent
+    assert complete_task(stored.task, labels, "") == complete_task(config.task, labels, "")
 
 
 def test_names_of_one_dimension_of_several() -> None:
