@@ -326,11 +326,26 @@ def _as_samples(where: str, folder: str, rows: Sequence[_Row]) -> Iterator[Sourc
         found = f"none of {len(rows)} files, such as {storage.join(folder, rows[0].path)}"
         fix = "check the paths, or give the folder they are relative to with --videos"
         raise ShardError("No video of the list is there", where, found, fix)
+    _refuse_shared_files(where, rows, videos)
     if all(row.labels is None for row in rows):
         found = f"no {rows[0].empty} in any of {len(rows)} rows"
         raise ShardError("List has no labels", where, found, "fill in that column")
     _warn_of_left_out(where, rows, videos)
     return _labeled(folder, rows, videos)
+
+
+def _refuse_shared_files(
+    where: str, rows: Sequence[_Row], videos: Mapping[str, SourceVideo | None]
+) -> None:
+    """Refuse a list in which one crop is found for two videos, such as x.avi and x.mp4."""
+    first: dict[str, _Row] = {}
+    fix = "rename one of the videos, and run `svfap faces` again"
+    shared = _Problems(where, "Two rows have the same file", fix)
+    for row in rows:
+        video = videos[row.path]
+        if video is not None and (known := first.setdefault(video.where, row)) is not row:
+            shared.add(row.line, f"{video.where} for {row.path} and for line {known.line}")
+    shared.refuse()
 
 
 def _labeled(
