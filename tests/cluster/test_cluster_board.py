@@ -84,6 +84,21 @@ def test_a_resize_ends_one_attempt_and_a_stop_all_of_them(board):
     assert board.board.stop_reason() == "SIGTERM"
 
 
+def test_a_failure_is_timed_from_the_last_row_and_until_the_next(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(boards.time, "time", lambda: now[0])
+    board = boards.Board(context=None)
+    board.notice_failure()
+    assert board.since_failure() == {}  # of an attempt without a row
+    board.post({"step": 1})
+    for now[0] in (103.0, 104.0):  # two ranks fail: the first one counts
+        board.notice_failure()
+    now[0] = 110.0
+    assert board.since_failure() == {"noticed": 3.0, "group": 7.0}
+    board.post({"step": 2})
+    assert board.since_failure() == {}
+
+
 def test_the_board_is_on_the_driver_s_node(monkeypatch):
     """On any other node it would end the run when that node is lost."""
     started: list[dict[str, Any]] = []
