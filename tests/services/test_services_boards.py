@@ -66,7 +66,7 @@ def goodput_by_hand(run: Path) -> float:
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     windows = [event for event in events if event["event"] == "window"]
     (ready,) = [event for event in events if event["event"] == "ready"]
-    waits = ("data_wait_seconds", "checkpoint_seconds", "evaluation_seconds")
+    waits = ("data_wait_seconds", "checkpoint_seconds", "evaluation_seconds", "probe_seconds")
     lost = sum(window[wait] for window in windows for wait in waits)
     end = windows[-1]["time"]
     return (end - ready["time"] - lost) / (end - events[0]["time"])

@@ -39,7 +39,9 @@ class WatchedRun:
     def start(self) -> None:
         """Start or resume it."""
         held_out = f"data.eval_url={self._held_out}"
-        overrides = (held_out, "data.max_bad_fraction=1", "train.max_steps=100000")
+        probe = (f"probe.url={self._train}", "probe.every=100000")  # before the first step only
+        endless = ("train.epochs=1000000", "train.max_steps=1000000")
+        overrides = (held_out, *probe, *endless, "data.max_bad_fraction=1")
         self._process = start(self._train, self.url, self._port, 2, *overrides)
 
     def kill_a_rank(self) -> None:
