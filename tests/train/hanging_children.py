@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 from svfap_dist.data.clips import ClipWorker, DecodeJob, DecodeResult
-from svfap_dist.data.sample_order import EpochOrder
+from svfap_dist.data.run_order import RunOrder
 
 TIME_FILE = "SVFAP_TEST_HANG"  # variable with the path; the process that hangs writes the time
 _STEPS = 30  # that a feeder prepares before it hangs
@@ -37,12 +37,12 @@ class HangingFeeder(ClipWorker):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        slots, calls = EpochOrder.slots, []
+        slots, calls = RunOrder.slots, []
 
-        def hanging(self: EpochOrder, *place: int) -> Any:
+        def hanging(self: RunOrder, *place: int) -> Any:
             calls.append(place)
             if len(calls) == _STEPS:
                 _hang_once()
             return slots(self, *place)
 
-        mock.patch.object(EpochOrder, "slots", hanging).start()
+        mock.patch.object(RunOrder, "slots", hanging).start()
