@@ -71,16 +71,21 @@ def world_from_environment() -> World:
 def has_gpu_per_rank() -> bool:
     """Return whether torch sees a CUDA device for each rank of this machine.
 
-    A scheduler may have given each rank its own, which is then the only one that it sees.
+    A scheduler may have given each rank its own, which is then the only one that it sees; ranks of
+    one torchrun see the same ones.
     """
     import torch
 
     if not torch.cuda.is_available():
         return False
     count = torch.cuda.device_count()
-    is_own = count == 1 and os.environ.get("CUDA_VISIBLE_DEVICES", "").count(",") == 0
+    is_own = (
+        count == 1
+        and "CUDA_VISIBLE_DEVICES" in os.environ
+        and "TORCHELASTIC_RUN_ID" not in os.environ
+    )
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
-    return count >= ranks or (is_own and "CUDA_VISIBLE_DEVICES" in os.environ)
+    return count >= ranks or is_own
 
 
 def _refuse_unnumbered_tasks() -> None:

@@ -6,6 +6,7 @@ import os
 import threading
 
 import pytest
+import torch
 
 from svfap_dist import distributed
 from svfap_dist.errors import ClusterError
@@ -31,6 +32,30 @@ def test_a_rank_is_what_its_launcher_says(environment):
     for name, value in values.items():
         environment.setenv(name, value)
     assert distributed.world_from_environment() == distributed.World(5, 1, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("devices", "variables", "expected"),
+    [
+        (2, {"LOCAL_WORLD_SIZE": "2"}, True),
+        (1, {"LOCAL_WORLD_SIZE": "2"}, False),
+        (1, {"LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "3"}, True),  # the rank's own
+        (
+            1,
+            {"LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "3", "TORCHELASTIC_RUN_ID": "a"},
+            False,
+        ),
+        (0, {}, False),
+    ],
+)
+def test_each_rank_has_a_gpu(environment, devices: int, variables: dict[str, str], expected: bool):
+    for name in ("CUDA_VISIBLE_DEVICES", "TORCHELASTIC_RUN_ID"):
+        environment.delenv(name, raising=False)
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    environment.setattr(torch.cuda, "is_available", lambda: devices > 0)
+    environment.setattr(torch.cuda, "device_count", lambda: devices)
+    assert distributed.has_gpu_per_rank() == expected
 
 
 def test_tasks_that_nobody_numbered_do_not_all_become_rank_0(environment):

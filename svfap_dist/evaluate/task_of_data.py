@@ -71,7 +71,7 @@ def complete_task(task: TaskConfig, labels: Sequence[Labels], where: str) -> Tas
         ConfigError: The task's values do not fit the labels.
         ShardError: The labels are not of one kind, or too few to learn from.
     """
-    label = task.label or _label(labels, where)
+    label = task.label if task.label and labels else _label(labels, where)
     kind = "regression" if label.partition(".")[0] == _VALUES else "classification"
     names = task.names or _names(label, labels, where)
     found = {"kind": kind, "label": label, "names": names}

@@ -143,6 +143,7 @@ def test_a_completed_task_is_checked_with_the_rest_of_the_recipe(
     ("labels", "overrides", "words"),
     [
         ([], (), ["does not follow", "0 samples"]),
+        ([], ("task.label=class_name",), ["does not follow", "0 samples"]),
         (rows()[:3] + without(rows(), "class_name"), (), ["does not follow", "3 with a class"]),
         (rows(values=lambda n: {"v": 1.0}), (), ["does not follow", "40 with values"]),
         (rows(persons=40), (), ["fewer than two classes", "only sad"]),
