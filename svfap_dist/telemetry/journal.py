@@ -143,7 +143,12 @@ def _read_failures(run_url: str) -> list[tuple[int, str]]:
     urls = [storage.join(folder, name) for name in storage.list_files(folder)]
     with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="failures") as pool:
         found = [_parsed(data) or {} for data in pool.map(storage.read_bytes, urls)]
-    return [(each["step"], each["failure"]) for each in found if {"step", "failure"} <= each.keys()]
+    pairs = [(each.get("step"), each.get("failure")) for each in found]
+    return [
+        (step, failure)
+        for step, failure in pairs
+        if isinstance(step, int) and isinstance(failure, str)
+    ]
 
 
 def read_recipe(run_url: str) -> Config:

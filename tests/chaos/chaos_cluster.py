@@ -48,6 +48,7 @@ class ChaosCluster:
 
     def __init__(self, folder: Path, seed: int, num_workers: int = 3) -> None:
         self.folder, self.seed = folder, seed
+        (folder / "logs").mkdir(exist_ok=True)
         self.hosts = RayHosts(
             1 + num_workers, name="chaos", subnet="10.79.0", head_trains=False, **_HEALTH_CHECKS
         )

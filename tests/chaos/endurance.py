@@ -110,6 +110,8 @@ def measure_goodput(stage: Stage, minutes: float, every: float = 5.0) -> Measure
         run.stop()
         row = stage.row(run, "goodput", times, same_losses=False, steps=1)
         shares = shares_of(run.stored_lines(EVENTS_FILE), at)
+    difference = abs(exported - shares["steps"])
+    assert difference <= 0.01, f"{exported:.2%} exported, {shares['steps']:.2%} by the events"
     return MeasuredGoodput(row, minutes, len(times), exported, shares["steps"], shares)
 
 

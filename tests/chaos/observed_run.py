@@ -66,7 +66,6 @@ class ObservedRun:
         self.url = f"s3://chaos/runs/{name}"
         self._cluster = cluster
         self._log = cluster.folder / "logs" / f"{name}.log"
-        self._log.parent.mkdir(exist_ok=True)
         self._overrides = [
             *SMALL,
             f"data.url={data or cluster.shards}",

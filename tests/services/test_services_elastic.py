@@ -139,6 +139,7 @@ def test_three_hosts_two_hosts_three_hosts(hosts, start, shards, tmp_path):
     run.stop()
     print(f"\nelastic 3-2-3: {shrunk:.1f} s after the cut, {grown:.1f} s after the host had joined")
 
+    assert max(shrunk, grown) < 90  # 24 and 18 s were measured on an idle machine
     assert run.sizes() == [3, 2, 3]
     changes = [(e["from"], e["to"], e["reason"]) for e in events(run.path, "resize")]
     assert changes == [(3, 2, "failure"), (2, 3, "nodes joined")]
