@@ -18,7 +18,7 @@ _STANDARD_NORMAL = NormalDist()
 
 
 def digest(*key: int | str) -> np.ndarray:
-    """Return the digest of a stream's key, uint64 [2], which stands for the key in arrays.
+    """Return the digest of a stream's key, uint64 [2], which represents the key in arrays.
 
     Args:
         key: Integers and strings.

@@ -152,7 +152,7 @@ def parse_job(text: str) -> Job:
 def load_recipe(name: str, overrides: Sequence[str]) -> Config:
     """Return a resolved recipe that has the URLs to read from and write to.
 
-    A job asks for GPUs where the recipe leaves that open.
+    A job requests GPUs where the recipe leaves that open.
 
     Args:
         name: Path or bundled name.
