@@ -145,12 +145,12 @@ def test_each_odd_image_is_read_as_it_looks_or_told(tmp_path: Path, profile: str
         for column, color in ((width // 4, left), (3 * width // 4, right)):
             assert np.abs(frames[0, height // 2, column].astype(int) - color).max() <= 6, name
     rows = map(json.loads, Path(url, "rejected.jsonl").read_text().splitlines())
-    told = {row["key"]: (row["reason"], row["detail"]) for row in rows}
-    assert told.keys() == BAD.keys()
+    rejected = {row["key"]: (row["reason"], row["detail"]) for row in rows}
+    assert rejected.keys() == BAD.keys()
     for name, (_, reason, words) in BAD.items():
-        assert told[name][0] == reason, told[name]
-        assert words in told[name][1], told[name]
-        assert " at 0x" not in told[name][1], "an address would differ from run to run"
+        assert rejected[name][0] == reason, rejected[name]
+        assert words in rejected[name][1], rejected[name]
+        assert " at 0x" not in rejected[name][1], "an address would differ from run to run"
 
 
 def test_a_baseline_jpeg_is_kept_byte_for_byte_and_equal_images_give_equal_bytes() -> None:
