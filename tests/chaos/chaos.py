@@ -27,7 +27,7 @@ from typing import Any
 import endurance
 from chaos_cluster import REPOSITORY, ChaosCluster
 from endurance import Kills, MeasuredGoodput
-from faults import FAULTS, Row, Stage
+from faults import AS_EXPECTED, FAULTS, Row, Stage
 
 _COLUMNS = (
     *("fault", "noticed (s)", "restored (s)", "steps redone", "samples", "lost", "duplicated"),
@@ -46,6 +46,8 @@ def _line(row: Row) -> str:
     # Without a pause where the clock itself was wrong.
     pause = f"; longest pause {cost.pause:.1f}" if cost.pause else ""
     restored = _seconds(cost.restored) or f"no restart{pause}"
+    if row.restarts != AS_EXPECTED:
+        restored += f"; {row.restarts}"
     counts = (cost.redone, row.samples, row.lost, row.duplicated)
     return _joined(
         [row.fault, _seconds(cost.noticed), restored, *map(str, counts), row.losses, row.note]

@@ -53,7 +53,7 @@ def kill_often(stage: Stage, count: int) -> Kills:
             run.wait_until(lambda: run.recoveries(times)[-1].restored, "recovery")
         run.stop()
         recoveries = run.recoveries(times)
-        row = stage.row(run, "kills", times, same_losses=False, steps=1)
+        row = stage.row(run, "kills", times, must_restart=True, same_losses=False, steps=1)
     seconds = [each.restored for each in recoveries if each.restored is not None]
     return Kills(row, seconds, _phases(run.events()))
 
@@ -108,7 +108,7 @@ def measure_goodput(stage: Stage, minutes: float, every: float = 5.0) -> Measure
         run.watch(began + minutes * 60 - time.monotonic())
         exported, at = _exported(stage, run), time.time()
         run.stop()
-        row = stage.row(run, "goodput", times, same_losses=False, steps=1)
+        row = stage.row(run, "goodput", times, must_restart=True, same_losses=False, steps=1)
         shares = shares_of(run.stored_lines(EVENTS_FILE), at)
     difference = abs(exported - shares["steps"])
     assert difference <= 0.01, f"{exported:.2%} exported, {shares['steps']:.2%} by the events"

@@ -25,13 +25,17 @@ from svfap_dist.telemetry.journal import EVENTS_FILE
 
 _FIRST, _LAST = CHECKPOINT_EVERY + 5, STEPS // 2  # steps at which a fault may happen
 NOT_PROMISED = "not promised"
+AS_EXPECTED = "as expected"
 _STORE_DOWN_SECONDS = 30.0
 _CLOCK_JUMP_SECONDS = 600
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the table. losses: "equal" to the undisturbed run's, or why not."""
+    """A line of the table.
+
+    losses: "equal" to the undisturbed run's, or why not. restarts: as `judge_restarts`.
+    """
 
     fault: str
     recovery: Recovery
@@ -39,11 +43,14 @@ class Row:
     lost: int
     duplicated: int
     losses: str
+    restarts: str
     note: str = ""
 
     @property
     def is_good(self) -> bool:
-        return not (self.lost or self.duplicated) and self.losses in ("equal", NOT_PROMISED)
+        losses_are_good = self.losses in ("equal", NOT_PROMISED)
+        restarts_are_good = self.restarts == AS_EXPECTED
+        return not (self.lost or self.duplicated) and losses_are_good and restarts_are_good
 
 
 class Stage:
@@ -78,6 +85,8 @@ class Stage:
         run: ObservedRun,
         fault: str,
         times: Sequence[float],
+        *,
+        must_restart: bool | None,
         same_losses: bool = True,
         note: str = "",
         steps: int = STEPS,
@@ -85,13 +94,15 @@ class Stage:
         """Judge a run that has ended, disturbed at these times."""
         audit = run.audit()
         assert run.check_checkpoints() >= steps
+        recoveries = run.recoveries(times)
         return Row(
             fault=fault,
-            recovery=worst(run.recoveries(times)),
+            recovery=worst(recoveries),
             samples=audit.samples,
             lost=audit.lost + audit.misplaced,
             duplicated=audit.duplicated,
             losses=self._compare(run) if same_losses else NOT_PROMISED,
+            restarts=judge_restarts(recoveries, must_restart),
             note=note,
         )
 
@@ -108,23 +119,26 @@ def _disturbed(
     fault: str,
     act: Callable[[ObservedRun, random.Random], str | None],
     *overrides: str,
-    same_losses: bool = True,
-    data: str = "",
+    must_restart: bool | None,
 ) -> Row:
     """Run to the end with a fault at a random step; `act` may return a note."""
     draws = stage.random(fault)
-    with stage.running(fault, *overrides, data=data) as run:
+    with stage.running(fault, *overrides) as run:
         run.wait_for_step(draws.randrange(_FIRST, _LAST))
         run.wait_for_checkpoint()
         began = time.time()
         note = act(run, draws)
         run.finish()
-        return stage.row(run, fault, [began], same_losses, note or "")
+        return stage.row(run, fault, [began], must_restart=must_restart, note=note or "")
 
 
 def kill_rank(stage: Stage) -> Row:
     """A rank dies by SIGKILL."""
-    return _disturbed(stage, "rank-killed", lambda run, draws: run.kill_rank(draws.randrange(2)))
+
+    def act(run: ObservedRun, draws: random.Random) -> None:
+        run.kill_rank(draws.randrange(2))
+
+    return _disturbed(stage, "rank-killed", act, must_restart=True)
 
 
 def stop_rank(stage: Stage) -> Row:
@@ -133,7 +147,7 @@ def stop_rank(stage: Stage) -> Row:
     def act(run: ObservedRun, draws: random.Random) -> None:
         run.signal(run.ranks()[draws.randrange(2)], "STOP")
 
-    return _disturbed(stage, "rank-stopped", act, "train.stall_seconds=15")
+    return _disturbed(stage, "rank-stopped", act, "train.stall_seconds=15", must_restart=True)
 
 
 def cut_off_host(stage: Stage) -> Row:
@@ -145,7 +159,7 @@ def cut_off_host(stage: Stage) -> Row:
         hosts.cut_off(cut[0])
 
     try:
-        return _disturbed(stage, "host-cut-off", act)
+        return _disturbed(stage, "host-cut-off", act, must_restart=True)
     finally:
         for host in cut:
             stage.cluster.reboot(host)
@@ -160,7 +174,7 @@ def cut_power(stage: Stage) -> Row:
         stage.cluster.hosts.power_cut(cut[0])
 
     try:
-        return _disturbed(stage, "host-power-cut", act)
+        return _disturbed(stage, "host-power-cut", act, must_restart=True)
     finally:
         for host in cut:
             stage.cluster.boot(host)
@@ -181,7 +195,7 @@ def kill_head(stage: Stage) -> Row:
         run.start()
         return "resubmitted after the hosts' restart"
 
-    return _disturbed(stage, "head-killed", act)
+    return _disturbed(stage, "head-killed", act, must_restart=True)
 
 
 def kill_driver(stage: Stage) -> Row:
@@ -193,7 +207,7 @@ def kill_driver(stage: Stage) -> Row:
         run.start()
         return "resubmitted at once"
 
-    return _disturbed(stage, "driver-killed", act)
+    return _disturbed(stage, "driver-killed", act, must_restart=True)
 
 
 def pause_store(stage: Stage) -> Row:
@@ -203,7 +217,8 @@ def pause_store(stage: Stage) -> Row:
         with _store_down(stage.cluster):
             run.watch(_STORE_DOWN_SECONDS)
 
-    return _disturbed(stage, "store-down-30s", act)
+    # Requests may or may not be repeated for as long.
+    return _disturbed(stage, "store-down-30s", act, must_restart=None)
 
 
 def lose_store(stage: Stage) -> Row:
@@ -220,7 +235,8 @@ def lose_store(stage: Stage) -> Row:
         run.start()
         return f"ended after {after:.0f} s with code {code}: {last}"
 
-    return _disturbed(stage, "store-down-for-ever", act, "cluster.max_failures=2")
+    failures = "cluster.max_failures=2"
+    return _disturbed(stage, "store-down-for-ever", act, failures, must_restart=True)
 
 
 @contextlib.contextmanager
@@ -246,7 +262,8 @@ def fail_requests(stage: Stage) -> Row:
     finally:
         proxy.fault_share = 0.0
     injected = ", ".join(f"{count} {kind}" for kind, count in sorted(proxy.injected.items()))
-    return stage.row(run, fault, [began], note=injected)
+    # A request may fail more often than it is repeated.
+    return stage.row(run, fault, [began], must_restart=None, note=injected)
 
 
 def spoil_samples(stage: Stage) -> Row:
@@ -258,7 +275,7 @@ def spoil_samples(stage: Stage) -> Row:
         run.finish()
         bad = len({line["key"] for line in run.stored_lines("quarantine.jsonl")})
         note = f"{bad} videos in quarantine, {run.audit().substituted} uses substituted"
-        return stage.row(run, fault, [began], False, note)
+        return stage.row(run, fault, [began], must_restart=False, same_losses=False, note=note)
 
 
 def fill_disk(stage: Stage) -> Row:
@@ -280,7 +297,7 @@ def fill_disk(stage: Stage) -> Row:
         run.start()
         return f"ended with code {code}: {last}"
 
-    return _disturbed(stage, "disk-full", act)
+    return _disturbed(stage, "disk-full", act, must_restart=True)
 
 
 def jump_clock(stage: Stage) -> Row:
@@ -299,8 +316,10 @@ def jump_clock(stage: Stage) -> Row:
         ahead = max(line["time"] for line in run.events()) - time.time()
         assert ahead > _CLOCK_JUMP_SECONDS / 2, "no event has a time of the wrong clock"
         note = f"{_CLOCK_JUMP_SECONDS} s ahead for {CHECKPOINT_EVERY} steps, and back"
+        # Times of events are wrong, so a restart is looked for among all of them.
         assert not [line for line in run.stored_lines(EVENTS_FILE) if line["event"] == "resume"]
-        return stage.row(run, fault, [time.time() + _CLOCK_JUMP_SECONDS], note=note)
+        times = [time.time() + _CLOCK_JUMP_SECONDS]
+        return stage.row(run, fault, times, must_restart=False, note=note)
 
 
 def skip_update(stage: Stage) -> Row:
@@ -325,7 +344,8 @@ def _not_finite(stage: Stage, fault: str, count: int, event: str) -> Row:
             found = [line for line in run.stored_lines(EVENTS_FILE) if line["event"] == event]
             assert found, f"no event {event}"
             note = f"steps {steps}, {len(found)} event {event}"
-            return stage.row(run, fault, [began], False, note)
+            must = event == "rollback"
+            return stage.row(run, fault, [began], must_restart=must, same_losses=False, note=note)
     finally:
         stage.cluster.plant({})
 
@@ -363,7 +383,9 @@ def _ended(
             run.start()
             run.finish()
             note = f"ended in attempt {attempts} with code {code}: {last}"
-            return stage.row(run, fault, [began], same_losses, note)
+            return stage.row(
+                run, fault, [began], must_restart=True, same_losses=same_losses, note=note
+            )
     finally:
         stage.cluster.plant({})
 
@@ -387,7 +409,10 @@ def resize(stage: Stage) -> Row:
         run.wait_until(lambda: run.recoveries(times)[-1].restored, "recovery")
         run.stop()
         cost = ", ".join(f"{each.restored:.1f}" for each in run.recoveries(times))
-        return stage.row(run, fault, times, False, f"restored after {cost} s", steps=1)
+        note = f"restored after {cost} s"
+        return stage.row(
+            run, fault, times, must_restart=True, same_losses=False, note=note, steps=1
+        )
 
 
 # Requests of a checkpoint, in order, at which a rank is killed: rank, when, method, path.
@@ -423,7 +448,7 @@ def kill_while_saving(stage: Stage) -> Row:
             run.wait_until(lambda: run.recoveries(times)[-1].restored, "recovery")
         run.finish()
         note = f"{len(times)} kills in one run; the worst, and all redone steps"
-        return stage.row(run, fault, times, note=note)
+        return stage.row(run, fault, times, must_restart=True, note=note)
 
 
 class _Trap:
@@ -445,6 +470,18 @@ class _Trap:
             self._kill()
             self.sprung.set()
         return True
+
+
+def judge_restarts(recoveries: Sequence[Recovery], must_restart: bool | None) -> str:
+    """Compare the restarts after each fault of a run with what must have happened.
+
+    Args:
+        recoveries: What each fault cost.
+        must_restart: True: the group restarted after each; False: after none; None: either.
+    """
+    restarted = sum(each.restored is not None for each in recoveries)
+    expected = {True: len(recoveries), False: 0, None: restarted}[must_restart]
+    return AS_EXPECTED if restarted == expected else f"{restarted} restarts, not {expected}"
 
 
 def worst(recoveries: Sequence[Recovery]) -> Recovery:

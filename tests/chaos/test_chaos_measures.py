@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from endurance import shares_of
+from faults import AS_EXPECTED, NOT_PROMISED, Row, judge_restarts
 from observed_run import Recovery, recovery_of
 
 from svfap_dist.telemetry.goodput import Goodput
@@ -68,3 +69,26 @@ def test_shares_of_the_wall_time_are_those_of_the_goodput():
     assert found["steps"] == pytest.approx(expected.ratio())
     assert found["repeated"] * 24.0 == pytest.approx(expected.seconds()["redone"])
     assert found["data"] * 24.0 == pytest.approx(3.0)
+
+
+_RESTARTED, _PAUSED = Recovery(0.5, 10.5, 3, pause=7.5), Recovery(None, None, 0, pause=3.0)
+
+
+@pytest.mark.parametrize(
+    ("recoveries", "must_restart", "expected"),
+    [
+        ([_RESTARTED, _RESTARTED], True, AS_EXPECTED),
+        ([_RESTARTED, _PAUSED], True, "1 restarts, not 2"),
+        ([_PAUSED], False, AS_EXPECTED),
+        ([_RESTARTED], False, "1 restarts, not 0"),
+        ([_RESTARTED], None, AS_EXPECTED),
+        ([_PAUSED], None, AS_EXPECTED),
+    ],
+)
+def test_restarts_are_judged_by_what_each_fault_must_do(
+    recoveries: list[Recovery], must_restart: bool | None, expected: str
+):
+    found = judge_restarts(recoveries, must_restart)
+    assert found == expected
+    row = Row("a fault", _RESTARTED, 1920, 0, 0, NOT_PROMISED, found)
+    assert row.is_good == (expected == AS_EXPECTED)
