@@ -6,13 +6,15 @@ folds, resumes the interrupted one, and continues. A request to stop and `train.
 to all folds together; only a request interrupts a test that has begun. `results.json` and the
 confusion matrix (`pictures/confusion.png`) come last, from the predictions of all folds. With
 `finetune.seeds` above 1 all of this is repeated in `seed-1/`, `seed-2/`, ..., with run.seed and the
-numbers after it, and `results.json` in `run.url` sums up the seeds.
+numbers after it, and `results.json` in `run.url` sums up the seeds. A begun run may get more seeds,
+and continues with those.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -25,7 +27,7 @@ from svfap_dist.evaluate.results import Predictions, Results, summarize
 from svfap_dist.evaluate.runner import PREDICTIONS
 from svfap_dist.evaluate.spread import SeededResults
 from svfap_dist.evaluate.task_of_data import complete_config
-from svfap_dist.telemetry.journal import read_recipe
+from svfap_dist.telemetry.journal import RECIPE_FILE, read_recipe
 from svfap_dist.train import loop
 from svfap_dist.train.attempt import RunContext, RunResult
 from svfap_dist.train.signals import FINISHED
@@ -62,16 +64,19 @@ def configs_of_seeds(config: Config) -> list[Config]:
     """
     if (count := config.finetune.seeds) == 1:
         return [config]
-    finetune, configs = config.finetune.model_copy(update={"seeds": 1}), []
-    for number in range(1, count + 1):
-        place = {
-            "seed": config.run.seed + number - 1,
-            "url": storage.join(config.run.url, f"seed-{number}"),
-            "name": f"{config.run.name}-seed-{number}",
-        }
-        run = config.run.model_copy(update=place)
-        configs.append(config.model_copy(update={"finetune": finetune, "run": run}))
-    return configs
+    return [_config_of_seed(config, number) for number in range(1, count + 1)]
+
+
+def _config_of_seed(config: Config, number: int) -> Config:
+    """Return the recipe of the fine-tuning with a seed, counted from 1."""
+    place = {
+        "seed": config.run.seed + number - 1,
+        "url": storage.join(config.run.url, f"seed-{number}"),
+        "name": f"{config.run.name}-seed-{number}",
+    }
+    run = config.run.model_copy(update=place)
+    finetune = config.finetune.model_copy(update={"seeds": 1})
+    return config.model_copy(update={"finetune": finetune, "run": run})
 
 
 def configs_of_folds(config: Config) -> dict[Fold, Config]:
@@ -114,12 +119,14 @@ def run(
         writes: Whether this process writes the results; one of the ranks does.
 
     Raises:
-        ConfigError: If the recipe does not fit the data; before any fold starts.
+        ConfigError: If the recipe does not fit the data, or finetune.seeds the begun run; before
+            any fold starts.
         ShardError: If the data cannot be read; before any fold starts.
         SvfapError: Any error of `train`.
     """
     began, found = time.monotonic(), []
     config = complete_config(with_device(config, distributed.has_gpu_per_rank))
+    _check_seeds(config)
     for one in configs_of_seeds(config):
         ended = _run_folds(one, train, on_fold, on_tested, writes, began)
         if config.finetune.seeds == 1 or not isinstance(ended.results, Results):
@@ -159,6 +166,31 @@ def _run_folds(
     if writes:
         _write(results, config.run.url)
     return FinetuneResult(config.run.url, FINISHED, results)
+
+
+def _check_seeds(config: Config) -> None:
+    """Refuse a number of seeds without a place for what a begun run has; more are no problem."""
+    count, url = config.finetune.seeds, config.run.url
+    if count > 1 and _is_begun(config):
+        found, value = "a run of one seed, which has no folder of its own", "1"
+    else:
+        numbers = itertools.count(1)
+        begun = itertools.takewhile(lambda n: _is_begun(_config_of_seed(config, n)), numbers)
+        last = max(begun, default=0)
+        if not last or 1 < count >= last:
+            return
+        found, value = f"seed-1/ to seed-{last}/", f"{max(last, 2)} or more"
+    what = "Number of seeds does not fit the begun run"
+    do = f"set finetune.seeds={value}, or give another run.url"
+    raise ConfigError(what, "finetune.seeds", f"{count}, but {url} has {found}", do)
+
+
+def _is_begun(config: Config) -> bool:
+    """Return whether any fold of a fine-tuning with one seed has begun."""
+    task = protocol.require_task(config)
+    whole = config.model_copy(update={"task": task.model_copy(update={"fold": 0})})
+    urls = (one.run.url for one in configs_of_folds(whole).values())
+    return any(storage.exists(storage.join(url, RECIPE_FILE)) for url in urls)
 
 
 def _predictions(config: Config) -> Predictions:

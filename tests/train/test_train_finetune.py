@@ -413,6 +413,41 @@ def test_seeds_are_runs_of_their_own_that_are_summed_up(
     assert (tmp_path / "seed-2/results.json").exists()
 
 
+def test_a_begun_run_may_get_more_seeds_but_not_fewer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(loop, "preflight", lambda *given: SimpleNamespace(step=0))
+    trained_on: list[str] = []
+
+    def train(one: Config, _: Any) -> Any:
+        trained_on.append(one.run.url.removeprefix(f"{tmp_path}/"))
+        Path(one.run.url).mkdir(parents=True, exist_ok=True)
+        (Path(one.run.url) / "config.toml").write_text(recipe.dumps(one))
+        right = np.eye(len(TASK["names"]), dtype=np.float32)[:2]
+        Predictions(("a", "b"), np.arange(2), right).write(f"{one.run.url}/predictions.jsonl")
+        return SimpleNamespace(step=3, stop_reason="finished")
+
+    def run(name: str, seeds: int, fold: int = 2) -> None:
+        wanted = recipe_tables("d", str(tmp_path / name))
+        wanted |= {"task": TASK | {"fold": fold}, "finetune": {"seeds": seeds}}
+        finetune.run(recipe.from_tables(wanted, where="test"), train)
+
+    run("many", 2)
+    run("many", 3)
+    assert trained_on == [f"many/seed-{number}/fold-2" for number in (1, 2, 3)]
+    assert json.loads((tmp_path / "many/results.json").read_text())["seeds"] == 3
+    run("one", 1)
+    for name, seeds, fold, found, advice in (
+        ("many", 2, 2, "2, but .*many has seed-1/ to seed-3/", "3 or more, or give another"),
+        ("many", 1, 4, "1, but .*many has seed-1/ to seed-3/", "3 or more, or give another"),
+        ("one", 2, 4, "2, but .*one has a run of one seed", "1, or give another"),
+    ):
+        message = f"(?s)does not fit the begun run.*{found}.*set finetune.seeds={advice} run.url"
+        with pytest.raises(ConfigError, match=message):
+            run(name, seeds, fold)
+    assert len(trained_on) == 4
+
+
 def test_samples_that_cannot_be_tested_are_told(
     runs: dict[str, Any], data: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
