@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export RAY_AUTH_MODE ?= disabled
 
 
-.PHONY: demo test test-services test-gpu chaos check walks bench bench-before bench-rgw bench-peers format clean
+.PHONY: demo test test-services test-gpu chaos check docs walks bench bench-before bench-rgw bench-peers format clean
 
 demo: $(STAMP)
 	$(BIN)/svfap demo --out svfap-demo
@@ -40,6 +40,10 @@ check: $(STAMP)
 	$(BIN)/python tests/checks/import_cycles.py
 	$(BIN)/python tests/checks/docstrings.py
 	$(BIN)/python tests/checks/prose.py
+
+# The documentation site, strictly: a broken link or name is an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # How many files a reader opens to follow a clip, a labeled video and a checkpoint (minutes: it runs them).
 walks: $(STAMP)
@@ -76,4 +80,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) svfap-demo chaos-results
+	rm -rf $(VENV) svfap-demo chaos-results site

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -52,6 +55,22 @@ def test_links_lead_somewhere(path: Path):
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text())
     local = [target for target in targets if "://" not in target]
     assert [target for target in local if not (path.parent / target).exists()] == []
+
+
+def test_the_site_builds_without_a_broken_link(tmp_path: Path):
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", tmp_path / "site"],
+        cwd=_ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    pages = {page.stem for page in (tmp_path / "site").glob("*.html")}
+    assert pages >= {path.stem for path in (_ROOT / "docs").glob("*.md")} | {"index", "launching"}
+    assert "svfap_dist.inference.load.load" in (tmp_path / "site/reference.html").read_text()
 
 
 def test_packages_are_marked_as_typed():
