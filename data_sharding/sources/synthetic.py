@@ -2,8 +2,8 @@
 
 In: a text such as "64" or "clips=64,seed=1,identities=16". Out: one `SourceVideo` per clip, whose
 `read` renders it and returns an H.264 mp4 like those of VoxCeleb2: 224×224, 25 frames per second,
-about three seconds, a face in the middle. Nothing is stored; a clip is a pure function of the
-text, and rendering it twice on one machine gives the same bytes.
+about three seconds, a face in the middle; with "crop=104" it fills the frame. Nothing is stored; a
+clip is a pure function of the text, and rendering it twice on one machine gives the same bytes.
 
 `synthetic_face` draws the persons and their motion; the list of clips and their encoding are here.
 What a model learns from it shows that the code works, and nothing about people.
@@ -22,7 +22,7 @@ import av.video.stream
 import numpy as np
 
 from data_sharding.sources import Labels, SourceVideo
-from data_sharding.sources.synthetic_face.identity import draw_identity
+from data_sharding.sources.synthetic_face.identity import UNITS, draw_identity
 from data_sharding.sources.synthetic_face.motion import EXPRESSIONS, FPS, expression_faces
 from data_sharding.sources.synthetic_face.render import render_frames
 from svfap_dist.errors import ConfigError
@@ -34,6 +34,7 @@ _BOUNDS = {
     "seed": (0, 2**31),
     "frames": (2, 10_000),
     "size": (64, 512),
+    "crop": (64, UNITS),
     "identities": (1, 10_000),
     "first_identity": (0, 9_999),
 }
@@ -47,6 +48,7 @@ class SyntheticSet:
     seed: int = 0  # of the population and of everything that happens in the clips
     frames: int = 72  # of each clip
     size: int = 224  # pixels, height and width; a multiple of 4
+    crop: int = UNITS  # side of the square around the face that is shown, in 1/224 of the frame
     identities: int = 16  # persons, in turn
     first_identity: int = 0  # number of the first; disjoint ranges share no person
 
@@ -61,6 +63,7 @@ class SyntheticClip:
     expression: str
     frames: int
     size: int
+    crop: int = UNITS
 
     @property
     def intensity(self) -> float:
@@ -129,11 +132,18 @@ def _clips(wanted: SyntheticSet) -> Iterator[SourceVideo]:
         # Each person goes through the expressions; in a turn, persons show different ones.
         expression = names[(turn + person) % len(names)]
         identity = wanted.first_identity + person
-        clip = SyntheticClip(wanted.seed, identity, number, expression, wanted.frames, wanted.size)
+        look = (wanted.frames, wanted.size, wanted.crop)
+        clip = SyntheticClip(wanted.seed, identity, number, expression, *look)
         key = f"synthetic/id{identity:04d}/clip{number:05d}"
         read, where = partial(render_clip, clip), f"{key} of seed {clip.seed}"
-        stamp = f"{_RENDERER}:{dataclasses.astuple(clip)}"
+        stamp = f"{_RENDERER}:{_stamped(clip)}"
         yield SourceVideo(key, read, _labels(clip), where, "mp4", stamp)
+
+
+def _stamped(clip: SyntheticClip) -> tuple[Any, ...]:
+    """Return what a clip is made from; of uncropped ones what it was before there were crops."""
+    values = dataclasses.astuple(clip)
+    return values if clip.crop < UNITS else values[:-1]
 
 
 def _labels(clip: SyntheticClip) -> dict[str, Any]:
@@ -168,7 +178,7 @@ def render_clip(clip: SyntheticClip) -> bytes:
     """
     who = draw_identity(clip.seed, clip.identity)
     faces = expression_faces(clip.rng("motion"), clip.expression, clip.intensity, clip.frames)
-    return _encode_h264(render_frames(who, faces, clip.size), clip.size)
+    return _encode_h264(render_frames(who, faces, clip.size, clip.crop), clip.size)
 
 
 def _encode_h264(frames: Iterable[np.ndarray], size: int) -> bytes:

@@ -111,6 +111,13 @@ def test_a_smaller_frame_shows_the_same_picture():
     assert difference(small, shrunk) < 4
 
 
+def test_a_crop_is_that_part_of_the_frame():
+    face = Face(yaw=0.1, roll=0.03, shift_x=2.0, jaw=0.5, corner=0.4, blink=0.3)
+    (whole,) = render_frames(draw_identity(0, 1), [face], 224)
+    (crop,) = render_frames(draw_identity(0, 1), [face], 112, crop=112)
+    np.testing.assert_array_equal(crop, whole[40:152, 56:168])
+
+
 def test_people_look_different():
     faces = [picture(identity, Face()) for identity in range(6)]
     for one, other in itertools.combinations(faces, 2):

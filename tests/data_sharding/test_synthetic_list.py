@@ -23,6 +23,7 @@ def test_a_bare_number_is_the_number_of_clips():
     seed=st.integers(0, 99),
     frames=st.integers(2, 500),
     size=st.integers(16, 128).map(lambda n: 4 * n),
+    crop=st.integers(64, 224),
     identities=st.integers(1, 100),
     first_identity=st.integers(0, 1000),
 )
@@ -45,6 +46,7 @@ def test_every_field_is_read_back(**fields: int):
         ("3,frames=1", "frames=1"),
         ("3,size=226", "size=226"),
         ("3,size=4096", "size=4096"),
+        ("3,crop=60", "crop=60"),
         ("3,identities=20,first_identity=9990", "identities up to 10009"),
     ],
 )
@@ -113,8 +115,12 @@ def test_each_person_is_tested_in_one_of_five_folds():
 
 
 def test_stamps_change_with_what_the_clip_is_made_from():
-    texts = ["7", "7,seed=1", "7,frames=80", "7,size=160", "7,first_identity=20"]
+    texts = ["7", "7,seed=1", "7,frames=80", "7,size=160", "7,first_identity=20", "7,crop=104"]
     assert len({next(samples(text)).stamp for text in texts}) == len(texts)
+
+
+def test_a_stamp_without_a_crop_is_that_of_shards_made_before_there_were_crops():
+    assert next(samples("1")).stamp == "1:(0, 0, 0, 'happy', 72, 224)"
 
 
 def test_reading_can_be_sent_to_another_process():

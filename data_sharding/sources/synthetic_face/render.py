@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from data_sharding.sources.synthetic_face.motion import Face
 from data_sharding.sources.synthetic_face.paint import CREASES, DENSITY, MARGIN, Pictures, paint
 
 _CELL = 4  # pixels between the points of the coarse grid
+_CROP_Y = 96.0  # row in the middle of a crop: brows and chin are as far from its edges
 _PIVOT_Y = 150.0  # row about which the head turns: the neck
 _DEPTH = 40.0  # units from the ears to the middle of the face
 
@@ -34,29 +35,56 @@ _DEPTH = 40.0  # units from the ears to the middle of the face
 _painted = lru_cache(maxsize=32)(paint)
 
 
-def render_frames(who: Identity, faces: Iterable[Face], size: int) -> Iterator[np.ndarray]:
+class _View(NamedTuple):
+    """The square of the scene that a frame shows."""
+
+    left: float  # units
+    top: float
+    side: float
+    size: int  # pixels of a side
+
+    @property
+    def unit(self) -> float:
+        """Pixels of a unit."""
+        return self.size / self.side
+
+    def points(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return columns and rows, in units, of positions in pixels."""
+        at = pixels * (self.side / self.size)
+        return self.left + at, self.top + at
+
+
+def render_frames(
+    who: Identity, faces: Iterable[Face], size: int, crop: int = UNITS
+) -> Iterator[np.ndarray]:
     """Yield frames of a person, uint8 RGB [size, size, 3].
 
     Args:
         who: The person.
         faces: What the face does in each frame.
         size: Pixels of a side, a multiple of 4.
+        crop: Units of a side of the square around the face that the frames show; default: all.
     """
     pictures = _painted(who)
+    top = min(max(_CROP_Y - crop / 2, 0), UNITS - crop)
+    view = _View(CENTER_X - crop / 2, top, crop, size)
     for face in faces:
-        yield _render(who, pictures, face, size)
+        yield _render(who, pictures, face, view)
 
 
-def _render(who: Identity, pictures: Pictures, face: Face, size: int) -> np.ndarray:
-    # Units of the coarse grid's points, [size / 4 + 1]; point i is before pixel 4 i.
-    at = (np.arange(size // _CELL + 1) * (_CELL * UNITS / size)).astype(np.float32)
-    x, y = _undo_pose(who, face, at[None, :], at[:, None])
+def _render(who: Identity, pictures: Pictures, face: Face, view: _View) -> np.ndarray:
+    size = view.size
+    # The coarse grid's points, [size / 4 + 1]; point i is before pixel 4 i.
+    columns, rows = view.points(_CELL * np.arange(size // _CELL + 1))
+    x, y = _undo_pose(
+        who, face, columns.astype(np.float32)[None, :], rows.astype(np.float32)[:, None]
+    )
     skin_x, skin_y = np.clip(_undo_muscles(who, face, x, y), 0.5, UNITS - 1)
     light = _relit(who, face, x, y)
     # Five grids of [size / 4 + 1, size / 4 + 1] to planes of [size, size].
     x, y, skin_x, skin_y, light = _finer(np.stack([x, y, skin_x, skin_y, light]))
 
-    frame = _backdrop(pictures, face, size)
+    frame = _backdrop(pictures, face, view)
     # Half a texel off: at rest the pixel centers are on the edges between texels, where the last
     # bit would decide.
     row = (skin_y * DENSITY - 0.5).astype(np.int32)
@@ -72,7 +100,7 @@ def _render(who: Identity, pictures: Pictures, face: Face, size: int) -> np.ndar
         (_FeaturePainter.eyes, 0.5 * (who.eye_y + who.brow_y), (42, 25)),
         (_FeaturePainter.mouth, who.mouth_y + 5, (29, 25)),
     ):
-        window = _window(face, center_y, reach, size)
+        window = _window(face, center_y, reach, view)
         painter = _FeaturePainter(frame[:, *window], who, face, light[window])
         draw(painter, x[window], y[window])
     pixels = np.clip(frame + 0.5, 0, 255, out=frame).astype(np.uint8)
@@ -165,25 +193,26 @@ def _crease_light(pictures: Pictures, face: Face, texel: np.ndarray) -> np.ndarr
     return total.take(texel)
 
 
-def _backdrop(pictures: Pictures, face: Face, size: int) -> np.ndarray:
+def _backdrop(pictures: Pictures, face: Face, view: _View) -> np.ndarray:
     """Return the wall, float32 [3, size, size], which drifts against the head."""
-    at = (np.arange(size) + 0.5) * (UNITS / size) + MARGIN
+    x, y = view.points(np.arange(view.size) + 0.5)
     limit = pictures.backdrop.shape[1] - 1
-    columns = np.clip((at - 0.9 * face.shift_x) * DENSITY, 0, limit).astype(np.int32)
-    rows = np.clip((at - 0.9 * face.shift_y) * DENSITY, 0, limit).astype(np.int32)
+    columns = np.clip((x + MARGIN - 0.9 * face.shift_x) * DENSITY, 0, limit).astype(np.int32)
+    rows = np.clip((y + MARGIN - 0.9 * face.shift_y) * DENSITY, 0, limit).astype(np.int32)
     return pictures.backdrop.take(rows, axis=1).take(columns, axis=2).astype(np.float32)
 
 
-def _window(face: Face, center_y: float, reach: Sequence[float], size: int) -> tuple[slice, slice]:
+def _window(
+    face: Face, center_y: float, reach: Sequence[float], view: _View
+) -> tuple[slice, slice]:
     """Return rows and columns about a point of the middle line, where the pose moves it."""
     up = center_y - _PIVOT_Y
     x = CENTER_X + face.shift_x - face.roll * up + 0.9 * _DEPTH * np.sin(face.yaw)
     y = _PIVOT_Y + face.shift_y + up + 0.6 * _DEPTH * np.sin(face.pitch)
-    scale = size / UNITS
     sides = []
-    for center, half in ((y, reach[1] + 4), (x, reach[0] + 4)):
-        start, stop = int((center - half) * scale), int((center + half) * scale)
-        sides.append(slice(max(0, start), min(size, stop)))
+    for center, half in ((y - view.top, reach[1] + 4), (x - view.left, reach[0] + 4)):
+        start, stop = int((center - half) * view.unit), int((center + half) * view.unit)
+        sides.append(slice(max(0, start), min(view.size, stop)))
     return sides[0], sides[1]
 
 
