@@ -20,7 +20,8 @@ test: $(STAMP)
 
 test-services: $(STAMP)
 	tests/services/install.sh
-	$(BIN)/pytest -m "(services or slow) and not gpu"
+	$(BIN)/pytest -n 2 --dist loadfile -m "slow and not (services or sequential or gpu)"
+	$(BIN)/pytest -m "(services or sequential) and not gpu"
 
 # Faults against training on real services: all, or some by name (CHAOS="rank-killed disk-full"), or
 # many kills in one run (CHAOS="--kills 20"), or goodput (CHAOS="--goodput 20", minutes).

@@ -21,7 +21,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         yield Stage(cluster)
 
 
-@pytest.mark.parametrize("name", ["rank-killed", "host-power-cut", "storage-faults"])
+# Kills of ranks alone: test_cluster_ray_train.py.
+@pytest.mark.parametrize("name", ["host-power-cut", "storage-faults"])
 def test_a_fault_costs_time_only(stage: Stage, name: str):
     row = FAULTS[name](stage)
     assert row.is_good, row

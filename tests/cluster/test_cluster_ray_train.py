@@ -215,6 +215,7 @@ def test_ranks_leave_a_node_at_once_if_enough_of_them_stay(
 
 
 @pytest.mark.slow
+@pytest.mark.sequential
 def test_a_stopped_rank_is_noticed_named_and_replaced(shards, tmp_path):
     """SIGSTOP of a rank under Ray: its stack cannot be had, those of the others are in the run."""
     stopped: list[float] = []
@@ -250,6 +251,7 @@ def test_a_stopped_rank_is_noticed_named_and_replaced(shards, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.sequential
 def test_the_driver_s_last_message_names_the_stalled_rank(shards, tmp_path):
     run = tmp_path / "run"
 

@@ -16,7 +16,7 @@ from svfap_dist.train.stalls import StallError
 
 STALL_SECONDS = 8
 NOTICE_SECONDS = 15  # after which it must have been noticed, also on a busy machine
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.sequential]
 
 
 @pytest.fixture(scope="module")
