@@ -107,7 +107,7 @@ def load_weights(url: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         CheckpointError: If there are none.
     """
-    return weights.load(_weights_url(url))
+    return weights.load(weights_url(url))
 
 
 def load_build(url: str) -> dict[str, Any]:
@@ -116,10 +116,18 @@ def load_build(url: str) -> dict[str, Any]:
     Args:
         url: See `load_weights`.
     """
-    return weights.load_build(_weights_url(url))
+    return weights.load_build(weights_url(url))
 
 
-def _weights_url(url: str) -> str:
+def weights_url(url: str) -> str:
+    """Return the URL of the .safetensors file that `load_weights` reads.
+
+    Args:
+        url: See `load_weights`.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
     if url.endswith(".safetensors"):
         return url
     path = storage.join(url, store.WEIGHTS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -287,3 +287,72 @@ def bench_finetune(
     from svfap_dist.config import recipe
 
     print_result(finetuning.run(recipe.load(name, overrides or []), steps), as_json)
+
+
+@bench_app.command("transfer")
+def bench_transfer(
+    name: Recipe,
+    overrides: Overrides = None,
+    init: Annotated[
+        str,
+        typer.Option(
+            metavar="RUN_OR_CHECKPOINT",
+            help="Pre-trained run, checkpoint or export (default: the recipe's finetune.init).",
+        ),
+    ] = "",
+    vit_init: Annotated[
+        str,
+        typer.Option(
+            metavar="RUN_OR_CHECKPOINT", help="The same of a plain ViT (default: no such row)."
+        ),
+    ] = "",
+    labels: Annotated[
+        str, typer.Option(help="Labels per class, as in 5,10,20,all.")
+    ] = "5,10,20,all",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Among scratch, pretrained, linear, attentive, lora, knn, vit, vit-pretrained."
+        ),
+    ] = "scratch,pretrained,linear,attentive,knn,vit",
+    seeds: Annotated[int, typer.Option(help="Number of seeds, from run.seed on.", min=1)] = 5,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="METHOD:KEY=VALUE", help="Recipe key of one method; repeatable."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare pre-trained with untrained weights, by labels per class, seeds and folds.
+
+    run.url is the folder of the table: transfer.json, transfer.md and a file per cell. Run the same
+    command again to resume.
+
+    Example: svfap bench transfer finetune_custom data.url=shards/mine run.url=runs/table
+    --init runs/base --labels 5,10,20,all --set attentive:optim.lr=1e-2
+    """
+    from svfap_dist.bench import transfer
+    from svfap_dist.errors import ConfigError
+    from svfap_dist.progress import say
+    from svfap_dist.train.signals import exit_code
+
+    counts = _numbers("--labels", ",".join("0" if n == "all" else n for n in labels.split(",")))
+    if not counts or min(counts) < 0:
+        raise ConfigError("No labels to train on", "--labels", labels, "write it as 5,10,20,all")
+    options = transfer.Options(
+        init=init,
+        vit_init=vit_init,
+        labels=tuple(counts),
+        methods=tuple(word for word in methods.split(",") if word),
+        seeds=seeds,
+        settings=tuple(settings or ()),
+    )
+
+    def show(result: Any, table: Any) -> None:
+        for line in table.cell_lines(result):
+            say(line)
+
+    table = transfer.run(name, overrides or [], options, show)
+    print(table.to_json() if as_json else "\n".join(table.lines()), end="" if as_json else "\n")
+    raise typer.Exit(exit_code(table.stop_reason))

@@ -27,6 +27,7 @@ from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import Manifest
 
 FOLDS = 5  # where a set has neither folds nor splits
+CLASSIFIERS = ("knn", "logistic")
 _ITERATIONS = 1000  # of logistic regression, at most
 
 
@@ -167,26 +168,52 @@ def score(
     Raises:
         ValueError: A feature is not finite, or a fold has one class only.
     """
+    predicted = {name: np.full(len(targets), -1) for name in CLASSIFIERS}
+    for fold in _tested(folds):
+        test = folds == fold
+        found = predict(features[~test], targets[~test], features[test], neighbors)
+        for name, classes in found.items():
+            predicted[name][test] = classes
+    tested = folds > 0
+    return ProbeScores(
+        **{name: metrics.uar(targets[tested], of[tested]) for name, of in predicted.items()}
+    )
+
+
+def predict(
+    trained_on: np.ndarray,
+    targets: np.ndarray,
+    tested_on: np.ndarray,
+    neighbors: int,
+    names: Sequence[str] = CLASSIFIERS,
+) -> dict[str, np.ndarray]:
+    """Train classifiers on standardized features; return the classes that each predicts, [M].
+
+    Args:
+        trained_on: features of N samples, [N, D].
+        targets: their class indices [N].
+        tested_on: features of M samples, [M, D].
+        neighbors: of the kNN classifier.
+        names: of the classifiers, among CLASSIFIERS.
+
+    Raises:
+        ValueError: A feature is not finite, or there is one class only.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.preprocessing import StandardScaler
 
-    predicted = {name: np.full(len(targets), -1) for name in ("knn", "logistic")}
-    for fold in _tested(folds):
-        test = folds == fold
-        scaler = StandardScaler().fit(features[~test])
-        trained_on, tested_on = scaler.transform(features[~test]), scaler.transform(features[test])
-        classifiers = {
-            "knn": KNeighborsClassifier(min(neighbors, len(trained_on))),
-            "logistic": LogisticRegression(max_iter=_ITERATIONS),
-        }
-        for name, classifier in classifiers.items():
-            with warnings.catch_warnings():  # nearly converged is good enough
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                classifier.fit(trained_on, targets[~test])
-            predicted[name][test] = classifier.predict(tested_on)
-    tested = folds > 0
-    return ProbeScores(
-        **{name: metrics.uar(targets[tested], of[tested]) for name, of in predicted.items()}
-    )
+    scaler = StandardScaler().fit(trained_on)
+    known, asked = scaler.transform(trained_on), scaler.transform(tested_on)
+    classifiers = {
+        "knn": KNeighborsClassifier(min(neighbors, len(trained_on))),
+        "logistic": LogisticRegression(max_iter=_ITERATIONS),
+    }
+    predicted = {}
+    for name in names:
+        with warnings.catch_warnings():  # nearly converged is good enough
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            classifiers[name].fit(known, targets)
+        predicted[name] = classifiers[name].predict(asked)
+    return predicted
