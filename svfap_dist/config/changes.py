@@ -47,6 +47,7 @@ _FIXED = {
         _NETWORK,
     ),
     "finetune.class_weights": _TASK,
+    "finetune.sampling": _ORDER,
     "mask": _TASK,
     "task": _TASK,
     **dict.fromkeys(

@@ -50,6 +50,7 @@ _CAME_LATER = {
     ("finetune", "stages"): "last",
     ("finetune", "ema"): 0.0,
     ("finetune", "class_weights"): "none",
+    ("finetune", "sampling"): "all",
     ("augment", "run_on"): "workers",
 }
 
@@ -89,13 +90,24 @@ class Config(sections.Section):
         elif self.probe.url:
             why = "probes are for pre-training; a [task] tests its own samples"
             raise _impossible("probe.url", self.probe.url, why)
-        weights = self.finetune.class_weights
-        if weights != "none" and self.task is not None and self.task.kind == "regression":
-            raise _impossible("finetune.class_weights", weights, "a regression has no classes")
+        self._check_balance()
         self._check_batch()
         self._check_sources()
         changes.check_changeable(self.run.allow_change, self.keys())
         return self
+
+    def _check_balance(self) -> None:
+        given = {
+            name: getattr(self.finetune, name)
+            for name, default in (("class_weights", "none"), ("sampling", "all"))
+            if getattr(self.finetune, name) != default
+        }
+        if self.task is not None and self.task.kind == "regression":
+            for name, value in given.items():
+                raise _impossible(f"finetune.{name}", value, "a regression has no classes")
+        if len(given) > 1:
+            why = "finetune.class_weights would count rare classes more a second time"
+            raise _impossible("finetune.sampling", given["sampling"], why)
 
     def _check_mask(self) -> None:
         mask, tubelets = self.mask, self.num_tubelets

@@ -484,6 +484,9 @@ class FinetuneConfig(Section):
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     # balanced: a class counts in the loss by the inverse of its number of training samples.
     class_weights: Literal["none", "balanced"] = "none"
+    # all: each training sample once per epoch. balanced: each class equally often, so that samples
+    # of rare classes are repeated, with other augmentation (oversampling).
+    sampling: Literal["all", "balanced"] = "all"
     seeds: Positive = 1  # the fine-tuning is repeated with run.seed, run.seed + 1, ...
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75  # of the learning rate, per layer
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1  # stochastic depth of the last block

@@ -73,15 +73,9 @@ class DataSource:
     world: World
     selection: Selection | None = None
 
-    @property
-    def num_samples(self) -> int:
-        """Return the number of samples to train on."""
-        return self.manifest.num_samples if self.selection is None else len(self.selection)
-
     def order(self) -> RunOrder:
         """Return the order of samples of the run."""
-        selected = None if self.selection is None else self.selection.indices
-        return RunOrder(self.config, self.manifest, selected)
+        return RunOrder(self.config, self.manifest, self.selection)
 
     @property
     def num_slots(self) -> int:
@@ -204,7 +198,6 @@ class BatchFiller:
             self._reader,
             parts_of_node,
             self._order,
-            source.num_samples,
             num_threads=-(-threads // _THREADS_PER_REQUEST),
         )
         self._slots_per_task = 1
@@ -278,7 +271,7 @@ class BatchFiller:
         if config.task:  # videos may be shorter than a window, which then has frames of all phases
             augments = self._keys("augment", slot)
             return ClipRequest(window, crops, place, row, augments, region=region)
-        order = self._order.of_epoch(slot.source, slot.epoch)
+        order = self._order.of_epoch(slot.group, slot.epoch)
         phase = order.window_phase(slot.lane, slot.position, config.data.sampling_rate)
         return ClipRequest(window, crops, place, row, phase=phase, region=region)
 
@@ -441,9 +434,9 @@ def _share_of(count: int, part: Part) -> int:
 def _neighbors(order: RunOrder, slot: Slot) -> Iterator[int]:
     """Yield substitutes for a slot: samples of its lane before it, nearest first, then after it.
 
-    They are of the same source and epoch.
+    They are of the same group of samples and epoch.
     """
-    of_epoch, first = order.of_epoch(slot.source, slot.epoch), order.first_sample(slot.source)
+    of_epoch, first = order.of_epoch(slot.group, slot.epoch), order.first_sample(slot.group)
     before = range(slot.position - 1, -1, -1)
     after = range(slot.position + 1, of_epoch.lane_length)
     for position in itertools.chain(before, after):

@@ -3,7 +3,7 @@
 In: the order of samples, a rank's lanes. Out: for each slot the `Block` that its sample is read
 with. While a lane uses a block, the next one, which may be of the next epoch, is open, and its
 requests are spread over the second half of the time until it is used. As lanes are staggered, the
-requests of all of them are spread evenly. Each source of a mixture has blocks of its own.
+requests of all of them are spread evenly. Each group of samples (`RunOrder`) has blocks of its own.
 
 The samples of a block are used in random order, and each is freed at its use. So about half of the
 block in use is kept, and a quarter of the next one. Where the memory does not suffice for that, a
@@ -36,7 +36,7 @@ _LEAD = 0.5  # part of the block before, over which the requests of a block are 
 # Blocks of a lane that are kept at a time: half of one and a quarter of the next, on average. In
 # the first order, where all blocks begin at once, all of one.
 _BLOCKS_KEPT = {1: 1.0, 2: 0.75}
-_Lane = tuple[int, int]  # number of a source, and of one of its lanes
+_Lane = tuple[int, int]  # number of a group of samples, and of one of its lanes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def plan_reads(
     config: Config,
     manifest: Manifest,
     world: World,
-    num_selected: int | None = None,
+    counts: Sequence[int] | None = None,
     memory: int | None = None,
 ) -> ReadPlan:
     """Return how a rank reads its samples.
@@ -68,15 +68,13 @@ def plan_reads(
             memory of a node.
         manifest: The data set.
         world: Number of ranks, in all and on a node.
-        num_selected: Samples in use; None: all.
+        counts: Samples in use of each group of the order; None: all of each data set.
         memory: Bytes of a node; None: those of this machine or container.
     """
-    data, used = config.data, num_selected or manifest.num_samples
+    data, every = config.data, manifest.samples_of_sources
+    used = every if counts is None else tuple(counts)
     size = bytes_of_pass(config, manifest) / manifest.num_samples
-    lengths = [  # of the lanes of each source
-        -(-used * count // manifest.num_samples // data.num_lanes)
-        for count in manifest.samples_of_sources
-    ]
+    lengths = [-(-count // data.num_lanes) for count in used]  # of the lanes of each group
     blocks = [int(min(data.shuffle_block, length) * size) for length in lengths]
     lanes = data.num_lanes // world.world_size
     needed = int(lanes * sum(blocks) * _BLOCKS_KEPT[data.order_version])
@@ -84,7 +82,7 @@ def plan_reads(
         memory = node_memory()
     limit = data.read_ahead_bytes or int(memory * MEMORY_SHARE / world.local_world_size)
     passes = max(-(-needed // limit), 1)
-    is_dense = used == manifest.num_samples and passes * size < REQUEST_COST
+    is_dense = used == every and passes * size < REQUEST_COST
     return ReadPlan(needed, limit, passes, fill=is_dense and min(blocks) >= REQUEST_COST)
 
 
@@ -189,7 +187,6 @@ class ReadAhead:
         reader: SampleReader,
         world: World,
         order: RunOrder,
-        num_selected: int,
         num_threads: int,
     ) -> ReadAhead:
         """Return what a rank reads, with threads of its own.
@@ -200,10 +197,9 @@ class ReadAhead:
             reader: Reads its shards.
             world: The rank, or the part of one, and the number of them.
             order: Of the run.
-            num_selected: Samples in use.
             num_threads: Requests made ahead at a time.
         """
-        plan = plan_reads(config, manifest, world, num_selected)
+        plan = plan_reads(config, manifest, world, order.samples_of_groups)
         if plan.passes > 1:
             log.warning(
                 "Samples are read %d times: reading ahead needs %d MiB per rank, of %d. Set a "
@@ -222,10 +218,10 @@ class ReadAhead:
             step: The next one, counted over all epochs; the first may be any.
         """
         if not self._begins:
-            for source, lane in itertools.product(range(self._order.num_sources), self._lanes):
-                self._opened[source, lane] = collections.deque()
-                epoch, position = self._order.next_position(source, lane, step)
-                self._open((source, lane), epoch, position, step)
+            for group, lane in itertools.product(range(self._order.num_groups), self._lanes):
+                self._opened[group, lane] = collections.deque()
+                epoch, position = self._order.next_position(group, lane, step)
+                self._open((group, lane), epoch, position, step)
         while self._begins[0][0] <= step:
             _, lane = heapq.heappop(self._begins)
             opened = self._opened[lane]
@@ -240,7 +236,7 @@ class ReadAhead:
         Args:
             slot: Of the step that was advanced to.
         """
-        for each in self._opened[slot.source, slot.lane]:
+        for each in self._opened[slot.group, slot.lane]:
             if each.epoch == slot.epoch and each.start <= slot.position < each.stop:
                 return each.block
         raise AssertionError("its step was advanced to")
@@ -251,21 +247,21 @@ class ReadAhead:
 
     def _open(self, place: _Lane, epoch: int, position: int, previous: int) -> None:
         """Open the block at a position; previous: first step of the one before."""
-        source, lane = place
-        order = self._order.of_epoch(source, epoch)
+        group, lane = place
+        order = self._order.of_epoch(group, epoch)
         if position == order.lane_length:
-            epoch, position, order = epoch + 1, 0, self._order.of_epoch(source, epoch + 1)
+            epoch, position, order = epoch + 1, 0, self._order.of_epoch(group, epoch + 1)
         whole = order.block(lane, order.block_number(lane, position))
         start = position - whole.start
         stop = min((start // self._pass_length + 1) * self._pass_length, len(whole.samples))
         phase = None
         if self._uses_phases:
             phase = order.window_phase(lane, position, self._data.sampling_rate)
-        first_step = self._order.step_of(source, lane, epoch, position)
+        first_step = self._order.step_of(group, lane, epoch, position)
         block = Block(
             self.pool,
             self._reader.locate_all,
-            whole.samples[start:stop] + self._order.first_sample(source),
+            whole.samples[start:stop] + self._order.first_sample(group),
             parts_to_read(self._data, self._manifest, phase),
             (first_step, (first_step - previous) * _LEAD),
             fill=self._plan.fill,

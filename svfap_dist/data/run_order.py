@@ -16,13 +16,21 @@ incomplete last step is left out. The epochs of its sources are not those of the
 of share w and N samples is at its epoch (samples so far) * w / N. At the end of an epoch of its own
 a source of a mixture leaves out less than one sample per lane, others the next time. With one
 source there is no pattern, and the two kinds of epochs are one.
+
+With `finetune.sampling = "balanced"` each class of a source is what a source is in a mixture: a
+group of samples with epochs of its own, and an equal share. A rare class begins its epochs more
+often, and the random choices for a clip depend on that epoch, so a repeated sample is cropped and
+augmented differently. The pattern is shuffled: clips are mixed with those at fixed places of the
+batch (`train.mixing`), which must not be of a fixed class.
 """
 
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import functools
 import heapq
+import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -31,11 +39,13 @@ import numpy as np
 
 from svfap_dist.config import Config
 from svfap_dist.data.sample_order import EpochOrder, Slot, steps_per_epoch
+from svfap_dist.data.selection import Selection
 from svfap_dist.errors import ConfigError
+from svfap_dist.rng import Stream
 from svfap_dist.shards.format import Manifest
 
 _LONGEST_PERIOD = 10_000  # places: a share is off by less than a ten-thousandth
-_EPOCHS_KEPT = 3  # of each source: lanes may be in two, and read ahead from the next
+_EPOCHS_KEPT = 3  # of each group: lanes may be in two, and read ahead from the next
 
 
 class Shares:
@@ -43,14 +53,21 @@ class Shares:
 
     Args:
         weights: Positive, one per source. The smallest is at least `config.SMALLEST_SHARE` of all.
+        seed: Shuffles the places within each shortest period; None: spread evenly.
     """
 
-    def __init__(self, weights: Sequence[float]) -> None:
+    def __init__(self, weights: Sequence[float | Fraction], seed: int | None = None) -> None:
         exact = [Fraction(str(weight)) for weight in weights]
         shares = [weight / sum(exact) for weight in exact]
         self.period = min(math.lcm(*(share.denominator for share in shares)), _LONGEST_PERIOD)
         self._quotas = _whole_numbers([share * self.period for share in shares])
         self._sources = _spread(self._quotas)
+        if seed is not None:
+            copies = max(_LONGEST_PERIOD // self.period, 1)
+            orders = [Stream(seed, "shares", n).permutation(self.period) for n in range(copies)]
+            self._sources = [self._sources[place] for order in orders for place in order]
+            self._quotas = [quota * copies for quota in self._quotas]
+            self.period *= copies
         self._places = [
             [place for place, source in enumerate(self._sources) if source == number]
             for number in range(len(weights))
@@ -122,76 +139,84 @@ def _spread(quotas: Sequence[int]) -> list[int]:
     return pattern
 
 
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Samples with epochs of their own: those of a data set, or of one class of it.
+
+    first: Global index of the data set's first sample. sizes: Samples of each of its shards.
+    selected: Indices in the data set, ascending; None: all. label: For errors.
+    """
+
+    source: int
+    first: int
+    sizes: list[int]
+    selected: np.ndarray | None
+    weight: float | Fraction
+    label: str
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return sum(self.sizes) if self.selected is None else len(self.selected)
+
+
 class RunOrder:
     """The order of samples of all steps of a run; steps count from 0, over all epochs.
 
     Args:
         config: Recipe.
         manifest: The data set, or that of the mixture.
-        selected: Global indices of the samples to use, ascending; None: all.
+        selection: Samples to use; None: all.
 
     Raises:
-        ConfigError: There are fewer samples than a global batch has, or fewer of a source than
-            there are lanes.
+        ConfigError: There are fewer samples than a global batch has, or fewer of a source, or of a
+            class where classes are balanced, than there are lanes.
     """
 
     def __init__(
-        self, config: Config, manifest: Manifest, selected: np.ndarray | None = None
+        self, config: Config, manifest: Manifest, selection: Selection | None = None
     ) -> None:
         self._config, data = config, config.data
-        sizes = [shard.num_samples for shard in manifest.shards]
-        shard_ends = np.cumsum(manifest.shards_of_sources).tolist()
-        ends = np.cumsum(manifest.samples_of_sources).tolist()
-        self._firsts = [0, *ends[:-1]]  # global index of the first sample of each source
-        self._sizes = [
-            sizes[end - count : end]
-            for count, end in zip(manifest.shards_of_sources, shard_ends, strict=True)
-        ]
-        self._selected: list[np.ndarray | None] = [None] * len(ends)
-        counts = list(manifest.samples_of_sources)
-        if selected is not None:
-            for number, (first, end) in enumerate(zip(self._firsts, ends, strict=True)):
-                left, right = np.searchsorted(selected, (first, end))
-                self._selected[number] = selected[left:right] - first
-                counts[number] = int(right - left)
+        is_balanced = selection is not None and config.finetune.sampling == "balanced"
+        self._groups = _groups(config, manifest, selection, is_balanced)
+        counts = self.samples_of_groups = tuple(group.count for group in self._groups)
         self.steps_per_epoch = steps_per_epoch(sum(counts), config.samples_per_step)
         self.per_lane = config.samples_per_step // data.num_lanes  # samples of a lane in one step
-        # At its end, an epoch of a data set leaves out an incomplete part of this many samples.
+        # At its end, an epoch of a group leaves out an incomplete part of this many samples.
         self._unit = config.samples_per_step
-        weights = [1.0]
         if len(counts) > 1:
-            self._unit, weights = data.num_lanes, [source.weight for source in data.sources]
-            _check_sizes(config, counts)
-        self.shares = Shares(weights)
+            self._unit = data.num_lanes
+            _check_sizes(config, self._groups)
+        weights = [group.weight for group in self._groups]
+        self.shares = Shares(weights, config.run.seed if is_balanced else None)
         self._lengths = [count // self._unit * self._unit // data.num_lanes for count in counts]
-        self.samples_of_sources = tuple(counts)  # to train on
         self.of_epoch = functools.lru_cache(_EPOCHS_KEPT * len(counts))(self._of_epoch)
 
     @property
-    def num_sources(self) -> int:
-        """Number of data sets."""
-        return len(self._lengths)
+    def num_groups(self) -> int:
+        """Number of groups: data sets, or classes of each."""
+        return len(self._groups)
 
-    def _of_epoch(self, source: int, epoch: int) -> EpochOrder:
-        """Return a source's own order in one of its epochs, whose samples count from its first."""
+    def _of_epoch(self, group: int, epoch: int) -> EpochOrder:
+        """Return a group's own order in one of its epochs; its data set's samples count from 0."""
         return EpochOrder(
-            self._sizes[source],
+            self._groups[group].sizes,
             seed=self._config.run.seed,
             epoch=epoch,
             global_batch_size=self._unit,
             num_lanes=self._config.data.num_lanes,
             shuffle_block=self._config.data.shuffle_block,
-            selected=self._selected[source],
+            selected=self._groups[group].selected,
             version=self._config.data.order_version,
         )
 
-    def first_sample(self, source: int) -> int:
-        """Return the global index of a source's first sample.
+    def first_sample(self, group: int) -> int:
+        """Return the global index of the first sample of a group's data set.
 
         Args:
-            source: Its number.
+            group: Its number.
         """
-        return self._firsts[source]
+        return self._groups[group].first
 
     def slots(self, step: int, rank: int, world_size: int) -> list[Slot]:
         """Return a rank's part of a step, by lane and place in the step.
@@ -209,51 +234,85 @@ class RunOrder:
 
     def _of(self, lane: int, step: int) -> list[Slot]:
         """Return the slots of a lane in a step."""
-        first, found = (step + lane) * self.per_lane, []
-        for place in range(first, first + self.per_lane):
-            source = self.shares.source(place)
-            epoch, position = self._position(source, lane, place)
-            sample = self.of_epoch(source, epoch).sample(lane, position)
-            found.append(Slot(lane, position, self._firsts[source] + sample, epoch, source))
+        start, found = (step + lane) * self.per_lane, []
+        for place in range(start, start + self.per_lane):
+            number = self.shares.source(place)
+            group = self._groups[number]
+            epoch, position = self._position(number, lane, place)
+            sample = group.first + self.of_epoch(number, epoch).sample(lane, position)
+            found.append(Slot(lane, position, sample, epoch, group.source, number))
         return found
 
-    def _position(self, source: int, lane: int, place: int) -> tuple[int, int]:
-        """Return epoch and position in a source's lane of its first sample at a place or later.
+    def _position(self, group: int, lane: int, place: int) -> tuple[int, int]:
+        """Return epoch and position in a group's lane of its first sample at a place or later.
 
         The places of a lane begin `per_lane` after those of the lane before it, so that those of
         all lanes in a step follow each other.
         """
-        skipped = self.shares.count(source, lane * self.per_lane)
-        return divmod(self.shares.count(source, place) - skipped, self._lengths[source])
+        skipped = self.shares.count(group, lane * self.per_lane)
+        return divmod(self.shares.count(group, place) - skipped, self._lengths[group])
 
-    def next_position(self, source: int, lane: int, step: int) -> tuple[int, int]:
-        """Return epoch and position of the first sample of a source's lane that a step may use.
+    def next_position(self, group: int, lane: int, step: int) -> tuple[int, int]:
+        """Return epoch and position of the first sample of a group's lane that a step may use.
 
         Args:
-            source: Its number.
+            group: Its number.
             lane: The lane.
-            step: The step; if it uses none of the source, a later one does.
+            step: The step; if it uses none of the group, a later one does.
         """
-        return self._position(source, lane, (step + lane) * self.per_lane)
+        return self._position(group, lane, (step + lane) * self.per_lane)
 
-    def step_of(self, source: int, lane: int, epoch: int, position: int) -> int:
+    def step_of(self, group: int, lane: int, epoch: int, position: int) -> int:
         """Return the step that uses a sample.
 
         Args:
-            source: Number of its data set.
+            group: Number of its group.
             lane: Its lane.
-            epoch: Of the data set.
+            epoch: Of the group.
             position: Number of samples before it in the lane.
         """
-        used = epoch * self._lengths[source] + position
-        skipped = self.shares.count(source, lane * self.per_lane)
-        return self.shares.place(source, skipped + used) // self.per_lane - lane
+        used = epoch * self._lengths[group] + position
+        skipped = self.shares.count(group, lane * self.per_lane)
+        return self.shares.place(group, skipped + used) // self.per_lane - lane
 
 
-def _check_sizes(config: Config, counts: Sequence[int]) -> None:
-    for source, count in zip(config.data.sources, counts, strict=True):
-        if count < config.data.num_lanes:
-            found = f"{count} samples to train on, data.num_lanes = {config.data.num_lanes}"
-            what = "Source has fewer samples than there are lanes"
-            do = "shard more videos, leave this source out, or lower data.num_lanes"
-            raise ConfigError(what, source.url, found, do)
+def _groups(
+    config: Config, manifest: Manifest, selection: Selection | None, is_balanced: bool
+) -> list[_Group]:
+    """Return the groups of samples: each data set, or each class of it."""
+    sources, groups = config.data.sources, []
+    sizes, start = iter(shard.num_samples for shard in manifest.shards), 0
+    for number, count in enumerate(manifest.shards_of_sources):
+        own, first = list(itertools.islice(sizes, count)), start
+        start += sum(own)
+        weight, label = (sources[number].weight, sources[number].url) if sources else (1.0, "")
+        if selection is None:
+            groups.append(_Group(number, first, own, None, weight, label))
+            continue
+        rows = slice(*np.searchsorted(selection.indices, (first, start)))
+        indices, classes = selection.indices[rows] - first, selection.targets[rows]
+        if not is_balanced or not len(indices):
+            groups.append(_Group(number, first, own, indices, weight, label))
+            continue
+        assert config.task is not None, "a selection is that of a task"
+        there = np.unique(classes)
+        equal = Fraction(str(weight)) / len(there)
+        for index in there.tolist():
+            of_class, name = indices[classes == index], config.task.names[index]
+            groups.append(_Group(number, first, own, of_class, equal, name))
+    return groups
+
+
+def _check_sizes(config: Config, groups: Sequence[_Group]) -> None:
+    lanes, is_class = config.data.num_lanes, config.finetune.sampling == "balanced"
+    for group in groups:
+        if group.count >= lanes:
+            continue
+        found = f"{group.count} samples to train on, data.num_lanes = {lanes}"
+        what = "Source has fewer samples than there are lanes"
+        do = "shard more videos, leave this source out, or lower data.num_lanes"
+        if is_class and group.count:
+            what = "Class has too few samples for finetune.sampling = balanced"
+            do = f"set data.num_lanes to at most {group.count}, or balance the loss instead: "
+            do += "finetune.sampling=all finetune.class_weights=balanced"
+        raise ConfigError(what, group.label, found, do)

@@ -43,6 +43,7 @@ class Slot:
     sample: int  # global index, over the shards in manifest order
     epoch: int = 0  # of its data set, which that of a mixture has passed or not reached
     source: int = 0  # number of its data set in a mixture
+    group: int = 0  # number of the group that has its epochs: its data set, or its class there
 
 
 @dataclasses.dataclass(frozen=True)

@@ -245,7 +245,7 @@ class _Planner:
         order = RunOrder(self._config, found.manifest)
         used = total_steps * self._config.samples_per_step
         for source, share, count in zip(
-            self._config.data.sources, order.shares.shares, order.samples_of_sources, strict=True
+            self._config.data.sources, order.shares.shares, order.samples_of_groups, strict=True
         ):
             text = f"{100 * share:.4g} % of all samples, by its weight; it has {count}"
             self._add(f"epochs of {source.label}", used * share / count, "", text)

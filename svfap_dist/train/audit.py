@@ -25,6 +25,7 @@ from svfap_dist.checkpoint import store
 from svfap_dist.config import Config
 from svfap_dist.data.run_order import RunOrder
 from svfap_dist.data.sample_order import Slot
+from svfap_dist.data.selection import Selection
 from svfap_dist.errors import ConfigError
 from svfap_dist.evaluate import protocol
 from svfap_dist.progress import Progress
@@ -35,7 +36,7 @@ from svfap_dist.telemetry.journal import Line, PastAttempt, read_attempts, read_
 
 _ROWS_KEPT = 20
 _EPOCHS_KEPT = 3  # of a source
-Use = tuple[int, int, int, str, int]  # step, epoch of the source, lane, key, number of the source
+Use = tuple[int, int, int, str, int]  # step, epoch of its group, lane, key, number of the source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,17 +214,17 @@ class _Plan:
 
     def __init__(self, config: Config, manifest: Manifest) -> None:
         self._config, self._manifest = config, manifest
-        self._selected = None
+        selection: Selection | None = None
         if config.task:
             split = protocol.split_samples(config, manifest, config.task.fold)
-            self._selected = split.train.indices
+            selection = split.train
         self._sizes = [shard.num_samples for shard in manifest.shards]
         self._ends = np.cumsum(self._sizes)
-        self._order = RunOrder(config, manifest, self._selected)
+        self._order = RunOrder(config, manifest, selection)
         # A block may span two shards.
-        blocks = (2 * config.data.num_lanes + 2) * self._order.num_sources
+        blocks = (2 * config.data.num_lanes + 2) * self._order.num_groups
         self._keys = functools.lru_cache(blocks)(self._load_keys)
-        # Samples used, by source and epoch of it. Lanes end their epochs at about the same time.
+        # Samples used, by group and epoch of it. Lanes end their epochs at about the same time.
         self._used: dict[tuple[int, int], bytearray] = {}
 
     def _load_keys(self, shard: int) -> tuple[str, ...]:
@@ -249,14 +250,14 @@ class _Plan:
         return places
 
     def _use(self, slot: Slot) -> None:
-        """Mark a sample as used in an epoch of its source."""
-        first = self._order.first_sample(slot.source)
-        used = self._used.get((slot.source, slot.epoch))
+        """Mark a sample as used in an epoch of its group."""
+        first = self._order.first_sample(slot.group)
+        used = self._used.get((slot.group, slot.epoch))
         if used is None:
             used = bytearray(self._manifest.samples_of_sources[slot.source])
-            self._used[slot.source, slot.epoch] = used
+            self._used[slot.group, slot.epoch] = used
             # A lane that is behind may still be in the epoch before.
-            self._used.pop((slot.source, slot.epoch - _EPOCHS_KEPT), None)
+            self._used.pop((slot.group, slot.epoch - _EPOCHS_KEPT), None)
         assert not used[slot.sample - first], "the order uses no sample twice in an epoch"
         used[slot.sample - first] = 1
 

@@ -184,7 +184,7 @@ def test_memory_follows_the_node_and_bounds_what_is_read_at_a_time(monkeypatch):
     other = recipe.load("svfap_base_voxceleb2", [f"data.read_ahead_bytes={6 * GIB}"])
     assert plan_reads(other, whole, one).passes == 1
     # Of samples that are not all in use, and of small blocks, neighbors are not worth a request.
-    assert not plan_reads(config, whole, one, 1_000_000).fill
+    assert not plan_reads(config, whole, one, (1_000_000,)).fill
     assert not plan_reads(config, manifest_of([1000] * 1100, REQUEST_COST // 600), one).fill
     # No block is longer than its lane.
     assert plan_reads(config, manifest_of([640], 240_000), one).needed == 64 * 10 * 180_000

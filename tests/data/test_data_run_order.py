@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from labeled import balanced
 from loaders import config_of, order_of
 from mixtures import mixed_manifest, mixture_of
 
 from svfap_dist.config import Config, TrainConfig
 from svfap_dist.data.run_order import RunOrder, Shares
+from svfap_dist.data.selection import Selection
 from svfap_dist.errors import ConfigError
 from svfap_dist.shards.format import Manifest, ShardEntry
 
@@ -171,8 +173,8 @@ def test_a_selection_is_that_of_each_source() -> None:
     config = mixture_of([1, 1])
     manifest = mixed_manifest([manifest_of([10, 10]), manifest_of([10])])
     selected = np.array([1, 4, 6, 12, 13, 20, 22, 24, 26, 28])
-    order = RunOrder(config, manifest, selected)
-    assert order.samples_of_sources == (5, 5)
+    order = RunOrder(config, manifest, Selection(selected, np.zeros(len(selected), np.int64)))
+    assert order.samples_of_groups == (5, 5)
     used = {slot.sample for step in range(8) for slot in order.slots(step, 0, 1)}
     assert used == set(selected.tolist())
 
@@ -180,3 +182,81 @@ def test_a_selection_is_that_of_each_source() -> None:
 def test_a_source_needs_a_sample_for_each_lane() -> None:
     with pytest.raises(ConfigError, match=r"fewer samples than there are lanes.*s1.*3 samples"):
         mixture([([30], 1), ([3], 1)])
+
+
+TAIL = ([30, 17], [0] * 30 + [1] * 11 + [2] * 4)  # sizes of the shards; classes of all but two
+
+
+def long_tail(**data) -> RunOrder:
+    sizes, classes = TAIL
+    selection = Selection(np.arange(2, 47), np.array(classes, np.int64))
+    return RunOrder(balanced(config_of(**data)), manifest_of(sizes), selection)
+
+
+def test_classes_have_equal_shares_and_epochs_of_their_own() -> None:
+    order, counts = long_tail(), collections.Counter()
+    assert order.steps_per_epoch == 45 // 8  # as without balance
+    used: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
+    for step in range(60):
+        slots = order.slots(step, 0, 1)
+        of_step = collections.Counter(TAIL[1][slot.sample - 2] for slot in slots)
+        assert max(of_step.values()) - min(of_step.values()) <= 2, of_step
+        counts += of_step
+        for slot in slots:
+            assert slot.source == 0
+            assert TAIL[1][slot.sample - 2] == slot.group
+            used[slot.group, slot.epoch].append(slot.sample)
+    assert max(counts.values()) - min(counts.values()) <= 2 * LANES
+    assert all(len(set(samples)) == len(samples) for samples in used.values())
+    assert len({epoch for group, epoch in used if group == 2}) == 40  # 160 of four samples
+    for group in range(3):
+        samples = {sample for (of, _), found in used.items() if of == group for sample in found}
+        assert len(samples) == TAIL[1].count(group)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_balanced_steps_are_the_same_on_any_number_of_ranks_and_after_any_resume(ranks) -> None:
+    order = long_tail()
+    in_order = [order.slots(step, 0, 1) for step in range(12)]
+    resumed, seen = long_tail(), set()
+    for step in (7, 3, 11, 0):
+        parts = [resumed.slots(step, rank, ranks) for rank in range(ranks)]
+        assert list(itertools.chain(*parts)) == in_order[step]
+    for step in range(5, 12):
+        for slot in in_order[step]:
+            assert order.step_of(slot.group, slot.lane, slot.epoch, slot.position) == step
+            if (slot.group, slot.lane) not in seen:
+                seen.add((slot.group, slot.lane))
+                place = slot.epoch, slot.position
+                assert order.next_position(slot.group, slot.lane, 5) == place
+
+
+def test_clips_are_mixed_with_clips_of_all_classes() -> None:
+    """A step's clip is mixed with that at the mirrored place (`train.mixing.mix`)."""
+    selection = Selection(np.arange(40), np.arange(40) % 2)
+    order = RunOrder(balanced(config_of()), manifest_of([40]), selection)
+    pairs = collections.Counter()
+    for step in range(100):
+        classes = [slot.group for slot in order.slots(step, 0, 1)]
+        pairs.update(tuple(sorted(p)) for p in zip(classes[:4], classes[:3:-1], strict=True))
+    assert 150 < pairs[0, 1] < 250  # of 400
+    assert min(pairs[0, 0], pairs[1, 1]) > 50
+
+
+def test_classes_are_balanced_in_each_source_of_a_mixture() -> None:
+    manifest = mixed_manifest([manifest_of([20]), manifest_of([12])])
+    classes = np.array([0] * 14 + [1] * 6 + [1] * 4 + [2] * 8, np.int64)
+    config = balanced(mixture_of([3, 1]))
+    order = RunOrder(config, manifest, Selection(np.arange(32), classes))
+    counts = collections.Counter(
+        (slot.source, int(classes[slot.sample])) for n in range(80) for slot in order.slots(n, 0, 1)
+    )
+    expected = {(0, 0): 240, (0, 1): 240, (1, 1): 80, (1, 2): 80}
+    assert counts == pytest.approx(expected, abs=2 * LANES)  # a lane may end within a period
+
+
+def test_a_balanced_class_needs_a_sample_for_each_lane() -> None:
+    with pytest.raises(
+        ConfigError, match=r"(?s)Class has too few.*third.*4 samples.*at most 4.*class_weights"
+    ):
+        long_tail(num_lanes=8)

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from labeled import INFO, selection_of, target_of, task_config
+from labeled import INFO, balanced, selection_of, target_of, task_config
 from loaders import NO_VIDEO, SIZES, bits, config_of, cut_clips, kept, shown, world
 from numbered_shards import FRAMES
 
@@ -104,6 +104,35 @@ def test_neither_workers_nor_resume_nor_ranks_change_a_bit(make_data_set):
     ranks = [kept(loader_of(data_set, config, rank=r, size=2).batches(0, 6)) for r in (0, 1)]
     for step, expected in enumerate(whole):
         assert [row for batches in ranks for row in seen(batches[step])] == expected
+
+
+def test_a_sample_of_a_rare_class_is_repeated_with_other_crops(make_data_set):
+    """Whatever the ranks, and after a resume; substitutes are of the same class."""
+    data_set = make_data_set(SIZES)
+    data_set.damage(44)
+    config = balanced(task_config(AugmentConfig(), **RANDOM))
+    classes = np.digitize(range(51), [37, 46])  # the last has 5 samples
+
+    def batches(rank=0, size=1, start=0):
+        place = world(rank, size)
+        selection = Selection(np.arange(51), classes)
+        loader = ClipLoader(config, data_set.url, data_set.manifest, place, selection)
+        assert loader.steps_per_epoch == 51 // 8
+        return loader.batches(start, 6)
+
+    whole, clips = [], {}
+    for batch in batches():
+        whole.append(seen(batch))
+        assert batch.targets.tolist() == [classes[sample] for sample in batch.slots.samples]
+        for sample, clip in zip(batch.slots.samples, batch.frames, strict=True):
+            clips.setdefault(sample, []).append(clip.numpy().tobytes())
+    repeated = [found for sample, found in clips.items() if classes[sample] == 2]
+    assert sum(map(len, repeated)) == 16
+    assert all(len(set(found)) == len(found) > 1 for found in repeated)
+    assert [seen(batch) for batch in batches(start=4)] == whole[4:]
+    ranks = [kept(batches(rank, 2)) for rank in (0, 1)]
+    for step, expected in enumerate(whole):
+        assert [row for of_rank in ranks for row in seen(of_rank[step])] == expected
 
 
 def test_for_the_device_clips_come_unchanged_with_digests_of_their_streams(make_data_set):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import shutil
 from itertools import pairwise
@@ -93,11 +94,13 @@ def runs(data: Path, pretrained: Path, folder: Path) -> dict[str, dict[str, Any]
     quick = {"lr": 3.0, "warmup_lr": 3.0}
     gone = {"init": "/gone"}
     often = {"checkpoint_every": 1, "keep_last": 9}
-    ema = {"ema": 0.25}
+    ema, even = {"ema": 0.25}, {"sampling": "balanced"}
     tasks = {
         "straight": task("straight"),
         "every step": task("every", train=often),
         "weighted": task("weighted", finetune={"class_weights": "balanced"}),
+        "balanced stopped": task("balanced", 4, finetune=even),
+        "balanced resumed": task("balanced", finetune=even),
         "ema": task("ema", finetune=ema),
         "ema stopped": task("ema-cut", 4, finetune=ema),
         "ema resumed": task("ema-cut", finetune=ema),
@@ -253,6 +256,21 @@ def test_the_network_is_the_average_of_the_weights_of_all_steps(
     command.evaluate(config, str(folder / "ema"), predictions_url=str(tmp_path / "again.jsonl"))
     said = Predictions.read(str(folder / "ema/fold-2/predictions.jsonl"))
     assert np.allclose(said.scores, Predictions.read(str(tmp_path / "again.jsonl")).scores)
+
+
+def test_balanced_classes_resume_and_are_audited(runs: dict[str, Any], folder: Path) -> None:
+    assert runs["balanced stopped"]["step"] == 4
+    assert runs["balanced resumed"]["stop_reason"] == "finished", runs["balanced resumed"]
+    run = folder / "balanced/fold-2"
+    rows = [
+        json.loads(line)
+        for path in run.glob("ledger/attempt-*/*")
+        for line in path.read_text().splitlines()
+    ]
+    classes = collections.Counter(row["key"].split("_")[2] for row in rows)
+    assert sorted(classes.values()) == [4] * 6
+    checked = audit.audit(str(run))
+    assert (checked.attempts, checked.steps, checked.is_exact) == (2, 6, True)
 
 
 def test_an_average_continues_in_another_zero_stage(runs: dict[str, Any], folder: Path) -> None:

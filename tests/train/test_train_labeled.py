@@ -187,9 +187,15 @@ def test_rare_classes_count_more_in_the_loss() -> None:
     torch.testing.assert_close(plain, each.mean())
 
 
-def test_a_regression_has_no_classes_to_balance() -> None:
-    with pytest.raises(ConfigError, match=r"finetune.class_weights.*a regression has no classes"):
-        a_recipe(VALUES, class_weights="balanced")
+@pytest.mark.parametrize("key", ["class_weights", "sampling"])
+def test_a_regression_has_no_classes_to_balance(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"finetune.{key}.*a regression has no classes"):
+        a_recipe(VALUES, **{key: "balanced"})
+
+
+def test_classes_are_not_balanced_twice() -> None:
+    with pytest.raises(ConfigError, match=r"finetune.sampling.*a second time"):
+        a_recipe(CLASSES, class_weights="balanced", sampling="balanced")
 
 
 @pytest.mark.parametrize(
