@@ -35,6 +35,16 @@ ENTERFACE_EMOTIONS = ("anger", "disgust", "fear", "happiness", "sadness", "surpr
 AVCAFFE_VAL = ("aiim001", "aiim002")
 AVCAFFE_TRAIN = ("aiim003", "aiim004", "aiim005")
 TRAITS = ("extraversion", "neuroticism", "agreeableness", "conscientiousness", "openness")
+DAISEE = {  # clip: split as its list is named, levels
+    "1100011002": ("Train", "0201"),
+    "1100011003": ("Train", "1300"),
+    "2000101001": ("Train", "0000"),
+    "4000221001": ("Validation", "0310"),
+    "5000441001": ("Test", "0102"),
+    "5000441002": ("Test", "3210"),
+}
+MEAD_EMOTIONS = ("angry", "contempt", "disgusted", "fear", "happy", "neutral", "sad", "surprised")
+MEAD_PERSONS = [*(f"M{n:03d}" for n in range(3, 8)), *(f"W{n:03d}" for n in range(9, 14))]
 FIRST_IMPRESSIONS = {  # files of each annotation list
     "training": ("train-1/training80_01/a-b.001.mp4", "train-2/training80_40/c_d.002.mp4"),
     "validation": ("valid-1/validation80_01/e.003.mp4",),
@@ -154,6 +164,24 @@ def avcaffe(root: Path) -> None:
         put(root / f"ground_truths/{dimension}.txt", f"{dimension}\n" + "".join(lines))
 
 
+def daisee(root: Path) -> None:
+    lines = {
+        split: ["ClipID,Boredom,Engagement,Confusion,Frustration "] for split, _ in DAISEE.values()
+    }
+    for clip, (split, levels) in DAISEE.items():
+        suffix = "mp4" if clip == "5000441001" else "avi"
+        put(root / f"DataSet/{split}/{clip[:6]}/{clip}/{clip}.{suffix}", video(suffix))
+        lines[split].append(",".join([f"{clip}.{suffix}", *levels]))
+    for split, rows in lines.items():
+        put(root / f"Labels/{split}Labels.csv", "\r\n".join(rows) + "\r\n")
+
+
+def mead(root: Path) -> None:
+    for person in MEAD_PERSONS:
+        for emotion in MEAD_EMOTIONS:
+            put(root / f"{person}/video/front/{emotion}/level_1/001.mp4", video())
+
+
 def firstimpressions(root: Path) -> None:
     for part, paths in FIRST_IMPRESSIONS.items():
         for path in paths:
@@ -167,11 +195,13 @@ def firstimpressions(root: Path) -> None:
 LAYOUTS: dict[str, Callable[[Path], None]] = {
     "avcaffe": avcaffe,
     "cremad": cremad,
+    "daisee": daisee,
     "dfew": dfew,
     "enterface05": enterface05,
     "ferv39k": ferv39k,
     "firstimpressions": firstimpressions,
     "mafw": mafw,
+    "mead": mead,
     "ravdess": ravdess,
     "werewolfxl": werewolfxl,
 }
@@ -186,7 +216,8 @@ def misfits(name: str, root: Path) -> dict[str, str]:
     return {video.key: video.misfit for video in videos(name, root) if video.misfit}
 
 
-COUNTS: dict[str, dict[int | str, int]] = {  # samples of the small layouts by fold or split
+# Samples of the small layouts by fold or split; None: the set has neither.
+COUNTS: dict[str, dict[int | str | None, int]] = {
     "dfew": {1: 4, 2: 4, 3: 4, 4: 4, 5: 4},
     "mafw": {1: 5, 2: 5, 3: 4, 4: 4, 5: 4},
     "ferv39k": {"train": 3, "test": 2},
@@ -195,5 +226,7 @@ COUNTS: dict[str, dict[int | str, int]] = {  # samples of the small layouts by f
     "enterface05": {1: 54, 2: 54, 3: 54, 4: 54, 5: 42},
     "werewolfxl": dict.fromkeys(range(1, 6), 12),
     "avcaffe": {"train": 12, "val": 8},
+    "daisee": {"train": 3, "val": 1, "test": 2},
+    "mead": {None: 80},
     "firstimpressions": {"train": 2, "val": 1, "test": 1},
 }

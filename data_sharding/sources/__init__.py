@@ -157,6 +157,12 @@ _ROWS = (
         "CREMA-D: 91 actors speak sentences in 6 emotions",
     ),
     Source(
+        "daisee",
+        True,
+        "DataSet/{Train,Validation,Test}/<person>/<clip>/*.avi and Labels/*Labels.csv",
+        "DAiSEE: students at online courses, rated for 4 affective states",
+    ),
+    Source(
         "dfew",
         True,
         "Clip/clip_224x224/NNNNN/*.jpg and EmoLabel_DataSplit",
@@ -185,6 +191,12 @@ _ROWS = (
         True,
         "data/frames/NNNNN or data/clips/NNNNN.mp4, and Train & Test Set",
         "MAFW: clips of 11 expressions",
+    ),
+    Source(
+        "mead",
+        True,
+        "<person>/video/front/<emotion>/level_N/NNN.mp4",
+        "MEAD: actors speak sentences in 8 emotions at 3 levels",
     ),
     Source(
         "ravdess",

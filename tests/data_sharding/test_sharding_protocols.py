@@ -35,10 +35,17 @@ TESTED = {
     "enterface05": {1: 54, 2: 54, 3: 54, 4: 54, 5: 42},
     "werewolfxl": dict.fromkeys(range(1, 6), 12),
     "avcaffe": {0: 8},
+    "daisee": {0: 2},
+    "mead": dict.fromkeys(range(1, 6), 16),
     "firstimpressions": {0: 1},
     "synthetic": {1: 14, 2: 7, 3: 7, 4: 7, 5: 7},
 }
-TRAINED_ON = {"ferv39k": 3, "avcaffe": 12, "firstimpressions": 2}  # else: all that are not tested
+TRAINED_ON = {
+    "ferv39k": 3,
+    "avcaffe": 12,
+    "daisee": 3,
+    "firstimpressions": 2,
+}  # else: all that are not tested
 
 
 def task_of(name: str) -> tuple[Config, Any]:

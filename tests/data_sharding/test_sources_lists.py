@@ -16,6 +16,7 @@ TEST_1 = "EmoLabel_DataSplit/test(single-labeled)/set_1.csv"
 TRAIN_1 = "EmoLabel_DataSplit/train(single-labeled)/set_1.csv"
 MAFW_1 = "Train & Test Set/single/no_caption/set_1/"
 FERV = "4_setups/All_scenes/"
+DAISEE = "Labels/TestLabels.csv"
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,10 @@ FERV = "4_setups/All_scenes/"
         ("mafw", MAFW_1 + "train.txt", ("00002.mp4 disgust\n", ""), "absent from fold 1.*00002"),
         ("ferv39k", FERV + "test_All.csv", ("Action/Happy/0002", "Action/Happy/0001"),
          "1 samples in test and in another split, such as Action/Happy/0001"),
+        ("daisee", DAISEE, ("5000441002", "1100011002"),
+         "1 samples with two labels, such as 1100011002"),
+        ("daisee", DAISEE, ("5000441002.avi,3,2,1,0", "1100011002.avi,0,2,0,1"),
+         "1 samples in test and in another split, such as 1100011002"),
     ],
 )  # fmt: skip
 def test_lists_that_contradict_each_other(
@@ -75,6 +80,10 @@ def test_a_sample_tested_twice_or_never(copy_of) -> None:
         ("avcaffe", "ground_truths/arousal.txt", ("Excited", "Thrilled"), "Thrilled|not in tuple"),
         ("avcaffe", "info/val.txt", ("aiim001", "person 1"), "the row person 1"),
         ("avcaffe", "info/val.txt", ("aiim001", "aiim003"), "1 samples in val and in another"),
+        ("daisee", DAISEE, ("Engagement,", "Attention,"), "no column Engagement among ClipID"),
+        ("daisee", DAISEE, ("002.avi,3,2,1,0", "002.avi,4,2,1,0"), "the row .*,4,2,1,0"),
+        ("daisee", DAISEE, ("002.avi,3,2,1,0", "002.avi,3"), "the row 5000441002.avi,3"),
+        ("daisee", DAISEE, ("5000441002.avi", "clip.avi"), "the row clip.avi,3,2,1,0"),
     ],
 )
 def test_lists_of_another_form(

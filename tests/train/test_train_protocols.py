@@ -18,11 +18,13 @@ FOLDS = {
     "avcaffe_arousal": 0,
     "avcaffe_valence": 0,
     "cremad": 5,
+    "daisee": 0,
     "dfew": 5,
     "enterface05": 5,
     "ferv39k": 0,
     "firstimpressions": 0,
     "mafw": 5,
+    "mead": 5,
     "ravdess": 6,
     "werewolfxl": 5,
 }
