@@ -24,8 +24,8 @@ _FREE_TO_CHANGE = {
     "task": ("metrics", "published", "published_source", "reproduced", "reproduced_source"),
     "finetune": ("init", "seeds", "test_segments", "test_crops"),
     "data": (
-        *("url", "eval_url", "max_bad_fraction", "feeders", "decode_workers", "decode_seconds"),
-        *("decode_threads", "prefetch_bytes", "read_ahead_bytes"),
+        *("url", "eval_url", "kind", "max_bad_fraction", "feeders", "decode_workers"),
+        *("decode_seconds", "decode_threads", "prefetch_bytes", "read_ahead_bytes"),
         *("cache_dir", "cache_bytes"),
     ),
     "train": (

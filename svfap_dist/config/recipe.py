@@ -92,7 +92,8 @@ def _with_one_source(config: Config) -> Config:
     if len(data.sources) != 1:
         return config
     (source,) = data.sources
-    one = {"url": source.url, "region": source.region or data.region, "sources": ()}
+    own = {"url": source.url, "region": source.region or data.region}
+    one = {**own, "kind": source.kind or data.kind, "sources": ()}
     return config.model_copy(update={"data": data.model_copy(update=one)})
 
 

@@ -121,7 +121,7 @@ class SourceConfig(Section):
     url: str  # folder or s3:// prefix of its shards
     weight: Annotated[float, Field(gt=0.0)] = 1.0  # its share is weight / sum of all weights
     region: Region | None = None  # cut before augmentation; None: data.region
-    kind: SampleKind | None = None  # that its shards must have: videos or images; None: any
+    kind: SampleKind | None = None  # that its shards must have; None: data.kind
     name: str = ""  # label of its metrics; empty: the last part of the URL
 
     @property
@@ -144,6 +144,7 @@ class DataConfig(Section):
     # global_batch_size / repeated_sampling samples, an epoch shows each sample this many times.
     repeated_sampling: Positive = 1
     region: Region = "voxceleb2"  # cut before augmentation
+    kind: SampleKind | None = None  # that the shards must have: videos or images; None: any
     crop_scales: Scales = (1.0, 0.875, 0.75, 0.66)  # of the region's shorter side; released code
     # Longest distance by which a camera pans over a still image during its clip, as a fraction of
     # the crop's shorter side; 0: its frame is repeated unchanged.

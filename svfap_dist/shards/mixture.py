@@ -56,11 +56,13 @@ def open_training_data(config: Config, trusted: Collection[str] = ()) -> Manifes
 
     Raises:
         ShardError, StorageError: A manifest is missing or does not match its shards.
-        ConfigError: The shortest video is shorter than a clip's window, or the data sets of a
-            mixture do not fit each other.
+        ConfigError: The shortest video is shorter than a clip's window, the samples are of another
+            kind than the recipe says, or the data sets of a mixture do not fit each other.
     """
     if not config.data.sources:
-        return open_data(config, config.data.url, trusted)
+        manifest = open_data(config, config.data.url, trusted)
+        _check_kind(config.data.url, config.data.kind, manifest)
+        return manifest
     mixed, manifests = _load_mixture(config)
     for url, manifest in zip(config.data.urls, manifests, strict=True):
         if mixed.fingerprint not in trusted:
@@ -119,9 +121,7 @@ def _check_alike(config: Config, manifests: Sequence[Manifest]) -> None:
                 do = f"shard one of them again with the same {advice}"
                 raise ConfigError("Sources of a mixture differ", url, found, do)
     for source, manifest in zip(config.data.sources, manifests, strict=True):
-        if source.kind not in (None, manifest.kind):
-            found, do = f"kind {source.kind}, where the shards have {manifest.kind}", "correct one"
-            raise ConfigError("Shards have samples of another kind", source.url, found, do)
+        _check_kind(source.url, source.kind or config.data.kind, manifest)
         region, cut = source.region or config.data.region, _train_options(manifest).get("region")
         if cut is not None and region_name(cut) != region:
             found = f"region {region}, where the shards have {region_name(cut)}"
@@ -129,6 +129,13 @@ def _check_alike(config: Config, manifests: Sequence[Manifest]) -> None:
             if config.task is None:  # the clips of a task have one region
                 do = f'give this source region = "{region_name(cut)}", or {do}'
             raise ConfigError("Shards were cut to another region", source.url, found, do)
+
+
+def _check_kind(url: str, kind: str | None, manifest: Manifest) -> None:
+    """Raise ConfigError unless a data set has the kind of samples that the recipe names, if any."""
+    if kind not in (None, manifest.kind):
+        found, do = f"kind {kind}, where the shards have {manifest.kind}", "correct one"
+        raise ConfigError("Shards have samples of another kind", url, found, do)
 
 
 def _train_options(manifest: Manifest) -> dict[str, Any]:

@@ -262,6 +262,7 @@ FREE = {
     "data": {
         "url",
         "eval_url",
+        "kind",
         "max_bad_fraction",
         "decode_workers",
         "feeders",

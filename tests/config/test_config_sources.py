@@ -50,10 +50,12 @@ def test_sources_can_be_given_as_an_override() -> None:
 
 
 def test_one_source_is_the_run_of_its_url() -> None:
-    plain = recipe.load("tiny_cpu", ["data.url=a", "data.region=full"])
-    one = recipe.load("tiny_cpu", ['data.sources=[{url="a", weight=7, region="full"}]'])
+    plain = recipe.load("tiny_cpu", ["data.url=a", "data.region=full", "data.kind=images"])
+    source = '{url="a", weight=7, region="full", kind="images"}'
+    one = recipe.load("tiny_cpu", [f"data.sources=[{source}]"])
     assert one == plain
     assert one.fingerprint == plain.fingerprint
+    assert one.fingerprint == recipe.load("tiny_cpu", ["data.region=full"]).fingerprint
 
 
 def test_the_fingerprint_has_weights_regions_and_their_order_but_no_places() -> None:

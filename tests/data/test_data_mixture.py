@@ -165,8 +165,12 @@ def test_images_may_be_shorter_than_a_window_and_a_source_may_name_its_kind(urls
     assert open_training_data(config).kinds_of_sources == ("videos", "images")
     videos = tuple(s.model_copy(update={"kind": "videos"}) for s in config.data.sources)
     data = config.data.model_copy(update={"sources": videos})
-    with pytest.raises(ConfigError, match=r"another kind.*kind videos, where the shards have im"):
-        open_training_data(config.model_copy(update={"data": data}))
+    alone = config.data.model_copy(update={"sources": (), "url": urls[1], "kind": "videos"})
+    for wrong in (data, config.data.model_copy(update={"kind": "videos"}), alone):
+        with pytest.raises(ConfigError, match=r"another kind.*kind videos, where the shards hav"):
+            open_training_data(config.model_copy(update={"data": wrong}))
+    right = alone.model_copy(update={"kind": "images"})
+    assert open_training_data(config.model_copy(update={"data": right})).kind == "images"
 
 
 def test_shards_of_every_source_are_checked_unless_they_were_before(urls):
