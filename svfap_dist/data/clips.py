@@ -33,7 +33,7 @@ import numpy as np
 from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.config import AugmentConfig, DataConfig
 from svfap_dist.data.augment import augment
-from svfap_dist.data.still_images import pan
+from svfap_dist.data.still_images import Move, moved_plane, pan_moves
 from svfap_dist.errors import ConfigError, DecodeError
 from svfap_dist.rng import Stream
 from svfap_dist.shards.format import BadSample, PackedSample, Sample, unpack
@@ -359,10 +359,11 @@ class ClipWorker:
                 numbers = numbers[:1]
             frames = open_decoder(self._backend)(sample.video, sample.info, numbers)
             for number, crop in enumerate(crops):
-                shown = frames
+                moves: list[Move] = []
                 if is_still and self._data.still_motion:
-                    shown = pan(frames, crop, Stream(*request.crops[number], "pan"), self._data)
-                self._write(shown, crop, request, number)
+                    stream = Stream(*request.crops[number], "pan")
+                    moves = pan_moves(_size_of(frames), crop, stream, self._data)
+                self._write(frames, crop, request, number, moves)
         except DecodeError as error:
             return BadSample(sample.index, sample.key, error.reason, str(error))
         except MemoryError:
@@ -370,11 +371,16 @@ class ClipWorker:
             return BadSample(sample.index, sample.key, "too_large", detail)
         return None
 
-    def _write(self, frames: Frames, crop: Crop, request: ClipRequest, number: int) -> None:
-        """Write the clip `number` of a sample to its row of the batch."""
+    def _write(
+        self, frames: Frames, crop: Crop, request: ClipRequest, number: int, moves: list[Move]
+    ) -> None:
+        """Write the clip `number` of a sample to its row of the batch.
+
+        moves: of the camera in each frame of a clip of a still image; []: there is none.
+        """
         arrays, batch, row = self._shared.arrays, request.batch, request.row + number
         if "rgb" in arrays:
-            clip = to_rgb(frames, crop, self._data.frame_size)
+            clip = _panned(frames, crop, self._data.frame_size, moves or [(0, 0)])
             if self._augmentation is not None:
                 if len(clip) < self._data.num_frames:  # of a still image: noise differs by frame
                     clip = np.repeat(clip, self._data.num_frames, axis=0)
@@ -390,5 +396,24 @@ class ClipWorker:
                 do = "shard with one --size for all videos, or set data.colors=workers"
                 raise WrongSizeError(what, "", f"{frames.y.shape[1:]}", do)
             place[:, :height, :width] = plane
+            for k, move in enumerate(moves):
+                scale = 1 if name == "y" else 2
+                place[k, :height, :width] = moved_plane(plane[0], move, scale)
         arrays["crops"][batch, row] = dataclasses.astuple(crop)
         arrays["kinds"][batch, row] = kind_of(frames)
+
+
+def _size_of(frames: Frames) -> tuple[int, int]:
+    """Return height and width of decoded frames."""
+    plane = frames.y if isinstance(frames, YuvFrames) else frames.pixels
+    return plane.shape[1], plane.shape[2]
+
+
+def _panned(frames: Frames, crop: Crop, size: int, moves: Sequence[Move]) -> np.ndarray:
+    """Return uint8 RGB [F, size, size, 3] of a crop that moves; of one move, all the frames."""
+    places = [
+        dataclasses.replace(crop, top=crop.top + down, left=crop.left + right)
+        for down, right in moves
+    ]
+    made = {place: to_rgb(frames, place, size) for place in dict.fromkeys(places)}
+    return made[places[0]] if len(made) == 1 else np.concatenate([made[place] for place in places])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,21 @@ from PIL import Image
 from data_sharding import pipeline
 from svfap_dist.config import AugmentConfig, Config, DataConfig
 from svfap_dist.data import decoding
+from svfap_dist.data.clips import (
+    ClipRequest,
+    ClipWorker,
+    DecodeJob,
+    SharedArrays,
+    array_shapes,
+)
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.data.selection import Selection
-from svfap_dist.data.still_images import pan
+from svfap_dist.data.still_images import moved_plane, pan_moves
 from svfap_dist.errors import ConfigError
 from svfap_dist.rng import Stream
 from svfap_dist.shards import format as shard_format
+from svfap_dist.shards.format import PackedSample
 from svfap_dist.shards.reader import SampleReader, open_data
-from svfap_dist.video.frames import Colors, RgbFrames, YuvFrames, to_rgb
 from svfap_dist.video.info import Crop
 
 SIDE = 64
@@ -120,45 +128,74 @@ def test_a_task_augments_all_frames_of_an_image_alike_but_for_the_noise(urls: di
             assert bool((clips == clips[:, :1]).all()) == is_same
 
 
-def still(height: int, width: int) -> tuple[RgbFrames, YuvFrames]:
-    """Every pixel and sample has the number of its place, so a shift can be read."""
-    rows, columns = np.mgrid[:height, :width]
-    rgb = np.stack([rows, columns, rows], axis=-1)[None].astype(np.uint8)
-    y = columns[None].astype(np.uint8)
-    u, v = (places[None, ::2, ::2].astype(np.uint8) // 2 for places in (columns, rows))
-    return RgbFrames(rgb), YuvFrames(y, u, v, Colors())
-
-
 @pytest.mark.parametrize("key", range(20))
 def test_a_pan_is_straight_small_and_inside_the_picture(key: int) -> None:
     data = DataConfig(num_frames=9, still_motion=0.25)
-    crop, (rgb, yuv) = Crop(20, 8, 64, 80), still(100, 120)
-    panned = pan(rgb, crop, Stream(key), data)
-    assert isinstance(panned, RgbFrames)
-    rows, columns = (
-        panned.pixels[:, crop.top, crop.left, channel].astype(int) for channel in (0, 1)
-    )
-    for places, place, room in ((rows, crop.top, 36), (columns, crop.left, 40)):
-        assert ((places - place) % 2 == 0).all()
-        assert np.abs(np.diff(places, n=2)).max() <= 2, "at a constant speed, but for rounding"
-        assert np.ptp(places) <= 0.25 * 64
-        assert 0 <= places.min() <= places.max() <= room
-    planes = pan(yuv, crop, Stream(key), data)
-    assert isinstance(planes, YuvFrames)
-    assert (planes.y[:, crop.top, crop.left] == columns).all()
-    assert (planes.u[:, crop.top // 2, crop.left // 2] == columns // 2).all()
-    assert (planes.v[:, crop.top // 2, crop.left // 2] == rows // 2).all()
-    again = pan(rgb, crop, Stream(key), data)
-    assert (to_rgb(again, crop, 64) == to_rgb(panned, crop, 64)).all()
+    size, crop = (100, 120), Crop(20, 8, 64, 80)
+    moves = pan_moves(size, crop, Stream(key), data)
+    assert moves == pan_moves(size, crop, Stream(key), data)
+    down, right = (np.array(distances) for distances in zip(*moves, strict=True))
+    for distances, place, room in ((down, crop.top, 36), (right, crop.left, 40)):
+        assert len(distances) == 9
+        assert (distances % 2 == 0).all()
+        assert np.abs(np.diff(distances, n=2)).max() <= 2, "at a constant speed, but for rounding"
+        assert np.ptp(distances) <= 0.25 * 64
+        assert 0 <= (place + distances).min() <= (place + distances).max() <= room
+
+
+@pytest.mark.parametrize("scale", [1, 2], ids=["luma", "chroma"])
+def test_a_moved_plane_shows_in_the_crop_what_the_camera_sees(scale: int) -> None:
+    crop = Crop(20, 8, 64, 80)
+    plane = np.arange(100 * 120 // scale**2).reshape(100 // scale, 120 // scale)
+
+    def seen(of: np.ndarray, top: int, left: int) -> np.ndarray:
+        rows = slice(top // scale, (top + crop.height) // scale)
+        return of[rows, left // scale : (left + crop.width) // scale]
+
+    for move in ((0, 0), (16, -8), (-20, 32)):
+        moved = moved_plane(plane, move, scale)
+        wanted = seen(plane, crop.top + move[0], crop.left + move[1])
+        assert (seen(moved, crop.top, crop.left) == wanted).all()
 
 
 def test_pans_differ_and_a_crop_of_everything_stays() -> None:
     data = DataConfig(num_frames=5, still_motion=0.5)
-    rgb, _ = still(64, 64)
-    clips = [pan(rgb, Crop(16, 16, 32, 32), Stream(key), data) for key in range(10)]
-    assert len({clip.pixels.tobytes() for clip in clips}) > 5  # type: ignore[union-attr]
-    whole = pan(rgb, Crop(0, 0, 64, 64), Stream(0), data)
-    assert (whole.pixels == rgb.pixels).all()  # type: ignore[union-attr]
+    clips = [pan_moves((64, 64), Crop(16, 16, 32, 32), Stream(key), data) for key in range(10)]
+    assert len({tuple(moves) for moves in clips}) > 5
+    assert pan_moves((64, 64), Crop(0, 0, 64, 64), Stream(0), data) == [(0, 0)] * 5
+
+
+@pytest.mark.parametrize("profile", ["source", "train"])
+def test_a_pan_over_a_large_photo_does_not_copy_it_for_each_frame(
+    tmp_path: Path, profile: str
+) -> None:
+    """A photo of the profile source becomes RGB, one of the profile train planes in the ring."""
+    noise = np.random.default_rng(0).integers(0, 255, (30, 40, 3)).astype(np.uint8)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(noise).resize((800, 600)).save(tmp_path / "in/0.jpg")
+    train = pipeline.train_profile(region="full", size=None, crf=20) if profile == "train" else None
+    folders = str(tmp_path / "in"), str(tmp_path / "out")
+    pipeline.shard("images", *folders, profile=profile, train=train, workers=0)
+    config = config_of(num_frames=16, crop_scales=(0.5,), still_motion=0.5)
+    manifest = shard_format.load_manifest(folders[1])
+    packed = SampleReader(folders[1], manifest).fetch(0)
+    assert isinstance(packed, PackedSample)
+    planes = (600, 800) if profile == "train" else None
+    arrays = SharedArrays(array_shapes(config.data, 1, 1, planes))
+    request = ClipRequest(window=(0,), crops=((0,),), batch=0, row=0)
+    peaks = []
+    for motion in (0.0, 0.5, 0.0, 0.5):  # the first pair imports what it needs
+        data = config.data.model_copy(update={"still_motion": motion})
+        worker = ClipWorker(data, "pyav", arrays)
+        tracemalloc.start()
+        (result,) = worker([DecodeJob(packed, request)])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert result.bad is None
+    name = "y" if planes else "rgb"
+    assert len({frame.tobytes() for frame in arrays.arrays[name][0, 0]}) > 2, "it moved"
+    photo = 600 * 800 * (1 if planes else 3)
+    assert peaks[3] - peaks[2] < 2 * photo, "not 16 copies"
 
 
 def test_motion_where_clips_are_made_on_the_device_is_refused(urls: dict[str, str]) -> None:
