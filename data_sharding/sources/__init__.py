@@ -116,7 +116,7 @@ _ROWS = (
     Source(
         "images",
         False,
-        "any images, labeled ones in a folder per class",
+        "a folder of images, labeled ones in a folder per class, or a list of their paths",
         "still images: clips of one frame, for pre-training or as more labeled data",
         min_frames=1,
         region="center",

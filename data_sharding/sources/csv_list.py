@@ -19,16 +19,22 @@ import io
 import logging
 import math
 import os
-import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from data_sharding.sources import Columns, Labels, SourceVideo
 from data_sharding.sources.labeled import Place, find_clips
 from data_sharding.sources.listing import Keys, check_folder, printable_key, video_file
+from data_sharding.sources.user_list import (
+    FileSizes,
+    Problems,
+    folder_of_list,
+    name_lines,
+    path_below,
+    read_list,
+)
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError, ShardError, nearest
-from svfap_dist.text_file import SAVE_AS_UTF8, decode_text
 from svfap_dist.video.names import is_video
 
 log = logging.getLogger(__name__)
@@ -36,7 +42,6 @@ log = logging.getLogger(__name__)
 SET = "csv"  # `task.set` of a recipe for such a set
 DELIMITERS = (",", ";", "\t")
 _LONGEST_FIELD = 1 << 16  # characters; a quote that is never closed swallows the rest of the list
-_EXAMPLES = 5
 
 
 class _Row(NamedTuple):
@@ -46,32 +51,6 @@ class _Row(NamedTuple):
     path: str  # below the folder of the videos
     labels: Labels | None  # None: the row has no label
     empty: str = ""  # the column whose field is empty, if there is no label
-
-
-@dataclasses.dataclass
-class _Problems:
-    """The lines with one kind of mistake, so that one error names them all."""
-
-    where: str  # the list
-    what: str
-    do: str
-    lines: list[int] = dataclasses.field(default_factory=list)
-    first: str = ""  # what the first of them has
-
-    def add(self, line: int, found: str) -> None:
-        """Add a line.
-
-        Args:
-            line: Its number.
-            found: What it has.
-        """
-        self.lines.append(line)
-        self.first = self.first or found
-
-    def refuse(self) -> None:
-        """Raise the error, if any line was added."""
-        if self.lines:
-            raise ShardError(self.what, f"{self.where}, {_lines(self.lines)}", self.first, self.do)
 
 
 def samples(text: str, columns: Columns | None = None) -> Iterator[SourceVideo]:
@@ -88,14 +67,10 @@ def samples(text: str, columns: Columns | None = None) -> Iterator[SourceVideo]:
     columns = columns or Columns()
     header, rows = _read_table(text, columns)
     used = _used_columns(text, header, columns)
-    folder = columns.videos or _folder_of(text)
+    folder = columns.videos or folder_of_list(text)
     check_folder(folder)
     checked = _without_duplicates(text, _check_rows(text, folder, header, rows, used))
     return _as_samples(text, folder, checked)
-
-
-def _folder_of(url: str) -> str:
-    return url.rpartition("/")[0] if storage.is_remote(url) else os.path.dirname(url) or "."
 
 
 def _read_table(where: str, columns: Columns) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -103,12 +78,7 @@ def _read_table(where: str, columns: Columns) -> tuple[list[str], list[tuple[int
     if not storage.is_remote(where) and os.path.isdir(storage.local_path(where)):
         fix = "give the list itself, such as labels.csv in this folder"
         raise ConfigError("INPUT is no list", where, "a folder", fix)
-    try:
-        text = decode_text(storage.read_bytes(where))
-    except storage.StorageMissingError as error:
-        raise ConfigError("No such list", where, "nothing there", "check the path") from error
-    except ValueError as error:
-        raise ShardError("List is not UTF-8 text", where, str(error), SAVE_AS_UTF8) from error
+    text = read_list(where)
     delimiter = _delimiter(text, columns.path)
     # Universal line ends, kept inside quotes; `strict` refuses quotes that do not match.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -215,7 +185,7 @@ def _check_rows(
     used: _Used,
 ) -> list[_Row]:
     """Return the rows with their labels, or refuse the list for the first kind of mistake."""
-    kind = functools.partial(_Problems, where)
+    kind = functools.partial(Problems, where)
     width = kind(
         "Row has another number of fields than the header",
         f"give each row {len(header)} fields, and quote fields that have the separator in them",
@@ -237,7 +207,7 @@ def _check_rows(
         if len(fields) != len(header):
             width.add(line, f"{len(fields)} fields, the header has {len(header)}")
             continue
-        path = _inside(folder, fields[used.path])
+        path = path_below(folder, fields[used.path])
         if not fields[used.path]:
             no_path.add(line, f"{header[used.path]} is empty")
         elif path is None:
@@ -287,26 +257,12 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) and "_" not in text else None
 
 
-def _inside(folder: str, path: str) -> str | None:
-    """Return a path of the list relative to the folder; None if it leads out of it."""
-    if storage.is_remote(path) or os.path.isabs(path):
-        base = folder if storage.is_remote(folder) else os.path.abspath(folder)
-        below = path.removeprefix(base.rstrip("/") + "/")
-        if below == path:
-            return None
-        path = below
-    path = posixpath.normpath(path.replace("\\", "/"))  # lists are written on Windows, too
-    drive = path[1:2] == ":" and path[0].isalpha()
-    outside = path.startswith("/") or path.split("/")[0] in ("..", ".") or drive
-    return None if outside or not path.isprintable() else path
-
-
 def _without_duplicates(where: str, rows: Sequence[_Row]) -> list[_Row]:
     """Return the rows with each path once; refuse paths with two different labels."""
     first: dict[str, _Row] = {}
     same: list[int] = []
     fix = "keep one row for each video"
-    conflicts = _Problems(where, "A video has two labels", fix)
+    conflicts = Problems(where, "A video has two labels", fix)
     for row in rows:
         known = first.setdefault(row.path, row)
         if known is not row and known.labels == row.labels:
@@ -315,7 +271,7 @@ def _without_duplicates(where: str, rows: Sequence[_Row]) -> list[_Row]:
             conflicts.add(row.line, f"{row.path}, which line {known.line} labels differently")
     conflicts.refuse()
     if same:
-        log.warning("Rows of %s that repeat another one count once: %s.", where, _lines(same))
+        log.warning("Rows of %s that repeat another one count once: %s.", where, name_lines(same))
     return list(first.values())
 
 
@@ -340,7 +296,7 @@ def _refuse_shared_files(
     """Refuse a list in which one crop is found for two videos, such as x.avi and x.mp4."""
     first: dict[str, _Row] = {}
     fix = "rename one of the videos, and run `svfap faces` again"
-    shared = _Problems(where, "Two rows have the same file", fix)
+    shared = Problems(where, "Two rows have the same file", fix)
     for row in rows:
         video = videos[row.path]
         if video is not None and (known := first.setdefault(video.where, row)) is not row:
@@ -372,7 +328,7 @@ def _warn_of_left_out(
         ("Files of %s that are not there: %s.", [r.line for r in rows if not videos[r.path]]),
     ):
         if lines:
-            log.warning(what, where, _lines(lines))
+            log.warning(what, where, name_lines(lines))
 
 
 class _Files:
@@ -384,8 +340,7 @@ class _Files:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        # A store is listed once; a local folder may be a home with millions of other files.
-        self._sizes = storage.list_files(folder) if storage.is_remote(folder) else None
+        self._sizes = FileSizes(folder)
 
     def find(self, path: str) -> SourceVideo | None:
         """Return the video, without key and labels; None if there is none.
@@ -396,19 +351,7 @@ class _Files:
         if is_video(path):
             crop = f"{printable_key(os.path.splitext(path)[0])}.mp4"  # of `svfap faces`
             for name in (path, crop):
-                if (size := self._size(name)) is not None:
+                if (size := self._sizes.find(name)) is not None:
                     return video_file(self._folder, name, size)
             return None
         return find_clips(self._folder, [Place(path, "frames")]).get("")
-
-    def _size(self, path: str) -> int | None:
-        if self._sizes is None:
-            return storage.file_size(storage.join(self._folder, path))
-        return self._sizes.get(path)
-
-
-def _lines(numbers: Sequence[int]) -> str:
-    """Return "line 7", or "lines 7, 9 and 12 more"."""
-    shown = ", ".join(map(str, numbers[:_EXAMPLES]))
-    more = f" and {len(numbers) - _EXAMPLES} more" if len(numbers) > _EXAMPLES else ""
-    return f"line{'s' * (len(numbers) > 1)} {shown}{more}"

@@ -179,6 +179,49 @@ def test_classes_are_the_top_folders(tmp_path: Path) -> None:
     assert pipeline.show(str(tmp_path / "out")).labels == {"class": {"happy": 2, "sad": 1}}
 
 
+def test_a_list_chooses_images_and_what_is_wrong_in_it_is_told_by_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["happy/a.jpg", "happy/b.jpg", "sad/a.jpg", "loose.jpg", "sad/b.jpg"]
+    folder = write(tmp_path / "in", dict.fromkeys(names, file_of(halves())))
+    text = "\ufeffsad\\a.jpg\r\n\r\nhappy/a.jpg\r\n./loose.jpg\r\nsad/gone.jpg\r\nsad/a.jpg\r\n"
+    text += f"{folder}/happy/b.jpg\r\nlist.txt"
+    (tmp_path / "in/list.txt").write_text(text, newline="")
+    url = str(tmp_path / "out")
+    pipeline.shard("images", f"{folder}/list.txt", url, workers=0)
+    manifest = shard_format.load_manifest(url)
+    index = shard_format.load_index(url, manifest.shards[0])
+    labels = dict(zip(index.keys, index.labels, strict=True))
+    assert {key: label.get("class_name") for key, label in labels.items()} == {
+        "happy/a": "happy",
+        "happy/b": "happy",
+        "sad/a": "sad",
+        "loose": None,
+    }
+    rows = map(json.loads, Path(url, "rejected.jsonl").read_text().splitlines())
+    assert {row["key"]: row["detail"] for row in rows} == {
+        "sad/gone": "line 5: no such file",
+        "list": "line 8: no image, by its suffix",
+    }
+    assert "that are not there: line 5." in caplog.text
+    assert "repeat another one count once: line 6." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"a.jpg\n../b.jpg\n/etc/c.jpg\n", r"leads out .*lines 2, 3.*Found: ../b.jpg.*paths below"),
+        (b"gone.jpg\n", r"No image of the list is there.*none of 1 files.*gone.jpg"),
+        (b"\n \n", r"List has no paths"),
+        (b"\xff\xd8\xff\xe0", r"not UTF-8 text.*line 1.*0xff"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_refused(tmp_path: Path, text: bytes, message: str) -> None:
+    folder = write(tmp_path / "in", {"list.txt": text})
+    with pytest.raises(ShardError, match=message):
+        pipeline.shard("images", f"{folder}/list.txt", str(tmp_path / "out"), workers=0)
+
+
 def test_the_same_command_adds_new_images_and_any_workers_give_the_same_bytes(
     tmp_path: Path,
 ) -> None:
