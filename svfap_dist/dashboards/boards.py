@@ -175,9 +175,17 @@ _TRAINING = (
     _narrow(_ALARMS),
     _narrow(_now("MFU", "percentunit", metrics.MFU, GPU_ONLY)),
     _main(
-        "Loss", "none", (metrics.LOSS, "training"), (metrics.HELD_OUT_LOSS, "held out"), zero=False
+        "Loss",
+        "none",
+        (metrics.LOSS, "training"),
+        (metrics.HELD_OUT_LOSS, "held out"),
+        zero=False,
+        width=8,
     ),
-    _main("Gradient norm", "none", (metrics.GRAD_NORM, "")),
+    _by_label(
+        "Loss by source of a mixture", "none", metrics.SOURCE_LOSS, "source", zero=False, width=8
+    ),
+    _main("Gradient norm", "none", (metrics.GRAD_NORM, ""), width=8),
     _by_label("Probes of the frozen features", "percentunit", metrics.PROBE_UAR, "classifier"),
     _main("Time of the last probe", "s", (metrics.PROBE_SECONDS, "")),
     _each_rank("Clips per second by rank", "none", metrics.CLIPS),

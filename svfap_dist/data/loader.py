@@ -64,7 +64,9 @@ class ClipLoader:
         if config.task is not None and not config.augments_on_device:
             _check_made_on_host(config)
         self._source = DataSource(config, url, manifest, world, selection)
-        self.steps_per_epoch = self._source.order().steps_per_epoch
+        order = self._source.order()
+        self.steps_per_epoch = order.steps_per_epoch
+        self.samples_of_sources = order.samples_of_sources  # to train on
         ShardCache.of_node(config.data, manifest, world)  # refuses one that is too small
         self._planes: tuple[int, int] | None = None
         if _uses_planes(config, manifest):

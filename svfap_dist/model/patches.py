@@ -302,6 +302,17 @@ def masked_patch_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(prediction.float(), target.float())
 
 
+def losses_of_clips(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return the mean squared error of each clip over its masked patches, float32 [B].
+
+    Args:
+        prediction: [B, M, P].
+        target: [B, M, P].
+    """
+    error = (prediction - target).float().flatten(1)
+    return torch.linalg.vector_norm(error, dim=1).square() / error.shape[1]
+
+
 def to_pixels(
     prediction: Tensor,
     clips: Tensor,

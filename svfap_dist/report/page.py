@@ -1,8 +1,8 @@
 """The run report: one self-contained HTML page from the files of a run.
 
-In: metrics.jsonl, events.jsonl, config.toml and pictures/ under a run's URL. Out: a page with loss,
-throughput and data-wait charts, the pictures, what happened when, and the recipe; it needs no
-network and no server.
+In: metrics.jsonl, events.jsonl, quarantine.jsonl, config.toml and pictures/ under a run's URL. Out:
+a page with loss, throughput and data-wait charts, a table of the sources of a mixture, the
+pictures, what happened when, and the recipe; it needs no network and no server.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import datetime
 import io
 import json
 import math
-from collections.abc import Sequence
+import tomllib
 from typing import Any
 
 import jinja2
@@ -20,7 +20,10 @@ import jinja2
 from svfap_dist import storage
 from svfap_dist.checkpoint.best import read_best
 from svfap_dist.errors import ConfigError
+from svfap_dist.report import sources
+from svfap_dist.report.series import mean_of_tenth
 from svfap_dist.telemetry.goodput import WINDOW, Goodput
+from svfap_dist.telemetry.journal import QUARANTINE_FILE
 from svfap_dist.telemetry.restart import restarts
 
 _LOSSES = ("loss", "held_out_loss")
@@ -35,7 +38,7 @@ _TEMPLATE = """<!doctype html>
  .figure { border: 1px solid #ddd; border-radius: 6px; padding: .6rem 1rem; min-width: 9rem }
  .figure b { display: block; font-size: 1.3rem }
  img, svg { max-width: 100%; height: auto } table { border-collapse: collapse }
- td { padding: .15rem .8rem .15rem 0; vertical-align: top }
+ td, th { padding: .15rem .8rem .15rem 0; vertical-align: top; text-align: left }
  pre { background: #f6f6f6; padding: 1rem }
 </style>
 <h1>{{ title }}</h1>
@@ -44,6 +47,11 @@ _TEMPLATE = """<!doctype html>
 {% endfor %}</div>
 <h2>Training</h2>
 {{ charts | safe }}
+{% if sources %}<h2>Sources of the mixture</h2>
+<table><tr>{% for name in columns %}<th>{{ name }}{% endfor %}
+{% for row in sources %}<tr>{% for cell in row %}<td>{{ cell }}{% endfor %}
+{% endfor %}</table>
+{% endif %}
 {% for name, data in pictures %}<h2>{{ name }}</h2>
 <img alt="{{ name }}" src="data:image/png;base64,{{ data }}">
 {% endfor %}
@@ -76,6 +84,8 @@ def make(run_url: str, output: str) -> None:
             found="no line in metrics.jsonl",
             do="give the run.url of a run that has logged a step; of a fine-tuning, a fold-...",
         )
+    recipe = storage.read_bytes(storage.join(run_url, "config.toml")).decode()
+    bad = read_lines(storage.join(run_url, QUARANTINE_FILE))
     html = (
         jinja2.Environment(autoescape=True)
         .from_string(_TEMPLATE)
@@ -83,9 +93,11 @@ def make(run_url: str, output: str) -> None:
             title=f"Run {run_url}",
             figures=[*_figures(rows, events), *_probe_figures(run_url, events)],
             charts=_charts(rows, events),
+            columns=sources.COLUMNS,
+            sources=sources.source_rows(rows, events, bad, tomllib.loads(recipe)),
             pictures=_pictures(run_url),
             events=[_event_row(event) for event in events if event["event"] != WINDOW],
-            recipe=storage.read_bytes(storage.join(run_url, "config.toml")).decode(),
+            recipe=recipe,
         )
     )
     storage.write_bytes(output, html.encode(errors="backslashreplace"))
@@ -104,18 +116,6 @@ def read_lines(url: str) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in data.split(b"\n")[:-1]]
     # A loss that is not finite is null in JSON.
     return [{**row, **{k: math.nan for k in _LOSSES if row.get(k, 0) is None}} for row in rows]
-
-
-def mean_of_tenth(values: Sequence[float], last: bool) -> float:
-    """Return the mean of the first or last tenth of a series, at least one value.
-
-    Args:
-        values: the series.
-        last: whether the last tenth is meant.
-    """
-    count = max(1, len(values) // 10)
-    chosen = values[-count:] if last else values[:count]
-    return sum(chosen) / count
 
 
 def _figures(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -174,7 +174,7 @@ def _slow_ranks(rows: list[dict[str, Any]]) -> list[tuple[int, float]]:
 
 
 def _charts(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> str:
-    """Return charts over steps as one inline SVG: three, and the probes if there are any."""
+    """Return charts over steps as one inline SVG: three, those of probes and sources if any."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -182,6 +182,9 @@ def _charts(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> str:
     probes = _probes(events)
     if probes:
         titles.append("probes: UAR of frozen features, %")
+    names = list(dict.fromkeys(name for row in rows for name in row.get("source_clips", ())))
+    if names:
+        titles.append("loss by source")
     figure = Figure(figsize=(4 * len(titles), 3.2), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.subplots(1, len(titles))
@@ -196,12 +199,16 @@ def _charts(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> str:
     axes[2].plot(steps, shares, color=_COLOR)
     if probes:
         _draw_probes(axes[3], probes)
+    for name in names:
+        if curve := sources.source_losses(rows, name):
+            axes[-1].plot(*zip(*curve, strict=True), label=name)
+            axes[-1].legend(frameon=False)
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
         axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes[1:]:
-        axis.set_ylim(bottom=0)
+        if "loss" not in title:
+            axis.set_ylim(bottom=0)
     text = io.StringIO()
     figure.savefig(text, format="svg")
     return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]

@@ -137,6 +137,12 @@ BAD_SAMPLES = declare(
 SOURCE_CLIPS = declare(
     "svfap_source_clips_total", "Clips of each source that this rank trained on.", "source"
 )
+SOURCE_LOSS = declare(
+    "svfap_source_loss",
+    "Mean loss of each source's clips since the last log step, over all ranks; absent without a "
+    "mixture.",
+    "source",
+)
 SOURCE_BAD_SAMPLES = declare(
     "svfap_source_bad_samples_total",
     "Samples of each source that could not be used on this rank.",

@@ -127,6 +127,7 @@ class Recorder:
         manifest_fingerprint: str,
         versions: dict[str, str],
         eval_fingerprint: str = "",
+        samples: Sequence[int] = (),
     ) -> None:
         """Record that the attempt starts or resumes; a collective.
 
@@ -136,6 +137,7 @@ class Recorder:
             manifest_fingerprint: Fingerprint of the data's manifest.
             versions: Versions of the packages that decide the numbers.
             eval_fingerprint: Fingerprint of the validation clips' manifest, if there are any.
+            samples: To train on, of each data set; only those of a mixture are recorded.
         """
         self._exporter.set(metrics.STEP, step)
         self._exporter.set(metrics.CHECKPOINT_STEP, step)
@@ -148,6 +150,7 @@ class Recorder:
         distributed.run_on_main(self._count_stalls)
         if self._world.is_main:
             self._on_begin(_reachable(ranks))
+        named = dict(zip(self._sources, samples, strict=False)) if len(samples) > 1 else {}
         self._write_event(
             "resume" if step else "start",
             attempt=self._attempt,
@@ -159,6 +162,7 @@ class Recorder:
             eval_fingerprint=eval_fingerprint,
             config_fingerprint=self._config.fingerprint,
             versions=versions,
+            **({"sources": named} if named else {}),
         )
         if self._world.is_main:
             self._record_size()
@@ -274,7 +278,8 @@ class Recorder:
         A collective.
 
         Args:
-            numbers: step, total_steps, epoch, loss, lr and grad_norm.
+            numbers: step, total_steps, epoch, loss, lr and grad_norm; of a mixture, source_loss and
+                source_clips since the last log step, by name.
             phase_seconds: Seconds of this rank, by phase.
         """
         own = sum(phase_seconds.get(name, 0.0) for name in _OWN_PHASES)
@@ -319,6 +324,8 @@ class Recorder:
         for metric in metrics.PROMETHEUS_METRICS.values():
             if metric.column and not metric.over_ranks:
                 self._exporter.set(metric, row[metric.column])
+        for source, loss in row.get("source_loss", {}).items():
+            self._exporter.set(metrics.SOURCE_LOSS, loss, source=source)
         for phase, seconds in phase_seconds.items():
             self._exporter.add(metrics.PHASE_SECONDS, seconds, phase=phase)
         for metric, value in gpu_readings().items():

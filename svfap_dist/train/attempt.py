@@ -205,7 +205,12 @@ class Attempt:
         self._fingerprint, versions = self._manifest.fingerprint, store.package_versions()
         eval_fingerprint = found.eval_manifest.fingerprint if found.eval_manifest else ""
         recorder.record_start(
-            self.step, self.total_steps, self._fingerprint, versions, eval_fingerprint
+            self.step,
+            self.total_steps,
+            self._fingerprint,
+            versions,
+            eval_fingerprint,
+            self._loader.samples_of_sources,
         )
         watchdog.attempt = found.attempt  # now that the next attempt will have another number
         for change in state.changes(config) if state else ():
@@ -401,6 +406,12 @@ class Attempt:
         epoch = (self.step - 1) // self._loader.steps_per_epoch
         row = {"step": self.step, "total_steps": self.total_steps, "epoch": epoch}
         numbers = {**row, "loss": loss, "lr": lr, "grad_norm": grad_norm}
+        if by_source := self._health.take_by_source():
+            named = dict(zip(self._config.data.labels, by_source, strict=True))
+            numbers["source_clips"] = {name: int(clips) for name, (_, clips) in named.items()}
+            numbers["source_loss"] = {
+                name: total / clips for name, (total, clips) in named.items() if clips
+            }
         self._recorder.log_step(numbers, self.engine.phases.take_seconds())
 
     def evaluate(self) -> None:

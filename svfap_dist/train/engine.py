@@ -41,7 +41,15 @@ from svfap_dist.telemetry.meter import Phases
 from svfap_dist.train import optim, partitions
 from svfap_dist.train.copy_stream import CopyStream
 from svfap_dist.train.gradients import REDUCE_BUCKET
-from svfap_dist.train.update import Backend, Gathered, Partitioned, Replicated, Update, Updater
+from svfap_dist.train.update import (
+    Backend,
+    Gathered,
+    Partitioned,
+    Replicated,
+    Update,
+    Updater,
+    sums_by_source,
+)
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +133,15 @@ class Objective(Protocol):
         Args:
             network: Network from `build`, perhaps wrapped.
             *inputs: From `inputs`.
+        """
+        ...
+
+    def losses(self, network: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean loss, as `loss` does, and that of each clip, [B], without gradient.
+
+        Args:
+            network: As for `loss`.
+            *inputs: As for `loss`.
         """
         ...
 
@@ -289,7 +306,10 @@ class Engine:
             self._backend, self._engine.basic_optimizer, config.optim.clip_grad_norm
         )
         self._step_loss = torch.zeros((), device=device)  # of the gradient
-        self._loss, self.network = objective.loss, self._backend.network
+        self._num_sources = len(config.data.sources)
+        self._loss: Callable[..., Any] = objective.losses if self._num_sources else objective.loss
+        self.network = self._backend.network
+        self._source_sums: Tensor | None = None  # of the step
         if config.train.compile:
             self._compile(config.train.compile_mode)
         self._train_mode()
@@ -342,13 +362,31 @@ class Engine:
             part: Which of them.
             step: Completed optimizer steps, for random choices; None: none, for evaluation.
         """
+        return self._forward(batch, part, step)[0]
+
+    def _forward(
+        self, batch: ClipBatch, part: slice, step: int | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the mean loss, and for a batch of a mixture `sums_by_source`."""
         context = StepContext(self.device, self._rank, step)
-        inputs = self._copies.inputs(
-            batch, part, lambda: self.objective.inputs(batch, part, context)
-        )
+        sources = batch.sources if self._num_sources else None  # noise has none
+
+        def make_inputs() -> tuple[Tensor, ...]:
+            made = self.objective.inputs(batch, part, context)
+            if sources is None:
+                return made
+            return (*made, sources[part].to(self.device, non_blocking=True))
+
+        inputs = self._copies.inputs(batch, part, make_inputs)
         if self._config.train.compile:  # it imports the compiler: seconds, and 200 MiB
             torch.compiler.cudagraph_mark_step_begin()
-        return self._loss(self._backend.network, *inputs)
+        if not self._num_sources:
+            return self._loss(self._backend.network, *inputs), None
+        if sources is None:
+            return self._loss(self._backend.network, *inputs)[0], None
+        *inputs, numbers = inputs
+        loss, of_clips = self._loss(self._backend.network, *inputs)
+        return loss, sums_by_source(of_clips, numbers, self._num_sources)
 
     def backward(self, batch: ClipBatch, step: int) -> Tensor:
         """Return the mean loss over this rank's batch, with its gradient ready for `update`.
@@ -360,14 +398,17 @@ class Engine:
         self._completed = step
         count = len(batch.frames)
         micro = count // self._accumulation
-        losses = []
+        losses, sums = [], []
         for begin in range(0, count, micro):
             with self.phases.measured("forward"):
-                loss = self.forward(batch, slice(begin, begin + micro), step)
+                loss, by_source = self._forward(batch, slice(begin, begin + micro), step)
+            sums += [] if by_source is None else [by_source]
             with self.phases.measured("backward"):
                 self._backend.backward(loss, begin == 0, begin + micro == count)
             losses.append(loss.detach().clone())  # a CUDA graph writes the next one to its place
         self._step_loss = torch.stack(losses).mean()
+        if sums:
+            self._source_sums = torch.stack(sums).sum(dim=0)
         return self._step_loss
 
     def update(self, learning_rate: float, counts: Sequence[float] = ()) -> Update:
@@ -382,7 +423,7 @@ class Engine:
         for group, scale, options in of_groups:
             group.update(options, lr=learning_rate * scale)
         with self.phases.measured("optimizer"):
-            update = self._updater.update(self._step_loss, counts)
+            update = self._updater.update(self._step_loss, counts, self._source_sums)
             if self._decay:
                 self._update_average()
         self._engine.global_steps += 1  # in its checkpoints

@@ -129,6 +129,7 @@ class Health:
         self.skipped: list[Skip] = []
         self._spikes = SpikeDetector(config.spike_zscore, config.spike_window)
         self._events: list[Skip | Spike] = []
+        self._by_source: list[tuple[float, float]] = []  # of the steps since `take_by_source`
 
     def add(self, step: int, keys: Callable[[], list[str]], update: Update) -> None:
         """Add a step that is queued on the device.
@@ -144,6 +145,14 @@ class Health:
         """Return what happened in the steps decided so far and was not returned yet."""
         events, self._events = self._events, []
         return events
+
+    def take_by_source(self) -> list[tuple[float, float]]:
+        """Return the sum of the losses of each source's clips, and their number, since last time.
+
+        They are of the clips of all ranks in the steps decided so far; without a mixture, [].
+        """
+        sums, self._by_source = self._by_source, []
+        return sums
 
     def decide(self, up_to_now: bool, before: StepDecision = NOTHING) -> StepDecision:
         """Return the decision of all ranks, and drop the steps that it covers.
@@ -175,6 +184,11 @@ class Health:
         if result.applied:
             self._check_spike(pending.step, result.loss)
             self.skipped = []
+            before_it = self._by_source or [(0.0, 0.0)] * len(result.by_source)
+            self._by_source = [
+                (loss + sums[0], clips + sums[1])
+                for (loss, clips), sums in zip(before_it, result.by_source, strict=True)
+            ]
         else:
             self._skip(pending, result)
         self.completed = pending.step

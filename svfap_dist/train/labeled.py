@@ -158,10 +158,21 @@ class Labeled:
     def loss(self, network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """See `Objective.loss`."""
         clips, targets = inputs
+        return self._reduced(network(clips).float(), targets, "mean")
+
+    def losses(self, network: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Objective.losses`; a mixed clip is one of its own source, not of its partner's."""
+        clips, targets = inputs
         output = network(clips).float()
+        each = self._reduced(output.detach(), targets, "none")  # [B], or [B, K] of values
+        return self._reduced(output, targets, "mean"), each.reshape(len(each), -1).mean(dim=1)
+
+    def _reduced(self, output: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        """Return the loss with one of torch's reductions."""
         if self._task.kind == "regression":
-            return nn.functional.mse_loss(self._activation(output), targets)
-        return nn.functional.cross_entropy(output, targets)
+            outputs = self._activation(output)
+            return nn.functional.mse_loss(outputs, targets, reduction=reduction)
+        return nn.functional.cross_entropy(output, targets, reduction=reduction)
 
 
 def balanced_weights(classes: np.ndarray, num_classes: int) -> Tensor:

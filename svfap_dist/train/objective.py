@@ -105,3 +105,10 @@ class MaskedReconstruction:
         """See `Objective.loss`."""
         seen, visible, masked, target = inputs
         return patches.masked_patch_loss(network(seen, visible, masked), target)
+
+    def losses(self, network: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Objective.losses`."""
+        seen, visible, masked, target = inputs
+        prediction = network(seen, visible, masked)
+        of_clips = patches.losses_of_clips(prediction.detach(), target)
+        return patches.masked_patch_loss(prediction, target), of_clips

@@ -40,6 +40,7 @@ class UpdateResult:
     losses_are_finite: of all ranks.
     own_loss_is_finite: of this rank.
     counts: sums over all ranks of what they reported.
+    by_source: sum of the losses of all ranks' clips of each source of a mixture, and their number.
     """
 
     loss: float
@@ -48,13 +49,19 @@ class UpdateResult:
     losses_are_finite: bool
     own_loss_is_finite: bool
     counts: tuple[float, ...]
+    by_source: tuple[tuple[float, float], ...] = ()
 
 
 class Update:
-    """An optimizer step that is queued on the device."""
+    """An optimizer step that is queued on the device.
 
-    def __init__(self, numbers: Tensor) -> None:
-        self._host, self._copied = numbers, None
+    Args:
+        numbers: Sums over all ranks, and what this rank found, on the device.
+        num_sources: Of the mixture; 0: there is none.
+    """
+
+    def __init__(self, numbers: Tensor, num_sources: int = 0) -> None:
+        self._host, self._copied, self._num_sources = numbers, None, num_sources
         if numbers.is_cuda:
             self._host = torch.empty_like(numbers, device="cpu", pin_memory=True)
             self._host.copy_(numbers, non_blocking=True)
@@ -67,7 +74,9 @@ class Update:
         if self._result is None:
             if self._copied is not None:
                 self._copied.synchronize()
-            *counts, broken, loss, norm, skipped, own_broken = self._host.tolist()
+            *sums, broken, loss, norm, skipped, own_broken = self._host.tolist()
+            counts = sums[: len(sums) - 2 * self._num_sources]
+            by_source = sums[len(counts) :]
             self._result = UpdateResult(
                 loss=loss,
                 grad_norm=norm,
@@ -75,8 +84,22 @@ class Update:
                 losses_are_finite=not broken,
                 own_loss_is_finite=not own_broken,
                 counts=tuple(counts),
+                by_source=tuple(zip(by_source[::2], by_source[1::2], strict=True)),
             )
         return self._result
+
+
+def sums_by_source(losses: Tensor, sources: Tensor, num_sources: int) -> Tensor:
+    """Return the sum of the losses of each source's clips, and their number, float64 [S, 2].
+
+    Args:
+        losses: Of B clips, [B].
+        sources: The number of each clip's source in the mixture, [B].
+        num_sources: Of the mixture, S.
+    """
+    is_of = sources == torch.arange(num_sources, device=sources.device)[:, None]
+    ones = torch.ones_like(losses, dtype=torch.float64)
+    return is_of.double() @ torch.stack([losses.double(), ones], dim=1)
 
 
 class Backend(Protocol):
@@ -129,18 +152,22 @@ class Updater:
         self._backend, self._optimizer, self._clip_norm = backend, optimizer, clip_norm
 
     @torch.no_grad()
-    def update(self, loss: Tensor, counts: Sequence[float]) -> Update:
+    def update(
+        self, loss: Tensor, counts: Sequence[float], source_sums: Tensor | None = None
+    ) -> Update:
         """Reduce what the ranks report, and take a step of AdamW unless something is not finite.
 
         Args:
             loss: This rank's mean loss, a scalar on the device.
             counts: Numbers to add over all ranks.
+            source_sums: From `sums_by_source`, of the step's clips, to add over all ranks, too.
         """
         device, world_size = loss.device, dist.get_world_size()
         on_host = torch.tensor(counts, dtype=torch.float64, pin_memory=device.type == "cuda")
         own_broken = loss.isfinite().logical_not_().double()
         own = torch.stack([own_broken, loss.double() / world_size, self._backend.squared_norm()])
-        sums = torch.cat([on_host.to(device, non_blocking=True), own])
+        by_source = [] if source_sums is None else [source_sums.flatten()]
+        sums = torch.cat([on_host.to(device, non_blocking=True), *by_source, own])
         dist.all_reduce(sums)
         broken, norm = sums[-3], sums[-1].sqrt_()  # a view: `sums` has the norm now
         skips = norm.isfinite().logical_not_().logical_or_(broken).float()
@@ -150,7 +177,8 @@ class Updater:
         # torch's fused optimizers divide the gradient by one, and do nothing if the other is 1.
         self._optimizer.grad_scale, self._optimizer.found_inf = scale, skips  # type: ignore[attr-defined]
         self._backend.step(self._optimizer)
-        return Update(torch.cat([sums, torch.stack([skips.double(), own_broken])]))
+        num_sources = 0 if source_sums is None else len(source_sums)
+        return Update(torch.cat([sums, torch.stack([skips.double(), own_broken])]), num_sources)
 
 
 class _Flat:

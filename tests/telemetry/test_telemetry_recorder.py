@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,6 +149,37 @@ def _scraped(address: str) -> tuple[float, ...]:
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     names = ("svfap_world_size", "svfap_resizes")
     return tuple(float(values[next(k for k in values if k.startswith(n))]) for n in names)
+
+
+def test_the_loss_of_each_source_is_a_metric_and_the_report_has_a_row_for_it(
+    tmp_path: Path,
+) -> None:
+    sources = 'data.sources=[{url="x/one"}, {url="x/two", name="other"}]'
+    overrides = [f"run.url={tmp_path}", sources, "data.repeated_sampling=2"]
+    config = recipe.load("tiny_cpu", [*overrides, "train.global_batch_size=16"])
+    parts = (1, 0, lambda row: None, lambda found: None, (1, 1), None)
+    with Recorder(config, World(0, 0, 1, 1), *parts) as recorder:
+        recorder.samples_of_sources = (6, 4)
+        recorder.record_start(0, 2, "manifest", {}, samples=(6, 3))
+        for step, losses in ((1, {"one": 4.0}), (2, {"one": 2.0, "other": 1.0})):
+            batch = _batch(0, [BadSample(7, "clip-7", "damaged", "")])
+            batch.sources = torch.tensor([0, 0, 0, step - 1])
+            recorder.count_step(step, batch)
+            clips = {"one": 16 if step == 1 else 8, "other": 8 * (step - 1)}
+            numbers = {**NUMBERS, "step": step, "source_loss": losses, "source_clips": clips}
+            recorder.log_step(numbers, {})
+        series = recorder._exporter._series[metrics.SOURCE_LOSS.name].collect()
+        found = {s.labels["source"]: s.value for family in series for s in family.samples}
+    assert found == {"one": 2.0, "other": 1.0}
+    assert _events(tmp_path)[0]["sources"] == {"one": 6, "other": 3}
+    page.make(str(tmp_path), str(tmp_path / "report.html"))
+    text = (tmp_path / "report.html").read_text()
+    rows = [re.findall(r"<t[dh]>([^<\n]*)", line) for line in text.split("\n") if "<td>o" in line]
+    # Of 2 steps of 8 samples, 3/4 are of the first source.
+    assert [(row[0], row[1], *row[3:]) for row in rows] == [
+        ("one", "4.000 → 2.000", "75.0 %", "2.00", "0"),
+        ("other", "1.000 → 1.000", "25.0 %", "1.33", "2"),
+    ]
 
 
 def test_clips_and_bad_samples_are_counted_by_source(tmp_path: Path) -> None:

@@ -201,3 +201,17 @@ def test_failures_that_may_come_again_are_not_recognized() -> None:
         ClusterError("Group initialization failed (rendezvous)"),
     ):
         assert health_module.failure_of(error) == ""
+
+
+def test_losses_by_source_are_summed_over_the_steps_that_were_applied() -> None:
+    health = Health(HealthConfig(), max_bad_fraction=0.0)
+    votes = [*SILENT.counts(4, 0)]
+    sums = [[6.0, 3.0, 2.0, 1.0], [4.0, 4.0, 0.0, 0.0], [NAN, 3.0, NAN, 1.0]]
+    for step, of_step in enumerate(sums, start=1):
+        broken = step == 3
+        numbers = [*votes, *of_step, broken, 1.0, 2.0, broken, broken]
+        update = Update(torch.tensor(numbers, dtype=torch.float64), num_sources=2)
+        health.add(step, lambda: ["a"], update)
+    health.decide(up_to_now=True)
+    assert health.take_by_source() == [(10.0, 7.0), (2.0, 1.0)]
+    assert health.take_by_source() == []

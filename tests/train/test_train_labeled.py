@@ -61,6 +61,20 @@ def test_classes_are_told_by_the_cross_entropy_with_their_own_clips() -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("task", [CLASSES, VALUES])
+@pytest.mark.parametrize("step", [3, None])
+def test_the_loss_of_each_clip_is_that_of_the_clip_alone(task: Any, step: int | None) -> None:
+    learned = Labeled(a_recipe(task))
+    inputs = learned.inputs(random_batch(a_recipe(task), 0), ALL, StepContext(CPU, 0, step))
+    loss, of_clips = learned.losses(says(OUTPUTS), *inputs)
+    assert torch.equal(loss, learned.loss(says(OUTPUTS), *inputs))
+    alone = [
+        learned.loss(says(OUTPUTS[n : n + 1]), *(tensor[n : n + 1] for tensor in inputs))
+        for n in range(4)
+    ]
+    torch.testing.assert_close(of_clips, torch.stack(alone))
+
+
 def test_smoothing_and_mixing_are_for_training_and_drawn_by_step_rank_and_part() -> None:
     config = a_recipe(CLASSES, label_smoothing=0.3)
     batch, learned = random_batch(config, 0), Labeled(config)

@@ -128,6 +128,26 @@ def test_shards_that_were_moved_are_given_one_by_one(finished: Run) -> None:
         audit(finished.url, moved[0])
 
 
+def test_an_update_has_the_losses_of_each_source(tmp_path: Path) -> None:
+    """Of the clips of two ranks in two micro batches each; all else is that of one data set."""
+    mixed = {"sources": [{"url": "a"}, {"url": "b"}, {"url": "c"}]}
+    tasks = [
+        ("losses_by_source", {"tables": recipe_tables("", "unused", data=data), "sources": sources})
+        for data, sources in ((mixed, [0, 2, 2, 0]), ({}, []))
+    ]
+    (found, others), (plain, _) = start(2, tasks, tmp_path)
+    clips = found.pop("clips")
+    (first, num_first), none, (last, num_last) = found.pop("by_source")
+    assert (num_first, num_last) == (2, 2)
+    assert none == [0, 0]
+    assert first == pytest.approx(clips[0] + clips[3], rel=1e-5)
+    assert last == pytest.approx(clips[1] + clips[2], rel=1e-5)
+    assert others["by_source"] == [[first, num_first], none, [last, num_last]]
+    assert plain.pop("by_source") == []
+    assert plain.pop("clips") == clips
+    assert found == plain, "loss and norm to the last bit, and what else is summed"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
 def test_a_killed_run_of_three_sources_loses_and_repeats_nothing(tmp_path: Path) -> None:
@@ -164,3 +184,13 @@ def test_a_killed_run_of_three_sources_loses_and_repeats_nothing(tmp_path: Path)
         for line in map(json.loads, file.read_text().splitlines())
     )
     assert set(used.values()) == {1}
+    rows = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    for row in rows:  # a line for each step
+        clips, losses = row["source_clips"], row["source_loss"]
+        assert list(clips) == list(NAMES)
+        assert sum(clips.values()) == 4
+        total = sum(clips[name] * loss for name, loss in losses.items())
+        assert total / 4 == pytest.approx(row["loss"], rel=1e-5)
+    events = [json.loads(line) for line in Path(run, "events.jsonl").read_text().splitlines()]
+    begun = [event["sources"] for event in events if "sources" in event]
+    assert begun == [dict.fromkeys(NAMES, 10)] * 2

@@ -52,5 +52,15 @@ def test_the_loss_is_that_of_whole_clips(kind: str, dtype: str) -> None:
     expected = patches.masked_patch_loss(network(frames, visible, masked), target)
     inputs = objective.inputs(batch, part, CONTEXT)
     assert torch.equal(objective.loss(network, *inputs), expected)
+    loss, of_clips = objective.losses(network, *inputs)
+    assert torch.equal(loss, expected)
+    assert loss.requires_grad
+    assert not of_clips.requires_grad
+    for row, of_clip in enumerate(of_clips):
+        one = slice(1 + row, 2 + row)
+        alone = objective.loss(network, *objective.inputs(batch, one, CONTEXT))
+        torch.testing.assert_close(
+            of_clip, alone, rtol=1e-2 if dtype == "bfloat16" else 1e-5, atol=0
+        )
     assert not any(tensor.requires_grad for tensor in inputs)
     assert inputs[0].dtype == getattr(torch, dtype)

@@ -563,11 +563,27 @@ def _three_steps(engine: Any, first: int) -> list[float]:
     return losses
 
 
+def losses_by_source(tables: dict[str, Any], sources: list[int]) -> dict[str, Any]:
+    """The losses of four clips alone, and the first update from them. sources: theirs, if any."""
+    import torch
+
+    with _engine(tables) as engine:
+        batch = random_batch(engine._config, 0)
+        with engine.evaluating():
+            clips = [engine.forward(batch, slice(n, n + 1)).item() for n in range(4)]
+        numbers = torch.tensor(sources) if sources else None
+        mine = _share_of(dataclasses.replace(batch, sources=numbers), 2)
+        engine.backward(mine, 0)
+        result = engine.update(0.1, counts=(3.0, 4.0)).read()
+    return {**dataclasses.asdict(result), "clips": clips}
+
+
 def _share_of(batch: ClipBatch, ranks: int) -> ClipBatch:
     """This rank's clips of a batch."""
     size = len(batch.frames) // ranks
     part = slice(size * int(os.environ["RANK"]), size * (int(os.environ["RANK"]) + 1))
-    mine = {name: getattr(batch, name)[part] for name in ("frames", "visible", "masked")}
+    names = ["frames", "visible", "masked", *(["sources"] if batch.sources is not None else [])]
+    mine = {name: getattr(batch, name)[part] for name in names}
     return dataclasses.replace(batch, **mine)
 
 
