@@ -134,6 +134,7 @@ class SaveOutcome:
     num_bytes: int
     seconds: float  # from the start of saving to COMMIT
     error: str
+    is_marked: bool = False  # as the best
 
 
 class Checkpointer:
@@ -323,14 +324,16 @@ class _Upload:
         with ThreadPoolExecutor(_PARALLEL_MARKERS, thread_name_prefix="markers") as pool:
             rows = [row for data in pool.map(storage.read_bytes, urls) for row in json.loads(data)]
         store.commit(self._url, rows)
-        seconds = time.monotonic() - self._began
+        seconds, is_marked = time.monotonic() - self._began, False
         try:
             if self._best is not None:
                 write_best(self._config.run.url, self._best)
+                is_marked = True
             self._delete_old()
         except StorageError as error:
             log.warning("Not marked as the best, or old ones not deleted: %s", error)
-        return SaveOutcome(self._step, sum(row["size"] for row in rows), seconds, "")
+        num_bytes = sum(row["size"] for row in rows)
+        return SaveOutcome(self._step, num_bytes, seconds, "", is_marked)
 
     def _delete_old(self) -> None:
         """Delete by retention, and what killed attempts left before this checkpoint."""

@@ -423,7 +423,7 @@ class Attempt:
             self._recorder.record_evaluation(self.step, loss, time.perf_counter() - began)
 
     def probe(self, notice: Notice) -> bool:
-        """Probe the frozen features, if there is a probe; return whether they are the best so far.
+        """Probe the frozen features, if there is a probe; return whether to save them as the best.
 
         Args:
             notice: This rank's reasons to stop, which end the probe.
@@ -473,9 +473,8 @@ class Attempt:
         began = time.perf_counter()
         epoch_steps, ranks = self._loader.steps_per_epoch, self._world.world_size
         state = TrainState.of_run(self._config, self.step, epoch_steps, self._fingerprint, ranks)
-        best = self._probe.best if self._probe is not None else None
-        is_best = best is not None and best.step == self.step
-        self._checkpointer.save(self.engine, state, best if is_best else None)
+        best = self._probe.candidate(self.step) if self._probe is not None else None
+        self._checkpointer.save(self.engine, state, best)
         self._recorder.add_checkpoint_seconds(time.perf_counter() - began)
 
     def finish_upload(self) -> bool:
@@ -486,7 +485,11 @@ class Attempt:
         if outcome is None:
             return True
         self._recorder.add_checkpoint_seconds(time.perf_counter() - began)
-        self._recorder.record_checkpoint(**dataclasses.asdict(outcome))
+        if self._probe is not None and outcome.is_marked:
+            self._probe.confirm(outcome.step)
+        self._recorder.record_checkpoint(
+            outcome.step, outcome.num_bytes, outcome.seconds, outcome.error
+        )
         return not outcome.error
 
     def finish(self, notice: Notice) -> RunResult:

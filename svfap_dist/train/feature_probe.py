@@ -96,10 +96,12 @@ class FeatureProbe:
         of_set = f"{probe_set.manifest.fingerprint} {probe.label} {probe.max_clips}"
         self._identity = f"{of_set} {self._region}"
         best = distributed.run_on_main(lambda: read_best(config.run.url))
-        self.best = best if best is not None and best.probe == self._identity else None
+        self._best = best if best is not None and best.probe == self._identity else None
+        # What had better features than the best committed checkpoint when probed, by step.
+        self._candidates: dict[int, BestCheckpoint] = {}
 
     def run(self, engine: Engine, step: int, stops: Callable[[], bool]) -> bool:
-        """Score and record the features; return whether they are the best since the first step.
+        """Score and record the features; return whether no committed checkpoint has better ones.
 
         Args:
             engine: Engine of the run.
@@ -212,10 +214,29 @@ class FeatureProbe:
         if outcome.scores is None or step == 0:
             return False
         uar = outcome.scores.logistic
-        if self.best is not None and uar <= self.best.uar:
+        if self._best is not None and uar <= self._best.uar:
             return False
-        self.best = BestCheckpoint(step, uar, self._identity)
+        self._candidates[step] = BestCheckpoint(step, uar, self._identity)
         return True
+
+    def candidate(self, step: int) -> BestCheckpoint | None:
+        """Return the mark of the checkpoint after a step, if it is the best once it is committed.
+
+        Args:
+            step: Completed optimizer steps.
+        """
+        found = self._candidates.get(step)
+        is_best = found is not None and (self._best is None or found.uar > self._best.uar)
+        return found if is_best else None
+
+    def confirm(self, step: int) -> None:
+        """Take a checkpoint as the best, now that it is committed and marked.
+
+        Args:
+            step: Its completed optimizer steps, for which there was a `candidate`.
+        """
+        self._best = self._candidates[step]
+        self._candidates = {n: found for n, found in self._candidates.items() if n > step}
 
 
 def clip_features(network: Callable[..., Any], clips: Tensor) -> Tensor:

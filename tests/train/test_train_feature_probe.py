@@ -31,6 +31,8 @@ from svfap_dist.train import attempt
 from svfap_dist.train.feature_probe import clip_features
 from svfap_dist.video.info import VideoInfo
 
+pytestmark = pytest.mark.timeout(1000)  # more than the runs may take
+
 SAMPLES = 11  # of the probe: two ranks have unequal parts
 EVERY = 3
 PROBED = [0, 3, 6, 9, 12]
@@ -77,12 +79,20 @@ def two_ranks(data: Path, labeled: DataSet, folder: Path) -> dict[str, list[Any]
         "probed": ("train", {"tables": probed}),
         "stopped": ("train", {"tables": cut, "stop_after": 18}),
         "resumed": ("train", {"tables": cut}),
+        "unstored": (
+            "train_with_failing_upload",
+            {
+                "tables": tables_of(data, folder / "unstored", labeled),
+                "uars": [0.1, 0.9, 0.5, 0.7, 0.6],
+            },
+        ),
         "failing": (
             "train_with_failing_probes",
             {"tables": tables_of(data, folder / "failing", labeled)},
         ),
     }
-    return dict(zip(tasks, start(2, list(tasks.values()), folder / "two"), strict=True))
+    found = start(2, list(tasks.values()), folder / "two", seconds=900)
+    return dict(zip(tasks, found, strict=True))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -211,6 +221,18 @@ def test_the_best_checkpoint_is_marked_kept_and_can_be_named(
     assert json.loads(listed.stdout)["best"] == {"step": wanted, "uar": scores[wanted]}
     with pytest.raises(CheckpointError, match="No best checkpoint"):
         load.locate_weights(f"{folder / 'plain'}/checkpoints/best")
+
+
+def test_a_checkpoint_that_is_not_committed_is_not_the_best(
+    two_ranks: dict[str, Any], folder: Path
+) -> None:
+    """Step 3 has the best features, and its checkpoint is lost: the best of the others counts."""
+    assert [result["stop_reason"] for result in two_ranks["unstored"]] == ["finished"] * 2
+    (lost,) = events(folder / "unstored", "checkpoint_failed")
+    assert lost["step"] == 3
+    found = best.read_best(str(folder / "unstored"))
+    assert found is not None
+    assert (found.step, found.uar) == (9, 0.7)
 
 
 def test_the_report_has_the_curve_and_the_cost(two_ranks: dict[str, Any], folder: Path) -> None:

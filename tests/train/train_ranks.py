@@ -258,6 +258,24 @@ def train_with_failing_probes(tables: dict[str, Any]) -> dict[str, Any]:
         return train(tables)
 
 
+def train_with_failing_upload(tables: dict[str, Any], uars: list[float]) -> dict[str, Any]:
+    """As `train`; probes have the given UAR, and the first checkpoint cannot be committed."""
+    from unittest import mock
+
+    from svfap_dist.checkpoint import store
+    from svfap_dist.errors import StorageError
+    from svfap_dist.evaluate import feature_probe as scoring
+
+    scores = [scoring.ProbeScores(knn=0.0, logistic=uar) for uar in uars]
+    away = StorageError("Store is away", "planted", "no answer", "wait")
+    commits = [away, *[mock.DEFAULT] * 9]
+    with (
+        mock.patch.object(scoring, "score", side_effect=scores),
+        mock.patch.object(store, "commit", wraps=store.commit, side_effect=commits),
+    ):
+        return train(tables)
+
+
 def stall(tables: dict[str, Any], fault: str, rank: int, step: int) -> dict[str, Any]:
     """A run in which something hangs on a rank once it has begun a step; `fault` is a function
     `hang_in_...` of this module. The time of it goes to the file `fault.time` in the run."""
