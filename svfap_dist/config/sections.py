@@ -351,6 +351,10 @@ class ProbeConfig(Section):
     max_clips: Annotated[int, Field(ge=8)] = 2000
     region: Annotated[str, _one_of("svfap_dist.video.info:REGIONS", "")] = ""  # empty: data.region
     neighbors: Positive = 5  # of the kNN classifier
+    # Features of a clip, as finetune.pool, grid and stages make them of the encoder's tokens.
+    pool: Literal["mean", "grid"] = "mean"
+    grid: Positive = 3  # cells per side of pool = grid
+    stages: Literal["last", "all"] = "last"
 
 
 class ClusterConfig(Section):

@@ -69,7 +69,9 @@ class GridPool(Pool):
         if grid > side:
             found = f"{grid} cells per side, where a frame has {side} patches per side"
             advice = f"use at most {side}, or a smaller model.patch_size"
-            raise ConfigError("Grid is finer than the patches", "finetune.grid", found, advice)
+            raise ConfigError(
+                "Grid is finer than the patches", "finetune.grid or probe.grid", found, advice
+            )
         # The share of each position in each cell, [grid * grid, S].
         each = F.adaptive_avg_pool2d(torch.eye(positions).view(positions, side, side), grid)
         self.register_buffer("cells", each.flatten(1).T.contiguous(), persistent=False)

@@ -37,7 +37,7 @@ from svfap_dist.telemetry.journal import RunHistory, read_history
 from svfap_dist.telemetry.recorder import Recorder, Row
 from svfap_dist.train import health
 from svfap_dist.train.engine import Engine
-from svfap_dist.train.feature_probe import FeatureProbe
+from svfap_dist.train.feature_probe import FeatureProbe, probe_pool
 from svfap_dist.train.learning_rate import learning_rate_at
 from svfap_dist.train.objective import build_objective
 from svfap_dist.train.signals import FINISHED, Notice
@@ -136,6 +136,7 @@ def _open_probe_set(config: Config, is_new: bool) -> tuple[ProbeSet | None, str]
     if not config.probe.url:
         return None, ""
     try:
+        probe_pool(config)  # refuses a grid that is too fine
         return feature_probe.open_probe_set(config.probe), ""
     except SvfapError as error:
         if is_new:

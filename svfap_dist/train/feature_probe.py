@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from svfap_dist import distributed
 from svfap_dist.checkpoint.best import BestCheckpoint, read_best
-from svfap_dist.config import Config
+from svfap_dist.config import Config, ProbeConfig
 from svfap_dist.distributed import World
 from svfap_dist.errors import SvfapError
 from svfap_dist.evaluate import feature_probe
@@ -37,10 +37,14 @@ from svfap_dist.evaluate.runner import (
     ViewedVideo,
     view_videos,
 )
+from svfap_dist.model import pooling
+from svfap_dist.model.pooling import Pool, build_pool
+from svfap_dist.model.sizes import size_of_build
 from svfap_dist.shards.reader import SampleReader
 from svfap_dist.telemetry import activity
 from svfap_dist.telemetry.recorder import Recorder
 from svfap_dist.train.engine import Engine
+from svfap_dist.train.objective import build_arguments
 from svfap_dist.video.info import segment_views
 
 _EPSILON = 1e-6  # of the LayerNorm before a head
@@ -93,8 +97,10 @@ class FeatureProbe:
         self._rows = np.array_split(np.arange(len(probe_set.indices)), world.world_size)[world.rank]
         probe = config.probe
         self._region = probe.region or config.data.region
+        self._pool = probe_pool(config)
         of_set = f"{probe_set.manifest.fingerprint} {probe.label} {probe.max_clips}"
-        self._identity = f"{of_set} {self._region}"
+        pool = "".join(f" {name}={value}" for name, value in _pool_arguments(probe).items())
+        self._identity = f"{of_set} {self._region}{pool}"
         best = distributed.run_on_main(lambda: read_best(config.run.url))
         self._best = best if best is not None and best.probe == self._identity else None
         # What had better features than the best committed checkpoint when probed, by step.
@@ -124,13 +130,14 @@ class FeatureProbe:
     def _features(self, engine: Engine, step: int, stops: Callable[[], bool]) -> _Features:
         """Compute this rank's features, in lockstep with all ranks."""
         config, error = self._config, ""
+        pool = self._pool.to(engine.device)
 
         def must_stop() -> bool:  # between two batches
             activity.begin("probing", step, is_slow=True)
             return bool(error) or stops()
 
         def compute(clips: Tensor) -> Tensor:
-            return clip_features(engine.eager_network, clips.to(engine.device))
+            return clip_features(engine.eager_network, clips.to(engine.device), pool)
 
         lockstep = LockstepFunction(compute, config.data, must_stop)
         found = _Features([], [])
@@ -239,12 +246,29 @@ class FeatureProbe:
         self._candidates = {n: found for n, found in self._candidates.items() if n > step}
 
 
-def clip_features(network: Callable[..., Any], clips: Tensor) -> Tensor:
-    """Return features [B, D] of an autoencoder's encoder, as `inference.load.Network` does.
+def probe_pool(config: Config) -> Pool:
+    """Return what makes features of the encoder's tokens.
+
+    Args:
+        config: The recipe of a pre-training.
+
+    Raises:
+        ConfigError: If its grid is finer than the patches.
+    """
+    return build_pool(size_of_build(build_arguments(config)), **_pool_arguments(config.probe))
+
+
+def _pool_arguments(probe: ProbeConfig) -> dict[str, Any]:
+    return pooling.arguments(probe.pool, probe.stages, probe.grid)
+
+
+def clip_features(network: Callable[..., Any], clips: Tensor, pool: Pool) -> Tensor:
+    """Return features [B, V*D] of an autoencoder's encoder, as `inference.load.Network` does.
 
     Args:
         network: An autoencoder; called without indices it masks nothing.
         clips: uint8 [B, F, H, W, 3], where the network is.
+        pool: From `probe_pool`, where the network is.
     """
-    mean = network(clips)[-1].float().mean(dim=1)
-    return nn.functional.layer_norm(mean, mean.shape[-1:], eps=_EPSILON)
+    vectors = pool([tokens.float() for tokens in pool.chosen(network(clips))])
+    return nn.functional.layer_norm(vectors, vectors.shape[-1:], eps=_EPSILON).flatten(1)

@@ -306,7 +306,10 @@ FREE = {
     "health": {
         *("max_skipped", "max_rollbacks", "spike_zscore", "spike_window", "spike_action"),
     },
-    "probe": {"url", "every", "label", "max_clips", "region", "neighbors"},
+    "probe": {
+        *("url", "every", "label", "max_clips", "region", "neighbors"),
+        *("pool", "grid", "stages"),
+    },
     "metrics": {"enabled", "host", "port", "discovery_port", "linger_seconds"},
 }
 TASK = TaskConfig(

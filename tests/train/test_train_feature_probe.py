@@ -21,14 +21,15 @@ from data_sharding import pipeline as sharding
 from svfap_dist import cli
 from svfap_dist.checkpoint import best, gc, load, store
 from svfap_dist.config import recipe
-from svfap_dist.errors import CheckpointError, SvfapError
+from svfap_dist.errors import CheckpointError, ConfigError, SvfapError
 from svfap_dist.inference.load import network_of
-from svfap_dist.model import autoencoder, weights
+from svfap_dist.model import autoencoder, classifier, pooling, weights
 from svfap_dist.model.weights import ModelInfo
 from svfap_dist.report import page
 from svfap_dist.telemetry.goodput import Goodput
 from svfap_dist.train import attempt
-from svfap_dist.train.feature_probe import clip_features
+from svfap_dist.train.feature_probe import clip_features, probe_pool
+from svfap_dist.train.objective import build_arguments
 from svfap_dist.video.info import VideoInfo
 
 pytestmark = pytest.mark.timeout(1000)  # more than the runs may take
@@ -246,15 +247,47 @@ def test_the_report_has_the_curve_and_the_cost(two_ranks: dict[str, Any], folder
 
 
 def test_features_are_those_of_extraction() -> None:
+    config = recipe.load("tiny_cpu", ["data.num_frames=8", "data.frame_size=32"])
     torch.manual_seed(0)
     arguments = {"size": "nano", "num_frames": 8, "frame_size": 32}
     model = autoencoder.build(**arguments)
     info = ModelInfo.of_build(arguments, model.size)
     clips = torch.randint(0, 256, (2, 8, 32, 32, 3), dtype=torch.uint8)
     with torch.no_grad():
-        found = clip_features(model.eval(), clips)
+        found = clip_features(model.eval(), clips, probe_pool(config))
         wanted = network_of(info, model).features(clips)
     np.testing.assert_allclose(found.numpy(), wanted.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("probe", ["grid", "all", "both"])
+def test_features_of_grids_and_stages_are_those_of_a_fine_tuning(probe: str) -> None:
+    overrides = ["data.num_frames=8", "data.frame_size=32", "model.size=nano", "model.patch_size=8"]
+    options = {"grid": ["pool=grid", "grid=2"], "all": ["stages=all"]}
+    options["both"] = options["grid"] + options["all"]
+    overrides += [f"probe.{option}" for option in options[probe]]
+    config = recipe.load("tiny_cpu", overrides)
+    arguments = build_arguments(config)
+    torch.manual_seed(0)
+    model = autoencoder.build(**arguments)
+    del arguments["num_visible_tubelets"]
+    pool = pooling.arguments(config.probe.pool, config.probe.stages, config.probe.grid)
+    tuned = classifier.build(**arguments, num_outputs=2, pool=pool)
+    tuned.load_encoder(model.state_dict())
+    clips = torch.randint(0, 256, (2, 8, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        found = clip_features(model.eval(), clips, probe_pool(config))
+        tuned = tuned.eval()
+        wanted = tuned.fc_norm(tuned.pool(tuned.encoder(clips))).flatten(1)
+    vectors = {"grid": 4, "all": 3, "both": 12}[probe]
+    assert found.shape == (2, vectors * tuned.size.embed_dim)
+    np.testing.assert_allclose(found.numpy(), wanted.numpy(), atol=1e-6)
+
+
+def test_a_grid_that_is_too_fine_is_refused_before_a_run(labeled: DataSet, data: Path) -> None:
+    tables = tables_of(data, data / "unused", labeled)
+    tables["probe"] |= {"pool": "grid", "grid": 3}  # the frame has 2 x 2 patches
+    with pytest.raises(ConfigError, match=r"finer than the patches.*probe.grid.*has 2 patches"):
+        attempt.load_run_context(recipe.from_tables(tables, where="test"))
 
 
 def test_a_bad_set_is_an_error_before_a_new_run_and_a_warning_in_one_that_resumes(
