@@ -243,7 +243,8 @@ def _check_set(task: TaskConfig, labels: Sequence[Labels]) -> None:
     others = sorted({str(row.get("set", "without a set")) for row in labels} - {task.set})
     if others:
         found = f"task.set = {task.set}, samples of {', '.join(others[:_EXAMPLES])}"
-        raise _misfit("Shards belong to another data set", task, found)
+        do = "use the recipe and shards of one set, or name the others in task.extra_sets"
+        raise _misfit("Shards belong to another data set", task, found, do)
 
 
 def _check_subjects(

@@ -13,10 +13,12 @@ from loaders import NO_VIDEO, bits, cut_clips, kept, shown, world
 from mixtures import mixture_of
 from numbered_shards import write_data_set
 
-from svfap_dist.config import Config
+from svfap_dist.config import Config, recipe
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.data.run_order import RunOrder
 from svfap_dist.errors import ConfigError, ShardError
+from svfap_dist.evaluate import protocol
+from svfap_dist.evaluate.task_of_data import complete_config
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.mixture import MixedManifest, open_training_data
 from svfap_dist.video.info import VideoInfo
@@ -181,3 +183,62 @@ def test_shards_of_every_source_are_checked_unless_they_were_before(urls):
         open_training_data(mixture_of(WEIGHTS, urls))
     config: Config = mixture_of(WEIGHTS, urls)
     assert open_training_data(config, {manifest.fingerprint}) == manifest
+
+
+def labeled_set(url: str, videos: list[bytes], samples: range, name: str = "csv") -> str:
+    """A set of two classes; persons are numbered over all sets."""
+    info = VideoInfo(30, 25.0, 48, 48, "h264")
+    rows = {
+        n: {"set": name, "class_name": "sad" if n % 3 else "happy", "subject": f"p{n // 2}"}
+        for n in samples
+    }
+    made = {
+        n - samples.start: (videos[n], dataclasses.replace(info, labels=row))
+        for n, row in rows.items()
+    }
+    write_data_set(url, [len(samples)], videos, made)
+    return url
+
+
+def mixed_task(*urls: str) -> Config:
+    sources = ", ".join(f'{{url="{url}", weight={2 - number}}}' for number, url in enumerate(urls))
+    data = ["num_frames=4", "frame_size=32", "num_lanes=4", "shuffle_block=4", "decode_workers=0"]
+    more = ["model.size=nano", "train.global_batch_size=12", "train.micro_batch_size=12"]
+    overrides = [f"data.sources=[{sources}]", *(f"data.{text}" for text in data), *more]
+    return recipe.load("finetune_custom", overrides)
+
+
+def test_parts_of_a_labeled_set_are_one_task(tmp_path, videos):
+    urls = [
+        labeled_set(str(tmp_path / "first"), videos, range(24)),
+        labeled_set(str(tmp_path / "second"), videos, range(24, 40)),
+    ]
+    config = complete_config(mixed_task(*urls))
+    assert config.task is not None
+    assert (config.task.names, config.task.folds_by) == (("happy", "sad"), "subject")
+    manifest = open_training_data(config)
+    train, test = protocol.split_samples(config, manifest, fold=1)
+    for side in (train, test):
+        assert (side.targets == (side.indices % 3 > 0)).all()
+        assert side.indices.min() < 24 <= side.indices.max(), "of both parts"
+    assert not {*train.indices // 2} & {*test.indices // 2}, "no person is on both sides"
+    sources = collections.Counter()
+    for batch in ClipLoader(config, "", manifest, world(), train).batches(0, 2):
+        assert batch.sources is not None
+        assert batch.targets is not None
+        assert {*batch.slots.samples} <= {*train.indices.tolist()}
+        assert batch.targets.tolist() == [int(n % 3 > 0) for n in batch.slots.samples]
+        assert batch.sources.tolist() == [int(n >= 24) for n in batch.slots.samples]
+        sources.update(batch.sources.tolist())
+    assert sources == {0: 16, 1: 8}
+
+
+def test_another_labeled_set_must_be_named_as_an_extra_one(tmp_path, videos):
+    urls = [
+        labeled_set(str(tmp_path / "own"), videos, range(24)),
+        labeled_set(str(tmp_path / "other"), videos, range(24, 40), name="toy"),
+    ]
+    config = complete_config(mixed_task(*urls))
+    manifest = open_training_data(config)
+    with pytest.raises(ShardError, match=r"another data set.*samples of toy.*task\.extra_sets"):
+        protocol.split_samples(config, manifest, fold=1)
