@@ -20,7 +20,12 @@ from data_sharding.sources.labeled import (
     read_rows,
 )
 
-STATES = ("boredom", "engagement", "confusion", "frustration")  # columns of the lists, capitalized
+STATES: tuple[str, ...] = (
+    "boredom",
+    "engagement",
+    "confusion",
+    "frustration",
+)  # columns of the lists, capitalized
 LEVELS = ("very low", "low", "high", "very high")  # 0 to 3 in the lists
 LISTS = {split: f"Labels/{split.title()}Labels.csv" for split in ("train", "validation", "test")}
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
