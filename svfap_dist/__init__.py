@@ -1,7 +1,8 @@
 """SVFAP (arXiv 2401.00416): pre-training, fine-tuning and use of facial-affect video models.
 
-Most programs need `load` and `extract` only. Both are imported on first use, so that importing the
-package is fast. docs/architecture.md says what each room (folder) is for.
+Most programs need `load` and `extract` only; `HubNetwork` has Hugging Face's `from_pretrained`. All
+are imported on first use, so that importing the package is fast. docs/architecture.md says what
+each room (folder) is for.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from svfap_dist.inference.extract import extract
+    from svfap_dist.inference.hub import HubNetwork
     from svfap_dist.inference.load import load
 
-__all__ = ["extract", "load"]
+__all__ = ["HubNetwork", "extract", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,4 +26,8 @@ def __getattr__(name: str) -> Any:
         from svfap_dist.inference.extract import extract
 
         return extract
+    if name == "HubNetwork":
+        from svfap_dist.inference.hub import HubNetwork
+
+        return HubNetwork
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

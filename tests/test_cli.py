@@ -94,6 +94,7 @@ def test_every_verb_has_an_example_and_every_option_a_help():
         ("ray", "ray", ["launch", "status", "ray:a"]),
         ("webdataset", "shard", ["shards", "verify", "shards"]),
         ("cv2", "faces", ["faces", "videos", "out"]),
+        ("huggingface_hub", "hub", ["extract", "hf://a/b", "v.mp4", "-o", "x"]),
         ("jinja2", "report", ["report", "run"]),
         ("grafana_foundation_sdk", "dev", ["dashboards", "--check"]),
     ],

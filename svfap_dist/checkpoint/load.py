@@ -26,6 +26,7 @@ from svfap_dist.config import Config, recipe
 from svfap_dist.distributed import World
 from svfap_dist.errors import CheckpointError
 from svfap_dist.model import weights
+from svfap_dist.storage.hub import local_folder
 
 
 class _Objective(Protocol):
@@ -102,7 +103,7 @@ def load_weights(url: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Args:
         url: Of a run (its newest checkpoint), a checkpoint, a folder that `svfap import` or `svfap
-            export` wrote, or a .safetensors file.
+            export` wrote, a .safetensors file, or hf://owner/name.
 
     Raises:
         CheckpointError: If there are none.
@@ -119,6 +120,15 @@ def load_build(url: str) -> dict[str, Any]:
     return weights.load_build(weights_url(url))
 
 
+def load_info(url: str) -> weights.ModelInfo | None:
+    """Return the description of the network without reading its weights; None if it has none.
+
+    Args:
+        url: See `load_weights`.
+    """
+    return weights.load_info(weights_url(url))
+
+
 def weights_url(url: str) -> str:
     """Return the URL of the .safetensors file that `load_weights` reads.
 
@@ -128,6 +138,7 @@ def weights_url(url: str) -> str:
     Raises:
         CheckpointError: If there is none.
     """
+    url = local_folder(url)
     if url.endswith(".safetensors"):
         return url
     path = storage.join(url, store.WEIGHTS)

@@ -6,10 +6,12 @@ from svfap_dist.errors import ConfigError
 
 EXTRAS = {
     "train": ("deepspeed", "prometheus_client"),
-    "ray": ("ray", "aiohttp", "pyarrow"),
+    "ray": ("ray", "aiohttp"),
+    "parquet": ("pyarrow",),
     "shard": ("webdataset",),
     "gpu": ("nvidia", "pynvml"),
     "faces": ("cv2",),
+    "hub": ("huggingface_hub",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "probe": ("sklearn",),
     "report": ("jinja2", "matplotlib"),

@@ -57,6 +57,12 @@ def import_weights(
         str,
         typer.Option(help="Blocks of each stage, e.g. 12,6,3 (default: those of a named size)."),
     ] = "",
+    license: Annotated[
+        str,
+        typer.Option(
+            help="License of the weights (default: CC-BY-NC-4.0 for VideoMAE; SVFAP states none)."
+        ),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Convert released SVFAP (fine-tuned) or VideoMAE weights.
@@ -76,7 +82,7 @@ def import_weights(
         "stage_depths": _numbers("--stage-depths", stage_depths) if stage_depths else None,
     }
     given = {name: value for name, value in overrides.items() if value is not None}
-    print_result(weights.import_file(official, output, given), as_json)
+    print_result(weights.import_file(official, output, given, license), as_json)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

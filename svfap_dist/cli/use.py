@@ -10,7 +10,10 @@ from svfap_dist.cli.app import AsJson, app, print_result
 
 Checkpoint = Annotated[
     str,
-    typer.Argument(help="URL of a run or checkpoint, or a folder of `svfap import` or `export`."),
+    typer.Argument(
+        help="URL of a run or checkpoint, a folder of `svfap import` or `export`, or "
+        "hf://owner/name."
+    ),
 ]
 Videos = Annotated[
     list[str],
@@ -125,13 +128,34 @@ def predict(
 @app.command()
 def export(
     checkpoint: Checkpoint,
-    output: Annotated[str, typer.Option("-o", "--output", help="Folder or URL to write to.")],
+    output: Annotated[
+        str,
+        typer.Option(
+            "-o", "--output", help="Folder or URL to write to (may be left out with --push)."
+        ),
+    ] = "",
     format: Annotated[
-        str, typer.Option(help="safetensors, for this program, or onnx, for others.")
-    ] = "safetensors",
+        str,
+        typer.Option(
+            help="safetensors, for this program; huggingface, with a model card; onnx or "
+            "torch-export, for others (default: safetensors, or huggingface with --push)."
+        ),
+    ] = "",
     license: Annotated[
         str,
-        typer.Option("--license", "--licence", help="License of the weights (default: as stored)."),
+        typer.Option(
+            "--license",
+            "--licence",
+            help="License of the weights (default: as stored, or that of the initial weights).",
+        ),
+    ] = "",
+    push: Annotated[
+        str,
+        typer.Option(
+            help="Upload to this repository on the Hugging Face Hub, with the token in HF_TOKEN; "
+            "a new one is private.",
+            metavar="OWNER/NAME",
+        ),
     ] = "",
     names: Names = "",
     region: Region = "",
@@ -142,27 +166,31 @@ def export(
 
     Example: svfap export runs/a -o exported --format onnx
     """
+    from svfap_dist.errors import ConfigError
     from svfap_dist.inference import export as exporting
 
     overrides = _given(names=names, region=region, sampling_rate=sampling_rate)
-    result = exporting.export(checkpoint, output, format, license=license, overrides=overrides)
+    if not output and not push:
+        raise ConfigError("Missing option", "--output", "it is empty", "give a folder with -o")
+    if push and format not in ("", exporting.HUGGINGFACE):
+        advice = f"use --format {exporting.HUGGINGFACE}, or leave out --push"
+        raise ConfigError("Format cannot be uploaded", "--push", f"--format {format}", advice)
+    if push:
+        result = exporting.export_to_hub(
+            checkpoint, output, push, license=license, overrides=overrides
+        )
+    else:
+        result = exporting.export(
+            checkpoint, output, format or "safetensors", license=license, overrides=overrides
+        )
     print_result(result, as_json)
 
 
 def _load(checkpoint: str, device: str, **options: Any) -> Any:
     """Return the network on its device."""
-    import torch
+    from svfap_dist.inference.load import load, move
 
-    from svfap_dist.errors import ConfigError
-    from svfap_dist.inference.load import load
-
-    network = load(checkpoint, **_given(**options))
-    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return network.to(wanted)
-    except (RuntimeError, AssertionError) as error:
-        found = f"{wanted}: {error}"
-        raise ConfigError("Device not available", "--device", found, "use cpu or cuda") from error
+    return move(load(checkpoint, **_given(**options)), device)
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -54,14 +54,20 @@ def extract(
         [lambda: read_video(source)],
         network.info,
         covering_views(network.info, network.info.region, step),
-        _features(network),
+        features_of(network),
         batch_size=BATCH_SIZE,
         decoding=Decoding(threads=1),
     )
     return viewed.outputs
 
 
-def _features(network: Network) -> Callable[[Tensor], Tensor]:
+def features_of(network: Network) -> Callable[[Tensor], Tensor]:
+    """Return the function from clips to their features, on the CPU or the network's device.
+
+    Args:
+        network: from `svfap_dist.load`.
+    """
+
     @torch.inference_mode()
     def features(clips: Tensor) -> Tensor:
         return network.features(clips.to(network.device))
@@ -118,7 +124,7 @@ def extract_to(
         [video.read for video in videos],
         network.info,
         covering_views(network.info, network.info.region, step),
-        _features(network),
+        features_of(network),
         batch_size=batch_size,
         decoding=Decoding(threads),
         progress=progress,

@@ -1,8 +1,9 @@
 """Load a trained network for inference: `svfap_dist.load(url)`.
 
-In: the URL of a run, of one checkpoint, or of a folder made by `svfap import` or `svfap export`.
-Out: a `Network` in eval mode, on the CPU, in float32. Of a pre-trained autoencoder that is its
-encoder: only pre-training needs the pixel decoder. DeepSpeed is not imported.
+In: the URL of a run, of one checkpoint, of a folder made by `svfap import` or `svfap export`, or of
+a repository on the Hugging Face Hub. Out: a `Network` in eval mode, on the CPU, in float32. Of a
+pre-trained autoencoder that is its encoder: only pre-training needs the pixel decoder. DeepSpeed is
+not imported.
 
 Features are the input of the head: the encoder's tokens pooled as the network was fine-tuned (by
 default the mean over those of the last stage), then a LayerNorm. A pre-trained network has not
@@ -22,17 +23,19 @@ from torch import Tensor, nn
 from svfap_dist import storage
 from svfap_dist.checkpoint import load as checkpoints
 from svfap_dist.checkpoint import store
-from svfap_dist.errors import CheckpointError
+from svfap_dist.errors import CheckpointError, ConfigError
 from svfap_dist.model import weights
 from svfap_dist.model.autoencoder import MaskedAutoencoder
 from svfap_dist.model.classifier import ACTIVATIONS, Classifier
 from svfap_dist.model.layers import layer_norm
-from svfap_dist.model.pooling import build_pool
+from svfap_dist.model.pooling import Pool, build_pool
 from svfap_dist.model.weights import ModelInfo
+from svfap_dist.storage.hub import local_folder
 
 Model = MaskedAutoencoder | Classifier
 
-ONNX = "model.onnx"
+ONNX, TORCH_EXPORT = "model.onnx", "model.pt2"
+_LOADERS = {ONNX: "onnxruntime", TORCH_EXPORT: "torch.export.load"}
 
 
 class Network(nn.Module):
@@ -53,9 +56,9 @@ class Network(nn.Module):
         self,
         info: ModelInfo,
         encoder: nn.Module,
-        fc_norm: nn.Module,
+        fc_norm: nn.LayerNorm,
         head: nn.Module | None,
-        pool: nn.Module,
+        pool: Pool,
     ) -> None:
         super().__init__()
         self.info = info
@@ -71,6 +74,11 @@ class Network(nn.Module):
     def device(self) -> torch.device:
         """The device of the weights."""
         return next(self.parameters()).device
+
+    @property
+    def num_features(self) -> int:
+        """Features of a clip, V*D."""
+        return self.pool.num_vectors * self.fc_norm.normalized_shape[0]
 
     def features(self, clips: Tensor) -> Tensor:
         """Return features [B, V*D]; V is 1 unless a classifier pools otherwise.
@@ -119,7 +127,7 @@ def load(url: str, **overrides: Any) -> Network:
     """Return the network of a run, checkpoint, imported or exported folder, ready to use.
 
     Args:
-        url: a path or URL.
+        url: a path or URL; hf://owner/name[@revision] is a repository on the Hugging Face Hub.
         **overrides: fields of `ModelInfo` that replace what is stored: sampling_rate, region, kind,
             names, activation, test_segments, test_crops.
 
@@ -129,6 +137,24 @@ def load(url: str, **overrides: Any) -> Network:
         StorageError: The store fails.
     """
     return network_of(*open_model(url, overrides))
+
+
+def move(network: Network, device: str) -> Network:
+    """Return the network on a device.
+
+    Args:
+        network: from `load`.
+        device: cpu, cuda, ...; empty: cuda if available.
+
+    Raises:
+        ConfigError: The device is not available.
+    """
+    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return network.to(wanted)
+    except (RuntimeError, AssertionError) as error:
+        found = f"{wanted}: {error}"
+        raise ConfigError("Device not available", "--device", found, "use cpu or cuda") from error
 
 
 def open_model(url: str, overrides: Mapping[str, Any]) -> tuple[ModelInfo, Model]:
@@ -143,6 +169,7 @@ def open_model(url: str, overrides: Mapping[str, Any]) -> tuple[ModelInfo, Model
         ConfigError: As `load`.
         StorageError: As `load`.
     """
+    url = local_folder(url)
     config_url = storage.join(url, weights.BUILD)
     config = None
     if storage.exists(config_url):
@@ -178,11 +205,13 @@ def network_of(info: ModelInfo, model: Model) -> Network:
 
 def _exported_weights(url: str) -> str:
     weights_url = storage.join(url, weights.WEIGHTS)
-    if not storage.exists(weights_url) and storage.exists(storage.join(url, ONNX)):
-        raise CheckpointError(
-            "Network was exported as ONNX",
-            where=url,
-            found=f"{ONNX} and no {weights.WEIGHTS}",
-            do="open it with onnxruntime, or export it again with --format safetensors",
-        )
+    if not storage.exists(weights_url):
+        for name, loader in _LOADERS.items():
+            if storage.exists(storage.join(url, name)):
+                raise CheckpointError(
+                    "Network was exported as a graph",
+                    where=url,
+                    found=f"{name} and no {weights.WEIGHTS}",
+                    do=f"open it with {loader}, or export it again with --format safetensors",
+                )
     return weights_url

@@ -1,9 +1,8 @@
 """Convert a network to an ONNX graph, and compare the two before it is written.
 
-In: a `Network`. Out: the bytes of a model.onnx with the input `clips` [batch, 3, F, S, S], float32
-and normalized, and the outputs `features` [batch, D] and, of a fine-tuned network, `scores` [batch,
-outputs]; the batch size is free. onnxruntime runs it on random clips at two batch sizes beside
-torch, and a graph that differs is refused.
+In: a `Network`. Out: the bytes of a model.onnx, whose inputs and outputs `graph_outputs` describes.
+onnxruntime runs it on random clips at two batch sizes beside torch, and a graph that differs is
+refused.
 """
 
 from __future__ import annotations
@@ -13,31 +12,21 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
-from svfap_dist.errors import CheckpointError
+from svfap_dist.inference.graph_outputs import (
+    TRACED_BATCH,
+    AllOutputs,
+    compare,
+    output_names,
+    random_clips,
+)
 from svfap_dist.inference.load import Network
+from svfap_dist.model.weights import ModelInfo
 
-TOLERANCE = 1e-4  # largest difference of an output
-_TRACED, _CHECKED = 2, (1, 3)  # batch sizes; 2, for torch takes 1 to be fixed
-
-
-class _Outputs(nn.Module):
-    """All outputs of a network: clips -> (features,) or (features, scores)."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, clips: Tensor) -> tuple[Tensor, ...]:
-        features = self.network.features(clips)
-        if self.network.head is None:
-            return (features,)
-        return features, self.network.activation(self.network.head(features))
+OPSET = 20  # TensorRT 10 and onnxruntime 1.17 read it
+_ENGINE_BATCHES = (1, 8, 32)  # smallest, best and largest batch of a TensorRT engine
 
 
 def to_onnx(network: Network) -> tuple[bytes, float]:
@@ -54,12 +43,13 @@ def to_onnx(network: Network) -> tuple[bytes, float]:
 
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
-            _Outputs(network).eval(),
-            (_clips(network, _TRACED),),
+            AllOutputs(network).eval(),
+            (random_clips(network, TRACED_BATCH),),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             input_names=["clips"],
-            output_names=["features"] if network.head is None else ["features", "scores"],
+            output_names=output_names(network),
+            opset_version=OPSET,
         )
     assert program is not None, "dynamo=True gives a program"
     data = program.model_proto.SerializeToString()
@@ -74,21 +64,27 @@ def check(data: bytes, network: Network) -> float:
         network: the network.
 
     Raises:
-        CheckpointError: it is more than TOLERANCE.
+        CheckpointError: it is more than `graph_outputs.TOLERANCE`.
     """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    model = _Outputs(network).eval()
-    difference = max(_difference(model, session, _clips(network, count)) for count in _CHECKED)
-    if not difference <= TOLERANCE:  # refuses NaN, too
-        raise CheckpointError(
-            "ONNX model computes something else than the network",
-            where="onnxruntime",
-            found=f"outputs that differ by {difference:.2g}, more than {TOLERANCE:g}",
-            do="export it as safetensors",
-        )
-    return difference
+    return compare(network, lambda clips: session.run(None, {"clips": clips.numpy()}), "ONNX")
+
+
+def tensorrt_command(info: ModelInfo, onnx_file: str) -> str:
+    """Return the command that builds a TensorRT engine from an exported model.
+
+    Args:
+        info: of the network.
+        onnx_file: name of the model.
+    """
+    clip = f"3x{info.num_frames}x{info.frame_size}x{info.frame_size}"
+    shapes = " ".join(
+        f"--{name}Shapes=clips:{batch}x{clip}"
+        for name, batch in zip(("min", "opt", "max"), _ENGINE_BATCHES, strict=True)
+    )
+    return f"trtexec --onnx={onnx_file} {shapes} --saveEngine=model.plan"
 
 
 @contextlib.contextmanager
@@ -103,16 +99,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _clips(network: Network, count: int) -> Tensor:
-    info = network.info
-    size = (count, 3, info.num_frames, info.frame_size, info.frame_size)
-    return torch.randn(size, generator=torch.Generator().manual_seed(count))
-
-
-@torch.no_grad()
-def _difference(model: nn.Module, session: Any, clips: Tensor) -> float:
-    found = session.run(None, {"clips": clips.numpy()})
-    pairs = zip(model(clips), found, strict=True)
-    return max(float(np.abs(ours.numpy() - theirs).max()) for ours, theirs in pairs)

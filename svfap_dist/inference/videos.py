@@ -7,6 +7,7 @@ thousands there are always some. A store that fails is an error.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from svfap_dist.evaluate.runner import Decoding, Source, ViewedVideo, view_video
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import MANIFEST_NAME
 from svfap_dist.shards.reader import BadSample, Sample, SampleReader
+from svfap_dist.text_file import SAVE_AS_UTF8, decode_text
 from svfap_dist.video.info import VIDEO_SUFFIXES, ChooseViews, ClipShape
 from svfap_dist.video.names import (
     count_other_videos,
@@ -29,6 +31,8 @@ from svfap_dist.video.names import (
     warn_of_other_videos,
 )
 from svfap_dist.video.probe import Rejected, probe
+
+_LIST = "txt"  # ending of lists of videos
 
 
 class Video(NamedTuple):
@@ -63,7 +67,7 @@ def list_videos(inputs: Iterable[str]) -> list[Video]:
     """Return the videos of all inputs.
 
     Args:
-        inputs: files, folders, prefixes or sets of shards.
+        inputs: files, folders, prefixes, lists of files (.txt) or sets of shards.
 
     Raises:
         ConfigError: A name occurs twice.
@@ -85,14 +89,61 @@ def list_videos(inputs: Iterable[str]) -> list[Video]:
 
 
 def _videos_of(text: str) -> Iterator[Video]:
-    is_file = suffix_of(text) in VIDEO_SUFFIXES
-    if not is_file and storage.exists(storage.join(text, MANIFEST_NAME)):
+    if is_shards(text):
         yield from _videos_of_shards(text)
-    elif not is_file and (storage.is_remote(text) or os.path.isdir(storage.local_path(text))):
-        for path in _files_of_folder(text):
-            yield Video(path, functools.partial(read_video, path))
     else:
-        yield Video(text, functools.partial(read_video, text))
+        for path in files_of(text):
+            yield Video(path, functools.partial(read_video, path))
+
+
+def is_shards(text: str) -> bool:
+    """Return whether an input is a set of shards.
+
+    Args:
+        text: path or URL.
+
+    Raises:
+        StorageError: The store fails.
+    """
+    return suffix_of(text) not in (*VIDEO_SUFFIXES, _LIST) and storage.exists(
+        storage.join(text, MANIFEST_NAME)
+    )
+
+
+def files_of(text: str) -> list[str]:
+    """Return the video files of an input that is no set of shards.
+
+    Args:
+        text: a file, a folder or prefix, or a list of files (.txt).
+
+    Raises:
+        ConfigError: A list cannot be read.
+        ShardError: A folder has no videos.
+        StorageError: The store fails.
+    """
+    suffix = suffix_of(text)
+    if suffix == _LIST:
+        return _files_of_list(text)
+    is_file = suffix in VIDEO_SUFFIXES
+    if not is_file and (storage.is_remote(text) or os.path.isdir(storage.local_path(text))):
+        return _files_of_folder(text)
+    return [text]
+
+
+def _files_of_list(url: str) -> list[str]:
+    """Return the files that a list names, one per line; relative ones are in the list's folder."""
+    try:
+        lines = decode_text(storage.read_bytes(url)).splitlines()
+    except ValueError as error:
+        raise ConfigError("Unreadable list of videos", url, str(error), SAVE_AS_UTF8) from error
+    names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not names:
+        raise ConfigError("Empty list of videos", url, "no names", "write a path or URL per line")
+    folder = url.rpartition("/")[0]
+    return [
+        name if storage.is_remote(name) or name.startswith("/") else storage.join(folder, name)
+        for name in names
+    ]
 
 
 def _files_of_folder(folder: str) -> list[str]:
@@ -148,16 +199,9 @@ def view_all(
     """
     viewed: list[ViewedVideo] = []
     bad: list[BadSample] = []
-    found = view_videos(sources, shape, choose, function, batch_size=batch_size, decoding=decoding)
+    found = view_each(sources, shape, choose, function, batch_size=batch_size, decoding=decoding)
     for done, video in enumerate(found, start=1):
         if isinstance(video, ViewedVideo):
-            if not np.isfinite(video.outputs).all():
-                raise HealthError(
-                    "Outputs of the network are not finite",
-                    where=video.key,
-                    found="NaN or infinite values, though the weights are finite",
-                    do="use an earlier checkpoint",
-                )
             viewed.append(video)
         else:
             bad.append(video)
@@ -165,6 +209,41 @@ def view_all(
     if viewed:
         return viewed, bad
     raise unusable(bad)
+
+
+def view_each(
+    sources: Sequence[Source],
+    shape: ClipShape,
+    choose: ChooseViews,
+    function: Callable[[Tensor], Tensor],
+    *,
+    batch_size: int,
+    decoding: Decoding,
+) -> Iterator[ViewedVideo | BadSample]:
+    """Yield what `view_videos` does; outputs that are not finite are an error.
+
+    Args:
+        sources: as `view_all`.
+        shape: as `view_all`.
+        choose: as `view_all`.
+        function: as `view_all`.
+        batch_size: as `view_all`.
+        decoding: as `view_all`.
+
+    Raises:
+        HealthError: An output is not finite.
+    """
+    found = view_videos(sources, shape, choose, function, batch_size=batch_size, decoding=decoding)
+    with contextlib.closing(found):
+        for video in found:
+            if isinstance(video, ViewedVideo) and not np.isfinite(video.outputs).all():
+                raise HealthError(
+                    "Outputs of the network are not finite",
+                    where=video.key,
+                    found="NaN or infinite values, though the weights are finite",
+                    do="use an earlier checkpoint",
+                )
+            yield video
 
 
 def unusable(bad: Sequence[BadSample]) -> DecodeError:

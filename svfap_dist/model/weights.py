@@ -41,6 +41,9 @@ _FORMAT = "svfap-export-1"
 Kind = Literal["features", "classification", "regression"]
 Activation = Literal["none", "sigmoid", "tanh"]
 _KINDS, _ACTIVATIONS = get_args(Kind), get_args(Activation)
+# Of released weights, by encoder. VideoMAE's license is of code and weights alike; SVFAP's
+# repository says nothing about its weights.
+_LICENSES = {"vit": "CC-BY-NC-4.0"}
 _CLIP = ("num_frames", "sampling_rate", "region", "frame_size")
 _OVERRIDABLE = frozenset(
     ("sampling_rate", "region", "kind", "names", "activation", "test_segments", "test_crops")
@@ -444,6 +447,7 @@ class Imported:
     weights_url: str
     build: dict[str, Any]
     parameters: int
+    license: str = ""
 
     def lines(self) -> list[str]:
         """Return the result as text."""
@@ -451,16 +455,20 @@ class Imported:
         return [
             f"{self.weights_url}: {kind}, {self.parameters:,} parameters",
             *(f"  {name} = {value}" for name, value in self.build.items()),
+            f"License: {self.license or 'not stated by the authors'}",
         ]
 
 
-def import_file(path: str, folder: str, overrides: Mapping[str, Any]) -> Imported:
+def import_file(
+    path: str, folder: str, overrides: Mapping[str, Any], license: str = ""
+) -> Imported:
     """Convert a released `.pth` file to model.safetensors and config.json, the same description.
 
     Args:
         path: the file, a path or URL.
         folder: where to write, a path or URL.
         overrides: as in `import_official`.
+        license: of the weights; empty: that of the network's authors.
 
     Raises:
         CheckpointError: the file does not have the weights of a known network.
@@ -471,6 +479,8 @@ def import_file(path: str, folder: str, overrides: Mapping[str, Any]) -> Importe
     _check_finite(path, state)
     url = storage.join(folder, WEIGHTS)
     info = ModelInfo.of_build(build, size_of_build(build))
+    license = license or _LICENSES.get(build["encoder"], "")
+    info = dataclasses.replace(info, license=license)
     save(url, state, build, info)
     storage.write_bytes(storage.join(folder, BUILD), info.to_json(WEIGHTS))
-    return Imported(url, build, sum(value.numel() for value in state.values()))
+    return Imported(url, build, sum(value.numel() for value in state.values()), license)

@@ -71,6 +71,11 @@ def test_onnx_computes_the_same_for_any_batch(tmp_path):
     done = export(run, str(tmp_path / "out"), "onnx", overrides={})
     assert done.onnx_difference is not None
     assert 0 < done.onnx_difference <= 1e-4
+    assert done.opset == 20
+    assert done.tensorrt == (
+        f"trtexec --onnx={done.weights_url} --minShapes=clips:1x3x4x64x64 "
+        "--optShapes=clips:8x3x4x64x64 --maxShapes=clips:32x3x4x64x64 --saveEngine=model.plan"
+    )
     session = onnxruntime.InferenceSession(done.weights_url)
     network = svfap_dist.load(run)
     for count in (1, 5):
@@ -84,3 +89,20 @@ def test_onnx_computes_the_same_for_any_batch(tmp_path):
         network.head.bias += 0.01
     with pytest.raises(CheckpointError, match="computes something else"):
         onnx.check(storage.read_bytes(done.weights_url), network)
+
+
+def test_torch_export_computes_the_same_for_any_batch(tmp_path):
+    run = save_run(tmp_path / "run", finetuned(2), traits("sigmoid"))
+    done = export(run, str(tmp_path / "out"), "torch-export", overrides={})
+    assert done.torch_export_difference is not None
+    assert done.torch_export_difference <= 1e-5
+    program, network = torch.export.load(done.weights_url).module(), svfap_dist.load(run)
+    for count in (1, 5):
+        clips = torch.randn(count, 3, 4, 64, 64)
+        features, scores = program(clips)
+        with torch.no_grad():
+            torch.testing.assert_close(features, network.features(clips), rtol=0, atol=1e-5)
+            torch.testing.assert_close(scores, network(clips), rtol=0, atol=1e-5)
+    assert json.loads((tmp_path / "out/config.json").read_text())["weights"] == "model.pt2"
+    with pytest.raises(CheckpointError, match=r"model.pt2.*torch.export.load"):
+        svfap_dist.load(str(tmp_path / "out"))

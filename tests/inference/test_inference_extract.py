@@ -156,7 +156,7 @@ def test_a_regression_names_its_values(folder, tmp_path):
         (["extract", "RUN", "a.mp4", "a.mp4", "-o", "x.npz"], ConfigError, "given twice"),
         (["extract", "RUN", "a.mp4", "-o", "x.npz"], DecodeError, "a.mp4. Found: missing"),
         (["extract", "RUN", "a.mp4", "-o", "x.npz", "--device", "xpu9"], ConfigError, "xpu9"),
-        (["export", "RUN", "-o", "x", "--format", "tflite"], ConfigError, "safetensors or onnx"),
+        (["export", "RUN", "-o", "x", "--format", "tflite"], ConfigError, "onnx or torch-export"),
     ],
 )
 def test_mistakes_are_told_and_nothing_is_written(

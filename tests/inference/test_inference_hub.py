@@ -1,0 +1,195 @@
+"""Networks go to the Hugging Face Hub and come back, with a card that says what they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import hub_server
+import pytest
+import torch
+import yaml
+from huggingface_hub import constants
+from made_networks import CLASSES, emotions, finetuned, pretrained, recipe, save_run
+from typer.testing import CliRunner
+
+import svfap_dist
+from svfap_dist import storage
+from svfap_dist.checkpoint import load as checkpoints
+from svfap_dist.cli.app import app
+from svfap_dist.errors import ConfigError, StorageError
+from svfap_dist.inference.export import export
+from svfap_dist.inference.load import open_model
+from svfap_dist.model import weights
+
+CLIPS = torch.randn(2, 3, 4, 64, 64)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with hub_server.running() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+        yield server
+
+
+def write_results(run, **more) -> None:
+    metrics = {"uar": {"pooled": 63.25, "deviation": 1.5, "published": 62.83}}
+    results = {"set": "dfew", "label": "class", "metrics": metrics, "is_complete": True}
+    recall = dict(zip(CLASSES, (80.0, 40.5, 69.25), strict=True))
+    (run / "results.json").write_text(json.dumps(results | {"recall": recall} | more))
+
+
+def same(first: torch.nn.Module, second: torch.nn.Module) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(first(CLIPS), second(CLIPS), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: (pretrained(), recipe()), lambda: (finetuned(3), emotions())]
+)
+def test_an_export_loads_from_its_folder_by_the_mixin(tmp_path, make):
+    run = save_run(tmp_path / "run", *make())
+    export(run, str(tmp_path / "out"), "huggingface", overrides={})
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *("README.md", "config.json", "model.safetensors")
+    ]
+    network = svfap_dist.HubNetwork.from_pretrained(tmp_path / "out")
+    assert not network.training
+    same(network, svfap_dist.load(run))
+    same(svfap_dist.load(str(tmp_path / "out")), svfap_dist.load(run))
+    again = svfap_dist.HubNetwork.from_pretrained(str(tmp_path / "out"), region="full")
+    assert again.info.region == "full"
+    with pytest.raises(ConfigError, match="svfap export"):
+        network.save_pretrained(tmp_path / "other")
+
+
+def test_it_is_uploaded_and_loaded_by_url(tmp_path, hub):
+    run = save_run(tmp_path / "run", finetuned(3), emotions())
+    done = CliRunner().invoke(app, ["export", run, "--push", "lab/faces", "--json"])
+    assert done.exception is None
+    assert json.loads(done.stdout)["commit_url"] == f"{hub.url}/lab/faces/commit/{'c' * 40}"
+    assert hub.made[0]["visibility"] == "private"
+    files = hub.repositories["lab/faces"]
+    assert sorted(files) == ["README.md", "config.json", "model.safetensors"]
+    assert b'HubNetwork.from_pretrained("lab/faces")' in files["README.md"]
+    network = svfap_dist.load("hf://lab/faces", names=["x", "y", "z"])
+    assert network.info.names == ("x", "y", "z")
+    same(network, svfap_dist.load(run))
+    same(svfap_dist.HubNetwork.from_pretrained("lab/faces"), network)
+    build, state = checkpoints.load_weights("hf://lab/faces@main")  # as finetune.init
+    assert build["num_outputs"] == 3
+    assert len(state) == len(finetuned(3).state_dict())
+
+
+def test_what_the_hub_refuses_is_an_error_of_four_parts(tmp_path, hub, monkeypatch):
+    with pytest.raises(StorageError, match=r"no such repository.*HF_TOKEN"):
+        svfap_dist.load("hf://lab/none")
+    with pytest.raises(ConfigError, match="hf://owner/name"):
+        svfap_dist.load("hf://lab")
+    run = save_run(tmp_path / "run", finetuned(3), emotions())
+    with pytest.raises(ConfigError, match="OWNER/NAME"):
+        raise CliRunner().invoke(app, ["export", run, "--push", "faces"]).exception
+    words = ["export", run, "--push", "lab/faces", "--format", "onnx"]
+    with pytest.raises(ConfigError, match="leave out --push"):
+        raise CliRunner().invoke(app, words).exception
+    with pytest.raises(ConfigError, match="-o"):
+        raise CliRunner().invoke(app, ["export", run]).exception
+    hub.repositories["lab/faces"] = {}
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    with pytest.raises(StorageError, match="HF_TOKEN"):
+        raise CliRunner().invoke(app, ["export", run, "--push", "lab/faces"]).exception
+    assert hub.repositories["lab/faces"] == {}
+
+
+def test_the_card_says_what_the_network_is(tmp_path):
+    run = save_run(tmp_path / "run" / "fold-1", finetuned(3), emotions())
+    write_results(tmp_path / "run")
+    export(run, str(tmp_path / "out"), "huggingface", overrides={}, license="CC-BY-4.0")
+    card = (tmp_path / "out" / "README.md").read_text()
+    _, front, text = card.split("---\n", 2)
+    fields = yaml.safe_load(front)
+    assert fields["license"] == "cc-by-4.0"
+    assert fields["pipeline_tag"] == "video-classification"
+    (result,) = fields["model-index"][0]["results"]
+    assert result["dataset"]["name"] == "dfew"
+    assert result["metrics"] == [{"type": "uar", "name": "UAR (%)", "value": 63.25}]
+    for words in (
+        "Outputs, in order: happy, sad, neutral.",
+        "| UAR (%) | 63.25 | 1.5 | 62.83 |",
+        "| sad | 40.5 % |",
+        "Labeled set: dfew",
+        "Fingerprint of the shards: `data-fingerprint`",
+        "EU AI Act",
+        "Article 5(1)(f)",
+        "## Biases and limits",
+        "Weights: CC-BY-4.0.",
+    ):
+        assert words in text
+    # What is published does not say where the files of its author are.
+    assert str(tmp_path) not in card
+    assert str(tmp_path).encode() not in (tmp_path / "out" / "config.json").read_bytes()
+    assert str(tmp_path).encode() not in (tmp_path / "out" / "model.safetensors").read_bytes()
+
+
+def test_a_card_without_results_promises_none(tmp_path):
+    run = tmp_path / "run"
+    save_run(run, pretrained(), recipe())
+    export(str(run), str(tmp_path / "out"), "huggingface", overrides={})
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "None recorded for these weights." in card
+    assert 'license: "unknown"' in card
+    events = [
+        {"event": "probe", "step": 1, "uar": {"linear": 0.3}},
+        {"event": "probe", "step": 7, "uar": {"linear": 0.4125}},
+        {"event": "eval", "step": 7, "held_out_loss": 0.5},
+    ]
+    (run / "events.jsonl").write_text(
+        "".join(f"{json.dumps(event)}\n" for event in events) + "{cut"
+    )
+    export(str(run), str(tmp_path / "out"), "huggingface", overrides={})
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| UAR of linear on frozen features | 41.25 % |" in card
+    assert "| validation loss | 0.5000 |" in card
+    # An export has no run to read from, and keeps what it knows.
+    export(str(tmp_path / "out"), str(tmp_path / "again"), "huggingface", overrides={})
+    assert "data-fingerprint" in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_the_license_of_initial_weights_is_carried_on(tmp_path, caplog):
+    base = save_run(tmp_path / "base", pretrained(), recipe())
+    imported = str(tmp_path / "imported")
+    export(base, imported, "safetensors", overrides={}, license="CC-BY-NC-4.0")
+    tuned = emotions()
+    tuned = tuned.model_copy(
+        update={"finetune": tuned.finetune.model_copy(update={"init": imported})}
+    )
+    run = save_run(tmp_path / "run", finetuned(3), tuned)
+    done = export(run, str(tmp_path / "out"), "huggingface", overrides={})
+    assert done.license == "CC-BY-NC-4.0"
+    assert open_model(done.weights_url.rpartition("/")[0], {})[0].license == "CC-BY-NC-4.0"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert 'license: "cc-by-nc-4.0"' in card
+    assert "Commercial use is not permitted" in card
+    assert not caplog.records
+    export(run, str(tmp_path / "out"), "huggingface", overrides={}, license="MIT")
+    assert "MIT replaces that of the weights, CC-BY-NC-4.0" in caplog.text
+    storage.delete(imported)
+    assert export(run, str(tmp_path / "out"), "safetensors", overrides={}).license == ""
+    assert "License of the initial weights unknown" in caplog.text
+
+
+def test_videomae_is_imported_with_its_license(tmp_path, monkeypatch):
+    build = {"size": "nano", "encoder": "vit", "num_frames": 4, "frame_size": 64}
+    monkeypatch.setattr(weights, "read_pth", lambda path: {})
+    monkeypatch.setattr(weights, "import_official", lambda state, **_: (build, {"a": CLIPS}))
+    done = weights.import_file("x.pth", str(tmp_path), {})
+    assert dataclasses.asdict(done)["license"] == "CC-BY-NC-4.0"
+    assert "CC-BY-NC-4.0" in done.lines()[-1]
+    info = weights.load_info(done.weights_url)
+    assert info is not None
+    assert info.license == "CC-BY-NC-4.0"
+    assert weights.import_file("x.pth", str(tmp_path), {}, "MIT").license == "MIT"
