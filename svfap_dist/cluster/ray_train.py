@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import threading
 import time
@@ -43,6 +44,7 @@ from svfap_dist.train.attempt import RunContext, RunResult
 from svfap_dist.train.signals import catch_stop_signals
 from svfap_dist.train.stalls import StallError
 
+log = logging.getLogger(__name__)
 # Of Ray Train's controller, unless the environment has them.
 _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # between its looks at the ranks
@@ -102,10 +104,17 @@ def train(
             if stop_reason():
                 ray.get(board.put.remote("stop_reason", stop_reason()))
     storage.delete(_ray_folder(config.run.url))
+    return _outcome(values, fit.error, config)
+
+
+def _outcome(values: dict[str, Any], error: BaseException | None, config: Config) -> RunResult:
+    """Return the result on the board, or raise what ended the run without one."""
     if "fatal" in values:
         raise values["fatal"]
-    if fit.error is not None:
-        raise _explained(fit.error, config, values.get("stall"))
+    if "result" not in values and error is not None:
+        raise _explained(error, config, values.get("stall"))
+    if error is not None:
+        log.warning("The run had ended before a rank failed while it exited: %s", error)
     return values["result"]
 
 
@@ -244,6 +253,8 @@ def _rank(spec: dict[str, Any]) -> None:
     board = spec["board"]
     if ray.get(board.get.remote("fatal")) is not None:
         return  # an earlier attempt has failed in a way that no restart can fix
+    if ray.get(board.get.remote("result")) is not None:
+        return  # an earlier attempt has ended; one of its ranks failed while it exited
     config = recipe.from_tables(spec["config"], where="the driver's recipe")
     is_main, sizes = os.environ["RANK"] == "0", config.world_sizes
     _measure_start(board, config)

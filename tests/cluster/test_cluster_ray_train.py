@@ -18,9 +18,11 @@ from ray.train.v2.api.preemption import PreemptionInfo
 from data_sharding.pipeline import shard
 from svfap_dist.checkpoint import store
 from svfap_dist.cluster import ray_train
+from svfap_dist.cluster.board import Board
 from svfap_dist.config import recipe
 from svfap_dist.errors import ClusterError, ConfigError, HealthError
 from svfap_dist.telemetry.goodput import NODES_LEAVING
+from svfap_dist.train import loop
 from svfap_dist.train.audit import audit
 from svfap_dist.train.stalls import StallError
 
@@ -193,6 +195,26 @@ def test_a_rank_knows_which_nodes_leave_without_any_other(monkeypatch):
     assert ray_train._nodes_leaving() == set()
     known.preemption_info = PreemptionInfo(None, {"node-b": [2, 3], "node-a": [0]})
     assert ray_train._nodes_leaving() == {"node-a", "node-b"}
+
+
+def test_a_rank_that_fails_while_it_exits_does_not_begin_an_ended_run_again(
+    shards, tmp_path, monkeypatch, caplog
+):
+    """Ray restarts the group; its ranks have nothing to do, and what has ended well stays so."""
+    config, result = config_of(shards, tmp_path), object()
+    actor = Board(context=None)
+    actor.put("result", result)
+    board = types.SimpleNamespace(get=types.SimpleNamespace(remote=actor.get))
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    monkeypatch.setattr(loop, "run", lambda *_, **__: pytest.fail("a rank trains again"))
+    ray_train._rank({"config": config.model_dump(mode="json"), "board": board})
+
+    values = actor.read()[1]
+    assert ray_train._outcome(values, None, config) is result
+    assert ray_train._outcome(values, RuntimeError("died at exit"), config) is result
+    assert "died at exit" in caplog.text
+    with pytest.raises(ClusterError, match="died earlier"):
+        ray_train._outcome({}, RuntimeError("died earlier"), config)
 
 
 @pytest.mark.parametrize(

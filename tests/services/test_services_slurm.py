@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,8 @@ def test_notice_saves_requeues_and_resumes(slurm, shards, undisturbed, on, tmp_p
     assert slurm.job(number)["NumNodes"] == "2"
 
     slurm.run("scancel", "--signal=USR1", "--batch", number)
+    until(lambda: slurm.state(number) == "PENDING", f"job {number} in the queue again")
+    requeued = time.time()
     slurm.start_requeued(number)
     until(lambda: slurm.state(number) in ("COMPLETED", "FAILED"), "the end of the job", 200)
 
@@ -49,13 +52,17 @@ def test_notice_saves_requeues_and_resumes(slurm, shards, undisturbed, on, tmp_p
     saved = events(run, "stop")[0]
     assert saved["reason"] == "SIGUSR1"
     assert 5 <= saved["step"] < STEPS
-    (resumed,) = events(run, "resume")
-    assert resumed["step"] == saved["step"]
+    # On a busy machine Ray may give up a node and restart the group of the requeued job. The ranks
+    # of the first job were not restarted after they had saved.
+    resumed = events(run, "resume")
+    assert resumed
+    assert {(event["attempt"] >= 2, event["step"]) for event in resumed} == {(True, saved["step"])}
+    assert all(event["time"] > requeued for event in resumed)
     assert store.committed_steps(str(run)) == [saved["step"], STEPS]
 
-    used = order(run)
+    used = [row for row in order(run) if row[0] in (1, resumed[-1]["attempt"])]
     assert {a for a, step, *_ in used if step <= saved["step"]} == {1}
-    assert {a for a, step, *_ in used if step > saved["step"]} == {2}
+    assert {a for a, step, *_ in used if step > saved["step"]} == {resumed[-1]["attempt"]}
     assert [row[1:] for row in used] == [row[1:] for row in order(undisturbed)]
 
 
