@@ -309,7 +309,7 @@ def losses_of_clips(prediction: Tensor, target: Tensor) -> Tensor:
         prediction: [B, M, P].
         target: [B, M, P].
     """
-    error = (prediction - target).float().flatten(1)
+    error = (prediction.float() - target).flatten(1)  # not in bfloat16
     return torch.linalg.vector_norm(error, dim=1).square() / error.shape[1]
 
 

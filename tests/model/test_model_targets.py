@@ -80,6 +80,10 @@ def test_loss_is_the_mean_square_in_float32() -> None:
     prediction, target = torch.randn(2, 5, 12), torch.randn(2, 5, 12)
     expected = (prediction - target).square().sum() / 120
     torch.testing.assert_close(patches.masked_patch_loss(prediction, target), expected)
+    narrow = prediction.bfloat16(), target.bfloat16()
+    each = patches.losses_of_clips(*narrow)
+    assert each.dtype == torch.float32
+    torch.testing.assert_close(each.mean(), patches.masked_patch_loss(*narrow))
     rough = patches.masked_patch_loss(prediction.bfloat16(), target)
     assert rough.dtype == torch.float32
     torch.testing.assert_close(rough, expected, atol=0.02, rtol=0.02)
