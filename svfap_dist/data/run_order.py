@@ -193,6 +193,14 @@ class RunOrder:
         self.of_epoch = functools.lru_cache(_EPOCHS_KEPT * len(counts))(self._of_epoch)
 
     @property
+    def samples_of_sources(self) -> tuple[int, ...]:
+        """Number of samples to train on, of each data set."""
+        counts: dict[int, int] = {}
+        for group in self._groups:
+            counts[group.source] = counts.get(group.source, 0) + group.count
+        return tuple(counts.values())
+
+    @property
     def num_groups(self) -> int:
         """Number of groups: data sets, or classes of each."""
         return len(self._groups)

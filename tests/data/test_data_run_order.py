@@ -248,6 +248,7 @@ def test_classes_are_balanced_in_each_source_of_a_mixture() -> None:
     classes = np.array([0] * 14 + [1] * 6 + [1] * 4 + [2] * 8, np.int64)
     config = balanced(mixture_of([3, 1]))
     order = RunOrder(config, manifest, Selection(np.arange(32), classes))
+    assert order.samples_of_sources == (20, 12)
     counts = collections.Counter(
         (slot.source, int(classes[slot.sample])) for n in range(80) for slot in order.slots(n, 0, 1)
     )
