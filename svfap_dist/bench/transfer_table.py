@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -66,6 +66,16 @@ class CellResult:
     values: dict[str, float]
     num_samples: int
     seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """Where 95 % of a method's differences are when the test samples are drawn again."""
+
+    method: str
+    labels: int
+    low: float
+    high: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +197,9 @@ class TransferTable:
         results: of the finished cells.
         power: known before; None for metrics other than UAR and WAR.
         stop_reason: "finished", or why the rest is missing.
+        command: that makes the table.
+        failed: cells whose training failed, and why.
+        intervals: of the differences, once all cells are there.
     """
 
     set: str
@@ -198,6 +211,14 @@ class TransferTable:
     results: tuple[CellResult, ...]
     power: Power | None
     stop_reason: str
+    command: str = ""
+    failed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    intervals: tuple[Interval, ...] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every cell has a result."""
+        return len(self.results) == len(self.cells())
 
     def cells(self) -> list[Cell]:
         """Return all cells, in the order in which they are computed."""
@@ -207,6 +228,21 @@ class TransferTable:
             for labels in self.labels
             for method in self.methods
         ]
+
+    def cells_of_part(self, number: int, parts: int) -> list[Cell]:
+        """Return the cells of one of several parts, in each as many of a method as in the others.
+
+        Args:
+            number: of the part, from 1.
+            parts: how many there are.
+        """
+        cells, counts = [], dict.fromkeys(self.methods, 0)
+        for cell in self.cells():
+            turn = counts[cell.method] + self.methods.index(cell.method)
+            counts[cell.method] += 1
+            if turn % parts == number - 1:
+                cells.append(cell)
+        return cells
 
     def rows(self) -> list[Row]:
         """Return a row per method and labels of which there is a result."""
@@ -281,12 +317,14 @@ class TransferTable:
                 _number(metric, pair.standard_error),
                 "yes" if pair.is_shown else "no",
                 _number(metric, pair.detectable),
+                self._interval_text(pair),
             ]
             for pair in self.differences()
         ]
         head = ["labels per class", "difference", "seeds", title_of(metric), "standard error"]
-        head += ["above two", "detectable"]
-        return [*lines, "", *format_table(pairs, head, (0, 2, 3, 4, 6))] if pairs else lines
+        head += ["above two", "detectable", "95 % interval"]
+        lines += ["", *format_table(pairs, head, (0, 2, 3, 4, 6))] if pairs else []
+        return [*lines, *(f"Failed: {name}: {why}" for name, why in self.failed.items())]
 
     def to_markdown(self) -> str:
         """Return the content of transfer.md: methods by labels, mean ± deviation over seeds."""
@@ -306,8 +344,19 @@ class TransferTable:
             if any(name == method for name, _ in pairs):
                 cells = [self._pair_text(pairs.get((method, labels))) for labels in self.labels]
                 lines.append(f"| {method} - {baseline} | {' | '.join(cells)} |")
-        lines += ["", "Differences: mean ± standard error, paired by seed; bold above two of them."]
-        return "\n".join([*lines, *self._power_lines()]) + "\n"
+            if any(interval.method == method for interval in self.intervals):
+                of_labels = [pairs.get((method, labels)) for labels in self.labels]
+                cells = [self._interval_text(pair) if pair else "" for pair in of_labels]
+                lines.append(f"| its 95 % interval | {' | '.join(cells)} |")
+        lines += [
+            "",
+            "Differences: mean ± standard error over seeds, paired; bold above two of them. "
+            "Interval: the test samples drawn again, by whole persons where the set names them.",
+            *self._power_lines(),
+            *(f"Failed: {name}: {why}" for name, why in self.failed.items()),
+            *(["", "```", self.command, "```"] if self.command else []),
+        ]
+        return "\n".join(lines) + "\n"
 
     def to_json(self) -> str:
         """Return the content of transfer.json; undefined numbers are null."""
@@ -321,8 +370,8 @@ class TransferTable:
         return self.power.lines(self.metric) if self.power else []
 
     def _progress(self) -> str:
-        total = len(self.cells())
-        done = f"{len(self.results)} of {total} cells" if len(self.results) < total else "complete"
+        there = f"{len(self.results)} of {len(self.cells())} cells"
+        done = "complete" if self.is_complete else there
         samples = {result.num_samples for result in self.results}
         tested = f", {max(samples)} test samples" if samples else ""
         return f"{self.seeds} seeds{tested}, {done}"
@@ -334,6 +383,13 @@ class TransferTable:
         return (
             mean if math.isnan(row.deviation) else f"{mean} ± {shown(self.metric, row.deviation)}"
         )
+
+    def _interval_text(self, pair: Difference) -> str:
+        for interval in self.intervals:
+            if (interval.method, interval.labels) == (pair.method, pair.labels):
+                ends = (shown(self.metric, end, "+") for end in (interval.low, interval.high))
+                return " to ".join(ends)
+        return ""
 
     def _pair_text(self, pair: Difference | None) -> str:
         if pair is None:

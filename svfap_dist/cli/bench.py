@@ -322,6 +322,9 @@ def bench_transfer(
             "--set", metavar="METHOD:KEY=VALUE", help="Recipe key of one method; repeatable."
         ),
     ] = None,
+    part: Annotated[
+        str, typer.Option(help="Only a part of the cells: 1/2 for the first of two commands.")
+    ] = "1/1",
     as_json: AsJson = False,
 ) -> None:
     """Compare pre-trained with untrained weights, by labels per class, seeds and folds.
@@ -333,20 +336,22 @@ def bench_transfer(
     --init runs/base --labels 5,10,20,all --set attentive:optim.lr=1e-2
     """
     from svfap_dist.bench import transfer
-    from svfap_dist.errors import ConfigError
+    from svfap_dist.bench.transfer_setup import Options
+    from svfap_dist.errors import ConfigError, HealthError
     from svfap_dist.progress import say
     from svfap_dist.train.signals import exit_code
 
     counts = _numbers("--labels", ",".join("0" if n == "all" else n for n in labels.split(",")))
     if not counts or min(counts) < 0:
         raise ConfigError("No labels to train on", "--labels", labels, "write it as 5,10,20,all")
-    options = transfer.Options(
+    options = Options(
         init=init,
         vit_init=vit_init,
         labels=tuple(counts),
         methods=tuple(word for word in methods.split(",") if word),
         seeds=seeds,
         settings=tuple(settings or ()),
+        part=_part(part),
     )
 
     def show(result: Any, table: Any) -> None:
@@ -355,4 +360,15 @@ def bench_transfer(
 
     table = transfer.run(name, overrides or [], options, show)
     print(table.to_json() if as_json else "\n".join(table.lines()), end="" if as_json else "\n")
-    raise typer.Exit(exit_code(table.stop_reason))
+    raise typer.Exit(exit_code(table.stop_reason) or (HealthError.exit_code if table.failed else 0))
+
+
+def _part(text: str) -> tuple[int, int]:
+    """Return both numbers of an option such as 1/2."""
+    from svfap_dist.errors import ConfigError
+
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal()):
+        do = "write it as 1/2: the first of two"
+        raise ConfigError("No such part", "--part", text, do)
+    return int(number), int(parts)

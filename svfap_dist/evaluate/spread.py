@@ -15,7 +15,7 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -39,11 +39,7 @@ def bootstrap(
         runs: predictions of each run; samples that one of them lacks do not count.
         draws: how often the test samples are drawn.
     """
-    common = sorted(set.intersection(*(set(run.keys) for run in runs)))
-    rows = []
-    for run in runs:
-        row_of = {key: row for row, key in enumerate(run.keys)}
-        rows.append(np.array([row_of[key] for key in common], np.int64))
+    common, rows = _common(runs)
     random, values = np.random.default_rng(0), {name: [] for name in task.metrics}
     for _ in range(draws if common else 0):
         drawn = random.integers(len(common), size=len(common))
@@ -54,6 +50,50 @@ def bootstrap(
         for name, found in values.items():
             found.append(statistics.fmean(of_run[name] for of_run in of_runs))
     return {name: _interval(found) for name, found in values.items()}
+
+
+def bootstrap_difference(
+    task: TaskConfig,
+    better: Sequence[Predictions],
+    worse: Sequence[Predictions],
+    groups: Mapping[str, str],
+    draws: int = DRAWS,
+) -> Interval:
+    """Return the 95 % interval of the difference that one way of training makes to another's score.
+
+    Args:
+        task: the recipe's [task]; its first metric counts.
+        better: predictions of each run of one way.
+        worse: those of the other way; samples that a run lacks do not count.
+        groups: of each sample, by key: whole groups are drawn, such as persons.
+        draws: how often.
+    """
+    metric, random, runs = task.metrics[0], np.random.default_rng(0), [*better, *worse]
+    common, rows = _common(runs)
+    numbers = np.unique([groups[key] for key in common], return_inverse=True)[1]
+    members = [np.flatnonzero(numbers == number) for number in range(numbers.max(initial=-1) + 1)]
+    only = task.model_copy(update={"metrics": (metric,)})
+    found = []
+    for _ in range(draws if members else 0):
+        drawn = random.integers(len(members), size=len(members))
+        places = np.concatenate([members[number] for number in drawn])
+        values = [
+            score_values(only, run.labels[own[places]], run.scores[own[places]])[0][metric]
+            for run, own in zip(runs, rows, strict=True)
+        ]
+        means = statistics.fmean(values[: len(better)]), statistics.fmean(values[len(better) :])
+        found.append(means[0] - means[1])
+    return _interval(found)
+
+
+def _common(runs: Sequence[Predictions]) -> tuple[list[str], list[np.ndarray]]:
+    """Return the samples that all runs have, and where each run has them."""
+    common = sorted(set.intersection(*(set(run.keys) for run in runs)))
+    rows = []
+    for run in runs:
+        row_of = {key: row for row, key in enumerate(run.keys)}
+        rows.append(np.array([row_of[key] for key in common], np.int64))
+    return common, rows
 
 
 def _interval(values: Sequence[float]) -> Interval:

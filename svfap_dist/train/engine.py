@@ -285,7 +285,8 @@ class Engine:
         if world.is_main:
             trained = sum(p.numel() for g in optimizer.param_groups for p in g["params"])
             total = sum(parameter.numel() for parameter in model.parameters())
-            log.info("%s of %s parameters are trained.", f"{trained:,}", f"{total:,}")
+            counts = f"{trained:,}", f"{total:,}"
+            log.info("%s of %s parameters are trained.", *counts, extra={"once": True})
         self._rate_scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
         # Of this recipe: a checkpoint restores those that it was saved with.
         self._group_options = [

@@ -16,22 +16,24 @@ from clips import make_video
 
 from data_sharding import pipeline as sharding
 from svfap_dist import cli
-from svfap_dist.bench import transfer
+from svfap_dist.bench import transfer, transfer_setup
+from svfap_dist.bench.transfer_setup import Options
 from svfap_dist.bench.transfer_table import (
     Cell,
     CellResult,
+    Interval,
     TransferTable,
     compute_power,
 )
 from svfap_dist.config import Config, recipe
-from svfap_dist.errors import ConfigError, ShardError
+from svfap_dist.errors import ConfigError, HealthError, ShardError
 from svfap_dist.evaluate.results import Predictions, Results
 from svfap_dist.model import autoencoder, weights
 from svfap_dist.train import finetune, loop
 from svfap_dist.train.attempt import RunContext, RunResult
 
 METHODS = ("pretrained", "linear", "knn")
-OPTIONS = transfer.Options(labels=(1, 0), methods=METHODS, seeds=1)
+OPTIONS = Options(labels=(1, 0), methods=METHODS, seeds=1)
 SMALL = (
     *("data.num_frames=8", "data.sampling_rate=1", "data.frame_size=32", "model.size=nano"),
     *("train.global_batch_size=2", "train.micro_batch_size=2", "train.max_steps=2"),
@@ -103,7 +105,8 @@ def test_a_killed_table_continues_where_it_was(
     assert len(seen) == 4
 
     files = {path.name for path in (folder / "table").iterdir()}
-    assert files == {"cells", "features", "runs", "transfer.json", "transfer.md"}
+    assert files == {"cells", "features", "pictures", "runs", "transfer.json", "transfer.md"}
+    assert (folder / "table/pictures/transfer.png").stat().st_size > 1000
     assert list((folder / "table/runs").iterdir()) == []
     assert len(list((folder / "table/features").iterdir())) == 1
     content = json.loads((folder / "table/transfer.json").read_text())
@@ -133,11 +136,43 @@ def test_a_killed_table_continues_where_it_was(
     assert np.array_equal(found.scores, ended.results.predictions.scores)
 
 
+def test_commands_share_the_cells_of_a_table(folder: Path) -> None:
+    options = Options(labels=(1, 0), methods=("knn", "linear"), seeds=2)
+    given = overrides(folder, "shared")
+    for number in (1, 2):
+        part = dataclasses.replace(options, part=(number, 2))
+        table = transfer.run("finetune_custom", given, part)
+        assert not (folder / "shared/transfer.json").exists()
+        assert len(table.results) == 4 * number
+    assert table.is_complete
+    assert len(table.cells_of_part(1, 3)) + len(table.cells_of_part(2, 3)) == 6
+    table = transfer.run("finetune_custom", given, options)
+    assert json.loads((folder / "shared/transfer.json").read_text())["stop_reason"] == "finished"
+    assert table.command in (folder / "shared/transfer.md").read_text()
+
+
+def test_a_training_that_fails_leaves_the_other_cells(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(config: Config, *, context: RunContext) -> RunResult:
+        raise HealthError("Losses are not finite", "step 3", "nan", "lower optim.lr")
+
+    monkeypatch.setattr(loop, "run", diverge)
+    options = Options(labels=(0,), methods=("pretrained", "knn"), seeds=1)
+    table = transfer.run("finetune_custom", overrides(folder, "failed"), options)
+    assert [result.cell.method for result in table.results] == ["knn"]
+    assert table.lines()[-1].startswith("Failed: pretrained-all-seed0: Losses are not finite.")
+    content = json.loads((folder / "failed/transfer.json").read_text())
+    assert list(content["failed"]) == ["pretrained-all-seed0"]
+
+
 def test_the_vit_has_its_own_dimensions_and_settings_are_of_one_method(folder: Path) -> None:
     settings = ("vit:model.num_heads=4", "attentive:optim.lr=0.5")
-    options = transfer.Options(methods=("scratch", "attentive", "vit"), settings=settings)
+    options = Options(methods=("scratch", "attentive", "vit"), settings=settings)
     given = [*overrides(folder, "none"), "finetune.pool=grid", "finetune.grid=2"]
-    setup = transfer.set_up("finetune_custom", given, dataclasses.replace(options, labels=(0,)))
+    setup = transfer_setup.set_up(
+        "finetune_custom", given, dataclasses.replace(options, labels=(0,))
+    )
     scratch, attentive, vit = (setup.configs[name] for name in options.methods)
     assert (scratch.finetune.init, scratch.finetune.mode, scratch.finetune.pool) == (
         "",
@@ -156,8 +191,8 @@ def test_weights_of_a_vit_add_a_row(folder: Path) -> None:
     arguments["stage_depths"] = (3,)
     model = autoencoder.build(**arguments)
     weights.save(str(folder / "vit/model.safetensors"), model.state_dict(), arguments)
-    options = transfer.Options(vit_init=str(folder / "vit"), methods=("vit", "knn"), labels=(0,))
-    setup = transfer.set_up("finetune_custom", overrides(folder, "none"), options)
+    options = Options(vit_init=str(folder / "vit"), methods=("vit", "knn"), labels=(0,))
+    setup = transfer_setup.set_up("finetune_custom", overrides(folder, "none"), options)
     assert setup.table.methods == ("vit", "vit-pretrained", "knn")
     for name, init in (("vit", ""), ("vit-pretrained", f"{folder}/vit/model.safetensors")):
         config = setup.configs[name]
@@ -172,6 +207,7 @@ def test_weights_of_a_vit_add_a_row(folder: Path) -> None:
         ({"settings": ("knn:probe",)}, (), ConfigError, "METHOD:KEY=VALUE"),
         ({"settings": ("nn:probe.neighbors=1",)}, (), ConfigError, "No such method.*knn"),
         ({}, ("finetune.init=",), ConfigError, "pre-trained weights.*pretrained.*--init"),
+        ({"part": (3, 2)}, (), ConfigError, "No such part"),
         ({"methods": ("vit-pretrained",)}, (), ConfigError, "--vit-init"),
         ({"labels": (4,)}, (), ShardError, "Too few labeled samples of a class"),
         ({}, ("train.global_batch_size=8",), ConfigError, "smaller than one global batch"),
@@ -216,6 +252,13 @@ def test_differences_are_paired_by_seed() -> None:
     assert "| pretrained - scratch | **+2.00 ± 0.58** |" in table.to_markdown()
     less = table_of(scores | {"pretrained": [31.0, 53.0, 39.0]})
     assert not less.differences()[0].is_shown
+
+
+def test_intervals_are_shown_beside_their_difference() -> None:
+    table = table_of({"scratch": [30.0, 40.0], "pretrained": [40.0, 50.0]})
+    table = dataclasses.replace(table, intervals=(Interval("pretrained", 0, -1.5, 21.5),))
+    assert "| its 95 % interval | -1.50 to +21.50 |" in table.to_markdown()
+    assert table.lines()[-1].endswith("-1.50 to +21.50")
 
 
 def test_one_seed_shows_nothing() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from svfap_dist.config import TaskConfig
 from svfap_dist.evaluate.results import Predictions, summarize
-from svfap_dist.evaluate.spread import SeededResults, bootstrap
+from svfap_dist.evaluate.spread import SeededResults, bootstrap, bootstrap_difference
 
 TASK = TaskConfig(
     kind="classification", set="toy", label="class", names=("a", "b"), metrics=("war", "uar")
@@ -48,6 +48,24 @@ def test_runs_are_drawn_together_by_key() -> None:
     assert bootstrap(TASK, [one, other])["war"] == (50.0, 50.0)
     fewer = Predictions(keys[:100], labels[:100], one.scores[:100])
     assert bootstrap(TASK, [one, fewer]) == bootstrap(TASK, [fewer, fewer])
+
+
+def test_a_difference_is_drawn_by_whole_groups() -> None:
+    """Clips of one person are alike, so ten persons with twenty clips each say less than 200."""
+    person = np.arange(200) // 20
+    labels, keys = np.arange(200) % 2, tuple(map(str, range(200)))
+    runs = [
+        Predictions(keys, labels, np.eye(2, dtype=np.float32)[labels ^ (person < wrong)])
+        for wrong in (4, 6)
+    ]
+    alone = bootstrap_difference(TASK, runs[:1], runs[1:], dict(zip(keys, keys, strict=True)))
+    persons = dict(zip(keys, map(str, person.tolist()), strict=True))
+    together = bootstrap_difference(TASK, runs[:1], runs[1:], persons)
+    # Right for two persons more: each is drawn as often as a binomial of 10 with 0.2 says.
+    assert together == pytest.approx((0.0, 50.0), abs=10.0)
+    assert 10.0 < alone[0] < 20.0 < alone[1] < 30.0
+    assert bootstrap_difference(TASK, runs[:1], runs[:1], persons) == (0.0, 0.0)
+    assert bootstrap_difference(TASK, runs, runs[::-1], persons) == pytest.approx((0.0, 0.0))
 
 
 def test_values_of_a_regression_have_intervals_and_undefined_ones_none() -> None:
