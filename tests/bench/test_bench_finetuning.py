@@ -11,6 +11,7 @@ from svfap_dist.errors import ConfigError
 NANO = [
     *("model.size=nano", "data.frame_size=32", "data.num_frames=8", "cluster.num_workers=1"),
     *("train.global_batch_size=4", "train.micro_batch_size=2"),
+    *("finetune.pool=mean", "finetune.stages=last"),
 ]
 
 

@@ -1,13 +1,18 @@
 """Rendered faces: where they are, how they move, and whether expressions can be distinguished."""
 
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data_sharding.sources.synthetic import parse
 from data_sharding.sources.synthetic_face.identity import CENTER_X, UNITS, draw_identity
 from data_sharding.sources.synthetic_face.motion import EXPRESSIONS, Face, expression_faces
 from data_sharding.sources.synthetic_face.render import _finer, _undo_pose, render_frames
+from svfap_dist import demo
+from svfap_dist.config import recipe
 
 FEATURES = {"brows": np.s_[52:74, 78:146], "mouth": np.s_[106:136, 86:138]}
 
@@ -116,6 +121,20 @@ def test_a_crop_is_that_part_of_the_frame():
     (whole,) = render_frames(draw_identity(0, 1), [face], 224)
     (crop,) = render_frames(draw_identity(0, 1), [face], 112, crop=112)
     np.testing.assert_array_equal(crop, whole[40:152, 56:168])
+
+
+@pytest.mark.parametrize("name", ["tiny_cpu", "finetune_synthetic"])
+def test_a_patch_of_the_demo_and_of_the_example_is_at_most_half_a_mouth(name: str):
+    # With a mouth in one patch, fine-tuning stayed at chance.
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (example,) = re.findall(r"svfap shard synthetic (\S+)", readme)
+    config = recipe.load(name)
+    for text in (demo._TRAIN_CLIPS, demo._HELD_OUT_CLIPS, example):
+        pixels = config.data.frame_size / parse(text).crop  # of a unit
+        for identity in range(20):
+            who = draw_identity(0, identity)
+            assert 2 * who.mouth_width * pixels > 2 * config.model.patch_size
+            assert 2 * who.half_width * pixels > 0.75 * config.data.frame_size
 
 
 def test_people_look_different():

@@ -17,7 +17,8 @@ from svfap_dist.model.sizes import resolve
 from svfap_dist.rng import Stream
 from svfap_dist.train.objective import build_arguments
 
-NANO = ("model.size=nano", "data.frame_size=64", "mask.ratio=0.75")
+NANO = ("model.size=nano", "model.patch_size=16", "data.num_frames=16")
+NANO += ("data.frame_size=64", "mask.ratio=0.75")
 ABLATIONS = [
     "model.num_bottleneck_tokens=1",
     "model.num_bottleneck_tokens=[4,2]",

@@ -19,6 +19,7 @@ from svfap_dist.train.objective import build_objective
 
 _SMALL = (
     "model.size=nano",
+    "model.patch_size=16",
     "data.num_frames=8",
     "data.frame_size=32",
     "mask.ratio=0.5",
