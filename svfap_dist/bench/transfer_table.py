@@ -22,6 +22,7 @@ from svfap_dist import json_text
 from svfap_dist.evaluate.metrics import SCORE_FUNCTIONS
 from svfap_dist.evaluate.results import shown, title_of
 from svfap_dist.text_table import format_table
+from svfap_dist.train.signals import FINISHED
 
 CRITERION = 2.0  # standard errors above which a difference counts as shown
 _POWER_QUANTILE = 0.8416  # of the standard normal at 80 %
@@ -324,7 +325,10 @@ class TransferTable:
         head = ["labels per class", "difference", "seeds", title_of(metric), "standard error"]
         head += ["above two", "detectable", "95 % interval"]
         lines += ["", *format_table(pairs, head, (0, 2, 3, 4, 6))] if pairs else []
-        return [*lines, *(f"Failed: {name}: {why}" for name, why in self.failed.items())]
+        lines += [f"Failed: {name}: {why}" for name, why in self.failed.items()]
+        if self.stop_reason != FINISHED:
+            lines.append(f"Stopped ({self.stop_reason}): run the same command again to resume.")
+        return lines
 
     def to_markdown(self) -> str:
         """Return the content of transfer.md: methods by labels, mean ± deviation over seeds."""

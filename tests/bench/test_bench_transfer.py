@@ -31,6 +31,7 @@ from svfap_dist.evaluate.results import Predictions, Results
 from svfap_dist.model import autoencoder, weights
 from svfap_dist.train import finetune, loop
 from svfap_dist.train.attempt import RunContext, RunResult
+from svfap_dist.train.signals import FINISHED
 
 METHODS = ("pretrained", "linear", "knn")
 OPTIONS = Options(labels=(1, 0), methods=METHODS, seeds=1)
@@ -166,6 +167,18 @@ def test_a_training_that_fails_leaves_the_other_cells(
     assert list(content["failed"]) == ["pretrained-all-seed0"]
 
 
+def test_a_stopped_training_is_no_cell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(config: Config, *, context: RunContext) -> RunResult:
+        return RunResult(1, 2, "SIGTERM", config.run.url, None, None, None, None)
+
+    monkeypatch.setattr(loop, "run", stop)
+    options = Options(labels=(0,), methods=("pretrained", "knn"), seeds=1)
+    table = transfer.run("finetune_custom", overrides(folder, "stopped"), options)
+    assert (table.results, table.stop_reason) == ((), "SIGTERM")
+    assert table.lines()[-1] == "Stopped (SIGTERM): run the same command again to resume."
+    assert not (folder / "stopped/cells").exists()
+
+
 def test_the_vit_has_its_own_dimensions_and_settings_are_of_one_method(folder: Path) -> None:
     settings = ("vit:model.num_heads=4", "attentive:optim.lr=0.5")
     options = Options(methods=("scratch", "attentive", "vit"), settings=settings)
@@ -235,7 +248,7 @@ def table_of(scores: dict[str, list[float]], metric: str = "uar") -> TransferTab
         for seed, value in enumerate(values)
     )
     seeds = max(map(len, scores.values()))
-    return TransferTable("ck", "class", metric, tuple(scores), (0,), seeds, results, None, "")
+    return TransferTable("ck", "class", metric, tuple(scores), (0,), seeds, results, None, FINISHED)
 
 
 def test_differences_are_paired_by_seed() -> None:
