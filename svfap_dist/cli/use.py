@@ -46,24 +46,86 @@ Threads = Annotated[
 @app.command()
 def extract(
     checkpoint: Checkpoint,
-    videos: Videos,
-    output: Annotated[str, typer.Option("-o", "--output", help="NPZ file to write.")],
+    videos: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="VIDEO...",
+            help="Video files, folders, shards or lists of files (.txt); paths or URLs.",
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Option("-o", "--output", help="NPZ file, or folder or prefix of Parquet files."),
+    ],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="npz: one file; parquet: one file per shard or per 256 videos, resumable "
+            "(default: npz, or parquet with --ray)."
+        ),
+    ] = "",
+    pooled: Annotated[
+        bool, typer.Option("--pooled", help="parquet: a row per video, the mean of its clips.")
+    ] = False,
+    ray: Annotated[
+        str,
+        typer.Option(help="parquet: extract on this Ray cluster; local starts one here."),
+    ] = "",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Most workers on the cluster (default: one per GPU, else --threads CPUs)."
+        ),
+    ] = None,
     step: Annotated[
         int, typer.Option(min=0, help="Frames from one clip's start to the next; 0: no overlap.")
     ] = 0,
     region: Region = "",
     sampling_rate: SamplingRate = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Maximum clips per forward pass.")] = 8,
-    threads: Threads = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Number of decoder threads (default: usable CPUs; with --ray 2 a worker)."
+        ),
+    ] = None,
     device: Device = "",
     as_json: AsJson = False,
 ) -> None:
-    """Write features of videos to one NPZ file.
+    """Write features of videos to one NPZ file, or to Parquet files.
 
-    Its arrays (keys, features, videos, starts, fps, ...) are described in docs/use.md.
+    What is in them is described in docs/use.md. With --format parquet, run the same command again
+    to resume.
 
     Example: svfap extract runs/a faces/ -o features.npz
     """
+    from svfap_dist.errors import ConfigError
+
+    format = format or ("parquet" if ray else "npz")
+    if format not in ("npz", "parquet"):
+        raise ConfigError("Unknown format", "--format", format, "use npz or parquet")
+    if format == "npz" and (ray or pooled):
+        option = "--ray" if ray else "--pooled"
+        raise ConfigError("Option of another format", option, "--format npz", "use parquet")
+    if format == "parquet":
+        import pyarrow  # noqa: F401 - a missing package is an error before anything is read
+
+        from svfap_dist.inference.extract_parts import ExtractJob
+
+        if ray:  # workers have other working folders
+            checkpoint, output, *videos = map(_absolute, (checkpoint, output, *videos))
+        job = ExtractJob(
+            checkpoint,
+            output,
+            overrides=_given(region=region, sampling_rate=sampling_rate),
+            step=step,
+            pooled=pooled,
+            batch_size=batch_size,
+            threads=threads or (2 if ray else _cpus()),
+            device=device,
+        )
+        print_result(_extract_parts(job, videos, ray, workers), as_json)
+        return
     network = _load(checkpoint, device, region=region, sampling_rate=sampling_rate)
     from svfap_dist.inference.extract import extract_to
     from svfap_dist.inference.videos import list_videos
@@ -81,6 +143,44 @@ def extract(
             progress=progress.update,
         )
     print_result(result, as_json)
+
+
+def _absolute(url: str) -> str:
+    from svfap_dist import storage
+
+    return url if storage.is_remote(url) else storage.local_path(url)
+
+
+def _extract_parts(job: Any, videos: list[str], address: str, workers: int | None) -> Any:
+    """Extract to Parquet, here or on a Ray cluster."""
+    import dataclasses
+
+    from svfap_dist.inference import extract_parts as extraction
+    from svfap_dist.inference.load import load, move
+    from svfap_dist.inference.parts import plan_parts
+    from svfap_dist.progress import Progress
+
+    network = load(job.checkpoint, **job.overrides)
+    job = dataclasses.replace(job, network_digest=extraction.digest_network(network))
+    parts = plan_parts(videos)
+
+    def run(missing: Any, on_video: Any) -> Any:
+        if address:
+            from svfap_dist.cluster.extract import run_by_ray
+
+            return run_by_ray(job, missing, address, workers, _cpus())
+        extractor = extraction.PartExtractor(job, move(network, job.device))
+        return extraction.run_here(extractor, missing, on_video)
+
+    total = sum(part.num_videos for part in parts)
+    with Progress("Extracting", total) as progress:
+        return extraction.extract_parts(
+            job,
+            parts,
+            network.num_features,
+            run,
+            lambda done, note: progress.update(done, note=note),
+        )
 
 
 @app.command()

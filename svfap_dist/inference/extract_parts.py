@@ -1,0 +1,318 @@
+"""Features of many videos as Parquet, in parts that are finished once and for all.
+
+In: a network and parts of videos. Out: below the output one file per part, with one row group and a
+row per clip (or per video, pooled):
+
+    key            string             the video's path, URL or key in its shard
+    start, clips   int32              first frame of the clip; clips that were averaged
+    start_seconds, end_seconds        time of the clip in the video, float64
+    labels         string             JSON of what its shard says
+    features       fixed_size_list<float32>[D]
+
+The file's metadata lists the videos that could not be used (svfap.rejected, JSON pairs of key and
+reason). A file appears as a whole. Its name ends with a digest of the network, the options and the
+part's videos, so the same command, run again, does the missing parts only. No batch of the
+network spans two parts: a part's rows do not depend on where an earlier attempt ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from svfap_dist import storage
+from svfap_dist.errors import CheckpointError, ConfigError
+from svfap_dist.evaluate.runner import Decoding, ViewedVideo
+from svfap_dist.inference.extract import BATCH_SIZE, features_of, rejections
+from svfap_dist.inference.load import Network, load, move
+from svfap_dist.inference.parts import Part
+from svfap_dist.inference.videos import unusable, view_each
+from svfap_dist.shards.reader import BadSample
+from svfap_dist.video.info import covering_views
+
+_REJECTED = b"svfap.rejected"
+_DIGEST_DIGITS = 16
+_SHOWN = 10  # rejected videos that the summary names
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtractJob:
+    """What all parts have in common; it is sent to workers.
+
+    Attributes:
+        checkpoint: as `load.load`.
+        output: folder or prefix.
+        overrides: as `load.load`.
+        step: frames from one clip to the next; 0: end to end.
+        pooled: whether a video's clips are averaged.
+        batch_size: most clips of a forward pass.
+        threads: threads that read and decode.
+        device: of the network; empty: cuda if available.
+        network_digest: of the weights, which workers load again.
+    """
+
+    checkpoint: str
+    output: str
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    step: int = 0
+    pooled: bool = False
+    batch_size: int = BATCH_SIZE
+    threads: int = 2
+    device: str = ""
+    network_digest: str = ""
+
+    def file_of(self, part: Part) -> str:
+        """Return the name of a part's file.
+
+        Args:
+            part: the part.
+        """
+        options = (self.network_digest, self.step, self.pooled, self.batch_size, part.digest)
+        digest = hashlib.sha256(repr(options).encode()).hexdigest()[:_DIGEST_DIGITS]
+        return f"part-{part.number:06d}-{digest}.parquet"
+
+
+@dataclasses.dataclass(frozen=True)
+class PartTally:
+    """What became of the videos of a part."""
+
+    videos: int = 0
+    clips: int = 0
+    bad: tuple[BadSample, ...] = ()
+
+
+def digest_network(network: Network) -> str:
+    """Return what identifies the features that a network computes.
+
+    Args:
+        network: any network that `load` returns.
+    """
+    digest = hashlib.sha256(network.info.to_json(""))
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class PartExtractor:
+    """Extracts one part after the other.
+
+    Args:
+        job: what all parts have in common.
+        network: from `load`, where it is needed; None: loaded for the first part.
+    """
+
+    def __init__(self, job: ExtractJob, network: Network | None = None) -> None:
+        self._job, self._given = job, network
+
+    @functools.cached_property
+    def _network(self) -> Network:
+        """Return the network; refuse another one than the job's."""
+        if self._given is not None:
+            return self._given
+        network = move(load(self._job.checkpoint, **self._job.overrides), self._job.device)
+        if digest_network(network) != self._job.network_digest:
+            raise CheckpointError(
+                "Network has changed during the extraction",
+                where=self._job.checkpoint,
+                found="other weights than at the beginning",
+                do="give one checkpoint, checkpoints/step-..., rather than a run in training",
+            )
+        return network
+
+    def extract(self, part: Part, on_video: Callable[[int], None] = lambda done: None) -> PartTally:
+        """Extract the features of a part and write its file.
+
+        Args:
+            part: the videos.
+            on_video: called with the number of the part's videos that are done.
+
+        Raises:
+            CheckpointError: The network is not the job's.
+            ConfigError: The device is not available.
+            HealthError: A feature is not finite.
+            ShardError: Shards cannot be read.
+            StorageError: The store fails.
+        """
+        job, info = self._job, self._network.info
+        results = view_each(
+            part.sources(),
+            info,
+            covering_views(info, info.region, job.step),
+            features_of(self._network),
+            batch_size=job.batch_size,
+            decoding=Decoding(job.threads),
+        )
+        viewed: list[ViewedVideo] = []
+        bad: list[BadSample] = []
+        for done, video in enumerate(results, start=1):
+            if isinstance(video, ViewedVideo):
+                viewed.append(video)
+            else:
+                bad.append(video)
+            on_video(done)
+        clips = sum(len(video.outputs) for video in viewed)
+        data = self._to_parquet(viewed, bad)
+        storage.write_bytes(storage.join(job.output, job.file_of(part)), data)
+        return PartTally(len(viewed), clips, tuple(bad))
+
+    def _to_parquet(self, viewed: Sequence[ViewedVideo], bad: Sequence[BadSample]) -> bytes:
+        """Return the file that is described at the top of the module."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        rows = [row for video in viewed for row in self._rows(video)]
+        dim = self._network.num_features
+        features = np.array([row[-1] for row in rows], np.float32).reshape(-1)
+        columns = {
+            "key": pa.array([row[0] for row in rows], pa.string()),
+            "start": pa.array([row[1] for row in rows], pa.int32()),
+            "clips": pa.array([row[2] for row in rows], pa.int32()),
+            "start_seconds": pa.array([row[3] for row in rows], pa.float64()),
+            "end_seconds": pa.array([row[4] for row in rows], pa.float64()),
+            "labels": pa.array([row[5] for row in rows], pa.string()),
+            "features": pa.FixedSizeListArray.from_arrays(pa.array(features), dim),
+        }
+        rejected = [[_text(key), _text(reason)] for key, reason in rejections(bad)]
+        table = pa.table(columns).replace_schema_metadata({_REJECTED: json.dumps(rejected)})
+        file = io.BytesIO()
+        parquet.write_table(table, file, row_group_size=max(len(rows), 1), compression="zstd")
+        return file.getvalue()
+
+    def _rows(self, video: ViewedVideo) -> Iterator[tuple[Any, ...]]:
+        """Yield key, start, clips, start and end in seconds, labels and features of each row."""
+        info, window = video.info, self._network.info.window
+        key, labels = _text(video.key), json.dumps(info.labels)
+        starts = list(video.views.starts)
+        if self._job.pooled:
+            yield key, 0, len(starts), 0.0, info.num_frames / info.fps, labels, video.mean
+            return
+        for start, features in zip(starts, video.outputs, strict=True):
+            end = min(start + window, info.num_frames)
+            yield key, start, 1, start / info.fps, end / info.fps, labels, features
+
+
+def _text(name: str) -> str:
+    """Return a name that Parquet can hold: bytes that are not UTF-8 become escapes."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtractPartsResult:
+    """What this command did. rejected: pairs of key and reason."""
+
+    output: str
+    parts: int
+    parts_done_before: int
+    videos: int
+    clips: int
+    dim: int
+    rejected: list[tuple[str, str]]
+    seconds: float
+    clips_per_second: float
+
+    def lines(self) -> list[str]:
+        """Return a summary to print."""
+        lines = [f"left out {key}: {reason}" for key, reason in self.rejected[:_SHOWN]]
+        if len(self.rejected) > _SHOWN:
+            lines.append(f"left out {len(self.rejected) - _SHOWN} more: see the files' metadata")
+        done = f"{self.output}: {self.parts} parts"
+        if self.parts_done_before:
+            done += f", {self.parts_done_before} of them done before"
+        work = f"{self.clips} clips of {self.videos} videos, {self.dim} features each"
+        return [*lines, done, f"{work}: {self.clips_per_second:.1f} clips/s"]
+
+
+def missing_parts(job: ExtractJob, parts: Sequence[Part]) -> list[Part]:
+    """Return the parts without a file; remove what killed writers left in a local folder.
+
+    Args:
+        job: what all parts have in common.
+        parts: all of them.
+
+    Raises:
+        ConfigError: The output has features of other videos, another network or other options.
+        StorageError: The store fails.
+    """
+    if not storage.is_remote(job.output):
+        storage.delete_unfinished(job.output)
+    there = {name for name in storage.list_files(job.output) if name.endswith(".parquet")}
+    others = sorted(there - {job.file_of(part) for part in parts})
+    if others:
+        raise ConfigError(
+            "Output has features of something else",
+            where=job.output,
+            found=f"{len(others)} files of other videos, options or weights, such as {others[0]}",
+            do="give another -o, or delete them",
+        )
+    return [part for part in parts if job.file_of(part) not in there]
+
+
+def extract_parts(
+    job: ExtractJob,
+    parts: Sequence[Part],
+    dim: int,
+    run: Callable[[Sequence[Part], Callable[[int], None]], Iterable[PartTally]],
+    progress: Callable[[int, str], None] = lambda done, note: None,
+) -> ExtractPartsResult:
+    """Extract the parts that have no file yet.
+
+    Args:
+        job: what all parts have in common.
+        parts: all of them.
+        dim: features of a clip.
+        run: extracts parts, in any order; its second argument is called with the videos done of a
+            part that is not finished.
+        progress: called with the number of videos done, earlier ones included, and the speed.
+
+    Raises:
+        ConfigError: The output has something else.
+        DecodeError: No video can be used.
+        SvfapError: What `run` raises.
+    """
+    missing = missing_parts(job, parts)
+    began, total = time.monotonic(), sum(part.num_videos for part in parts)
+    done = total - sum(part.num_videos for part in missing)
+    videos, clips, bad = 0, 0, list[BadSample]()
+    progress(done, "")
+
+    def show(done: int) -> None:
+        progress(done, f"{clips / max(time.monotonic() - began, 1e-9):.1f} clips/s")
+
+    def show_video(of_part: int) -> None:
+        show(done + of_part)
+
+    for tally in run(missing, show_video):
+        videos, clips = videos + tally.videos, clips + tally.clips
+        bad += tally.bad
+        done += tally.videos + len(tally.bad)
+        show(done)
+    if bad and not videos and len(missing) == len(parts):
+        raise unusable(bad)
+    before, seconds = len(parts) - len(missing), time.monotonic() - began
+    rejected, rate = rejections(bad), clips / seconds if clips else 0.0
+    return ExtractPartsResult(
+        job.output, len(parts), before, videos, clips, dim, rejected, seconds, rate
+    )
+
+
+def run_here(
+    extractor: PartExtractor, parts: Sequence[Part], on_video: Callable[[int], None]
+) -> Iterator[PartTally]:
+    """Yield the tallies of parts that this process extracts.
+
+    Args:
+        extractor: with the network.
+        parts: to extract.
+        on_video: called with the videos done of the current part.
+    """
+    for part in parts:
+        yield extractor.extract(part, on_video)
