@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -182,6 +183,18 @@ def mead(root: Path) -> None:
             put(root / f"{person}/video/front/{emotion}/level_1/001.mp4", video())
 
 
+def celebvhq(root: Path) -> None:
+    clips = {}
+    for n in range(10):
+        clip = f"id-{n // 2}_{n % 2}"
+        put(root / f"35666/{clip}.mp4", video())
+        emotion = {"sep_flag": False, "labels": "neutral"}
+        attributes = {"appearance": [0, 1], "action": [n % 2, 0, 1], "emotion": emotion}
+        clips[clip] = {"ytb_id": f"id-{n // 2}", "attributes": attributes, "version": "v0.1"}
+    names = {"appearance_mapping": ["blurry", "male"], "action_mapping": ["smile", "nod", "talk"]}
+    put(root / "celebvhq_info.json", json.dumps({"meta_info": names, "clips": clips}))
+
+
 def firstimpressions(root: Path) -> None:
     for part, paths in FIRST_IMPRESSIONS.items():
         for path in paths:
@@ -194,6 +207,7 @@ def firstimpressions(root: Path) -> None:
 
 LAYOUTS: dict[str, Callable[[Path], None]] = {
     "avcaffe": avcaffe,
+    "celebvhq": celebvhq,
     "cremad": cremad,
     "daisee": daisee,
     "dfew": dfew,
@@ -228,5 +242,6 @@ COUNTS: dict[str, dict[int | str | None, int]] = {
     "avcaffe": {"train": 12, "val": 8},
     "daisee": {"train": 3, "val": 1, "test": 2},
     "mead": {None: 80},
+    "celebvhq": {None: 10},
     "firstimpressions": {"train": 2, "val": 1, "test": 1},
 }

@@ -151,6 +151,12 @@ _ROWS = (
         "AVCAffe: affect and cognitive load in remote work",
     ),
     Source(
+        "celebvhq",
+        True,
+        "<clip>.mp4 in any folders, and celebvhq_info.json",
+        "CelebV-HQ: faces from YouTube, labeled for attributes of appearance and action",
+    ),
+    Source(
         "cremad",
         True,
         "VideoFlash/<actor>_<sentence>_<emotion>_<level>.flv",

@@ -37,6 +37,7 @@ TESTED = {
     "avcaffe": {0: 8},
     "daisee": {0: 2},
     "mead": dict.fromkeys(range(1, 6), 16),
+    "celebvhq": dict.fromkeys(range(1, 6), 2),
     "firstimpressions": {0: 1},
     "synthetic": {1: 14, 2: 7, 3: 7, 4: 7, 5: 7},
 }

@@ -101,6 +101,12 @@ BY_HAND: dict[str, dict[str, dict[str, Any]]] = {
             "subject": "400022", "split": "val",
         },
     },
+    "celebvhq": {
+        "id-0_1": {
+            "classes": {"blurry": 0, "male": 1, "smile": 1, "nod": 0, "talk": 1},
+            "subject": "id-0",
+        },
+    },
     "mead": {
         "M003/angry/level_1/001": {"class": 0, "class_name": "angry", "subject": "M003"},
         "W013/surprised/level_1/001": {"class": 7, "class_name": "surprised", "subject": "W013"},

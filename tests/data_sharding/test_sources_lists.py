@@ -17,6 +17,7 @@ TRAIN_1 = "EmoLabel_DataSplit/train(single-labeled)/set_1.csv"
 MAFW_1 = "Train & Test Set/single/no_caption/set_1/"
 FERV = "4_setups/All_scenes/"
 DAISEE = "Labels/TestLabels.csv"
+CELEBV = "celebvhq_info.json"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,11 @@ def test_a_sample_tested_twice_or_never(copy_of) -> None:
         ("daisee", DAISEE, ("002.avi,3,2,1,0", "002.avi,4,2,1,0"), "the row .*,4,2,1,0"),
         ("daisee", DAISEE, ("002.avi,3,2,1,0", "002.avi,3"), "the row 5000441002.avi,3"),
         ("daisee", DAISEE, ("5000441002.avi", "clip.avi"), "the row clip.avi,3,2,1,0"),
+        ("celebvhq", CELEBV, ('"action": [0, 0, 1]', '"action": [0, 0]'), "shorter than"),
+        ("celebvhq", CELEBV, ('"action": [0, 0, 1]', '"action": [0, 0, 2]'), "action has 2"),
+        ("celebvhq", CELEBV, ('"ytb_id": "id-0"', '"ytb_id": 0'), "ytb_id is 0"),
+        ("celebvhq", CELEBV, ('"clips"', '"clip"'), "Not the layout of celebvhq.*KeyError"),
+        ("celebvhq", CELEBV, ("{", "["), "Not the layout of celebvhq.*JSONDecodeError"),
     ],
 )
 def test_lists_of_another_form(
@@ -99,7 +105,12 @@ def test_lists_of_another_form(
 
 @pytest.mark.parametrize(
     ("name", "path"),
-    [("dfew", TEST_1), ("avcaffe", "info/val.txt"), ("werewolfxl", "labels.csv")],
+    [
+        ("dfew", TEST_1),
+        ("avcaffe", "info/val.txt"),
+        ("werewolfxl", "labels.csv"),
+        ("celebvhq", CELEBV),
+    ],
 )
 def test_a_missing_list_is_named(name: str, path: str, copy_of) -> None:
     root = copy_of(name)

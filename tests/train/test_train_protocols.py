@@ -17,6 +17,7 @@ from svfap_dist.evaluate.results import Predictions
 FOLDS = {
     "avcaffe_arousal": 0,
     "avcaffe_valence": 0,
+    "celebvhq": 5,
     "cremad": 5,
     "daisee": 0,
     "dfew": 5,
