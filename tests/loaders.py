@@ -135,6 +135,18 @@ def order_of(config: Config, sizes: list[int], epoch: int) -> EpochOrder:
     )
 
 
+def slots_of_epoch(
+    order: EpochOrder, step_in_epoch: int, rank: int = 0, world_size: int = 1
+) -> list[Slot]:
+    """A rank's part of a step, by lane and position: the next few samples of each of its lanes."""
+    count, first = order._num_lanes // world_size, step_in_epoch * order.per_lane
+    return [
+        Slot(lane, position, order.sample(lane, position), order._epoch)
+        for lane in range(rank * count, (rank + 1) * count)
+        for position in range(first, first + order.per_lane)
+    ]
+
+
 def window_start(config: Config, order: EpochOrder, epoch: int, slot: Slot) -> int:
     """Where the window of a slot starts, which of the numbered videos has `FRAMES` frames."""
     data = config.data

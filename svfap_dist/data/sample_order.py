@@ -1,8 +1,8 @@
 """The order of samples (the sampler): a pure function of (shard sizes, seed, epoch, step).
 
-In: the number of samples of each shard. Out: the `Slot`s of a rank's part of a step. There is no
-state and no sequence to replay: the slots of any step of any epoch follow from the numbers alone,
-so a resume is arithmetic.
+In: the number of samples of each shard. Out: the sample at each position of each lane, of which
+`run_order` makes the `Slot`s of a rank's part of a step. There is no state and no sequence to
+replay: the slots of any step of any epoch follow from the numbers alone, so a resume is arithmetic.
 
 In each epoch the shards are concatenated in a random order, the list is rotated by a random amount,
 and its first `steps * global_batch_size` samples are cut into equal, contiguous lanes. The
@@ -165,23 +165,6 @@ class EpochOrder:
         if self._version == 1:
             return None
         return self.block(lane, self.block_number(lane, position)).draw * stride >> 64
-
-    def slots(self, step_in_epoch: int, rank: int, world_size: int) -> list[Slot]:
-        """Return a rank's part of a step, by lane and position, both ascending.
-
-        Args:
-            step_in_epoch: Step, counted from the start of the epoch.
-            rank: This rank.
-            world_size: Number of ranks.
-        """
-        assert self._num_lanes % world_size == 0, "config checks this"
-        lanes_per_rank = self._num_lanes // world_size
-        first = step_in_epoch * self.per_lane
-        return [
-            Slot(lane, position, self.sample(lane, position), self._epoch)
-            for lane in range(rank * lanes_per_rank, (rank + 1) * lanes_per_rank)
-            for position in range(first, first + self.per_lane)
-        ]
 
     def _shift(self, lane: int) -> int:
         """Return how many samples shorter than the others the first block of a lane is."""

