@@ -92,8 +92,9 @@ def _read_table(where: str, columns: Columns) -> tuple[list[str], list[tuple[int
                 rows.append((begin, [field.strip() for field in row]))
             begin = reader.line_num + 1
     except csv.Error as error:
-        found, fix = str(error), 'close the quotes that are open there; inside quotes write ""'
-        raise ShardError("List cannot be read", f"{where}, line {begin}", found, fix) from error
+        fix = 'close quotes at the end of their field, and write "" for one inside'
+        where = f"{where}, line {begin}"
+        raise ShardError("List cannot be read", where, str(error), fix) from error
     if len(rows) < 2:
         found = "a header and no rows" if rows else "an empty file"
         fix = f"give a header such as {columns.path},label and a row for each video"
@@ -195,6 +196,7 @@ def _check_rows(
         "Path leads out of the folder of the videos",
         f"give paths below {folder}, or another folder with --videos",
     )
+    unprintable = kind("Path has a character that cannot be printed", "remove it from the path")
     number = kind(
         "Value is not a number",
         "write a finite number with a decimal point; leave the field empty to leave the row out",
@@ -211,7 +213,10 @@ def _check_rows(
         if not fields[used.path]:
             no_path.add(line, f"{header[used.path]} is empty")
         elif path is None:
-            unsafe.add(line, fields[used.path])
+            if fields[used.path].isprintable():
+                unsafe.add(line, fields[used.path])
+            else:
+                unprintable.add(line, repr(fields[used.path]))
         subject = None if used.subject is None else fields[used.subject]
         split = None if used.split is None else fields[used.split]
         fold = None if used.fold is None else fields[used.fold]
@@ -220,7 +225,7 @@ def _check_rows(
         if split == "":
             no_split.add(line, "an empty field")
         if fold is not None and not _is_fold(fold):
-            bad_fold.add(line, fold or "an empty field")
+            bad_fold.add(line, f"{header[used.fold or 0]} = {fold or 'an empty field'}")
         texts = {name: fields[place] for name, place in used.values.items() if fields[place]}
         numbers = {name: _number(text) for name, text in texts.items()}
         values = {name: value for name, value in numbers.items() if value is not None}
@@ -240,7 +245,7 @@ def _check_rows(
             split=split,
         )
         checked.append(_Row(line, path, None if empty else labels, empty))
-    for problems in (width, no_path, unsafe, number, no_subject, bad_fold, no_split):
+    for problems in (width, no_path, unsafe, unprintable, number, no_subject, bad_fold, no_split):
         problems.refuse()
     return checked
 
@@ -325,7 +330,10 @@ def _warn_of_left_out(
 ) -> None:
     for what, lines in (
         ("Rows of %s without a label are left out: %s.", [r.line for r in rows if not r.labels]),
-        ("Files of %s that are not there: %s.", [r.line for r in rows if not videos[r.path]]),
+        (
+            "Files of %s that are not there, or are no videos, are left out: %s.",
+            [r.line for r in rows if not videos[r.path]],
+        ),
     ):
         if lines:
             log.warning(what, where, name_lines(lines))

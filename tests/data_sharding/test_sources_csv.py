@@ -103,8 +103,8 @@ def test_videos_elsewhere(root: Path) -> None:
         ("path,label,fold,split\na.mp4,x,1,train\n", None, ["both folds and splits", "--fold-col"]),
         ("path,label\na.mp4,x,y\n", None, ["line 2", "3 fields, the header has 2", "quote"]),
         ("path,label\na.mp4\nd.mp4\n", None, ["lines 2, 3", "1 fields, the header has 2"]),
-        ('path,label\na.mp4,"x\nd.mp4,y\n', None, ["line 2", "cannot be read", "close the quotes"]),
-        ('path,label\na.mp4,"x"y\n', None, ["line 2", "cannot be read", "close the quotes"]),
+        ('path,label\na.mp4,"x\nd.mp4,y\n', None, ["line 2", "cannot be read", "close quotes"]),
+        ('path,label\na.mp4,"x"y\n', None, ["line 2", "cannot be read", "end of their field"]),
         ("path,label\n,x\n", None, ["line 2", "no path", "remove the row"]),
         ("path,label\n../a.mp4,x\n", None, ["line 2", "out of the folder", "../a.mp4", "--videos"]),
         ("path,label\nb/../../a.mp4,x\n", None, ["line 2", "out of the folder"]),
@@ -112,11 +112,19 @@ def test_videos_elsewhere(root: Path) -> None:
         ("path,label\n/etc/a.mp4,x\n", None, ["line 2", "out of the folder", "/etc/a.mp4"]),
         ("path,label\nC:\\a.mp4,x\n", None, ["line 2", "out of the folder"]),
         ("path,label\ns3://b/a.mp4,x\n", None, ["line 2", "out of the folder", "s3://b/a.mp4"]),
-        ("path,label\na\x07.mp4,x\n", None, ["line 2", "out of the folder"]),
+        ("path,label\na\x07.mp4,x\n", None, ["line 2", "cannot be printed", r"'a\x07.mp4'"]),
         (LIST + "./a.mp4,sad\n", None, ["line 4", "two labels", "line 2 labels diff", "keep one"]),
         ("path,label,subject\na.mp4,x,\n", None, ["line 2", "no subject", "--subject-column"]),
-        ("path,label,fold\na.mp4,x,0\n", None, ["line 2", "Fold is not a number from 1", "0"]),
-        ("path,label,fold\na.mp4,x,one\n", None, ["line 2", "Found: one", "count the folds"]),
+        (
+            "path,label,fold\na.mp4,x,0\n",
+            None,
+            ["line 2", "Fold is not a number from 1", "fold = 0"],
+        ),
+        (
+            "path,label,fold\na.mp4,x,one\n",
+            None,
+            ["line 2", "Found: fold = one", "count the folds"],
+        ),
         ("path,label,split\na.mp4,x,\n", None, ["line 2", "no split", "train, val or test"]),
         ("path,v\na.mp4,high\n", Columns(values=("v",)), ["line 2", "v = high", "decimal point"]),
         ("path;v\na.mp4;0,5\n", Columns(values=("v",)), ["line 2", "v = 0,5", "decimal point"]),
@@ -167,7 +175,12 @@ def test_rows_that_are_left_out(root: Path, caplog: pytest.LogCaptureFixture) ->
         "x": "line 4: no such file",
     }
     said = [record.getMessage() for record in caplog.records]
-    for words in ("not used: age.", "count once: line 5.", "left out: line 3.", "lines 4, 6."):
+    for words in (
+        "not used: age.",
+        "count once: line 5.",
+        "left out: line 3.",
+        "no videos, are left out: lines 4, 6.",
+    ):
         assert sum(words in line for line in said) == 1, said
 
 
