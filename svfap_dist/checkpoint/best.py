@@ -1,4 +1,4 @@
-"""The best checkpoint of a run by its probes: checkpoints/best.json.
+"""The best checkpoint of a run by its probes or by validation: checkpoints/best.json.
 
 In: the step of a checkpoint and its score. Out: which committed checkpoint is best. Rank 0 writes
 the file after the checkpoint's COMMIT; retention and `svfap checkpoint gc` keep that checkpoint.
@@ -24,17 +24,32 @@ class BestCheckpoint:
 
     Attributes:
         step: Its completed optimizer steps.
-        uar: UAR of logistic regression on its features, from 0 to 1.
-        probe: Identity of the probe: only scores of the same one are comparable.
+        score: UAR of logistic regression on its features, or that of the validation samples of a
+            fine-tuning, from 0 to 1; or the CCC of these.
+        measured_by: Identity of the probe or validation: scores of others are not comparable.
+        metric: Name of the score.
     """
 
     step: int
-    uar: float
-    probe: str
+    score: float
+    measured_by: str
+    metric: str = "uar"
+
+    @property
+    def text(self) -> str:
+        """The score as tables show it."""
+        if self.metric == "uar":
+            return f"UAR {100 * self.score:.1f} %"
+        return f"{self.metric.upper()} {self.score:.3f}"
+
+    @property
+    def means(self) -> str:
+        """What it was measured by, in a word."""
+        return "validation" if self.measured_by.startswith("validation ") else "probes"
 
 
 def read_best(run_url: str) -> BestCheckpoint | None:
-    """Return the best checkpoint of a run; None without probes, or if it has been deleted.
+    """Return the best checkpoint of a run; None if none is marked, or it has been deleted.
 
     Args:
         run_url: URL of the run.
@@ -44,7 +59,9 @@ def read_best(run_url: str) -> BestCheckpoint | None:
     """
     try:
         found = json.loads(storage.read_bytes(_where(run_url)))
-        best = BestCheckpoint(int(found["step"]), float(found["uar"]), str(found["probe"]))
+        metric = str(found.get("metric", "uar"))
+        score, by = float(found[metric]), str(found["probe"])
+        best = BestCheckpoint(int(found["step"]), score, by, metric)
     except (storage.StorageMissingError, ValueError, LookupError, TypeError):
         return None
     commit = storage.join(store.checkpoint_url(run_url, best.step), store.COMMIT)
@@ -61,7 +78,9 @@ def write_best(run_url: str, best: BestCheckpoint) -> None:
     Raises:
         StorageError: If the store fails.
     """
-    storage.write_bytes(_where(run_url), json.dumps(dataclasses.asdict(best)).encode())
+    content = {"step": best.step, best.metric: best.score, "probe": best.measured_by}
+    content["metric"] = best.metric
+    storage.write_bytes(_where(run_url), json.dumps(content).encode())
 
 
 def resolve_best(url: str) -> str:
@@ -81,7 +100,7 @@ def resolve_best(url: str) -> str:
     if best is None:
         found = f"no {BEST}, or its checkpoint has been deleted"
         advice = "give checkpoints/step-..., or the run for its newest; [probe] of a recipe of "
-        advice += "pre-training marks the best"
+        advice += "pre-training and finetune.validation mark the best"
         raise CheckpointError("No best checkpoint", url, found, advice)
     return store.checkpoint_url(run_url, best.step)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from svfap_dist import distributed, storage
 from svfap_dist.checkpoint import local_copies, parameter_states, store, untrusted
-from svfap_dist.checkpoint.best import resolve_best
+from svfap_dist.checkpoint.best import read_best, resolve_best
 from svfap_dist.checkpoint.parameter_states import ParameterState
 from svfap_dist.checkpoint.store import TrainState
 from svfap_dist.config import Config, recipe
@@ -64,24 +64,32 @@ class CheckpointEngine(Protocol):
         ...
 
 
-def locate_weights(url: str) -> tuple[str, Config]:
+def locate_weights(url: str, newest: bool = False) -> tuple[str, Config]:
     """Return the URL of the full weights (.safetensors) and the recipe they were trained with.
 
     Args:
-        url: URL of a run or of one of its checkpoints; RUN/checkpoints/best is the best by probes.
+        url: URL of a run or of one of its checkpoints; RUN/checkpoints/best is the best that is
+            marked.
+        newest: Whether those of a run are always of its newest checkpoint; otherwise a fine-tuning
+            with finetune.validation has those that it tests, the best ones.
 
     Raises:
         CheckpointError: If there is no committed checkpoint.
     """
-    url = resolve_best(url)
+    url, run_url = resolve_best(url), ""
     if not storage.exists(storage.join(url, store.COMMIT)):
         step = store.latest_committed(url)
         if step is None:
             raise _no_checkpoint(url)
-        url = store.checkpoint_url(url, step)
+        run_url, url = url, store.checkpoint_url(url, step)
     where = storage.join(url, store.STATE)
     state = TrainState.from_json(storage.read_bytes(where), where)
-    return storage.join(url, store.WEIGHTS), recipe.from_stored(state.config, where=where)
+    config = recipe.from_stored(state.config, where=where)
+    if run_url and not newest and config.task is not None and config.finetune.validation:
+        best = read_best(run_url)
+        if best is not None and best.step != state.step:
+            return locate_weights(store.checkpoint_url(run_url, best.step))
+    return storage.join(url, store.WEIGHTS), config
 
 
 def _no_checkpoint(url: str) -> CheckpointError:
@@ -102,7 +110,7 @@ def load_weights(url: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the arguments of the network's `build` and its weights.
 
     Args:
-        url: Of a run (its newest checkpoint), a checkpoint, a folder that `svfap import` or `svfap
+        url: Of a run (see `locate_weights`), a checkpoint, a folder that `svfap import` or `svfap
             export` wrote, a .safetensors file, or hf://owner/name.
 
     Raises:

@@ -114,7 +114,7 @@ def _convert_to_universal(folder: str) -> str:
 
 def _run_and_step(url: str) -> tuple[str, int]:
     """Return run and step of a checkpoint, or of the newest of a run."""
-    weights_url, _ = load.locate_weights(url)
+    weights_url, _ = load.locate_weights(url, newest=True)
     folder = weights_url.removesuffix(f"/{WEIGHTS}")
     parent, _, tag = folder.rpartition("/")
     run_url, _, checkpoints = parent.rpartition("/")

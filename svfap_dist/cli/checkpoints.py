@@ -12,7 +12,7 @@ from svfap_dist.cli.app import AsJson, RunUrl, checkpoint_app, print_result
 
 @checkpoint_app.command("ls")
 def checkpoint_ls(run_url: RunUrl, as_json: AsJson = False) -> None:
-    """List the committed checkpoints of a run, oldest first, and mark the best by its probes.
+    """List the committed checkpoints of a run, oldest first, and mark the best one.
 
     Example: svfap checkpoint ls runs/a
     """
@@ -20,10 +20,10 @@ def checkpoint_ls(run_url: RunUrl, as_json: AsJson = False) -> None:
 
     steps, best = _committed_steps(run_url), read_best(run_url)
     if as_json:
-        marked = {"best": {"step": best.step, "uar": best.uar}} if best else {}
+        marked = {"best": {"step": best.step, best.metric: best.score}} if best else {}
         print(json.dumps({"steps": steps, **marked}))
         return
-    marks = {best.step: f" (best by probes, UAR {100 * best.uar:.1f} %)"} if best else {}
+    marks = {best.step: f" (best by {best.means}, {best.text})"} if best else {}
     for step in steps:
         print(f"step {step}{marks.get(step, '')}")
 

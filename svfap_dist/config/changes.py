@@ -18,7 +18,7 @@ CHANGEABLE = {
     *("augment.flip", "augment.erasing", "augment.rand_augment_ops", "augment.run_on"),
     *("augment.rand_augment_magnitude", "augment.rand_augment_std"),
     *("finetune.label_smoothing", "finetune.mixup", "finetune.cutmix", "finetune.mix_probability"),
-    "finetune.cutmix_probability",
+    *("finetune.cutmix_probability", "finetune.patience"),
 }
 
 _ORDER = "it decides the order of samples, on which the steps done so far and the audit rest"
@@ -47,7 +47,7 @@ _FIXED = {
         _NETWORK,
     ),
     "finetune.class_weights": _TASK,
-    "finetune.sampling": _ORDER,
+    **dict.fromkeys(("finetune.sampling", "finetune.validation"), _ORDER),
     "mask": _TASK,
     "task": _TASK,
     **dict.fromkeys(

@@ -51,6 +51,8 @@ _CAME_LATER = {
     ("finetune", "ema"): 0.0,
     ("finetune", "class_weights"): "none",
     ("finetune", "sampling"): "all",
+    ("finetune", "validation"): 0.0,
+    ("finetune", "patience"): 0,
     ("augment", "run_on"): "workers",
 }
 

@@ -492,6 +492,12 @@ class FinetuneConfig(Section):
     # all: each training sample once per epoch. balanced: each class equally often, so that samples
     # of rare classes are repeated, with other augmentation (oversampling).
     sampling: Literal["all", "balanced"] = "all"
+    # Share of the training samples, of whole subjects where they are known, that is held out to
+    # score each epoch: the weights of the best one are tested. 0: none, and those of the last epoch
+    # are tested (the paper's way).
+    validation: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    # Epochs in a row that are no better than the best before the run ends; 0: it never ends early.
+    patience: NonNegative = 0
     seeds: Positive = 1  # the fine-tuning is repeated with run.seed, run.seed + 1, ...
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75  # of the learning rate, per layer
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1  # stochastic depth of the last block
@@ -513,6 +519,8 @@ class FinetuneConfig(Section):
                 "mode = attentive pools by attention, not over a grid: use mode = linear with "
                 "pool = grid, or leave pool out"
             )
+        if self.patience and not self.validation:
+            raise ValueError("patience needs validation, such as validation = 0.1")
         return self
 
 

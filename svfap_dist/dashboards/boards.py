@@ -186,8 +186,11 @@ _TRAINING = (
         "Loss by source of a mixture", "none", metrics.SOURCE_LOSS, "source", zero=False, width=8
     ),
     _main("Gradient norm", "none", (metrics.GRAD_NORM, ""), width=8),
-    _by_label("Probes of the frozen features", "percentunit", metrics.PROBE_UAR, "classifier"),
-    _main("Time of the last probe", "s", (metrics.PROBE_SECONDS, "")),
+    _by_label(
+        "Probes of the frozen features", "percentunit", metrics.PROBE_UAR, "classifier", width=8
+    ),
+    _main("Time of the last probe", "s", (metrics.PROBE_SECONDS, ""), width=8),
+    _by_label("Validation of a fine-tuning", "none", metrics.VALIDATION_SCORE, "score", width=8),
     _each_rank("Clips per second by rank", "none", metrics.CLIPS),
     _phases(),
     _each_rank("Own time by rank", "percentunit", metrics.OWN_SECONDS, "As a share of the time."),

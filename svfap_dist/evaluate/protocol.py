@@ -38,10 +38,11 @@ class Positions(NamedTuple):
 
 
 class TaskSplit(NamedTuple):
-    """The two sides of a fold: samples and their targets."""
+    """The two sides of a fold, samples and their targets, and what is held out of `train`."""
 
     train: Selection
     test: Selection
+    validation: Selection | None = None  # for finetune.validation
 
 
 def require_task(config: Config) -> TaskConfig:
@@ -88,11 +89,49 @@ def split_samples(config: Config, manifest: Manifest, fold: int) -> TaskSplit:
         StorageError: The store fails.
     """
     task, labels = require_task(config), labels_of(config.data.url, manifest)
-    train, test = (
-        Selection(positions, targets(task, [labels[position] for position in positions]))
-        for positions in select(task, labels, fold, config.run.seed)
-    )
-    return TaskSplit(train, test)
+
+    def selection(positions: np.ndarray) -> Selection:
+        return Selection(positions, targets(task, [labels[position] for position in positions]))
+
+    train, test = select(task, labels, fold, config.run.seed)
+    share, validation = config.finetune.validation, None
+    if share:
+        held_out = hold_out(task, labels, train, share, config.run.seed)
+        train, validation = np.setdiff1d(train, held_out), selection(held_out)
+    return TaskSplit(selection(train), selection(test), validation)
+
+
+def hold_out(
+    task: TaskConfig, labels: Sequence[Labels], train: np.ndarray, share: float, seed: int = 0
+) -> np.ndarray:
+    """Return the training samples to validate with: about a share of each class, whole subjects.
+
+    Subjects stay whole if all samples have one; samples of extra sets are never held out.
+
+    Args:
+        task: the recipe's [task].
+        labels: of each sample of the data set.
+        train: positions of the training samples, ascending.
+        share: of them to hold out, above 0, at most 0.5.
+        seed: other seeds hold out others.
+
+    Raises:
+        ShardError: There are too few subjects, or samples.
+    """
+    own = [n for n in train.tolist() if labels[n].get("set") not in task.extra_sets]
+    rows, what = [labels[n] for n in own], "subjects"
+    groups = [row.get("subject") for row in rows]
+    if any(group is None for group in groups):
+        groups, what = own, "samples"
+    if (there := len(set(groups))) < 2:
+        advice = "leave out finetune.validation, or add more"
+        raise _misfit("Nothing to hold out for validation", task, f"{there} {what}", advice)
+    parts = min(round(1 / share), there)
+    classes = np.zeros(len(rows), np.int64)
+    if task.kind == "classification":
+        classes = targets(task, rows)
+    part_of = balanced_folds([str(group) for group in groups], classes, parts)
+    return np.array(own, np.int64)[part_of == 1 + seed % parts]
 
 
 def select(task: TaskConfig, labels: Sequence[Labels], fold: int, seed: int = 0) -> Positions:

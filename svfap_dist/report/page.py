@@ -160,7 +160,7 @@ def _probe_figures(run_url: str, events: list[dict[str, Any]]) -> list[tuple[str
         ("cost of a probe, median", f"{costs[len(costs) // 2]:.1f} s"),
     ]
     if best := read_best(run_url):
-        found.append(("best checkpoint by probes", f"step {best.step}, {100 * best.uar:.1f} %"))
+        found.append(("best checkpoint by probes", f"step {best.step}, {100 * best.score:.1f} %"))
     return found
 
 

@@ -67,6 +67,11 @@ STEP = declare("svfap_step", "Optimizer steps completed.", column="step")
 EPOCH = declare("svfap_epoch", "Epoch of the last step, from 0.", column="epoch")
 LOSS = declare("svfap_loss", "Mean loss of the last logged step, over all ranks.", column="loss")
 HELD_OUT_LOSS = declare("svfap_held_out_loss", "Mean loss on the held-out clips, over all ranks.")
+VALIDATION_SCORE = declare(
+    "svfap_validation_score",
+    "Score of a fine-tuning's validation samples (UAR or CCC); absent without finetune.validation.",
+    "score",
+)
 PROBE_UAR = declare(
     "svfap_probe_uar_ratio",
     "Unweighted average recall of simple classifiers on frozen features; absent without probe.url.",

@@ -358,6 +358,25 @@ class Recorder:
         self._journal.write_event("eval", step=step, held_out_loss=held_out_loss)
         self._exporter.set(metrics.HELD_OUT_LOSS, held_out_loss)
 
+    def record_validation(
+        self, step: int, metric: str, score: float, samples: int, bad: int, is_best: bool
+    ) -> None:
+        """Record the score of a fine-tuning's validation samples.
+
+        Args:
+            step: Completed optimizer steps.
+            metric: Name of the score.
+            score: From 0 to 1 for a classification.
+            samples: How many count.
+            bad: How many could not be read.
+            is_best: Whether it is the best so far.
+        """
+        fields = {"samples": samples, "bad_samples": bad, "is_best": is_best}
+        self._journal.write_event("validation", step=step, metric=metric, score=score, **fields)
+        if self._world.is_main:
+            log.info("Validation after step %d: %s %.4f.", step, metric.upper(), score)
+            self._exporter.set(metrics.VALIDATION_SCORE, score, score=metric)
+
     def record_probe(self, step: int, uar: Mapping[str, float], **fields: Any) -> None:
         """Record how well simple classifiers read labels from frozen features.
 

@@ -36,6 +36,7 @@ from svfap_dist.telemetry import activity, restart
 from svfap_dist.telemetry.journal import RunHistory, read_history
 from svfap_dist.telemetry.recorder import Recorder, Row
 from svfap_dist.train import health
+from svfap_dist.train.early_stop import EarlyStop
 from svfap_dist.train.engine import Engine
 from svfap_dist.train.feature_probe import FeatureProbe, probe_pool
 from svfap_dist.train.learning_rate import learning_rate_at
@@ -235,6 +236,7 @@ class Attempt:
         if found.eval_manifest is not None:
             self._validation = ValidationSet(config, world, found.eval_manifest)
         self._probe = self._open_probe(found)
+        self._early_stop = self._open_early_stop(found)
         recorder.record_ready()
 
     def _open_probe(self, found: RunContext) -> FeatureProbe | None:
@@ -243,6 +245,13 @@ class Attempt:
         if found.probe_set is None:
             return None
         return FeatureProbe(self._config, self._world, found.probe_set, self._recorder)
+
+    def _open_early_stop(self, found: RunContext) -> EarlyStop | None:
+        if found.split is None or found.split.validation is None:
+            return None
+        data, recorder = (found.manifest, found.split.validation), self._recorder
+        steps = self._loader.steps_per_epoch, self.total_steps
+        return EarlyStop(self._config, self._world, data, steps, recorder)
 
     def _drop_old_predictions(self) -> None:
         """Delete the predictions of a task that was finished and is trained further."""
@@ -293,7 +302,7 @@ class Attempt:
             stack: Closes the loader.
         """
         restart.CLOCK.lap("prepare")
-        batches = self._loader.batches(self.step, self.total_steps)
+        batches = self._loader.batches(self.step, self.step if self.is_over else self.total_steps)
         stack.callback(batches.close)
         waiting = self._recorder.meter.waiting(batches)
         while True:
@@ -433,6 +442,38 @@ class Attempt:
             return False
         return self._probe.run(self.engine, self.step, lambda: bool(notice.external_stop_reason()))
 
+    @property
+    def validates(self) -> bool:
+        """Return whether the validation samples are scored after this step."""
+        return self._early_stop is not None and self._early_stop.is_due(self.step)
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether the run is at its last step, or ends early."""
+        is_early = self._early_stop is not None and self._early_stop.is_over(self.step)
+        return is_early or self.step == self.total_steps
+
+    def validate(self, notice: Notice) -> bool:
+        """Score the validation samples; return whether this is the best epoch so far.
+
+        Args:
+            notice: This rank's reasons to stop, which end the validation.
+        """
+        if self._early_stop is None or self.is_skipping:  # these weights are not saved
+            return False
+        external = notice.external_stop_reason
+        return self._early_stop.run(self.engine, self.step, lambda: bool(external()))
+
+    def validate_restored(self, notice: Notice) -> None:
+        """Validate a restored epoch that may not have been before.
+
+        Args:
+            notice: This rank's reasons to stop, which end the validation.
+        """
+        early_stop = self._early_stop
+        if early_stop is not None and early_stop.is_open(self.step) and self.validate(notice):
+            early_stop.mark()
+
     def _test(self, notice: Notice) -> bool:
         """Write predictions.jsonl of a task unless it exists; return False if stopped before."""
         if self._test_on is None:
@@ -447,6 +488,9 @@ class Attempt:
             activity.begin("testing", self.step, is_slow=True)
             return bool(notice.external_stop_reason())
 
+        network = self.engine.network
+        if self._early_stop is not None:
+            network = self._early_stop.network_to_test(self.engine)
         try:
             with self.engine.evaluating():
                 tested = runner.score_selection(
@@ -454,7 +498,7 @@ class Attempt:
                     self._manifest,
                     self._world,
                     self._test_on,
-                    self.engine.network,
+                    network,
                     self.engine.device,
                     stops=stops,
                 )
@@ -474,7 +518,8 @@ class Attempt:
         began = time.perf_counter()
         epoch_steps, ranks = self._loader.steps_per_epoch, self._world.world_size
         state = TrainState.of_run(self._config, self.step, epoch_steps, self._fingerprint, ranks)
-        best = self._probe.candidate(self.step) if self._probe is not None else None
+        judge = self._early_stop or self._probe  # a task has no probe
+        best = judge.candidate(self.step) if judge is not None else None
         self._checkpointer.save(self.engine, state, best)
         self._recorder.add_checkpoint_seconds(time.perf_counter() - began)
 
@@ -504,7 +549,7 @@ class Attempt:
             self.save()
             self.finish_upload()
         activity.begin("ending", self.step, is_slow=True)
-        is_done = self.step == self.total_steps and self._test(notice)
+        is_done = self.is_over and self._test(notice)
         self._recorder.close_window(self.step)
         reasons = [r for r in distributed.all_gather_object(notice.stop_reason()) if r]
         reason = FINISHED if is_done else (reasons or ["stop requested"])[0]

@@ -102,7 +102,7 @@ class FeatureProbe:
         pool = "".join(f" {name}={value}" for name, value in _pool_arguments(probe).items())
         self._identity = f"{of_set} {self._region}{pool}"
         best = distributed.run_on_main(lambda: read_best(config.run.url))
-        self._best = best if best is not None and best.probe == self._identity else None
+        self._best = best if best is not None and best.measured_by == self._identity else None
         # What had better features than the best committed checkpoint when probed, by step.
         self._candidates: dict[int, BestCheckpoint] = {}
 
@@ -221,7 +221,7 @@ class FeatureProbe:
         if outcome.scores is None or step == 0:
             return False
         uar = outcome.scores.logistic
-        if self._best is not None and uar <= self._best.uar:
+        if self._best is not None and uar <= self._best.score:
             return False
         self._candidates[step] = BestCheckpoint(step, uar, self._identity)
         return True
@@ -233,7 +233,7 @@ class FeatureProbe:
             step: Completed optimizer steps.
         """
         found = self._candidates.get(step)
-        is_best = found is not None and (self._best is None or found.uar > self._best.uar)
+        is_best = found is not None and (self._best is None or found.score > self._best.score)
         return found if is_best else None
 
     def confirm(self, step: int) -> None:

@@ -202,7 +202,9 @@ def _is_tested(config: Config) -> bool:
     if not storage.exists(storage.join(config.run.url, PREDICTIONS)):
         return False
     stored = read_recipe(config.run.url)
-    lengths = [(one.train.max_steps, one.train.epochs) for one in (stored, config)]
+    lengths = [
+        (one.train.max_steps, one.train.epochs, one.finetune.patience) for one in (stored, config)
+    ]
     if lengths[0] != lengths[1]:
         return False  # run.allow_change: it is trained further
     then, now = stored.finetune, config.finetune

@@ -104,6 +104,8 @@ def _run_attempt(
         if attempt.step == 0:
             attempt.evaluate()
             attempt.probe(notice)
+        else:
+            attempt.validate_restored(notice)
         save_is_due = False  # since a step at which it could not be saved
         for batch in attempt.batches(stack):
             is_taken = attempt.take_step(batch, notice)
@@ -112,7 +114,9 @@ def _run_attempt(
                 attempt.step == attempt.total_steps or attempt.is_due(period) for period in periods
             )
             saves |= save_is_due
-            decision = attempt.decide(up_to_now=logs or evaluates or probes or saves)
+            validates = attempt.validates
+            is_known = logs or evaluates or probes or validates or saves
+            decision = attempt.decide(up_to_now=is_known)
             saves |= decision.save
             if decision.stop or saves:  # neither follows a step whose outcome is not known
                 decision = attempt.decide(up_to_now=True, before=decision)
@@ -123,12 +127,15 @@ def _run_attempt(
                 attempt.evaluate()
             if probes and not decision.stop:
                 saves |= attempt.probe(notice)
+            if validates and not decision.stop:
+                saves |= attempt.validate(notice)
+                ends |= attempt.is_over
             if decision.finish_upload:
                 attempt.finish_upload()
             save_is_due = saves and attempt.is_skipping
             if ends or (saves and not save_is_due):
                 attempt.save()
-            if decision.stop:
+            if ends and attempt.step < attempt.total_steps:
                 break
         return attempt.finish(notice)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from svfap_dist.config import TaskConfig
 from svfap_dist.errors import SvfapError
-from svfap_dist.evaluate.protocol import folds_of, select, targets
+from svfap_dist.evaluate.protocol import folds_of, hold_out, select, targets
 
 NAMES = ("sad", "happy", "calm")
 
@@ -191,3 +191,45 @@ def test_samples_of_no_side_need_no_target():
     rows = [{**row(n, 1), "split": part} for n, part in enumerate(["train", "test", "extra"])]
     del rows[2]["class"]
     assert select(task(folds=0), rows, 0).test.tolist() == [1]
+
+
+@pytest.mark.parametrize("fold", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_validation_samples_are_whole_subjects_of_the_training_side(fold, seed):
+    rows = [row(n % 3, n // 30 % 3 + 1, f"p{n // 3}") for n in range(90)]
+    train, test = select(task(), rows, fold)
+    held_out = hold_out(task(), rows, train, 0.2, seed)
+    assert np.array_equal(held_out, hold_out(task(), rows, train, 0.2, seed))
+    assert set(held_out.tolist()) < set(train.tolist())
+    assert not set(held_out.tolist()) & set(test.tolist())
+    assert len(held_out) == 12  # of 60
+    assert np.bincount([rows[n]["class"] for n in held_out]).tolist() == [4, 4, 4]
+    inside = {rows[n]["subject"] for n in held_out}
+    assert inside.isdisjoint(rows[n]["subject"] for n in set(train.tolist()) - set(held_out))
+    assert set(held_out.tolist()) != set(hold_out(task(), rows, train, 0.2, seed + 1).tolist())
+
+
+def test_validation_samples_are_of_all_classes_where_subjects_are_not_known():
+    rows = [row(min(n % 10, 2), 1 + n % 3) for n in range(90)]  # the last class has most
+    rows[0]["subject"] = "the only one known"
+    train, _ = select(task(), rows, 1)
+    held_out = hold_out(task(), rows, train, 0.5)
+    assert np.bincount([rows[n]["class"] for n in held_out]).tolist() == [3, 3, 24]
+    values = [{"set": "toy", "values": {"a": 0.1, "b": 1}, "fold": 1 + n % 2} for n in range(40)]
+    assert len(hold_out(regression(), values, np.arange(0, 40, 2), 0.1)) == 2
+
+
+def test_samples_of_extra_sets_are_not_held_out():
+    rows = [row(n % 3, 1 + n % 3) for n in range(30)]
+    rows += [{"set": "more", "class": 0, "class_name": NAMES[0]} for _ in range(30)]
+    mixed = task(extra_sets=("more",))
+    train, _ = select(mixed, rows, 1)
+    assert len(train) == 50
+    assert max(hold_out(mixed, rows, train, 0.5)) < 30
+
+
+def test_one_subject_cannot_be_held_out():
+    rows = [row(n % 3, 1 + n % 3, "p1") for n in range(9)]
+    train, _ = select(task(), rows, 1)
+    with pytest.raises(SvfapError, match=r"(?s)hold out for validation.*1 subjects.*leave out"):
+        hold_out(task(), rows, train, 0.1)

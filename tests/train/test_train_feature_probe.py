@@ -208,7 +208,7 @@ def test_the_best_checkpoint_is_marked_kept_and_can_be_named(
     wanted = max(scores, key=lambda step: (scores[step], -step))
     found = best.read_best(run)
     assert found is not None
-    assert (found.step, found.uar) == (wanted, scores[wanted])
+    assert (found.step, found.score) == (wanted, scores[wanted])
     assert store.committed_steps(run) == sorted({wanted, 12})  # train.keep_last = 1
     assert not {wanted} & set(gc.plan_gc(run, keep_last=1).steps)
     path, _ = load.locate_weights(f"{run}/checkpoints/best")
@@ -233,7 +233,7 @@ def test_a_checkpoint_that_is_not_committed_is_not_the_best(
     assert lost["step"] == 3
     found = best.read_best(str(folder / "unstored"))
     assert found is not None
-    assert (found.step, found.uar) == (9, 0.7)
+    assert (found.step, found.score) == (9, 0.7)
 
 
 def test_the_report_has_the_curve_and_the_cost(two_ranks: dict[str, Any], folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import json
 import shutil
 from itertools import pairwise
@@ -94,6 +93,7 @@ def runs(data: Path, pretrained: Path, folder: Path) -> dict[str, dict[str, Any]
     quick = {"lr": 3.0, "warmup_lr": 3.0}
     gone = {"init": "/gone"}
     often = {"checkpoint_every": 1, "keep_last": 9}
+    judged, long = {"validation": 0.25, "patience": 1}, {"max_steps": 12, "checkpoint_every": 12}
     ema, even = {"ema": 0.25}, {"sampling": "balanced"}
     tasks = {
         "straight": task("straight"),
@@ -101,6 +101,8 @@ def runs(data: Path, pretrained: Path, folder: Path) -> dict[str, dict[str, Any]
         "weighted": task("weighted", finetune={"class_weights": "balanced"}),
         "balanced stopped": task("balanced", 4, finetune=even),
         "balanced resumed": task("balanced", finetune=even),
+        "validated stopped": task("validated", 4, finetune=judged, train=long),
+        "validated": task("validated", finetune=judged, train=long),
         "ema": task("ema", finetune=ema),
         "ema stopped": task("ema-cut", 4, finetune=ema),
         "ema resumed": task("ema-cut", finetune=ema),
@@ -267,10 +269,42 @@ def test_balanced_classes_resume_and_are_audited(runs: dict[str, Any], folder: P
         for path in run.glob("ledger/attempt-*/*")
         for line in path.read_text().splitlines()
     ]
-    classes = collections.Counter(row["key"].split("_")[2] for row in rows)
-    assert sorted(classes.values()) == [4] * 6
+    assert {row["epoch"] for row in rows} == {0, 1}  # of a class; the run has one of all samples
     checked = audit.audit(str(run))
     assert (checked.attempts, checked.steps, checked.is_exact) == (2, 6, True)
+
+
+def test_the_best_epoch_is_tested_and_training_ends_early(
+    runs: dict[str, Any], data: Path, folder: Path, tmp_path: Path
+) -> None:
+    """An epoch is 4 steps: 18 samples of three persons, without those of the validation."""
+    assert runs["validated stopped"]["step"] == 4
+    assert runs["validated"]["stop_reason"] == "finished", runs["validated"]
+    run = folder / "validated/fold-2"
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    found = [event for event in events if event["event"] == "validation"]
+    assert {event["samples"] for event in found} == {6}
+    scores = {event["step"]: event["score"] for event in found}
+    best, end = max(scores, key=lambda step: (scores[step], -step)), max(scores)
+    assert list(scores) == list(range(4, end + 1, 4))
+    assert end == min(best + 4, 12)
+    assert store.latest_committed(str(run)) == end
+    assert json.loads((run / "checkpoints/best.json").read_text())["step"] == best
+    rows = [
+        json.loads(line)
+        for path in run.glob("ledger/attempt-*/*")
+        for line in path.read_text().splitlines()
+    ]
+    trained_on = {row["key"].split("/")[-1].split("_")[0] for row in rows}
+    assert len(trained_on) == 3
+    assert str(ACTORS[1]) not in trained_on
+    assert audit.audit(str(run)).is_exact
+    where, _ = trained.locate_weights(str(run))
+    assert f"step-{best:09d}" in where
+    config = recipe.from_tables(tables(data, folder / "unused"), where="test")
+    command.evaluate(config, str(folder / "validated"), predictions_url=str(tmp_path / "again"))
+    said = Predictions.read(str(run / "predictions.jsonl"))
+    assert np.allclose(said.scores, Predictions.read(str(tmp_path / "again")).scores, atol=1e-6)
 
 
 def test_an_average_continues_in_another_zero_stage(runs: dict[str, Any], folder: Path) -> None:

@@ -21,6 +21,7 @@ class FakeAttempt:
     """Records what the loop calls; all ranks vote to stop after a step, which is seen later."""
 
     total_steps, stop_after, leaving_at, is_skipping = STEPS, STEPS, 0, False
+    validates = is_over = False
 
     def __init__(self, *_: Any) -> None:
         self.step, self.events = 0, []
@@ -77,6 +78,16 @@ def test_a_node_that_will_leave_saves_once_and_the_run_continues(monkeypatch) ->
     events = events_of(monkeypatch, STEPS)
     assert [event for event in events if event.startswith("save")] == ["save 2", "save 5", "save 7"]
     assert events.index("wait for 2") == events.index("save 2") - 1
+
+
+def test_the_best_epoch_is_saved_and_the_run_may_end_early(monkeypatch) -> None:
+    monkeypatch.setattr(FakeAttempt, "validates", property(lambda self: self.step in (3, 6)))
+    monkeypatch.setattr(FakeAttempt, "is_over", property(lambda self: self.step == 6))
+    monkeypatch.setattr(FakeAttempt, "validate", lambda self, _: self.step == 3, raising=False)
+    events = events_of(monkeypatch, STEPS)
+    assert [event for event in events if event.startswith("save")] == ["save 3", "save 5", "save 6"]
+    assert {"wait for 3", "wait for 6"} <= set(events)
+    assert events[-1] == "finish 6"
 
 
 def test_only_rank_0_is_asked_for_nodes_that_leave(monkeypatch) -> None:
