@@ -31,7 +31,7 @@ SOURCES = st.lists(
     ),
     min_size=2,
     max_size=5,
-).filter(lambda sources: sum(sum(sizes) for sizes, _ in sources) >= 16)
+).filter(lambda sources: sum(sum(sizes) for sizes, _ in sources) >= 5 * LANES)  # a largest step
 
 
 def manifest_of(sizes: list[int]) -> Manifest:
