@@ -15,6 +15,9 @@ EXTRAS = {
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "probe": ("sklearn",),
     "report": ("jinja2", "matplotlib"),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
     "dev": ("yaml", "grafana_foundation_sdk"),
 }
 

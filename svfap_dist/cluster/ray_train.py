@@ -52,9 +52,12 @@ _SETTINGS = {
 }
 # Until an elastic group whose nodes are not there after all is begun again with those that are.
 _ELASTIC_SETTINGS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
-# Variables of the driver that ranks on other nodes need, too: access to the store, the network's
-# settings, torch's, logging.
-_INHERITED = ("AWS_", "NCCL_", "GLOO_", "UCX_", "TORCH_", "TORCHINDUCTOR_", logs.VARIABLE)
+# Variables of the driver that ranks on other nodes need, too: access to the store and to trackers,
+# the network's settings, torch's, logging.
+_INHERITED = (
+    *("AWS_", "WANDB_", "MLFLOW_", "NCCL_", "GLOO_", "UCX_", "TORCH_", "TORCHINDUCTOR_"),
+    logs.VARIABLE,
+)
 
 
 def train(
@@ -140,6 +143,9 @@ def _with_absolute_paths(config: Config) -> Config:
         for source in config.data.sources
     )
     sections["data"] = sections["data"].model_copy(update={"sources": sources})
+    if folder := config.track.mlflow_folder:
+        update = {"mlflow": storage.local_path(folder)}
+        sections["track"] = config.track.model_copy(update=update)
     return config.model_copy(update=sections)
 
 

@@ -21,6 +21,7 @@ from svfap_dist.config.sections import (
     RunConfig,
     SourceConfig,
     TaskConfig,
+    TrackConfig,
     TrainConfig,
 )
 
@@ -40,6 +41,7 @@ __all__ = [
     "RunConfig",
     "SourceConfig",
     "TaskConfig",
+    "TrackConfig",
     "TrainConfig",
     "check_window",
     "check_world_size",

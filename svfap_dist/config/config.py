@@ -71,6 +71,7 @@ class Config(sections.Section):
     probe: sections.ProbeConfig = sections.ProbeConfig()
     cluster: sections.ClusterConfig = sections.ClusterConfig()
     metrics: sections.MetricsConfig = sections.MetricsConfig()
+    track: sections.TrackConfig = sections.TrackConfig()
     task: sections.TaskConfig | None = None  # None: pre-training
     finetune: sections.FinetuneConfig = sections.FinetuneConfig()
     augment: sections.AugmentConfig = sections.AugmentConfig()

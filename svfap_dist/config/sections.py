@@ -403,6 +403,20 @@ class MetricsConfig(Section):
     linger_seconds: Annotated[float, Field(ge=0.0)] = 0.0
 
 
+class TrackConfig(Section):
+    """Experiment trackers, which get what the run's own files have; secrets: environment only."""
+
+    tensorboard: bool = False  # event files in tensorboard/ of the run's folder
+    wandb: str = ""  # project or entity/project of Weights & Biases; empty: none
+    mlflow: str = ""  # tracking URI of MLflow, or a folder; empty: none
+    mlflow_experiment: str = "svfap"
+
+    @property
+    def mlflow_folder(self) -> str:
+        """The folder that `mlflow` names, empty if it names none."""
+        return "" if ":" in self.mlflow or self.mlflow == "databricks" else self.mlflow
+
+
 class TaskConfig(Section):
     """The task that is learned from a labeled data set, and its test protocol."""
 

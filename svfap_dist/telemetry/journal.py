@@ -2,7 +2,7 @@
 
 Under `run.url`: config.toml (resolved recipe) · metrics.jsonl (a line per log step) · events.jsonl
 (start, resume, change, resize, ready, first_step, window, checkpoint, checkpoint_failed, eval,
-validation, probe, probe_failed, skip, spike, rollback, stall, stop; see `goodput` and `restart`) ·
+validation, probe, probe_failed, test, skip, spike, rollback, stall, stop; see `goodput`) ·
 quarantine.jsonl (samples that could not be used) · ledger/attempt-0001/rank-0000.jsonl (a line per
 sample used, if run.ledger is set; its further parts are rank-0000.0001.jsonl, ...0002, and so on),
 failures/rank-0001.json (the last error of a rank other than 0; those of rank 0 are stop events).
@@ -178,6 +178,7 @@ class Journal:
         attempt: Number of the attempt, from 1, agreed by all ranks.
         step: Completed steps that the attempt continues from; later lines are dropped.
         clock: Seconds since the epoch, for tests.
+        on_line: Called with the file's name and each line of rank 0's files.
     """
 
     def __init__(
@@ -187,8 +188,9 @@ class Journal:
         attempt: int,
         step: int,
         clock: Callable[[], float] = time.time,
+        on_line: Callable[[str, Line], None] = lambda name, line: None,
     ) -> None:
-        self._clock = clock
+        self._clock, self._on_line = clock, on_line
         url = config.run.url
         self._files: dict[str, _LineFile] = {}
         if rank == 0:
@@ -226,6 +228,7 @@ class Journal:
         """
         if name in self._files:
             self._files[name].append(encode_lines([line]))
+            self._on_line(name, line)
 
     def write_ledger(self, lines: bytes) -> None:
         """Write the samples this rank used in a step, if run.ledger is set.

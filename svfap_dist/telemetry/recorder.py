@@ -40,6 +40,7 @@ from svfap_dist.telemetry.journal import (
 )
 from svfap_dist.telemetry.meter import Meter, Window, gpu_readings
 from svfap_dist.telemetry.restart import FIRST_STEP
+from svfap_dist.telemetry.tracking import Tracking, chosen_trackers
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -101,8 +102,11 @@ class Recorder:
             for source in self._sources:
                 for metric in (metrics.SOURCE_CLIPS, metrics.SOURCE_BAD_SAMPLES):
                     self._exporter.add(metric, 0, source=source)
+            self._tracking: Tracking | None = None
+            if world.is_main and chosen_trackers(config.track):
+                self._tracking = stack.enter_context(Tracking(config, step))
             journal = distributed.run_on_all_ranks(
-                lambda: Journal(config, world.rank, attempt, step)
+                lambda: Journal(config, world.rank, attempt, step, on_line=self._track_line)
             )
             self._journal = stack.enter_context(journal)
             self._past = journal.read_lines(EVENTS_FILE) if world.is_main else []
@@ -115,6 +119,26 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self._closing.close()
+
+    def _track_line(self, name: str, line: Row) -> None:
+        if self._tracking is not None:
+            self._tracking.write_line(name, line)
+
+    @property
+    def is_tracked(self) -> bool:
+        """Return whether this rank sends what it records to trackers."""
+        return self._tracking is not None
+
+    def track_picture(self, name: str, step: int, png: bytes) -> None:
+        """Send a picture to the trackers, if there are any.
+
+        Args:
+            name: Such as "confusion".
+            step: Completed optimizer steps.
+            png: Content of a PNG file.
+        """
+        if self._tracking is not None:
+            self._tracking.write_picture(name, step, png)
 
     def sync(self) -> None:
         """Upload the files of the run; may be called from any thread."""
@@ -411,6 +435,16 @@ class Recorder:
         self.meter.leave_out(seconds)
         if self._world.is_main:
             self._exporter.set(metrics.PROBE_SECONDS, seconds)
+
+    def record_test(self, step: int, num_samples: int, scores: Mapping[str, float]) -> None:
+        """Record the scores of a tested task.
+
+        Args:
+            step: Completed optimizer steps.
+            num_samples: Samples tested.
+            scores: By name.
+        """
+        self._journal.write_event("test", step=step, samples=num_samples, scores=dict(scores))
 
     def add_test_seconds(self, seconds: float) -> None:
         """Count time spent on testing, which is idle time of the training.

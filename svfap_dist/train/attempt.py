@@ -27,6 +27,7 @@ from svfap_dist.errors import ConfigError, HealthError, SvfapError
 from svfap_dist.evaluate import feature_probe, protocol, runner
 from svfap_dist.evaluate.feature_probe import ProbeSet
 from svfap_dist.evaluate.protocol import TaskSplit
+from svfap_dist.evaluate.results import summarize
 from svfap_dist.model import flops
 from svfap_dist.profiling.decoder import choose_backend
 from svfap_dist.shards.format import Manifest
@@ -506,8 +507,17 @@ class Attempt:
             return False
         finally:
             self._recorder.add_test_seconds(time.perf_counter() - began)
-        distributed.run_on_main(lambda: tested.write(run_url))
+        distributed.run_on_main(lambda: self._record_test(tested))
         return True
+
+    def _record_test(self, tested: runner.TestedSelection) -> None:
+        """Write predictions.jsonl, and record their scores."""
+        tested.write(self._config.run.url)
+        task = protocol.require_task(self._config)
+        found = summarize(task, {task.fold: tested.predictions})
+        self._recorder.record_test(self.step, found.pooled.num_samples, found.pooled.values)
+        if self._recorder.is_tracked and found.confusion is not None:
+            self._recorder.track_picture("confusion", self.step, found.picture())
 
     def save(self) -> None:
         """Wait for the previous checkpoint's upload, then start to save another."""

@@ -4,7 +4,8 @@ Each fold is an ordinary run in a folder of its own, `fold-1/`, ..., below `run.
 fixed split is one run, in `run.url` itself). So the same command started again skips finished
 folds, resumes the interrupted one, and continues. A request to stop and `train.max_seconds` apply
 to all folds together; only a request interrupts a test that has begun. `results.json` and the
-confusion matrix (`pictures/confusion.png`) come last, from the predictions of all folds. With
+confusion matrix (`pictures/confusion.png`) come last, from the predictions of all folds, and go to
+the trackers of the recipe as a tracked run of their own. With
 `finetune.seeds` above 1 all of this is repeated in `seed-1/`, `seed-2/`, ..., with run.seed and the
 numbers after it, and `results.json` in `run.url` sums up the seeds. A begun run may get more seeds,
 and continues with those.
@@ -28,6 +29,7 @@ from svfap_dist.evaluate.runner import PREDICTIONS
 from svfap_dist.evaluate.spread import SeededResults
 from svfap_dist.evaluate.task_of_data import complete_config
 from svfap_dist.telemetry.journal import RECIPE_FILE, read_recipe
+from svfap_dist.telemetry.tracking import Tracking
 from svfap_dist.train import loop
 from svfap_dist.train.attempt import RunContext, RunResult
 from svfap_dist.train.signals import FINISHED
@@ -134,7 +136,7 @@ def run(
         found.append(ended.results)
     results = SeededResults(found)
     if writes:
-        _write(results, config.run.url)
+        _write(results, config)
     return FinetuneResult(config.run.url, FINISHED, results)
 
 
@@ -164,7 +166,7 @@ def _run_folds(
                 on_tested(fold, summarize(task, {fold: _predictions(one)}))
     results = summarize(task, {fold: _predictions(one) for fold, one in folds.items()})
     if writes:
-        _write(results, config.run.url)
+        _write(results, config)
     return FinetuneResult(config.run.url, FINISHED, results)
 
 
@@ -225,7 +227,17 @@ def _with_time_left(config: Config, spent: float) -> Config:
     return config.model_copy(update={"train": train})
 
 
-def _write(results: Results | SeededResults, url: str) -> None:
+def _write(results: Results | SeededResults, config: Config) -> None:
+    url, task = config.run.url, protocol.require_task(config)
     storage.write_bytes(storage.join(url, RESULTS), results.to_json().encode())
+    is_single, picture = isinstance(results, Results), b""
     if isinstance(results, Results) and results.confusion is not None:
-        storage.write_bytes(storage.join(url, CONFUSION), results.picture())
+        picture = results.picture()
+        storage.write_bytes(storage.join(url, CONFUSION), picture)
+    if is_single and not task.folds:  # one run, which has recorded its scores itself
+        return
+    with Tracking(config, step=0) as tracking:
+        means = {name: results.mean(name) for name in task.metrics}
+        tracking.write_scalars("results", 0, means)
+        if picture:
+            tracking.write_picture("confusion", 0, picture)

@@ -22,6 +22,7 @@ from svfap_dist.config import Config, check_world_size, require_urls, with_devic
 from svfap_dist.distributed import World
 from svfap_dist.telemetry import restart
 from svfap_dist.telemetry.recorder import Row
+from svfap_dist.telemetry.tracking import check_installed
 from svfap_dist.train import health
 from svfap_dist.train.attempt import Attempt, RunContext, RunResult, load_run_context
 from svfap_dist.train.engine import process_group
@@ -156,6 +157,7 @@ def preflight(config: Config, known: RunContext | None = None) -> RunContext:
         CheckpointError: If the newest checkpoint or the initial weights cannot be read.
     """
     require_urls(config)
+    check_installed(config.track)
     objective = build_objective(config)
     context = load_run_context(config, known)
     if context.state is None:

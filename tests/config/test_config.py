@@ -15,6 +15,7 @@ from svfap_dist.config import (
     Config,
     SourceConfig,
     TaskConfig,
+    TrackConfig,
     changes,
     check_window,
     check_world_size,
@@ -301,6 +302,7 @@ FREE = {
     },
     "task": {"metrics", "published", "published_source", "reproduced", "reproduced_source"},
     "finetune": {"init", "seeds", "test_segments", "test_crops"},
+    "track": set(TrackConfig.model_fields),
     "cluster": {
         "bind_cpus",
         "num_workers",

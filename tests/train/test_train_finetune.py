@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from clips import make_video
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train_ranks import recipe_tables, start
 
 from data_sharding import pipeline as sharding
@@ -75,7 +76,7 @@ def pretrained(folder: Path) -> Path:
 
 def tables(data: Path, run: Path, /, **changes: dict[str, Any]) -> dict[str, Any]:
     base = recipe_tables(str(data), str(run), train={"max_steps": 6, "checkpoint_every": 3})
-    base |= {"task": TASK, "finetune": {"head_init_scale": 1.0}, "augment": {}}
+    base |= {"task": TASK, "finetune": {"head_init_scale": 1.0}, "augment": {}, "track": {}}
     return {section: {**values, **changes.get(section, {})} for section, values in base.items()}
 
 
@@ -96,7 +97,7 @@ def runs(data: Path, pretrained: Path, folder: Path) -> dict[str, dict[str, Any]
     judged, long = {"validation": 0.25, "patience": 1}, {"max_steps": 12, "checkpoint_every": 12}
     ema, even = {"ema": 0.25}, {"sampling": "balanced"}
     tasks = {
-        "straight": task("straight"),
+        "straight": task("straight", track={"tensorboard": True}),
         "every step": task("every", train=often),
         "weighted": task("weighted", finetune={"class_weights": "balanced"}),
         "balanced stopped": task("balanced", 4, finetune=even),
@@ -151,6 +152,15 @@ def test_a_fold_is_trained_tested_and_summed_up(runs: dict[str, Any], folder: Pa
         100 * np.mean(tested.predicted() == tested.labels)
     )
     assert (folder / "straight/pictures/confusion.png").stat().st_size > 1000
+    # The fold and the result over all folds are tracked, each as a run.
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    (event,) = [event for event in events if event["event"] == "test"]
+    assert event["scores"]["war"] == pytest.approx(results["metrics"]["war"]["pooled"])
+    for where, tag in ((run, "test/scores/war"), (folder / "straight", "results/war")):
+        tracked = EventAccumulator(str(where / "tensorboard"))
+        tracked.Reload()
+        assert [e.value for e in tracked.Scalars(tag)] == [pytest.approx(event["scores"]["war"])]
+        assert len(tracked.Images("confusion")) == 1
     ledger = [
         json.loads(line)
         for path in (run / "ledger/attempt-0001").iterdir()

@@ -1,0 +1,244 @@
+"""Send what the recorder records to the trackers of the recipe's [track], from rank 0.
+
+In: lines of metrics.jsonl and events.jsonl, as the journal writes them, and pictures. Each tracker
+has a thread and a bounded queue of its own, so a tracker that fails or hangs costs a warning, never
+a step: what does not fit into the queue is left out, a call that fails is made again after a
+while, and after some failures in a row the tracker is off until the next attempt. What finds the
+tracked run again is kept in the run's folder, track/NAME.json, so a resumed run continues it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import json
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from svfap_dist import storage
+from svfap_dist.config import Config, TrackConfig, recipe
+from svfap_dist.errors import ConfigError
+from svfap_dist.telemetry.goodput import BEGINNINGS
+from svfap_dist.telemetry.journal import EVENTS_FILE, METRICS_FILE, Line
+from svfap_dist.telemetry.trackers import TRACKERS, Reference, TrackedRun, Tracker
+
+log = logging.getLogger(__name__)
+
+_MAX_WAITING = 2000  # calls of a tracker
+_WAITS = (2.0, 8.0, 32.0, 128.0)  # seconds after failures in a row; one more ends it
+_CLOSE_SECONDS = 30.0  # for all trackers together
+_EVENTS = ("eval", "probe", "checkpoint", "test")  # whose numbers are tracked
+_NOT_SCALARS = ("step", "total_steps", "time")
+
+Call = Callable[[Tracker], None]
+
+
+def chosen_trackers(track: TrackConfig) -> list[str]:
+    """Return the names of the trackers that a recipe wants.
+
+    Args:
+        track: The recipe's section.
+    """
+    return [name for name in TRACKERS if getattr(track, name)]
+
+
+def check_installed(track: TrackConfig) -> None:
+    """Check that the packages of the trackers are installed, without importing them.
+
+    Args:
+        track: The recipe's section.
+
+    Raises:
+        ConfigError: If one is missing.
+    """
+    for name in chosen_trackers(track):
+        kind: Any = TRACKERS[name]
+        if importlib.util.find_spec(kind.module) is None:
+            advice = f"pip install 'svfap-dist[{kind.extra}]', or leave out track.{name}"
+            found = f"{kind.module} is not installed"
+            raise ConfigError("Missing optional dependency", f"track.{name}", found, advice)
+
+
+class Tracking:
+    """The trackers of a run, of one attempt; a context manager.
+
+    Args:
+        config: The run's recipe.
+        step: Completed steps that the attempt continues from.
+    """
+
+    def __init__(self, config: Config, step: int) -> None:
+        self._url, self._failed = config.run.url, False
+        track = config.track
+        self._feeds = {name: _Feed(name, TRACKERS[name](track)) for name in chosen_trackers(track)}
+        sections = config.model_dump(mode="json", exclude_none=True)
+        run = TrackedRun(config.run.name, self._url, recipe.dumps(config), sections, step)
+        for name, feed in self._feeds.items():
+            feed.put(functools.partial(self._open, name, run))
+
+    def _open(self, name: str, run: TrackedRun, tracker: Tracker) -> None:
+        """Open a tracker and keep what finds the tracked run again (in its thread)."""
+        where = storage.join(self._url, "track", f"{name}.json")
+        try:
+            reference: Reference = json.loads(storage.read_bytes(where))
+        except storage.StorageMissingError:
+            reference = {}
+        reference = tracker.open(dataclasses.replace(run, reference=reference))
+        storage.write_bytes(where, json.dumps(reference).encode())
+        if reference.get("url"):
+            log.info("Tracked by %s: %s", name, reference["url"])
+
+    def write_line(self, name: str, line: Line) -> None:
+        """Send the numbers and facts of a line.
+
+        Args:
+            name: Of the run's file that it is written to.
+            line: Its fields.
+        """
+        if name == EVENTS_FILE and line["event"] == "stop":
+            self._failed = bool(line["message"])
+        if name == METRICS_FILE:
+            self.write_scalars("train", line["step"], line)
+        elif name == EVENTS_FILE and line["event"] in _EVENTS:
+            self.write_scalars(line["event"], line["step"], line)
+        elif name == EVENTS_FILE and line["event"] in BEGINNINGS:
+            self._put(functools.partial(_write_facts, line))
+
+    def write_scalars(self, group: str, step: int, values: Mapping[str, Any]) -> None:
+        """Send numbers.
+
+        Args:
+            group: First part of their names.
+            step: Completed optimizer steps.
+            values: By name; what is neither a number nor a table of numbers is left out.
+        """
+        self._put(lambda tracker: tracker.write_scalars(step, dict(_scalars(group, values))))
+
+    def write_picture(self, name: str, step: int, png: bytes) -> None:
+        """Send a picture.
+
+        Args:
+            name: Such as "confusion".
+            step: Completed optimizer steps.
+            png: Content of a PNG file.
+        """
+        self._put(lambda tracker: tracker.write_picture(name, step, png))
+
+    def _put(self, call: Call) -> None:
+        for feed in self._feeds.values():
+            feed.put(call)
+
+    def __enter__(self) -> Tracking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        failed = self._failed
+        for feed in self._feeds.values():
+            feed.end(lambda tracker: tracker.close(failed))
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for feed in self._feeds.values():
+            feed.wait(max(deadline - time.monotonic(), 0.0))
+
+
+def _scalars(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a line and of the tables in it, with their names."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(f"{prefix}/{name}", value)
+        elif isinstance(value, int | float) and name not in _NOT_SCALARS:
+            yield f"{prefix}/{name}", float(value)
+
+
+def _write_facts(line: Line, tracker: Tracker) -> None:
+    names = ("attempt", "world_size", "manifest_fingerprint", "config_fingerprint")
+    facts = {name: str(line[name]) for name in names}
+    tracker.write_facts(facts | {f"version.{k}": str(v) for k, v in line["versions"].items()})
+
+
+class _Feed:
+    """The calls of one tracker, made in order by a thread of its own."""
+
+    def __init__(self, name: str, tracker: Tracker) -> None:
+        self._name, self._tracker = name, tracker
+        self._calls: queue.Queue[Call | None] = queue.Queue(_MAX_WAITING)
+        self._ending = threading.Event()
+        self._failures = self._left_out = 0  # failures in a row
+        self._is_on = True
+        # A daemon: one that hangs must not keep the process.
+        self._thread = threading.Thread(target=self._run, name=f"track-{name}", daemon=True)
+        self._thread.start()
+
+    def put(self, call: Call) -> None:
+        """Queue a call, or leave it out if too many wait.
+
+        Args:
+            call: Gets the tracker.
+        """
+        if not self._is_on:
+            return
+        try:
+            self._calls.put_nowait(call)
+        except queue.Full:
+            self._left_out += 1
+            if self._left_out == 1:
+                log.warning("%s is too slow: the run continues untracked there", self._name)
+
+    def end(self, call: Call) -> None:
+        """Make a last call after all others, and end the thread; do not wait for that.
+
+        Args:
+            call: Gets the tracker.
+        """
+        self._ending.set()  # a failure is then the last one
+        for last in (call, None):
+            while self._is_on:
+                try:
+                    self._calls.put_nowait(last)
+                    break
+                except queue.Full:
+                    with contextlib.suppress(queue.Empty):  # the thread may be faster
+                        self._calls.get_nowait()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the end of the thread.
+
+        Args:
+            seconds: At most; a thread that needs longer is left behind.
+        """
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            log.warning("%s does not answer: its last values are lost", self._name)
+            self._abandon()
+
+    def _abandon(self) -> None:
+        self._is_on = False
+        try:
+            self._tracker.abandon()
+        except Exception as error:
+            log.debug("%s: %s", self._name, error)
+
+    def _run(self) -> None:
+        while self._is_on and (call := self._calls.get()) is not None:
+            while self._is_on and not self._has_made(call):
+                pass
+
+    def _has_made(self, call: Call) -> bool:
+        try:
+            call(self._tracker)
+        except (Exception, SystemExit) as error:
+            self._failures += 1
+            if self._failures == 1:
+                log.warning("%s failed: %s", self._name, error)
+            is_last = self._failures > len(_WAITS)
+            if is_last or self._ending.wait(_WAITS[self._failures - 1]):
+                log.warning("%s is off until the run is started again: %s", self._name, error)
+                self._abandon()
+            return False
+        self._failures = 0
+        return True
