@@ -285,7 +285,8 @@ def extract_parts(
     progress(done, "")
 
     def show(done: int) -> None:
-        progress(done, f"{clips / max(time.monotonic() - began, 1e-9):.1f} clips/s")
+        rate = clips / max(time.monotonic() - began, 1e-9)  # of finished parts
+        progress(done, f"{rate:.1f} clips/s" if clips else "")
 
     def show_video(of_part: int) -> None:
         show(done + of_part)
