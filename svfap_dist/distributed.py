@@ -22,6 +22,7 @@ from svfap_dist.errors import ClusterError, SvfapError
 
 Result = TypeVar("Result")
 _GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+_COLLECTIVES_RECORDED = "2000"  # on a GPU; each is a small record in the host's memory
 _PORTS = range(20_000, 32_000)
 _ROUND_SECONDS = 10.0  # of a long action; far below train.collective_timeout_seconds
 _MAX_ROUNDS = 720  # two hours: each round is progress to the watchdog, also where an action hangs
@@ -171,6 +172,12 @@ def gloo_on_loopback() -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+def flight_recorder_variables() -> dict[str, str]:
+    """Return the environment in which NCCL records its last collectives, for reports of stalls."""
+    names = "TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_FR_BUFFER_SIZE"
+    return {} if any(name in os.environ for name in names) else {names[0]: _COLLECTIVES_RECORDED}
 
 
 def loopback_variables() -> dict[str, str]:

@@ -231,7 +231,9 @@ def _variables(config: Config) -> dict[str, str]:
         inherited |= distributed.loopback_variables()
     if config.cluster.standby:
         inherited |= standby.environment(config.cluster.on_gpu)
-    return inherited if config.cluster.on_gpu else inherited | ONE_ARENA
+    if config.cluster.on_gpu:  # Ray Train creates the group of NCCL
+        return inherited | distributed.flight_recorder_variables()
+    return inherited | ONE_ARENA
 
 
 def _state_storage(run_url: str) -> dict[str, Any]:

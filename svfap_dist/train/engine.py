@@ -205,6 +205,8 @@ def _fair_threads() -> int:
 
 def _connect(config: Config, world: World, device: torch.device) -> None:
     timeout = datetime.timedelta(seconds=config.train.collective_timeout_seconds)
+    if device.type == "cuda":
+        os.environ |= distributed.flight_recorder_variables()
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",

@@ -51,8 +51,9 @@ def config_of(shards: str, run: Path | str, *overrides: str):
 def test_local_paths_do_not_depend_on_the_folder_of_a_rank():
     """Ray Train starts ranks in another folder than the driver's."""
     init = "s3://bucket/runs/base"
-    config = config_of("shards", "runs/a", f"finetune.init={init}")
+    config = config_of("shards", "runs/a", f"finetune.init={init}", "track.mlflow=mlruns")
     found = ray_train._with_absolute_paths(config)
+    assert found.track.mlflow == os.path.abspath("mlruns")
     assert (found.data.url, found.run.url) == (os.path.abspath("shards"), os.path.abspath("runs/a"))
     assert (found.data.eval_url, found.finetune.init) == ("", init)
     assert found.fingerprint == config.fingerprint
@@ -164,6 +165,8 @@ def test_ranks_get_the_settings_of_the_driver(shards, tmp_path, monkeypatch):
         "GLOO_SOCKET_IFNAME": "eth1",
         "UCX_NET_DEVICES": "mlx5_0:1",
         "TORCH_NCCL_TRACE_BUFFER_SIZE": "100",
+        "WANDB_API_KEY": "key",
+        "MLFLOW_TRACKING_TOKEN": "token",
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
@@ -185,6 +188,19 @@ def test_only_ranks_on_cpus_have_one_arena(shards, tmp_path):
     assert ray_train._variables(config_of(shards, tmp_path))["MALLOC_ARENA_MAX"] == "1"
     on_gpu = config_of(shards, tmp_path, "cluster.use_gpu=true")
     assert "MALLOC_ARENA_MAX" not in ray_train._variables(on_gpu)
+
+
+def test_only_gpu_ranks_record_their_collectives(shards, tmp_path, monkeypatch):
+    """By NCCL, for the report of a stall; unless the user has set it."""
+    names = "TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_FR_BUFFER_SIZE"
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    on_gpu = config_of(shards, tmp_path, "cluster.use_gpu=true")
+    assert ray_train._variables(on_gpu)[names[0]] == "2000"
+    assert names[0] not in ray_train._variables(config_of(shards, tmp_path))
+    monkeypatch.setenv(names[1], "7")
+    found = ray_train._variables(on_gpu)
+    assert (found[names[1]], names[0] in found) == ("7", False)
 
 
 def test_a_rank_knows_which_nodes_leave_without_any_other(monkeypatch):
