@@ -178,7 +178,7 @@ _ROWS = (
         "enterface05",
         True,
         "subject N/<emotion>/sentence M/*.avi",
-        "eNTERFACE05: 44 persons speak sentences in 6 emotions",
+        "eNTERFACE05: 44 people speak sentences in 6 emotions",
     ),
     Source(
         "ferv39k",

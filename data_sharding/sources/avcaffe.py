@@ -1,4 +1,4 @@
-"""AVCAffe: 106 persons in remote tasks, who then rated their affect and their cognitive load.
+"""AVCAffe: 106 people in remote tasks, who then rated their affect and their cognitive load.
 
 INPUT is the folder with `videos`, `ground_truths` and `info`. Labels are per person and task, and
 hold for all short clips of the task. The official split is by person.

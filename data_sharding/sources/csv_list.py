@@ -1,4 +1,4 @@
-"""Any labeled set: a list of videos with a label or values each, and perhaps persons and folds.
+"""Any labeled set: a list of videos with a label or values each, and perhaps subjects and folds.
 
 INPUT is the list, a text file whose first row names its columns. Fields are separated by commas,
 semicolons or tabs, whichever the first row has. A path is relative to the list's folder, or to

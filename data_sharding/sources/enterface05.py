@@ -1,4 +1,4 @@
-"""eNTERFACE05: 44 persons speak five sentences in six emotions; five folds by person.
+"""eNTERFACE05: 44 people speak five sentences in six emotions; five folds by person.
 
 INPUT is the folder with `subject N`. Labels come from the folders' names, since the files' names
 are not regular (`s_3_fe_5`); crops of `svfap faces` are mp4. Person 23 has no folders of sentences.

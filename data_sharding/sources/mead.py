@@ -1,6 +1,6 @@
 """MEAD: actors speak sentences in eight emotions, each but neutral at three levels.
 
-INPUT holds the persons' folders, `M003` or `W009`, with what their `video.tar` contains. Each
+INPUT holds the actors' folders, `M003` or `W009`, with what their `video.tar` contains. Each
 performance was recorded from seven views; only the front is taken. There are no official folds.
 https://wywu.github.io/projects/MEAD/MEAD.html
 """

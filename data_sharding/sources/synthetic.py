@@ -5,7 +5,7 @@ In: a text such as "64" or "clips=64,seed=1,identities=16". Out: one `SourceVide
 about three seconds, a face in the middle; with "crop=104" it fills the frame. Nothing is stored; a
 clip is a pure function of the text, and rendering it twice on one machine gives the same bytes.
 
-`synthetic_face` draws the persons and their motion; the list of clips and their encoding are here.
+`synthetic_face` draws the people and their motion; the list of clips and their encoding are here.
 What a model learns from it shows that the code works, and nothing about people.
 """
 
@@ -49,7 +49,7 @@ class SyntheticSet:
     frames: int = 72  # of each clip
     size: int = 224  # pixels, height and width; a multiple of 4
     crop: int = UNITS  # side of the square around the face that is shown, in 1/224 of the frame
-    identities: int = 16  # persons, in turn
+    identities: int = 16  # people, in turn
     first_identity: int = 0  # number of the first; disjoint ranges share no person
 
 
@@ -82,7 +82,7 @@ class SyntheticClip:
 
 
 def samples(text: str) -> Iterator[SourceVideo]:
-    """See `Source.samples`; persons and expressions take turns.
+    """See `Source.samples`; people and expressions take turns.
 
     INPUT is a number of clips, or `key=value` pairs, separated by commas, of `SyntheticSet`.
     """
@@ -129,7 +129,7 @@ def _clips(wanted: SyntheticSet) -> Iterator[SourceVideo]:
     names = list(EXPRESSIONS)
     for number in range(wanted.clips):
         turn, person = divmod(number, wanted.identities)
-        # Each person goes through the expressions; in a turn, persons show different ones.
+        # Each person goes through the expressions; in a turn, people show different ones.
         expression = names[(turn + person) % len(names)]
         identity = wanted.first_identity + person
         look = (wanted.frames, wanted.size, wanted.crop)

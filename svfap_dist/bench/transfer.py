@@ -115,7 +115,7 @@ def _write(table: TransferTable, setup: Setup) -> None:
 
 
 def _intervals(setup: Setup, table: TransferTable) -> tuple[Interval, ...]:
-    """Return intervals over other test samples, of whole persons where the set names them."""
+    """Return intervals over other test samples, of whole subjects where the set names them."""
     config, found = next(iter(setup.configs.values())), []
     task, groups = protocol.require_task(config), _subjects(config, setup.manifest)
     for method, baseline in PAIRS:

@@ -355,7 +355,7 @@ class TransferTable:
         lines += [
             "",
             "Differences: mean ± standard error over seeds, paired; bold above two of them. "
-            "Interval: the test samples drawn again, by whole persons where the set names them.",
+            "Interval: the test samples drawn again, by whole subjects where the set names them.",
             *self._power_lines(),
             *(f"Failed: {name}: {why}" for name, why in self.failed.items()),
             *(["", "```", self.command, "```"] if self.command else []),

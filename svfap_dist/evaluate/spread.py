@@ -65,7 +65,7 @@ def bootstrap_difference(
         task: the recipe's [task]; its first metric counts.
         better: predictions of each run of one way.
         worse: those of the other way; samples that a run lacks do not count.
-        groups: of each sample, by key: whole groups are drawn, such as persons.
+        groups: of each sample, by key: whole groups are drawn, such as those of one subject.
         draws: how often.
     """
     metric, random, runs = task.metrics[0], np.random.default_rng(0), [*better, *worse]

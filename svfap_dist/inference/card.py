@@ -35,19 +35,19 @@ _INTENDED_USE = """\
 Research on facial affect in video: features of face clips, {use}, and a start for fine-tuning on
 other labeled sets. Inputs are clips of one cropped face each, as in training.
 
-Not for decisions about persons: hiring, education, policing, border control, health, insurance,
+Not for decisions about people: hiring, education, policing, border control, health, insurance,
 credit or marketing. Visible expression is weak evidence of what a person feels.
 
 ## Law and ethics
 
 - **EU AI Act** (Regulation (EU) 2024/1689). Article 5(1)(f) prohibits systems that infer emotions
-  of persons at the workplace and in education, except for medical or safety reasons. Other
-  emotion recognition from biometric data is high-risk (Annex III, 1(c)), and the persons exposed to
+  of people at the workplace and in education, except for medical or safety reasons. Other
+  emotion recognition from biometric data is high-risk (Annex III, 1(c)), and the people exposed to
   it have to be informed (Article 50(3)). Whoever puts a system that uses this network into service
   has these duties.
 - Videos of faces are personal data, and biometric data where they identify a person (GDPR,
   Articles 4 and 9). Have a legal basis, usually explicit consent, for the videos you process.
-- Persons in collected video sets have usually not consented to the training of this network.
+- People in collected video sets have usually not consented to the training of this network.
 
 ## Biases and limits
 
@@ -138,7 +138,7 @@ def make_card(info: ModelInfo, record: RunRecord, name: str) -> str:
         "classification": "classification of expressions",
         "regression": "estimation of affective values",
     }[info.kind]
-    measured = "Nothing was measured by group of persons."
+    measured = "Nothing was measured by group."
     if record.results and "recall" in record.results:
         measured = "Recall differs by class: see the table. " + measured
     parts = [

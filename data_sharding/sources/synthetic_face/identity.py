@@ -1,7 +1,7 @@
 """Draw how a synthetic person looks.
 
 In: a seed and an identity's number. Out: an `Identity`, the numbers and colors that distinguish
-persons. Lengths are in units of 1/224 of the frame, x to the right and y down, with the
+people. Lengths are in units of 1/224 of the frame, x to the right and y down, with the
 neutral head where VoxCeleb2's face tracks have it: eyes near row 78, mouth near row 116, chin near
 row 141, all about column 112. Features vary around that layout by a few units only, so that the
 small set this source makes can be learned.
