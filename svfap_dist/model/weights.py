@@ -479,7 +479,7 @@ def import_file(
     _check_finite(path, state)
     url = storage.join(folder, WEIGHTS)
     info = ModelInfo.of_build(build, size_of_build(build))
-    license = license or _LICENSES.get(build["encoder"], "")
+    license = license or _LICENSES.get(build.get("encoder", ""), "")
     info = dataclasses.replace(info, license=license)
     save(url, state, build, info)
     storage.write_bytes(storage.join(folder, BUILD), info.to_json(WEIGHTS))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from svfap_dist.data.clips import ClipRequest, ClipWorker, DecodeJob, DecodeResult
+from svfap_dist.data.still_images import Move
 from svfap_dist.video.frames import Frames
 from svfap_dist.video.info import Crop
 
@@ -26,7 +27,9 @@ class QuickWorker(ClipWorker):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
-    def _write(self, frames: Frames, crop: Crop, request: ClipRequest, number: int) -> None:
+    def _write(
+        self, frames: Frames, crop: Crop, request: ClipRequest, number: int, moves: list[Move]
+    ) -> None:
         pixels = next(field for field in vars(frames).values() if isinstance(field, np.ndarray))
         digest = zlib.crc32(np.ascontiguousarray(pixels))
         self._shared.arrays["rgb"][request.batch, request.row + number] = digest % 256

@@ -217,7 +217,7 @@ def test_parts_of_a_labeled_set_are_one_task(tmp_path, videos):
     assert config.task is not None
     assert (config.task.names, config.task.folds_by) == (("happy", "sad"), "subject")
     manifest = open_training_data(config)
-    train, test = protocol.split_samples(config, manifest, fold=1)
+    train, test, _ = protocol.split_samples(config, manifest, fold=1)
     for side in (train, test):
         assert (side.targets == (side.indices % 3 > 0)).all()
         assert side.indices.min() < 24 <= side.indices.max(), "of both parts"

@@ -52,7 +52,9 @@ def test_a_grid_has_the_mean_of_each_cell_over_time(grid: int) -> None:
 
 
 def test_a_grid_finer_than_the_patches_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"finetune.grid. Found: 5 .*4 patches per side"):
+    with pytest.raises(
+        ConfigError, match=r"finetune.grid or probe.grid. Found: 5 .*4 patches per side"
+    ):
         build_pool(SIZE, "grid", grid=5)
 
 
