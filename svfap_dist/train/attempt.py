@@ -543,6 +543,9 @@ class Attempt:
         self._recorder.add_checkpoint_seconds(time.perf_counter() - began)
         if self._probe is not None and outcome.is_marked:
             self._probe.confirm(outcome.step)
+        # The last step's checkpoint is saved a second time.
+        if self._early_stop is not None and not outcome.is_marked and outcome.step < self.step:
+            self._early_stop.lose(outcome.step)
         self._recorder.record_checkpoint(
             outcome.step, outcome.num_bytes, outcome.seconds, outcome.error
         )

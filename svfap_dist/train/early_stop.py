@@ -69,7 +69,13 @@ class EarlyStop:
         self._metric = METRICS[require_task(config).kind]
         share = f"{config.finetune.validation:g}"
         self._identity = f"validation {share} {self._manifest.fingerprint}"
-        self.best = self._marked()
+        marked = self._marked()
+        self._bests = [] if marked is None else [marked]  # each better than those before it
+
+    @property
+    def best(self) -> BestCheckpoint | None:
+        """The best epoch so far."""
+        return self._bests[-1] if self._bests else None
 
     def _marked(self) -> BestCheckpoint | None:
         best = distributed.run_on_main(lambda: read_best(self._config.run.url))
@@ -133,7 +139,7 @@ class EarlyStop:
         score = _score(self._metric, tested.predictions)
         is_best = not math.isnan(score) and (self.best is None or score > self.best.score)
         if is_best:
-            self.best = BestCheckpoint(step, score, self._identity, self._metric)
+            self._bests.append(BestCheckpoint(step, score, self._identity, self._metric))
         count, skipped = len(tested.predictions.keys), len(tested.bad)
         self._recorder.record_validation(step, self._metric, score, count, skipped, is_best)
         return is_best
@@ -145,6 +151,14 @@ class EarlyStop:
             step: Completed optimizer steps.
         """
         return self.best if self.best is not None and self.best.step == step else None
+
+    def lose(self, step: int) -> None:
+        """Count an epoch no longer: its checkpoint could not be stored, so it cannot be tested.
+
+        Args:
+            step: Completed optimizer steps.
+        """
+        self._bests = [best for best in self._bests if best.step != step]
 
     def mark(self) -> None:
         """Mark the best as such, whose checkpoint is committed."""

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ from train_ranks import recipe_tables
 
 from svfap_dist.checkpoint import store
 from svfap_dist.checkpoint.best import read_best
+from svfap_dist.checkpoint.saver import SaveOutcome
 from svfap_dist.config import recipe
 from svfap_dist.data.selection import Selection
 from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError
 from svfap_dist.evaluate import runner
 from svfap_dist.evaluate.results import Predictions
+from svfap_dist.train.attempt import Attempt
 from svfap_dist.train.early_stop import EarlyStop
 
 TASK = {
@@ -81,11 +84,15 @@ class Runs:
         data, world = (manifest, SELECTION), World(0, 0, 1, 1)
         return EarlyStop(config, world, data, (EPOCH, TOTAL), self.recorder)  # type: ignore[arg-type]
 
-    def validate(self, attempt: EarlyStop, step: int, predictions: Predictions) -> bool:
-        """Validate, and commit and mark the checkpoint of an epoch that is the best."""
+    def score(self, attempt: EarlyStop, step: int, predictions: Predictions) -> bool:
+        """Validate an epoch."""
         tested = runner.TestedSelection(predictions, [])
         self.patch.setattr(runner, "score_selection", lambda *given, **options: tested)
-        if is_best := attempt.run(Engine(), step, lambda: False):  # type: ignore[arg-type]
+        return attempt.run(Engine(), step, lambda: False)  # type: ignore[arg-type]
+
+    def validate(self, attempt: EarlyStop, step: int, predictions: Predictions) -> bool:
+        """Validate, and commit and mark the checkpoint of an epoch that is the best."""
+        if is_best := self.score(attempt, step, predictions):
             commit = Path(store.checkpoint_url(self.url, step), store.COMMIT)
             commit.parent.mkdir(parents=True)
             commit.write_text("{}")
@@ -134,6 +141,31 @@ def test_a_resumed_run_continues_to_count(runs: Runs) -> None:
     assert resumed.is_open(9), "it may have been stopped before its score"
     runs.tables["finetune"]["validation"] = 0.3
     assert runs.attempt().best is None, "scores of other samples"
+
+
+def test_an_epoch_whose_checkpoint_is_lost_is_not_the_best(runs: Runs) -> None:
+    """The next one that is better than those in the store is marked, and patience counts anew."""
+    epochs = runs.attempt()
+    runs.validate(epochs, 3, right(4))
+    runs.score(epochs, 6, right(9))
+
+    def end_upload(step: int, **outcome: Any) -> None:
+        ended = SaveOutcome(6, 0, 0.0, **outcome)
+        saver = SimpleNamespace(finish_upload=lambda: ended)
+        parts = {"_early_stop": epochs, "_checkpointer": saver, "_recorder": MagicMock()}
+        Attempt.finish_upload(SimpleNamespace(step=step, _probe=None, **parts))  # type: ignore[arg-type]
+
+    end_upload(9, error="", is_marked=True)
+    end_upload(6, error="the store is away")
+    assert epochs.best is not None
+    assert epochs.best.step == 6, "the last step is saved again"
+    end_upload(9, error="the store is away")
+    assert epochs.best.step == 3
+    assert runs.validate(epochs, 9, right(6))
+    best = read_best(runs.url)
+    assert best is not None
+    assert (best.step, best.score) == (9, 0.6)
+    assert not epochs.is_over(14)
 
 
 def test_without_patience_the_run_never_ends_early(
