@@ -97,6 +97,7 @@ def test_every_verb_has_an_example_and_every_option_a_help():
         ("huggingface_hub", "hub", ["extract", "hf://a/b", "v.mp4", "-o", "x"]),
         ("pyarrow", "parquet", ["extract", "run", "v.mp4", "-o", "x", "--format", "parquet"]),
         ("jinja2", "report", ["report", "run"]),
+        ("uvicorn", "serve", ["serve", "run"]),
         ("grafana_foundation_sdk", "dev", ["dashboards", "--check"]),
     ],
 )

@@ -20,6 +20,7 @@ from svfap_dist.cli import (  # noqa: F401 - their verbs
     models,
     monitoring,
     planning,
+    serving,
     shards,
     training,
     use,

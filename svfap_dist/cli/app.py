@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 VERBS = (
     *("demo", "doctor", "faces", "shard", "shards"),
     *("plan", "pretrain", "sweep", "launch", "reconstruct", "report", "audit", "checkpoint"),
-    *("finetune", "evaluate", "extract", "predict", "import", "export"),
+    *("finetune", "evaluate", "extract", "predict", "serve", "import", "export"),
     *("dashboards", "files", "bench"),
 )
 

@@ -14,6 +14,7 @@ EXTRAS = {
     "hub": ("huggingface_hub",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "probe": ("sklearn",),
+    "serve": ("starlette", "uvicorn"),
     "report": ("jinja2", "matplotlib"),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),

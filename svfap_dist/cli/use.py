@@ -117,7 +117,7 @@ def extract(
         job = ExtractJob(
             checkpoint,
             output,
-            overrides=_given(region=region, sampling_rate=sampling_rate),
+            overrides=given(region=region, sampling_rate=sampling_rate),
             step=step,
             pooled=pooled,
             batch_size=batch_size,
@@ -269,7 +269,7 @@ def export(
     from svfap_dist.errors import ConfigError
     from svfap_dist.inference import export as exporting
 
-    overrides = _given(names=names, region=region, sampling_rate=sampling_rate)
+    overrides = given(names=names, region=region, sampling_rate=sampling_rate)
     if not output and not push:
         raise ConfigError("Missing option", "--output", "it is empty", "give a folder with -o")
     if push and format not in ("", exporting.HUGGINGFACE):
@@ -290,15 +290,19 @@ def _load(checkpoint: str, device: str, **options: Any) -> Any:
     """Return the network on its device."""
     from svfap_dist.inference.load import load, move
 
-    return move(load(checkpoint, **_given(**options)), device)
+    return move(load(checkpoint, **given(**options)), device)
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    """Return the options that were given; names as a list."""
-    given = {name: value for name, value in options.items() if value}
-    if "names" in given:
-        given["names"] = [name.strip() for name in given["names"].split(",")]
-    return given
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that were given; names as a list.
+
+    Args:
+        **options: Fields of `ModelInfo`; empty or 0: not given.
+    """
+    found = {name: value for name, value in options.items() if value}
+    if "names" in found:
+        found["names"] = [name.strip() for name in found["names"].split(",")]
+    return found
 
 
 def _cpus() -> int:
