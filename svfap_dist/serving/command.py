@@ -56,7 +56,8 @@ def serve(
         detect.load_detector(detector)  # a wrong name fails here, once
     with web.listen(address.host, address.port, has_token=bool(token)) as listener:
         analyzer = Analyzer(url, overrides, device, detector, limits)
-        service = web.Service(analyzer, analyzer.info, url, limits, queue, token)
+        name = "/".join(url.rstrip("/").split("/")[-2:])  # the rest may be private
+        service = web.Service(analyzer, analyzer.info, name, limits, queue, token)
         host, port = listener.getsockname()[:2]
         log.info("Serving %s at http://%s (Ctrl-C stops it)", url, _netloc(host, port))
         with contextlib.closing(analyzer), contextlib.suppress(KeyboardInterrupt):

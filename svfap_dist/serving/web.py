@@ -46,7 +46,6 @@ _RECEIVE_SECONDS = 120.0  # for a whole video
 _DISCARD_SECONDS = 30.0  # for the rest of one that is refused
 _CONNECTIONS = 100
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-_ALL_THE_SAME = "send the same request again later"
 log = logging.getLogger(__name__)
 
 
@@ -80,7 +79,7 @@ class _RefusedError(Exception):
 
 
 def _refused(status: int, what: str, found: str, do: str, retry_after: int = 0) -> _RefusedError:
-    return _RefusedError(status, SvfapError(what, "", found, do), retry_after)
+    return _RefusedError(status, SvfapError(what, "this request", found, do), retry_after)
 
 
 class Queue:
@@ -112,7 +111,7 @@ class Queue:
             raise _refused(429, "Another video of yours is in the queue", found, do, retry_after)
         if len(self._clients) >= self._places:
             found = f"{len(self._clients)} videos are being processed or wait"
-            raise _refused(503, "Queue is full", found, _ALL_THE_SAME, retry_after)
+            raise _refused(503, "Queue is full", found, "send it again later", retry_after)
         self._clients.add(client)
         try:
             yield

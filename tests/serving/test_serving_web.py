@@ -96,10 +96,11 @@ def send(port: int, body: Any = b"", path: str = "/api/analyze", method: str = "
 
 
 def error_of(answer) -> tuple[int, str]:
-    """Status and message of a refusal, which has all parts but a place."""
+    """Status and message of a refusal, which has all four parts."""
     status, _, found = answer
     error = found["error"]
     assert error["what"]
+    assert error["where"]
     assert error["found"]
     assert error["do"]
     return status, error["message"]
