@@ -9,7 +9,7 @@ Methods that train are ordinary fine-tunings (`train.finetune`), run one after a
 process; classifiers of frozen features read the features from one file per set of weights. Each
 cell leaves a small file in `cells/` when it is done, so that the same command continues a table
 that was interrupted; an unfinished fine-tuning resumes too, and its folder is deleted afterwards.
-Several commands may share the cells (`Options.part`), on one machine or several.
+Several commands may share the cells (`TransferOptions.part`), on one machine or several.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from svfap_dist import distributed, json_text, storage
 from svfap_dist.bench import transfer_picture
 from svfap_dist.bench.frozen_features import load_features
-from svfap_dist.bench.transfer_setup import METHODS, Options, Setup, set_up
+from svfap_dist.bench.transfer_setup import METHODS, TransferOptions, TransferSetup, set_up_transfer
 from svfap_dist.bench.transfer_table import (
     PAIRS,
     Cell,
@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 def run(
     name: str,
     overrides: Sequence[str],
-    options: Options,
+    options: TransferOptions,
     on_cell: Callable[[CellResult | None, TransferTable], None] = lambda result, table: None,
 ) -> TransferTable:
     """Compute the cells that are missing, and write the table after each.
@@ -71,7 +71,7 @@ def run(
         CheckpointError: The initial weights cannot be read.
         SvfapError: Any error of a training.
     """
-    setup = set_up(name, overrides, options)
+    setup = set_up_transfer(name, overrides, options)
     configs = {cell: setup.config_of(cell) for cell in setup.table.cells()}
     results = {cell: found for cell in configs if (found := _stored(setup, configs[cell], cell))}
     table = dataclasses.replace(setup.table, results=tuple(results.values()))
@@ -86,7 +86,7 @@ def run(
             config, began, found = configs[cell], time.monotonic(), caught()
             try:
                 found = found or _compute(setup, config, METHODS[cell.method].classifier, device)
-            except HealthError as error:  # others may be sound: a night's table does not end here
+            except HealthError as error:  # the other cells may still succeed
                 log.error("Cell %s failed: %s", cell.name, error)
                 failed[cell.name] = str(error)
                 table = dataclasses.replace(table, failed=failed)
@@ -109,12 +109,12 @@ def run(
     return table
 
 
-def _write(table: TransferTable, setup: Setup) -> None:
+def _write(table: TransferTable, setup: TransferSetup) -> None:
     storage.write_bytes(storage.join(setup.url, TABLE_JSON), table.to_json().encode())
     storage.write_bytes(storage.join(setup.url, TABLE_MARKDOWN), table.to_markdown().encode())
 
 
-def _intervals(setup: Setup, table: TransferTable) -> tuple[Interval, ...]:
+def _intervals(setup: TransferSetup, table: TransferTable) -> tuple[Interval, ...]:
     """Return intervals over other test samples, of whole subjects where the set names them."""
     config, found = next(iter(setup.configs.values())), []
     task, groups = protocol.require_task(config), _subjects(config, setup.manifest)
@@ -129,7 +129,7 @@ def _intervals(setup: Setup, table: TransferTable) -> tuple[Interval, ...]:
 
 
 def _predictions(
-    setup: Setup, table: TransferTable, method: str, labels: int
+    setup: TransferSetup, table: TransferTable, method: str, labels: int
 ) -> dict[int, Predictions]:
     """Return the predictions of a method with some labels per class, by seed."""
     return {
@@ -149,11 +149,11 @@ def _subjects(config: Config, manifest: Manifest) -> dict[str, str]:
     return found
 
 
-def _file_of(setup: Setup, cell: Cell, ending: str) -> str:
+def _file_of(setup: TransferSetup, cell: Cell, ending: str) -> str:
     return storage.join(setup.configs[cell.method].run.url, "cells", f"{cell.name}.{ending}")
 
 
-def _stored(setup: Setup, config: Config, cell: Cell) -> CellResult | None:
+def _stored(setup: TransferSetup, config: Config, cell: Cell) -> CellResult | None:
     """Return the result of a cell that an earlier command has finished, or None.
 
     Raises:
@@ -178,7 +178,7 @@ def _stored(setup: Setup, config: Config, cell: Cell) -> CellResult | None:
 
 
 def _store(
-    setup: Setup, config: Config, cell: Cell, results: Results, seconds: float
+    setup: TransferSetup, config: Config, cell: Cell, results: Results, seconds: float
 ) -> CellResult:
     """Write the result of a cell, its predictions first, and delete its run."""
     pooled = results.pooled
@@ -198,7 +198,9 @@ def _store(
     return CellResult(cell, pooled.values, pooled.num_samples, content["seconds"])
 
 
-def _compute(setup: Setup, config: Config, classifier: str, device: torch.device) -> Results | str:
+def _compute(
+    setup: TransferSetup, config: Config, classifier: str, device: torch.device
+) -> Results | str:
     """Return the result of a cell, or why it stopped."""
     return _probe(setup, config, classifier, device) if classifier else _train(config)
 
@@ -218,7 +220,7 @@ def _train(config: Config) -> Results | str:
     return ended.stop_reason if ended.results is None else cast(Results, ended.results)
 
 
-def _probe(setup: Setup, config: Config, classifier: str, device: torch.device) -> Results:
+def _probe(setup: TransferSetup, config: Config, classifier: str, device: torch.device) -> Results:
     """Train and test a classifier of frozen features on all folds."""
     task = protocol.require_task(config)
     folder = storage.join(setup.url, "features")

@@ -1,7 +1,7 @@
 """What `svfap bench transfer` compares: its methods, options and recipes, checked before it trains.
 
-In: a recipe of fine-tuning, initial weights, and the options. Out: a `Setup`, which has a recipe
-for each method and from it that of each cell. To add a method, add its row to `METHODS`.
+In: a recipe of fine-tuning, initial weights, and the options. Out: a `TransferSetup`, which has a
+recipe for each method and from it that of each cell. To add a method, add its row to `METHODS`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.mixture import open_training_data
 from svfap_dist.train.objective import build_objective
 
-# Of hundreds of short trainings in one process: workers and endpoints would start with each.
-_HERE = (
+# For hundreds of short trainings in one process: each would start workers and endpoints.
+_IN_PROCESS = (
     "data.decode_workers=0",
     "data.feeders=0",
     "cluster.num_workers=1",
@@ -72,7 +72,7 @@ METHODS: Mapping[str, Method] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class TransferOptions:
     """What the table compares.
 
     Attributes:
@@ -105,7 +105,7 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
+class TransferSetup:
     """What all cells share.
 
     Attributes:
@@ -152,7 +152,7 @@ class Setup:
         }
 
 
-def set_up(name: str, overrides: Sequence[str], options: Options) -> Setup:
+def set_up_transfer(name: str, overrides: Sequence[str], options: TransferOptions) -> TransferSetup:
     """Check everything that can be wrong before hours of training, and return what cells share.
 
     Args:
@@ -164,8 +164,8 @@ def set_up(name: str, overrides: Sequence[str], options: Options) -> Setup:
         SvfapError: As `run` does.
     """
     options = _checked(options)
-    complete = _Completed(name, overrides)
-    base = complete([])
+    loader = _RecipeLoader(name, overrides)
+    base = loader.load()
     require_urls(base)
     init = options.init or base.finetune.init
     urls = {"": "", "init": init, "vit_init": options.vit_init}
@@ -176,7 +176,7 @@ def set_up(name: str, overrides: Sequence[str], options: Options) -> Setup:
             raise ConfigError("Method needs pre-trained weights", "--methods", method, do)
     urls = {key: url and load.weights_url(url) for key, url in urls.items()}
     configs = {
-        method: _config_of(METHODS[method], complete, _settings_of(method, options), urls)
+        method: _config_of(METHODS[method], loader, _settings_of(method, options), urls)
         for method in options.methods
     }
     manifest = open_training_data(base)
@@ -199,10 +199,10 @@ def set_up(name: str, overrides: Sequence[str], options: Options) -> Setup:
         stop_reason="",
         command=shlex.join(["svfap", "bench", "transfer", name, *overrides, *options.arguments()]),
     )
-    return Setup(configs, manifest, table)
+    return TransferSetup(configs, manifest, table)
 
 
-def _checked(options: Options) -> Options:
+def _checked(options: TransferOptions) -> TransferOptions:
     """Return the options, with the pre-trained ViT beside the other one if it has weights."""
     for method in options.methods:
         if method not in METHODS:
@@ -211,7 +211,7 @@ def _checked(options: Options) -> Options:
         method, colon, override = setting.partition(":")
         if not colon or "=" not in override:
             do = "write it as METHOD:KEY=VALUE, e.g. attentive:optim.lr=1e-2"
-            raise ConfigError("Unreadable setting of a method", "--set", setting, do)
+            raise ConfigError("Cannot read the setting of a method", "--set", setting, do)
         if method not in METHODS:
             raise ConfigError("No such method", "--set", setting, nearest(method, METHODS))
     number, parts = options.part
@@ -225,19 +225,19 @@ def _checked(options: Options) -> Options:
     return dataclasses.replace(options, methods=tuple(methods), labels=labels)
 
 
-def _settings_of(method: str, options: Options) -> list[str]:
+def _settings_of(method: str, options: TransferOptions) -> list[str]:
     prefix = f"{method}:"
     return [s.removeprefix(prefix) for s in options.settings if s.startswith(prefix)]
 
 
-class _Completed:
+class _RecipeLoader:
     """Loads the recipe with more overrides, and completes its task from the data, once each."""
 
     def __init__(self, name: str, overrides: Sequence[str]) -> None:
-        self._name, self._overrides = name, [*_HERE, *overrides]
+        self._name, self._overrides = name, [*_IN_PROCESS, *overrides]
         self._known: dict[tuple[str, ...], Config] = {}
 
-    def __call__(self, more: Sequence[str]) -> Config:
+    def load(self, more: Sequence[str] = ()) -> Config:
         """Return the recipe.
 
         Args:
@@ -252,10 +252,10 @@ class _Completed:
 
 
 def _config_of(
-    method: Method, complete: _Completed, settings: Sequence[str], urls: Mapping[str, str]
+    method: Method, loader: _RecipeLoader, settings: Sequence[str], urls: Mapping[str, str]
 ) -> Config:
     """Return the recipe of a method: what it starts from, what it trains, and its encoder."""
-    base, config = complete([]), complete(settings)
+    base, config = loader.load(), loader.load(settings)
     is_attentive = method.mode == "attentive"
     pool = config.finetune.pool
     if is_attentive or (method.classifier and pool == "attentive"):
@@ -287,7 +287,7 @@ def _check_method(method: str, config: Config) -> None:
 
 
 def _tested_targets(
-    configs: Mapping[str, Config], manifest: Manifest, options: Options
+    configs: Mapping[str, Config], manifest: Manifest, options: TransferOptions
 ) -> np.ndarray:
     """Return the targets of all test samples, after checking that every fold has enough labels."""
     config = next(iter(configs.values()))

@@ -231,7 +231,7 @@ class TransferTable:
         ]
 
     def cells_of_part(self, number: int, parts: int) -> list[Cell]:
-        """Return the cells of one of several parts, in each as many of a method as in the others.
+        """Return the cells of one part; every part has about the same number of each method.
 
         Args:
             number: of the part, from 1.
@@ -323,7 +323,7 @@ class TransferTable:
             for pair in self.differences()
         ]
         head = ["labels per class", "difference", "seeds", title_of(metric), "standard error"]
-        head += ["above two", "detectable", "95 % interval"]
+        head += ["above two errors", "detectable", "95 % interval"]
         lines += ["", *format_table(pairs, head, (0, 2, 3, 4, 6))] if pairs else []
         lines += [f"Failed: {name}: {why}" for name, why in self.failed.items()]
         if self.stop_reason != FINISHED:

@@ -36,15 +36,15 @@ class BestCheckpoint:
     metric: str = "uar"
 
     @property
-    def text(self) -> str:
+    def score_text(self) -> str:
         """The score as tables show it."""
         if self.metric == "uar":
             return f"UAR {100 * self.score:.1f} %"
         return f"{self.metric.upper()} {self.score:.3f}"
 
     @property
-    def means(self) -> str:
-        """What it was measured by, in a word."""
+    def judged_by(self) -> str:
+        """What marked it as the best, for tables: probes or validation."""
         return "validation" if self.measured_by.startswith("validation ") else "probes"
 
 

@@ -336,7 +336,7 @@ def bench_transfer(
     --init runs/base --labels 5,10,20,all --set attentive:optim.lr=1e-2
     """
     from svfap_dist.bench import transfer
-    from svfap_dist.bench.transfer_setup import Options
+    from svfap_dist.bench.transfer_setup import TransferOptions
     from svfap_dist.errors import ConfigError, HealthError
     from svfap_dist.progress import say
     from svfap_dist.train.signals import exit_code
@@ -344,7 +344,7 @@ def bench_transfer(
     counts = _numbers("--labels", ",".join("0" if n == "all" else n for n in labels.split(",")))
     if not counts or min(counts) < 0:
         raise ConfigError("No labels to train on", "--labels", labels, "write it as 5,10,20,all")
-    options = Options(
+    options = TransferOptions(
         init=init,
         vit_init=vit_init,
         labels=tuple(counts),

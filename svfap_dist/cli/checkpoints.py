@@ -23,7 +23,7 @@ def checkpoint_ls(run_url: RunUrl, as_json: AsJson = False) -> None:
         marked = {"best": {"step": best.step, best.metric: best.score}} if best else {}
         print(json.dumps({"steps": steps, **marked}))
         return
-    marks = {best.step: f" (best by {best.means}, {best.text})"} if best else {}
+    marks = {best.step: f" (best by {best.judged_by}, {best.score_text})"} if best else {}
     for step in steps:
         print(f"step {step}{marks.get(step, '')}")
 

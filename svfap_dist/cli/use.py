@@ -166,11 +166,11 @@ def _extract_parts(job: Any, videos: list[str], address: str, workers: int | Non
 
     def run(missing: Any, on_video: Any) -> Any:
         if address:
-            from svfap_dist.cluster.extract import run_by_ray
+            from svfap_dist.cluster.extract import run_on_ray
 
-            return run_by_ray(job, missing, address, workers, _cpus())
+            return run_on_ray(job, missing, address, workers, _cpus())
         extractor = extraction.PartExtractor(job, move(network, job.device))
-        return extraction.run_here(extractor, missing, on_video)
+        return extraction.run_locally(extractor, missing, on_video)
 
     total = sum(part.num_videos for part in parts)
     with Progress("Extracting", total) as progress:

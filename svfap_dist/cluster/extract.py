@@ -1,9 +1,9 @@
-"""Extract features by the workers of a Ray cluster: `svfap extract --ray ADDRESS`.
+"""Extract features on the workers of a Ray cluster: `svfap extract --ray ADDRESS`.
 
-In: a job and its parts. Out: a tally per part, in the order of completion. An actor per GPU, or per
-few CPUs, loads the network once and extracts one part after the other; Ray starts an actor again
-elsewhere when its machine is lost, and its part is done again. Machines of the cluster need this
-package, inputs and output under the same names, and the store's credentials.
+In: a job and its parts. Out: a result per part, in the order of completion. An actor per GPU, or
+per few CPUs, loads the network once and extracts one part after the other; when its machine is
+lost, Ray restarts it elsewhere and repeats the part. Machines of the cluster need this package,
+inputs and output under the same names, and the store's credentials.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from svfap_dist.errors import ClusterError, SvfapError
-from svfap_dist.inference.extract_parts import ExtractJob, PartExtractor, PartTally
+from svfap_dist.inference.extract_parts import ExtractJob, PartExtractor, PartResult
 from svfap_dist.inference.parts import Part
 from svfap_dist.parallel.ray_connection import connected_to_ray
 
 _RESTARTS = 3  # of an actor, and attempts at a part that was lost with one
 
 
-def run_by_ray(
+def run_on_ray(
     job: ExtractJob, parts: Sequence[Part], address: str, workers: int | None, cpus: int
-) -> Iterator[PartTally]:
-    """Yield the tallies of parts that actors extract.
+) -> Iterator[PartResult]:
+    """Yield the results of parts that actors extract.
 
     Args:
         job: what all parts have in common.

@@ -205,7 +205,7 @@ def predict(
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(trained_on)
-    known, asked = scaler.transform(trained_on), scaler.transform(tested_on)
+    train, test = scaler.transform(trained_on), scaler.transform(tested_on)
     classifiers = {
         "knn": KNeighborsClassifier(min(neighbors, len(trained_on))),
         "logistic": LogisticRegression(max_iter=_ITERATIONS),
@@ -214,6 +214,6 @@ def predict(
     for name in names:
         with warnings.catch_warnings():  # nearly converged is good enough
             warnings.simplefilter("ignore", ConvergenceWarning)
-            classifiers[name].fit(known, targets)
-        predicted[name] = classifiers[name].predict(asked)
+            classifiers[name].fit(train, targets)
+        predicted[name] = classifiers[name].predict(test)
     return predicted

@@ -59,7 +59,7 @@ def bootstrap_difference(
     groups: Mapping[str, str],
     draws: int = DRAWS,
 ) -> Interval:
-    """Return the 95 % interval of the difference that one way of training makes to another's score.
+    """Return the 95 % interval of the difference between the scores of two ways of training.
 
     Args:
         task: the recipe's [task]; its first metric counts.

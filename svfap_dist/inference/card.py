@@ -2,7 +2,8 @@
 
 In: the description of a network and, where it comes from a run, that run's recipe, results and
 events. Out: Markdown with the Hub's metadata at its top: data, training, measured figures, license,
-limits, and what the EU AI Act says about the use. Places of files (buckets, folders) are left out.
+limits, and what the EU AI Act says about the use. Locations of files (buckets, folders) are
+left out.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ _KNOWN_LICENSES = {
     *("cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "openrail", "other", "unknown"),
 }
 _FOLDS = ("fold-", "seed-")  # folders of a fine-tuning's runs
-_PLACES = ("run_url", "data_url", "init")  # of provenance
+_LOCATIONS = ("run_url", "data_url", "init")  # of provenance
 
 _INTENDED_USE = """\
 ## Intended use
 
-Research on facial affect in video: features of face clips, {use}, and a start for fine-tuning on
-other labeled sets. Inputs are clips of one cropped face each, as in training.
+Research on facial affect in video: features of face clips, {use}, and a starting point for
+fine-tuning on other labeled sets. Inputs are clips of one cropped face each, as in training.
 
 Not for decisions about people: hiring, education, policing, border control, health, insurance,
 credit or marketing. Visible expression is weak evidence of what a person feels.
@@ -55,7 +56,7 @@ credit or marketing. Visible expression is weak evidence of what a person feels.
   and acted against spontaneous expression. {measured}
 - Labels are raters' opinions of expressions, which differ between raters and cultures.
 - Clips of other frame rates, crops or compression than in training lower the quality; so do
-  occluded, small or profile faces. A face that is not found first is not detected here.
+  occluded, small or profile faces. The network does not detect faces: crop them first.
 """
 
 
@@ -115,13 +116,13 @@ def _last_events(url: str) -> dict[str, Mapping[str, Any]]:
     return events
 
 
-def without_places(info: ModelInfo) -> ModelInfo:
+def without_locations(info: ModelInfo) -> ModelInfo:
     """Return a description to publish: it does not say where the user's files are.
 
     Args:
         info: the description.
     """
-    kept = {name: value for name, value in info.provenance.items() if name not in _PLACES}
+    kept = {name: value for name, value in info.provenance.items() if name not in _LOCATIONS}
     return dataclasses.replace(info, provenance=kept)
 
 
@@ -318,7 +319,7 @@ def _license(info: ModelInfo) -> Iterator[str]:
     else:
         yield f"Weights: {info.license}."
         if _NON_COMMERCIAL in info.license.lower():
-            yield "Commercial use is not permitted, of weights fine-tuned from them neither."
+            yield "Commercial use is not permitted, nor is that of weights fine-tuned from them."
     yield "Code (svfap-dist): Apache-2.0."
     yield ""
 

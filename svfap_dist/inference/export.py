@@ -138,7 +138,7 @@ def export(
         if format == HUGGINGFACE:
             text = card.make_card(info, record, repository or "OWNER/NAME")
             storage.write_bytes(storage.join(folder, card.CARD), text.encode())
-            info = card.without_places(info)
+            info = card.without_locations(info)
         weights.save(weights_url, model.state_dict(), info.build, info)
     storage.write_bytes(config_url, info.to_json(name))
     return result
@@ -152,7 +152,7 @@ def export_to_hub(
     Args:
         url: as `export`.
         folder: path or URL to write to; empty: a temporary one.
-        repository: on the Hub, owner/name; made, private, if it does not exist.
+        repository: on the Hub, owner/name; created, as private, if it does not exist.
         license: as `export`.
         overrides: as `export`.
 
@@ -186,5 +186,7 @@ def _license(info: ModelInfo, given: str) -> str:
         except SvfapError as error:
             log.warning("License of the initial weights unknown: %s", error)
     if given and stored and given.lower() != stored.lower():
-        log.warning("License %s replaces that of the weights, %s: may it?", given, stored)
+        log.warning(
+            "License %s replaces that of the weights, %s: check that it may.", given, stored
+        )
     return given or stored

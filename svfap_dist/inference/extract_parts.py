@@ -1,4 +1,4 @@
-"""Features of many videos as Parquet, in parts that are finished once and for all.
+"""Extract features of many videos to Parquet, in parts that are never computed twice.
 
 In: a network and parts of videos. Out: below the output one file per part, with one row group and a
 row per clip (or per video, pooled):
@@ -81,8 +81,8 @@ class ExtractJob:
 
 
 @dataclasses.dataclass(frozen=True)
-class PartTally:
-    """What became of the videos of a part."""
+class PartResult:
+    """How many videos and clips of a part were used, and the videos that could not be."""
 
     videos: int = 0
     clips: int = 0
@@ -128,7 +128,9 @@ class PartExtractor:
             )
         return network
 
-    def extract(self, part: Part, on_video: Callable[[int], None] = lambda done: None) -> PartTally:
+    def extract(
+        self, part: Part, on_video: Callable[[int], None] = lambda done: None
+    ) -> PartResult:
         """Extract the features of a part and write its file.
 
         Args:
@@ -162,7 +164,7 @@ class PartExtractor:
         clips = sum(len(video.outputs) for video in viewed)
         data = self._to_parquet(viewed, bad)
         storage.write_bytes(storage.join(job.output, job.file_of(part)), data)
-        return PartTally(len(viewed), clips, tuple(bad))
+        return PartResult(len(viewed), clips, tuple(bad))
 
     def _to_parquet(self, viewed: Sequence[ViewedVideo], bad: Sequence[BadSample]) -> bytes:
         """Return the file that is described at the top of the module."""
@@ -260,7 +262,7 @@ def extract_parts(
     job: ExtractJob,
     parts: Sequence[Part],
     dim: int,
-    run: Callable[[Sequence[Part], Callable[[int], None]], Iterable[PartTally]],
+    run: Callable[[Sequence[Part], Callable[[int], None]], Iterable[PartResult]],
     progress: Callable[[int, str], None] = lambda done, note: None,
 ) -> ExtractPartsResult:
     """Extract the parts that have no file yet.
@@ -291,10 +293,10 @@ def extract_parts(
     def show_video(of_part: int) -> None:
         show(done + of_part)
 
-    for tally in run(missing, show_video):
-        videos, clips = videos + tally.videos, clips + tally.clips
-        bad += tally.bad
-        done += tally.videos + len(tally.bad)
+    for result in run(missing, show_video):
+        videos, clips = videos + result.videos, clips + result.clips
+        bad += result.bad
+        done += result.videos + len(result.bad)
         show(done)
     if bad and not videos and len(missing) == len(parts):
         raise unusable(bad)
@@ -305,10 +307,10 @@ def extract_parts(
     )
 
 
-def run_here(
+def run_locally(
     extractor: PartExtractor, parts: Sequence[Part], on_video: Callable[[int], None]
-) -> Iterator[PartTally]:
-    """Yield the tallies of parts that this process extracts.
+) -> Iterator[PartResult]:
+    """Yield the results of parts that this process extracts.
 
     Args:
         extractor: with the network.

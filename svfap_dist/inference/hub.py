@@ -70,7 +70,7 @@ class HubNetwork(Network, PyTorchModelHubMixin, library_name="svfap-dist", tags=
 
 
 def push(folder: str, repository: str) -> str:
-    """Upload an export in one commit; a repository that does not exist is made, private.
+    """Upload an export in one commit; a repository that does not exist is created, as private.
 
     The token is huggingface_hub's: HF_TOKEN, or what `hf auth login` stored.
 

@@ -71,5 +71,5 @@ def _losses(found: Sequence[tuple[int, float]]) -> str:
 
 
 def _repeats(recipe: Mapping[str, Any]) -> int:
-    """Return the clips that are cut from each sample."""
+    """Return the number of clips that are cut from each sample."""
     return recipe["data"].get("repeated_sampling", 1)

@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 Reference = dict[str, str]
 _UPLOAD_EVERY_SECONDS = 30.0
-_PARAMETERS_TOGETHER = 100  # the most that MLflow takes in a request
-_LONGEST_PARAMETER = 500  # that every MLflow server takes
+_PARAMETERS_TOGETHER = 100  # the most that MLflow accepts in a request
+_LONGEST_PARAMETER = 500  # that every MLflow server accepts
 _DEFAULTS = {
     # Of MLflow's client: for a server that does not answer, minutes per request are too much.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -61,7 +61,7 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """What is done with a run that is tracked."""
+    """Where the numbers, texts and pictures of a run are sent."""
 
     module: ClassVar[str]  # that must be installed
     extra: ClassVar[str]  # of this package, which installs it
@@ -277,7 +277,7 @@ class MLflow:
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self._client: Any = None
         self._id = ""
-        self._takes_files = True
+        self._accepts_files = True
 
     def open(self, run: TrackedRun) -> Reference:
         """See `Tracker.open`."""
@@ -331,7 +331,7 @@ class MLflow:
 
     def _write_file(self, name: str, data: bytes) -> None:
         """Store a file, which needs access to the server's store of files; metrics do not."""
-        if not self._takes_files:
+        if not self._accepts_files:
             return
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, os.path.basename(name))
@@ -339,8 +339,8 @@ class MLflow:
             try:
                 self._client.log_artifact(self._id, path, os.path.dirname(name) or None)
             except Exception as error:
-                self._takes_files = False
-                log.warning("MLflow takes no files of this run: %s", error)
+                self._accepts_files = False
+                log.warning("MLflow does not accept the files of this run: %s", error)
 
     def close(self, failed: bool) -> None:
         """See `Tracker.close`."""

@@ -2,9 +2,9 @@
 
 In: lines of metrics.jsonl and events.jsonl, as the journal writes them, and pictures. Each tracker
 has a thread and a bounded queue of its own, so a tracker that fails or hangs costs a warning, never
-a step: what does not fit into the queue is left out, a call that fails is made again after a
-while, and after some failures in a row the tracker is off until the next attempt. What finds the
-tracked run again is kept in the run's folder, track/NAME.json, so a resumed run continues it.
+a step: what does not fit into the queue is left out, a call that fails is retried after a while,
+and after some failures in a row the tracker is off until the next attempt. The reference to the
+tracked run is kept in the run's folder, track/NAME.json, so a resumed run continues it.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class _Feed:
         except queue.Full:
             self._left_out += 1
             if self._left_out == 1:
-                log.warning("%s is too slow: the run continues untracked there", self._name)
+                log.warning("%s is too slow: some values are not sent to it", self._name)
 
     def end(self, call: Call) -> None:
         """Make a last call after all others, and end the thread; do not wait for that.
@@ -225,10 +225,10 @@ class _Feed:
 
     def _run(self) -> None:
         while self._is_on and (call := self._calls.get()) is not None:
-            while self._is_on and not self._has_made(call):
+            while self._is_on and not self._try_call(call):
                 pass
 
-    def _has_made(self, call: Call) -> bool:
+    def _try_call(self, call: Call) -> bool:
         try:
             call(self._tracker)
         except (Exception, SystemExit) as error:

@@ -472,7 +472,11 @@ class Attempt:
             notice: This rank's reasons to stop, which end the validation.
         """
         early_stop = self._early_stop
-        if early_stop is not None and early_stop.is_open(self.step) and self.validate(notice):
+        if (
+            early_stop is not None
+            and early_stop.may_be_unscored(self.step)
+            and self.validate(notice)
+        ):
             early_stop.mark()
 
     def _test(self, notice: Notice) -> bool:

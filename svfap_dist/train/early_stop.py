@@ -4,10 +4,10 @@ In: the network after each epoch, and the validation samples that `evaluate.prot
 the training side of a fold. Out: their score, an event, the mark of the best checkpoint, and
 whether `finetune.patience` epochs in a row were no better. Test samples are never among them.
 
-Nothing is kept but the mark, checkpoints/best.json: how long ago it was follows from the steps. An
-attempt that resumes from an epoch's checkpoint without the mark validates again, since the run may
-have been stopped in the validation or killed before the mark. Nothing is drawn at random, so
-training is not changed.
+The only state is the mark, checkpoints/best.json: the steps since then say how many epochs were no
+better. An attempt that resumes from an epoch's checkpoint without the mark validates again, since
+the run may have been stopped in the validation or killed before the mark. Nothing is drawn at
+random, so training is not changed.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class EarlyStop:
         """
         return step % self._steps_per_epoch == 0 or step == self._total_steps
 
-    def is_open(self, step: int) -> bool:
-        """Return whether a restored epoch may not have been scored, or not been marked.
+    def may_be_unscored(self, step: int) -> bool:
+        """Return whether a restored epoch may lack its score, or its mark as the best.
 
         Args:
             step: Completed optimizer steps.
@@ -176,7 +176,7 @@ class EarlyStop:
         if best is None:
             return engine.network
         if self._world.is_main:
-            log.info("Testing step %d, the best by validation: %s.", best.step, best.text)
+            log.info("Testing step %d, the best by validation: %s.", best.step, best.score_text)
         folder = store.checkpoint_url(self._config.run.url, best.step)
         path = storage.join(folder, store.WEIGHTS)
         network = distributed.run_on_all_ranks(lambda: weights.load_classifier(path))
@@ -193,4 +193,4 @@ def _score(metric: str, predictions: Predictions) -> float:
     if SCORE_FUNCTIONS[metric].kind == "classification":
         return compute(labels, scores.argmax(axis=1))
     pairs = zip(labels.T, scores.T, strict=True)
-    return float(np.mean([compute(true, said) for true, said in pairs]))
+    return float(np.mean([compute(label, score) for label, score in pairs]))

@@ -17,7 +17,7 @@ from clips import make_video
 from data_sharding import pipeline as sharding
 from svfap_dist import cli
 from svfap_dist.bench import transfer, transfer_setup
-from svfap_dist.bench.transfer_setup import Options
+from svfap_dist.bench.transfer_setup import TransferOptions
 from svfap_dist.bench.transfer_table import (
     Cell,
     CellResult,
@@ -34,7 +34,7 @@ from svfap_dist.train.attempt import RunContext, RunResult
 from svfap_dist.train.signals import FINISHED
 
 METHODS = ("pretrained", "linear", "knn")
-OPTIONS = Options(labels=(1, 0), methods=METHODS, seeds=1)
+OPTIONS = TransferOptions(labels=(1, 0), methods=METHODS, seeds=1)
 SMALL = (
     *("data.num_frames=8", "data.sampling_rate=1", "data.frame_size=32", "model.size=nano"),
     *("train.global_batch_size=2", "train.micro_batch_size=2", "train.max_steps=2"),
@@ -138,7 +138,7 @@ def test_a_killed_table_continues_where_it_was(
 
 
 def test_commands_share_the_cells_of_a_table(folder: Path) -> None:
-    options = Options(labels=(1, 0), methods=("knn", "linear"), seeds=2)
+    options = TransferOptions(labels=(1, 0), methods=("knn", "linear"), seeds=2)
     given = overrides(folder, "shared")
     for number in (1, 2):
         part = dataclasses.replace(options, part=(number, 2))
@@ -159,7 +159,7 @@ def test_a_training_that_fails_leaves_the_other_cells(
         raise HealthError("Losses are not finite", "step 3", "nan", "lower optim.lr")
 
     monkeypatch.setattr(loop, "run", diverge)
-    options = Options(labels=(0,), methods=("pretrained", "knn"), seeds=1)
+    options = TransferOptions(labels=(0,), methods=("pretrained", "knn"), seeds=1)
     table = transfer.run("finetune_custom", overrides(folder, "failed"), options)
     assert [result.cell.method for result in table.results] == ["knn"]
     assert table.lines()[-1].startswith("Failed: pretrained-all-seed0: Losses are not finite.")
@@ -172,7 +172,7 @@ def test_a_stopped_training_is_no_cell(folder: Path, monkeypatch: pytest.MonkeyP
         return RunResult(1, 2, "SIGTERM", config.run.url, None, None, None, None)
 
     monkeypatch.setattr(loop, "run", stop)
-    options = Options(labels=(0,), methods=("pretrained", "knn"), seeds=1)
+    options = TransferOptions(labels=(0,), methods=("pretrained", "knn"), seeds=1)
     table = transfer.run("finetune_custom", overrides(folder, "stopped"), options)
     assert (table.results, table.stop_reason) == ((), "SIGTERM")
     assert table.lines()[-1] == "Stopped (SIGTERM): run the same command again to resume."
@@ -181,9 +181,9 @@ def test_a_stopped_training_is_no_cell(folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_vit_has_its_own_dimensions_and_settings_are_of_one_method(folder: Path) -> None:
     settings = ("vit:model.num_heads=4", "attentive:optim.lr=0.5")
-    options = Options(methods=("scratch", "attentive", "vit"), settings=settings)
+    options = TransferOptions(methods=("scratch", "attentive", "vit"), settings=settings)
     given = [*overrides(folder, "none"), "finetune.pool=grid", "finetune.grid=2"]
-    setup = transfer_setup.set_up(
+    setup = transfer_setup.set_up_transfer(
         "finetune_custom", given, dataclasses.replace(options, labels=(0,))
     )
     scratch, attentive, vit = (setup.configs[name] for name in options.methods)
@@ -204,8 +204,8 @@ def test_weights_of_a_vit_add_a_row(folder: Path) -> None:
     arguments["stage_depths"] = (3,)
     model = autoencoder.build(**arguments)
     weights.save(str(folder / "vit/model.safetensors"), model.state_dict(), arguments)
-    options = Options(vit_init=str(folder / "vit"), methods=("vit", "knn"), labels=(0,))
-    setup = transfer_setup.set_up("finetune_custom", overrides(folder, "none"), options)
+    options = TransferOptions(vit_init=str(folder / "vit"), methods=("vit", "knn"), labels=(0,))
+    setup = transfer_setup.set_up_transfer("finetune_custom", overrides(folder, "none"), options)
     assert setup.table.methods == ("vit", "vit-pretrained", "knn")
     for name, init in (("vit", ""), ("vit-pretrained", f"{folder}/vit/model.safetensors")):
         config = setup.configs[name]

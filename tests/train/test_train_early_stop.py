@@ -119,7 +119,7 @@ def test_the_first_of_the_best_epochs_counts_and_patience_ends_the_run(runs: Run
         assert attempt.is_over(step) is is_over
     best = read_best(runs.url)
     assert best is not None
-    assert (best.step, best.score, best.text) == (6, 0.8, "UAR 80.0 %")
+    assert (best.step, best.score, best.score_text) == (6, 0.8, "UAR 80.0 %")
     assert [given[:3] for given in runs.recorder.scores] == [
         (3, "uar", 0.4),
         (6, "uar", 0.8),
@@ -133,12 +133,12 @@ def test_a_resumed_run_continues_to_count(runs: Runs) -> None:
     resumed = runs.attempt()
     assert resumed.best is not None
     assert resumed.best.step == 3
-    assert not resumed.is_open(3), "it is marked"
-    assert resumed.is_open(6), "it may have been killed before the mark"
-    assert not resumed.is_open(7)
+    assert not resumed.may_be_unscored(3), "it is marked"
+    assert resumed.may_be_unscored(6), "it may have been killed before the mark"
+    assert not resumed.may_be_unscored(7)
     assert not runs.validate(resumed, 6, right(6))
     assert resumed.is_over(9)
-    assert resumed.is_open(9), "it may have been stopped before its score"
+    assert resumed.may_be_unscored(9), "it may have been stopped before its score"
     runs.tables["finetune"]["validation"] = 0.3
     assert runs.attempt().best is None, "scores of other samples"
 
@@ -191,7 +191,7 @@ def test_a_regression_is_scored_by_its_mean_ccc_and_nan_is_never_the_best(
     assert runs.validate(attempt, 6, Predictions(keys, values, values))
     best = read_best(runs.url)
     assert best is not None
-    assert (best.metric, best.score, best.text) == ("ccc", 1.0, "CCC 1.000")
+    assert (best.metric, best.score, best.score_text) == ("ccc", 1.0, "CCC 1.000")
 
 
 def test_a_notice_to_stop_ends_the_validation(runs: Runs) -> None:
@@ -218,4 +218,4 @@ def test_a_mark_of_an_older_version_is_read(tmp_path: Path) -> None:
     (folder / "best.json").write_text(json.dumps({"step": 5, "uar": 0.25, "probe": "some"}))
     best = read_best(str(tmp_path))
     assert best is not None
-    assert (best.text, best.means) == ("UAR 25.0 %", "probes")
+    assert (best.score_text, best.judged_by) == ("UAR 25.0 %", "probes")
