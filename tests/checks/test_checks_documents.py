@@ -8,9 +8,12 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+
+from svfap_dist.config import Config
 
 _ROOT = Path(__file__).resolve().parents[2]
 _DOCUMENTS = sorted(
@@ -71,6 +74,23 @@ def test_the_site_builds_without_a_broken_link(tmp_path: Path):
     pages = {page.stem for page in (tmp_path / "site").glob("*.html")}
     assert pages >= {path.stem for path in (_ROOT / "docs").glob("*.md")} | {"index", "launching"}
     assert "svfap_dist.inference.load.load" in (tmp_path / "site/reference.html").read_text()
+
+
+def test_documents_override_only_keys_that_exist():
+    fields = {
+        name: set(section.model_fields)
+        for name, field in Config.model_fields.items()
+        for section in (field.annotation, *get_args(field.annotation))
+        if hasattr(section, "model_fields")
+    }
+    override = re.compile(rf"(?<![\w./-])({'|'.join(fields)})\.(\w+)=")
+    unknown = [
+        f"{path.name}: {section}.{name}"
+        for path in (*_DOCUMENTS, *(_ROOT / "launch/recipes").glob("*.toml"))
+        for section, name in override.findall(path.read_text())
+        if name not in fields[section]
+    ]
+    assert unknown == []
 
 
 def test_packages_are_marked_as_typed():
