@@ -72,6 +72,7 @@ class Config(sections.Section):
     cluster: sections.ClusterConfig = sections.ClusterConfig()
     metrics: sections.MetricsConfig = sections.MetricsConfig()
     track: sections.TrackConfig = sections.TrackConfig()
+    profile: sections.ProfileConfig = sections.ProfileConfig()
     task: sections.TaskConfig | None = None  # None: pre-training
     finetune: sections.FinetuneConfig = sections.FinetuneConfig()
     augment: sections.AugmentConfig = sections.AugmentConfig()

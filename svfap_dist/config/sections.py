@@ -81,6 +81,7 @@ def _split_keys(value: Any) -> Any:
 Keys = Annotated[tuple[str, ...], BeforeValidator(_split_keys)]
 
 
+MAX_TRACED_STEPS = 100
 SMALLEST_SHARE = 1e-4  # of a source in a mixture
 
 
@@ -415,6 +416,22 @@ class TrackConfig(Section):
     def mlflow_folder(self) -> str:
         """The folder that `mlflow` names, empty if it names none."""
         return "" if ":" in self.mlflow or self.mlflow == "databricks" else self.mlflow
+
+
+class ProfileConfig(Section):
+    """Steps that are traced by torch's profiler, into profile/ of the run's folder."""
+
+    # First and last step, from 1, as in [100, 110]; empty: none. A trace of many steps is large.
+    steps: tuple[Positive, ...] = ()
+
+    @field_validator("steps")
+    @classmethod
+    def _check_steps(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        if steps and not (len(steps) == 2 and steps[0] <= steps[1] < steps[0] + MAX_TRACED_STEPS):
+            raise ValueError(
+                f"give the first and the last step, at most {MAX_TRACED_STEPS} steps in all, or []"
+            )
+        return steps
 
 
 class TaskConfig(Section):

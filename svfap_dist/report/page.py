@@ -13,6 +13,7 @@ import io
 import json
 import math
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -20,6 +21,7 @@ import jinja2
 from svfap_dist import storage
 from svfap_dist.checkpoint.best import read_best
 from svfap_dist.errors import ConfigError
+from svfap_dist.profiling import trace
 from svfap_dist.report import sources
 from svfap_dist.report.series import mean_of_tenth
 from svfap_dist.telemetry.goodput import WINDOW, Goodput
@@ -55,7 +57,13 @@ _TEMPLATE = """<!doctype html>
 {% for name, data in pictures %}<h2>{{ name }}</h2>
 <img alt="{{ name }}" src="data:image/png;base64,{{ data }}">
 {% endfor %}
-<h2>What happened</h2>
+{% if profiles %}<h2>Traced steps</h2>
+<p>Open <code>.trace.json.gz</code> at ui.perfetto.dev, <code>.memory.pickle</code> at
+docs.pytorch.org/memory_viz; both pages compute in the browser.</p>
+<ul>{% for name, url in profiles %}<li><a href="{{ url }}">{{ name }}</a>
+{% endfor %}</ul>
+<pre>{{ operations }}</pre>
+{% endif %}<h2>What happened</h2>
 <table>{% for when, event, details in events %}<tr><td>{{ when }}<td>{{ event }}<td>{{ details }}
 {% endfor %}</table>
 <h2>Recipe</h2>
@@ -86,6 +94,7 @@ def make(run_url: str, output: str) -> None:
         )
     recipe = storage.read_bytes(storage.join(run_url, "config.toml")).decode()
     bad = read_lines(storage.join(run_url, QUARANTINE_FILE))
+    profiles = _profiles(run_url)
     html = (
         jinja2.Environment(autoescape=True)
         .from_string(_TEMPLATE)
@@ -96,6 +105,8 @@ def make(run_url: str, output: str) -> None:
             columns=sources.COLUMNS,
             sources=sources.source_rows(rows, events, bad, tomllib.loads(recipe)),
             pictures=_pictures(run_url),
+            profiles=[(name, _link(url)) for name, url in profiles.items()],
+            operations=_operations(profiles),
             events=[_event_row(event) for event in events if event["event"] != WINDOW],
             recipe=recipe,
         )
@@ -233,6 +244,22 @@ def _pictures(run_url: str) -> list[tuple[str, str]]:
         (name.removesuffix(".png").capitalize(), base64.b64encode(data).decode())
         for name, data in zip(names, read, strict=True)
     ]
+
+
+def _profiles(run_url: str) -> dict[str, str]:
+    """Return the URLs of the files of traced steps, by name."""
+    folder = storage.join(run_url, trace.FOLDER)
+    return {name: storage.join(folder, name) for name in sorted(storage.list_files(folder))}
+
+
+def _link(url: str) -> str:
+    return url if storage.is_remote(url) else Path(storage.local_path(url)).resolve().as_uri()
+
+
+def _operations(profiles: dict[str, str]) -> str:
+    """Return what took most time on rank 0 in the last traced steps."""
+    found = [url for name, url in profiles.items() if name.endswith("rank-0000.operations.txt")]
+    return storage.read_bytes(found[-1]).decode() if found else ""
 
 
 def _event_row(event: dict[str, Any]) -> tuple[str, str, str]:

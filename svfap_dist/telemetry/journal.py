@@ -2,7 +2,7 @@
 
 Under `run.url`: config.toml (resolved recipe) · metrics.jsonl (a line per log step) · events.jsonl
 (start, resume, change, resize, ready, first_step, window, checkpoint, checkpoint_failed, eval,
-validation, probe, probe_failed, test, skip, spike, rollback, stall, stop; see `goodput`) ·
+validation, probe, probe_failed, profile, test, skip, spike, rollback, stall, stop; see `goodput`) ·
 quarantine.jsonl (samples that could not be used) · ledger/attempt-0001/rank-0000.jsonl (a line per
 sample used, if run.ledger is set; its further parts are rank-0000.0001.jsonl, ...0002, and so on),
 failures/rank-0001.json (the last error of a rank other than 0; those of rank 0 are stop events).

@@ -10,14 +10,17 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import torch
 
+from svfap_dist.profiling.trace import named_range
 from svfap_dist.telemetry import metrics
 from svfap_dist.telemetry.metrics import DATA_WAIT_SECONDS, OWN_SECONDS, STEP_SECONDS, Metric
 
 Item = TypeVar("Item")
+_UNNAMED = contextlib.nullcontext()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Phases:
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
+        self.is_traced = False  # then the parts of a step are ranges of a trace, too
         self._seconds: dict[str, float] = {}
         self._events: list[tuple[str, str, torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -123,16 +127,25 @@ class Phases:
             name: Name of the phase.
             inside: Phase that the block is a part of, which does not count it; "": none.
         """
-        if not self._on_gpu:
-            began = time.perf_counter()
+        with self.range(name):
+            if not self._on_gpu:
+                began = time.perf_counter()
+                yield
+                self._add(name, inside, time.perf_counter() - began)
+                return
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
             yield
-            self._add(name, inside, time.perf_counter() - began)
-            return
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        yield
-        end.record()
-        self._events.append((name, inside, begin, end))
+            end.record()
+            self._events.append((name, inside, begin, end))
+
+    def range(self, name: str) -> AbstractContextManager[None]:
+        """Return a context that names the block in a trace of this step, if there is one.
+
+        Args:
+            name: Of the part of a step.
+        """
+        return named_range(name) if self.is_traced else _UNNAMED
 
     def _add(self, name: str, inside: str, seconds: float) -> None:
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds

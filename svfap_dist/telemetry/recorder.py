@@ -26,6 +26,7 @@ from svfap_dist import distributed, storage
 from svfap_dist.config import Config
 from svfap_dist.data.batch import ClipBatch
 from svfap_dist.distributed import World
+from svfap_dist.profiling.trace import StoredTrace
 from svfap_dist.telemetry import metrics
 from svfap_dist.telemetry.exporter import Exporter
 from svfap_dist.telemetry.goodput import BEGINNINGS, CLASSES, WINDOW, Goodput
@@ -445,6 +446,24 @@ class Recorder:
             scores: By name.
         """
         self._journal.write_event("test", step=step, samples=num_samples, scores=dict(scores))
+
+    def record_profile(self, stored: StoredTrace) -> None:
+        """Record that steps were traced.
+
+        Args:
+            stored: Where the trace of this rank is.
+        """
+        fields = dataclasses.asdict(stored)
+        self._journal.write_event("profile", step=fields.pop("last"), **fields)
+
+    def add_trace_seconds(self, seconds: float) -> None:
+        """Count time in which training waited for the end of a trace, not time of its steps.
+
+        Args:
+            seconds: Wall time.
+        """
+        self._idle_seconds += seconds
+        self.meter.leave_out(seconds)
 
     def add_test_seconds(self, seconds: float) -> None:
         """Count time spent on testing, which is idle time of the training.

@@ -43,6 +43,7 @@ from svfap_dist.train.feature_probe import FeatureProbe, probe_pool
 from svfap_dist.train.learning_rate import learning_rate_at
 from svfap_dist.train.objective import build_objective
 from svfap_dist.train.signals import FINISHED, Notice
+from svfap_dist.train.tracing import StepTracing
 from svfap_dist.train.validation import ValidationSet
 from svfap_dist.train.watchdog import Watchdog
 
@@ -233,12 +234,17 @@ class Attempt:
             config.health, config.data.max_bad_fraction, self.step, self._history.rollbacks
         )
         activity.begin("reading the held-out clips")
-        self._validation: ValidationSet | None = None
-        if found.eval_manifest is not None:
-            self._validation = ValidationSet(config, world, found.eval_manifest)
+        self._validation = self._open_validation(found)
         self._probe = self._open_probe(found)
         self._early_stop = self._open_early_stop(found)
+        tracing = StepTracing(config, world, self.engine, recorder, self.total_steps)
+        self._tracing = stack.enter_context(contextlib.closing(tracing))
         recorder.record_ready()
+
+    def _open_validation(self, found: RunContext) -> ValidationSet | None:
+        if found.eval_manifest is None:
+            return None
+        return ValidationSet(self._config, self._world, found.eval_manifest)
 
     def _open_probe(self, found: RunContext) -> FeatureProbe | None:
         if found.probe_error:
@@ -307,8 +313,11 @@ class Attempt:
         stack.callback(batches.close)
         waiting = self._recorder.meter.waiting(batches)
         while True:
+            self._tracing.begin_step(self.step + 1)
             activity.begin("waiting for the batch", self.step + 1)
-            if (batch := next(waiting, None)) is None:
+            with self.engine.phases.range("load"):
+                batch = next(waiting, None)
+            if batch is None:
                 return
             yield batch
 
@@ -561,6 +570,7 @@ class Attempt:
         Args:
             notice: This rank's reasons to stop or save.
         """
+        self._tracing.finish()
         self._recorder.write_quarantine()  # what was found since the last log line
         if not self.finish_upload():
             self.save()

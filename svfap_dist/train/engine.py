@@ -380,7 +380,8 @@ class Engine:
                 return made
             return (*made, sources[part].to(self.device, non_blocking=True))
 
-        inputs = self._copies.inputs(batch, part, make_inputs)
+        with self.phases.range("data"):
+            inputs = self._copies.inputs(batch, part, make_inputs)
         if self._config.train.compile:  # it imports the compiler: seconds, and 200 MiB
             torch.compiler.cudagraph_mark_step_begin()
         if not self._num_sources:

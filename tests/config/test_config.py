@@ -303,6 +303,7 @@ FREE = {
     "task": {"metrics", "published", "published_source", "reproduced", "reproduced_source"},
     "finetune": {"init", "seeds", "test_segments", "test_crops"},
     "track": set(TrackConfig.model_fields),
+    "profile": {"steps"},
     "cluster": {
         "bind_cpus",
         "num_workers",

@@ -5,6 +5,7 @@ Ranks are started few times with many tasks each, since imports take most of the
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -20,6 +21,7 @@ from svfap_dist.checkpoint import store
 from svfap_dist.checkpoint.reshard import reshard_checkpoint
 from svfap_dist.errors import CheckpointError, ConfigError
 from svfap_dist.model import weights
+from svfap_dist.report import page
 from svfap_dist.train.audit import audit
 
 STEPS = list(range(1, 13))
@@ -65,9 +67,9 @@ def two_ranks(data: Path, damaged_data: Path, folder: Path) -> dict[str, list[An
 
     tasks = {
         "straight": task("straight-2", changes={"data": {"eval_url": str(damaged_data)}}),
-        "stopped": task("cut-2", stop_after=6),
+        "stopped": task("cut-2", stop_after=6, changes={"profile": {"steps": [2, 3]}}),
         "resumed": task("cut-2"),
-        "for one": task("2-to-1", stop_after=6),
+        "for one": task("2-to-1", stop_after=6, changes={"profile": {"steps": [5, 50]}}),
         "damaged": task("damaged", damaged_data, changes={"data": {"max_bad_fraction": 0.5}}),
         "too bad": task("too-bad", damaged_data, changes={"data": {"max_bad_fraction": 0.0}}),
         "exploding": task("exploding", changes={"optim": {"lr": 1e30, "clip_grad_norm": 0.0}}),
@@ -341,3 +343,36 @@ def test_four_ranks_see_what_one_sees(one_rank: dict[str, Any], data: Path, fold
     start(4, [("train", {"tables": recipe_tables(str(data), str(four))})], folder / "four")
     assert keys(four) == keys(one)
     assert losses(four) == [(step, pytest.approx(loss, abs=1e-5)) for step, loss in losses(one)]
+
+
+@pytest.mark.parametrize(("run", "first", "last"), [("cut-2", 2, 3), ("2-to-1", 5, 6)])
+def test_steps_are_traced_on_each_rank(
+    two_ranks: dict[str, list[Any]], folder: Path, run: str, first: int, last: int
+) -> None:
+    """Up to the last one that was asked for, or that there is."""
+    steps, url = range(first, last + 1), folder / run
+    files = []
+    for rank in (0, 1):
+        stem = f"profile/steps-{first:09d}-{last:09d}.rank-{rank:04d}"
+        names = [f"{stem}.{kind}" for kind in ("operations.txt", "trace.json.gz")]
+        files.append(names)
+        table, trace = ((url / name).read_bytes() for name in names)
+        events = json.loads(gzip.decompress(trace))["traceEvents"]
+        ranges = [e["name"] for e in events if e.get("cat") == "user_annotation"]
+        assert [name for name in ranges if name.startswith("ProfilerStep")] == [
+            f"ProfilerStep#{step}" for step in steps
+        ]
+        micro_batches = 2 * len(steps)
+        for name in ("data", "forward", "backward"):
+            assert ranges.count(name) == micro_batches
+        assert ranges.count("load") == ranges.count("optimizer") == len(steps)
+        assert b"aten::" in table
+        sizes = [e["args"]["Bytes"] for e in events if e["name"] == "[memory]"]
+        assert min(sizes) < 0 < max(sizes)
+    events = [json.loads(line) for line in (url / "events.jsonl").read_text().splitlines()]
+    (event,) = [event for event in events if event["event"] == "profile"]
+    assert (event["first"], event["step"], event["files"]) == (first, last, files[0])
+    page.make(str(url), str(folder / "report.html"))
+    html = (folder / "report.html").read_text()
+    assert all(Path(name).name in html for of_rank in files for name in of_rank)
+    assert "aten::" in html

@@ -127,6 +127,7 @@ def recipe_tables(data_url: str, run_url: str, **changes: dict[str, Any]) -> dic
             "threads_per_rank": 1,
             "collective_timeout_seconds": 60,
         },
+        "profile": {},
     }
     return {section: values | changes.get(section, {}) for section, values in tables.items()}
 
