@@ -178,13 +178,16 @@ def export_to_hub(
 
 def _license(info: ModelInfo, given: str) -> str:
     """Return the license: as given, as stored, or that of the weights it was fine-tuned from."""
-    stored, init = info.license, info.provenance.get("init", "")
-    if not stored and init:
+    stored, init, seen = info.license, info.provenance.get("init", ""), set[str]()
+    while not stored and init and init not in seen:  # these may have been fine-tuned, too
+        seen.add(init)
         try:
             found = checkpoints.load_info(init)
-            stored = found.license if found else ""
         except SvfapError as error:
             log.warning("License of the initial weights unknown: %s", error)
+            break
+        stored = found.license if found else ""
+        init = found.provenance.get("init", "") if found else ""
     if given and stored and given.lower() != stored.lower():
         log.warning(
             "License %s replaces that of the weights, %s: check that it may.", given, stored

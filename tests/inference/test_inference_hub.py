@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import constants
-from made_networks import CLASSES, emotions, finetuned, pretrained, recipe, save_run
+from made_networks import BUILD, CLASSES, emotions, finetuned, pretrained, recipe, save_run
 from typer.testing import CliRunner
 
 import svfap_dist
@@ -21,6 +21,7 @@ from svfap_dist.errors import ConfigError, StorageError
 from svfap_dist.inference.export import export
 from svfap_dist.inference.load import open_model
 from svfap_dist.model import weights
+from svfap_dist.model.weights import ModelInfo
 
 CLIPS = torch.randn(2, 3, 4, 64, 64)
 
@@ -174,6 +175,14 @@ def test_the_license_of_initial_weights_is_carried_on(tmp_path, caplog):
     card = (tmp_path / "out" / "README.md").read_text()
     assert 'license: "cc-by-nc-4.0"' in card
     assert "Commercial use is not permitted" in card
+    build = {**BUILD, "num_outputs": 3}
+    further = str(tmp_path / "further.safetensors")
+    info = ModelInfo.of_run(build, tuned, {})
+    weights.save(further, finetuned(3).state_dict(), build, info)
+    again = tuned.finetune.model_copy(update={"init": further})
+    last = save_run(tmp_path / "last", finetuned(3), tuned.model_copy(update={"finetune": again}))
+    done = export(last, str(tmp_path / "twice"), "huggingface", overrides={})
+    assert done.license == "CC-BY-NC-4.0", "of the weights that the initial weights began with"
     assert not caplog.records
     export(run, str(tmp_path / "out"), "huggingface", overrides={}, license="MIT")
     assert "MIT replaces that of the weights, CC-BY-NC-4.0" in caplog.text
