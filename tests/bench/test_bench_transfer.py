@@ -17,7 +17,8 @@ from clips import make_video
 from data_sharding import pipeline as sharding
 from svfap_dist import cli
 from svfap_dist.bench import transfer, transfer_setup
-from svfap_dist.bench.transfer_setup import TransferOptions
+from svfap_dist.bench.frozen_features import FrozenFeatures
+from svfap_dist.bench.transfer_setup import METHODS, TransferOptions
 from svfap_dist.bench.transfer_table import (
     Cell,
     CellResult,
@@ -27,14 +28,15 @@ from svfap_dist.bench.transfer_table import (
 )
 from svfap_dist.config import Config, recipe
 from svfap_dist.errors import ConfigError, HealthError, ShardError
+from svfap_dist.evaluate import protocol
 from svfap_dist.evaluate.results import Predictions, Results
 from svfap_dist.model import autoencoder, weights
 from svfap_dist.train import finetune, loop
 from svfap_dist.train.attempt import RunContext, RunResult
 from svfap_dist.train.signals import FINISHED
 
-METHODS = ("pretrained", "linear", "knn")
-OPTIONS = TransferOptions(labels=(1, 0), methods=METHODS, seeds=1)
+NAMES = ("pretrained", "linear", "knn")
+OPTIONS = TransferOptions(labels=(1, 0), methods=NAMES, seeds=1)
 SMALL = (
     *("data.num_frames=8", "data.sampling_rate=1", "data.frame_size=32", "model.size=nano"),
     *("train.global_batch_size=2", "train.micro_batch_size=2", "train.max_steps=2"),
@@ -58,7 +60,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     arguments = {"size": "nano", "num_frames": 8, "frame_size": 32}
     model = autoencoder.build(**arguments)
-    weights.save(str(root / "init/model.safetensors"), model.state_dict(), arguments)
+    for name in ("init", "other"):
+        weights.save(str(root / name / "model.safetensors"), model.state_dict(), arguments)
     return root
 
 
@@ -90,7 +93,7 @@ def test_a_killed_table_continues_where_it_was(
         transfer.run(*arguments)
     assert killed == ["pretrained-all-seed0/fold-2"]
     cells = {path.name.partition(".")[0] for path in (folder / "table/cells").iterdir()}
-    assert cells == {f"{method}-1-seed0" for method in METHODS}
+    assert cells == {f"{method}-1-seed0" for method in NAMES}
 
     seen: list[str] = []
     table = transfer.run(
@@ -112,7 +115,7 @@ def test_a_killed_table_continues_where_it_was(
     assert len(list((folder / "table/features").iterdir())) == 1
     content = json.loads((folder / "table/transfer.json").read_text())
     assert [tuple(row["cell"].values()) for row in content["results"]] == [
-        (method, labels, 0) for labels in (1, 0) for method in METHODS
+        (method, labels, 0) for labels in (1, 0) for method in NAMES
     ]
     # Black and white are far apart even for an untrained encoder.
     scores = {(row["method"], row["labels"]): row["mean"] for row in content["rows"]}
@@ -147,9 +150,54 @@ def test_commands_share_the_cells_of_a_table(folder: Path) -> None:
         assert len(table.results) == 4 * number
     assert table.is_complete
     assert len(table.cells_of_part(1, 3)) + len(table.cells_of_part(2, 3)) == 6
+    with pytest.raises(ConfigError, match="another initial weights"):
+        transfer.run("finetune_custom", [*given, f"finetune.init={folder}/other"], options)
     table = transfer.run("finetune_custom", given, options)
     assert json.loads((folder / "shared/transfer.json").read_text())["stop_reason"] == "finished"
     assert table.command in (folder / "shared/transfer.md").read_text()
+
+
+@pytest.mark.parametrize("labels", [1, 2, 0])
+@pytest.mark.parametrize("method", ["knn", "linear"])
+def test_classifiers_learn_from_training_samples_only(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, method: str, labels: int
+) -> None:
+    """The same ones as a training with this seed, and other ones with another seed."""
+    options = TransferOptions(labels=(labels,), methods=(method, "pretrained"), seeds=3)
+    setup = transfer_setup.set_up_transfer("finetune_custom", overrides(folder, "none"), options)
+    numbers = np.arange(setup.manifest.num_samples)
+    features = FrozenFeatures(numbers, numbers.astype(str), np.eye(len(numbers), dtype=np.float32))
+    monkeypatch.setattr(transfer, "load_features", lambda *_: features)
+    found: list[tuple[list[int], list[int]]] = []
+
+    def predict(
+        known: np.ndarray, targets: np.ndarray, asked: np.ndarray, *_: Any
+    ) -> dict[str, np.ndarray]:
+        found.append((known.argmax(axis=1).tolist(), asked.argmax(axis=1).tolist()))
+        assert len(targets) == len(known)
+        return dict.fromkeys(("knn", "logistic"), np.zeros(len(asked), np.int64))
+
+    monkeypatch.setattr(transfer.feature_probe, "predict", predict)
+    drawn = []
+    for seed in range(options.seeds):
+        found.clear()
+        config = setup.config_of(Cell(method, labels, seed))
+        transfer._compute(setup, config, METHODS[method].classifier, torch.device("cpu"))
+        trained = setup.config_of(Cell("pretrained", labels, seed))
+        splits = [protocol.split_samples(trained, setup.manifest, fold) for fold in (1, 2)]
+        assert found == [(s.train.indices.tolist(), s.test.indices.tolist()) for s in splits]
+        assert all(len(known) == (2 * labels or 6) for known, _ in found)
+        assert all(set(known).isdisjoint(asked) for known, asked in found)
+        drawn.append(str(found))
+    assert len(set(drawn)) == (options.seeds if labels else 1)
+
+
+def test_intervals_are_over_whole_persons(folder: Path) -> None:
+    setup = transfer_setup.set_up_transfer(
+        "finetune_custom", overrides(folder, "none"), TransferOptions(labels=(0,), methods=("knn",))
+    )
+    found = transfer._subjects(setup.configs["knn"], setup.manifest)
+    assert found == {str(number): f"p{number % 4 // 2}" for number in range(12)}
 
 
 def test_a_training_that_fails_leaves_the_other_cells(
