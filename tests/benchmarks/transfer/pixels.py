@@ -51,13 +51,18 @@ def main() -> None:
                 true, predicted = [], []
                 task = protocol.require_task(config)
                 task = task.model_copy(update={"labels_per_class": labels})
-                run = config.run.model_copy(update={"seed": seed})
+                run = config.run.model_copy(update={"seed": config.run.seed + seed})
                 one = config.model_copy(update={"task": task, "run": run})
                 for fold in arguments.folds:
                     train, test = protocol.split_samples(one, manifest, fold)[:2]
                     known, asked = pixels[train.indices], pixels[test.indices]
+                    neighbors = config.probe.neighbors
                     answer = feature_probe.predict(
-                        known, train.targets, asked, config.probe.neighbors, (classifier,)
+                        known,
+                        train.targets,
+                        asked,
+                        min(neighbors, labels or neighbors),
+                        (classifier,),
                     )
                     true.append(test.targets)
                     predicted.append(answer[classifier])
