@@ -8,7 +8,7 @@ import functools
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import av
 import numpy as np
@@ -127,6 +127,24 @@ CHANGES: list[Callable[[st.DrawFn, bytes], bytes]] = [
 ]
 
 
+@contextlib.contextmanager
+def bounded_memory() -> Iterator[None]:
+    """Fail if what is done here takes much memory, whatever this process has used before."""
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak counts from now on
+    before = peak_memory()
+    yield
+    assert peak_memory() - before < MEMORY
+
+
+def peak_memory() -> int:
+    """Most bytes of memory that this process has had at a time."""
+    with open("/proc/self/status") as file:
+        (line,) = (line for line in file if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+@bounded_memory()
 def check(data: bytes) -> None:
     found = probe(data, 1, LIMITS)
     if isinstance(found, Rejected):
@@ -141,20 +159,8 @@ def check(data: bytes) -> None:
 
 @pytest.fixture
 def memory_is_bounded():
-    # Earlier tests of this process may have used more memory than any file here: the peak counts
-    # from now on.
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    before = peak_memory()
-    yield
-    assert peak_memory() - before < MEMORY
-
-
-def peak_memory() -> int:
-    """Most bytes of memory that this process has had at a time."""
-    with open("/proc/self/status") as file:
-        (line,) = (line for line in file if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+    with bounded_memory():
+        yield
 
 
 def fuzz(examples: int) -> None:
@@ -162,14 +168,12 @@ def fuzz(examples: int) -> None:
     settings(QUICK, max_examples=examples)(given(mutated())(check))()
 
 
-@pytest.mark.usefixtures("memory_is_bounded")
 def test_some_changes_of_an_mp4() -> None:
     fuzz(300)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.usefixtures("memory_is_bounded")
 def test_ten_thousand_changes_of_an_mp4() -> None:
     fuzz(10_000)
 
