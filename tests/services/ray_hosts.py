@@ -128,7 +128,7 @@ class RayHosts:
         init = self._inits.pop(host)
         init.send_signal(signal.SIGKILL)  # unshare's --kill-child takes the host along
         init.wait()
-        until(lambda: not _ip(f"netns pids {host}"), f"the end of {host}")
+        until(lambda: _is_empty(host), f"the end of {host}")
         _ip(f"netns del {host}")
 
     def cut_off(self, host: str) -> None:
@@ -185,7 +185,7 @@ class RayHosts:
             init.wait()
         for host in self.hosts:
             if Path("/run/netns", host).exists():
-                until(lambda host=host: not _ip(f"netns pids {host}"), f"the end of {host}")
+                until(lambda host=host: _is_empty(host), f"the end of {host}")
                 _ip(f"netns del {host}")
             shutil.rmtree(Path("/etc/netns", host), ignore_errors=True)
         # A network namespace outlives its name for a while, or not; its links must be gone.
@@ -197,6 +197,14 @@ class RayHosts:
 def _link(host: str) -> str:
     """Return the name of our end of a host's veth pair."""
     return f"{host}-link"
+
+
+def _is_empty(host: str) -> bool:
+    """Return whether no process of a host is left."""
+    try:
+        return not _ip(f"netns pids {host}")
+    except subprocess.CalledProcessError:  # a process ended while `ip` read about it
+        return False
 
 
 def _ip(words: str) -> str:
