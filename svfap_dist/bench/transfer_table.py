@@ -83,7 +83,7 @@ class Interval:
 class Power:
     """Which difference between two methods the table can tell from noise, before it is run.
 
-    A test sample is taken to be right or wrong by itself, with probability 1/2, which is the worst
+    Test samples are assumed right or wrong independently, with probability 1/2, which is the worst
     case, for either method. The standard error of a score s is then known from the numbers of test
     samples, that of a difference is sqrt(2) s, and a difference of 2 + 0.84 of these exceeds two
     standard errors in four of five repetitions.
@@ -93,7 +93,7 @@ class Power:
         of_classes: of each class.
         seeds: number of seeds.
         one_seed: detectable difference of one seed, or of many that err on the same samples.
-        all_seeds: of the mean over the seeds, if each errs by itself.
+        all_seeds: of the mean over the seeds, if they err independently.
     """
 
     num_samples: int

@@ -44,8 +44,8 @@ credit or marketing. Visible expression is weak evidence of what a person feels.
 - **EU AI Act** (Regulation (EU) 2024/1689). Article 5(1)(f) prohibits systems that infer emotions
   of people at the workplace and in education, except for medical or safety reasons. Other
   emotion recognition from biometric data is high-risk (Annex III, 1(c)), and the people exposed to
-  it have to be informed (Article 50(3)). Whoever puts a system that uses this network into service
-  has these duties.
+  it have to be informed (Article 50(3)). Those who put a system that uses this network into service
+  have these duties.
 - Videos of faces are personal data, and biometric data where they identify a person (GDPR,
   Articles 4 and 9). Have a legal basis, usually explicit consent, for the videos you process.
 - People in collected video sets have usually not consented to the training of this network.

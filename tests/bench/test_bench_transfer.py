@@ -71,7 +71,7 @@ def overrides(folder: Path, table: str) -> list[str]:
 
 
 class _KilledError(Exception):
-    """Stands for the end of the process."""
+    """Raised in place of the end of the process."""
 
 
 def test_a_killed_table_continues_where_it_was(

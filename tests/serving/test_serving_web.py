@@ -36,7 +36,7 @@ QUEUE = 2
 
 
 class Stand:
-    """Stands in for the network: each video waits until it may be answered."""
+    """A fake network: each video waits until the test releases it."""
 
     def __init__(self) -> None:
         self.gate, self.begun = threading.Semaphore(0), threading.Semaphore(0)

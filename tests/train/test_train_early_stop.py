@@ -144,7 +144,7 @@ def test_a_resumed_run_continues_to_count(runs: Runs) -> None:
 
 
 def test_an_epoch_whose_checkpoint_is_lost_is_not_the_best(runs: Runs) -> None:
-    """The next one that is better than those in the store is marked, and patience counts anew."""
+    """The next one better than those in the store is marked, and patience starts from zero."""
     epochs = runs.attempt()
     runs.validate(epochs, 3, right(4))
     runs.score(epochs, 6, right(9))

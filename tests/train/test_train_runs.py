@@ -349,7 +349,7 @@ def test_four_ranks_see_what_one_sees(one_rank: dict[str, Any], data: Path, fold
 def test_steps_are_traced_on_each_rank(
     two_ranks: dict[str, list[Any]], folder: Path, run: str, first: int, last: int
 ) -> None:
-    """Up to the last one that was asked for, or that there is."""
+    """Up to the last step of `profile.steps`, or of the run."""
     steps, url = range(first, last + 1), folder / run
     files = []
     for rank in (0, 1):
