@@ -122,6 +122,7 @@ def _disturbed(
     must_restart: bool | None,
 ) -> Row:
     """Run to the end with a fault at a random step; `act` may return a note."""
+    stage.undisturbed_losses  # noqa: B018 - computed while all hosts are up
     draws = stage.random(fault)
     with stage.running(fault, *overrides) as run:
         run.wait_for_step(draws.randrange(_FIRST, _LAST))
