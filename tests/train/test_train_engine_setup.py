@@ -19,6 +19,7 @@ from svfap_dist.checkpoint.parameter_states import ParameterState
 from svfap_dist.config import recipe
 from svfap_dist.distributed import World
 from svfap_dist.errors import ClusterError
+from svfap_dist.telemetry.meter import Phases
 from svfap_dist.train import engine, partitions
 
 
@@ -142,6 +143,7 @@ def test_only_compiled_steps_load_the_compiler(
     opened: Any = engine.Engine.__new__(engine.Engine)
     opened._config = recipe.from_tables({"train": {"compile": is_compiled}}, where="test")
     opened.device, opened._rank = torch.device("cpu"), 0
+    opened.phases = Phases(opened.device)
     opened._copies = types.SimpleNamespace(inputs=lambda batch, part, make: ())
     opened._backend = types.SimpleNamespace(network=None)
     opened._num_sources = 0
