@@ -55,7 +55,7 @@ def _random_samples(url: str, count: int, seed: int) -> Iterator[Sample]:
     for index in sorted(random.Random(seed).sample(range(manifest.num_samples), count)):  # noqa: S311
         sample = reader.read(index)
         if isinstance(sample, BadSample):
-            do = "run `svfap shards verify`"
+            do = f"run `svfap shards verify {url}`"
             raise ShardError("Cannot read a sample", f"{url}, {sample.key}", sample.detail, do)
         yield sample
 

@@ -154,5 +154,5 @@ def load_marker(url: str, number: int) -> Marker:
         lists = {key: tuple(fields[key]) for key in ("rejected", "keys", "digests")}
         return Marker(**{**fields, **lists, "entry": entry, "tally": Tally(**fields["tally"])})
     except (ValueError, KeyError, TypeError) as error:
-        do = "delete the file"
+        do = "delete that file: its shard is then made again"
         raise ShardError("Unreadable marker of a shard", where, repr(error), do) from error

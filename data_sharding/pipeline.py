@@ -52,6 +52,12 @@ __all__ = [
 ]
 
 _PROFILES = ("source", "train")
+# Parameters that are options of the command line.
+_OPTIONS = {
+    "shuffle_seed": "--shuffle-seed",
+    "min_frames": "--min-frames",
+    "max_samples_per_shard": "--samples-per-shard",
+}
 _MAX_SHARD_BYTES = 512 << 20  # a shard has to fit on local disk, and a rank reads parts of it
 
 
@@ -182,7 +188,7 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
             entries, tally = manifests.gather_markers(output_url, existing.groups(plan), options)
             if not entries:
                 found = ", ".join(f"{reason} {count}" for reason, count in tally.reasons.items())
-                do = f"see {storage.join(output_url, REJECTED_NAME)}"
+                do = f"see the reason of each in {storage.join(output_url, REJECTED_NAME)}"
                 do += ", or lower --min-frames" if tally.reasons.get("too_short") else ""
                 raise ShardError("No usable video", text, found, do)
             made = Manifest(
@@ -279,17 +285,19 @@ def _check_options(
     profile: str, train: TrainProfile | None, workers: int | None, numbers: Mapping[str, int]
 ) -> None:
     if profile not in _PROFILES:
-        raise ConfigError("Unknown profile", "", profile, f"use one of: {', '.join(_PROFILES)}")
+        fix = f"use one of: {', '.join(_PROFILES)}"
+        raise ConfigError("Unknown profile", "--profile", profile, fix)
     if train and profile != "train":
         what, fix = "Options of another profile", "use --profile train"
-        raise ConfigError(what, "", f"profile {profile} with options of train", fix)
+        found = "--region, --size or --crf, which only profile train has"
+        raise ConfigError(what, f"--profile {profile}", found, fix)
     for name, value in numbers.items():
         if value < (0 if name == "shuffle_seed" else 1):
-            raise ConfigError("Option out of range", "", f"{name}={value}", "make it positive")
+            fix = "use 0 or more" if name == "shuffle_seed" else "use 1 or more"
+            raise ConfigError("Option out of range", _OPTIONS.get(name, name), str(value), fix)
     if workers is not None and workers < 0:
-        raise ConfigError(
-            "Option out of range", "", f"workers={workers}", "use 0 or 1 for no processes"
-        )
+        fix = "use 0 or 1 for no processes"
+        raise ConfigError("Option out of range", "--workers", str(workers), fix)
 
 
 def _summarize(

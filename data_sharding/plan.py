@@ -78,13 +78,21 @@ class Plan:
             ShardError: Two have the same key.
         """
         insert = "insert into videos values (?,?,?,?,?)"
+        latest: SourceVideo | None = None
+
+        def rows() -> Iterator[tuple[str, bytes, int, str, bytes]]:
+            nonlocal latest
+            for latest in videos:
+                yield self._row(latest)
+
         try:
             with temporary.as_storage_error():
-                return self._db.executemany(insert, map(self._row, videos)).rowcount
+                return self._db.executemany(insert, rows()).rowcount
         except sqlite3.IntegrityError as error:
+            assert latest is not None
             fix = "report it: the source's module has to make keys unique"
-            what = "Two videos of the source have the same key"
-            raise ShardError(what, "", str(error), fix) from error
+            what, found = "Two videos of the source have the same key", f"key {latest.key}"
+            raise ShardError(what, latest.where, found, fix) from error
 
     def _row(self, video: SourceVideo) -> tuple[str, bytes, int, str, bytes]:
         # A random place that depends on the seed and the key alone, not on the other videos.

@@ -78,14 +78,13 @@ class TrainProfile:
 
     def __post_init__(self) -> None:
         if region_name(self.region) not in REGIONS:
-            raise ConfigError(
-                "Unknown region", "", self.region, f"use one of: {', '.join(REGIONS)}"
-            )
+            fix = f"use one of: {', '.join(REGIONS)}"
+            raise ConfigError("Unknown region", "--region", self.region, fix)
         if self.size is not None and (self.size < 16 or self.size % 2):
-            found, fix = f"size={self.size}", "use an even size from 16"
-            raise ConfigError("Option out of range", "", found, fix)
+            fix = "use an even size from 16"
+            raise ConfigError("Option out of range", "--size", str(self.size), fix)
         if not 0 <= self.crf <= 51:
-            raise ConfigError("Option out of range", "", f"crf={self.crf}", "use 0 to 51")
+            raise ConfigError("Option out of range", "--crf", str(self.crf), "use 0 to 51")
 
     @property
     def num_parts(self) -> int:

@@ -57,7 +57,7 @@ def load_detector(text: str) -> Detector:
     name, _, argument = text.partition(":")
     if name not in DETECTORS:
         known = ", ".join(DETECTORS)
-        raise ConfigError("Unknown face detector", "", text, f"use one of: {known}")
+        raise ConfigError("Unknown face detector", "--detector", text, f"use one of: {known}")
     return DETECTORS[name](argument)
 
 
@@ -69,7 +69,9 @@ class Haar:
 
     def __init__(self, argument: str = "") -> None:
         if argument:
-            raise ConfigError("Detector takes no file", "", f"haar:{argument}", "use haar")
+            raise ConfigError(
+                "Detector takes no file", "--detector", f"haar:{argument}", "use haar"
+            )
         self._cv2 = _opencv()
         # Of the frontal cascades alt2 gave one box per face and the fewest others.
         self._frontal = self._cascade("haarcascade_frontalface_alt2.xml")
@@ -121,7 +123,7 @@ class YuNet:
                 model, "", (320, 320), _YUNET_SCORE, _YUNET_OVERLAP, _YUNET_CANDIDATES
             )
         except cv2.error as error:
-            found, fix = str(error).strip(), "give YuNet's ONNX file, whole"
+            found, fix = str(error).strip(), "download the ONNX file of the detector again"
             raise ConfigError("Model cannot be read", model, found, fix) from error
 
     def detect(self, rgb: np.ndarray, /) -> Detections:
@@ -144,6 +146,6 @@ def _opencv() -> Any:
         import cv2
     except ImportError as error:
         fix = "pip install 'svfap-dist[faces]'"
-        raise ConfigError("Finding faces needs OpenCV", "", str(error), fix) from error
+        raise ConfigError("Finding faces needs OpenCV", "--detector", str(error), fix) from error
     cv2.setNumThreads(0)
     return cv2

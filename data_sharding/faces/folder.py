@@ -116,14 +116,14 @@ def make_crops(
 
 def _check(options: FaceOptions, workers: int | None) -> None:
     size, margin, tracks = options.size, options.margin, options.tracks
-    for is_valid, found, fix in (
-        (size >= 16 and size % 2 == 0, f"size={size}", "use an even size, 16 or more"),
-        (0 <= margin <= 4, f"margin={margin}", "use 0 to 4"),
-        (tracks in TRACKS, f"tracks={tracks}", "use best or all"),
-        (workers is None or workers >= 0, f"workers={workers}", "use 0 or 1 for no processes"),
+    for is_valid, option, value, fix in (
+        (size >= 16 and size % 2 == 0, "--size", size, "use an even size, 16 or more"),
+        (0 <= margin <= 4, "--margin", margin, "use 0 to 4"),
+        (tracks in TRACKS, "--tracks", tracks, "use best or all"),
+        (workers is None or workers >= 0, "--workers", workers, "use 0 or 1 for no processes"),
     ):
         if not is_valid:
-            raise ConfigError("Option out of range", "", found, fix)
+            raise ConfigError("Option out of range", option, str(value), fix)
 
 
 def _refuse_output_among_inputs(folder: str, output_url: str) -> None:

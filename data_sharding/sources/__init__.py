@@ -107,7 +107,7 @@ class Source:
         if not self.has_columns:
             lists = ", ".join(row.name for row in SOURCES.values() if row.has_columns)
             fix = f"use --videos and --..-column(s) with {lists} only"
-            raise ConfigError("Source has no columns", "", self.name, fix)
+            raise ConfigError("Source has no columns", "SOURCE", self.name, fix)
         return module.samples(text, columns)
 
 
@@ -232,5 +232,5 @@ def find_source(name: str) -> Source:
     """
     if name not in SOURCES:
         known = ", ".join(sorted(SOURCES))
-        raise ConfigError("Unknown source", "", name, f"use one of: {known}")
+        raise ConfigError("Unknown source", "SOURCE", name, f"use one of: {known}")
     return SOURCES[name]

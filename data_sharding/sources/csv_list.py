@@ -77,7 +77,7 @@ def _read_table(where: str, columns: Columns) -> tuple[list[str], list[tuple[int
     """Return the header and the other rows of a list, each with the number of its first line."""
     if not storage.is_remote(where) and os.path.isdir(storage.local_path(where)):
         fix = "give the list itself, such as labels.csv in this folder"
-        raise ConfigError("INPUT is no list", where, "a folder", fix)
+        raise ConfigError("INPUT is not a list", where, "a folder", fix)
     text = read_list(where)
     delimiter = _delimiter(text, columns.path)
     # Universal line ends, kept inside quotes; `strict` refuses quotes that do not match.
@@ -161,7 +161,7 @@ def _used_columns(where: str, header: Sequence[str], columns: Columns) -> _Used:
     fold, split = optional("fold"), optional("split")
     if values and label is not None:
         found, fix = "--label-column and --value-columns", "give one of them"
-        raise ConfigError("A list has either a label or values", where, found, fix)
+        raise ConfigError("Both a label and values are named", where, found, fix)
     if not values and label is None:
         found = f"columns {', '.join(header)}"
         fix = "name the column of the class with --label-column, or those of numbers with "
@@ -286,7 +286,7 @@ def _as_samples(where: str, folder: str, rows: Sequence[_Row]) -> Iterator[Sourc
     if all(video is None for video in videos.values()):
         found = f"none of {len(rows)} files, such as {storage.join(folder, rows[0].path)}"
         fix = "check the paths, or give the folder they are relative to with --videos"
-        raise ShardError("No video of the list is there", where, found, fix)
+        raise ShardError("No video of the list exists", where, found, fix)
     _refuse_shared_files(where, rows, videos)
     if all(row.labels is None for row in rows):
         found = f"no {rows[0].empty} in any of {len(rows)} rows"

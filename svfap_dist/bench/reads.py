@@ -105,7 +105,8 @@ def run(
     rows: list[RankReads] = []
     for count in ranks:
         if config.data.num_lanes % count:
-            found, do = f"{count} ranks for {config.data.num_lanes} lanes", "give divisors of it"
+            found = f"{count} ranks for data.num_lanes = {config.data.num_lanes}"
+            do = "give divisors of data.num_lanes, or another data.num_lanes"
             raise ConfigError("Lanes cannot be shared equally", "--ranks", found, do)
         rows.append(_FirstRelease(first, _DataSet(samples, sample_bytes), count).replay())
         for number in sorted({1, parts}):

@@ -102,8 +102,8 @@ def checkpoint_gc(
     if not yes:
         if not sys.stdin.isatty():
             advice = "give --yes to delete, or --dry-run to print only"
-            title = "Confirmation required (stdin is not a terminal)"
-            raise ConfigError(title, "svfap checkpoint gc", do=advice)
+            title, found = "Confirmation required", "standard input is not a terminal"
+            raise ConfigError(title, "svfap checkpoint gc", found, advice)
         typer.confirm("Delete them?", abort=True, err=True)
     gc.run_gc(found, lambda step: say(f"deleted step {step}"))
 

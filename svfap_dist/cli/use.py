@@ -106,7 +106,8 @@ def extract(
         raise ConfigError("Unknown format", "--format", format, "use npz or parquet")
     if format == "npz" and (ray or pooled):
         option = "--ray" if ray else "--pooled"
-        raise ConfigError("Option of another format", option, "--format npz", "use parquet")
+        found, advice = "--format npz", "use --format parquet"
+        raise ConfigError("Option of another format", option, found, advice)
     if format == "parquet":
         import pyarrow  # noqa: F401 - a missing package is an error before anything is read
 

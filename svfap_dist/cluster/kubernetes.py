@@ -122,7 +122,7 @@ class Kubernetes:
     def _queue_name(self) -> str:
         if re.fullmatch(_KUBERNETES_NAME, self.queue) is None:
             advice = "give the name of a LocalQueue: `kubectl get localqueues`"
-            raise ConfigError("Not a name of Kubernetes", "--queue", self.queue, advice)
+            raise ConfigError("Invalid Kubernetes name", "--queue", self.queue, advice)
         return self.queue
 
     def submit(self, submission: Submission) -> Job:

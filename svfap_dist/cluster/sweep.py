@@ -142,7 +142,8 @@ def _axis(text: str) -> tuple[str, list[str]]:
         advice = "write e.g. --axis mask.ratio=0.75,0.9"
         raise ConfigError("Unreadable axis", text, "not of the form section.key=v1,v2", advice)
     if key in _OWN_KEYS:
-        raise ConfigError("Key cannot be swept", key, text, "the sweep sets it; name another key")
+        do = "name another key: `svfap sweep` sets this one"
+        raise ConfigError("Key cannot be swept", key, text, do)
     return key, found
 
 

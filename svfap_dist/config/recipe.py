@@ -269,7 +269,8 @@ def explain(
         found = f"{key} = {first['input']!r}"
         return ConfigError("Unknown key", f"{key} in {where}", found, advice)
     if first["type"] == "missing":
-        return ConfigError("Missing required setting", f"{key} in {where}", "no value", "give it")
+        title, advice = "Missing required setting", f"give it a value: {key}=..."
+        return ConfigError(title, f"{key} in {where}", "no value", advice)
     # For a rule over several keys the input is the whole section, and its message names the keys.
     is_rule = isinstance(first["input"], dict)
     found = "values that do not fit each other" if is_rule else repr(first["input"])

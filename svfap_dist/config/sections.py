@@ -492,7 +492,7 @@ class TaskConfig(Section):
         if self.kind == "classification" and len(self.names) < 2:
             raise ValueError("names must have at least two classes")
         if self.set in self.extra_sets:
-            raise ValueError(f"extra_sets has {self.set}, which is the task's own set")
+            raise ValueError(f"remove {self.set} from extra_sets: it is the task's own set")
         if self.folds_by != "labels" and self.folds < 2 and not is_open:
             raise ValueError(f"folds must be at least 2 to be made by {self.folds_by}")
         if self.fold > self.folds and not (is_open and not self.folds):

@@ -258,7 +258,7 @@ def _few(
             "Few labels per class, but the task has no classes",
             where="task.labels_per_class",
             found=f"task.kind = {task.kind}",
-            do="use 0, for all labels",
+            do="set task.labels_per_class=0, for all labels",
         )
     classes = targets(task, [labels[position] for position in positions])
     chosen = []

@@ -145,7 +145,8 @@ class Predictions:
 
 
 def _unusable(found: str, where: str = "") -> CheckpointError:
-    return CheckpointError("Invalid predictions", where, found, "evaluate this fold again")
+    do = "test this fold again with `svfap evaluate`"
+    return CheckpointError("Invalid predictions", where or "predictions", found, do)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -116,5 +116,6 @@ def _check_distinct(names: Sequence[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ConfigError("Duplicate video name", name, "it was given twice", "give it once")
+            found, do = "it was given twice", "give each video once"
+            raise ConfigError("Duplicate video name", name, found, do)
         seen.add(name)

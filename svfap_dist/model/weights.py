@@ -151,7 +151,7 @@ class ModelInfo:
                 "Unknown override",
                 where=unknown[0],
                 found=f"{unknown[0]} = {given[unknown[0]]!r}",
-                do=f"known are {', '.join(sorted(_OVERRIDABLE))}",
+                do=f"use one of {', '.join(sorted(_OVERRIDABLE))}",
             )
         info = dataclasses.replace(self, **given)
         info._check(where="override")
@@ -268,7 +268,8 @@ def save(
             "Build arguments cannot be saved", path, str(error), advice
         ) from error
     if "size" not in build_args:
-        raise CheckpointError("Build arguments have no model size", path, build, "add size")
+        title, do = "Build arguments have no model size", "add size, a name of a model size"
+        raise CheckpointError(title, path, build, do)
     tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
     metadata = {_BUILD_KEY: build}
     if info is not None:

@@ -353,7 +353,8 @@ class _Planner:
         peak = flops.peak_rate(self._device.cuda_name, dtype)
         if peak is None:
             found = f"{self._gpu} in train.dtype = {dtype}"
-            raise ConfigError("Unknown peak rate", "--gpu", found, "plan another device or type")
+            do = "give another --gpu, or another train.dtype"
+            raise ConfigError("Unknown peak rate", "--gpu", found, do)
         work = float(self._objective.flops_per_clip)
         if self._config.train.activation_checkpointing:
             work *= _RECOMPUTED

@@ -192,7 +192,8 @@ class Analyzer:
         scores = torch.cat(found).numpy()
         if not np.isfinite(scores).all():
             found_, do = "NaN or infinite values", "serve an earlier checkpoint"
-            raise HealthError("Outputs of the network are not finite", "", found_, do)
+            what = "Outputs of the network are not finite"
+            raise HealthError(what, "the network that is served", found_, do)
         return scores
 
     def _over_time(self, prepared: Prepared) -> dict[str, Any]:

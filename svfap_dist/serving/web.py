@@ -358,7 +358,8 @@ def listen(host: str, port: int, *, has_token: bool) -> socket.socket:
         is_loopback = ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
         if not is_loopback and not has_token:
             do = f"set {TOKEN_VARIABLE}, or give --token-file; or serve on 127.0.0.1"
-            raise ConfigError("Other machines may call, without a token", where, "no token", do)
+            title = "A page that other machines can reach needs a token"
+            raise ConfigError(title, where, "no token", do)
         return socket.create_server(address, family=family)
     except OSError as error:
         found, do = error.strerror or str(error), "give an address of this machine and a free port"

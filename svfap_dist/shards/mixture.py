@@ -134,7 +134,8 @@ def _check_alike(config: Config, manifests: Sequence[Manifest]) -> None:
 def _check_kind(url: str, kind: str | None, manifest: Manifest) -> None:
     """Raise ConfigError unless a data set has the kind of samples that the recipe names, if any."""
     if kind not in (None, manifest.kind):
-        found, do = f"kind {kind}, where the shards have {manifest.kind}", "correct one"
+        found = f"kind {kind}, where the shards have {manifest.kind}"
+        do = f"set it to {manifest.kind}, or give the URL of other shards"
         raise ConfigError("Shards have samples of another kind", url, found, do)
 
 

@@ -120,7 +120,7 @@ class Labeled:
             if mine != other:
                 found = f"{mine}, where {self._finetune.init} has {other}"
                 do = f"repeat the [model] of the pre-training here, e.g. model.size={build['size']}"
-                title = "finetune.init does not match [model]"
+                title = "Model of finetune.init does not match [model]"
                 raise ConfigError(title, f"model.{name}", found, do)
 
     def train_mode(self, model: nn.Module) -> None:

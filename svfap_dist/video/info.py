@@ -404,7 +404,8 @@ def covering_views(shape: ClipShape, region: str, step: int) -> ChooseViews:
         ConfigError: the step is negative.
     """
     if step < 0:
-        raise ConfigError("Negative step", "step", str(step), "give frames from clip to clip")
+        do = "give 0 or more frames, from one clip's start to the next"
+        raise ConfigError("Negative step", "step", str(step), do)
 
     def choose(info: VideoInfo) -> Views:
         stride = step or shape.num_frames * shape.sampling_rate

@@ -272,7 +272,7 @@ def test_weights_of_a_vit_add_a_row(folder: Path) -> None:
         ({"methods": ("vit-pretrained",)}, (), ConfigError, "--vit-init"),
         ({"labels": (4,)}, (), ShardError, "Too few labeled samples of a class"),
         ({}, ("train.global_batch_size=8",), ConfigError, "smaller than one global batch"),
-        ({}, ("model.embed_dim=64",), ConfigError, "finetune.init does not match"),
+        ({}, ("model.embed_dim=64",), ConfigError, "Model of finetune.init does not match"),
         ({}, ("run.url=",), ConfigError, "Missing required setting: run.url"),
     ],
 )

@@ -314,9 +314,9 @@ def test_an_output_that_cannot_be_written_is_told_before_any_work(
     [
         ({"profile": "both"}, r"Unknown profile.*source, train"),
         ({"train": pipeline.TrainProfile()}, r"profile source.*--profile train"),
-        ({"min_frames": 0}, "min_frames=0"),
-        ({"max_samples_per_shard": 0}, "max_samples_per_shard=0"),
-        ({"workers": -1}, "workers=-1"),
+        ({"min_frames": 0}, "--min-frames. Found: 0"),
+        ({"max_samples_per_shard": 0}, "--samples-per-shard. Found: 0"),
+        ({"workers": -1}, "--workers. Found: -1"),
     ],
 )
 def test_impossible_options_are_refused(videos: str, tmp_path: Path, options, message) -> None:

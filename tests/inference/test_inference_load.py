@@ -117,7 +117,7 @@ def test_of_an_imported_folder_what_the_user_says_counts(tmp_path, clips):
         ({"region": "nose"}, "region = 'nose'.*voxceleb2, center, full"),
         ({"sampling_rate": 0}, "sampling_rate = 0"),
         ({"kind": "features"}, "kind = 'features'.*3 outputs"),
-        ({"license": "mine"}, "license.*known are activation"),
+        ({"license": "mine"}, "license.*use one of activation"),
     ],
 )
 def test_overrides_that_do_not_fit_are_refused(tmp_path, overrides, words):
