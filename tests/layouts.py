@@ -195,6 +195,15 @@ def celebvhq(root: Path) -> None:
     put(root / "celebvhq_info.json", json.dumps({"meta_info": names, "clips": clips}))
 
 
+def afewva(root: Path) -> None:
+    for n in range(1, 11):
+        clip = root / f"{(n + 4) // 5:02d}/{n:03d}"
+        put_frames(clip, 2, "PNG", first=0)
+        frames = {f"{k:05d}": {"landmarks": [], "valence": n - 5, "arousal": k} for k in range(2)}
+        content = {"video_id": f"{n:03d}", "actor": f"Actor {n % 5}", "frames": frames}
+        put(clip / f"{n:03d}.json", json.dumps(content))
+
+
 def firstimpressions(root: Path) -> None:
     for part, paths in FIRST_IMPRESSIONS.items():
         for path in paths:
@@ -206,6 +215,7 @@ def firstimpressions(root: Path) -> None:
 
 
 LAYOUTS: dict[str, Callable[[Path], None]] = {
+    "afewva": afewva,
     "avcaffe": avcaffe,
     "celebvhq": celebvhq,
     "cremad": cremad,
@@ -241,6 +251,7 @@ COUNTS: dict[str, dict[int | str | None, int]] = {
     "werewolfxl": dict.fromkeys(range(1, 6), 12),
     "avcaffe": {"train": 12, "val": 8},
     "daisee": {"train": 3, "val": 1, "test": 2},
+    "afewva": {None: 10},
     "mead": {None: 80},
     "celebvhq": {None: 10},
     "firstimpressions": {"train": 2, "val": 1, "test": 1},

@@ -145,6 +145,12 @@ _ROWS = (
         region="full",
     ),
     Source(
+        "afewva",
+        True,
+        "NNN/*.png and NNN/NNN.json, at any depth",
+        "AFEW-VA: clips of films, rated for valence and arousal",
+    ),
+    Source(
         "avcaffe",
         True,
         "videos/shorter_segments/aiimNNN/task_N/*.avi, ground_truths and info",

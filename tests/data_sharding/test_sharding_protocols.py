@@ -36,6 +36,7 @@ TESTED = {
     "werewolfxl": dict.fromkeys(range(1, 6), 12),
     "avcaffe": {0: 8},
     "daisee": {0: 2},
+    "afewva": dict.fromkeys(range(1, 6), 2),
     "mead": dict.fromkeys(range(1, 6), 16),
     "celebvhq": dict.fromkeys(range(1, 6), 2),
     "firstimpressions": {0: 1},

@@ -18,6 +18,7 @@ MAFW_1 = "Train & Test Set/single/no_caption/set_1/"
 FERV = "4_setups/All_scenes/"
 DAISEE = "Labels/TestLabels.csv"
 CELEBV = "celebvhq_info.json"
+AFEW = "01/002/002.json"
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,15 @@ def test_a_sample_tested_twice_or_never(copy_of) -> None:
         ("celebvhq", CELEBV, ('"action": [0, 0, 1]', '"action": [0, 0, 2]'), "action has 2"),
         ("celebvhq", CELEBV, ('"ytb_id": "id-0"', '"ytb_id": 0'), "ytb_id is 0"),
         ("celebvhq", CELEBV, ('"clips"', '"clip"'), "Not the layout of celebvhq.*KeyError"),
+        ("afewva", AFEW, ('"valence": -3', '"valence": -33'), "a mean rating of -18"),
+        (
+            "afewva",
+            AFEW,
+            ('"valence": -3', '"valence": "low"'),
+            "Not the layout of afewva.*TypeErr",
+        ),
+        ("afewva", AFEW, ('"actor": "Actor 2"', '"actor": ""'), "actor is ''"),
+        ("afewva", AFEW, ('"frames"', '"frame"'), "Not the layout of afewva.*002.json.*KeyError"),
         ("celebvhq", CELEBV, ("{", "["), "Not the layout of celebvhq.*JSONDecodeError"),
     ],
 )

@@ -15,6 +15,7 @@ from svfap_dist import storage
 
 # What each set may have too much of, and the word that says why it is left out.
 STRAYS = {
+    "afewva": ("03/011/00000.png", "in none of the set's lists"),
     "avcaffe": ("videos/shorter_segments/aiim009/task_1/x.avi", "in none of the set's lists"),
     "celebvhq": ("more/id-9_0.mp4", "in none of the set's lists"),
     "cremad": ("VideoFlash/1076_MTI_NEU_XX.flv", "known to be broken"),

@@ -15,6 +15,7 @@ from svfap_dist.config import recipe
 from svfap_dist.evaluate.results import Predictions
 
 FOLDS = {
+    "afewva": 5,
     "avcaffe_arousal": 0,
     "avcaffe_valence": 0,
     "celebvhq": 5,
