@@ -100,7 +100,7 @@ def make(run_url: str, output: str) -> None:
         .from_string(_TEMPLATE)
         .render(
             title=f"Run {run_url}",
-            figures=[*_figures(rows, events), *_probe_figures(run_url, events)],
+            figures=[*_figures(rows, events), *_probe_figures(events), *_best_figures(run_url)],
             charts=_charts(rows, events),
             columns=sources.COLUMNS,
             sources=sources.source_rows(rows, events, bad, tomllib.loads(recipe)),
@@ -154,25 +154,29 @@ def _figures(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[t
     return found
 
 
-def _probes(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the probes of a run by step; of a step that was repeated, the last one."""
-    found = {event["step"]: event for event in events if event["event"] == "probe"}
+def _by_step(events: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Return the events of a name by step; of a step that was repeated, the last one."""
+    found = {event["step"]: event for event in events if event["event"] == name}
     return [found[step] for step in sorted(found)]
 
 
-def _probe_figures(run_url: str, events: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    probes = _probes(events)
+def _probe_figures(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    probes = _by_step(events, "probe")
     if not probes:
         return []
     shown = [f"{100 * probe['uar']['logistic']:.1f}" for probe in (probes[0], probes[-1])]
     costs = sorted(probe["feature_seconds"] + probe["score_seconds"] for probe in probes)
-    found = [
+    return [
         ("probe UAR, start → end", f"{' → '.join(shown)} %"),
         ("cost of a probe, median", f"{costs[len(costs) // 2]:.1f} s"),
     ]
-    if best := read_best(run_url):
-        found.append(("best checkpoint by probes", f"step {best.step}, {100 * best.score:.1f} %"))
-    return found
+
+
+def _best_figures(run_url: str) -> list[tuple[str, str]]:
+    best = read_best(run_url)
+    if best is None:
+        return []
+    return [(f"best checkpoint by {best.judged_by}", f"step {best.step}, {best.score_text}")]
 
 
 def _slow_ranks(rows: list[dict[str, Any]]) -> list[tuple[int, float]]:
@@ -185,14 +189,19 @@ def _slow_ranks(rows: list[dict[str, Any]]) -> list[tuple[int, float]]:
 
 
 def _charts(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> str:
-    """Return charts over steps as one inline SVG: three, those of probes and sources if any."""
+    """Return charts over steps as one inline SVG.
+
+    Three, and those of probes, of a fine-tuning's validations, and of sources if there are any.
+    """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     titles = ["loss", "clips per second", "share of time waiting for data, %"]
-    probes = _probes(events)
+    probes, validations = _by_step(events, "probe"), _by_step(events, "validation")
     if probes:
         titles.append("probes: UAR of frozen features, %")
+    if validations:
+        titles.append(f"validation: {validations[-1]['metric'].upper()}")
     names = list(dict.fromkeys(name for row in rows for name in row.get("source_clips", ())))
     if names:
         titles.append("loss by source")
@@ -210,6 +219,9 @@ def _charts(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> str:
     axes[2].plot(steps, shares, color=_COLOR)
     if probes:
         _draw_probes(axes[3], probes)
+    if validations:
+        scores = [math.nan if e["score"] is None else e["score"] for e in validations]
+        axes[3 + bool(probes)].plot([e["step"] for e in validations], scores, "o-", color=_COLOR)
     for name in names:
         if curve := sources.source_losses(rows, name):
             axes[-1].plot(*zip(*curve, strict=True), label=name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 import urllib.request
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from svfap_dist import distributed
+from svfap_dist.checkpoint.best import BestCheckpoint, write_best
 from svfap_dist.config import recipe
 from svfap_dist.distributed import World
 from svfap_dist.profiling.ranks import run_on_local_ranks
@@ -109,6 +111,27 @@ def test_the_cost_of_a_slow_rank_is_the_share_of_time_that_the_others_wait(
     assert [row["slowest_ranks"] for row in rows] == [[(2, 0.5)], [(2, 0.5)]]
     page.make(str(tmp_path), str(tmp_path / "report.html"))
     assert "2: 50.0 %" in (tmp_path / "report.html").read_text()
+
+
+def test_the_report_draws_the_validations_of_a_fine_tuning(tmp_path: Path) -> None:
+    config = recipe.load("tiny_cpu", [f"run.url={tmp_path}", "metrics.port=0"])
+    parts = (1, 0, lambda row: None, lambda found: None, (1, 1), None)
+    best = BestCheckpoint(2, 0.5, "validation 0.1 of a manifest")
+    with Recorder(config, World(0, 0, 1, 1), *parts) as recorder:
+        recorder.record_start(0, 2, "manifest", {})
+        for step, score in ((1, math.nan), (2, 0.5), (3, 0.25)):
+            recorder.count_step(step, _batch(0, []))
+            recorder.log_step({"step": step, **NUMBERS}, {})
+            recorder.record_validation(step, "uar", score, 10, 0, is_best=step == 2)
+    folder = tmp_path / "checkpoints/step-000000002"
+    folder.mkdir(parents=True)
+    (folder / "COMMIT").write_text("{}")
+    write_best(str(tmp_path), best)
+    page.make(str(tmp_path), str(tmp_path / "report.html"))
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("validation: UAR") == 1  # its title
+    assert "best checkpoint by validation" in text
+    assert "step 2, UAR 50.0 %" in text
 
 
 def test_a_process_alone_gathers_its_own_numbers() -> None:
