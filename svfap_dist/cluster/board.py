@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from svfap_dist.train import health
-from svfap_dist.train.attempt import RunContext
+from svfap_dist.train.context import RunContext
 from svfap_dist.train.stalls import StallError
 
 SECONDS_BETWEEN_POLLS = 0.5

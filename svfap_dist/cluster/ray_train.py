@@ -40,7 +40,8 @@ from svfap_dist.telemetry import restart
 from svfap_dist.telemetry.exporter import Discovery
 from svfap_dist.telemetry.goodput import NODES_LEAVING, RESIZE_REASONS
 from svfap_dist.train import loop
-from svfap_dist.train.attempt import RunContext, RunResult
+from svfap_dist.train.attempt import RunResult
+from svfap_dist.train.context import RunContext
 from svfap_dist.train.signals import catch_stop_signals
 from svfap_dist.train.stalls import StallError
 

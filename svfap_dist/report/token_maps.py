@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -26,7 +25,7 @@ from svfap_dist.checkpoint import load
 from svfap_dist.errors import ConfigError
 from svfap_dist.model import patches, weights
 from svfap_dist.model.sizes import ENCODERS
-from svfap_dist.report.reconstruction import load_clip
+from svfap_dist.report.reconstruction import load_frames
 from svfap_dist.video import image_grid
 
 _COLUMNS = 8  # pictures in a row, at most
@@ -64,11 +63,10 @@ def make(checkpoint_url: str, videos: Sequence[str], output: str) -> None:
     model = weights.load_autoencoder(weights_url)
     grid = []
     for url in videos:
-        clips = load_clip(config, url)
-        pixels = (patches.denormalize(clips)[0].clamp(0, 1) * 255).round().to(torch.uint8)
-        maps = rows(model.encoder, model.size.encoder, clips)
+        frames = load_frames(config, url)
+        maps = rows(model.encoder, model.size.encoder, patches.normalize(frames))
         name = os.path.splitext(os.path.basename(url))[0]
-        grid += grid_rows(pixels.permute(1, 2, 3, 0).numpy(), maps, name)
+        grid += grid_rows(frames[0].numpy(), maps, name)
     storage.write_bytes(output, image_grid.png_of(image_grid.draw_grid(grid)))
 
 

@@ -21,13 +21,14 @@ from svfap_dist import storage
 from svfap_dist.checkpoint import load as checkpoints
 from svfap_dist.config import MaskConfig
 from svfap_dist.errors import ConfigError, DecodeError, HealthError
+from svfap_dist.evaluate import reconstruction
 from svfap_dist.evaluate.runner import to_scores
 from svfap_dist.inference.load import move, network_of, open_model
 from svfap_dist.model import patches, weights
 from svfap_dist.model.autoencoder import MaskedAutoencoder
 from svfap_dist.model.sizes import Size
 from svfap_dist.parallel.processes import ChildProcess, CrashedError, HungError
-from svfap_dist.report import reconstruction, token_maps
+from svfap_dist.report import token_maps
 from svfap_dist.rng import Stream
 from svfap_dist.serving.prepare import Prepared, Preparer, ViewedClips
 from svfap_dist.storage.hub import local_folder
@@ -219,23 +220,23 @@ class Analyzer:
         return {"label": label, "scores": by_name}
 
     def _middle_clip(self, timeline: ViewedClips) -> Tensor:
-        """Return the clip that pictures show, normalized floats [1, 3, F, S, S]."""
+        """Return the clip that pictures show, uint8 [1, F, S, S, 3]."""
         clip = torch.from_numpy(timeline.clips[len(timeline.clips) // 2]).unsqueeze(0)
-        return patches.normalize(clip.to(self._network.device))
+        return clip.to(self._network.device)
 
-    def _reconstruction(self, clip: Tensor) -> bytes:
-        assert isinstance(self._model, MaskedAutoencoder)
-        rows = reconstruction.reconstruct(self._model, clip, self._mask, Stream(0, "picture"))
+    def _reconstruction(self, frames: Tensor) -> bytes:
+        model, stream = self._model, Stream(0, "picture")
+        assert isinstance(model, MaskedAutoencoder)
+        rows = reconstruction.reconstruct(model, model.size, frames, self._mask, stream)
         grid = image_grid.draw_grid(reconstruction.grid_rows(rows, "clip in the middle"))
         return image_grid.png_of(grid)
 
     @torch.inference_mode()
-    def _tokens(self, clip: Tensor) -> bytes:
-        pixels = (patches.denormalize(clip)[0].clamp(0, 1) * 255).round().to(torch.uint8)
-        rows = token_maps.rows(self._network.encoder, self._model.size.encoder, clip)
-        frames = pixels.permute(1, 2, 3, 0).cpu().numpy()
-        grid = image_grid.draw_grid(token_maps.grid_rows(frames, rows, "clip in the middle"))
-        return image_grid.png_of(grid)
+    def _tokens(self, frames: Tensor) -> bytes:
+        clip = patches.normalize(frames)
+        maps = token_maps.rows(self._network.encoder, self._model.size.encoder, clip)
+        shown = token_maps.grid_rows(frames[0].cpu().numpy(), maps, "clip in the middle")
+        return image_grid.png_of(image_grid.draw_grid(shown))
 
 
 def _mask_of(url: str, size: Size) -> MaskConfig:

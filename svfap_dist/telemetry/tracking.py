@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 _MAX_WAITING = 2000  # calls of a tracker
 _WAITS = (2.0, 8.0, 32.0, 128.0)  # seconds after failures in a row; one more ends it
 _CLOSE_SECONDS = 30.0  # for all trackers together
-_EVENTS = ("eval", "probe", "checkpoint", "test")  # whose numbers are tracked
+_EVENTS = ("eval", "probe", "validation", "checkpoint", "test")  # whose numbers are tracked
 _NOT_SCALARS = ("step", "total_steps", "time")
 
 Call = Callable[[Tracker], None]

@@ -31,7 +31,8 @@ from svfap_dist.evaluate.task_of_data import complete_config
 from svfap_dist.telemetry.journal import RECIPE_FILE, read_recipe
 from svfap_dist.telemetry.tracking import Tracking
 from svfap_dist.train import loop
-from svfap_dist.train.attempt import RunContext, RunResult
+from svfap_dist.train.attempt import RunResult
+from svfap_dist.train.context import RunContext
 from svfap_dist.train.signals import FINISHED
 
 RESULTS, CONFUSION = "results.json", "pictures/confusion.png"

@@ -24,7 +24,8 @@ from svfap_dist.telemetry import restart
 from svfap_dist.telemetry.recorder import Row
 from svfap_dist.telemetry.tracking import check_installed
 from svfap_dist.train import health
-from svfap_dist.train.attempt import Attempt, RunContext, RunResult, load_run_context
+from svfap_dist.train.attempt import Attempt, RunResult
+from svfap_dist.train.context import RunContext, load_run_context
 from svfap_dist.train.engine import process_group
 from svfap_dist.train.objective import build_objective
 from svfap_dist.train.signals import NodesLeaving, Notice, catch_stop_signals

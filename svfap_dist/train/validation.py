@@ -1,8 +1,8 @@
 """The validation loss: on a fixed set of clips with fixed masks, shared by all ranks.
 
-In: the first samples of data.eval_url. Out: their mean loss. The clips are decoded once and kept,
-since there are few. Under ZeRO-3 every forward pass is a collective, so all ranks make equally
-many: a rank with fewer batches repeats one with weight 0.
+In: the first samples of data.eval_url. Out: their mean loss, and a picture for trackers. The clips
+are decoded once and kept, since there are few. Under ZeRO-3 every forward pass is a collective, so
+all ranks make equally many: a rank with fewer batches repeats one with weight 0.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from svfap_dist import distributed
 from svfap_dist.config import Config
@@ -20,11 +21,16 @@ from svfap_dist.data.batch import ClipBatch
 from svfap_dist.data.filler import BatchSlots
 from svfap_dist.distributed import World
 from svfap_dist.errors import ShardError
+from svfap_dist.evaluate.reconstruction import grid_rows, reconstruct
 from svfap_dist.evaluate.runner import Decoding, ViewedVideo, view_videos
+from svfap_dist.model import patches
+from svfap_dist.model.sizes import size_of_build
 from svfap_dist.rng import Stream
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import BadSample, SampleReader
 from svfap_dist.train.engine import Engine
+from svfap_dist.train.objective import build_arguments
+from svfap_dist.video import image_grid
 from svfap_dist.video.info import middle_view
 
 MAX_CLIPS = 64
@@ -45,7 +51,7 @@ class ValidationSet:
     """
 
     def __init__(self, config: Config, world: World, manifest: Manifest) -> None:
-        url = config.data.eval_url
+        self._config, url = config, config.data.eval_url
         mine = distributed.run_on_all_ranks(
             lambda: validation_batches(config, url, manifest, world, MAX_CLIPS)
         )
@@ -77,6 +83,26 @@ class ValidationSet:
                 total += torch.stack([loss * weight, torch.full_like(loss, weight)])
         dist.all_reduce(total)
         return (total[0] / total[1]).item()
+
+    def picture(self, engine: Engine) -> bytes:
+        """Return a PNG of this rank's first clip and its reconstruction; a collective at ZeRO-3.
+
+        Args:
+            engine: Engine of the run.
+        """
+        batch, _ = self._rounds[0]
+        assert isinstance(batch.frames, Tensor)  # `validation_batches` decodes to RGB
+        frames, dtype = batch.frames[:1].to(engine.device), getattr(torch, self._config.train.dtype)
+        size = size_of_build(build_arguments(self._config))
+
+        def predict(frames: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
+            seen = patches.visible_patches(frames, visible, size.patch).to(dtype)
+            return engine.eager_network(seen, visible, masked)
+
+        stream = Stream(self._config.run.seed, "picture")
+        with engine.evaluating():
+            rows = reconstruct(predict, size, frames, self._config.mask, stream)
+        return image_grid.png_of(image_grid.draw_grid(grid_rows(rows, batch.keys[0])))
 
 
 def validation_batches(

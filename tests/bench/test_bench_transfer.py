@@ -32,7 +32,8 @@ from svfap_dist.evaluate import protocol
 from svfap_dist.evaluate.results import Predictions, Results
 from svfap_dist.model import autoencoder, weights
 from svfap_dist.train import finetune, loop
-from svfap_dist.train.attempt import RunContext, RunResult
+from svfap_dist.train.attempt import RunResult
+from svfap_dist.train.context import RunContext
 from svfap_dist.train.signals import FINISHED
 
 NAMES = ("pretrained", "linear", "knn")

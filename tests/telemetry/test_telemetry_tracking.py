@@ -69,6 +69,7 @@ def _train(config: Config, attempt: int, steps: range, message: str = "") -> Non
             numbers = {"total_steps": 9, "epoch": 0, "lr": 1.0, "grad_norm": 1.0}
             recorder.log_step({"step": step, "loss": step + attempt / 10, **numbers}, {})
         recorder.record_evaluation(steps.stop - 1, 0.5, seconds=0.0)
+        recorder.record_validation(steps.stop - 1, "uar", 0.25, 12, 0, is_best=True)
         recorder.record_test(steps.stop - 1, 30, {"uar": 41.5, "war": 52.0})
         recorder.track_picture("confusion", steps.stop - 1, _png())
         recorder.record_stop(steps.stop - 1, "RuntimeError" if message else "finished", message)
@@ -91,6 +92,7 @@ def test_tensorboard_reads_a_resumed_run_as_one(tmp_path: Path) -> None:
     assert losses == [(1, 1.1), (2, 2.1), (3, 3.1), (4, 4.2), (5, 5.2), (6, 6.2)]
     assert [event.value for event in found.Scalars("test/scores/uar")][-1] == 41.5
     assert found.Scalars("eval/held_out_loss")[-1].step == 6
+    assert found.Scalars("validation/score")[-1].step == 6
     (picture,) = found.Images("confusion")[-1:]
     assert (picture.width, picture.height) == (6, 4)
     texts = set(found.Tags()["tensors"])

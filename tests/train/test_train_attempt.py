@@ -19,6 +19,7 @@ from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError, HealthError
 from svfap_dist.shards import format as shard_format
 from svfap_dist.train import attempt, loop
+from svfap_dist.train.context import load_run_context
 
 
 def test_a_context_is_picklable_and_its_manifest_is_read_once(
@@ -31,7 +32,7 @@ def test_a_context_is_picklable_and_its_manifest_is_read_once(
     assert (context.step, context.attempt, context.split) == (0, 1, None)
     copied = pickle.loads(pickle.dumps(context))
     assert copied.manifest.fingerprint == context.manifest.fingerprint
-    monkeypatch.setattr(attempt, "open_data", pytest.fail)
+    monkeypatch.setattr("svfap_dist.train.context.open_data", pytest.fail)
     (tmp_path / "run/ledger/attempt-0004").mkdir(parents=True)
     (tmp_path / "run/ledger/attempt-0004/rank-0000.jsonl").touch()
     again = loop.preflight(config, context)
@@ -53,7 +54,7 @@ def test_an_attempt_trusts_what_the_last_one_has_checked(
     run = tmp_path / "run"
     tables = recipe_tables(urls[0], str(run), data={"eval_url": urls[1]})
     config = recipe.from_tables(tables, where="test")
-    context = attempt.load_run_context(config)
+    context = load_run_context(config)
     assert listed == urls
     assert context.eval_manifest == sets[1].manifest
 
@@ -66,10 +67,10 @@ def test_an_attempt_trusts_what_the_last_one_has_checked(
     mine, held_out = (data_set.manifest.fingerprint for data_set in sets)
     listed.clear()
     begin(1, mine, held_out)
-    assert attempt.load_run_context(config).attempt == 2
+    assert load_run_context(config).attempt == 2
     assert listed == []
     begin(2, "other data", held_out)  # only the last attempt counts
-    attempt.load_run_context(config)
+    load_run_context(config)
     assert listed == urls[:1]
 
 
@@ -83,7 +84,7 @@ def test_a_checkpoint_vouches_for_the_data_it_was_trained_on(
     monkeypatch.setattr(store, "latest_committed", lambda run_url: 8)
     monkeypatch.setattr(store, "read_state", lambda run_url, step: saved)
     monkeypatch.setattr(shard_format, "check_shards", pytest.fail)
-    assert attempt.load_run_context(config).step == 8
+    assert load_run_context(config).step == 8
 
 
 def test_a_run_without_urls_is_refused() -> None:

@@ -27,7 +27,7 @@ from svfap_dist.model import autoencoder, classifier, pooling, weights
 from svfap_dist.model.weights import ModelInfo
 from svfap_dist.report import page
 from svfap_dist.telemetry.goodput import Goodput
-from svfap_dist.train import attempt
+from svfap_dist.train.context import load_run_context
 from svfap_dist.train.feature_probe import clip_features, probe_pool
 from svfap_dist.train.objective import build_arguments
 from svfap_dist.video.info import VideoInfo
@@ -287,7 +287,7 @@ def test_a_grid_that_is_too_fine_is_refused_before_a_run(labeled: DataSet, data:
     tables = tables_of(data, data / "unused", labeled)
     tables["probe"] |= {"pool": "grid", "grid": 3}  # the frame has 2 x 2 patches
     with pytest.raises(ConfigError, match=r"finer than the patches.*probe.grid.*has 2 patches"):
-        attempt.load_run_context(recipe.from_tables(tables, where="test"))
+        load_run_context(recipe.from_tables(tables, where="test"))
 
 
 def test_a_bad_set_is_an_error_before_a_new_run_and_a_warning_in_one_that_resumes(
@@ -296,11 +296,11 @@ def test_a_bad_set_is_an_error_before_a_new_run_and_a_warning_in_one_that_resume
     gone = dataclasses.replace(labeled, url=str(tmp_path / "gone"))
     config = recipe.from_tables(tables_of(data, tmp_path / "run", gone), where="test")
     with pytest.raises(SvfapError):
-        attempt.load_run_context(config)
+        load_run_context(config)
     begun = tmp_path / "begun"
     shutil.copytree(folder / "probed", begun)
     config = recipe.from_tables(tables_of(data, begun, gone), where="test")
-    context = attempt.load_run_context(config)
+    context = load_run_context(config)
     assert context.step == 12
     assert context.probe_set is None
     assert context.probe_error

@@ -65,8 +65,9 @@ def two_ranks(data: Path, damaged_data: Path, folder: Path) -> dict[str, list[An
         tables = recipe_tables(str(url), str(folder / run), **changes)
         return "train", {"tables": tables, **options}
 
+    tracked = {"data": {"eval_url": str(damaged_data)}, "track": {"tensorboard": True}}
     tasks = {
-        "straight": task("straight-2", changes={"data": {"eval_url": str(damaged_data)}}),
+        "straight": task("straight-2", changes=tracked),
         "stopped": task("cut-2", stop_after=6, changes={"profile": {"steps": [2, 3]}}),
         "resumed": task("cut-2"),
         "for one": task("2-to-1", stop_after=6, changes={"profile": {"steps": [5, 50]}}),
@@ -92,6 +93,7 @@ def two_ranks_again(
     changes = {
         "train": {"zero_stage": 3, "micro_batch_size": 2},
         "data": {"eval_url": str(damaged_data)},
+        "track": {"tensorboard": True},
     }
     stage_3 = recipe_tables(str(data), str(folder / "stage-3"), **changes)
     killed = recipe_tables(str(data), str(folder / "killed"))
@@ -343,6 +345,21 @@ def test_four_ranks_see_what_one_sees(one_rank: dict[str, Any], data: Path, fold
     start(4, [("train", {"tables": recipe_tables(str(data), str(four))})], folder / "four")
     assert keys(four) == keys(one)
     assert losses(four) == [(step, pytest.approx(loss, abs=1e-5)) for step, loss in losses(one)]
+
+
+@pytest.mark.parametrize("run", ["straight-2", "stage-3"])
+def test_trackers_get_a_reconstruction_with_each_validation(
+    two_ranks_again: dict[str, Any], folder: Path, run: str
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    steps = [e["step"] for e in lines(folder / run / "events.jsonl") if e["event"] == "eval"]
+    found = EventAccumulator(str(folder / run / "tensorboard"), {"images": 0})
+    found.Reload()
+    pictures = found.Images("reconstruction")
+    assert [picture.step for picture in pictures] == steps
+    sizes = {(picture.width > 6 * 16, picture.height >= 3 * 16) for picture in pictures}
+    assert sizes == {(True, True)}
 
 
 @pytest.mark.parametrize(("run", "first", "last"), [("cut-2", 2, 3), ("2-to-1", 5, 6)])

@@ -128,6 +128,7 @@ def recipe_tables(data_url: str, run_url: str, **changes: dict[str, Any]) -> dic
             "collective_timeout_seconds": 60,
         },
         "profile": {},
+        "track": {},
     }
     return {section: values | changes.get(section, {}) for section, values in tables.items()}
 
