@@ -6,11 +6,14 @@ BIN := $(VENV)/bin
 # torch is named first so that one resolve settles it; constraints.txt pins all that follows.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
 STAMP := $(VENV)/.installed
+# Tools of `make release` and `make audit`, apart from what the tests need.
+TOOLS := .venv-release
+TOOLS_STAMP := $(TOOLS)/.installed
 
 export RAY_AUTH_MODE ?= disabled
 
 
-.PHONY: demo test test-services test-gpu chaos check docs walks bench bench-before bench-rgw bench-peers format clean
+.PHONY: demo test test-services test-gpu chaos check docs walks bench bench-before bench-rgw bench-peers format release audit clean
 
 demo: $(STAMP)
 	$(BIN)/svfap demo --out svfap-demo
@@ -73,6 +76,15 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# `make release VERSION=0.2.0`: the packages of a version in dist/, tried in an environment of their own, with bill of
+# materials and checksums. DRY_RUN=1 leaves version and changelog as they are. It commits, tags and uploads nothing.
+release: $(TOOLS_STAMP)
+	$(TOOLS)/bin/python tests/release/make_release.py $(if $(DRY_RUN),--dry-run) $(VERSION)
+
+# Known vulnerabilities of the pinned versions, by PyPI's JSON interface; a package that it does not find is an error.
+audit: $(TOOLS_STAMP)
+	$(TOOLS)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
+
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (about two minutes the first time) ..."
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
@@ -80,5 +92,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt torch==2.13.0 -e '.[all,dev]'
 	touch $(STAMP)
 
+$(TOOLS_STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(TOOLS)
+	$(TOOLS)/bin/python -m pip --disable-pip-version-check --quiet install --upgrade pip
+	$(TOOLS)/bin/python -m pip --quiet --no-input install -c constraints.txt --group release
+	touch $(TOOLS_STAMP)
+
 clean:
-	rm -rf $(VENV) svfap-demo chaos-results site
+	rm -rf $(VENV) $(TOOLS) dist svfap-demo chaos-results site

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import typer
 from clips import make_video
+from packaging.version import Version
 
+import svfap_dist
 from data_sharding import pipeline
 from svfap_dist import cli
 
@@ -20,6 +22,11 @@ def svfap(*arguments: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=False, **options
     )
+
+
+def test_version_is_that_of_the_package():
+    assert svfap("--version").stdout == f"svfap {svfap_dist.__version__}\n"
+    assert Version(svfap_dist.__version__) >= Version("0.1.0")
 
 
 def test_help_imports_nothing_heavy():
@@ -91,6 +98,7 @@ def test_every_verb_has_an_example_and_every_option_a_help():
     ("module", "extra", "arguments"),
     [
         ("prometheus_client", "train", ["pretrain", "tiny_cpu"]),
+        ("deepspeed", "train", ["demo", "--out", "demo"]),
         ("ray", "ray", ["launch", "status", "ray:a"]),
         ("webdataset", "shard", ["shards", "verify", "shards"]),
         ("cv2", "faces", ["faces", "videos", "out"]),
@@ -113,6 +121,7 @@ def test_a_missing_extra_is_named(module, extra, arguments, tmp_path):
     assert done.returncode == 2
     assert f"pip install 'svfap-dist[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "demo").exists()
 
 
 def test_ctrl_c_is_reported(tmp_path):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+import svfap_dist
 from svfap_dist import json_text, logs
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,13 @@ app = typer.Typer(
 )
 
 
+def _print_version(is_wanted: bool) -> None:
+    """Print the installed version and exit, if the option is given."""
+    if is_wanted:
+        print(f"svfap {svfap_dist.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _set_up_logs(
     verbose: Annotated[
@@ -59,6 +67,12 @@ def _set_up_logs(
     ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Log level warning: no progress lines.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     if verbose and quiet:

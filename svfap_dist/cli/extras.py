@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from svfap_dist.errors import ConfigError
 
 EXTRAS = {
@@ -32,6 +34,29 @@ def missing_extra(error: ModuleNotFoundError) -> ConfigError | None:
     module = (error.name or "").partition(".")[0]
     for extra, modules in EXTRAS.items():
         if module in modules:
-            advice = f"pip install 'svfap-dist[{extra}]'"
-            return ConfigError("Missing optional dependency", module, "it is not installed", advice)
+            return _missing(module, extra)
     return None
+
+
+def check_extras(*extras: str) -> None:
+    """Check that all modules of some extras are installed, before a verb starts its work.
+
+    Args:
+        *extras: Names of extras.
+
+    Raises:
+        ConfigError: If one is missing; it names all extras to install.
+    """
+    absent = {
+        extra: [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+        for extra in extras
+    }
+    modules = [name for names in absent.values() for name in names]
+    if modules:
+        needed = ",".join(extra for extra, names in absent.items() if names)
+        raise _missing(", ".join(modules), needed)
+
+
+def _missing(modules: str, extras: str) -> ConfigError:
+    advice = f"pip install 'svfap-dist[{extras}]'"
+    return ConfigError("Missing optional dependency", modules, "not installed", advice)

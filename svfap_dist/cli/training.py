@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from svfap_dist.cli.app import AsJson, On, Overrides, Recipe, app, print_result
+from svfap_dist.cli.extras import check_extras
 from svfap_dist.progress import Progress, say
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def demo(
 
     Example: svfap demo --out /tmp/demo
     """
+    check_extras("train", "ray", "report")
     from svfap_dist import demo as the_demo
 
     the_demo.run(out, videos, overrides or [])

@@ -59,7 +59,7 @@ class Kubernetes:
     --gpus-per-node 8 data.url=s3://bucket/shards run.url=s3://bucket/runs/a --dry-run
     """
 
-    image: str = cli_option("svfap", "Container image with svfap_dist; see launch/kubernetes.")
+    image: str = cli_option("svfap", "Container image with svfap_dist; see launch/docker.")
     nodes: int = cli_option(1, "Number of worker pods.", min=1)
     gpus_per_node: int = cli_option(
         1, "Ranks of a worker pod, each with one GPU if cluster.use_gpu = true.", min=1

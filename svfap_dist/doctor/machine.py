@@ -26,6 +26,7 @@ from svfap_dist.doctor.finding import Finding, catch_errors, fail, ok, warn
 from svfap_dist.video.backends import BACKENDS, DEFAULT, capabilities
 
 _PROJECT = "svfap-dist"
+_EVERYTHING = "all"  # the extra whose packages are those of others, which a wheel lists again
 _CHECKED_PACKAGES = (
     *("torch", "deepspeed", "ray", "webdataset", "s3fs", "av"),
     *("nvidia-dali-cuda130", "nvidia-ml-py"),
@@ -108,8 +109,10 @@ def _check_versions(requirements: Iterable[str]) -> list[Finding]:
         if requirement.name not in _CHECKED_PACKAGES:
             continue
         name, wanted = f"version of {requirement.name}", str(requirement.specifier)
-        advice = f"pip install -c constraints.txt '{requirement.name}{wanted}'"
+        advice = f"pip install '{requirement.name}{wanted}'"
         extra = re.search(r"extra == ['\"](\w+)", str(requirement.marker or ""))
+        if extra and extra[1] == _EVERYTHING:
+            continue
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:

@@ -245,13 +245,6 @@ def test_the_overlay_patches_what_is_rendered():
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
-def test_the_image_asks_for_the_decoding_units():
-    """The container toolkit's default, compute and utility, leaves out NVDEC's library."""
-    text = (bundled.folder("launch/kubernetes") / "Dockerfile").read_text()
-    (capabilities,) = re.findall(r"^ENV .*\bNVIDIA_DRIVER_CAPABILITIES=(\S+)", text, re.MULTILINE)
-    assert {"compute", "video", "utility"} <= set(capabilities.split(","))
-
-
 def test_a_run_on_cpus_requests_no_gpu():
     _, _, ray_job = rendered("tiny_cpu", PLACES, Kubernetes("svfap"))
     assert "nvidia" not in yaml.dump(ray_job)

@@ -33,7 +33,9 @@ def _only(findings: list[Finding]) -> Finding:
 
 def test_installed_versions_fit_the_project() -> None:
     findings = machine._check_versions(machine._requirements())
-    assert {finding.name for finding in findings} >= {"version of torch", "version of ray"}
+    names = [finding.name for finding in findings]
+    assert set(names) >= {"version of torch", "version of ray"}
+    assert len(names) == len(set(names))
     assert {finding.status for finding in findings} == {"ok"}
 
 
@@ -64,6 +66,13 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = _only(machine._check_versions(["no-such-package>=1; extra == 'train'"]))
     assert missing.status == "warn"
     assert "[train]" in missing.do
+
+
+def test_a_package_of_several_extras_is_one_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel's metadata list the packages of `all` beside those of the extras that it names."""
+    monkeypatch.setattr(machine, "_CHECKED_PACKAGES", ("no-such-package",))
+    rows = [f"no-such-package>=1; extra == '{extra}'" for extra in ("all", "ray")]
+    assert "[ray]" in _only(machine._check_versions(rows)).do
 
 
 def test_open_files() -> None:

@@ -1,0 +1,71 @@
+"""An environment of its own with a wheel in it, for `svfap` as a user without a checkout has it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tarfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+_PIP = ("-m", "pip", "--disable-pip-version-check", "--quiet", "--no-input", "install")
+# Of a checkout, or of the shell of who runs this: a user has none of them.
+_LEFT_OUT = ("PYTHONPATH", "VIRTUAL_ENV", "RAY_AUTH_MODE", "RAY_ADDRESS", "SVFAP_LOG")
+
+
+class WheelEnvironment:
+    """A fresh environment, with a working folder that has an exported network and videos.
+
+    Args:
+        folder: Folder to create it in, outside of the checkout.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.work = folder / "work"
+        self._bin = folder / "venv" / "bin"
+        self._variables = {key: os.environ[key] for key in os.environ if key not in _LEFT_OUT}
+        self.work.mkdir(parents=True)
+        venv.create(folder / "venv", with_pip=True)
+        with tarfile.open(ROOT / "tests" / "compat" / "data.tar.xz") as tar:
+            tar.extractall(self.work, filter="data")
+
+    @property
+    def python(self) -> Path:
+        """Interpreter of the environment."""
+        return self._bin / "python"
+
+    def install(self, wheel: Path, extras: str = "") -> None:
+        """Install a wheel with the versions of constraints.txt.
+
+        Args:
+            wheel: Path of the wheel.
+            extras: Names of extras, separated by commas.
+
+        Raises:
+            RuntimeError: If pip fails, with its message.
+        """
+        package = f"{wheel}[{extras}]" if extras else str(wheel)
+        pinned = ("-c", str(ROOT / "constraints.txt"), "torch==2.13.0")
+        done = self._run(str(self.python), *_PIP, *pinned, package)
+        if done.returncode:
+            raise RuntimeError(f"pip cannot install {package}:\n{done.stderr}")
+
+    def svfap(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run the installed `svfap` in the working folder.
+
+        Args:
+            *words: Arguments of the command line.
+        """
+        return self._run(str(self._bin / "svfap"), *words)
+
+    def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=self.work,
+            env=self._variables,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=1800,
+        )
