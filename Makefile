@@ -13,7 +13,7 @@ TOOLS_STAMP := $(TOOLS)/.installed
 export RAY_AUTH_MODE ?= disabled
 
 
-.PHONY: demo test test-services test-gpu chaos check docs walks bench bench-before bench-rgw bench-peers format release audit clean
+.PHONY: demo test test-services test-gpu chaos check docs notebooks walks bench bench-before bench-rgw bench-peers format release audit clean
 
 demo: $(STAMP)
 	$(BIN)/svfap demo --out svfap-demo
@@ -48,6 +48,11 @@ check: $(STAMP)
 # The documentation site, strictly: a broken link or name is an error.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Run the tutorials and store their outputs.
+notebooks: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m nbconvert --execute --inplace --to notebook \
+	  --ExecutePreprocessor.record_timing=False --CoalesceStreamsPreprocessor.enabled=True docs/tutorials/*.ipynb
 
 # How many files a reader opens to follow a clip, a labeled video and a checkpoint (minutes: it runs them).
 walks: $(STAMP)

@@ -30,8 +30,15 @@ def format_table(
     for row in rows:
         table.add_row(*row)
     file = io.StringIO()
-    # Brackets and colons in cells are text, not markup or emoji.
+    # Brackets and colons in cells are text, not markup or emoji; in a notebook rich would show the
+    # table instead of writing it.
     Console(
-        file=file, width=_UNLIMITED, color_system=None, markup=False, emoji=False, highlight=False
+        file=file,
+        width=_UNLIMITED,
+        color_system=None,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        force_jupyter=False,
     ).print(table)
     return [line.rstrip() for line in file.getvalue().splitlines()]

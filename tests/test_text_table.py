@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+import rich.console
+
 from svfap_dist.text_table import format_table
 
 
@@ -17,3 +20,8 @@ def test_columns_are_aligned() -> None:
 def test_cells_are_neither_cut_nor_interpreted() -> None:
     (line,) = format_table([("[bold]x[/bold] :smile:", "y" * 500)])
     assert line == f"[bold]x[/bold] :smile:  {'y' * 500}"
+
+
+def test_it_is_text_in_a_notebook_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    assert format_table([("a", "b")]) == ["a  b"]

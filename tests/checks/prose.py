@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import re
 import sys
 import tokenize
@@ -82,6 +83,10 @@ def _of_documents(root: Path) -> Iterator[Passage]:
     ]
     for path in sorted(paths):
         yield Passage("documents", path.relative_to(root).as_posix(), 1, path.read_text("utf-8"))
+    for path in sorted((root / "docs").rglob("*.ipynb")):
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        yield Passage("documents", path.relative_to(root).as_posix(), 1, text)
 
 
 def _of_recipes(root: Path) -> Iterator[Passage]:

@@ -17,6 +17,7 @@ from svfap_dist.config import Config
 from svfap_dist.config.sections import Section
 
 _ROOT = Path(__file__).resolve().parents[2]
+_NOTEBOOKS = sorted((_ROOT / "docs/tutorials").glob("*.ipynb"))
 _DOCUMENTS = sorted(
     path
     for folder in (".", "docs", "launch", "monitoring")
@@ -54,7 +55,9 @@ def test_citation_and_changelog_name_the_version():
     assert released in (_ROOT / "CHANGELOG.md").read_text().splitlines()
 
 
-@pytest.mark.parametrize("path", _DOCUMENTS, ids=lambda path: str(path.relative_to(_ROOT)))
+@pytest.mark.parametrize(
+    "path", [*_DOCUMENTS, *_NOTEBOOKS], ids=lambda path: str(path.relative_to(_ROOT))
+)
 def test_links_lead_somewhere(path: Path):
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text())
     local = [target for target in targets if "://" not in target]
@@ -75,6 +78,15 @@ def test_the_site_builds_without_a_broken_link(tmp_path: Path):
     pages = {page.stem for page in (tmp_path / "site").glob("*.html")}
     assert pages >= {path.stem for path in (_ROOT / "docs").glob("*.md")} | {"index", "launching"}
     assert "svfap_dist.inference.load.load" in (tmp_path / "site/reference.html").read_text()
+    tutorials = tmp_path / "site/tutorials"
+    assert {page.stem for page in tutorials.glob("*.html")} == {path.stem for path in _NOTEBOOKS}
+    # A stored picture, and a link from a page in a folder to one outside.
+    shards = (tutorials / "shards.html").read_text()
+    assert set(re.findall(r'<img[^>]* src="([^"]+)"', shards)) >= {
+        path.name for path in tutorials.glob("shards_*.jpg")
+    }
+    assert 'href="../datasets.html"' in shards
+    assert 'href="tutorials/shards.html"' in (tmp_path / "site/index.html").read_text()
 
 
 def test_documents_override_only_keys_that_exist():
@@ -87,7 +99,7 @@ def test_documents_override_only_keys_that_exist():
     override = re.compile(rf"(?<![\w./-])({'|'.join(fields)})\.(\w+)=")
     unknown = [
         f"{path.name}: {section}.{name}"
-        for path in (*_DOCUMENTS, *(_ROOT / "launch/recipes").glob("*.toml"))
+        for path in (*_DOCUMENTS, *_NOTEBOOKS, *(_ROOT / "launch/recipes").glob("*.toml"))
         for section, name in override.findall(path.read_text())
         if name not in fields[section]
     ]

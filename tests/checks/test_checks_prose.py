@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -21,6 +22,9 @@ def _run(root: Path, text: str, capsys: pytest.CaptureFixture[str]) -> tuple[int
     (root / "svfap_dist").mkdir()
     (root / "svfap_dist/module.py").write_text(text)
     (root / "README.md").write_text("One file.\n\nHand it\nover, so many times.\n")
+    cells = [{"cell_type": kind, "source": ["Somebody.\n"]} for kind in ("markdown", "code")]
+    (root / "docs").mkdir()
+    (root / "docs/a.ipynb").write_text(json.dumps({"cells": cells}))
     code = prose.main(["--root", str(root), "-v"])
     return code, re.sub(" +", " ", capsys.readouterr().out)
 
@@ -34,6 +38,7 @@ def test_quaint_words_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     # Strings and documents are rows of their own.
     assert "svfap_dist/module.py:5: [goes on]" in out
     assert "README.md:4: [so many]" in out
+    assert out.count("docs/a.ipynb:1: [somebody] Somebody.") == 1
     assert "prose: docstrings and comments 3 in 8 words" in out
     assert "prose: strings 2 in 6 words" in out
 
