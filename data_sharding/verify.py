@@ -29,6 +29,7 @@ from data_sharding import markers, temporary
 from data_sharding.markers import ProgressCallback, silent
 from svfap_dist import storage
 from svfap_dist.errors import ShardError
+from svfap_dist.parallel.cpus import usable_cpus
 from svfap_dist.parallel.processes import ProcessPool, ordered_map
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import Manifest, ShardEntry, ShardIndex, part_key
@@ -128,7 +129,7 @@ def _check_all(
 ) -> Generator[tuple[Sequence[str], list[str]]]:
     """Yield the keys of each shard, in order, and its damage."""
     check = functools.partial(_check, url)
-    cpus = len(os.sched_getaffinity(0)) if workers is None else workers
+    cpus = usable_cpus() if workers is None else workers
     processes = min(cpus, len(entries) // 2)
     if processes <= 1:
         yield from map(check, entries)

@@ -29,6 +29,7 @@ from data_sharding.sources.listing import list_videos
 from data_sharding.video_pool import VideoPool
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError
+from svfap_dist.parallel.cpus import usable_cpus
 from svfap_dist.video import image_grid
 from svfap_dist.video.probe import Limits
 
@@ -99,7 +100,7 @@ def make_crops(
     detect.load_detector(options.detector)  # a wrong name fails here, once
     videos = list_videos(folder)
     if workers is None:
-        workers = min(len(os.sched_getaffinity(0)), len(videos))
+        workers = min(usable_cpus(), len(videos))
     cropper = FaceCropper(output_url, options, limits)
     with (
         temporary.output_lock(output_url),

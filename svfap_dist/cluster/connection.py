@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator
 
 from svfap_dist.config import ClusterConfig, Config, with_device
 from svfap_dist.errors import ClusterError
+from svfap_dist.parallel.cpus import usable_cpus
 from svfap_dist.parallel.ray_connection import connected_to_ray
 
 _SECONDS_BETWEEN_POLLS = 0.5
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -24,7 +28,7 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     Raises:
         ClusterError: If there is no cluster at that address, or it refuses.
     """
-    cpus = max(os.cpu_count() or 1, cluster.num_workers * cluster.cpus_per_worker)
+    cpus = max(usable_cpus(), cluster.num_workers * cluster.cpus_per_worker)
     fix = "check RAY_ADDRESS and the cluster's token, or use --on local"
     with connected_to_ray(os.environ.get("RAY_ADDRESS") or None, num_cpus=cpus, fix=fix):
         yield
@@ -53,6 +57,8 @@ def check_resources(cluster: ClusterConfig) -> None:
     """
     deadline = time.monotonic() + cluster.wait_seconds
     while lacking := shortage(cluster):
+        waits = "Waiting up to %d s for nodes to join the Ray cluster: it has %s."
+        log.info(waits, cluster.wait_seconds, lacking, extra={"once": True})
         if time.monotonic() >= deadline:
             where = f"{fewest_key(cluster)} = {cluster.fewest_workers}"
             advice = f"add nodes, lower {fewest_key(cluster)} or cluster.cpus_per_worker, or raise "

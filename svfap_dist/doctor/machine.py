@@ -23,6 +23,7 @@ from svfap_dist import storage
 from svfap_dist.config import Config
 from svfap_dist.config.sections import ClusterConfig, MetricsConfig, TrainConfig
 from svfap_dist.doctor.finding import Finding, catch_errors, fail, ok, warn
+from svfap_dist.parallel import cpus
 from svfap_dist.video.backends import BACKENDS, DEFAULT, capabilities
 
 _PROJECT = "svfap-dist"
@@ -32,7 +33,6 @@ _CHECKED_PACKAGES = (
     *("nvidia-dali-cuda130", "nvidia-ml-py"),
 )
 _MIN_FILES, _ENOUGH_FILES = 256, 4096
-_CGROUP_CPUS = "/sys/fs/cgroup/cpu.max"
 _SHM = "/dev/shm"  # noqa: S108 - NCCL's choice, and Ray's
 _ENOUGH_SHM = 1 << 30  # for NCCL between the GPUs of a machine
 _RDMA = "/sys/class/infiniband"
@@ -62,6 +62,7 @@ def examine(config: Config | None) -> list[Finding]:
     return [
         *found,
         _check_cores(config, _usable_cores()),
+        *([] if config.cluster.on_gpu else [_check_load()]),
         *_check_ports(config.metrics, config.cluster),
         _check_compiler(config.train, config.cluster.on_gpu),
         _check_decoding(config),
@@ -134,19 +135,27 @@ def _check_versions(requirements: Iterable[str]) -> list[Finding]:
 
 def _usable_cores() -> float:
     """Return the cores of this process's affinity mask, limited by a container's quota."""
-    cores = float(len(os.sched_getaffinity(0)))
-    try:
-        with open(_CGROUP_CPUS) as file:
-            quota, period = file.read().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else min(cores, int(quota) / int(period))
+    quota = cpus.cpu_quota()
+    return float(cpus.visible_cpus()) if quota is None else min(cpus.visible_cpus(), quota)
+
+
+def _check_load() -> Finding:
+    """Check whether other processes keep the cores busy, which slows threads that wait for others.
+
+    torch's threads meet after each operation, so one that gets no core holds up all of them.
+    """
+    busy, cores = cpus.busy_cpus(), cpus.machine_cpus()
+    found = f"{busy:.1f} of {cores} CPUs were busy in the last minute"
+    if busy <= cores / 2:
+        return ok("load", found)
+    advice = "end other work, or give a rank one thread (train.threads_per_rank=1) and "
+    return warn("load", found, advice + "start more ranks (torchrun, or --on ray)")
 
 
 def _check_cores(config: Config, usable: float) -> Finding:
     """Compare the usable cores with those that a rank of the recipe needs."""
     name, data, cluster = "CPU cores", config.data, config.cluster
-    visible = len(os.sched_getaffinity(0))
+    visible = cpus.visible_cpus()
     if usable < visible:
         return warn(
             name,

@@ -37,6 +37,7 @@ from svfap_dist.distributed import World, all_gather_object, barrier
 from svfap_dist.errors import CheckpointError, ClusterError
 from svfap_dist.model import layers
 from svfap_dist.parallel.affinity import bind_to_gpu
+from svfap_dist.parallel.cpus import busy_cpus, cpu_quota, machine_cpus
 from svfap_dist.telemetry.meter import Phases
 from svfap_dist.train import optim, partitions
 from svfap_dist.train.copy_stream import CopyStream
@@ -169,6 +170,8 @@ def process_group(config: Config, world: World) -> Iterator[torch.device]:
             stack.callback(_deepspeed(device).comm.destroy_process_group)
         _deepspeed(device).init_distributed(auto_mpi_discovery=False)
         torch.set_num_threads(config.train.threads_per_rank or _fair_threads())
+        if device.type == "cpu" and world.is_main:
+            _warn_if_busy(torch.get_num_threads())
         yield device
         barrier()  # destroying the group early would fail peers' pending collectives
 
@@ -195,12 +198,27 @@ def _fair_threads() -> int:
     """Return this rank's share of the cores it may use; a collective.
 
     Under torchrun or Ray all ranks of a machine have the same cores; srun may have given each rank
-    cores of its own, which nothing else shares.
+    cores of its own, which nothing else shares. A container's quota is for all of its ranks.
     """
     cores = os.sched_getaffinity(0)
     placed = all_gather_object((socket.gethostname(), cores))
-    sharing = sum(host == socket.gethostname() and not cores.isdisjoint(c) for host, c in placed)
-    return max(1, len(cores) // sharing)
+    here = [c for host, c in placed if host == socket.gethostname()]
+    threads = len(cores) // sum(not cores.isdisjoint(c) for c in here)
+    if (quota := cpu_quota()) is not None:
+        threads = min(threads, int(quota / len(here)))
+    return max(1, threads)
+
+
+def _warn_if_busy(threads: int) -> None:
+    """Warn if other processes take cores from torch's threads, which wait for each other."""
+    busy, cores = busy_cpus(), machine_cpus()
+    if threads > 1 and busy > cores / 2:
+        log.warning(
+            "%.1f of %d CPUs were busy in the last minute, and torch's %d threads wait for each "
+            "other after each operation. If steps are slow, set train.threads_per_rank=1 and start "
+            "more ranks (torchrun, or --on ray).",
+            *(busy, cores, threads),
+        )
 
 
 def _connect(config: Config, world: World, device: torch.device) -> None:

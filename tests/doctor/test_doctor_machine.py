@@ -132,7 +132,7 @@ def test_ports() -> None:
     assert _only(_ports("metrics.enabled=false")).status == "ok"
 
 
-def test_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     many = "cluster.cpus_per_worker=64"
     assert machine._check_cores(_config(), 512).status == "ok"
     assert "reserved" in machine._check_cores(_config("data.decode_workers=3"), 512).found
@@ -141,12 +141,20 @@ def test_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     workers = ("data.decode_workers=40", many)
     visible = len(machine.os.sched_getaffinity(0))
     assert machine._check_cores(_config(*workers), visible).status == "warn"
-    (tmp_path / "cpu.max").write_text("50000 100000\n")
-    monkeypatch.setattr(machine, "_CGROUP_CPUS", str(tmp_path / "cpu.max"))
+    monkeypatch.setattr(machine.cpus, "cpu_quota", lambda: 0.5)
     assert machine._usable_cores() == 0.5
     assert "container" in machine._check_cores(_config(), machine._usable_cores()).found
-    (tmp_path / "cpu.max").write_text("max 100000\n")
+    monkeypatch.setattr(machine.cpus, "cpu_quota", lambda: None)
     assert machine._usable_cores() == visible
+
+
+def test_load_of_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.cpus, "machine_cpus", lambda: 4)
+    monkeypatch.setattr(machine.cpus, "busy_cpus", lambda: 1.5)
+    assert machine._check_load().status == "ok"
+    monkeypatch.setattr(machine.cpus, "busy_cpus", lambda: 3.2)
+    assert machine._check_load().found == "3.2 of 4 CPUs were busy in the last minute"
+    assert "train.threads_per_rank=1" in machine._check_load().do
 
 
 def test_decoders() -> None:

@@ -49,22 +49,40 @@ def test_a_rank_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch, gpus: int, inde
 
 
 @pytest.mark.parametrize(
-    ("others", "threads"),
+    ("others", "quota", "threads"),
     [
-        ([], 4),
-        ([{0, 1, 2, 3}], 2),  # torchrun: the same cores
-        ([{4, 5, 6, 7}, {8, 9}], 4),  # srun: cores of their own
-        ([{2, 3, 4, 5}], 2),
+        ([], None, 4),
+        ([{0, 1, 2, 3}], None, 2),  # torchrun: the same cores
+        ([{4, 5, 6, 7}, {8, 9}], None, 4),  # srun: cores of their own
+        ([{2, 3, 4, 5}], None, 2),
+        ([], 2.5, 2),  # a container's limit
+        ([{0, 1, 2, 3}], 3.0, 1),
+        ([], 0.5, 1),
     ],
 )
 def test_threads_are_divided_only_among_ranks_on_the_same_cores(
-    monkeypatch: pytest.MonkeyPatch, others: list[set[int]], threads: int
+    monkeypatch: pytest.MonkeyPatch, others: list[set[int]], quota: float | None, threads: int
 ) -> None:
     here, mine = socket.gethostname(), {0, 1, 2, 3}
     placed = [(here, mine), *((here, cores) for cores in others), ("elsewhere", mine)]
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: mine)
     monkeypatch.setattr(engine, "all_gather_object", lambda value: placed)
+    monkeypatch.setattr(engine, "cpu_quota", lambda: quota)
     assert engine._fair_threads() == threads
+
+
+@pytest.mark.parametrize(("threads", "busy", "warns"), [(2, 1.9, 1), (2, 0.9, 0), (1, 1.9, 0)])
+def test_threads_on_a_busy_machine_are_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    threads: int,
+    busy: float,
+    warns: int,
+) -> None:
+    monkeypatch.setattr(engine, "busy_cpus", lambda: busy)
+    monkeypatch.setattr(engine, "machine_cpus", lambda: 2)
+    engine._warn_if_busy(threads)
+    assert caplog.text.count("set train.threads_per_rank=1") == warns
 
 
 class _OtherHandler(logging.StreamHandler):  # type: ignore[type-arg]
