@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # torch is named first so that one resolve settles it; constraints.txt pins all that follows.
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 STAMP := $(VENV)/.installed
 # Tools of `make release` and `make audit`, apart from what the tests need.
 TOOLS := .venv-release
@@ -93,7 +93,7 @@ audit: $(TOOLS_STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (about two minutes the first time) ..."
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(PIP) install --upgrade -c constraints.txt pip
+	$(PIP) install --quiet --upgrade -c constraints.txt pip
 	$(PIP) install -c constraints.txt torch==2.13.0 -e '.[all,dev]'
 	touch $(STAMP)
 

@@ -14,6 +14,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# What a command's exit code means, for `svfap --help`; docs/commands.md has the same table.
+EXIT_CODES = {
+    0: "done",
+    1: "a check found something (audit, sweep, dashboards --check), or an unexpected error",
+    2: "command line, recipe or environment",
+    3: "shards",
+    4: "video",
+    5: "checkpoint",
+    6: "ranks, job or cluster",
+    7: "unhealthy run: loss not finite, too many bad samples, fenced by a newer process",
+    8: "storage: credentials, missing bucket, full disk, network",
+    9: "a check of svfap doctor failed",
+    75: "train.max_seconds is over, and a checkpoint saved: run the same command again",
+}
+SIGNAL_EXIT_CODE = "128 + N"
+SIGNAL_EXIT_MEANING = "signal N (Ctrl-C: 130, SIGTERM: 143); training has saved a checkpoint"
+
 
 class SvfapError(Exception):
     """Base class of all errors that are shown to users.

@@ -87,7 +87,11 @@ def is_set_up() -> bool:
 
 
 def allow_bars() -> bool:
-    """Return whether a progress bar fits the log: on a terminal, with plain lines of level info."""
+    """Return whether a progress bar fits the log: on a terminal, with plain lines of level info.
+
+    A terminal that cannot move its cursor (TERM=dumb) gets lines.
+    """
     logger = logging.getLogger(_PACKAGES[0])
     as_json = any(isinstance(each, _Handler) and each.as_json for each in logger.handlers)
-    return sys.stderr.isatty() and not as_json and logger.isEnabledFor(logging.INFO)
+    can_move = sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+    return can_move and not as_json and logger.isEnabledFor(logging.INFO)

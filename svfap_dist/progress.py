@@ -1,5 +1,6 @@
 """Progress of long tasks on standard error: a bar on a terminal, else a line every few seconds.
 
+A line is due also while nothing is finished: a thread watches the clock, so that no wait is silent.
 Standard output stays free for results, which `--json` makes one object.
 """
 
@@ -7,11 +8,15 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
+from typing import Any
 
 from svfap_dist import logs
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_TICKS = 1.0
+_entered: list[Progress] = []  # tasks within tasks; the last one is shown
 
 
 class Progress:
@@ -21,34 +26,53 @@ class Progress:
         title: What is done.
         total: Units of work; None: unknown.
         silent: Print nothing.
+        announce: Print a line, or a bar, at once; False: the task is usually short, so the first
+            line is due after ten seconds, and a terminal shows a spinner until the end.
     """
 
-    def __init__(self, title: str, total: int | None = None, silent: bool = False) -> None:
+    def __init__(
+        self, title: str, total: int | None = None, silent: bool = False, announce: bool = True
+    ) -> None:
         self._title, self._total, self._silent = title, total, silent
+        self._announce = announce
         self._done, self._note = 0, ""
-        self._began = time.monotonic()
+        self._began = self._latest = time.monotonic()
         self._next_line = self._began + _SECONDS_BETWEEN_LINES
         self._first: tuple[float, int] | None = None  # time and count of the first update
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._ticker: threading.Thread | None = None
         self._bar = self._task = None
         if logs.allow_bars() and not silent:
-            from rich import progress as bars
-            from rich.console import Console
-
-            columns = ("{task.description}", bars.BarColumn(), bars.MofNCompleteColumn())
-            ends = (bars.TimeRemainingColumn(), bars.TextColumn("{task.fields[note]}"))
-            self._bar = bars.Progress(*columns, *ends, console=Console(stderr=True))
+            self._bar = _bar(announce)
             self._task = self._bar.add_task(title, total=total, note="")
 
     def __enter__(self) -> Progress:
+        if self._silent:
+            return self
+        if _entered and (outer := _entered[-1]._bar):
+            outer.stop()
+        _entered.append(self)
         if self._bar:
             self._bar.start()
-        elif not self._silent:
-            say(f"{self._title} ...")
+        else:
+            if self._announce:
+                say(f"{self._title} ...")
+            self._ticker = threading.Thread(target=self._tick_until_end, daemon=True)
+            self._ticker.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._silent:
+            return
         if self._bar:
             self._bar.stop()
+        if self._ticker:
+            self._ended.set()
+            self._ticker.join()
+        _entered.remove(self)
+        if _entered and (outer := _entered[-1]._bar):
+            outer.start()
 
     def update(self, done: int, total: int | None = None, note: str = "") -> None:
         """Show how much is finished.
@@ -58,8 +82,11 @@ class Progress:
             total: Units of work, if known by now.
             note: Text for the end of the line.
         """
-        self._total, self._done, self._note = total or self._total, done, note
-        self._first = self._first or (time.monotonic(), done)
+        with self._lock:
+            if self._first is None or done != self._done:
+                self._latest = time.monotonic()
+            self._total, self._done, self._note = total or self._total, done, note
+            self._first = self._first or (self._latest, done)
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=done, total=self._total, note=note)
         else:
@@ -67,15 +94,29 @@ class Progress:
 
     def tick(self) -> None:
         """Print a line if one is due, though nothing new is finished."""
-        if self._bar or self._silent or time.monotonic() < self._next_line:
+        if self._bar or self._silent:
             return
-        self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+        with self._lock:
+            now = time.monotonic()
+            if now < self._next_line:
+                return
+            self._next_line = now + _SECONDS_BETWEEN_LINES
+            if _entered[-1:] == [self]:
+                say(self._line(now))
+
+    def _line(self, now: float) -> str:
         if self._first is None:
-            say(f"{self._title}: nothing done yet after {time.monotonic() - self._began:.0f} s")
-            return
+            done_yet = "nothing done yet after " if self._announce else ""
+            return f"{self._title}: {done_yet}{now - self._began:.0f} s"
         share = f"{self._done} of {self._total}" if self._total else f"{self._done}"
-        parts = (f"{self._title}: {share}", self._time_left(), self._note)
-        say("  ".join(part for part in parts if part))
+        idle = now - self._latest
+        waits = f"nothing new for {idle:.0f} s" if idle >= _SECONDS_BETWEEN_LINES else ""
+        parts = (f"{self._title}: {share}", waits or self._time_left(), self._note)
+        return "  ".join(part for part in parts if part)
+
+    def _tick_until_end(self) -> None:
+        while not self._ended.wait(_SECONDS_BETWEEN_TICKS):
+            self.tick()
 
     def _time_left(self) -> str:
         """Return the time left at the speed since the first update, or an empty string."""
@@ -87,6 +128,32 @@ class Progress:
             return ""
         left = round((self._total - self._done) * (time.monotonic() - since) / done)
         return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+
+
+def _bar(has_count: bool) -> Any:
+    """Return a bar for a terminal, or a spinner that vanishes at the end; rich obeys NO_COLOR."""
+    from rich import progress as bars
+    from rich.console import Console
+
+    # What is printed on standard output meanwhile stays there, also if that is a file.
+    settings: Any = {"console": Console(stderr=True), "redirect_stdout": False}
+    elapsed = bars.TimeElapsedColumn()  # moves while nothing is finished
+    if not has_count:
+        columns = (bars.SpinnerColumn(), "{task.description}", elapsed)
+        return bars.Progress(*columns, transient=True, **settings)
+    columns = ("{task.description}", bars.BarColumn(), bars.MofNCompleteColumn(), elapsed)
+    ends = (bars.TimeRemainingColumn(), bars.TextColumn("{task.fields[note]}"))
+    return bars.Progress(*columns, *ends, **settings)
+
+
+def waiting(title: str, silent: bool = False) -> Progress:
+    """Return the progress of a task that is not counted and usually ends within seconds.
+
+    Args:
+        title: What is done.
+        silent: Print nothing.
+    """
+    return Progress(title, silent=silent, announce=False)
 
 
 def say(line: str) -> None:

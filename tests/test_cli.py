@@ -61,6 +61,7 @@ def test_help_imports_nothing_heavy():
         (["launch", "stop", "4711"], 2, ["4711", "slurm:NAME"]),
         (["launch", "slurm", "tiny_cpu", "--nodes", "2"], 2, ["data.url", "all nodes share"]),
         (["files", "docs", "-o", "out"], 2, ["docs", "launch or monitoring"]),
+        (["completion", "tcsh"], 2, ["tcsh", "use one of bash, zsh, fish"]),
         (["report", "no-such-run"], 2, ["no-such-run", "metrics.jsonl"]),
     ],
 )

@@ -15,6 +15,7 @@ from svfap_dist import logs
 from svfap_dist.cli import (  # noqa: F401 - their verbs
     bench,
     checkpoints,
+    completion,
     downstream,
     launch,
     models,
@@ -37,6 +38,7 @@ def main() -> None:
     """Run the command line and exit with the code of its error, if any."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
+    completion.answer_shells()
     try:
         _check_arguments()
         app()

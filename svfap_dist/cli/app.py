@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 import svfap_dist
-from svfap_dist import json_text, logs
+from svfap_dist import bundled, json_text, logs
+from svfap_dist.errors import EXIT_CODES, SIGNAL_EXIT_CODE, SIGNAL_EXIT_MEANING
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +21,7 @@ VERBS = (
     *("demo", "doctor", "faces", "shard", "shards"),
     *("plan", "pretrain", "sweep", "launch", "reconstruct", "report", "audit", "checkpoint"),
     *("finetune", "evaluate", "extract", "predict", "serve", "import", "export"),
-    *("dashboards", "files", "bench"),
+    *("dashboards", "files", "bench", "completion"),
 )
 
 
@@ -39,13 +41,21 @@ class _InOrder(TyperGroup):
             raise typer.Exit(130) from None
 
 
+def _list_of_exit_codes() -> str:
+    """Return the table of exit codes for the end of `svfap --help`."""
+    rows = [*EXIT_CODES.items(), (SIGNAL_EXIT_CODE, SIGNAL_EXIT_MEANING)]
+    return "\b\n" + "\n".join(["Exit codes:", *(f"  {code!s:9} {text}" for code, text in rows)])
+
+
 app = typer.Typer(
     name="svfap",
     cls=_InOrder,
     help="Pre-train and fine-tune facial-affect video models (SVFAP) on shards of face clips.\n\n"
     "First steps: `svfap demo`. Then: `svfap shard`, `svfap pretrain`, `svfap finetune`.\n\n"
-    "Each verb's --help has an example. SVFAP_LOG sets the log level (debug, info, warning, error) "
-    "and `json` lines, e.g. SVFAP_LOG=debug,json.",
+    "Each verb's --help has an example. Results are printed on standard output, with --json as one "
+    "JSON object; progress and errors on standard error. SVFAP_LOG sets the log level (debug, "
+    "info, warning, error) and `json` lines, e.g. SVFAP_LOG=debug,json.",
+    epilog=_list_of_exit_codes(),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -90,16 +100,38 @@ shards_app = _group("shards", "Verify or show existing shards (`svfap shard` mak
 checkpoint_app = _group("checkpoint", "List, verify, delete or reshard checkpoints.")
 bench_app = _group("bench", "Measure models, decoders, loaders and checkpoints on this machine.")
 
+
+def complete_with(*words: str) -> Callable[[str], list[str]]:
+    """Return a function that completes an argument with one of some words, for a shell.
+
+    Args:
+        *words: The words.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return complete
+
+
+def _complete_recipe(incomplete: str) -> list[str]:
+    """Return bundled recipes; without one the shell completes the paths of files."""
+    names = sorted(path.stem for path in bundled.folder("launch/recipes").glob("*.toml"))
+    return [name for name in names if name.startswith(incomplete)]
+
+
 On = Annotated[
     str,
     typer.Option(
-        help="Where ranks run. local: this process, or those of torchrun; ray: Ray Train."
+        help="Where ranks run. local: this process, or those of torchrun; ray: Ray Train.",
+        autocompletion=complete_with("local", "ray"),
     ),
 ]
 Recipe = Annotated[
     str,
     typer.Argument(
         metavar="RECIPE",
+        autocompletion=_complete_recipe,
         help="Path of a .toml file, or a bundled name: tiny_cpu, svfap_base_voxceleb2, "
         "finetune_dfew, ... (`svfap files launch` copies all of them out).",
     ),

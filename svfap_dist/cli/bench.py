@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from svfap_dist.cli.app import AsJson, Overrides, Recipe, bench_app, print_result
+from svfap_dist.progress import Progress, say, waiting
 
 Size = Annotated[str, typer.Option(help="Named model size: nano, tiny, small, base or large.")]
 
@@ -36,21 +37,23 @@ def bench_model(
 
     Example: svfap bench model --size base --batch-size 8 --dtype float32
     """
-    from svfap_dist.bench import model
     from svfap_dist.errors import ConfigError
 
     if compare not in ("", "vit"):
         raise ConfigError("Unknown model to compare with", "--compare", compare, "use vit")
-    result = model.run(
-        size,
-        batch_size,
-        dtype=dtype,
-        device=device,
-        compile=compile,
-        compare_vit=compare == "vit",
-        against=against,
-        steps=steps,
-    )
+    with _measuring():
+        from svfap_dist.bench import model
+
+        result = model.run(
+            size,
+            batch_size,
+            dtype=dtype,
+            device=device,
+            compile=compile,
+            compare_vit=compare == "vit",
+            against=against,
+            steps=steps,
+        )
     print_result(result, as_json)
 
 
@@ -82,19 +85,26 @@ def bench_step(
 
     Example: svfap bench step --micro-batch 32,128,256 --stage 1,2 --compile off,default
     """
-    from svfap_dist.bench import engine_step
+    micro_batches, stages = _numbers("--micro-batch", micro_batch), _numbers("--stage", stage)
+    with _measuring():
+        from svfap_dist.bench import engine_step
 
-    result = engine_step.run(
-        size,
-        _numbers("--micro-batch", micro_batch),
-        _numbers("--stage", stage),
-        compile.split(","),
-        dtype=dtype,
-        device=device,
-        steps=steps,
-        trace=trace,
-    )
+        result = engine_step.run(
+            size,
+            micro_batches,
+            stages,
+            compile.split(","),
+            dtype=dtype,
+            device=device,
+            steps=steps,
+            trace=trace,
+        )
     print_result(result, as_json)
+
+
+def _measuring() -> Progress:
+    """Return the progress of a benchmark until it counts its rounds, and after them."""
+    return waiting("Preparing or measuring")
 
 
 def _numbers(option: str, text: str) -> list[int]:
@@ -123,15 +133,17 @@ def bench_decode(
 
     Example: svfap bench decode --videos /data/faces
     """
-    from svfap_dist.bench import decode, decode_device
     from svfap_dist.errors import ConfigError
 
     if device not in ("cpu", "cuda"):
         raise ConfigError("No such device", "--device", device, "use cpu or cuda")
-    if device == "cuda":
-        result = decode_device.run(decode.videos_by_profile(videos))
-    else:
-        result = (decode.run_layouts if layouts else decode.run)(videos, rounds)
+    with _measuring():
+        from svfap_dist.bench import decode, decode_device
+
+        if device == "cuda":
+            result = decode_device.run(decode.videos_by_profile(videos))
+        else:
+            result = (decode.run_layouts if layouts else decode.run)(videos, rounds)
     print_result(result, as_json)
 
 
@@ -159,9 +171,11 @@ def bench_data(
 
     Example: svfap bench data s3://bucket/train --source s3://bucket/source data.decode_workers=4
     """
-    from svfap_dist.bench import data
+    with _measuring():
+        from svfap_dist.bench import data
 
-    print_result(data.run(url, source_url, overrides or [], steps, rounds, public), as_json)
+        result = data.run(url, source_url, overrides or [], steps, rounds, public)
+    print_result(result, as_json)
 
 
 @bench_app.command("augment")
@@ -179,9 +193,11 @@ def bench_augment(
 
     Example: svfap bench augment s3://bucket/train data.decode_workers=4
     """
-    from svfap_dist.bench import augment
+    with _measuring():
+        from svfap_dist.bench import augment
 
-    print_result(augment.run(url, overrides or [], device, steps, rounds), as_json)
+        result = augment.run(url, overrides or [], device, steps, rounds)
+    print_result(result, as_json)
 
 
 @bench_app.command("reads")
@@ -200,17 +216,18 @@ def bench_reads(
 
     Example: svfap bench reads svfap_base_voxceleb2 --sample-bytes 240000 --ranks 1,8
     """
-    from svfap_dist.bench import reads
-
     numbers = _numbers("--ranks", ranks)
-    result = reads.run(
-        name,
-        overrides or [],
-        ranks=numbers,
-        sample_bytes=sample_bytes,
-        parts=parts,
-        node_bytes=node_gib << 30,
-    )
+    with _measuring():
+        from svfap_dist.bench import reads
+
+        result = reads.run(
+            name,
+            overrides or [],
+            ranks=numbers,
+            sample_bytes=sample_bytes,
+            parts=parts,
+            node_bytes=node_gib << 30,
+        )
     print_result(result, as_json)
 
 
@@ -225,9 +242,11 @@ def bench_storage(
 
     Example: svfap bench storage s3://bucket/scratch
     """
-    from svfap_dist.bench import storage
+    with _measuring():
+        from svfap_dist.bench import storage
 
-    print_result(storage.run(url, threads=threads, rounds=rounds), as_json)
+        result = storage.run(url, threads=threads, rounds=rounds)
+    print_result(result, as_json)
 
 
 @bench_app.command("checkpoint")
@@ -248,9 +267,11 @@ def bench_checkpoint(
 
     Example: svfap bench checkpoint --size base --ranks 2 --url s3://bucket/bench
     """
-    from svfap_dist.bench import checkpoint
+    with _measuring():
+        from svfap_dist.bench import checkpoint
 
-    print_result(checkpoint.run(size, zero_stage, ranks, url, rounds, dtype), as_json)
+        result = checkpoint.run(size, zero_stage, ranks, url, rounds, dtype)
+    print_result(result, as_json)
 
 
 @bench_app.command("metrics")
@@ -267,9 +288,11 @@ def bench_metrics(
 
     Example: svfap bench metrics tiny base
     """
-    from svfap_dist.bench import metrics
+    with _measuring():
+        from svfap_dist.bench import metrics
 
-    print_result(metrics.run(tuple(sizes or ("tiny", "base")), batch_size, rounds), as_json)
+        result = metrics.run(tuple(sizes or ("tiny", "base")), batch_size, rounds)
+    print_result(result, as_json)
 
 
 @bench_app.command("finetune")
@@ -283,10 +306,14 @@ def bench_finetune(
 
     Example: svfap bench finetune finetune_synthetic train.global_batch_size=8
     """
-    from svfap_dist.bench import finetuning
     from svfap_dist.config import recipe
 
-    print_result(finetuning.run(recipe.load(name, overrides or []), steps), as_json)
+    config = recipe.load(name, overrides or [])
+    with _measuring():
+        from svfap_dist.bench import finetuning
+
+        result = finetuning.run(config, steps)
+    print_result(result, as_json)
 
 
 @bench_app.command("transfer")
@@ -335,30 +362,33 @@ def bench_transfer(
     Example: svfap bench transfer finetune_custom data.url=shards/mine run.url=runs/table
     --init runs/base --labels 5,10,20,all --set attentive:optim.lr=1e-2
     """
-    from svfap_dist.bench import transfer
-    from svfap_dist.bench.transfer_setup import TransferOptions
     from svfap_dist.errors import ConfigError, HealthError
-    from svfap_dist.progress import say
-    from svfap_dist.train.signals import exit_code
 
     counts = _numbers("--labels", ",".join("0" if n == "all" else n for n in labels.split(",")))
     if not counts or min(counts) < 0:
         raise ConfigError("No labels to train on", "--labels", labels, "write it as 5,10,20,all")
-    options = TransferOptions(
-        init=init,
-        vit_init=vit_init,
-        labels=tuple(counts),
-        methods=tuple(word for word in methods.split(",") if word),
-        seeds=seeds,
-        settings=tuple(settings or ()),
-        part=_part(part),
-    )
+    numbers = _part(part)
+    with Progress("Cells of the table") as progress:
+        from svfap_dist.bench import transfer
+        from svfap_dist.bench.transfer_setup import TransferOptions
+        from svfap_dist.train.signals import exit_code
 
-    def show(result: Any, table: Any) -> None:
-        for line in table.cell_lines(result):
-            say(line)
+        options = TransferOptions(
+            init=init,
+            vit_init=vit_init,
+            labels=tuple(counts),
+            methods=tuple(word for word in methods.split(",") if word),
+            seeds=seeds,
+            settings=tuple(settings or ()),
+            part=numbers,
+        )
 
-    table = transfer.run(name, overrides or [], options, show)
+        def show(result: Any, table: Any) -> None:
+            for line in table.cell_lines(result):
+                say(line)
+            progress.update(len(table.results), len(table.cells()))
+
+        table = transfer.run(name, overrides or [], options, show)
     print(table.to_json() if as_json else "\n".join(table.lines()), end="" if as_json else "\n")
     raise typer.Exit(exit_code(table.stop_reason) or (HealthError.exit_code if table.failed else 0))
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from svfap_dist.cli.app import AsJson, RunUrl, checkpoint_app, print_result
+from svfap_dist.progress import say, waiting
 
 
 @checkpoint_app.command("ls")
@@ -43,7 +44,8 @@ def checkpoint_verify(
     from svfap_dist.checkpoint import store
 
     step = _committed_steps(run_url)[-1] if step is None else step
-    store.verify(run_url, step)
+    with waiting(f"Verifying step {step}"):
+        store.verify(run_url, step)
     text = f"step {step}: every file is intact"
     print(json.dumps({"step": step, "ok": True}) if as_json else text)
 
@@ -93,9 +95,9 @@ def checkpoint_gc(
 
     from svfap_dist.checkpoint import gc
     from svfap_dist.errors import ConfigError
-    from svfap_dist.progress import say
 
-    found = gc.plan_gc(run_url, keep_last, keep_every)
+    with waiting(f"Looking at {run_url}"):
+        found = gc.plan_gc(run_url, keep_last, keep_every)
     print_result(found, as_json)
     if dry_run or not found.steps:
         return
@@ -105,7 +107,8 @@ def checkpoint_gc(
             title, found = "Confirmation required", "standard input is not a terminal"
             raise ConfigError(title, "svfap checkpoint gc", found, advice)
         typer.confirm("Delete them?", abort=True, err=True)
-    gc.run_gc(found, lambda step: say(f"deleted step {step}"))
+    with waiting("Deleting"):
+        gc.run_gc(found, lambda step: say(f"deleted step {step}"))
 
 
 @checkpoint_app.command("reshape")
@@ -131,4 +134,6 @@ def checkpoint_reshape(
     """
     from svfap_dist.checkpoint import reshard
 
-    print_result(reshard.reshard_checkpoint(url, output, world_size), as_json)
+    with waiting(f"Converting into {output}"):
+        result = reshard.reshard_checkpoint(url, output, world_size)
+    print_result(result, as_json)

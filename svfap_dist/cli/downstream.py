@@ -15,7 +15,7 @@ from svfap_dist.cli.training import (
     is_main_process,
     launch_training,
 )
-from svfap_dist.progress import Progress, say
+from svfap_dist.progress import Progress, say, waiting
 
 
 @app.command()
@@ -32,7 +32,6 @@ def finetune(
     """
     from svfap_dist.config import recipe
     from svfap_dist.evaluate.protocol import require_task
-    from svfap_dist.train import finetune as tuning
 
     config = recipe.load(name, overrides or [])
     require_task(config)
@@ -51,11 +50,14 @@ def finetune(
         with Progress("Fine-tuning", silent=not is_main_process()) as progress:
             return launch_training(one, context, on, progress)
 
-    if on == "local":
-        config = decide_device(config, on)
-    with _one_group(config, on):
-        config = decide_device(config, on)  # by the Ray cluster, now that it is connected
-        result = tuning.run(config, train, on_fold, on_tested, writes=is_main_process())
+    with waiting("Checking data, checkpoints and results", silent=not is_main_process()):
+        from svfap_dist.train import finetune as tuning
+
+        if on == "local":
+            config = decide_device(config, on)
+        with _one_group(config, on):
+            config = decide_device(config, on)  # by the Ray cluster, now that it is connected
+            result = tuning.run(config, train, on_fold, on_tested, writes=is_main_process())
     if is_main_process():
         _print(result, result.results, as_json)
     from svfap_dist.train.signals import exit_code
@@ -99,10 +101,11 @@ def evaluate(
     Example: svfap evaluate finetune_dfew runs/dfew data.url=shards/dfew finetune.test_segments=4
     """
     from svfap_dist.config import recipe
-    from svfap_dist.evaluate import command
 
     config = recipe.load(name, overrides or [])
     with Progress("Testing") as progress:
+        from svfap_dist.evaluate import command
+
         results = command.evaluate(config, checkpoint, progress.update, predictions)
     _print(results, results, as_json)
 

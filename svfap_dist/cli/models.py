@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from svfap_dist.cli.app import AsJson, app, print_result
-from svfap_dist.progress import say
+from svfap_dist.progress import say, waiting
 
 
 @app.command()
@@ -27,12 +27,14 @@ def reconstruct(
     Example: svfap reconstruct runs/a face.mp4 -o picture.png
     """
     from svfap_dist.errors import ConfigError
-    from svfap_dist.report import reconstruction, token_maps
 
-    makers = {"frames": reconstruction.make, "tokens": token_maps.make}
-    if show not in makers:
+    if show not in ("frames", "tokens"):
         raise ConfigError("Unknown kind of picture", "--show", show, "use frames or tokens")
-    makers[show](checkpoint, videos, output)
+    with waiting(f"Drawing {output}"):
+        from svfap_dist.report import reconstruction, token_maps
+
+        make = reconstruction.make if show == "frames" else token_maps.make
+        make(checkpoint, videos, output)
     say(f"Picture: {output}")
 
 
@@ -72,8 +74,6 @@ def import_weights(
 
     Example: svfap import svfap_dfew_fold1.pth -o weights/dfew1
     """
-    from svfap_dist.model import weights
-
     overrides = {
         "frame_size": frame_size,
         "num_frames": num_frames,
@@ -82,7 +82,11 @@ def import_weights(
         "stage_depths": _numbers("--stage-depths", stage_depths) if stage_depths else None,
     }
     given = {name: value for name, value in overrides.items() if value is not None}
-    print_result(weights.import_file(official, output, given, license), as_json)
+    with waiting(f"Converting {official}"):
+        from svfap_dist.model import weights
+
+        result = weights.import_file(official, output, given, license)
+    print_result(result, as_json)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
@@ -108,7 +112,8 @@ def report(
 
     Example: svfap report runs/a -o report.html
     """
-    from svfap_dist.report import page
+    with waiting(f"Writing {output}"):
+        from svfap_dist.report import page
 
-    page.make(run_url, output)
+        page.make(run_url, output)
     say(f"Report: {output}")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from svfap_dist.cli.app import AsJson, RunUrl, app, print_result
+from svfap_dist.progress import waiting
 
 
 @app.command()
@@ -52,9 +53,10 @@ def audit(
 
     Example: svfap audit s3://bucket/runs/a
     """
-    from svfap_dist.train import audit as auditing
+    with waiting(f"Reading {run_url}"):  # then a bar
+        from svfap_dist.train import audit as auditing
 
-    found = auditing.audit(run_url, data)
+        found = auditing.audit(run_url, data)
     print_result(found, as_json)
     if not found.is_exact:
         raise typer.Exit(1)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from svfap_dist.cli.app import AsJson, Overrides, Recipe, app, print_result
+from svfap_dist.progress import Progress, waiting
 
 
 @app.command()
@@ -76,13 +77,16 @@ def plan(
     --samples 1000000
     """
     from svfap_dist.config import recipe
-    from svfap_dist.plan import planner
 
-    known = planner.KnownRates(
-        mfu, decode_rate, network_gbps, storage_rate, cores_per_node, samples, host_ms
-    )
     config = recipe.load(name, overrides or [])
-    print_result(planner.plan_run(config, nodes, gpus_per_node, gpu, known), as_json)
+    with waiting("Measuring what the plan needs"):
+        from svfap_dist.plan import planner
+
+        known = planner.KnownRates(
+            mfu, decode_rate, network_gbps, storage_rate, cores_per_node, samples, host_ms
+        )
+        result = planner.plan_run(config, nodes, gpus_per_node, gpu, known)
+    print_result(result, as_json)
 
 
 @app.command()
@@ -104,11 +108,11 @@ def doctor(
     Example: svfap doctor tiny_cpu data.url=s3://bucket/shards run.url=s3://bucket/runs/a
     """
     from svfap_dist.config import recipe
-    from svfap_dist.doctor import examine
-    from svfap_dist.progress import Progress
 
     config = recipe.load(name, overrides or []) if name else None
     with Progress("Examining") as progress:
+        from svfap_dist.doctor import examine
+
         result = examine.run(config, progress.update)
     print_result(result, as_json)
     if result.fail:

@@ -51,7 +51,10 @@ def serve(
 
     Example: svfap serve runs/dfew/fold-1
     """
-    from svfap_dist.serving import command
+    from svfap_dist.progress import waiting
+
+    with waiting("Starting"):
+        from svfap_dist.serving import command
     from svfap_dist.video.probe import Limits
 
     limits = Limits(

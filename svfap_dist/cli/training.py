@@ -11,7 +11,7 @@ import typer
 
 from svfap_dist.cli.app import AsJson, On, Overrides, Recipe, app, print_result
 from svfap_dist.cli.extras import check_extras
-from svfap_dist.progress import Progress, say
+from svfap_dist.progress import Progress, say, waiting
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +54,11 @@ def pretrain(
         do = f"use `svfap finetune {name}`"
         raise ConfigError("Recipe is for fine-tuning", name, "it has a [task]", do)
     check_place(on)
-    from svfap_dist.train import loop
+    with waiting("Checking data and checkpoints", silent=not is_main_process()):
+        from svfap_dist.train import loop
 
-    config = decide_device(config, on)
-    context = loop.preflight(config)
+        config = decide_device(config, on)
+        context = loop.preflight(config)
     if context.step and is_main_process():
         say(f"Resuming from step {context.step}, the newest checkpoint of {config.run.url}.")
     with Progress("Pre-training", silent=not is_main_process()) as progress:

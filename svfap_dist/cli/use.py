@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from svfap_dist.cli.app import AsJson, app, print_result
+from svfap_dist.cli.app import AsJson, app, complete_with, print_result
+from svfap_dist.parallel.cpus import usable_cpus
+from svfap_dist.progress import Progress, waiting
 
 Checkpoint = Annotated[
     str,
@@ -23,7 +25,8 @@ Region = Annotated[
     str,
     typer.Option(
         help="Part of each frame that is used: voxceleb2, center or full (default: as in training, "
-        "else center)."
+        "else center).",
+        autocompletion=complete_with("full", "center", "voxceleb2"),
     ),
 ]
 SamplingRate = Annotated[
@@ -122,7 +125,7 @@ def extract(
             step=step,
             pooled=pooled,
             batch_size=batch_size,
-            threads=threads or (2 if ray else _cpus()),
+            threads=threads or (2 if ray else usable_cpus()),
             device=device,
         )
         print_result(_extract_parts(job, videos, ray, workers), as_json)
@@ -130,9 +133,9 @@ def extract(
     network = _load(checkpoint, device, region=region, sampling_rate=sampling_rate)
     from svfap_dist.inference.extract import extract_to
     from svfap_dist.inference.videos import list_videos
-    from svfap_dist.progress import Progress
 
-    found = list_videos(videos)
+    with waiting("Listing the videos"):
+        found = list_videos(videos)
     with Progress("Extracting", len(found)) as progress:
         result = extract_to(
             network,
@@ -140,7 +143,7 @@ def extract(
             output,
             step=step,
             batch_size=batch_size,
-            threads=threads or _cpus(),
+            threads=threads or usable_cpus(),
             progress=progress.update,
         )
     print_result(result, as_json)
@@ -159,17 +162,18 @@ def _extract_parts(job: Any, videos: list[str], address: str, workers: int | Non
     from svfap_dist.inference import extract_parts as extraction
     from svfap_dist.inference.load import load, move
     from svfap_dist.inference.parts import plan_parts
-    from svfap_dist.progress import Progress
 
-    network = load(job.checkpoint, **job.overrides)
-    job = dataclasses.replace(job, network_digest=extraction.digest_network(network))
-    parts = plan_parts(videos)
+    with waiting(f"Loading {job.checkpoint}"):
+        network = load(job.checkpoint, **job.overrides)
+        job = dataclasses.replace(job, network_digest=extraction.digest_network(network))
+    with waiting("Listing the videos"):
+        parts = plan_parts(videos)
 
     def run(missing: Any, on_video: Any) -> Any:
         if address:
             from svfap_dist.cluster.extract import run_on_ray
 
-            return run_on_ray(job, missing, address, workers, _cpus())
+            return run_on_ray(job, missing, address, workers, usable_cpus())
         extractor = extraction.PartExtractor(job, move(network, job.device))
         return extraction.run_locally(extractor, missing, on_video)
 
@@ -211,16 +215,16 @@ def predict(
     network = _load(checkpoint, device, names=names, region=region, sampling_rate=sampling_rate)
     from svfap_dist.inference import predict as prediction
     from svfap_dist.inference.videos import list_videos
-    from svfap_dist.progress import Progress
 
     network.check_head(checkpoint)
-    found = list_videos(videos)
+    with waiting("Listing the videos"):
+        found = list_videos(videos)
     with Progress("Predicting", len(found)) as progress:
         result = prediction.predict(
             network,
             found,
             batch_size=batch_size,
-            threads=threads or _cpus(),
+            threads=threads or usable_cpus(),
             progress=progress.update,
         )
     print_result(result, as_json)
@@ -276,22 +280,24 @@ def export(
     if push and format not in ("", exporting.HUGGINGFACE):
         advice = f"use --format {exporting.HUGGINGFACE}, or leave out --push"
         raise ConfigError("Format cannot be uploaded", "--push", f"--format {format}", advice)
-    if push:
-        result = exporting.export_to_hub(
-            checkpoint, output, push, license=license, overrides=overrides
-        )
-    else:
-        result = exporting.export(
-            checkpoint, output, format or "safetensors", license=license, overrides=overrides
-        )
+    with waiting(f"Exporting {checkpoint}"):
+        if push:
+            result = exporting.export_to_hub(
+                checkpoint, output, push, license=license, overrides=overrides
+            )
+        else:
+            result = exporting.export(
+                checkpoint, output, format or "safetensors", license=license, overrides=overrides
+            )
     print_result(result, as_json)
 
 
 def _load(checkpoint: str, device: str, **options: Any) -> Any:
     """Return the network on its device."""
-    from svfap_dist.inference.load import load, move
+    with waiting(f"Loading {checkpoint}"):  # imports of torch, perhaps a download
+        from svfap_dist.inference.load import load, move
 
-    return move(load(checkpoint, **given(**options)), device)
+        return move(load(checkpoint, **given(**options)), device)
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -304,9 +310,3 @@ def given(**options: Any) -> dict[str, Any]:
     if "names" in found:
         found["names"] = [name.strip() for name in found["names"].split(",")]
     return found
-
-
-def _cpus() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

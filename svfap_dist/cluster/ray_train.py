@@ -95,6 +95,7 @@ def train(
 
         config = with_device_of_cluster(config)
         check_resources(config.cluster)
+        log.info("Starting %d ranks on Ray ...", config.cluster.num_workers)
         board = start_board(context)
         fit = _Fit(config, board)
         is_running, values = True, {}

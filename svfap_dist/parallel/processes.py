@@ -35,6 +35,7 @@ from svfap_dist.parallel import stacks
 
 _START_SECONDS = 120.0  # for a child to start and to import what the function needs
 _THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_SECONDS_BETWEEN_CALLS = 1.0  # of `on_wait`
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGINT))
 _started: weakref.WeakSet[SpawnProcess] = weakref.WeakSet()
 _starting = threading.Lock()  # a child inherits the environment, which all threads share
@@ -412,7 +413,10 @@ def in_flight(
 
 
 def as_completed(
-    start: Callable[[_Item], Future[_Result]], items: Iterable[_Item], limit: Callable[[], int]
+    start: Callable[[_Item], Future[_Result]],
+    items: Iterable[_Item],
+    limit: Callable[[], int],
+    on_wait: Callable[[], Any] = lambda: None,
 ) -> Generator[tuple[_Item, Future[_Result]]]:
     """Yield each item with its finished future, in the order of completion.
 
@@ -422,6 +426,7 @@ def as_completed(
         start: Starts the work on an item and returns its future.
         items: Taken one by one, as the limit allows.
         limit: Returns how many items may be in flight; called again after each completion.
+        on_wait: Called once a second while none completes.
     """
     rest = iter(items)
     started: dict[Future[_Result], _Item] = {}
@@ -430,7 +435,10 @@ def as_completed(
             started[start(item)] = item
         if not started:
             return
-        for future in wait(started, return_when=FIRST_COMPLETED).done:
+        done = wait(started, _SECONDS_BETWEEN_CALLS, FIRST_COMPLETED).done
+        if not done:
+            on_wait()
+        for future in done:
             yield started.pop(future), future
 
 
@@ -442,6 +450,7 @@ def ordered_map(
     limit: int,
     in_order: bool = True,
     stop: Callable[[], Any] = lambda: None,
+    on_wait: Callable[[], Any] = lambda: None,
 ) -> Generator[tuple[_Item, _Result]]:
     """Yield each item with the function's result, computed ahead by threads.
 
@@ -457,6 +466,7 @@ def ordered_map(
         in_order: False: in the order of completion, so that a slow item holds up no other.
         stop: Called when the iteration ends early, before the threads are joined; ends the calls
             under way (`ProcessPool.kill`).
+        on_wait: Called once a second while no item is completed, unless `in_order`.
     """
     executor = ThreadPoolExecutor(threads)
 
@@ -468,7 +478,7 @@ def ordered_map(
         if in_order:
             started = in_flight(start, items, limit)
         else:
-            started = as_completed(start, items, lambda: limit)
+            started = as_completed(start, items, lambda: limit, on_wait)
         for item, future in started:
             yield item, future.result()
         is_done = True

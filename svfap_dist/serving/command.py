@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from data_sharding.faces import detect
+from svfap_dist.progress import waiting
 from svfap_dist.serving import web
 from svfap_dist.serving.analyze import Analyzer
 from svfap_dist.serving.prepare import NO_DETECTOR
@@ -55,7 +56,8 @@ def serve(
     if detector != NO_DETECTOR:
         detect.load_detector(detector)  # a wrong name fails here, once
     with web.listen(address.host, address.port, has_token=bool(token)) as listener:
-        analyzer = Analyzer(url, overrides, device, detector, limits)
+        with waiting(f"Loading {url}"):
+            analyzer = Analyzer(url, overrides, device, detector, limits)
         name = "/".join(url.rstrip("/").split("/")[-2:])  # the rest may be private
         service = web.Service(analyzer, analyzer.info, name, limits, queue, token)
         host, port = listener.getsockname()[:2]
