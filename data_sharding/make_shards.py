@@ -15,7 +15,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
+import multiprocessing
+import queue
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -26,12 +28,14 @@ from data_sharding.markers import Marker, Tally
 from data_sharding.pack import pack
 from data_sharding.plan import Group
 from svfap_dist.errors import ClusterError, SvfapError
+from svfap_dist.parallel.cpus import usable_cpus
 from svfap_dist.parallel.processes import CrashedError, ProcessPool, as_completed, ordered_map
 from svfap_dist.parallel.ray_connection import connected_to_ray
 from svfap_dist.video.probe import Rejected
 
 _ATTEMPTS = 3  # to make a group
 _VIDEOS_PER_PROCESS = 8  # a process takes some tenths of a second to start
+_COUNT_SECONDS = 1.0  # between two counts of a Ray task, and to wait for their sum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,17 +111,17 @@ def make_here(
         num_groups: How many there are.
         num_videos: How many videos they have.
         workers: Processes in all; None: by the number of CPUs and videos.
-        on_video: Called after each video, where shards are made one by one.
+        on_video: Called with the tally of the shards under way, as their videos get done.
 
     Raises:
         ClusterError: A group's worker died again and again.
     """
     if workers is None:
-        workers = min(len(os.sched_getaffinity(0)), num_videos // _VIDEOS_PER_PROCESS)
+        workers = min(usable_cpus(), num_videos // _VIDEOS_PER_PROCESS)
     at_a_time = max(min(workers, num_groups), 1)
     processes = max(workers // at_a_time, 1)
     if at_a_time > 1:
-        yield from make_by_processes(job, groups, at_a_time, processes)
+        yield from make_by_processes(job, groups, at_a_time, processes, on_video)
         return
     with ShardMaker(job, processes) as maker:
         for group in groups:
@@ -125,7 +129,11 @@ def make_here(
 
 
 def make_by_processes(
-    job: ShardJobSpec, groups: Iterable[Group], workers: int, processes: int = 1
+    job: ShardJobSpec,
+    groups: Iterable[Group],
+    workers: int,
+    processes: int = 1,
+    on_video: Callable[[Tally], None] = lambda tally: None,
 ) -> Generator[Tally]:
     """Make shards by worker processes.
 
@@ -134,26 +142,80 @@ def make_by_processes(
         groups: Taken as the workers get to them.
         workers: Processes that make a shard each at a time.
         processes: Processes of each worker that make samples.
+        on_video: Called about once a second with the tally of the shards under way.
 
     Raises:
         ClusterError: A group's worker died again and again.
     """
-    make = ShardMaker(job, processes).__call__
+    counts = _SharedCounts(workers)
+    make = functools.partial(_make_counted, ShardMaker(job, processes), counts.values)
     pool = ProcessPool(make, workers, seconds=None, may_have_children=True)
+
+    def make_one(group: Group) -> Tally:
+        with counts.row() as row:
+            return _with_retries(lambda group: pool((row, group)), group)
+
     tallies = ordered_map(
-        functools.partial(_with_retries, pool),
+        make_one,
         groups,
         threads=workers,
         limit=workers,
         in_order=False,
         stop=pool.kill,
+        on_wait=lambda: on_video(counts.tally()),
     )
     with contextlib.closing(pool), contextlib.closing(tallies):  # `tallies` is closed first
         yield from (tally for _, tally in tallies)
 
 
+class _SharedCounts:
+    """Videos done of each shard under way: its worker writes them, this process reads them.
+
+    Args:
+        workers: Shards that are made at a time.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.values: Any = multiprocessing.get_context("spawn").RawArray("q", 2 * workers)
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for row in range(workers):
+            self._free.put(row)
+
+    @contextlib.contextmanager
+    def row(self) -> Iterator[int]:
+        """Yield the number of a row for a shard, which is zero before and after."""
+        row = self._free.get()
+        try:
+            yield row
+        finally:
+            self.values[2 * row : 2 * row + 2] = [0, 0]
+            self._free.put(row)
+
+    def tally(self) -> Tally:
+        """Return the counts of all shards under way."""
+        return _counted(sum(self.values[::2]), sum(self.values[1::2]))
+
+
+def _counted(num_samples: int, num_rejected: int) -> Tally:
+    return Tally(num_samples, reasons={"": num_rejected})
+
+
+def _make_counted(maker: ShardMaker, values: Any, request: tuple[int, Group]) -> Tally:
+    """Make a shard, in a worker process, and count its videos in a row of `_SharedCounts`."""
+    row, group = request
+
+    def count(tally: Tally) -> None:
+        values[2 * row : 2 * row + 2] = [tally.num_samples, tally.num_rejected]
+
+    return maker(group, count)
+
+
 def make_by_ray(
-    job: ShardJobSpec, groups: Iterable[Group], address: str, workers: int | None
+    job: ShardJobSpec,
+    groups: Iterable[Group],
+    address: str,
+    workers: int | None,
+    on_video: Callable[[Tally], None] = lambda tally: None,
 ) -> Generator[Tally]:
     """Make shards by Ray tasks, which Ray starts again elsewhere when their machine is lost.
 
@@ -162,11 +224,12 @@ def make_by_ray(
         groups: Taken as the cluster gets to them.
         address: Address of the cluster; "local" starts one on this machine.
         workers: Shards made at a time; None: one per CPU of the cluster.
+        on_video: Called about once a second with the tally of the shards under way.
 
     Raises:
         ClusterError: There is no cluster, or a group's task was lost again and again.
     """
-    cpus = workers or len(os.sched_getaffinity(0))
+    cpus = workers or usable_cpus()
     fix = "check --ray and the cluster's token, or use --workers"
     with connected_to_ray(address, num_cpus=cpus, fix=fix):
         import ray
@@ -174,19 +237,25 @@ def make_by_ray(
 
         # Ray counts retries, not attempts: of tasks that died or raised one of its own errors.
         task = ray.remote(num_cpus=1, max_retries=_ATTEMPTS - 1)(_make)
+        counts: Any = ray.remote(num_cpus=0, max_restarts=-1)(_PostedCounts).remote()
         job_ref = ray.put(job)
-        tasks: dict[Future[Tally], Any] = {}
+        tasks: dict[Future[Tally], tuple[Group, Any]] = {}
 
         def start(group: Group) -> Future[Tally]:
-            ref = task.remote(job_ref, group)
-            tasks[future := ref.future()] = ref
+            ref = task.remote(job_ref, group, counts)
+            tasks[future := ref.future()] = group, ref
             return future
 
         def limit() -> int:  # a cluster may grow and shrink
             return workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
 
+        def show() -> None:
+            numbers = [group.number for group, _ in tasks.values()]
+            with contextlib.suppress(RayError):  # a lost count costs a line, not the sharding
+                on_video(_counted(*ray.get(counts.sum.remote(numbers), timeout=_COUNT_SECONDS)))
+
         try:
-            for group, future in as_completed(start, groups, limit):
+            for group, future in as_completed(start, groups, limit, show):
                 del tasks[future]
                 try:
                     yield future.result()
@@ -196,13 +265,37 @@ def make_by_ray(
                         raise cause from error
                     raise _worker_died(group, str(error).strip().splitlines()[-1]) from error
         finally:
-            for ref in tasks.values():
+            for _, ref in tasks.values():
                 ray.cancel(ref, force=True)
 
 
-def _make(job: ShardJobSpec, group: Group) -> Tally:
+class _PostedCounts:
+    """Videos done of each shard, as Ray's tasks post them; an actor."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, tuple[int, int]] = {}
+
+    def post(self, group: int, num_samples: int, num_rejected: int) -> None:
+        """Replace the counts of a shard."""
+        self._rows[group] = num_samples, num_rejected
+
+    def sum(self, groups: list[int]) -> tuple[int, int]:
+        """Return the samples and the rejected videos of some shards, and forget the others."""
+        self._rows = {group: self._rows[group] for group in groups if group in self._rows}
+        return sum(row[0] for row in self._rows.values()), sum(r[1] for r in self._rows.values())
+
+
+def _make(job: ShardJobSpec, group: Group, counts: Any) -> Tally:
+    latest = 0.0
+
+    def post(tally: Tally) -> None:
+        nonlocal latest
+        if time.monotonic() - latest >= _COUNT_SECONDS:
+            latest = time.monotonic()
+            counts.post.remote(group.number, tally.num_samples, tally.num_rejected)
+
     with ShardMaker(job) as maker:
-        return _with_retries(maker, group)
+        return _with_retries(functools.partial(maker, on_video=post), group)
 
 
 def _with_retries(make: Callable[[Group], Tally], group: Group) -> Tally:

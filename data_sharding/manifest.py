@@ -141,17 +141,16 @@ def inspect_output(url: str, options: Mapping[str, object]) -> ExistingOutput:
     return ExistingOutput(url, options, manifest)
 
 
-def is_made_with(url: str, options: Mapping[str, object]) -> bool:
-    """Return whether a complete data set with these options is under a URL.
+def options_at(url: str) -> dict[str, object] | None:
+    """Return the options of the complete data set under a URL, None if there is none.
 
     Args:
         url: URL of the data set.
-        options: Options of a sharding.
     """
     try:
-        return shard_format.load_manifest(url).options == options
+        return shard_format.load_manifest(url).options
     except ShardError:
-        return False
+        return None
 
 
 def invalidate_manifest(url: str) -> None:

@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from data_sharding import make_shards, markers, sources, temporary
 from data_sharding import manifest as manifests
@@ -26,7 +26,7 @@ from data_sharding.manifest import ExistingOutput
 from data_sharding.markers import ProgressCallback, Tally, silent
 from data_sharding.plan import Plan, options_digest
 from data_sharding.show import Statistics, show
-from data_sharding.sources import Columns
+from data_sharding.sources import Columns, Source
 from data_sharding.transcode import TrainProfile
 from data_sharding.verify import Verified, verify
 from svfap_dist import storage
@@ -58,6 +58,8 @@ _OPTIONS = {
     "min_frames": "--min-frames",
     "max_samples_per_shard": "--samples-per-shard",
 }
+_LAYOUTS = ("phases", "samples")  # of new data sets; of those of shard format 1
+_FIRST_REGION = "voxceleb2"  # once the default of most sources
 _MAX_SHARD_BYTES = 512 << 20  # a shard has to fit on local disk, and a rank reads parts of it
 
 
@@ -78,6 +80,7 @@ class ShardSummary:
     clips_per_second: float = 0.0  # new samples in that time
     new_samples: int = 0
     fingerprint_before: str = ""  # of the data set that was there
+    region: str = ""  # part of the frames that was kept; "": all, and training chooses
 
     def lines(self) -> list[str]:
         """Return the lines that the command prints."""
@@ -88,6 +91,8 @@ class ShardSummary:
         if not self.already_complete:
             speed = f"{self.clips_per_second:.2f} clips/s"
             lines.append(f"{self.new_samples} samples new, {self.wall_seconds:.1f} s, {speed}")
+        if self.region:
+            lines.append(f"stored region: {self.region} (train with data.region={self.region})")
         if self.rejected:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self.rejected.items())
             where = storage.join(self.url, REJECTED_NAME)
@@ -125,7 +130,7 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
         text: Its INPUT, mostly a folder or URL.
         output_url: Folder or prefix to write to.
         profile: "source": video bytes unchanged; "train": transcoded as `train` says.
-        train: Options of the profile train; None: the defaults, with the source's region.
+        train: Options of the profile train; None: the defaults.
         columns: Columns of a list, for a source that has some; None: the usual ones.
         shuffle_seed: Seed of the order of samples.
         min_frames: Shorter videos are rejected; None: the source's default.
@@ -154,7 +159,7 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
     }
     _check_options(profile, train, workers, numbers)
     limits = limits or Limits()
-    train = (train or TrainProfile(region=region_name(row.region))) if profile == "train" else None
+    train = (train or TrainProfile(region=None)) if profile == "train" else None
     if train:  # 22 and 22.0 are one quality, but two texts
         train = dataclasses.replace(train, crf=float(train.crf))
 
@@ -164,10 +169,8 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
             source=source, profile=profile, **numbers, limits=limits, train=stored
         )
 
-    if train and train.layout is None:
-        before = dataclasses.replace(train, layout="samples")
-        is_old = manifests.is_made_with(output_url, options_of(before))
-        train = before if is_old else dataclasses.replace(train, layout="phases")
+    if train:
+        train = _with_defaults(train, row, output_url, options_of)
     options = options_of(train)
     with Plan(shuffle_seed, max_samples_per_shard, max_shard_bytes) as plan:
         total = plan.read(row.samples(text, columns))
@@ -207,26 +210,49 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
     return _summarize(output_url, made, tally, time.monotonic() - started, before)
 
 
-def train_profile(
-    *, region: str | None, size: int | None, crf: float | None, source: str = "folder"
+def _with_defaults(
+    train: TrainProfile,
+    source: Source,
+    output_url: str,
+    options_of: Callable[[TrainProfile], dict[str, object]],
 ) -> TrainProfile:
+    """Return the profile with region and layout: those of an existing data set, or the defaults."""
+    regions = [train.region] if train.region else [region_name(source.region), _FIRST_REGION]
+    layouts = [train.layout] if train.layout else [*_LAYOUTS]
+    choices = [
+        dataclasses.replace(train, region=region, layout=layout)
+        for region in dict.fromkeys(regions)
+        for layout in layouts
+    ]
+    default = choices[0]
+    if len(choices) > 1 and (existing := manifests.options_at(output_url)):
+        train = next((each for each in choices if options_of(each) == existing), default)
+        if train.region != default.region:
+            log.warning(
+                "%s keeps --region %s, with which it was made; new data sets of the source %s have "
+                "--region %s.",
+                *(output_url, train.region, source.name, default.region),
+            )
+        return train
+    return default
+
+
+def train_profile(*, region: str | None, size: int | None, crf: float | None) -> TrainProfile:
     """Return the train profile of these options; None means the default.
 
     Args:
-        region: Part of the frame that is kept; None: the source's default.
+        region: Part of the frame that is kept; None: as an existing data set has it, else the
+            source's default.
         size: Pixels of a side, even; None: as it is cut.
         crf: x264's quality, 0 to 51, lower is better.
-        source: A key of `sources.SOURCES`.
 
     Raises:
         ConfigError: An option is unknown or out of range.
     """
     if region == "centre":
         log.warning("--region centre is now called center; the old name still works.")
-    profile = TrainProfile(size=size)
-    region = region_name(region or sources.find_source(source).region)
-    crf = profile.crf if crf is None else crf
-    return dataclasses.replace(profile, region=region, crf=crf)
+    profile = TrainProfile(region=region_name(region) if region else None, size=size)
+    return profile if crf is None else dataclasses.replace(profile, crf=crf)
 
 
 def _inspect_output(
@@ -263,14 +289,18 @@ def _make_missing(
             finished.add(group.number)
             so_far.add(marker.tally)
 
-    def report(more: Tally) -> None:
-        videos = so_far.num_videos + more.num_videos
-        progress(videos, total, so_far.num_rejected + more.num_rejected)
+    shown = 0
+
+    def report(under_way: Tally) -> None:
+        # The end of a shard reports before the others of that moment are counted again.
+        nonlocal shown
+        shown = max(shown, so_far.num_videos + under_way.num_videos)
+        progress(shown, total, so_far.num_rejected + under_way.num_rejected)
 
     report(Tally())
     missing = (group for group in existing.groups(plan) if group.number not in finished)
     if ray is not None:
-        making = make_shards.make_by_ray(job, missing, ray, workers)
+        making = make_shards.make_by_ray(job, missing, ray, workers, report)
     else:
         todo = num_groups - len(finished), total - so_far.num_videos
         making = make_shards.make_here(job, missing, *todo, workers, report)
@@ -319,4 +349,5 @@ def _summarize(
         clips_per_second=new / wall_seconds if wall_seconds else 0.0,
         new_samples=new,
         fingerprint_before=before.fingerprint if before else "",
+        region=manifest.region,
     )

@@ -46,6 +46,7 @@ class Statistics:
     num_variable_rate: int
     labels: dict[str, dict[str, int]]  # samples by class, fold, split, ..., of labeled sets
     num_subjects: int  # 0 if unknown
+    region: str  # part of the frames that is stored; "": all, and training chooses
 
     def lines(self) -> list[str]:
         """Return the lines that the command prints."""
@@ -55,8 +56,9 @@ class Statistics:
 
         look = "all" if self.num_looked_at == self.num_samples else f"{self.num_looked_at} samples"
         mean = self.num_frames / self.num_samples
+        stored = f", region {self.region}" if self.region else ""
         return [
-            f"{self.url}: source {self.source}, profile {self.profile}, {self.fingerprint}",
+            f"{self.url}: source {self.source}, profile {self.profile}{stored}, {self.fingerprint}",
             f"samples      {self.num_samples} in {self.num_shards} shards",
             f"bytes        {self.num_bytes} ({self.num_bytes / self.num_samples:.0f} a sample)",
             f"video        {self.seconds / 3600:.3f} hours, {self.num_frames} frames",
@@ -118,6 +120,7 @@ def show(url: str) -> Statistics:
         num_variable_rate=sum(not info.constant_frame_rate for info in infos),
         labels=_label_counts(labels),
         num_subjects=len({row["subject"] for row in labels if "subject" in row}),
+        region=manifest.region,
     )
 
 

@@ -66,7 +66,8 @@ _X264 = "psy=0:aq-mode=0:trellis=2:weightp=2:mbtree=0:keyint=infinite:scenecut=0
 class TrainProfile:
     """How videos are stored for training; recorded in the manifest, as it decides the bytes."""
 
-    region: Region = "voxceleb2"  # part of the frames that is kept
+    # Part of the frames that is kept. None: as the data set has it already, else the source's.
+    region: Region | None = "voxceleb2"
     size: int | None = None  # frames are resized to size x size pixels; None: not resized
     phases: int = 4  # stride of the windows whose frames are adjacent
     group: int = 20  # minimum frames of a phase that share a key frame; all of a shorter phase
@@ -77,7 +78,7 @@ class TrainProfile:
     layout: Literal["phases", "samples"] | None = None
 
     def __post_init__(self) -> None:
-        if region_name(self.region) not in REGIONS:
+        if self.region is not None and region_name(self.region) not in REGIONS:
             fix = f"use one of: {', '.join(REGIONS)}"
             raise ConfigError("Unknown region", "--region", self.region, fix)
         if self.size is not None and (self.size < 16 or self.size % 2):
@@ -93,6 +94,7 @@ class TrainProfile:
 
     def stored(self) -> dict[str, Any]:
         """Return the fields as the manifest has them; shard format 1 has no layout."""
+        assert self.region is not None
         fields = {
             **dataclasses.asdict(self),
             "region": STORED_REGIONS.get(self.region, self.region),
@@ -127,6 +129,7 @@ def transcode(data: bytes, info: VideoInfo, profile: TrainProfile) -> tuple[byte
     Raises:
         TranscodeError: it cannot be decoded throughout, is too long or has too few pixels.
     """
+    assert profile.region is not None
     crop = region_crop(profile.region, info.height, info.width)
     # Whole chroma samples: even offsets and sides, at most a pixel off.
     crop = Crop(crop.top & ~1, crop.left & ~1, crop.height & ~1, crop.width & ~1)

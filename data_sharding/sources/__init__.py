@@ -86,7 +86,7 @@ class Source:
     module: str = ""  # defines `samples`; "": the module of that name in this room
     has_columns: bool = False  # whether `samples` takes `Columns`
     min_frames: int | None = None  # default of --min-frames; None: `video.probe.MIN_FRAMES`
-    region: str = "voxceleb2"  # default of --region
+    region: str = "center"  # default of --region; that of the recipes for labeled sets
     kind: str = "videos"  # a key of `shards.format.KINDS`
 
     def samples(self, text: str, columns: Columns | None = None) -> Iterator[SourceVideo]:
@@ -112,14 +112,19 @@ class Source:
 
 
 _ROWS = (
-    Source("folder", False, "any videos", "every video file below a folder, without labels"),
+    Source(
+        "folder",
+        False,
+        "any videos",
+        "every video file below a folder, without labels",
+        region="full",  # a face may be anywhere
+    ),
     Source(
         "images",
         False,
         "a folder of images, labeled ones in a folder per class, or a list of their paths",
         "still images: clips of one frame, for pre-training or as more labeled data",
         min_frames=1,
-        region="center",
         kind="images",
     ),
     Source(
@@ -127,12 +132,14 @@ _ROWS = (
         False,
         "idNNNNN/<video>/NNNNN.mp4, at any depth",
         "VoxCeleb2: interviews of celebrities, for pre-training",
+        region="voxceleb2",
     ),
     Source(
         "synthetic",
         True,
         "what to render, such as clips=210,identities=30",
         "rendered talking faces in 7 expressions, to try everything without data",
+        region="voxceleb2",  # framed as that set's videos are
     ),
     Source(
         "csv",

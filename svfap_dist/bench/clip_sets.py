@@ -38,11 +38,14 @@ def render(folder: str, samples: int = 256) -> ClipSet:
         samples: of the profile `train`; a quarter of them of `source`, whose readers are slower.
     """
     from data_sharding import pipeline as sharding
+    from data_sharding.transcode import TrainProfile
 
     once = [os.path.join(folder, name) for name in ("rendered", "files", "transcoded")]
     sharding.shard("synthetic", _CLIPS, once[0])
     write_files(once[0], once[1])
-    sharding.shard("folder", once[1], once[2], profile="train")
+    sharding.shard(
+        "folder", once[1], once[2], profile="train", train=TrainProfile(region="voxceleb2")
+    )
     urls = [os.path.join(folder, profile) for profile in ("train", "source")]
     repeat(once[2], urls[0], samples)
     repeat(once[0], urls[1], -(-samples // 4))

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from data_sharding.sources import SOURCES
-from svfap_dist.cli.app import AsJson, app, print_result, shards_app
-from svfap_dist.progress import Progress
+from svfap_dist.cli.app import AsJson, app, complete_with, print_result, shards_app
+from svfap_dist.progress import Progress, waiting
 
 
 @app.command()
@@ -118,7 +118,13 @@ def _split(text: str) -> list[str]:
 
 @app.command(epilog=_list_of_sources())
 def shard(
-    source: Annotated[str, typer.Argument(help=f"Layout of the videos: {', '.join(SOURCES)}.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help=f"Layout of the videos: {', '.join(SOURCES)}.",
+            autocompletion=complete_with(*SOURCES),
+        ),
+    ],
     input: Annotated[
         str, typer.Argument(help="Folder or s3:// prefix of the videos; see the list below.")
     ],
@@ -131,13 +137,19 @@ def shard(
     fold_column: FoldColumn = None,
     split_column: SplitColumn = None,
     profile: Annotated[
-        str, typer.Option(help="source: original video bytes; train: re-encoded for fast decoding.")
+        str,
+        typer.Option(
+            help="source: original video bytes; train: re-encoded for fast decoding.",
+            autocompletion=complete_with("source", "train"),
+        ),
     ] = "source",
     region: Annotated[
         str | None,
         typer.Option(
-            help="With --profile train, part of each frame to keep: voxceleb2, center or full "
-            "(default: voxceleb2; csv: full; images: center)."
+            help="With --profile train, part of each frame to keep: full, center (the largest "
+            "centered square) or voxceleb2 (default: full for folder and csv, voxceleb2 for that "
+            "set and synthetic, center for all others; an existing data set keeps its own).",
+            autocompletion=complete_with("full", "center", "voxceleb2"),
         ),
     ] = None,
     size: Annotated[
@@ -202,7 +214,7 @@ def shard(
     given = any(option is not None for option in (region, size, crf))
     train = None
     if given:
-        train = sharding.train_profile(region=region, size=size, crf=crf, source=source)
+        train = sharding.train_profile(region=region, size=size, crf=crf)
     values = None if value_columns is None else tuple(filter(None, _split(value_columns)))
     named = {
         "videos": videos,
@@ -282,6 +294,8 @@ def shards_show(
     """
     from data_sharding import pipeline as sharding
 
-    if contact_sheet is not None:
-        sharding.draw_contact_sheet(url, contact_sheet)
-    print_result(sharding.show(url), as_json)
+    with waiting(f"Reading {url}"):
+        if contact_sheet is not None:
+            sharding.draw_contact_sheet(url, contact_sheet)
+        found = sharding.show(url)
+    print_result(found, as_json)

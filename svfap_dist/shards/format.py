@@ -36,7 +36,13 @@ from typing import Any
 
 from svfap_dist import json_text, storage
 from svfap_dist.errors import ShardError
-from svfap_dist.video.info import VIDEO_SUFFIXES, VideoInfo, joined_info, load_info
+from svfap_dist.video.info import (
+    VIDEO_SUFFIXES,
+    VideoInfo,
+    joined_info,
+    load_info,
+    region_name,
+)
 
 FORMAT_VERSIONS = (1, 2)  # 2: the parts of a sample are in sections of the tar
 KINDS = ("videos", "images")  # of samples; an image is a video of one frame, see `data.clips`
@@ -106,6 +112,12 @@ class Manifest:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # it was made with
     num_parts: int = 1  # of a sample, each with one phase of its frames; 1: all in one place
     kind: str = KINDS[0]  # of all samples
+
+    @property
+    def region(self) -> str:
+        """Part of the frames that is stored, one of `REGIONS`; "" if all of them are."""
+        train = self.options.get("train")
+        return region_name(train.get("region", "")) if isinstance(train, dict) else ""
 
     @property
     def shards_of_sources(self) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -20,7 +21,10 @@ from svfap_dist.errors import ConfigError
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import open_data
-from svfap_dist.video.info import region_name
+
+log = logging.getLogger(__name__)
+
+_VOXCELEB2_FRAMES = ("voxceleb2", "synthetic")  # sources whose frames show the face where it does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +66,8 @@ def open_training_data(config: Config, trusted: Collection[str] = ()) -> Manifes
     if not config.data.sources:
         manifest = open_data(config, config.data.url, trusted)
         _check_kind(config.data.url, config.data.kind, manifest)
+        set_to = f"set data.region={manifest.region}"
+        _check_region(config.data.url, config.data.region, manifest, set_to)
         return manifest
     mixed, manifests = _load_mixture(config)
     for url, manifest in zip(config.data.urls, manifests, strict=True):
@@ -122,13 +128,32 @@ def _check_alike(config: Config, manifests: Sequence[Manifest]) -> None:
                 raise ConfigError("Sources of a mixture differ", url, found, do)
     for source, manifest in zip(config.data.sources, manifests, strict=True):
         _check_kind(source.url, source.kind or config.data.kind, manifest)
-        region, cut = source.region or config.data.region, _train_options(manifest).get("region")
-        if cut is not None and region_name(cut) != region:
-            found = f"region {region}, where the shards have {region_name(cut)}"
-            do = f"shard it again with --region {region}"
-            if config.task is None:  # the clips of a task have one region
-                do = f'give this source region = "{region_name(cut)}", or {do}'
-            raise ConfigError("Shards were cut to another region", source.url, found, do)
+        # The clips of a task have one region.
+        own = "" if config.task else f'give this source region = "{manifest.region}"'
+        _check_region(source.url, source.region or config.data.region, manifest, own)
+
+
+def _check_region(url: str, region: str, manifest: Manifest, advice: str) -> None:
+    """Raise ConfigError if the shards have another region; warn of one that may miss the faces.
+
+    Args:
+        url: URL of the data set.
+        region: Part of the frames that clips are cut from.
+        manifest: The data set.
+        advice: How the recipe names the stored region; "": it cannot.
+    """
+    if manifest.region not in ("", region):
+        found = f"region {region}, where the shards have {manifest.region}"
+        do = ", or ".join(filter(None, [advice, f"shard it again with --region {region}"]))
+        raise ConfigError("Shards were cut to another region", url, found, do)
+    if region == "voxceleb2" and not manifest.region and manifest.source not in _VOXCELEB2_FRAMES:
+        log.warning(
+            "data.region = voxceleb2 keeps the upper middle of the frames, where VoxCeleb2 shows "
+            "the face, but %s is of source %s: unless its frames are alike, set data.region=full "
+            "(the whole frame) or center (the largest centered square).",
+            *(url, manifest.source),
+            extra={"once": True},
+        )
 
 
 def _check_kind(url: str, kind: str | None, manifest: Manifest) -> None:
@@ -139,14 +164,9 @@ def _check_kind(url: str, kind: str | None, manifest: Manifest) -> None:
         raise ConfigError("Shards have samples of another kind", url, found, do)
 
 
-def _train_options(manifest: Manifest) -> dict[str, Any]:
-    """Return the options of the profile `train` that a data set was made with, {} of others."""
-    return manifest.options.get("train") or {}
-
-
 def _size_of(manifest: Manifest) -> Any:
     """Return the side of the stored frames; None: as they were cut."""
-    return _train_options(manifest).get("size")
+    return (manifest.options.get("train") or {}).get("size")
 
 
 def _text(value: Any) -> str:

@@ -93,7 +93,12 @@ def test_a_pass_fetches_each_byte_once(tmp_path) -> None:
     """64 samples in one pass, in a process of its own: all are fetched."""
     make_video(tmp_path / "in/a.mp4", 64, size=(64, 64))
     sharding.shard(
-        "folder", str(tmp_path / "in"), str(tmp_path / "once"), profile="train", workers=0
+        "folder",
+        str(tmp_path / "in"),
+        str(tmp_path / "once"),
+        profile="train",
+        train=sharding.TrainProfile(region="voxceleb2"),
+        workers=0,
     )
     url = str(tmp_path / "train")
     clip_sets.repeat(str(tmp_path / "once"), url, 64)

@@ -161,6 +161,17 @@ def test_sources_that_differ_are_refused(urls, second, message):
         open_training_data(mixture_of((1, 1), urls[:2]))
 
 
+def test_one_data_set_is_refused_as_those_of_a_mixture_are(urls, caplog):
+    config = mixture_of((1, 1), urls[:2])
+    data = {"sources": (), "url": urls[0], "region": "voxceleb2"}
+    alone = config.model_copy(update={"data": config.data.model_copy(update=data)})
+    open_training_data(alone)
+    assert "set data.region=full" in caplog.text  # the whole frames of a folder are there
+    altered(urls[0], **TRAIN)
+    with pytest.raises(ConfigError, match=r"another region.*set data\.region=full, or shard it"):
+        open_training_data(alone)
+
+
 def test_images_may_be_shorter_than_a_window_and_a_source_may_name_its_kind(urls):
     altered(urls[1], kind="images", min_frames=1)
     config = mixture_of((1, 1), urls[:2])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from data_sharding.plan import Group
 from data_sharding.sources import SourceVideo
 from svfap_dist import storage
 from svfap_dist.errors import ClusterError, StorageError
+from svfap_dist.parallel import processes
 from svfap_dist.video.probe import Limits
 
 LENGTHS = [12, 9, 15, 8, 11, 10]
@@ -65,6 +68,38 @@ def test_processes_make_what_one_process_makes(alone: dict[str, str], tmp_path: 
     )
     assert sum(tally.num_samples for tally in tallies) == 4
     assert contents(tmp_path) == alone
+
+
+def wait_for(flag: Path, read: Callable[[], bytes]) -> bytes:
+    while not flag.exists():
+        time.sleep(0.01)
+    return read()
+
+
+def counted_groups(flag: Path) -> tuple[list[Group], Callable[[markers.Tally], None]]:
+    """Two groups whose last videos are there once others of both were counted."""
+    waiting = []
+    for made in two_groups():
+        *ready, last = made.videos
+        slow = dataclasses.replace(last, read=functools.partial(wait_for, flag, last.read))
+        waiting.append(dataclasses.replace(made, videos=(*ready, slow)))
+
+    def count(tally: markers.Tally) -> None:
+        if tally.num_videos >= 2:
+            flag.touch()
+
+    return waiting, count
+
+
+def test_videos_are_counted_while_their_shards_are_made(
+    alone: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "_SECONDS_BETWEEN_CALLS", 0.01)
+    groups, count = counted_groups(tmp_path / "counted")
+    out = tmp_path / "out"
+    made = make_shards.make_by_processes(order(out), groups, workers=2, on_video=count)
+    assert sum(tally.num_samples for tally in made) == 4
+    assert contents(out) == alone
 
 
 def kill_the_worker_once(state: Path, data: bytes) -> bytes:
@@ -147,6 +182,8 @@ def test_only_few_videos_are_in_flight() -> None:
 
 @pytest.mark.slow
 def test_ray_tasks_make_what_one_process_makes(alone: dict[str, str], tmp_path: Path) -> None:
-    made = make_shards.make_by_ray(order(tmp_path), two_groups(), "local", workers=2)
+    groups, count = counted_groups(tmp_path / "counted")
+    out = tmp_path / "out"
+    made = make_shards.make_by_ray(order(out), groups, "local", workers=2, on_video=count)
     assert sum(tally.num_samples for tally in made) == 4
-    assert contents(tmp_path) == alone
+    assert contents(out) == alone

@@ -158,6 +158,27 @@ def test_old_readers_can_read_what_has_no_sections(urls):
     assert versions == {"samples": (True, False, False), "phases": (False, True, True)}
 
 
+def test_a_data_set_keeps_its_region(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Of a folder the whole frame is stored, unless its data set was begun with another region."""
+    videos = tmp_path / "in"
+    make_video(videos / "a.mp4", 9, size=(64, 64))
+    options = {"profile": "train", "min_frames": 1, "workers": 0}
+    new = pipeline.shard("folder", str(videos), str(tmp_path / "new"), **options)
+    assert new.region == pipeline.show(new.url).region == "full"
+    assert "stored region: full (train with data.region=full)" in new.lines()
+    begun = pipeline.TrainProfile(region="voxceleb2")
+    old = pipeline.shard("folder", str(videos), str(tmp_path / "old"), train=begun, **options)
+    make_video(videos / "b.mp4", 9, size=(64, 64))
+    assert not caplog.records
+    grown = pipeline.shard("folder", str(videos), str(tmp_path / "old"), **options)
+    assert (grown.new_samples, grown.fingerprint_before) == (1, old.fingerprint)
+    assert grown.region == "voxceleb2"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    other = pipeline.train_profile(region="full", size=None, crf=None)
+    with pytest.raises(ConfigError, match=r"'region': 'voxceleb2'.*'region': 'full'"):
+        pipeline.shard("folder", str(videos), str(tmp_path / "old"), train=other, **options)
+
+
 def test_a_data_set_keeps_its_layout(tmp_path: Path):
     """One that was made before there were sections is complete, and grows as it was begun."""
     videos, out = tmp_path / "in", str(tmp_path / "out")
