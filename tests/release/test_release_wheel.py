@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from wheel_environment import ROOT, WheelEnvironment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module")
