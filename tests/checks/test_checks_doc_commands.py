@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import doc_commands
@@ -169,3 +172,21 @@ def test_lines_comments_loops_and_marks_are_read():
 )
 def test_a_call_in_a_text_is_read(mention: str, problem: str):
     assert doc_commands.mention_problem(mention) == problem
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_documents_commands_run(tmp_path: Path):
+    """Those without a mark; `doc_runs` says with which inputs."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/checks/doc_runs.py", tmp_path],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(done.stdout)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    runs = [each for each in doc_commands.account() if each.state == doc_commands.RUN]
+    recipes = sum(each.kind == "toml" for each in runs)
+    assert f"doc_runs: {len(runs) - recipes} run, 0 failed" in done.stdout
