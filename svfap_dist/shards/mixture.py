@@ -93,9 +93,11 @@ def _load_mixture(config: Config) -> tuple[Manifest, list[Manifest]]:
     urls = config.data.urls
     manifests = [shard_format.load_manifest(url) for url in urls]
     _check_alike(config, manifests)
+    # Absolute: the ranks that receive this manifest may run in another folder.
+    folders = [url if storage.is_remote(url) else storage.local_path(url) for url in urls]
     shards = tuple(
-        dataclasses.replace(entry, name=storage.join(url, entry.name))
-        for url, manifest in zip(urls, manifests, strict=True)
+        dataclasses.replace(entry, name=storage.join(folder, entry.name))
+        for folder, manifest in zip(folders, manifests, strict=True)
         for entry in manifest.shards
     )
     mixed = MixedManifest(

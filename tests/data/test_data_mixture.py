@@ -21,6 +21,7 @@ from svfap_dist.evaluate import protocol
 from svfap_dist.evaluate.task_of_data import complete_config
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.mixture import MixedManifest, open_training_data
+from svfap_dist.shards.reader import SampleReader
 from svfap_dist.video.info import VideoInfo
 
 SIZES = ([13, 6], [9], [5, 7])
@@ -119,6 +120,16 @@ def test_a_bad_sample_is_replaced_by_one_of_its_source(tmp_path, videos):
         for sample in batch.bad:
             found.add(sample.index)
     assert found == {19 + 4, 19 + 6}
+
+
+def test_a_manifest_is_read_in_another_folder_than_it_was_made_in(urls, tmp_path, monkeypatch):
+    """Ray's ranks run in a folder of their own, and receive the driver's manifest."""
+    monkeypatch.chdir(Path(urls[0]).parent)
+    config = mixture_of((3, 1), [Path(url).name for url in urls[:2]])
+    manifest = open_training_data(config)
+    assert manifest == open_training_data(mixture_of((3, 1), urls[:2]))
+    monkeypatch.chdir(tmp_path)
+    assert SampleReader("", manifest).read(0)
 
 
 def test_the_fingerprint_is_of_the_sources_in_their_order_not_of_their_places(urls, tmp_path):
