@@ -49,10 +49,11 @@ check: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# Run the tutorials and store their outputs.
+# Run the tutorials and store their outputs, then join the pieces of each stream.
 notebooks: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m nbconvert --execute --inplace --to notebook \
-	  --ExecutePreprocessor.record_timing=False --CoalesceStreamsPreprocessor.enabled=True docs/tutorials/*.ipynb
+	  --ExecutePreprocessor.record_timing=False docs/tutorials/*.ipynb
+	$(BIN)/python -m nbconvert --inplace --to notebook --CoalesceStreamsPreprocessor.enabled=True docs/tutorials/*.ipynb
 
 # How many files a reader opens to follow a clip, a labeled video and a checkpoint (minutes: it runs them).
 walks: $(STAMP)
