@@ -7,7 +7,8 @@ import functools
 import hashlib
 import os
 import signal
-import time
+import subprocess
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,10 +71,12 @@ def test_processes_make_what_one_process_makes(alone: dict[str, str], tmp_path: 
     assert contents(tmp_path) == alone
 
 
-def wait_for(flag: Path, read: Callable[[], bytes]) -> bytes:
-    while not flag.exists():
-        time.sleep(0.01)
-    return read()
+def wait_for(flag: Path, read: Callable[[], bytes]) -> Callable[[], bytes]:
+    """Return a read that waits for a file, without a function that Ray's workers cannot import."""
+    content = flag.with_name(uuid.uuid4().hex)
+    content.write_bytes(read())
+    script = 'until test -e "$0"; do sleep 0.01; done; cat "$1"'
+    return functools.partial(subprocess.check_output, ["sh", "-c", script, str(flag), str(content)])
 
 
 def counted_groups(flag: Path) -> tuple[list[Group], Callable[[markers.Tally], None]]:
@@ -81,7 +84,7 @@ def counted_groups(flag: Path) -> tuple[list[Group], Callable[[markers.Tally], N
     waiting = []
     for made in two_groups():
         *ready, last = made.videos
-        slow = dataclasses.replace(last, read=functools.partial(wait_for, flag, last.read))
+        slow = dataclasses.replace(last, read=wait_for(flag, last.read))
         waiting.append(dataclasses.replace(made, videos=(*ready, slow)))
 
     def count(tally: markers.Tally) -> None:
