@@ -200,7 +200,7 @@ def test_damaged_predictions_are_refused(content: str | None, tmp_path: Path):
     file = tmp_path / "predictions.jsonl"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(CheckpointError, match="evaluate this fold again"):
+    with pytest.raises(CheckpointError, match="test this fold again"):
         Predictions.read(str(file))
 
 
