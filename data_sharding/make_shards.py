@@ -111,7 +111,7 @@ def make_here(
         num_groups: How many there are.
         num_videos: How many videos they have.
         workers: Processes in all; None: by the number of CPUs and videos.
-        on_video: Called with the tally of the shards under way, as their videos get done.
+        on_video: Called with the tally of the shards in progress, as videos are finished.
 
     Raises:
         ClusterError: A group's worker died again and again.
@@ -169,10 +169,10 @@ def make_by_processes(
 
 
 class _SharedCounts:
-    """Videos done of each shard under way: its worker writes them, this process reads them.
+    """Counts of finished videos per shard in progress, in memory shared with the workers.
 
     Args:
-        workers: Shards that are made at a time.
+        workers: Number of shards that are made at a time.
     """
 
     def __init__(self, workers: int) -> None:
@@ -183,7 +183,7 @@ class _SharedCounts:
 
     @contextlib.contextmanager
     def row(self) -> Iterator[int]:
-        """Yield the number of a row for a shard, which is zero before and after."""
+        """Reserve a row of counts for a shard and yield its number; the counts start at zero."""
         row = self._free.get()
         try:
             yield row
@@ -192,16 +192,17 @@ class _SharedCounts:
             self._free.put(row)
 
     def tally(self) -> Tally:
-        """Return the counts of all shards under way."""
-        return _counted(sum(self.values[::2]), sum(self.values[1::2]))
+        """Return the counts of all shards in progress."""
+        return _as_tally(sum(self.values[::2]), sum(self.values[1::2]))
 
 
-def _counted(num_samples: int, num_rejected: int) -> Tally:
+def _as_tally(num_samples: int, num_rejected: int) -> Tally:
+    """Return a tally of counts only, without the reasons of rejections."""
     return Tally(num_samples, reasons={"": num_rejected})
 
 
 def _make_counted(maker: ShardMaker, values: Any, request: tuple[int, Group]) -> Tally:
-    """Make a shard, in a worker process, and count its videos in a row of `_SharedCounts`."""
+    """Make a shard in a worker process, counting its videos in a row of `_SharedCounts`."""
     row, group = request
 
     def count(tally: Tally) -> None:
@@ -251,8 +252,8 @@ def make_by_ray(
 
         def show() -> None:
             numbers = [group.number for group, _ in tasks.values()]
-            with contextlib.suppress(RayError):  # a lost count costs a line, not the sharding
-                on_video(_counted(*ray.get(counts.sum.remote(numbers), timeout=_COUNT_SECONDS)))
+            with contextlib.suppress(RayError):  # without a count, only the progress is stale
+                on_video(_as_tally(*ray.get(counts.sum.remote(numbers), timeout=_COUNT_SECONDS)))
 
         try:
             for group, future in as_completed(start, groups, limit, show):
@@ -270,7 +271,7 @@ def make_by_ray(
 
 
 class _PostedCounts:
-    """Videos done of each shard, as Ray's tasks post them; an actor."""
+    """Ray actor that collects the counts of finished videos per shard from the tasks."""
 
     def __init__(self) -> None:
         self._rows: dict[int, tuple[int, int]] = {}
@@ -280,12 +281,13 @@ class _PostedCounts:
         self._rows[group] = num_samples, num_rejected
 
     def sum(self, groups: list[int]) -> tuple[int, int]:
-        """Return the samples and the rejected videos of some shards, and forget the others."""
+        """Return the samples and rejected videos of these shards, and drop the others' counts."""
         self._rows = {group: self._rows[group] for group in groups if group in self._rows}
         return sum(row[0] for row in self._rows.values()), sum(r[1] for r in self._rows.values())
 
 
 def _make(job: ShardJobSpec, group: Group, counts: Any) -> Tally:
+    """Make a shard in a Ray task, posting counts to the actor `_PostedCounts`."""
     latest = 0.0
 
     def post(tally: Tally) -> None:

@@ -205,7 +205,7 @@ def _marker_of(url: str, group: Group, digest: str) -> Marker:
             return marker
         found = "it was made from other videos or with other options"
     what = "Another job has written to this output meanwhile"
-    fix = "let it end, then run the same command again, with another URL if both are wanted"
+    fix = "wait until it ends and run the same command again, or use another URL"
     raise ShardError(what, storage.join(url, markers.marker_name(group.number)), found, fix)
 
 

@@ -52,14 +52,14 @@ __all__ = [
 ]
 
 _PROFILES = ("source", "train")
-# Parameters that are options of the command line.
+# Parameters of `shard`, and their options on the command line.
 _OPTIONS = {
     "shuffle_seed": "--shuffle-seed",
     "min_frames": "--min-frames",
     "max_samples_per_shard": "--samples-per-shard",
 }
-_LAYOUTS = ("phases", "samples")  # of new data sets; of those of shard format 1
-_FIRST_REGION = "voxceleb2"  # once the default of most sources
+_LAYOUTS = ("phases", "samples")  # of new data sets, and of those of shard format 1
+_FORMER_REGION = "voxceleb2"  # the former default of most sources
 _MAX_SHARD_BYTES = 512 << 20  # a shard has to fit on local disk, and a rank reads parts of it
 
 
@@ -80,7 +80,7 @@ class ShardSummary:
     clips_per_second: float = 0.0  # new samples in that time
     new_samples: int = 0
     fingerprint_before: str = ""  # of the data set that was there
-    region: str = ""  # part of the frames that was kept; "": all, and training chooses
+    region: str = ""  # stored part of the frames, of profile train; "": whole frames
 
     def lines(self) -> list[str]:
         """Return the lines that the command prints."""
@@ -216,8 +216,12 @@ def _with_defaults(
     output_url: str,
     options_of: Callable[[TrainProfile], dict[str, object]],
 ) -> TrainProfile:
-    """Return the profile with region and layout: those of an existing data set, or the defaults."""
-    regions = [train.region] if train.region else [region_name(source.region), _FIRST_REGION]
+    """Return the profile with defaults for region and layout.
+
+    Former defaults are used if they give the options of the complete data set at `output_url`, so
+    that it can be extended by the command that made it.
+    """
+    regions = [train.region] if train.region else [region_name(source.region), _FORMER_REGION]
     layouts = [train.layout] if train.layout else [*_LAYOUTS]
     choices = [
         dataclasses.replace(train, region=region, layout=layout)
@@ -229,8 +233,8 @@ def _with_defaults(
         train = next((each for each in choices if options_of(each) == existing), default)
         if train.region != default.region:
             log.warning(
-                "%s keeps --region %s, with which it was made; new data sets of the source %s have "
-                "--region %s.",
+                "%s was made with --region %s, the former default, and keeps it. The default of "
+                "source %s is now --region %s.",
                 *(output_url, train.region, source.name, default.region),
             )
         return train
@@ -241,8 +245,7 @@ def train_profile(*, region: str | None, size: int | None, crf: float | None) ->
     """Return the train profile of these options; None means the default.
 
     Args:
-        region: Part of the frame that is kept; None: as an existing data set has it, else the
-            source's default.
+        region: Part of the frame that is kept; None: the source's default.
         size: Pixels of a side, even; None: as it is cut.
         crf: x264's quality, 0 to 51, lower is better.
 
@@ -292,7 +295,7 @@ def _make_missing(
     shown = 0
 
     def report(under_way: Tally) -> None:
-        # The end of a shard reports before the others of that moment are counted again.
+        # Never count down: when a shard ends, the counts of the others may be a second old.
         nonlocal shown
         shown = max(shown, so_far.num_videos + under_way.num_videos)
         progress(shown, total, so_far.num_rejected + under_way.num_rejected)
@@ -318,8 +321,8 @@ def _check_options(
         fix = f"use one of: {', '.join(_PROFILES)}"
         raise ConfigError("Unknown profile", "--profile", profile, fix)
     if train and profile != "train":
-        what, fix = "Options of another profile", "use --profile train"
-        found = "--region, --size or --crf, which only profile train has"
+        what, fix = "Options require another profile", "use --profile train"
+        found = "--region, --size or --crf, which are for profile train only"
         raise ConfigError(what, f"--profile {profile}", found, fix)
     for name, value in numbers.items():
         if value < (0 if name == "shuffle_seed" else 1):

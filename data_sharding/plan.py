@@ -90,7 +90,7 @@ class Plan:
                 return self._db.executemany(insert, rows()).rowcount
         except sqlite3.IntegrityError as error:
             assert latest is not None
-            fix = "report it: the source's module has to make keys unique"
+            fix = "report this as a bug: keys of a source must be unique"
             what, found = "Two videos of the source have the same key", f"key {latest.key}"
             raise ShardError(what, latest.where, found, fix) from error
 

@@ -46,7 +46,7 @@ class Statistics:
     num_variable_rate: int
     labels: dict[str, dict[str, int]]  # samples by class, fold, split, ..., of labeled sets
     num_subjects: int  # 0 if unknown
-    region: str  # part of the frames that is stored; "": all, and training chooses
+    region: str  # stored part of the frames, of profile train; "": whole frames
 
     def lines(self) -> list[str]:
         """Return the lines that the command prints."""

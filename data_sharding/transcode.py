@@ -66,7 +66,7 @@ _X264 = "psy=0:aq-mode=0:trellis=2:weightp=2:mbtree=0:keyint=infinite:scenecut=0
 class TrainProfile:
     """How videos are stored for training; recorded in the manifest, as it decides the bytes."""
 
-    # Part of the frames that is kept. None: as the data set has it already, else the source's.
+    # Part of the frames that is kept; None: the source's default (`pipeline.shard`).
     region: Region | None = "voxceleb2"
     size: int | None = None  # frames are resized to size x size pixels; None: not resized
     phases: int = 4  # stride of the windows whose frames are adjacent
@@ -82,7 +82,7 @@ class TrainProfile:
             fix = f"use one of: {', '.join(REGIONS)}"
             raise ConfigError("Unknown region", "--region", self.region, fix)
         if self.size is not None and (self.size < 16 or self.size % 2):
-            fix = "use an even size from 16"
+            fix = "use an even size, 16 or more"
             raise ConfigError("Option out of range", "--size", str(self.size), fix)
         if not 0 <= self.crf <= 51:
             raise ConfigError("Option out of range", "--crf", str(self.crf), "use 0 to 51")

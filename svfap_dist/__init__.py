@@ -2,7 +2,7 @@
 
 Most programs need `load` and `extract` only; `HubNetwork` has Hugging Face's `from_pretrained`. All
 are imported on first use, so that importing the package is fast. `__version__` is that of the
-installed distribution. docs/architecture.md says what each room (folder) is for.
+installed distribution. docs/architecture.md describes the subpackages.
 """
 
 from __future__ import annotations

@@ -23,13 +23,13 @@ EXIT_CODES = {
     4: "video",
     5: "checkpoint",
     6: "ranks, job or cluster",
-    7: "unhealthy run: loss not finite, too many bad samples, fenced by a newer process",
+    7: "unhealthy run: non-finite loss, too many bad samples, fenced by a newer process",
     8: "storage: credentials, missing bucket, full disk, network",
     9: "a check of svfap doctor failed",
-    75: "train.max_seconds is over, and a checkpoint saved: run the same command again",
+    75: "train.max_seconds reached and a checkpoint saved: run the same command again",
 }
 SIGNAL_EXIT_CODE = "128 + N"
-SIGNAL_EXIT_MEANING = "signal N (Ctrl-C: 130, SIGTERM: 143); training has saved a checkpoint"
+SIGNAL_EXIT_MEANING = "signal N (Ctrl-C: 130, SIGTERM: 143); training saves a checkpoint first"
 
 
 class SvfapError(Exception):

@@ -1,7 +1,7 @@
 """Progress of long tasks on standard error: a bar on a terminal, else a line every few seconds.
 
-A line is due also while nothing is finished: a thread watches the clock, so that no wait is silent.
-Standard output stays free for results, which `--json` makes one object.
+A background thread prints a line even if there is no progress, so that no wait is silent. Standard
+output is left to results.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from svfap_dist import logs
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_TICKS = 1.0
-_entered: list[Progress] = []  # tasks within tasks; the last one is shown
+_entered: list[Progress] = []  # nested tasks; only the innermost, the last one, is shown
 
 
 class Progress:
@@ -93,7 +93,7 @@ class Progress:
             self.tick()
 
     def tick(self) -> None:
-        """Print a line if one is due, though nothing new is finished."""
+        """Print a line if one is due, even without progress."""
         if self._bar or self._silent:
             return
         with self._lock:
@@ -135,9 +135,9 @@ def _bar(has_count: bool) -> Any:
     from rich import progress as bars
     from rich.console import Console
 
-    # What is printed on standard output meanwhile stays there, also if that is a file.
+    # Do not redirect standard output, which may be a file, to the bar's console.
     settings: Any = {"console": Console(stderr=True), "redirect_stdout": False}
-    elapsed = bars.TimeElapsedColumn()  # moves while nothing is finished
+    elapsed = bars.TimeElapsedColumn()  # moves even without progress
     if not has_count:
         columns = (bars.SpinnerColumn(), "{task.description}", elapsed)
         return bars.Progress(*columns, transient=True, **settings)
@@ -147,7 +147,7 @@ def _bar(has_count: bool) -> Any:
 
 
 def waiting(title: str, silent: bool = False) -> Progress:
-    """Return the progress of a task that is not counted and usually ends within seconds.
+    """Return the progress of a task without a count that usually ends within seconds.
 
     Args:
         title: What is done.

@@ -86,7 +86,7 @@ class Source:
     module: str = ""  # defines `samples`; "": the module of that name in this room
     has_columns: bool = False  # whether `samples` takes `Columns`
     min_frames: int | None = None  # default of --min-frames; None: `video.probe.MIN_FRAMES`
-    region: str = "center"  # default of --region; that of the recipes for labeled sets
+    region: str = "center"  # default of --region, as in the recipes for labeled sets
     kind: str = "videos"  # a key of `shards.format.KINDS`
 
     def samples(self, text: str, columns: Columns | None = None) -> Iterator[SourceVideo]:
@@ -139,7 +139,7 @@ _ROWS = (
         True,
         "what to render, such as clips=210,identities=30",
         "rendered talking faces in 7 expressions, to try everything without data",
-        region="voxceleb2",  # framed as that set's videos are
+        region="voxceleb2",  # framed like VoxCeleb2
     ),
     Source(
         "csv",
@@ -155,7 +155,7 @@ _ROWS = (
         "afewva",
         True,
         "NNN/*.png and NNN/NNN.json, at any depth",
-        "AFEW-VA: clips of films, rated for valence and arousal",
+        "AFEW-VA: film clips, rated for valence and arousal",
     ),
     Source(
         "avcaffe",

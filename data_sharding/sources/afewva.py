@@ -1,6 +1,6 @@
-"""AFEW-VA: 600 clips of films, rated for valence and arousal frame by frame.
+"""AFEW-VA: 600 film clips, rated for valence and arousal frame by frame.
 
-INPUT holds the clips' folders, `NNN`, in any folders (the archives have 50 each): the frames, and
+INPUT contains a folder `NNN` per clip, at any depth (each archive has 50): the frames, and
 `NNN.json` with the actor and the ratings from -10 to 10. A clip's values are the means over its
 frames, divided by 10. There are no official folds.
 https://ibug.doc.ic.ac.uk/resources/afew-va-database/

@@ -161,7 +161,7 @@ def _used_columns(where: str, header: Sequence[str], columns: Columns) -> _Used:
     fold, split = optional("fold"), optional("split")
     if values and label is not None:
         found, fix = "--label-column and --value-columns", "give one of them"
-        raise ConfigError("Both a label and values are named", where, found, fix)
+        raise ConfigError("Both a label and values are given", where, found, fix)
     if not values and label is None:
         found = f"columns {', '.join(header)}"
         fix = "name the column of the class with --label-column, or those of numbers with "
@@ -286,7 +286,7 @@ def _as_samples(where: str, folder: str, rows: Sequence[_Row]) -> Iterator[Sourc
     if all(video is None for video in videos.values()):
         found = f"none of {len(rows)} files, such as {storage.join(folder, rows[0].path)}"
         fix = "check the paths, or give the folder they are relative to with --videos"
-        raise ShardError("No video of the list exists", where, found, fix)
+        raise ShardError("No listed video exists", where, found, fix)
     _refuse_shared_files(where, rows, videos)
     if all(row.labels is None for row in rows):
         found = f"no {rows[0].empty} in any of {len(rows)} rows"

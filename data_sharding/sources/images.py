@@ -79,7 +79,7 @@ def _of_list(where: str) -> Iterator[SourceVideo]:
     if not sizes:
         found = f"none of {len(paths)} files, such as {storage.join(folder, next(iter(paths)))}"
         do = f"check the paths, which are relative to {folder}"
-        raise ShardError("No image of the list exists", where=where, found=found, do=do)
+        raise ShardError("No listed image exists", where=where, found=found, do=do)
     if missing := [line for path, line in paths.items() if path not in sizes]:
         log.warning("Files of %s that are not there: %s.", where, name_lines(missing))
     keys = Keys()

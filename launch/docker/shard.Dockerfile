@@ -5,7 +5,7 @@
 FROM python:3.11.14-slim-bookworm AS builder
 ARG EXTRAS=shard,faces
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
-# PyTorch's CPU build: PyPI's brings gigabytes of CUDA.
+# PyTorch's CPU build; the one on PyPI includes gigabytes of CUDA libraries.
 RUN python -m venv /opt/svfap \
   && /opt/svfap/bin/pip install --index-url https://download.pytorch.org/whl/cpu torch==2.13.0
 WORKDIR /src

@@ -17,7 +17,7 @@ FROM python:3.11.14-slim-bookworm
 LABEL org.opencontainers.image.title="svfap: training" org.opencontainers.image.licenses="Apache-2.0"
 # Without "video", the container toolkit does not mount NVDEC's library (libnvcuvid).
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,video,utility
-# g++: torch.compile and Triton. wget: KubeRay's probes. Debian removes old versions, so none is pinned.
+# g++ for torch.compile and Triton, wget for KubeRay's probes. Debian removes old versions, so none is pinned.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends g++ wget && rm -rf /var/lib/apt/lists/*
 COPY --from=builder /opt/svfap /opt/svfap

@@ -78,7 +78,7 @@ class CheckoutSteps:
         if not answer:
             said = self._process.communicate()[1].strip()
             found = said.splitlines()[-1] if said else f"exit code {self._process.returncode}"
-            do = "run `svfap bench model` in that checkout alone, and see where it fails"
+            do = "run `svfap bench model` in that checkout to see the whole error"
             raise ClusterError("Benchmark step failed", self._checkout, found, do)
         seconds, loss = json.loads(answer)
         return seconds, loss

@@ -149,7 +149,7 @@ def _measure_rank(config: Config, rounds: int, world: World) -> dict[str, Any]:
             outcome = checkpointer.finish_upload()
         assert outcome is not None
         if outcome.error:
-            do = "check that --url can be written to"
+            do = "check that --url is writable"
             raise CheckpointError("Checkpoint was not stored", url, outcome.error, do)
         outcomes.append(outcome)
         return stall

@@ -42,7 +42,7 @@ class _InOrder(TyperGroup):
 
 
 def _list_of_exit_codes() -> str:
-    """Return the table of exit codes for the end of `svfap --help`."""
+    """Return the table of exit codes, shown at the end of `svfap --help`."""
     rows = [*EXIT_CODES.items(), (SIGNAL_EXIT_CODE, SIGNAL_EXIT_MEANING)]
     return "\b\n" + "\n".join(["Exit codes:", *(f"  {code!s:9} {text}" for code, text in rows)])
 
@@ -52,8 +52,8 @@ app = typer.Typer(
     cls=_InOrder,
     help="Pre-train and fine-tune facial-affect video models (SVFAP) on shards of face clips.\n\n"
     "First steps: `svfap demo`. Then: `svfap shard`, `svfap pretrain`, `svfap finetune`.\n\n"
-    "Each verb's --help has an example. Results are printed on standard output, with --json as one "
-    "JSON object; progress and errors on standard error. SVFAP_LOG sets the log level (debug, "
+    "Each verb's --help has an example. Results are written to standard output (as one JSON object "
+    "with --json), progress and errors to standard error. SVFAP_LOG sets the log level (debug, "
     "info, warning, error) and `json` lines, e.g. SVFAP_LOG=debug,json.",
     epilog=_list_of_exit_codes(),
     no_args_is_help=True,
@@ -102,10 +102,10 @@ bench_app = _group("bench", "Measure models, decoders, loaders and checkpoints o
 
 
 def complete_with(*words: str) -> Callable[[str], list[str]]:
-    """Return a function that completes an argument with one of some words, for a shell.
+    """Return a completion callback that offers fixed choices.
 
     Args:
-        *words: The words.
+        *words: Values of the argument or option.
     """
 
     def complete(incomplete: str) -> list[str]:
@@ -115,7 +115,7 @@ def complete_with(*words: str) -> Callable[[str], list[str]]:
 
 
 def _complete_recipe(incomplete: str) -> list[str]:
-    """Return bundled recipes; without one the shell completes the paths of files."""
+    """Return matching names of bundled recipes; with no match the shell completes file names."""
     names = sorted(path.stem for path in bundled.folder("launch/recipes").glob("*.toml"))
     return [name for name in names if name.startswith(incomplete)]
 

@@ -103,7 +103,7 @@ def bench_step(
 
 
 def _measuring() -> Progress:
-    """Return the progress of a benchmark until it counts its rounds, and after them."""
+    """Return the progress of the parts of a benchmark that are not counted in rounds."""
     return waiting("Preparing or measuring")
 
 
@@ -330,7 +330,7 @@ def bench_transfer(
     vit_init: Annotated[
         str,
         typer.Option(
-            metavar="RUN_OR_CHECKPOINT", help="The same of a plain ViT (default: no such row)."
+            metavar="RUN_OR_CHECKPOINT", help="The same for a plain ViT (default: no such row)."
         ),
     ] = "",
     labels: Annotated[

@@ -1,6 +1,6 @@
-"""`svfap completion`: make a shell complete verbs, options, recipes and names.
+"""`svfap completion`: shell completion of verbs, options, recipes and values, by typer.
 
-Typer does the work: the printed script calls `svfap` with _SVFAP_COMPLETE set when Tab is pressed.
+When Tab is pressed, the printed script calls `svfap` with _SVFAP_COMPLETE set.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ _VARIABLE = "_SVFAP_COMPLETE"
 
 
 def answer_shells() -> None:
-    """Let the command line answer the requests of completion scripts."""
+    """Set up typer's completion if a completion script started this process."""
     if _VARIABLE in os.environ:
         _register_shells()
 
 
 def _register_shells() -> None:
+    """Register typer's own completion classes, which it does as a side effect of this call."""
     from typer import completion as typers
 
     typers.get_completion_inspect_parameters()
@@ -37,10 +38,10 @@ def completion(
         typer.Argument(help="Shell: bash, zsh or fish.", autocompletion=complete_with(*_SHELLS)),
     ],
 ) -> None:
-    """Print the script that makes a shell complete this command.
+    """Print the shell completion script.
 
-    In bash and zsh: `source <(svfap completion bash)` at the end of ~/.bashrc, or with zsh of
-    ~/.zshrc, after compinit. In fish: `svfap completion fish | source`.
+    bash: add `source <(svfap completion bash)` to ~/.bashrc. zsh: add `source <(svfap completion
+    zsh)` to ~/.zshrc, after compinit. fish: `svfap completion fish | source`.
 
     Example: svfap completion bash
     """
@@ -54,4 +55,4 @@ def completion(
     with contextlib.redirect_stdout(io.StringIO()) as script:
         command = typer.main.get_command(app)
         shell_complete(command, {}, "svfap", _VARIABLE, f"source_{shell}")
-    print(script.getvalue().strip())  # in a file of zsh's, #compdef has to be the first line
+    print(script.getvalue().strip())  # zsh requires #compdef on the first line

@@ -39,13 +39,13 @@ def missing_extra(error: ModuleNotFoundError) -> ConfigError | None:
 
 
 def check_extras(*extras: str) -> None:
-    """Check that all modules of some extras are installed, before a verb starts its work.
+    """Check that the modules of extras are installed, before a verb starts to work.
 
     Args:
         *extras: Names of extras.
 
     Raises:
-        ConfigError: If one is missing; it names all extras to install.
+        ConfigError: If a module is missing; it names all extras to install.
     """
     absent = {
         extra: [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]

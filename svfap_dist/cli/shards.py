@@ -147,8 +147,8 @@ def shard(
         str | None,
         typer.Option(
             help="With --profile train, part of each frame to keep: full, center (the largest "
-            "centered square) or voxceleb2 (default: full for folder and csv, voxceleb2 for that "
-            "set and synthetic, center for all others; an existing data set keeps its own).",
+            "centered square) or voxceleb2 (default: full for folder and csv, voxceleb2 for "
+            "voxceleb2 and synthetic, center for all others).",
             autocompletion=complete_with("full", "center", "voxceleb2"),
         ),
     ] = None,

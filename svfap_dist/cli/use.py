@@ -77,7 +77,8 @@ def extract(
     workers: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Most workers on the cluster (default: one per GPU, else --threads CPUs)."
+            min=1,
+            help="Maximum workers on the cluster (default: one per GPU, else --threads CPUs).",
         ),
     ] = None,
     step: Annotated[
@@ -97,8 +98,8 @@ def extract(
 ) -> None:
     """Write features of videos to one NPZ file, or to Parquet files.
 
-    What is in them is described in docs/use.md. With --format parquet, run the same command again
-    to resume.
+    docs/use.md describes their contents. With --format parquet, run the same command again to
+    resume.
 
     Example: svfap extract runs/a faces/ -o features.npz
     """
@@ -110,7 +111,7 @@ def extract(
     if format == "npz" and (ray or pooled):
         option = "--ray" if ray else "--pooled"
         found, advice = "--format npz", "use --format parquet"
-        raise ConfigError("Option of another format", option, found, advice)
+        raise ConfigError("Option requires another format", option, found, advice)
     if format == "parquet":
         import pyarrow  # noqa: F401 - a missing package is an error before anything is read
 

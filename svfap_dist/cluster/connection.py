@@ -57,7 +57,7 @@ def check_resources(cluster: ClusterConfig) -> None:
     """
     deadline = time.monotonic() + cluster.wait_seconds
     while lacking := shortage(cluster):
-        waits = "Waiting up to %d s for nodes to join the Ray cluster: it has %s."
+        waits = "Waiting up to %d s for nodes to join the Ray cluster, which has %s."
         log.info(waits, cluster.wait_seconds, lacking, extra={"once": True})
         if time.monotonic() >= deadline:
             where = f"{fewest_key(cluster)} = {cluster.fewest_workers}"

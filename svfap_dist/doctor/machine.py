@@ -27,7 +27,7 @@ from svfap_dist.parallel import cpus
 from svfap_dist.video.backends import BACKENDS, DEFAULT, capabilities
 
 _PROJECT = "svfap-dist"
-_EVERYTHING = "all"  # the extra whose packages are those of others, which a wheel lists again
+_EVERYTHING = "all"  # the extra that repeats the packages of other extras
 _CHECKED_PACKAGES = (
     *("torch", "deepspeed", "ray", "webdataset", "s3fs", "av"),
     *("nvidia-dali-cuda130", "nvidia-ml-py"),
@@ -140,16 +140,16 @@ def _usable_cores() -> float:
 
 
 def _check_load() -> Finding:
-    """Check whether other processes keep the cores busy, which slows threads that wait for others.
+    """Check whether other processes keep the CPUs busy.
 
-    torch's threads meet after each operation, so one that gets no core holds up all of them.
+    torch's threads synchronize after each operation, so one that waits for a core delays all.
     """
-    busy, cores = cpus.busy_cpus(), cpus.machine_cpus()
-    found = f"{busy:.1f} of {cores} CPUs were busy in the last minute"
-    if busy <= cores / 2:
+    load, cores = cpus.load_average(), cpus.machine_cpus()
+    found = f"load average {load:.1f} over the last minute, {cores} CPUs"
+    if load <= cores / 2:
         return ok("load", found)
-    advice = "end other work, or give a rank one thread (train.threads_per_rank=1) and "
-    return warn("load", found, advice + "start more ranks (torchrun, or --on ray)")
+    advice = "stop other work, or set train.threads_per_rank=1 and start more ranks "
+    return warn("load", found, advice + "(torchrun, or --on ray)")
 
 
 def _check_cores(config: Config, usable: float) -> Finding:

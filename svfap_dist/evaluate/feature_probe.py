@@ -118,7 +118,7 @@ def select(probe: ProbeConfig, manifest: Manifest, labels: Sequence[dict[str, An
             raise ShardError("Probe cannot be split", probe.url, found, do)
     if not _tested(folds):
         found = f"{len(indices)} samples, all of split train"
-        do = "shard a validation or test split, too"
+        do = "add a validation or test split to the shards"
         raise ShardError("Probe has nothing to test", probe.url, found, do)
     return ProbeSet(manifest, indices, targets, folds, grouped_by)
 

@@ -1,8 +1,8 @@
-"""Draw what a masked autoencoder predicts: three rows of frames for each clip.
+"""Reconstruct masked clips, and lay them out as three rows of frames per clip.
 
-The original; the encoder's input, with masked patches in gray; and the predictions in the masked
-places. Predictions are standardized per patch, so each patch takes mean and deviation from its
-original: the picture shows learned structure, not brightness.
+The rows: the original; the encoder's input, with masked patches in gray; and the predictions at the
+masked positions. Predictions are standardized per patch, so each patch takes mean and deviation
+from its original: the picture shows learned structure, not brightness.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def reconstruct(
 
     Args:
         predict: The autoencoder: frames, visible and masked tokens -> pixels [1, M, P].
-        size: Of the autoencoder.
+        size: Size of the autoencoder.
         frames: One clip, uint8 [1, F, H, W, 3], on the network's device.
         mask: The recipe's [mask]; all masked tokens are predicted.
-        stream: Draws the mask.
+        stream: Random stream that draws the mask.
     """
     whole = mask.model_copy(update={"decoder_ratio": 1.0})
     split = masking.split_tokens(stream, whole, size.num_tubelets, size.patches_per_frame)
@@ -57,8 +57,8 @@ def grid_rows(video: np.ndarray, name: str) -> list[tuple[str, list[np.ndarray]]
     """Return the labeled rows of a clip's picture.
 
     Args:
-        video: From `reconstruct`.
-        name: Of the clip.
+        video: Result of `reconstruct`.
+        name: Name of the clip.
     """
     shown = image_grid.evenly_spaced(video.shape[1], _FRAMES_SHOWN)
     labels = (f"{name}\n{_ROWS[0]}", *_ROWS[1:])

@@ -268,7 +268,7 @@ def save(
             "Build arguments cannot be saved", path, str(error), advice
         ) from error
     if "size" not in build_args:
-        title, do = "Build arguments have no model size", "add size, a name of a model size"
+        title, do = "Build arguments have no model size", "add size, the name of a model size"
         raise CheckpointError(title, path, build, do)
     tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
     metadata = {_BUILD_KEY: build}

@@ -1,7 +1,7 @@
-"""The CPUs that this process may use: those of its affinity mask, within its container's quota.
+"""The number of CPUs that this process may use, by its affinity mask and its container's quota.
 
-A container with a quota of two CPUs shows all of the machine's; threads for all of them would only
-take turns. The quota is that of the control group, version 1 or 2, or of any group above it.
+A container with a quota of two CPUs sees all CPUs of the machine; a thread for each would only be
+throttled. The quota is the smallest of the process's cgroup (v1 or v2) and its ancestors.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def usable_cpus() -> int:
 
 
 def cpu_quota(groups: Path = _GROUPS, mount: Path = _MOUNT) -> float | None:
-    """Return the CPU time per second that the control group may use, None without a limit.
+    """Return the CPU quota of the cgroup, in CPUs; None without a limit.
 
     Args:
-        groups: File with the groups of this process.
-        mount: Folder of the control groups.
+        groups: File that lists the cgroups of this process.
+        mount: Mount point of the cgroup file systems.
     """
     quotas = [quota for folder in _folders(groups, mount) if (quota := _quota_of(folder))]
     return min(quotas, default=None)
 
 
-def busy_cpus() -> float:
-    """Return how many CPUs of the machine were busy in the last minute; 0 if it is unknown."""
+def load_average() -> float:
+    """Return the machine's load average over the last minute; 0 if it is unknown."""
     try:
         return os.getloadavg()[0]
     except (OSError, AttributeError):
@@ -50,9 +50,9 @@ def busy_cpus() -> float:
 
 
 def _folders(groups: Path, mount: Path) -> set[Path]:
-    """Return the folders of the process's groups, and of all groups above them.
+    """Return the folders of the process's cgroups and of their ancestors.
 
-    Inside a container a path may be the host's, so that only the mount itself exists.
+    Inside a container a path may be the host's, so that only the mount point itself exists.
     """
     try:
         lines = groups.read_text().splitlines()
@@ -69,7 +69,7 @@ def _folders(groups: Path, mount: Path) -> set[Path]:
 
 
 def _quota_of(folder: Path) -> float | None:
-    """Return the quota in a group's files of either version, None if there is none."""
+    """Return the quota in the files of a cgroup (v1 or v2), None if there is none."""
     try:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text().split()

@@ -35,7 +35,7 @@ from svfap_dist.parallel import stacks
 
 _START_SECONDS = 120.0  # for a child to start and to import what the function needs
 _THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_SECONDS_BETWEEN_CALLS = 1.0  # of `on_wait`
+_SECONDS_BETWEEN_CALLS = 1.0  # between calls of `on_wait`
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGINT))
 _started: weakref.WeakSet[SpawnProcess] = weakref.WeakSet()
 _starting = threading.Lock()  # a child inherits the environment, which all threads share

@@ -155,7 +155,7 @@ def _figures(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[t
 
 
 def _by_step(events: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """Return the events of a name by step; of a step that was repeated, the last one."""
+    """Return the events of a name in order of steps; of a repeated step, the last event."""
     found = {event["step"]: event for event in events if event["event"] == name}
     return [found[step] for step in sorted(found)]
 
@@ -191,7 +191,7 @@ def _slow_ranks(rows: list[dict[str, Any]]) -> list[tuple[int, float]]:
 def _charts(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> str:
     """Return charts over steps as one inline SVG.
 
-    Three, and those of probes, of a fine-tuning's validations, and of sources if there are any.
+    Three charts, then those of probes, validations of a fine-tuning, and sources, if there are any.
     """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

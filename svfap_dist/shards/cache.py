@@ -74,7 +74,7 @@ class ShardCache:
         if not data.cache_dir:
             return None
         if fcntl is None:
-            found, do = "no fcntl, by which ranks share copies", "leave out data.cache_dir"
+            found, do = "no fcntl, which ranks need to share copies", "leave out data.cache_dir"
             raise ConfigError("No file locks on this system", "data.cache_dir", found, do)
         sizes = sorted((shard.num_bytes for shard in manifest.shards), reverse=True)
         lanes = data.num_lanes * world.local_world_size // world.world_size

@@ -115,7 +115,7 @@ class Manifest:
 
     @property
     def region(self) -> str:
-        """Part of the frames that is stored, one of `REGIONS`; "" if all of them are."""
+        """Stored part of the frames, one of `REGIONS`; "" for profile source (whole frames)."""
         train = self.options.get("train")
         return region_name(train.get("region", "")) if isinstance(train, dict) else ""
 

@@ -24,7 +24,7 @@ from svfap_dist.shards.reader import open_data
 
 log = logging.getLogger(__name__)
 
-_VOXCELEB2_FRAMES = ("voxceleb2", "synthetic")  # sources whose frames show the face where it does
+_VOXCELEB2_FRAMES = ("voxceleb2", "synthetic")  # sources framed like VoxCeleb2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,13 +136,13 @@ def _check_alike(config: Config, manifests: Sequence[Manifest]) -> None:
 
 
 def _check_region(url: str, region: str, manifest: Manifest, advice: str) -> None:
-    """Raise ConfigError if the shards have another region; warn of one that may miss the faces.
+    """Raise ConfigError if the shards have another region; warn if it may miss the faces.
 
     Args:
         url: URL of the data set.
         region: Part of the frames that clips are cut from.
         manifest: The data set.
-        advice: How the recipe names the stored region; "": it cannot.
+        advice: How to set the stored region in the recipe; "" if it cannot be set.
     """
     if manifest.region not in ("", region):
         found = f"region {region}, where the shards have {manifest.region}"
@@ -151,8 +151,8 @@ def _check_region(url: str, region: str, manifest: Manifest, advice: str) -> Non
     if region == "voxceleb2" and not manifest.region and manifest.source not in _VOXCELEB2_FRAMES:
         log.warning(
             "data.region = voxceleb2 keeps the upper middle of the frames, where VoxCeleb2 shows "
-            "the face, but %s is of source %s: unless its frames are alike, set data.region=full "
-            "(the whole frame) or center (the largest centered square).",
+            "the face, but %s is of source %s: unless its videos are framed alike, set "
+            "data.region=full (the whole frame) or center (the largest centered square).",
             *(url, manifest.source),
             extra={"once": True},
         )

@@ -1,6 +1,6 @@
-"""What is known of a run before its ranks start: data, split of a task, newest checkpoint.
+"""The context of a run: manifest, split of a task, history, and state of the newest checkpoint.
 
-It is read and checked once, by the process that starts a group, and passed on to the ranks.
+It is read and checked once, by the process that starts the ranks, and sent to them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def load_run_context(config: Config, known: RunContext | None = None) -> RunCont
 
     Args:
         config: The run's recipe.
-        known: An earlier context of it: only newest checkpoint and attempt number are read again.
+        known: Earlier context of the run; only newest checkpoint and history are read again.
 
     Raises:
         ConfigError: If recipe, data and checkpoint do not fit each other.
@@ -82,7 +82,7 @@ def load_run_context(config: Config, known: RunContext | None = None) -> RunCont
 
 
 def _open_probe_set(config: Config, is_new: bool) -> tuple[ProbeSet | None, str]:
-    """Return the samples of probes; a run that resumes may do without, and has the error."""
+    """Return the samples of probes, or the error, which only a new run raises."""
     if not config.probe.url:
         return None, ""
     try:

@@ -37,7 +37,7 @@ from svfap_dist.distributed import World, all_gather_object, barrier
 from svfap_dist.errors import CheckpointError, ClusterError
 from svfap_dist.model import layers
 from svfap_dist.parallel.affinity import bind_to_gpu
-from svfap_dist.parallel.cpus import busy_cpus, cpu_quota, machine_cpus
+from svfap_dist.parallel.cpus import cpu_quota, load_average, machine_cpus
 from svfap_dist.telemetry.meter import Phases
 from svfap_dist.train import optim, partitions
 from svfap_dist.train.copy_stream import CopyStream
@@ -198,7 +198,7 @@ def _fair_threads() -> int:
     """Return this rank's share of the cores it may use; a collective.
 
     Under torchrun or Ray all ranks of a machine have the same cores; srun may have given each rank
-    cores of its own, which nothing else shares. A container's quota is for all of its ranks.
+    cores of its own, which nothing else shares. All ranks of a container share its quota.
     """
     cores = os.sched_getaffinity(0)
     placed = all_gather_object((socket.gethostname(), cores))
@@ -211,13 +211,13 @@ def _fair_threads() -> int:
 
 def _warn_if_busy(threads: int) -> None:
     """Warn if other processes take cores from torch's threads, which wait for each other."""
-    busy, cores = busy_cpus(), machine_cpus()
-    if threads > 1 and busy > cores / 2:
+    load, cores = load_average(), machine_cpus()
+    if threads > 1 and load > cores / 2:
         log.warning(
-            "%.1f of %d CPUs were busy in the last minute, and torch's %d threads wait for each "
-            "other after each operation. If steps are slow, set train.threads_per_rank=1 and start "
-            "more ranks (torchrun, or --on ray).",
-            *(busy, cores, threads),
+            "The load average is %.1f on %d CPUs, and torch's %d threads synchronize after each "
+            "operation. If steps are slow, set train.threads_per_rank=1 and start more ranks "
+            "(torchrun, or --on ray).",
+            *(load, cores, threads),
         )
 
 

@@ -85,7 +85,7 @@ class ValidationSet:
         return (total[0] / total[1]).item()
 
     def picture(self, engine: Engine) -> bytes:
-        """Return a PNG of this rank's first clip and its reconstruction; a collective at ZeRO-3.
+        """Return a PNG of this rank's first clip and its reconstruction; collective under ZeRO-3.
 
         Args:
             engine: Engine of the run.

@@ -404,7 +404,7 @@ def covering_views(shape: ClipShape, region: str, step: int) -> ChooseViews:
         ConfigError: the step is negative.
     """
     if step < 0:
-        do = "give 0 or more frames, from one clip's start to the next"
+        do = "give the number of frames between the starts of two clips, 0 or more"
         raise ConfigError("Negative step", "step", str(step), do)
 
     def choose(info: VideoInfo) -> Views:

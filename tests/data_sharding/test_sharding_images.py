@@ -211,7 +211,7 @@ def test_a_list_chooses_images_and_what_is_wrong_in_it_is_told_by_line(
     ("text", "message"),
     [
         (b"a.jpg\n../b.jpg\n/etc/c.jpg\n", r"leads out .*lines 2, 3.*Found: ../b.jpg.*paths below"),
-        (b"gone.jpg\n", r"No image of the list exists.*none of 1 files.*gone.jpg"),
+        (b"gone.jpg\n", r"No listed image exists.*none of 1 files.*gone.jpg"),
         (b"\n \n", r"List has no paths"),
         (b"\xff\xd8\xff\xe0", r"not UTF-8 text.*line 1.*0xff"),
     ],

@@ -129,7 +129,7 @@ def test_videos_elsewhere(root: Path) -> None:
         ("path,v\na.mp4,high\n", Columns(values=("v",)), ["line 2", "v = high", "decimal point"]),
         ("path;v\na.mp4;0,5\n", Columns(values=("v",)), ["line 2", "v = 0,5", "decimal point"]),
         ("path,v\na.mp4,nan\n", Columns(values=("v",)), ["line 2", "v = nan", "finite"]),
-        ("path,label\nx.mp4,x\n", None, ["No video of the list exists", "x.mp4", "--videos"]),
+        ("path,label\nx.mp4,x\n", None, ["No listed video exists", "x.mp4", "--videos"]),
         ("path,label\na.mp4,x\na.avi,y\n", None, ["line 3", "same file", "a.mp4 for a.avi"]),
         ("path,label\na.mp4,\nd.mp4, \n", None, ["no labels", "no label in any of 2 rows"]),
     ],

@@ -150,10 +150,10 @@ def test_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_load_of_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.cpus, "machine_cpus", lambda: 4)
-    monkeypatch.setattr(machine.cpus, "busy_cpus", lambda: 1.5)
+    monkeypatch.setattr(machine.cpus, "load_average", lambda: 1.5)
     assert machine._check_load().status == "ok"
-    monkeypatch.setattr(machine.cpus, "busy_cpus", lambda: 3.2)
-    assert machine._check_load().found == "3.2 of 4 CPUs were busy in the last minute"
+    monkeypatch.setattr(machine.cpus, "load_average", lambda: 3.2)
+    assert machine._check_load().found == "load average 3.2 over the last minute, 4 CPUs"
     assert "train.threads_per_rank=1" in machine._check_load().do
 
 

@@ -79,7 +79,7 @@ def test_threads_on_a_busy_machine_are_a_warning(
     busy: float,
     warns: int,
 ) -> None:
-    monkeypatch.setattr(engine, "busy_cpus", lambda: busy)
+    monkeypatch.setattr(engine, "load_average", lambda: busy)
     monkeypatch.setattr(engine, "machine_cpus", lambda: 2)
     engine._warn_if_busy(threads)
     assert caplog.text.count("set train.threads_per_rank=1") == warns
