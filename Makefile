@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # torch is named first so that one resolve settles it; constraints.txt pins all that follows.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 STAMP := $(VENV)/.installed
-# Tools of `make release` and `make audit`, apart from what the tests need.
+# Tools of `make release` and `make audit`, separate from the test environment.
 TOOLS := .venv-release
 TOOLS_STAMP := $(TOOLS)/.installed
 
@@ -49,7 +49,7 @@ check: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# Run the tutorials and store their outputs, then join the pieces of each stream.
+# Run the tutorials and store their outputs; a second pass joins the pieces of each stream.
 notebooks: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m nbconvert --execute --inplace --to notebook \
 	  --ExecutePreprocessor.record_timing=False docs/tutorials/*.ipynb
@@ -82,12 +82,12 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# `make release VERSION=0.2.0`: the packages of a version in dist/, tried in an environment of their own, with bill of
-# materials and checksums. DRY_RUN=1 leaves version and changelog as they are. It commits, tags and uploads nothing.
+# `make release VERSION=0.2.0`: build the packages of a version in dist/ with a bill of materials and checksums, and test them in a
+# fresh environment. DRY_RUN=1 leaves version and changelog unchanged. Nothing is committed, tagged or uploaded.
 release: $(TOOLS_STAMP)
 	$(TOOLS)/bin/python tests/release/make_release.py $(if $(DRY_RUN),--dry-run) $(VERSION)
 
-# Known vulnerabilities of the pinned versions, by PyPI's JSON interface; a package that it does not find is an error.
+# Check the pinned versions for known vulnerabilities by PyPI's JSON API; a package that it does not find is an error.
 audit: $(TOOLS_STAMP)
 	$(TOOLS)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 

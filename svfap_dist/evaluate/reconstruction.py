@@ -1,4 +1,4 @@
-"""Reconstruct masked clips, and lay them out as three rows of frames per clip.
+"""Reconstruct masked clips, and arrange them as three rows of frames per clip.
 
 The rows: the original; the encoder's input, with masked patches in gray; and the predictions at the
 masked positions. Predictions are standardized per patch, so each patch takes mean and deviation

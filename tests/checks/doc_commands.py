@@ -1,4 +1,4 @@
-"""List every fenced command and example of the documents: run by a test, or why it is not.
+"""List every fenced command and example of the documents, and whether a test runs it, or why not.
 
 Each fence of README.md, CONTRIBUTING.md, launch/README.md and docs/*.md is of one of these kinds:
 
@@ -10,7 +10,7 @@ Each fence of README.md, CONTRIBUTING.md, launch/README.md and docs/*.md is of o
 A command is also run (`doc_runs.py`), unless a comment above its fence names what it needs:
 
     <!-- needs: a cluster -->                              all commands of the fence
-    <!-- needs: a browser | svfap serve -->                those that begin so
+    <!-- needs: a browser | svfap serve -->                those that begin with that
     <!-- needs: a GPU | svfap pretrain | svfap doctor -->  the same with several beginnings
 
 or the command is abbreviated: it has an ellipsis or options in brackets.

@@ -1,9 +1,9 @@
-"""Build, try and describe the packages of a version: `make release VERSION=0.2.0`.
+"""Build and test the packages of a version: `make release VERSION=0.2.0`.
 
-All of it happens in a copy of HEAD, where version and date are written, the packages are built, and
-the wheel is tried in an environment of its own. Only then do the packages, their bill of materials
-and checksums replace dist/, and the changed files get into this checkout. Nothing is committed,
-tagged, pushed or uploaded: the last lines of the output are the commands that do.
+This works on a copy of HEAD: version and date are written, the packages are built, and the wheel is
+tested in a fresh virtual environment. Only then do the packages, a bill of materials and checksums
+replace dist/, and the changed files are copied into this checkout. Nothing is committed, tagged,
+pushed or uploaded: the last lines of the output are the commands that do that.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SHORT_DEMO = ("demo", "--out", "demo", "train.max_steps=20")
 
 
 class ReleaseError(RuntimeError):
-    """A reason not to release, with what to do."""
+    """The release cannot be made; the message says what to do."""
 
 
 def check(root: Path, version: str) -> None:
@@ -46,7 +46,7 @@ def check(root: Path, version: str) -> None:
         version: Version to release.
 
     Raises:
-        ReleaseError: If the version is no new one, or the checkout has changes.
+        ReleaseError: If the version is not new, or the checkout has changes.
     """
     try:
         wanted = Version(version)
@@ -150,8 +150,8 @@ def make(root: Path, version: str, is_dry_run: bool) -> None:
 
 
 def _try_base(environment: WheelEnvironment, wheel: Path, version: str) -> None:
-    """Use the wheel without extras: version, files, machine check, features, predictions."""
-    _say("Trying the wheel without extras in an environment of its own")
+    """Test the wheel without extras: version, files, machine check, features, predictions."""
+    _say("Testing the wheel without extras in a fresh environment")
     environment.install(wheel)
     if (shown := _svfap(environment, "--version")) != f"svfap {version}\n":
         raise ReleaseError(f"`svfap --version` prints {shown!r}, not svfap {version}.")
@@ -172,8 +172,8 @@ def _try_base(environment: WheelEnvironment, wheel: Path, version: str) -> None:
 
 
 def _try_demo(environment: WheelEnvironment, wheel: Path) -> None:
-    """Pre-train a few steps with the extras for training."""
-    _say(f"Trying the wheel with [{_DEMO_EXTRAS}]: a short `svfap demo`")
+    """Test the wheel with the extras for training: pre-train a few steps."""
+    _say(f"Testing the wheel with [{_DEMO_EXTRAS}]: a short `svfap demo`")
     environment.install(wheel, _DEMO_EXTRAS)
     _svfap(environment, *_SHORT_DEMO)
     for name in ("report.html", "pictures/reconstruction.png"):

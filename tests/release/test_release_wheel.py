@@ -1,4 +1,4 @@
-"""A wheel without extras, in an environment of its own, without a checkout."""
+"""A wheel without extras, in a fresh environment without a checkout."""
 
 from __future__ import annotations
 

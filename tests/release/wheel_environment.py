@@ -1,4 +1,4 @@
-"""An environment of its own with a wheel in it, for `svfap` as a user without a checkout has it."""
+"""A fresh virtual environment with an installed wheel, as users without a checkout have."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 _PIP = ("-m", "pip", "--disable-pip-version-check", "--quiet", "--no-input", "install")
-# Of a checkout, or of the shell of who runs this: a user has none of them.
+# Variables of a checkout or of the caller's shell, which a user does not have.
 _LEFT_OUT = ("PYTHONPATH", "VIRTUAL_ENV", "RAY_AUTH_MODE", "RAY_ADDRESS", "SVFAP_LOG")
 
 
 class WheelEnvironment:
-    """A fresh environment, with a working folder that has an exported network and videos.
+    """A virtual environment, and a working folder with an exported network and videos.
 
     Args:
         folder: Folder to create it in, outside of the checkout.
