@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from data_sharding import markers, temporary
 from data_sharding.markers import Marker, Tally
@@ -141,16 +141,31 @@ def inspect_output(url: str, options: Mapping[str, object]) -> ExistingOutput:
     return ExistingOutput(url, options, manifest)
 
 
-def options_at(url: str) -> dict[str, object] | None:
-    """Return the options of the complete data set under a URL, None if there is none.
+def begun_with(
+    url: str, plan: Plan, candidates: Sequence[dict[str, object]]
+) -> dict[str, object] | None:
+    """Return the options of the data set under a URL, None if there is none.
 
     Args:
         url: URL of the data set.
+        plan: Plan with all videos of the source.
+        candidates: Options that an interrupted sharding, which has no manifest, may have had.
     """
-    try:
-        return shard_format.load_manifest(url).options
-    except ShardError:
-        return None
+    if storage.exists(storage.join(url, MANIFEST_NAME)):
+        try:
+            return shard_format.load_manifest(url).options
+        except ShardError:
+            return None
+    numbers = {markers.shard_number(name) for name in storage.list_files(url)} - {None}
+    for group in plan.new_groups(0) if numbers else ():
+        if group.number not in numbers:
+            continue
+        with contextlib.suppress(ShardError, storage.StorageMissingError):
+            made = markers.load_marker(url, group.number).group_digest
+            for options in candidates:
+                if made == markers.group_digest(group, options_digest(options)):
+                    return options
+    return None
 
 
 def invalidate_manifest(url: str) -> None:

@@ -169,11 +169,11 @@ def shard(  # noqa: PLR0913 - each is an option of the command line
             source=source, profile=profile, **numbers, limits=limits, train=stored
         )
 
-    if train:
-        train = _with_defaults(train, row, output_url, options_of)
-    options = options_of(train)
     with Plan(shuffle_seed, max_samples_per_shard, max_shard_bytes) as plan:
         total = plan.read(row.samples(text, columns))
+        if train:
+            train = _with_defaults(train, row, output_url, plan, options_of)
+        options = options_of(train)
         digest = plan.digest(options)
         with temporary.output_lock(output_url):
             existing = _inspect_output(output_url, options, digest, plan, overwrite)
@@ -214,12 +214,13 @@ def _with_defaults(
     train: TrainProfile,
     source: Source,
     output_url: str,
+    plan: Plan,
     options_of: Callable[[TrainProfile], dict[str, object]],
 ) -> TrainProfile:
     """Return the profile with defaults for region and layout.
 
-    Former defaults are used if they give the options of the complete data set at `output_url`, so
-    that it can be extended by the command that made it.
+    Former defaults are used if they give the options of the data set at `output_url`, complete or
+    interrupted, so that it can be extended or completed by the command that made it.
     """
     regions = [train.region] if train.region else [region_name(source.region), _FORMER_REGION]
     layouts = [train.layout] if train.layout else [*_LAYOUTS]
@@ -229,7 +230,9 @@ def _with_defaults(
         for layout in layouts
     ]
     default = choices[0]
-    if len(choices) > 1 and (existing := manifests.options_at(output_url)):
+    candidates = [options_of(each) for each in choices]
+    existing = manifests.begun_with(output_url, plan, candidates) if len(choices) > 1 else None
+    if existing is not None:
         train = next((each for each in choices if options_of(each) == existing), default)
         if train.region != default.region:
             log.warning(

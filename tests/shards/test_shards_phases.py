@@ -179,6 +179,27 @@ def test_a_data_set_keeps_its_region(tmp_path: Path, caplog: pytest.LogCaptureFi
         pipeline.shard("folder", str(videos), str(tmp_path / "old"), train=other, **options)
 
 
+def test_an_interrupted_sharding_keeps_its_region(tmp_path: Path):
+    """Its shards, of the default region of an earlier release, are not made again."""
+    videos = tmp_path / "in"
+    for name in ("a", "b"):
+        make_video(videos / f"{name}.mp4", 9, size=(64, 64))
+    options = {"profile": "train", "min_frames": 1, "workers": 0, "max_samples_per_shard": 1}
+    begun, out = pipeline.TrainProfile(region="voxceleb2"), tmp_path / "out"
+
+    def interrupt(done: int, total: int | None, rejected: int) -> None:
+        if (out / "shard-000000.done.json").exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.shard("folder", str(videos), str(out), train=begun, progress=interrupt, **options)
+    (made,) = out.glob("*.tar")
+    inode = made.stat().st_ino
+    resumed = pipeline.shard("folder", str(videos), str(out), **options)
+    assert (resumed.region, resumed.num_samples) == ("voxceleb2", 2)
+    assert made.stat().st_ino == inode
+
+
 def test_a_data_set_keeps_its_layout(tmp_path: Path):
     """One that was made before there were sections is complete, and grows as it was begun."""
     videos, out = tmp_path / "in", str(tmp_path / "out")
