@@ -146,7 +146,7 @@ def _check_load() -> Finding:
     """
     load, cores = cpus.load_average(), cpus.machine_cpus()
     found = f"load average {load:.1f} over the last minute, {cores} CPUs"
-    if load <= cores / 2:
+    if not cpus.is_machine_busy():
         return ok("load", found)
     advice = "stop other work, or set train.threads_per_rank=1 and start more ranks "
     return warn("load", found, advice + "(torchrun, or --on ray)")

@@ -49,18 +49,25 @@ def load_average() -> float:
         return 0.0
 
 
+def is_machine_busy() -> bool:
+    """Return whether the load average is above half of the CPUs.
+
+    False for a process that may use only a part of the machine: the load may be on other parts.
+    """
+    return usable_cpus() == machine_cpus() and load_average() > machine_cpus() / 2
+
+
 def _folders(groups: Path, mount: Path) -> set[Path]:
     """Return the folders of the process's cgroups and of their ancestors.
 
     Inside a container a path may be the host's, so that only the mount point itself exists.
     """
     try:
-        lines = groups.read_text().splitlines()
-    except OSError:
+        rows = [line.split(":", 2) for line in groups.read_text().splitlines()]
+    except (OSError, ValueError):
         return set()
     found = set()
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
+    for _, controllers, path in (row for row in rows if len(row) == 3):
         if controllers in ("", "cpu", "cpu,cpuacct", "cpuacct,cpu"):
             top = mount / controllers if controllers else mount
             inner = top / path.lstrip("/")
@@ -77,5 +84,5 @@ def _quota_of(folder: Path) -> float | None:
             quota = (folder / "cpu.cfs_quota_us").read_text()
             period = (folder / "cpu.cfs_period_us").read_text()
         return int(quota) / int(period) if int(quota) > 0 else None
-    except (OSError, ValueError):  # no such file, or "max"
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
         return None

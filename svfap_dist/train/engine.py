@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import logging
 import os
 import socket
@@ -37,7 +38,7 @@ from svfap_dist.distributed import World, all_gather_object, barrier
 from svfap_dist.errors import CheckpointError, ClusterError
 from svfap_dist.model import layers
 from svfap_dist.parallel.affinity import bind_to_gpu
-from svfap_dist.parallel.cpus import cpu_quota, load_average, machine_cpus
+from svfap_dist.parallel.cpus import cpu_quota, is_machine_busy, load_average, machine_cpus
 from svfap_dist.telemetry.meter import Phases
 from svfap_dist.train import optim, partitions
 from svfap_dist.train.copy_stream import CopyStream
@@ -209,15 +210,18 @@ def _fair_threads() -> int:
     return max(1, threads)
 
 
+@functools.cache
 def _warn_if_busy(threads: int) -> None:
-    """Warn if other processes take cores from torch's threads, which wait for each other."""
-    load, cores = load_average(), machine_cpus()
-    if threads > 1 and load > cores / 2:
+    """Warn if other processes take cores from torch's threads, which wait for each other.
+
+    Once in a process: later the load is its own, such as that of the fold before.
+    """
+    if threads > 1 and is_machine_busy():
         log.warning(
             "The load average is %.1f on %d CPUs, and torch's %d threads synchronize after each "
             "operation. If steps are slow, set train.threads_per_rank=1 and start more ranks "
             "(torchrun, or --on ray).",
-            *(load, cores, threads),
+            *(load_average(), machine_cpus(), threads),
         )
 
 

@@ -150,6 +150,7 @@ def test_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_load_of_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.cpus, "machine_cpus", lambda: 4)
+    monkeypatch.setattr(machine.cpus, "usable_cpus", lambda: 4)
     monkeypatch.setattr(machine.cpus, "load_average", lambda: 1.5)
     assert machine._check_load().status == "ok"
     monkeypatch.setattr(machine.cpus, "load_average", lambda: 3.2)

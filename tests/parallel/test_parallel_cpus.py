@@ -32,6 +32,7 @@ def write(path: Path, text: str) -> None:
             None,
         ),
         ("", {}, None),
+        ("not\na list: of groups\n0::/\n", {"cpu.max": "100000 0\n"}, None),
     ],
 )
 def test_quota_of_the_control_group(groups, files, quota, tmp_path):
@@ -50,3 +51,14 @@ def test_usable_cpus(quota, usable, monkeypatch):
     monkeypatch.setattr(cpus, "visible_cpus", lambda: 8)
     monkeypatch.setattr(cpus, "cpu_quota", lambda: quota)
     assert cpus.usable_cpus() == usable
+
+
+@pytest.mark.parametrize(
+    ("load", "usable", "is_busy"),
+    [(70.0, 128, True), (60.0, 128, False), (70.0, 8, False)],  # 8: of a job or a container
+)
+def test_a_machine_is_busy_if_all_of_it_may_be_used(load, usable, is_busy, monkeypatch):
+    monkeypatch.setattr(cpus, "machine_cpus", lambda: 128)
+    monkeypatch.setattr(cpus, "usable_cpus", lambda: usable)
+    monkeypatch.setattr(cpus, "load_average", lambda: load)
+    assert cpus.is_machine_busy() == is_busy
