@@ -369,7 +369,8 @@ class Attempt:
             loss = self._validation.loss(self.engine)
             if chosen_trackers(self._config.track):  # by all ranks
                 picture = self._validation.picture(self.engine)
-                self._recorder.track_picture("reconstruction", self.step, picture)
+                if picture is not None:
+                    self._recorder.track_picture("reconstruction", self.step, picture)
             self._recorder.record_evaluation(self.step, loss, time.perf_counter() - began)
 
     def probe(self, notice: Notice) -> bool:

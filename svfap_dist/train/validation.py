@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 
 import torch
 import torch.distributed as dist
@@ -32,6 +33,8 @@ from svfap_dist.train.engine import Engine
 from svfap_dist.train.objective import build_arguments
 from svfap_dist.video import image_grid
 from svfap_dist.video.info import middle_view
+
+log = logging.getLogger(__name__)
 
 MAX_CLIPS = 64
 _READ_BYTES = 8 << 20  # at a time, by all ranks together: many ranks need one sample each
@@ -84,11 +87,14 @@ class ValidationSet:
         dist.all_reduce(total)
         return (total[0] / total[1]).item()
 
-    def picture(self, engine: Engine) -> bytes:
+    def picture(self, engine: Engine) -> bytes | None:
         """Return a PNG of this rank's first clip and its reconstruction; collective under ZeRO-3.
 
         Args:
             engine: Engine of the run.
+
+        Returns:
+            The file's content; None, with a warning, if the picture cannot be drawn.
         """
         batch, _ = self._rounds[0]
         assert isinstance(batch.frames, Tensor)  # `validation_batches` decodes to RGB
@@ -102,7 +108,11 @@ class ValidationSet:
         stream = Stream(self._config.run.seed, "picture")
         with engine.evaluating():
             rows = reconstruct(predict, size, frames, self._config.mask, stream)
-        return image_grid.png_of(image_grid.draw_grid(grid_rows(rows, batch.keys[0])))
+        try:
+            return image_grid.png_of(image_grid.draw_grid(grid_rows(rows, batch.keys[0])))
+        except Exception as error:  # trackers do without it
+            log.warning("No picture of the reconstruction: %s", error)
+            return None
 
 
 def validation_batches(
