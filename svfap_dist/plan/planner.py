@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import logging
 import math
-import os
 
 import torch
 
@@ -25,6 +24,7 @@ from svfap_dist.data.run_order import RunOrder
 from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError
 from svfap_dist.model import flops
+from svfap_dist.parallel.cpus import usable_cpus
 from svfap_dist.plan import devices, limits
 from svfap_dist.plan.limits import Costs, RankBytes, rank_bytes_by_stage
 from svfap_dist.profiling import memory
@@ -407,7 +407,7 @@ class _Planner:
             cores = self._config.cluster.cpus_per_worker * self._ranks
             source = "recipe: cluster.cpus_per_worker x --gpus-per-node"
         elif cores is None:
-            cores, source = len(os.sched_getaffinity(0)), "this machine"
+            cores, source = usable_cpus(), "this machine"
         self._add("cores, of a node", cores, "", source)
         return cores
 

@@ -9,6 +9,7 @@ from numbered_shards import write_data_set
 
 from svfap_dist.config import check_world_size, recipe
 from svfap_dist.errors import ConfigError
+from svfap_dist.plan import devices, planner
 from svfap_dist.plan.planner import Input, KnownRates, Plan, plan_run
 
 _SMALL = ("model.size=tiny", "train.micro_batch_size=8", "cluster.use_gpu=true")
@@ -153,6 +154,15 @@ def test_a_mixture_is_planned_with_the_epochs_of_each_source(tmp_path, videos) -
     assert _input(found, "epochs of large").value == pytest.approx(160 * 0.75 / 32)
     assert _input(found, "epochs of small").value == pytest.approx(160 * 0.25 / 8)
     assert _input(found, "epochs of small").source == "25 % of all samples, by its weight; it has 8"
+
+
+def test_the_cores_of_this_machine_are_those_of_its_container(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("svfap_dist.parallel.cpus.visible_cpus", lambda: 64)
+    monkeypatch.setattr("svfap_dist.parallel.cpus.cpu_quota", lambda: 4.0)
+    config = recipe.load("tiny_cpu")
+    assert planner._Planner(config, 1, 1, devices.CPU, KnownRates())._cores() == 4
 
 
 def test_a_run_that_does_not_fit_is_noted() -> None:
