@@ -24,6 +24,8 @@ from svfap_dist.model import weights
 from svfap_dist.report import page
 from svfap_dist.train.audit import audit
 
+pytestmark = pytest.mark.timeout(1000)  # more than the runs may take on a busy machine
+
 STEPS = list(range(1, 13))
 
 

@@ -38,7 +38,7 @@ def start(
     folder: Path,
     *,
     last_dies: bool = False,
-    seconds: float = 240,
+    seconds: float = 900,
 ) -> list[list[Any]]:
     """Results of the tasks, [task][rank]; without the last one if that is meant to kill a rank."""
     processes = _started(world_size, tasks, folder)
