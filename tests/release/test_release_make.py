@@ -20,6 +20,10 @@ from wheel_environment import ROOT
 
 DATE = "2031-02-03"
 
+# A release is made in a Git checkout only; the tests of the library need neither.
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs Git, as a release does")
+needs_checkout = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a Git checkout")
+
 
 def git(root: Path, *words: str) -> None:
     author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
@@ -37,6 +41,8 @@ def project() -> dict:
 @pytest.fixture
 def checkout(tmp_path):
     """A repository with the files that a release changes, as they are here."""
+    if shutil.which("git") is None:
+        pytest.skip("needs Git, as a release does")
     for name in make_release.CHANGED:
         shutil.copy(ROOT / name, tmp_path)
     changelog = tmp_path / "CHANGELOG.md"  # right after a release nothing is unreleased
@@ -130,6 +136,8 @@ def sdist(tmp_path_factory):
     return names, Parser().parsestr(text)
 
 
+@needs_git
+@needs_checkout
 def test_an_sdist_has_all_files_of_the_repository_and_no_others(sdist):
     # New files of this checkout may be in it, but its stray ones need not.
     tracked, untracked = files_of_checkout("--cached"), files_of_checkout("--others")
