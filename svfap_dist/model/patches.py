@@ -18,6 +18,8 @@ of a patch, P = pt*p*p*3 in the order (pt, p, p) then channel.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -233,7 +235,8 @@ class PatchEmbed(nn.Module):
         if clips.dtype == torch.uint8:
             wanted, kind = (num_frames, height, width, channels), "frames uint8"
         elif tokens is not None and clips.dim() == 3:
-            wanted, kind = (tokens.shape[1], self.proj.weight[0].numel()), "patches"
+            # Not from the weight's shape: ZeRO-3 leaves it empty until the layer runs.
+            wanted, kind = (tokens.shape[1], channels * math.prod(self.proj.kernel_size)), "patches"
         if clips.shape[1:] != wanted:
             raise ConfigError(
                 "Clips do not fit the model",

@@ -374,6 +374,9 @@ class Engine:
             "zero_optimization": {
                 "stage": self._stage,
                 "reduce_bucket_size": min(size, REDUCE_BUCKET),
+                # Stage 3 would replace torch's `linear`, for the whole process, by a function whose
+                # gradients torch 2.11 loses when it compiles: the run would learn nothing.
+                "memory_efficient_linear": False,
             },
             "steps_per_print": None,
             "timers": {"throughput": {"enabled": False}},  # they wait for the device

@@ -21,6 +21,7 @@ CASES: dict[str, dict[str, Any]] = {
     "resumed at stage 3": {"zero_stage": 3},
     "compiled": {"compile": True},
     "compiled in bfloat16": {"compile": True} | BF16,
+    "compiled at stage 3": {"compile": True, "zero_stage": 3},
 }
 ON_CPU = [name for name in CASES if "compiled" not in name]  # a CPU compiles for a minute
 # Of losses, absolute, and of gradient norms before clipping, relative. A GPU adds in another order.
