@@ -75,7 +75,7 @@ class Backend:
 _OLDEST_GPU, NEWEST_GPU = (7, 0), (12, 0)
 _NVDEC: dict[tuple[str, str], tuple[int, int]] = {
     **{(codec, "yuv420p"): _OLDEST_GPU for codec in ("h264", "hevc", "vp8", "vp9")},
-    **{(codec, "yuv420p"): _OLDEST_GPU for codec in ("mpeg4", "mjpeg")},
+    ("mpeg4", "yuv420p"): _OLDEST_GPU,
     **{("h264", name): (10, 0) for name in ("yuv420p10le", "yuv422p", "yuv422p10le")},
     **{("hevc", name): _OLDEST_GPU for name in ("yuv420p10le", "yuv420p12le")},
     **{("hevc", name): (7, 5) for name in ("yuv444p", "yuv444p10le", "yuv444p12le")},
@@ -100,7 +100,9 @@ def nvdec_decodes(codec: str, pixel_format: str, gpu: tuple[int, int]) -> bool:
     return oldest is not None and gpu >= oldest
 
 
-_DALI_CPU = frozenset({"vp8", "vp9", "mjpeg"})  # DALI 2.4, documentation of fn.decoders.video
+# DALI 2.4, documentation of fn.decoders.video. NVDEC decodes MJPEG, but DALI on a GPU refuses it.
+_DALI_CPU = frozenset({"vp8", "vp9", "mjpeg"})
+_DALI_GPU = frozenset({"vp8", "vp9", "av1", "mpeg4", "h264", "hevc"})
 
 BACKENDS: dict[str, Backend] = {
     "pyav": Backend(
@@ -112,7 +114,7 @@ BACKENDS: dict[str, Backend] = {
     "dali": Backend(
         "svfap_dist.video.dali:DaliDecoder",
         decodes_on="device",
-        codecs={"cpu": _DALI_CPU, "cuda": _DALI_CPU | {"av1", "mpeg4", "h264", "hevc"}},
+        codecs={"cpu": _DALI_CPU, "cuda": _DALI_GPU},
         batched=True,
         module="nvidia.dali",
         install="pip install svfap-dist[gpu]",

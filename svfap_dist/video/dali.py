@@ -15,7 +15,10 @@ their displayed size but looks them up by the coded one, so only videos whose si
 hangs: the loader ends the run then.
 
 DALI shows frames as they are stored, from the first packet on. A video that is to be turned, or
-begins with frames that cannot be decoded, is therefore decoded on the CPU (`pyav`).
+begins with frames that cannot be decoded, is therefore decoded on the CPU (`pyav`). On a GPU so is
+one whose edit list leaves frames out, since only DALI's CPU decoder regards it. What DALI fails on
+is tried on the CPU as well: on a GPU DALI 2.4 ends with "invalid argument" on some H.264 videos of
+keyframes only.
 
 `nvidia.dali` is imported only here, and only when it is used.
 """
@@ -25,6 +28,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import logging
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,6 +49,8 @@ from svfap_dist.video.frames import (
 )
 from svfap_dist.video.info import LEAVE_OUT, Crop, VideoInfo
 from svfap_dist.video.pyav import decode, locate_frames
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import torch
@@ -77,15 +83,13 @@ class DaliDecoder:
 
     def __call__(self, video: bytes, info: VideoInfo, numbers: Sequence[int]) -> RgbFrames:
         """See `Decoder.__call__`; the frames are copied to the host."""
-        if not info.is_plain:
-            return RgbFrames(whole_frames(decode(video, info, numbers)))
         request = VideoRequest(video, info, numbers, [Crop(0, 0, info.height, info.width)])
-        jobs = self._make_jobs(request, (info.height, info.width))
-        with self._lock:
-            found = _join_jobs(jobs, _one_by_one(self._pipelines[0], jobs))
-        if isinstance(found, DecodeError):
-            raise found
-        return RgbFrames(found[0].cpu().numpy())
+        if jobs := self._make_jobs(request, (info.height, info.width)):
+            with self._lock:
+                found = _join_jobs(jobs, _one_by_one(self._pipelines[0], jobs))
+            if not isinstance(found, DecodeError):
+                return RgbFrames(found[0].cpu().numpy())
+        return RgbFrames(whole_frames(decode(video, info, numbers)))
 
     def decode_batch(self, requests: Sequence[VideoRequest], size: int) -> DecodedBatch:
         """See `BatchDecoder.decode_batch`."""
@@ -95,16 +99,16 @@ class DaliDecoder:
         jobs: dict[int, list[_Job]] = {}
         for row, request in enumerate(requests):
             try:
-                if request.info.is_plain:
-                    jobs[row] = self._make_jobs(request, (size, size))
-                else:
-                    found[row] = self._decode_on_host(request, size)
+                jobs[row] = self._make_jobs(request, (size, size))
             except DecodeError as error:
                 found[row] = error
         with self._lock:
             results = iter(self._run([job for of_row in jobs.values() for job in of_row]))
         for row, of_row in jobs.items():
-            found[row] = _join_jobs(of_row, list(itertools.islice(results, len(of_row))))
+            of_dali = _join_jobs(of_row, list(itertools.islice(results, len(of_row))))
+            if not of_row or isinstance(of_dali, DecodeError):
+                of_dali = self._decode_on_host(requests[row], size)
+            found[row] = of_dali
         shape = (len(requests[0].numbers), size, size, 3)
         black = torch.zeros(shape, dtype=torch.uint8, device=self._device)
         clips, bad = [], {}
@@ -115,11 +119,14 @@ class DaliDecoder:
             clips += result
         return DecodedBatch(torch.stack(clips), bad)
 
-    def _decode_on_host(self, request: VideoRequest, size: int) -> list[torch.Tensor]:
-        """Return the clips of a request that DALI would get wrong."""
+    def _decode_on_host(self, request: VideoRequest, size: int) -> _Clips:
+        """Return the clips of a request that DALI would get wrong or fails on."""
         import torch
 
-        frames = decode(request.video, request.info, request.numbers)
+        try:
+            frames = decode(request.video, request.info, request.numbers)
+        except DecodeError as error:
+            return error
         clips = (torch.from_numpy(to_rgb(frames, crop, size)) for crop in request.crops)
         return [
             (clip.flip(2) if request.flip else clip).to(self._device)  # [F, H, W, 3]
@@ -127,11 +134,16 @@ class DaliDecoder:
         ]
 
     def _make_jobs(self, request: VideoRequest, size: tuple[int, int]) -> list[_Job]:
+        """Return the jobs of a request; none if DALI would get its frames wrong."""
+        if not request.info.is_plain:
+            return []
         shared = {"size": np.array(size, np.float32), "flip": np.array(request.flip, np.int32)}
         for number, crop in enumerate(request.crops):
             shared[f"crop{number}"] = np.array(dataclasses.astuple(crop), np.int32)
         codec, jobs = request.info.codec, []
         for located in locate_frames(request.video, request.info, request.numbers):
+            if self._gpu and located.hides_packets:
+                return []
             if self._gpu and not nvdec_decodes(codec, located.pixel_format, self._gpu):
                 found = f"{codec} of {located.pixel_format}, "
                 found += f"and compute capability {self._gpu[0]}.{self._gpu[1]}"
@@ -171,9 +183,11 @@ class _Job(NamedTuple):
 
 
 def _join_jobs(jobs: Sequence[_Job], results: Sequence[_Clips]) -> _Clips:
-    """Return the clips of a request, their frames in its order."""
+    """Return the clips of a request, their frames in its order; none without jobs."""
     import torch
 
+    if not jobs:
+        return []
     parts: list[list[torch.Tensor]] = []
     for result in results:
         if isinstance(result, DecodeError):
@@ -251,6 +265,7 @@ def _one_by_one(pipeline: _Pipeline, jobs: Sequence[_Job]) -> list[_Clips]:
             results += pipeline.finish()
         except RuntimeError as error:
             found = " ".join(str(error).split())[-300:]
+            log.info("DALI cannot decode a video; the CPU tries: %s", found, extra={"once": True})
             results.append(DecodeError("DALI cannot decode the video", found=found, do=LEAVE_OUT))
     return results
 

@@ -203,6 +203,7 @@ class Located(NamedTuple):
     positions: list[int]  # of these, in its presentation order
     matrix: Matrix
     pixel_format: str = "yuv420p"  # FFmpeg's name
+    hides_packets: bool = False  # some are decoded but not shown: an edit list leaves them out
 
 
 def locate_frames(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> list[Located]:
@@ -270,7 +271,8 @@ def _locate_by_time(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Lo
     with open_video(video, probed=True) as container:
         stream = _sized_stream(container, info)
         # Packets before the start that an edit list sets are decoded, but not shown.
-        packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
+        every = [packet for packet in container.demux(stream) if packet.size]
+        packets = [packet for packet in every if not packet.is_discard]
         times = packet_times(packets, container)
         tick, origin = stream.time_base, stream.start_time
         if not has_pts(container) or origin is None:
@@ -283,7 +285,8 @@ def _locate_by_time(video: bytes, info: VideoInfo, numbers: Sequence[int]) -> Lo
     distinct = sorted(set(numbers))
     found = dict(zip(distinct, FrameClock(info, tick).select(timed, distinct), strict=True))
     positions = [found[number] for number in numbers]
-    return Located(video, list(range(len(numbers))), positions, matrix, pixel_format)
+    slots, hides_packets = list(range(len(numbers))), len(packets) < len(every)
+    return Located(video, slots, positions, matrix, pixel_format, hides_packets)
 
 
 def _sized_stream(container: InputContainer, info: VideoInfo) -> VideoStream:

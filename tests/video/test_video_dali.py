@@ -12,7 +12,6 @@ import torch
 from clips import make_video, read_frame_number
 from golden import GOLDEN
 
-from svfap_dist.errors import DecodeError
 from svfap_dist.video import backends, dali
 from svfap_dist.video.backends import BACKENDS
 from svfap_dist.video.dali import DaliDecoder
@@ -141,8 +140,8 @@ def test_colors_are_those_of_the_cpus_path(decoder, matrix, range_):
 
 
 def test_a_bad_video_costs_its_own_clips(decoder):
-    """Junk, a cut file, a codec that is not there, a wrong size, a number too high: of each, what
-    it is; and the others' clips are the same as without them."""
+    """Junk, a cut file, a wrong size, a number too high: of each, what it is; and the others' clips
+    are the same as without them. A codec that DALI lacks is decoded on the CPU."""
     good = [request(name, [2, 8], crops=2) for name in ("vp9-webm", "mjpeg-avi")]
     first = good[0]
     bad = [
@@ -154,12 +153,25 @@ def test_a_bad_video_costs_its_own_clips(decoder):
     ]
     batch = decoder.decode_batch([bad[0], good[0], *bad[1:], good[1]], SIZE)
     kinds = [type(batch.bad[row]) for row in sorted(batch.bad)]
-    assert sorted(batch.bad) == [0, 2, 3, 4, 5]
-    assert kinds[2:] == [DecodeError, WrongSizeError, TooShortError]
+    assert sorted(batch.bad) == [0, 2, 4, 5]
+    assert kinds[2:] == [WrongSizeError, TooShortError]
     alone = decoder.decode_batch(good, SIZE)
     assert alone.bad == {}
     assert torch.equal(batch.clips[[2, 3, 12, 13]], alone.clips)
-    assert not batch.clips[[0, 1, *range(4, 12)]].any()
+    assert not batch.clips[[0, 1, 4, 5, *range(8, 12)]].any()
+    for clip in batch.clips[[6, 7]]:
+        assert painted(clip) == [2, 8]
+
+
+def test_on_a_gpu_the_cpu_decodes_what_an_edit_list_shortens(monkeypatch):
+    """DALI's GPU decoder would show the frames that the list leaves out."""
+    decoder = DaliDecoder("cpu")
+    monkeypatch.setattr(decoder, "_gpu", (9, 0))
+    monkeypatch.setattr(dali._Pipeline, "start", None)  # never called
+    edited = request("vp9-edit-list", [0, 3])
+    assert painted(decoder.decode_batch([edited], SIZE).clips[0]) == [5, 8]
+    frames = decoder(edited.video, edited.info, [0, 3]).pixels
+    assert [read_frame_number(frame) for frame in frames] == [5, 8]
 
 
 def test_all_backends_show_the_same_picture(decoder):
