@@ -176,7 +176,7 @@ def gloo_on_loopback() -> Iterator[None]:
 
 def flight_recorder_variables() -> dict[str, str]:
     """Return the environment in which NCCL records its last collectives, for reports of stalls."""
-    names = "TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_FR_BUFFER_SIZE"
+    names = "TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"  # the latter is deprecated
     return {} if any(name in os.environ for name in names) else {names[0]: _COLLECTIVES_RECORDED}
 
 

@@ -345,7 +345,9 @@ def _measure_row(spec: StepSpec) -> StepRow:
     figures = dict(_host_figures(narrow))
     if spec.size:
         figures |= _in_new_process(_measure_device, spec)
-    return StepRow(spec.micro_batch, spec.zero_stage, spec.compile, **figures)
+    row = StepRow(spec.micro_batch, spec.zero_stage, spec.compile, **figures)
+    log.info("%s", _figures(row))  # what is measured so far, if a later row fails
+    return row
 
 
 @functools.cache
@@ -442,6 +444,17 @@ def _kernel_bytes(config: Config) -> float:
     return float(kernel_bytes(batch.frames, batch.visible, batch.masked, config.model.patch, dtype))
 
 
+def _figures(row: StepRow) -> str:
+    """Return the figures of a row in one line."""
+    known = [
+        f"{name.replace('_', ' ')} {_text(name, getattr(row, name))}"
+        for name in ("host_ms", "device_waits", "step_ms", *_COMPUTED)
+        if getattr(row, name) is not None
+    ]
+    phases = [f"{name} {ms:.2f} ms" for name, ms in (row.phases_ms or {}).items()]
+    return f"{_describe(row)}: {', '.join([*known, *phases])}"
+
+
 def _text(name: str, value: float | None) -> str:
     if value is None:
         return "-"
@@ -488,10 +501,10 @@ def run(
     for spec in specs:
         spec.config()  # fails early
     specs[0] = dataclasses.replace(specs[0], trace=trace)
+    rows = tuple(map(_measure_row, specs))
     log.info("Measuring the loader ...")
     with tempfile.TemporaryDirectory(prefix="svfap-bench-") as folder:
         rank = measure_rank_cost(_loader_run(clip_sets.render(folder).train))
-    rows = tuple(map(_measure_row, specs))
     first = rows[0]
     return StepBench(
         device=torch.cuda.get_device_name() if on_gpu else "cpu",

@@ -136,7 +136,7 @@ class StepTracer:
         if self._on_gpu:
             activities.append(torch.profiler.ProfilerActivity.CUDA)
         profile = torch.profiler.profile(
-            activities=activities, record_shapes=True, profile_memory=True
+            activities=activities, record_shapes=True, profile_memory=True, acc_events=True
         )
         try:
             if self._on_gpu:  # symbols of C++ frames would take minutes

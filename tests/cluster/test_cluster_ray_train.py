@@ -164,7 +164,7 @@ def test_ranks_get_the_settings_of_the_driver(shards, tmp_path, monkeypatch):
         "NCCL_SOCKET_IFNAME": "eth1",
         "GLOO_SOCKET_IFNAME": "eth1",
         "UCX_NET_DEVICES": "mlx5_0:1",
-        "TORCH_NCCL_TRACE_BUFFER_SIZE": "100",
+        "TORCH_FR_BUFFER_SIZE": "100",
         "WANDB_API_KEY": "key",
         "MLFLOW_TRACKING_TOKEN": "token",
     }
@@ -192,7 +192,7 @@ def test_only_ranks_on_cpus_have_one_arena(shards, tmp_path):
 
 def test_only_gpu_ranks_record_their_collectives(shards, tmp_path, monkeypatch):
     """By NCCL, for the report of a stall; unless the user has set it."""
-    names = "TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_FR_BUFFER_SIZE"
+    names = "TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"
     for name in names:
         monkeypatch.delenv(name, raising=False)
     on_gpu = config_of(shards, tmp_path, "cluster.use_gpu=true")
