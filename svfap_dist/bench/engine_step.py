@@ -231,13 +231,15 @@ def _measure_device(spec: StepSpec, world: World) -> dict[str, Any]:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         seconds = _device_seconds(steps.step, spec.steps, steps.device)
+        # Now: timing the phases one by one keeps more than a step does.
+        peak_bytes = torch.cuda.max_memory_allocated() if on_gpu else None
         row: dict[str, Any] = {
             "step_ms": seconds * 1e3,
             "clips_per_second": spec.micro_batch / seconds,
             "phases_ms": {name: s * 1e3 for name, s in _phase_seconds(steps).items()},
         }
         if on_gpu:
-            row["peak_bytes"] = torch.cuda.max_memory_allocated()
+            row["peak_bytes"] = peak_bytes
             peak = flops.peak_rate(torch.cuda.get_device_name(), spec.dtype)
             work = objective.flops_per_clip * spec.micro_batch
             row["mfu"] = work / seconds / peak if peak else None

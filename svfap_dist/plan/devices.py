@@ -51,14 +51,16 @@ NAMES = (*_DEVICES, CPU)
 
 CPU_NETWORK_RATE = 1.25 * _GB  # between nodes without GPUs: 10 Gbit/s
 
-# Default share of the peak rate that a GPU reaches while it computes, eager and compiled: sums of
-# the time of matrix products and of memory traffic of SVFAP-B on paper, validated on no GPU.
-ASSUMED_MFU = {False: 0.25, True: 0.4}
+# Default share of the peak rate that a GPU reaches while it computes. Eager: SVFAP-B with 256 clips
+# on an H200 (docs/benchmarks.md). Compiled: sums of the time of matrix products and of memory
+# traffic on paper.
+MEASURED_MFU, MEASURED_GPU = 0.233, "h200"
+ASSUMED_COMPILED_MFU = 0.4
 
-# Launches. A CUDA launch takes 2 to 4 microseconds of the host; torch.compile fuses about three
-# operations into a kernel and runs no Python between kernels; a CUDA graph ("reduce-overhead") is
-# one launch: all assumed.
-LAUNCH_SECONDS = 3e-6
+# Launches. A CUDA launch took 9 microseconds of an H200's host, by torch's profiler. torch.compile
+# fuses about three operations into a kernel and runs no Python between kernels; a CUDA graph
+# ("reduce-overhead") is one launch: both assumed.
+LAUNCH_SECONDS = 9e-6
 OPERATIONS_PER_COMPILED_KERNEL = 3.0
 GRAPHS_OF_A_MICRO_BATCH = 2.0  # forward and backward pass
 

@@ -3,9 +3,9 @@
 In: a recipe, a number of nodes and devices, and rates that the user knows. Out: `Plan`: clips per
 second and what bounds them, hours, bytes per rank, and every number behind them with its source.
 CPU ranks are assumed to be like this machine and are measured here: steps by the engine, decoding
-by the loader. GPUs are planned from data sheets and an assumed share of their peak rate (MFU); what
-their host does to launch a step is measured here, on a network as deep but narrow. Each input says
-whether it was measured, counted, given or assumed, and the plan sums that up.
+by the loader. GPUs are planned from data sheets and the share of the peak rate (MFU) that an H200
+reached; what their host does to launch a step is measured here, on a network as deep but narrow.
+Each input says whether it was measured, counted, given or assumed, and the plan sums that up.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Plan:
         """Return what this plan rests on, in words."""
         measured = [given.name for given in self.inputs if given.source.startswith(_HERE)]
         assumed = [given.name for given in self.inputs if given.source.startswith(_ASSUMED)]
-        nothing = "Nothing was measured on a GPU." if self.device_bytes is not None else ""
+        nothing = "No GPU of this machine was measured." if self.device_bytes is not None else ""
         return [
             f"{_HERE.capitalize()}: {', '.join(measured) or 'nothing'}. {nothing}".rstrip(),
             f"{_ASSUMED.capitalize()}: {', '.join(assumed) or 'nothing'}.",
@@ -360,12 +360,19 @@ class _Planner:
             work *= _RECOMPUTED
         mfu, source = self._known.mfu, _GIVEN
         if mfu is None:
-            mfu = devices.ASSUMED_MFU[self._config.train.compile]
-            source = f"{_ASSUMED}, measured nowhere: give --mfu"
+            mfu, source = self._usual_mfu()
         self._add("work of a clip", work / 1e9, "GFLOP", "counted from the recipe's model")
         self._add(f"peak rate in {dtype}", peak / 1e12, "TFLOP/s", "NVIDIA's data sheet")
         self._add("share of it that is reached (MFU)", mfu, "", source)
         return clips * work / (mfu * peak)
+
+    def _usual_mfu(self) -> tuple[float, str]:
+        """Return a GPU's share of its peak rate where none is given, and its source."""
+        if self._config.train.compile:
+            return devices.ASSUMED_COMPILED_MFU, f"{_ASSUMED}, measured nowhere: give --mfu"
+        measured = f"measured on an {devices.MEASURED_GPU}, docs/benchmarks.md"
+        is_same = self._gpu == devices.MEASURED_GPU
+        return devices.MEASURED_MFU, measured if is_same else f"{_ASSUMED}; {measured}"
 
     def _host_seconds(self, clips: int) -> float:
         """Return the seconds in which a GPU's host launches a step of that many clips."""
@@ -389,7 +396,7 @@ class _Planner:
             if self._config.train.compile_mode == "reduce-overhead":
                 launches, source = devices.GRAPHS_OF_A_MICRO_BATCH, f"{_ASSUMED}: CUDA graphs"
             self._add("launches of a micro batch", launches, "", source)
-        source = f"{_ASSUMED}; CUDA takes 2 to 4"
+        source = f"{_ASSUMED}; measured on the host of an {devices.MEASURED_GPU}"
         self._add("launch of a kernel", launch * 1e6, "microseconds", source)
         bench = "`svfap bench step` on a CPU"
         self._add("operations of an update", devices.UPDATE_OPERATIONS, "", f"counted by {bench}")
