@@ -11,7 +11,6 @@ per CPU-second: they hold on a shared machine, and count all processes.
 from __future__ import annotations
 
 import dataclasses
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from svfap_dist.data.augment import augment
 from svfap_dist.data.device_augment import augment_batch
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.distributed import World
+from svfap_dist.parallel.cpus import usable_cpus
 from svfap_dist.profiling.loader import LoaderRun
 from svfap_dist.profiling.timing import (
     Rate,
@@ -109,7 +109,7 @@ def run(
     Raises:
         ConfigError, ShardError, StorageError: From recipe, device and shards.
     """
-    device, cores = check_device(device, "float32"), len(os.sched_getaffinity(0))
+    device, cores = check_device(device, "float32"), usable_cpus()
     here = [
         f"data.decode_workers={cores}",
         f"data.decode_threads={2 * cores}",

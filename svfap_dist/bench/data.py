@@ -39,6 +39,7 @@ from svfap_dist.config import Config, recipe
 from svfap_dist.data.read_ahead import bytes_of_pass, plan_reads
 from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError
+from svfap_dist.parallel.cpus import usable_cpus
 from svfap_dist.profiling.loader import LoaderRun, time_loader
 from svfap_dist.profiling.timing import Rate, call_in_new_process, take_turns, time_batches
 from svfap_dist.shards import format as shard_format
@@ -147,7 +148,7 @@ def run(
     Raises:
         ConfigError, ShardError, StorageError: from recipe and shards.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cpus()
     workers = [f"data.decode_workers={cores}", f"data.decode_threads={2 * cores}"]
     config = recipe.load(_RECIPE, ["train.global_batch_size=32", *_HERE, *workers, *overrides])
     per_round = -(-batches // rounds)

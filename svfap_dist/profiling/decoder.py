@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import time
 from collections.abc import Sequence
 from typing import cast
@@ -17,6 +16,7 @@ from typing import cast
 from svfap_dist.config import Config
 from svfap_dist.data import decoding
 from svfap_dist.errors import DecodeError
+from svfap_dist.parallel.cpus import usable_cpus
 from svfap_dist.profiling.timing import Rate, repeat
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import Sample
@@ -123,7 +123,7 @@ def _measure_backends(
     requests = _spread_windows(config, samples)
     # With worker processes the threads only fetch; and more than the cores decode no faster.
     at_a_time = config.data.decode_workers or config.data.decode_threads
-    decoders = min(at_a_time, len(os.sched_getaffinity(0)))
+    decoders = min(at_a_time, usable_cpus())
 
     def rate_of(name: str) -> float:
         choice = decoding.with_backend(config, name)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from svfap_dist.data.batch import ClipBatch
 from svfap_dist.data.loader import ClipLoader
 from svfap_dist.data.read_ahead import bytes_of_pass
 from svfap_dist.distributed import World
+from svfap_dist.parallel.cpus import usable_cpus
 from svfap_dist.profiling.timing import Rate, call_in_new_process, seconds_of, time_batches
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.mixture import load_training_manifest, open_training_data
@@ -121,7 +121,7 @@ def measure_data(config: Config, on_gpu: bool) -> DataCost:
 
 def _one_rank(config: Config, on_gpu: bool) -> LoaderRun:
     """Return the recipe for one rank of this machine: the smallest batch that its lanes allow."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cpus()
     batch = config.data.num_lanes * config.data.repeated_sampling
     colors = config.data.colors
     data = {
