@@ -142,7 +142,7 @@ def _print_summary(run_url: str, result: Any, picture: str, report: str, face: s
     say("")
     for line in result.lines():
         say(line)
-    svfap = "svfap" if shutil.which("svfap") else os.path.relpath(sys.argv[0])
+    svfap = _own_command()
     say(
         f"""
 Report      {report}
@@ -156,3 +156,12 @@ Next:
   {svfap} pretrain tiny_cpu data.url=shards data.region=center run.url=runs/mine --on ray
       (data.region=center: the largest centered square of each frame)"""
     )
+
+
+def _own_command() -> str:
+    """Return how to call this program from the current folder."""
+    if shutil.which("svfap"):
+        return "svfap"
+    if os.path.basename(sys.argv[0]) == "__main__.py":
+        return "python -m svfap_dist"
+    return os.path.relpath(sys.argv[0])

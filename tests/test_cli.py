@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from packaging.version import Version
 
 import svfap_dist
 from data_sharding import pipeline
-from svfap_dist import cli
+from svfap_dist import cli, demo
 
 
 def svfap(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -136,3 +137,20 @@ def test_ctrl_c_is_reported(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 130
     assert done.stderr == ("warning: Interrupted. Partial outputs are ignored; rerun to resume.\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "program", "command"),
+    [
+        ("bin", "pkg/svfap_dist/__main__.py", "svfap"),
+        ("", "pkg/svfap_dist/__main__.py", "python -m svfap_dist"),
+        ("", ".venv/bin/svfap", os.path.join(".venv", "bin", "svfap")),
+    ],
+)
+def test_the_demo_shows_commands_that_can_be_called(path, program, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/svfap").touch(0o755)
+    monkeypatch.setenv("PATH", path and str(tmp_path / path))
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / program), "demo"])
+    assert demo._own_command() == command
