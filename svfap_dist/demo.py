@@ -61,9 +61,10 @@ def run(out: str, videos: str, overrides: Sequence[str]) -> None:
 
     picture = os.path.join(run_url, "pictures", "reconstruction.png")
     faces = _some_videos(source, inputs[1], os.path.join(out, "faces"))
-    reconstruction.make(run_url, faces, picture)
     report = os.path.join(run_url, "report.html")
-    page.make(run_url, report)
+    with Progress("Drawing the picture and the report"):
+        reconstruction.make(run_url, faces, picture)
+        page.make(run_url, report)
     _print_summary(run_url, result, picture, report, faces[0])
 
 

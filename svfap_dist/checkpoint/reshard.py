@@ -20,7 +20,7 @@ import tempfile
 from svfap_dist import storage
 from svfap_dist.checkpoint import load, store
 from svfap_dist.checkpoint.store import STATE, UNIVERSAL, WEIGHTS, checkpoint_url
-from svfap_dist.checkpoint.untrusted import refuse_code
+from svfap_dist.checkpoint.untrusted import pickle_by_value, refuse_code
 from svfap_dist.config import check_world_size, recipe
 from svfap_dist.errors import CheckpointError, ConfigError
 
@@ -69,6 +69,7 @@ def reshard_checkpoint(url: str, run_url: str, world_size: int | None = None) ->
     if storage.list_files(target):
         advice = "name another folder with -o, or delete that one"
         raise CheckpointError("Checkpoint exists already", target, f"files of step {step}", advice)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # keeps DeepSpeed from searching for a GPU
     with tempfile.TemporaryDirectory(prefix="svfap-reshard-") as folder:
         log.info("Reading %s ...", where)
         shards, part = os.path.join(folder, "shards"), os.path.join(folder, "part")
@@ -90,7 +91,6 @@ def reshard_checkpoint(url: str, run_url: str, world_size: int | None = None) ->
 
 def _convert_to_universal(folder: str) -> str:
     """Write the universal form beside a local folder of all ranks' shards; return its folder."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # keeps it from searching for a GPU
     options = argparse.Namespace(
         input_folder=folder,
         output_folder=f"{folder}-universal",
@@ -104,7 +104,9 @@ def _convert_to_universal(folder: str) -> str:
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             from deepspeed.checkpoint import ds_to_universal
+            from deepspeed.runtime.zero.config import ZeroStageEnum
 
+            pickle_by_value(ZeroStageEnum)
             ds_to_universal.main(options)
     except Exception as error:  # of any kind: the files are not what it expects
         title, advice = "DeepSpeed cannot convert the checkpoint", "resume from it as it is"

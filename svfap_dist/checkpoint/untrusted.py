@@ -6,9 +6,12 @@ are read without running it: beside what torch calls safe, only DeepSpeed's clas
 
 from __future__ import annotations
 
+import copyreg
+import enum
 import glob
 import os
 import pkgutil
+import shutil
 import tarfile
 
 from svfap_dist.errors import CheckpointError
@@ -51,6 +54,18 @@ def _is_harmless(name: str) -> bool:
     return isinstance(found, type) and found.__module__.startswith("deepspeed.")
 
 
+def pickle_by_value(kind: type[enum.Enum]) -> None:
+    """Make pickles have members of an enum, such as DeepSpeed's ZeRO stage, as class and value.
+
+    Some releases of Python 3.11, such as 3.11.2 of Debian 12, call `getattr` on loading, which
+    `refuse_code` refuses.
+
+    Args:
+        kind: The enum.
+    """
+    copyreg.pickle(kind, lambda member: (kind, (member.value,)))
+
+
 def extract_files(path: str, folder: str) -> None:
     """Unpack a tar of plain files and folders.
 
@@ -62,14 +77,22 @@ def extract_files(path: str, folder: str) -> None:
         CheckpointError: A member is something else (a link, a device, a sparse file), would be
             written elsewhere, or is cut short.
     """
-
-    def only_files(member: tarfile.TarInfo, target: str) -> tarfile.TarInfo:
-        if not (member.isreg() or member.isdir()) or member.issparse() or member.size < 0:
-            raise tarfile.ReadError(f"{member.name!r} is neither a plain file nor a folder")
-        return tarfile.data_filter(member, target)
-
+    # Python 3.11.2 (Debian 12) has no filters for this.
     try:
         with tarfile.open(path, "r:") as tar:
-            tar.extractall(folder, filter=only_files)  # noqa: S202 - it checks every member
+            for member in tar:
+                _extract_file(tar, member, folder)
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError("Checkpoint is damaged", path, repr(error), _DO) from error
+
+
+def _extract_file(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: str) -> None:
+    if not (member.isreg() or member.isdir()) or member.issparse() or member.size < 0:
+        raise tarfile.ReadError(f"{member.name!r} is neither a plain file nor a folder")
+    if os.path.isabs(member.name) or ".." in member.name.split("/"):
+        raise tarfile.ReadError(f"{member.name!r} is outside of the folder")
+    target = os.path.join(folder, member.name)
+    os.makedirs(target if member.isdir() else os.path.dirname(target), exist_ok=True)
+    if content := tar.extractfile(member):
+        with content, open(target, "wb") as file:
+            shutil.copyfileobj(content, file)

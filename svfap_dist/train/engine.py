@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from svfap_dist import distributed
 from svfap_dist.allocator import keep_freed_memory
 from svfap_dist.checkpoint.parameter_states import AVERAGE, ParameterState
+from svfap_dist.checkpoint.untrusted import pickle_by_value
 from svfap_dist.config import Config, check_world_size
 from svfap_dist.data.batch import ClipBatch
 from svfap_dist.distributed import World, all_gather_object, barrier
@@ -253,7 +254,9 @@ def _deepspeed(device: torch.device) -> Any:
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*_tensor.*")
     import deepspeed
     import deepspeed.ops
+    from deepspeed.runtime.zero.config import ZeroStageEnum
 
+    pickle_by_value(ZeroStageEnum)
     ops: Any = deepspeed.ops
     if device.type == "cpu":
         # Its shared-memory all-reduce for CPUs is compiled with g++ at first use; gloo needs none.

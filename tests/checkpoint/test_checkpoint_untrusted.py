@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,16 @@ def test_a_tar_is_unpacked_in_its_folder_or_not_at_all(name: str, tmp_path: Path
     for path in folder.rglob("*"):
         assert not path.is_symlink()
         assert path.is_dir() or path.stat().st_size <= 1
+
+
+def test_a_tar_is_unpacked_where_tarfile_has_no_filters(tmp_path, monkeypatch) -> None:
+    (tmp_path / "zero").mkdir()
+    (tmp_path / "zero/fp32.pt").write_bytes(b"weights")
+    with tarfile.open(tmp_path / "universal.tar", "w") as tar:
+        tar.add(tmp_path / "zero", "./zero")
+    monkeypatch.delattr(tarfile, "data_filter")  # as in Python 3.11.2
+    extract_files(str(tmp_path / "universal.tar"), str(tmp_path / "in"))
+    assert (tmp_path / "in/zero/fp32.pt").read_bytes() == b"weights"
 
 
 @pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "..", ""])

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from clips import make_video
-from train_ranks import recipe_tables, start
+from train_ranks import enums_of_debian_12, recipe_tables, start
 
 from data_sharding import pipeline as sharding
 from svfap_dist.checkpoint import store
@@ -125,7 +125,8 @@ def one_rank(
         tables = recipe_tables(str(data), "unused", train={"zero_stage": stage})
         return "explode", {"tables": tables}
 
-    reshard_checkpoint(str(folder / "2-to-1"), str(folder / "reshaped"), world_size=1)
+    with enums_of_debian_12():
+        reshard_checkpoint(str(folder / "2-to-1"), str(folder / "reshaped"), world_size=1)
     tasks = {
         "straight": task("straight-1", changes={"data": {"eval_url": str(damaged_data)}}),
         "stopped": task("cut-1", stop_after=6, changes={"data": {"feeders": 1}}),

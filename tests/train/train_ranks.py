@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -752,7 +754,18 @@ def compile_steps(tables: dict[str, Any], steps: int) -> dict[str, Any]:
     }
 
 
+def enums_of_debian_12() -> AbstractContextManager[Any]:
+    """Pickle members of enums as Python 3.11.2 does, by `getattr`."""
+    from unittest import mock
+
+    def reduce(member: enum.Enum, _protocol: int) -> tuple[Any, ...]:
+        return getattr, (type(member), member.name)
+
+    return mock.patch.object(enum.Enum, "__reduce_ex__", reduce)
+
+
 def main(folder: Path) -> None:
+    enums_of_debian_12().__enter__()
     rank = os.environ["RANK"]
     orders = json.loads((folder / "tasks.json").read_text())
     results = []
