@@ -30,7 +30,8 @@ from svfap_dist.model import flops
 from svfap_dist.profiling.decoder import choose_backend
 from svfap_dist.shards.format import Manifest
 from svfap_dist.telemetry import activity, restart
-from svfap_dist.telemetry.recorder import Recorder, Row
+from svfap_dist.telemetry.events import Row
+from svfap_dist.telemetry.recorder import Recorder
 from svfap_dist.telemetry.tracking import chosen_trackers
 from svfap_dist.train import health
 from svfap_dist.train.context import RunContext, load_run_context

@@ -21,7 +21,7 @@ from svfap_dist import distributed
 from svfap_dist.config import Config, check_world_size, require_urls, with_device
 from svfap_dist.distributed import World
 from svfap_dist.telemetry import restart
-from svfap_dist.telemetry.recorder import Row
+from svfap_dist.telemetry.events import Row
 from svfap_dist.telemetry.tracking import check_installed
 from svfap_dist.train import health
 from svfap_dist.train.attempt import Attempt, RunResult

@@ -8,7 +8,7 @@ import torch
 
 from svfap_dist.config import recipe
 from svfap_dist.distributed import World
-from svfap_dist.telemetry import metrics, recorder
+from svfap_dist.telemetry import events, metrics
 from svfap_dist.telemetry.meter import Meter, Phases, Window, gpu_readings
 from svfap_dist.telemetry.recorder import Recorder
 
@@ -101,14 +101,14 @@ def rank(host: str, metrics: str) -> dict[str, Any]:
 
 def test_loopback_addresses_of_other_hosts_are_not_listed(caplog: pytest.LogCaptureFixture) -> None:
     ranks = [rank("a", "127.0.0.1:9000"), rank("a", "127.0.0.1:9001"), rank("b", "127.0.0.1:9000")]
-    assert recorder._reachable(ranks) == ["127.0.0.1:9000", "127.0.0.1:9001"]
+    assert events._reachable(ranks) == ["127.0.0.1:9000", "127.0.0.1:9001"]
     assert "ranks on b" in caplog.text
     assert "metrics.host=0.0.0.0" in caplog.text
 
 
 def test_hosts_with_addresses_of_their_own_are_all_listed(caplog: pytest.LogCaptureFixture) -> None:
     ranks = [rank("a", "a:9000"), rank("b", "b:9000"), rank("b", "")]
-    assert recorder._reachable(ranks) == ["a:9000", "b:9000"]
+    assert events._reachable(ranks) == ["a:9000", "b:9000"]
     assert not caplog.text
 
 
