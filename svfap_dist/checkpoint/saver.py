@@ -75,10 +75,13 @@ def has_ended(owner: str) -> bool:
     Args:
         owner: Token from `read_owner`.
     """
+    pid = _pid_on_this_host(owner)
+    return pid is not None and not os.path.exists(f"/proc/{pid}")
+
+
+def _pid_on_this_host(owner: str) -> int | None:
     named = re.match(r"pid (\d+) on (.+), \w+$", owner)
-    if named is None or named[2] != socket.gethostname():
-        return False
-    return not os.path.exists(f"/proc/{named[1]}")
+    return int(named[1]) if named and named[2] == socket.gethostname() else None
 
 
 class RunOwnership:
@@ -101,8 +104,18 @@ class RunOwnership:
         distributed.run_on_all_ranks(self._check_visible)
 
     def _write(self) -> None:
-        if self._world.is_main:
-            storage.write_bytes(self._url, self._token.encode())
+        if not self._world.is_main:
+            return
+        before = read_owner(self._run_url)
+        pid = _pid_on_this_host(before)
+        if pid not in (None, os.getpid()) and not has_ended(before):
+            log.warning(
+                "Process %d on this machine has trained this run and still exists. If it still "
+                "trains, both compute the same until its next checkpoint, where it ends with code "
+                "%d. Stop one of them.",
+                *(pid, HealthError.exit_code),
+            )
+        storage.write_bytes(self._url, self._token.encode())
 
     def _check_visible(self) -> None:
         if read_owner(self._run_url) != self._token:

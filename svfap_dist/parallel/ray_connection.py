@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterator
 
@@ -44,6 +45,8 @@ def connected_to_ray(address: str | None, *, num_cpus: int, fix: str) -> Iterato
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray's name for loopback
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_worker_niceness", "0")
+    if "NO_COLOR" in os.environ or not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     import ray
 
     if ray.is_initialized():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+
 import pytest
 
 from svfap_dist.checkpoint.saver import RunOwnership
@@ -18,6 +21,24 @@ def test_the_newer_attempt_ends_the_older_one(tmp_path) -> None:
     with pytest.raises(HealthError, match=r"taken over this run.*run\.url of its own"):
         older.check()
     newer.check()
+
+
+def test_a_second_process_on_this_machine_is_warned(tmp_path, caplog) -> None:
+    RunOwnership(str(tmp_path), ALONE)
+    RunOwnership(str(tmp_path), ALONE)  # the next attempt of the same process
+    other = subprocess.Popen(["sleep", "1000"])
+    try:
+        (tmp_path / "OWNER").write_text(f"pid {other.pid} on {socket.gethostname()}, 0a1b2c3d")
+        assert caplog.messages == []
+        RunOwnership(str(tmp_path), ALONE)
+        assert f"Process {other.pid} on this machine" in caplog.text
+        (tmp_path / "OWNER").write_text(f"pid {other.pid} on another-host, 0a1b2c3d")
+    finally:
+        other.kill()
+        other.wait()
+    caplog.clear()
+    RunOwnership(str(tmp_path), ALONE)
+    assert caplog.messages == []
 
 
 def test_a_run_folder_that_was_removed_has_no_owner(tmp_path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 import threading
 import time
 
 import pytest
+import ray
 
 from svfap_dist.distributed import free_port
 from svfap_dist.doctor import cluster
@@ -57,3 +60,20 @@ def test_a_temporary_folder_too_long_for_sockets_is_named_before_ray_starts(
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     (found,) = cluster.examine(None)
     assert found.status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "no_color", "expected"),
+    [(True, None, None), (True, "1", "0"), (False, None, "0")],
+)
+def test_ray_colors_its_messages_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool, no_color: str | None, expected: str | None
+) -> None:
+    for name, value in (("RAY_COLOR_PREFIX", None), ("NO_COLOR", no_color)):
+        monkeypatch.setenv(name, value or "")
+        if value is None:
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    with connected_to_ray("auto", num_cpus=1, fix=""):
+        assert os.environ.get("RAY_COLOR_PREFIX") == expected
