@@ -110,7 +110,9 @@ class Progress:
             return f"{self._title}: {done_yet}{now - self._began:.0f} s"
         share = f"{self._done} of {self._total}" if self._total else f"{self._done}"
         idle = now - self._latest
-        waits = f"nothing new for {idle:.0f} s" if idle >= _SECONDS_BETWEEN_LINES else ""
+        # After the last unit: a test, a checkpoint's upload, pictures.
+        what = "finishing" if self._done == self._total else "nothing new"
+        waits = f"{what} for {idle:.0f} s" if idle >= _SECONDS_BETWEEN_LINES else ""
         parts = (f"{self._title}: {share}", waits or self._time_left(), self._note)
         return "  ".join(part for part in parts if part)
 

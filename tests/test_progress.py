@@ -54,6 +54,16 @@ def test_a_line_says_that_nothing_is_new(
     assert capsys.readouterr().err.splitlines()[1:] == ["Sharding: 3 of 8  nothing new for 25 s"]
 
 
+def test_a_line_after_the_last_unit_says_that_it_is_finishing(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress("Fine-tuning") as shown:
+        shown.update(8, 8)
+        clock[0] += 25
+        shown.tick()
+    assert capsys.readouterr().err.splitlines()[1:] == ["Fine-tuning: 8 of 8  finishing for 25 s"]
+
+
 def test_short_waits_are_silent_and_inner_tasks_are_shown_alone(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -84,9 +84,9 @@ class Recorder(EventRecorder):
             tracking: Tracking | None = None
             if world.is_main and chosen_trackers(config.track):
                 tracking = stack.enter_context(Tracking(config, step))
-            to_trackers = {"on_line": tracking.write_line} if tracking is not None else {}
+            on_line = tracking.write_line if tracking is not None else _ignore_line
             journal = distributed.run_on_all_ranks(
-                lambda: Journal(config, world.rank, attempt, step, **to_trackers)
+                lambda: Journal(config, world.rank, attempt, step, on_line=on_line)
             )
             stack.enter_context(journal)
             super().__init__(config, world, attempt, on_begin, exporter, journal, tracking)
@@ -294,6 +294,10 @@ class Recorder(EventRecorder):
         """
         self._checkpoint_seconds += seconds
         self._exporter.add(metrics.CHECKPOINT_SECONDS, seconds)
+
+
+def _ignore_line(name: str, line: Row) -> None:
+    """Do nothing with a line of a run without trackers."""
 
 
 def _like(own: float, combined: float) -> float:
