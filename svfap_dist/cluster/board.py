@@ -72,9 +72,15 @@ class Board:
         self._values.pop("stall", None)  # of the attempt before
         return self._values.pop("context", None)
 
-    def notice_failure(self) -> None:
-        """Store when the controller has noticed that a rank failed."""
+    def notice_failure(self, found: str = "") -> None:
+        """Store that the controller has noticed that ranks failed, and when.
+
+        Args:
+            found: The failure, for the driver's log; "": none that a user needs to know.
+        """
         self._failure_time = self._failure_time or time.time()
+        if found:
+            self._values.setdefault("failures", []).append(found)
 
     def since_failure(self) -> dict[str, float]:
         """Return the seconds from the last row to the notice, and from there until now."""

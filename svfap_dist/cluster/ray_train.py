@@ -46,6 +46,10 @@ from svfap_dist.train.signals import catch_stop_signals
 from svfap_dist.train.stalls import StallError
 
 log = logging.getLogger(__name__)
+_FAILURE = (
+    "A rank failed. The group restarts and resumes from the newest checkpoint, %d times at most "
+    "(cluster.max_failures). Failed: rank %s"
+)
 # Of Ray Train's controller, unless the environment has them.
 _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # between its looks at the ranks
@@ -98,7 +102,7 @@ def train(
         log.info("Starting %d ranks on Ray ...", config.cluster.num_workers)
         board = start_board(context)
         fit = _Fit(config, board)
-        is_running, values = True, {}
+        is_running, values, num_failures = True, {}, 0
         while is_running and "fatal" not in values:  # no restart can fix a fatal error
             is_running = fit.wait(SECONDS_BETWEEN_POLLS)
             on_wait()
@@ -106,6 +110,9 @@ def train(
             discovery.show(values.get("addresses", []))
             for row in rows:
                 on_log(row)
+            for failure in values.get("failures", [])[num_failures:]:
+                num_failures += 1
+                log.warning(_FAILURE, config.cluster.max_failures, failure)
             if stop_reason():
                 ray.get(board.put.remote("stop_reason", stop_reason()))
     storage.delete(_ray_folder(config.run.url))
@@ -213,9 +220,15 @@ def _failure_notice(board: Any) -> Any:
     """Return a callback of Ray Train's controller, which reports failures to the board."""
     from ray.train import UserCallback
 
+    from svfap_dist.cluster.elastic import ResizeError
+
     class FailureNotice(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: Any) -> None:
-            board.notice_failure.remote()
+            is_resize = any(isinstance(e, ResizeError) for e in worker_exceptions.values())
+            ranks = ", ".join(str(rank) for rank in sorted(worker_exceptions))
+            error = next(iter(worker_exceptions.values()), "")
+            found = f"{ranks}: {str(error).strip().partition(chr(10))[0]}"
+            board.notice_failure.remote("" if is_resize else found)
 
     return FailureNotice()
 

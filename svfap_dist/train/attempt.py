@@ -494,6 +494,11 @@ class Attempt:
         self._recorder.record_checkpoint(
             outcome.step, outcome.num_bytes, outcome.seconds, outcome.error
         )
+        if outcome.error and self._world.is_main:
+            lost = (
+                "The checkpoint of step %d was not stored; the run ends if the next one fails: %s"
+            )
+            log.warning(lost, outcome.step, outcome.error)
         return not outcome.error
 
     def finish(self, notice: Notice) -> RunResult:

@@ -99,6 +99,15 @@ def test_a_failure_is_timed_from_the_last_row_and_until_the_next(monkeypatch):
     assert board.since_failure() == {}
 
 
+def test_the_driver_reads_failures_but_not_resizes():
+    board = boards.Board(context=None)
+    assert "failures" not in board.read()[1]
+    board.notice_failure("")
+    board.notice_failure("1: it died")
+    board.notice_failure("0: it died")
+    assert board.read()[1]["failures"] == ["1: it died", "0: it died"]
+
+
 def test_the_board_is_on_the_driver_s_node(monkeypatch):
     """On any other node it would end the run when that node is lost."""
     started: list[dict[str, Any]] = []

@@ -86,7 +86,7 @@ def keys_by_step(run: Path) -> dict[int, list[tuple[int, str]]]:
 
 
 @pytest.mark.slow
-def test_killed_rank_costs_nothing_but_time(shards, tmp_path):
+def test_killed_rank_costs_nothing_but_time(shards, tmp_path, caplog):
     """kill -9 of a rank in mid-run: the group restarts and resumes with the same bits."""
     steps = ["train.max_steps=16", "train.checkpoint_every=4"]
     undisturbed = config_of(shards, tmp_path / "undisturbed", *steps)
@@ -105,6 +105,7 @@ def test_killed_rank_costs_nothing_but_time(shards, tmp_path):
     result = ray_train.train(config_of(shards, run, *steps), on_log=kill_rank_1)
 
     assert killed
+    assert "The group restarts and resumes" in caplog.text
     assert result.step == 16
     events = [e["event"] for e in lines(run / "events.jsonl")]
     assert "resume" in events

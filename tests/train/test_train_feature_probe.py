@@ -231,6 +231,7 @@ def test_a_checkpoint_that_is_not_committed_is_not_the_best(
     assert [result["stop_reason"] for result in two_ranks["unstored"]] == ["finished"] * 2
     (lost,) = events(folder / "unstored", "checkpoint_failed")
     assert lost["step"] == 3
+    assert "The checkpoint of step 3 was not stored" in (folder / "two/rank-0.log").read_text()
     found = best.read_best(str(folder / "unstored"))
     assert found is not None
     assert (found.step, found.score) == (9, 0.7)
