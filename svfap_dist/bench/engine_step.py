@@ -233,10 +233,11 @@ def _measure_device(spec: StepSpec, world: World) -> dict[str, Any]:
         seconds = _device_seconds(steps.step, spec.steps, steps.device)
         # Now: timing the phases one by one keeps more than a step does.
         peak_bytes = torch.cuda.max_memory_allocated() if on_gpu else None
+        phases = _phase_seconds(steps, spec.compile != "off")
         row: dict[str, Any] = {
             "step_ms": seconds * 1e3,
             "clips_per_second": spec.micro_batch / seconds,
-            "phases_ms": {name: s * 1e3 for name, s in _phase_seconds(steps).items()},
+            "phases_ms": {name: s * 1e3 for name, s in phases.items()},
         }
         if on_gpu:
             row["peak_bytes"] = peak_bytes
@@ -264,7 +265,7 @@ def _device_seconds(action: Callable[[], object], repeats: int, device: torch.de
     return statistics.median(before.elapsed_time(after) for before, after in pairs) / 1e3
 
 
-def _phase_seconds(steps: _Steps) -> dict[str, float]:
+def _phase_seconds(steps: _Steps, is_compiled: bool) -> dict[str, float]:
     """Return seconds of each phase of a step; the sum is that of forward, backward and update."""
     engine, batch, device = steps.engine, steps.batch, steps.device
     objective, whole = engine.objective, slice(0, len(batch.frames))
@@ -278,7 +279,9 @@ def _phase_seconds(steps: _Steps) -> dict[str, float]:
     kept: list[Tensor] = []
 
     def network(*arguments: Tensor) -> Tensor:
-        kept[:] = [engine.network(*arguments).clone()]  # a CUDA graph reuses its memory
+        if is_compiled:  # CUDA graphs are replayed if no pass before this one is pending
+            torch.compiler.cudagraph_mark_step_begin()
+        kept[:] = [engine.network(*arguments)]
         return kept[0]
 
     forward = measure(lambda: objective.loss(network, *tensors))

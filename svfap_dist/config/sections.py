@@ -290,8 +290,8 @@ class TrainConfig(Section):
     max_seconds: NonNegative = 0  # of one attempt, then save and exit with 75; 0: no limit
     dtype: Literal["float32", "bfloat16"] = "float32"
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2  # DeepSpeed ZeRO stage
-    # torch.compile network and loss: a minute at the start; needs Triton (GPU) or a C++ compiler
-    # (CPU).
+    # torch.compile each kind of transformer block, and the loss, at the first step; needs Triton
+    # (GPU) or a C++ compiler (CPU).
     compile: bool = False
     # Of torch.compile. "reduce-overhead" replays CUDA graphs: for small micro batches, where the
     # host is slower than the GPU.

@@ -245,13 +245,17 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self.rate = rate
+        self.rate: float | Tensor = rate  # a tensor in compiled blocks, see `train.regions`
+        self.drops = rate > 0
 
     def forward(self, branch: Tensor) -> Tensor:
         """See `DropPath`."""
-        if not self.training or self.rate == 0:
+        if not self.training or not self.drops:
             return branch
         keep = 1 - self.rate
+        if isinstance(keep, Tensor):
+            kept = torch.rand(len(branch), 1, 1, device=branch.device) < keep
+            return branch * (kept / keep).to(branch.dtype)
         return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(keep).div_(keep)
 
 

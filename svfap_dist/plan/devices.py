@@ -58,11 +58,14 @@ MEASURED_MFU, MEASURED_GPU = 0.233, "h200"
 ASSUMED_COMPILED_MFU = 0.4
 
 # Launches. A CUDA launch took 9 microseconds of an H200's host, by torch's profiler. torch.compile
-# fuses about three operations into a kernel and runs no Python between kernels; a CUDA graph
-# ("reduce-overhead") is one launch: both assumed.
+# fuses about three operations into a kernel and runs no Python between the kernels of a block; a
+# CUDA graph ("reduce-overhead") is one launch: both assumed.
 LAUNCH_SECONDS = 9e-6
 OPERATIONS_PER_COMPILED_KERNEL = 3.0
-GRAPHS_OF_A_MICRO_BATCH = 2.0  # forward and backward pass
+GRAPHS_OF_A_BLOCK = 2.0  # forward and backward pass
+# Python around a compiled block, both passes: `svfap bench step --compile default` of base on a
+# busy CPU, 25 to 29 ms, less the 22 ms that the same network took when it was compiled as a whole.
+COMPILED_BLOCK_SECONDS = 0.2e-3
 
 # Counted and measured by `svfap bench step` on a CPU, at stage 2.
 UPDATE_OPERATIONS = 35  # with the vote of all ranks

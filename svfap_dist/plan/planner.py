@@ -24,6 +24,7 @@ from svfap_dist.data.run_order import RunOrder
 from svfap_dist.distributed import World
 from svfap_dist.errors import ConfigError
 from svfap_dist.model import flops
+from svfap_dist.model.layers import CheckpointedBlock
 from svfap_dist.parallel.cpus import usable_cpus
 from svfap_dist.plan import devices, limits
 from svfap_dist.plan.limits import Costs, RankBytes, rank_bytes_by_stage
@@ -391,11 +392,15 @@ class _Planner:
         micro = cost.seconds
         self._add("host, of a micro batch", micro * 1e3, "ms", f"{_HERE}, without launches")
         if self._config.train.compile:
-            launches, micro = launches / devices.OPERATIONS_PER_COMPILED_KERNEL, 0.0
-            source = f"{_ASSUMED}: torch.compile fuses operations, and runs no Python between them"
+            blocks = sum(isinstance(part, CheckpointedBlock) for part in model.modules())
+            launches /= devices.OPERATIONS_PER_COMPILED_KERNEL
+            source = f"{_ASSUMED}: torch.compile fuses operations"
             if self._config.train.compile_mode == "reduce-overhead":
-                launches, source = devices.GRAPHS_OF_A_MICRO_BATCH, f"{_ASSUMED}: CUDA graphs"
+                launches, source = devices.GRAPHS_OF_A_BLOCK * blocks, f"{_ASSUMED}: CUDA graphs"
             self._add("launches of a micro batch", launches, "", source)
+            micro = blocks * devices.COMPILED_BLOCK_SECONDS
+            source = "Python around compiled blocks, `svfap bench step` on a CPU"
+            self._add("host, of a compiled micro batch", micro * 1e3, "ms", source)
         source = f"{_ASSUMED}; measured on the host of an {devices.MEASURED_GPU}"
         self._add("launch of a kernel", launch * 1e6, "microseconds", source)
         bench = "`svfap bench step` on a CPU"

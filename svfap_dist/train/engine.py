@@ -41,7 +41,7 @@ from svfap_dist.model import layers
 from svfap_dist.parallel.affinity import bind_to_gpu
 from svfap_dist.parallel.cpus import cpu_quota, is_machine_busy, load_average, machine_cpus
 from svfap_dist.telemetry.meter import Phases
-from svfap_dist.train import optim, partitions
+from svfap_dist.train import optim, partitions, regions
 from svfap_dist.train.copy_stream import CopyStream
 from svfap_dist.train.gradients import REDUCE_BUCKET
 from svfap_dist.train.update import (
@@ -323,6 +323,10 @@ class Engine:
         deepspeed = _deepspeed(device)
         if config.train.zero_stage == 3 and sys.modules[_MUON] is None:
             del sys.modules[_MUON]  # stage 3 does not do without
+        if config.train.zero_stage == 3 and config.train.compile:
+            # Weights are gathered by the block, not by the layer: hooks would interrupt programs.
+            deepspeed.utils.set_z3_leaf_modules(model, [layers.CheckpointedBlock], False)
+            regions.require_gradients(model)
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -335,11 +339,13 @@ class Engine:
         )
         self._step_loss = torch.zeros((), device=device)  # of the gradient
         self._num_sources = len(config.data.sources)
-        self._loss: Callable[..., Any] = objective.losses if self._num_sources else objective.loss
-        self.network = self._backend.network
+        loss: Callable[..., Any] = objective.losses if self._num_sources else objective.loss
+        self.network: Callable[..., Any] = self._backend.network
+        self._loss: Callable[..., Any] = functools.partial(loss, self.network)
         self._source_sums: Tensor | None = None  # of the step
         if config.train.compile:
-            self._compile(config.train.compile_mode)
+            regions.compile_blocks(self._engine.module, config.train.compile_mode)
+            self._loss = regions.compiled_loss(loss, self.network)
         self._train_mode()
 
     def _choose_backend(self) -> Backend:
@@ -348,16 +354,6 @@ class Engine:
         if self._stage == 3:
             return Gathered(self._engine)
         return Partitioned(self._engine, self._accumulation, self._stage, self.phases)
-
-    def _compile(self, mode: str) -> None:
-        """Compile network and loss as one function; at stage 3, the network between its hooks."""
-        # Static shapes: there are only two or three (a held-out batch may be smaller), so compiling
-        # one graph for each pays off.
-        if self._stage == 3:
-            self._engine.module.compile(dynamic=False, mode=mode)
-            return
-        self._loss = torch.compile(self._loss, dynamic=False, mode=mode)
-        self.network = torch.compile(self.network, dynamic=False, mode=mode)
 
     def _train_mode(self) -> None:
         self._engine.train()
@@ -413,11 +409,11 @@ class Engine:
         if self._config.train.compile:  # it imports the compiler: seconds, and 200 MiB
             torch.compiler.cudagraph_mark_step_begin()
         if not self._num_sources:
-            return self._loss(self._backend.network, *inputs), None
+            return self._loss(*inputs), None
         if sources is None:
-            return self._loss(self._backend.network, *inputs)[0], None
+            return self._loss(*inputs)[0], None
         *inputs, numbers = inputs
-        loss, of_clips = self._loss(self._backend.network, *inputs)
+        loss, of_clips = self._loss(*inputs)
         return loss, sums_by_source(of_clips, numbers, self._num_sources)
 
     def backward(self, batch: ClipBatch, step: int) -> Tensor:
@@ -437,7 +433,7 @@ class Engine:
             sums += [] if by_source is None else [by_source]
             with self.phases.measured("backward"):
                 self._backend.backward(loss, begin == 0, begin + micro == count)
-            losses.append(loss.detach().clone())  # a CUDA graph writes the next one to its place
+            losses.append(loss.detach())
         self._step_loss = torch.stack(losses).mean()
         if sums:
             self._source_sums = torch.stack(sums).sum(dim=0)
@@ -478,7 +474,7 @@ class Engine:
     @property
     def eager_network(self) -> Callable[..., Any]:
         """Return the network without compilation, for calls of other shapes than training's."""
-        return self._backend.network
+        return regions.eager(self.network) if self._config.train.compile else self.network
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -43,9 +43,13 @@ def test_outputs_are_bit_identical_at_rate_0_and_outside_training() -> None:
     assert not torch.equal(dropping.train()(clips), plain(clips))
 
 
-def test_each_branch_of_each_clip_is_whole_or_gone_and_right_on_average() -> None:
+@pytest.mark.parametrize("rate", [0.25, torch.tensor(0.25)])  # a tensor in compiled blocks
+def test_each_branch_of_each_clip_is_whole_or_gone_and_right_on_average(
+    rate: float | Tensor,
+) -> None:
     torch.manual_seed(2)
     drop = layers.DropPath(0.25).train()
+    drop.rate = rate
     branch = torch.randn(4000, 3, 5)
     factors = drop(branch) / branch  # [B, N, D]
     assert torch.allclose(factors, factors[:, :1, :1].expand_as(factors))

@@ -75,7 +75,7 @@ def test_the_host_of_a_gpu_is_measured_here_and_bounds_small_micro_batches() -> 
     assert compiled.alone["host"] > 2 * found.alone["host"]
     graphs = ("train.compile=true", "train.compile_mode=reduce-overhead")
     replayed = _plan(*graphs, host_ms=None)
-    assert replayed.alone["host"] > 2 * compiled.alone["host"]
+    assert replayed.alone["host"] > compiled.alone["host"]
     accumulated = _plan("train.global_batch_size=1024", host_ms=None)
     assert accumulated.step_seconds > 2 * found.step_seconds
 

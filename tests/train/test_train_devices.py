@@ -23,7 +23,8 @@ CASES: dict[str, dict[str, Any]] = {
     "compiled in bfloat16": {"compile": True} | BF16,
     "compiled at stage 3": {"compile": True, "zero_stage": 3},
 }
-ON_CPU = [name for name in CASES if "compiled" not in name]  # a CPU compiles for a minute
+# A CPU compiles for a minute: test_train_regions.py compiles without generating code.
+ON_CPU = [name for name in CASES if "compiled" not in name]
 # Of losses, absolute, and of gradient norms before clipping, relative. A GPU adds in another order.
 TOLERANCES = {"cpu": (1e-5, 1e-4), "cuda": (1e-4, 1e-3), "bfloat16": (0.02, 0.05)}
 

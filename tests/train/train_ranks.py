@@ -710,48 +710,56 @@ def mlp_calls(tables: dict[str, Any]) -> int:
     return len(calls)
 
 
-def compile_steps(tables: dict[str, Any], steps: int) -> dict[str, Any]:
-    """What torch.compile does with some steps and an evaluation, with a backend that generates no
-    code: its mode, the number of graphs, and why there are more than one."""
+def compile_steps(tables: dict[str, Any], steps: int, evaluated: list[int]) -> dict[str, Any]:
+    """What torch.compile does with some steps and evaluations of some clips, with a backend that
+    generates no code: the modes, the number of programs after the steps, after each evaluation, and
+    after a call without them and a step of another engine; losses and norms of the gradient."""
     from unittest import mock
 
     import torch
     from torch._dynamo.utils import counters
 
     from svfap_dist.config import recipe
-    from svfap_dist.train.engine import Engine, process_group
+    from svfap_dist.train.engine import Engine, StepContext, process_group
     from svfap_dist.train.objective import build_objective
 
     config = recipe.from_tables(tables, where="test")
     world, modes = distributed.world_from_environment(), set()
-    original = torch.compile
+    objective, original = build_objective(config), torch.compile
 
-    def traced(function: Any = None, *, mode: str = "", **options: Any) -> Any:
-        if not mode:  # not the engine's
-            return original(function, **options)
+    def traced(function: Any = None, *, mode: str = "default", **options: Any) -> Any:
         modes.add(mode)
-        return original(function, backend="aot_eager", **options)
+        options["backend"] = "aot_eager"
+        return original(function, **options)
 
     torch.compiler.reset()
     counters.clear()
+    programs = []
+    seen: dict[str, list[float]] = {"loss": [], "grad_norm": [], "evaluated": []}
     with process_group(config, world) as device, mock.patch.object(torch, "compile", traced):
-        engine = Engine(config, build_objective(config), world, device)
-        losses = []
+        engine = Engine(config, objective, world, device)
+        names = list(engine.state_dict())
         for step in range(steps):
             engine.backward(random_batch(config, step), step)
-            losses.append(engine.update(0.01).read().loss)
-        graphs = [counters["stats"]["unique_graphs"]]
+            result = engine.update(0.01).read()
+            seen["loss"].append(result.loss)
+            seen["grad_norm"].append(result.grad_norm)
+        programs.append(counters["stats"]["unique_graphs"])
         with engine.evaluating():
-            engine.forward(random_batch(config, 0), slice(0, 4))
-        graphs.append(counters["stats"]["unique_graphs"])
+            for count in evaluated:
+                loss = engine.forward(random_batch(config, 0), slice(0, count))
+                seen["evaluated"].append(loss.item())
+                programs.append(counters["stats"]["unique_graphs"])
+            inputs = objective.inputs(random_batch(config, 0), slice(0, 2), StepContext(device, 0))
+            objective.loss(engine.eager_network, *inputs)
         engine.close()
-    return {
-        "modes": sorted(modes),
-        "losses": losses,
-        "graphs": graphs,
-        "breaks": dict(counters["graph_break"]),
-        "recompiles": dict(counters["recompiles"]),
-    }
+        engine = Engine(config, objective, world, device)  # as of the next fold
+        engine.backward(random_batch(config, 0), 0)
+        engine.close()
+    programs.append(counters["stats"]["unique_graphs"])
+    interruptions = len(counters["graph_break"])
+    compiled = {"modes": sorted(modes), "programs": programs, "interruptions": interruptions}
+    return seen | compiled | {"names": names}
 
 
 def enums_of_debian_12() -> AbstractContextManager[Any]:
