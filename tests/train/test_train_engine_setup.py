@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import io
 import logging
 import os
@@ -110,6 +111,10 @@ def test_no_kernel_of_deepspeed_is_probed(
     ops.__getattr__ = probe  # type: ignore[method-assign]
     monkeypatch.setitem(sys.modules, "deepspeed", package)
     monkeypatch.setitem(sys.modules, "deepspeed.ops", ops)
+    config = types.ModuleType("deepspeed.runtime.zero.config")
+    config.ZeroStageEnum = enum.Enum("ZeroStageEnum", ["optimizer_states"])  # type: ignore[attr-defined]
+    for name in ("deepspeed.runtime", "deepspeed.runtime.zero", config.__name__):
+        monkeypatch.setitem(sys.modules, name, config)
     monkeypatch.setenv("DS_ACCELERATOR", device)
     own, other = logging.StreamHandler(sys.stdout), _OtherHandler(io.StringIO())
     monkeypatch.setattr(logging.getLogger("DeepSpeed"), "handlers", [own, other])
