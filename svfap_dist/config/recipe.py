@@ -275,6 +275,8 @@ def explain(
     is_rule = isinstance(first["input"], dict)
     found = "values that do not fit each other" if is_rule else repr(first["input"])
     advice = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "tuple_type":
+        advice = f"""give a list, in a shell as '{key}=["A", "B"]' or '{key}=[1, 2]'"""
     return ConfigError("Wrong value", f"{key or 'the sections'} in {where}", found, advice)
 
 

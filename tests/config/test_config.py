@@ -177,6 +177,7 @@ def test_resolved_recipe_reads_back_as_itself():
         ("model.num_bottleneck_tokens=[8,0]", "model.num_bottleneck_tokens", "one per stage"),
         ("model.encoder=vitt", "model.encoder", "did you mean vit?"),
         ("data.repeated_sampling=3", "train.global_batch_size", "data.repeated_sampling = 3"),
+        ("optim.betas=0.9", "optim.betas", "'optim.betas=[1, 2]'"),
         ("train", "train", "section.key=value"),
     ],
 )
