@@ -75,6 +75,7 @@ class DaliDecoder:
             self._gpu = torch.cuda.get_device_capability()
         self._pipelines = [_Pipeline(device, threads) for _ in range(pipelines)]
         self._lock = threading.Lock()
+        self._failed: set[int] = set()  # hashes of videos that only the CPU decodes
 
     def reserve(self, videos: int) -> None:
         """See `BatchDecoder.reserve`."""
@@ -84,12 +85,17 @@ class DaliDecoder:
     def __call__(self, video: bytes, info: VideoInfo, numbers: Sequence[int]) -> RgbFrames:
         """See `Decoder.__call__`; the frames are copied to the host."""
         request = VideoRequest(video, info, numbers, [Crop(0, 0, info.height, info.width)])
+        failure: DecodeError | None = None
         if jobs := self._make_jobs(request, (info.height, info.width)):
             with self._lock:
                 found = _join_jobs(jobs, _one_by_one(self._pipelines[0], jobs))
             if not isinstance(found, DecodeError):
                 return RgbFrames(found[0].cpu().numpy())
-        return RgbFrames(whole_frames(decode(video, info, numbers)))
+            failure = found
+        frames = RgbFrames(whole_frames(decode(video, info, numbers)))
+        if failure is not None:
+            self._remember(video, failure)
+        return frames
 
     def decode_batch(self, requests: Sequence[VideoRequest], size: int) -> DecodedBatch:
         """See `BatchDecoder.decode_batch`."""
@@ -106,9 +112,11 @@ class DaliDecoder:
             results = iter(self._run([job for of_row in jobs.values() for job in of_row]))
         for row, of_row in jobs.items():
             of_dali = _join_jobs(of_row, list(itertools.islice(results, len(of_row))))
-            if not of_row or isinstance(of_dali, DecodeError):
-                of_dali = self._decode_on_host(requests[row], size)
             found[row] = of_dali
+            if not of_row or isinstance(of_dali, DecodeError):
+                found[row] = self._decode_on_host(requests[row], size)
+            if isinstance(of_dali, DecodeError) and not isinstance(found[row], DecodeError):
+                self._remember(requests[row].video, of_dali)
         shape = (len(requests[0].numbers), size, size, 3)
         black = torch.zeros(shape, dtype=torch.uint8, device=self._device)
         clips, bad = [], {}
@@ -133,9 +141,19 @@ class DaliDecoder:
             for clip in clips
         ]
 
+    def _remember(self, video: bytes, failure: DecodeError) -> None:
+        """Keep a video from DALI: each failure costs a pipeline, and building one takes seconds."""
+        if not self._failed:
+            log.warning(
+                "DALI fails on a video that the CPU decodes. The CPU decodes such videos from now "
+                "on, one by one; if there are many, decode.backend=pyav is faster. DALI: %s",
+                failure.found,
+            )
+        self._failed.add(hash(video))
+
     def _make_jobs(self, request: VideoRequest, size: tuple[int, int]) -> list[_Job]:
         """Return the jobs of a request; none if DALI would get its frames wrong."""
-        if not request.info.is_plain:
+        if not request.info.is_plain or (self._failed and hash(request.video) in self._failed):
             return []
         shared = {"size": np.array(size, np.float32), "flip": np.array(request.flip, np.int32)}
         for number, crop in enumerate(request.crops):
@@ -265,7 +283,6 @@ def _one_by_one(pipeline: _Pipeline, jobs: Sequence[_Job]) -> list[_Clips]:
             results += pipeline.finish()
         except RuntimeError as error:
             found = " ".join(str(error).split())[-300:]
-            log.info("DALI cannot decode a video; the CPU tries: %s", found, extra={"once": True})
             results.append(DecodeError("DALI cannot decode the video", found=found, do=LEAVE_OUT))
     return results
 

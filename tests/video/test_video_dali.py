@@ -163,6 +163,21 @@ def test_a_bad_video_costs_its_own_clips(decoder):
         assert painted(clip) == [2, 8]
 
 
+def test_a_video_that_dali_fails_on_is_left_to_the_cpu(monkeypatch, caplog):
+    """From the first failure on: each one ends a pipeline. A mirrored clip stays mirrored."""
+    decoder = DaliDecoder("cpu")
+    h264 = request("h264", [2, 8])
+    plain = decoder.decode_batch([h264], SIZE)
+    assert painted(plain.clips[0]) == [2, 8]
+    assert "decode.backend=pyav" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(dali._Pipeline, "start", None)  # never called again
+    mirrored = decoder.decode_batch([dataclasses.replace(h264, flip=True)], SIZE)
+    assert torch.equal(mirrored.clips, plain.clips.flip(3))
+    assert [read_frame_number(f) for f in decoder(h264.video, h264.info, [5]).pixels] == [5]
+    assert caplog.messages == []
+
+
 def test_on_a_gpu_the_cpu_decodes_what_an_edit_list_shortens(monkeypatch):
     """DALI's GPU decoder would show the frames that the list leaves out."""
     decoder = DaliDecoder("cpu")

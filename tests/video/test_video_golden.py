@@ -46,6 +46,10 @@ def cases() -> list:
     return rows
 
 
+# What DALI gets wrong or fails on there: its backend leaves these to the CPU.
+ON_HOST = {"cuda": {"h264-intra", "h264-edit-list", "vp9-edit-list"}, "cpu": set()}
+
+
 def numbers_in(frames: Frames) -> list[int]:
     """Painted numbers: luma is as good as grey."""
     pixels = frames.pixels if isinstance(frames, RgbFrames) else frames.y[..., None]
@@ -53,7 +57,9 @@ def numbers_in(frames: Frames) -> list[int]:
 
 
 @pytest.mark.parametrize(("backend", "name"), cases())
-def test_exactly_the_requested_frames(backend, name):
+def test_exactly_the_requested_frames(backend, name, monkeypatch):
+    if backend != "pyav" and name not in ON_HOST[backend]:
+        monkeypatch.setattr("svfap_dist.video.dali.decode", None)  # no help by the CPU
     golden = made(name)
     decoder: Decoder = backends.decode if backend == "pyav" else dali(backend)
     if backend == "cuda":
