@@ -64,7 +64,7 @@ def read_owner(run_url: str) -> str:
         run_url: URL of the run.
     """
     try:
-        return storage.read_bytes(storage.join(run_url, OWNER)).decode()
+        return storage.read_bytes(storage.join(run_url, OWNER)).decode(errors="replace")
     except storage.StorageMissingError:
         return "none"
 
@@ -76,7 +76,13 @@ def has_ended(owner: str) -> bool:
         owner: Token from `read_owner`.
     """
     pid = _pid_on_this_host(owner)
-    return pid is not None and not os.path.exists(f"/proc/{pid}")
+    if pid is None:
+        return False
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
+    return status.rpartition(")")[2].split()[0] in "ZX"  # dead, but its parent has not seen it yet
 
 
 def _pid_on_this_host(owner: str) -> int | None:
@@ -110,7 +116,7 @@ class RunOwnership:
         pid = _pid_on_this_host(before)
         if pid not in (None, os.getpid()) and not has_ended(before):
             log.warning(
-                "Process %d on this machine has trained this run and still exists. If it still "
+                "The last process of this run, %d on this machine, seems to be alive. If it still "
                 "trains, both compute the same until its next checkpoint, where it ends with code "
                 "%d. Stop one of them.",
                 *(pid, HealthError.exit_code),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 
@@ -27,16 +28,25 @@ def test_a_second_process_on_this_machine_is_warned(tmp_path, caplog) -> None:
     RunOwnership(str(tmp_path), ALONE)
     RunOwnership(str(tmp_path), ALONE)  # the next attempt of the same process
     other = subprocess.Popen(["sleep", "1000"])
+    owner, here = tmp_path / "OWNER", f"pid {other.pid} on {socket.gethostname()}, 0a1b2c3d"
     try:
-        (tmp_path / "OWNER").write_text(f"pid {other.pid} on {socket.gethostname()}, 0a1b2c3d")
-        assert caplog.messages == []
+        owner.write_text(f"pid {other.pid} on another-host, 0a1b2c3d")
         RunOwnership(str(tmp_path), ALONE)
-        assert f"Process {other.pid} on this machine" in caplog.text
-        (tmp_path / "OWNER").write_text(f"pid {other.pid} on another-host, 0a1b2c3d")
+        assert caplog.messages == []
+        owner.write_text(here)
+        RunOwnership(str(tmp_path), ALONE)
+        assert f"{other.pid} on this machine, seems to be alive" in caplog.text
+        caplog.clear()
+        other.kill()
+        os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)  # a zombie until `wait`
+        owner.write_text(here)
+        RunOwnership(str(tmp_path), ALONE)
     finally:
         other.kill()
         other.wait()
-    caplog.clear()
+    owner.write_text(here)
+    RunOwnership(str(tmp_path), ALONE)
+    owner.write_bytes(b"\xff\xfe")
     RunOwnership(str(tmp_path), ALONE)
     assert caplog.messages == []
 
