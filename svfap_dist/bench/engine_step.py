@@ -307,7 +307,7 @@ def _profile(steps: _Steps, trace: str, seconds: float) -> dict[str, Any]:
     on_gpu = steps.device.type == "cuda"
     if not on_gpu and not trace:
         return {}
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:
         for _ in range(_TRACED_STEPS):
             steps.step()
         if on_gpu:

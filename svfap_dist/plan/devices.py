@@ -54,12 +54,13 @@ CPU_NETWORK_RATE = 1.25 * _GB  # between nodes without GPUs: 10 Gbit/s
 # Default share of the peak rate that a GPU reaches while it computes. Eager: SVFAP-B with 256 clips
 # on an H200 (docs/benchmarks.md). Compiled: sums of the time of matrix products and of memory
 # traffic on paper.
-MEASURED_MFU, MEASURED_GPU = 0.233, "h200"
+MEASURED_MFU = 0.233
+MEASURED_WITH = "SVFAP-B, 256 clips and bfloat16 on an H200, docs/benchmarks.md"
 ASSUMED_COMPILED_MFU = 0.4
 
-# Launches. A CUDA launch took 9 microseconds of an H200's host, by torch's profiler. torch.compile
-# fuses about three operations into a kernel and runs no Python between the kernels of a block; a
-# CUDA graph ("reduce-overhead") is one launch: both assumed.
+# Launches. A CUDA launch took an H200's host 9 microseconds by torch's profiler, whose own work is
+# among them. torch.compile fuses about three operations into a kernel and runs no Python between
+# the kernels of a block; a CUDA graph ("reduce-overhead") is one launch: both assumed.
 LAUNCH_SECONDS = 9e-6
 OPERATIONS_PER_COMPILED_KERNEL = 3.0
 GRAPHS_OF_A_BLOCK = 2.0  # forward and backward pass

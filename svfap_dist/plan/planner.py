@@ -371,9 +371,7 @@ class _Planner:
         """Return a GPU's share of its peak rate where none is given, and its source."""
         if self._config.train.compile:
             return devices.ASSUMED_COMPILED_MFU, f"{_ASSUMED}, measured nowhere: give --mfu"
-        measured = f"measured on an {devices.MEASURED_GPU}, docs/benchmarks.md"
-        is_same = self._gpu == devices.MEASURED_GPU
-        return devices.MEASURED_MFU, measured if is_same else f"{_ASSUMED}; {measured}"
+        return devices.MEASURED_MFU, f"{_ASSUMED}; measured with {devices.MEASURED_WITH}"
 
     def _host_seconds(self, clips: int) -> float:
         """Return the seconds in which a GPU's host launches a step of that many clips."""
@@ -401,7 +399,7 @@ class _Planner:
             micro = blocks * devices.COMPILED_BLOCK_SECONDS
             source = "Python around compiled blocks, `svfap bench step` on a CPU"
             self._add("host, of a compiled micro batch", micro * 1e3, "ms", source)
-        source = f"{_ASSUMED}; measured on the host of an {devices.MEASURED_GPU}"
+        source = f"{_ASSUMED}; measured on the host of an H200, by torch's profiler and with it"
         self._add("launch of a kernel", launch * 1e6, "microseconds", source)
         bench = "`svfap bench step` on a CPU"
         self._add("operations of an update", devices.UPDATE_OPERATIONS, "", f"counted by {bench}")

@@ -120,6 +120,18 @@ def test_position_table_is_no_part_of_the_state() -> None:
     assert embed.proj.weight.shape == (8, 3, 2, 16, 16)
 
 
+def test_patches_are_checked_without_the_weight() -> None:
+    """ZeRO-3 leaves it empty until the layer runs."""
+    size = _size()
+    embed = patches.PatchEmbed(size)
+    embed.proj.weight.data = torch.empty(0)
+    values = size.tubelet_size * size.patch_size**2 * 3
+    tokens = torch.arange(4).expand(2, 4)
+    embed._check(torch.zeros(2, 4, values), tokens)
+    with pytest.raises(ConfigError, match="patches"):
+        embed._check(torch.zeros(2, 4, values + 1), tokens)
+
+
 def test_clips_of_another_shape_are_refused() -> None:
     embed = patches.PatchEmbed(_size(num_frames=4, frame_size=32, embed_dim=8))
     with pytest.raises(ConfigError, match=r"shape \(2, 3, 4, 48, 48\).*\[B, 3, 4, 32, 32\]"):
