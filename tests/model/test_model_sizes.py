@@ -55,7 +55,7 @@ def test_nothing_is_merged_without_the_pyramid() -> None:
         ("base", {"embed_dim": True}, "valid integer"),
         ("base", {"embed_dim": [512]}, "valid integer"),
         ("base", {"decoder_depth": 0}, "greater than 0"),
-        ("base", {"stage_depths": 12}, "valid array"),
+        ("base", {"stage_depths": 12}, "give a list"),
         ("base", {"stage_depths": ()}, "at least 1 item"),
         ("base", {"stage_depths": (12, 0)}, "greater than 0"),
         ("base", {"num_heads": 7}, "512: not a multiple of num_heads = 7"),

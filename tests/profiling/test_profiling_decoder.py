@@ -87,7 +87,7 @@ def test_threads_that_only_fetch_and_missing_cores_do_not_count(
 ):
     """The default backend's rate is that of the workers, or of threads, that decode at a time."""
     monkeypatch.setattr(decoder, "time_decoder", lambda *_: Rate(10, 1.0, 1.0))
-    monkeypatch.setattr(decoder.os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(decoder, "usable_cpus", lambda: cores)
     samples = decoding.first_samples(data_sets["h264"].url, data_sets["h264"].manifest)
     config = config_of(decode_workers=workers, decode_threads=28)
     assert decoder._measure_backends(config, samples, ["pyav"]) == {"pyav": 10.0 * decoders}

@@ -153,6 +153,7 @@ def test_an_epoch_whose_checkpoint_is_lost_is_not_the_best(runs: Runs) -> None:
         ended = SaveOutcome(6, 0, 0.0, **outcome)
         saver = SimpleNamespace(finish_upload=lambda: ended)
         parts = {"_early_stop": epochs, "_checkpointer": saver, "_recorder": MagicMock()}
+        parts["_world"] = World(0, 0, 1, 1)
         Attempt.finish_upload(SimpleNamespace(step=step, _probe=None, **parts))  # type: ignore[arg-type]
 
     end_upload(9, error="", is_marked=True)
