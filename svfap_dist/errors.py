@@ -21,7 +21,7 @@ EXIT_CODES = {
     2: "command line, recipe or environment",
     3: "shards",
     4: "video",
-    5: "checkpoint, also a disk that is full while one is saved",
+    5: "checkpoint, including a full disk while one is saved",
     6: "ranks, job or cluster",
     7: "unhealthy run: non-finite loss, too many bad samples, fenced by a newer process",
     8: "storage: credentials, missing bucket, full disk, network",

@@ -231,7 +231,7 @@ def _measure_device(spec: StepSpec, world: World) -> dict[str, Any]:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         seconds = _device_seconds(steps.step, spec.steps, steps.device)
-        # Now: timing the phases one by one keeps more than a step does.
+        # Read before the phases are timed, which keeps more memory than a step.
         peak_bytes = torch.cuda.max_memory_allocated() if on_gpu else None
         phases = _phase_seconds(steps, spec.compile != "off")
         row: dict[str, Any] = {
@@ -351,7 +351,7 @@ def _measure_row(spec: StepSpec) -> StepRow:
     if spec.size:
         figures |= _in_new_process(_measure_device, spec)
     row = StepRow(spec.micro_batch, spec.zero_stage, spec.compile, **figures)
-    log.info("%s", _figures(row))  # what is measured so far, if a later row fails
+    log.info("%s", _figures(row))  # kept even if a later row fails
     return row
 
 

@@ -116,9 +116,9 @@ class RunOwnership:
         pid = _pid_on_this_host(before)
         if pid not in (None, os.getpid()) and not has_ended(before):
             log.warning(
-                "The last process of this run, %d on this machine, seems to be alive. If it still "
-                "trains, both compute the same until its next checkpoint, where it ends with code "
-                "%d. Stop one of them.",
+                "The last process of this run, %d on this machine, seems to be alive. If it is "
+                "still training, both train the same steps until its next checkpoint, where it "
+                "exits with code %d. Stop one of them.",
                 *(pid, HealthError.exit_code),
             )
         storage.write_bytes(self._url, self._token.encode())

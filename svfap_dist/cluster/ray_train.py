@@ -47,8 +47,8 @@ from svfap_dist.train.stalls import StallError
 
 log = logging.getLogger(__name__)
 _FAILURE = (
-    "A rank failed. The group restarts and resumes from the newest checkpoint, %d times at most "
-    "(cluster.max_failures). Failed: rank %s"
+    "A rank failed. If cluster.max_failures=%d allows it, the group restarts from the newest "
+    "checkpoint. Failed: rank %s"
 )
 # Of Ray Train's controller, unless the environment has them.
 _SETTINGS = {

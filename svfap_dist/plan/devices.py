@@ -58,9 +58,9 @@ MEASURED_MFU = 0.233
 MEASURED_WITH = "SVFAP-B, 256 clips and bfloat16 on an H200, docs/benchmarks.md"
 ASSUMED_COMPILED_MFU = 0.4
 
-# Launches. A CUDA launch took an H200's host 9 microseconds by torch's profiler, whose own work is
-# among them. torch.compile fuses about three operations into a kernel and runs no Python between
-# the kernels of a block; a CUDA graph ("reduce-overhead") is one launch: both assumed.
+# Launches. A CUDA launch took an H200's host 9 microseconds by torch's profiler, including the
+# profiler's own work. torch.compile fuses about three operations into a kernel and runs no Python
+# between the kernels of a block; a CUDA graph ("reduce-overhead") is one launch: both assumed.
 LAUNCH_SECONDS = 9e-6
 OPERATIONS_PER_COMPILED_KERNEL = 3.0
 GRAPHS_OF_A_BLOCK = 2.0  # forward and backward pass

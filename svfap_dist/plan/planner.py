@@ -4,8 +4,9 @@ In: a recipe, a number of nodes and devices, and rates that the user knows. Out:
 second and what bounds them, hours, bytes per rank, and every number behind them with its source.
 CPU ranks are assumed to be like this machine and are measured here: steps by the engine, decoding
 by the loader. GPUs are planned from data sheets and the share of the peak rate (MFU) that an H200
-reached; what their host does to launch a step is measured here, on a network as deep but narrow.
-Each input says whether it was measured, counted, given or assumed, and the plan sums that up.
+reached (an assumed one with train.compile); what their host does to launch a step is measured here,
+on a network as deep but narrow. Each input says whether it was measured, counted, given or assumed,
+and the plan sums that up.
 """
 
 from __future__ import annotations
@@ -399,7 +400,7 @@ class _Planner:
             micro = blocks * devices.COMPILED_BLOCK_SECONDS
             source = "Python around compiled blocks, `svfap bench step` on a CPU"
             self._add("host, of a compiled micro batch", micro * 1e3, "ms", source)
-        source = f"{_ASSUMED}; measured on the host of an H200, by torch's profiler and with it"
+        source = f"{_ASSUMED}; measured on an H200's host, including torch's profiler"
         self._add("launch of a kernel", launch * 1e6, "microseconds", source)
         bench = "`svfap bench step` on a CPU"
         self._add("operations of an update", devices.UPDATE_OPERATIONS, "", f"counted by {bench}")

@@ -1,4 +1,4 @@
-"""Record what happens to a run: an event in its journal, and its number at /metrics.
+"""Record what happens to a run: events in its journal, and metrics at /metrics.
 
 In: starts, scores, checkpoints, faults, as they occur. Out: lines of events.jsonl (rank 0), from
 which the run's goodput is computed, numbers at this rank's /metrics, and what trackers get.
@@ -43,7 +43,7 @@ _ANY_HOST = ("0.0.0.0", "::")  # noqa: S104 - to listen on; not an address to co
 
 
 class EventRecorder:
-    """Records the events of one rank's attempt.
+    """Records the events of one rank's attempt; `Recorder` adds windows and opens the files.
 
     Args:
         config: The run's recipe.
@@ -109,7 +109,7 @@ class EventRecorder:
             manifest_fingerprint: Fingerprint of the data's manifest.
             versions: Versions of the packages that decide the numbers.
             eval_fingerprint: Fingerprint of the validation clips' manifest, if there are any.
-            samples: To train on, of each data set; only those of a mixture are recorded.
+            samples: Number of training samples of each data set; recorded for a mixture only.
         """
         self._exporter.set(metrics.STEP, step)
         self._exporter.set(metrics.CHECKPOINT_STEP, step)
@@ -298,7 +298,7 @@ class EventRecorder:
         self._exporter.set(metrics.STALLS, len(recorded))
 
     def expose_end_not_finite(self) -> None:
-        """Show that the run ended not finite, and wait until Prometheus may have scraped it."""
+        """Report that the run ended with a value that is not finite, and wait for a scrape."""
         self._exporter.set(metrics.ENDED_NOT_FINITE, 1)
         time.sleep(self._config.metrics.linger_seconds)
 
@@ -378,8 +378,8 @@ def _reason_to_resize(events: list[Row]) -> str:
 def _reachable(ranks: list[dict[str, Any]]) -> list[str]:
     """Return the metrics addresses of ranks that rank 0's host can reach; log which it cannot.
 
-    The loopback address of another host is the scraper's own: equal ports of several hosts would
-    be one rank's metrics under several names.
+    A scraper takes a loopback address for its own host: ranks of several hosts on the same port
+    would all show one rank's metrics.
     """
     served = [rank for rank in ranks if rank["metrics"]]
     hidden = {

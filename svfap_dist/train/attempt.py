@@ -495,9 +495,7 @@ class Attempt:
             outcome.step, outcome.num_bytes, outcome.seconds, outcome.error
         )
         if outcome.error and self._world.is_main:
-            lost = (
-                "The checkpoint of step %d was not stored; the run ends if the next one fails: %s"
-            )
+            lost = "The checkpoint of step %d was not stored (a second in a row ends the run): %s"
             log.warning(lost, outcome.step, outcome.error)
         return not outcome.error
 

@@ -324,7 +324,7 @@ class Engine:
         if config.train.zero_stage == 3 and sys.modules[_MUON] is None:
             del sys.modules[_MUON]  # stage 3 does not do without
         if config.train.zero_stage == 3 and config.train.compile:
-            # Weights are gathered by the block, not by the layer: hooks would interrupt programs.
+            # Gather weights per block, not per layer: hooks inside a block would split its program.
             deepspeed.utils.set_z3_leaf_modules(model, [layers.CheckpointedBlock], False)
             regions.require_gradients(model)
         self._engine, *_ = deepspeed.initialize(

@@ -1,9 +1,10 @@
-"""Compile the transformer blocks of a network by their kinds, instead of the network as a whole.
+"""Compile each kind of transformer block once, instead of the network as a whole.
 
-torch.compile would copy dozens of blocks into one long program, and compile that for minutes: at
-each start, and so after each failure. Here each block is compiled by itself. Blocks of the same
-class, shapes and options share their program, so compiling takes as long for a deep network as for
-a shallow one. The small layers between the blocks are not compiled; the loss is.
+Compiled as a whole, a network becomes one long program with dozens of copied blocks, which takes
+minutes to compile at each start, and so after each failure. Here each block is compiled by itself.
+Blocks of the same class, shapes and options share their program, so compiling takes as long for a
+deep network as for a shallow one. The small layers between the blocks are not compiled; the loss
+is.
 
 Source: "regional compilation" in PyTorch's recipes, and torchtitan.
 """
@@ -18,10 +19,9 @@ from torch import Tensor, nn
 
 from svfap_dist.model.layers import CheckpointedBlock, DropPath
 
-# All kinds of blocks share the code of `CheckpointedBlock.forward`, for which torch keeps as many
-# programs as this; further ones would not be compiled. A network of three stages has seven of
-# blocks for training, as many for evaluation, and as many for its smaller last batch. torch's own
-# limit is 8.
+# All kinds of blocks share the code of `CheckpointedBlock.forward`, for which torch keeps at most
+# this many programs (8 by default) and compiles no more. A network of three stages needs seven for
+# training, seven for evaluation, and seven for its smaller last batch.
 _MOST_PROGRAMS = 128
 
 
@@ -38,7 +38,7 @@ def compile_blocks(model: nn.Module, mode: str) -> None:
     device = next(model.parameters()).device
     for module in model.modules():
         if isinstance(module, DropPath):
-            # Each block has another rate, and a number would be part of the program.
+            # Rates differ by block; each Python number would need a program of its own.
             module.rate = torch.tensor(float(module.rate), device=device)
     for block in _blocks(model):
         # Static shapes: there are few, so compiling a program for each pays off.
@@ -57,7 +57,7 @@ def compiled_loss(loss: Callable[..., Any], network: Callable[..., Tensor]) -> C
     def call(*inputs: Tensor) -> Tensor:
         return network(*inputs)
 
-    # No CUDA graph in any mode: the prediction would be copied to where that reads it.
+    # Never a CUDA graph: it would first copy the prediction to its own input buffer.
     compiled = torch.compile(loss, dynamic=False)
     return lambda *inputs: compiled(call, *inputs)
 
@@ -77,7 +77,7 @@ def eager(network: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def require_gradients(model: nn.Module) -> None:
-    """Let the input of each block need a gradient, also after a frozen embedding.
+    """Make the input of each block require a gradient, even after a frozen embedding.
 
     At stage 3, where DeepSpeed gathers whole blocks, it takes the gradients of a block's weights as
     soon as that of its input is known; without one it takes them too early, as zeros.

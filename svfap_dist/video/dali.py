@@ -14,9 +14,9 @@ their displayed size but looks them up by the coded one, so only videos whose si
 16 find one; each clip of another size opens its own. Nothing in a process can end a decoder that
 hangs: the loader ends the run then.
 
-DALI shows frames as they are stored, from the first packet on. A video that is to be turned, or
+DALI shows frames as they are stored, from the first packet on. A video that must be rotated, or
 begins with frames that cannot be decoded, is therefore decoded on the CPU (`pyav`). On a GPU so is
-one whose edit list leaves frames out, since only DALI's CPU decoder regards it. What DALI fails on
+one whose edit list leaves frames out, since only DALI's CPU decoder honors it. What DALI fails on
 is tried on the CPU as well: on a GPU DALI 2.4 ends with "invalid argument" on some H.264 videos of
 keyframes only.
 
@@ -94,7 +94,7 @@ class DaliDecoder:
             failure = found
         frames = RgbFrames(whole_frames(decode(video, info, numbers)))
         if failure is not None:
-            self._remember(video, failure)
+            self._leave_to_cpu(video, failure)
         return frames
 
     def decode_batch(self, requests: Sequence[VideoRequest], size: int) -> DecodedBatch:
@@ -111,12 +111,15 @@ class DaliDecoder:
         with self._lock:
             results = iter(self._run([job for of_row in jobs.values() for job in of_row]))
         for row, of_row in jobs.items():
-            of_dali = _join_jobs(of_row, list(itertools.islice(results, len(of_row))))
-            found[row] = of_dali
-            if not of_row or isinstance(of_dali, DecodeError):
-                found[row] = self._decode_on_host(requests[row], size)
-            if isinstance(of_dali, DecodeError) and not isinstance(found[row], DecodeError):
-                self._remember(requests[row].video, of_dali)
+            of_dali = None
+            if of_row:
+                of_dali = _join_jobs(of_row, list(itertools.islice(results, len(of_row))))
+                if not isinstance(of_dali, DecodeError):
+                    found[row] = of_dali
+                    continue
+            found[row] = self._decode_on_host(requests[row], size)
+            if of_dali is not None and not isinstance(found[row], DecodeError):
+                self._leave_to_cpu(requests[row].video, of_dali)
         shape = (len(requests[0].numbers), size, size, 3)
         black = torch.zeros(shape, dtype=torch.uint8, device=self._device)
         clips, bad = [], {}
@@ -141,12 +144,13 @@ class DaliDecoder:
             for clip in clips
         ]
 
-    def _remember(self, video: bytes, failure: DecodeError) -> None:
-        """Keep a video from DALI: each failure costs a pipeline, and building one takes seconds."""
+    def _leave_to_cpu(self, video: bytes, failure: DecodeError) -> None:
+        """Decode a video on the CPU from now on: each failure costs a pipeline and seconds."""
         if not self._failed:
             log.warning(
-                "DALI fails on a video that the CPU decodes. The CPU decodes such videos from now "
-                "on, one by one; if there are many, decode.backend=pyav is faster. DALI: %s",
+                "DALI failed on a video that the CPU can decode. Such videos are decoded on the "
+                "CPU from now on, one by one; if there are many, decode.backend=pyav is faster. "
+                "DALI: %s",
                 failure.found,
             )
         self._failed.add(hash(video))
@@ -201,11 +205,9 @@ class _Job(NamedTuple):
 
 
 def _join_jobs(jobs: Sequence[_Job], results: Sequence[_Clips]) -> _Clips:
-    """Return the clips of a request, their frames in its order; none without jobs."""
+    """Return the clips of a request, their frames in its order."""
     import torch
 
-    if not jobs:
-        return []
     parts: list[list[torch.Tensor]] = []
     for result in results:
         if isinstance(result, DecodeError):
