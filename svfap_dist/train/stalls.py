@@ -108,7 +108,9 @@ def judge(
     behind = [rank for rank, beat in beats.items() if beat.collectives == fewest]
     if len(behind) == len(beats):
         return Verdict("together", tuple(behind), seconds)
-    return Verdict("behind", tuple(behind), seconds)
+    # Others may notice the wait for a stopped rank just before its silence is long enough.
+    is_silent = all(silences[rank] > stall_seconds / 2 and rank in here for rank in behind)
+    return Verdict("silent" if is_silent else "behind", tuple(behind), seconds)
 
 
 def explain(

@@ -70,6 +70,13 @@ def test_the_rank_with_fewer_collectives_is_behind() -> None:
     assert verdict(others, others, waits, others) == Verdict("behind", (2,), 11.0)
 
 
+def test_a_rank_behind_that_has_missed_many_beats_is_silent() -> None:
+    """The others may notice their wait for it before its silence is long enough."""
+    others, stopped = beat(seconds=10.1, collectives=21), beat(1)
+    assert verdict(others, stopped, silences={1: 9.8}) == Verdict("silent", (1,), 10.1)
+    assert verdict(others, stopped, silences={1: 1.0}) == Verdict("behind", (1,), 10.1)
+
+
 def test_all_ranks_in_the_same_collective_are_together() -> None:
     late = beat(seconds=11.0)
     assert verdict(late, late) == Verdict("together", (0, 1), 11.0)
