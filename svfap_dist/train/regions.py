@@ -1,7 +1,7 @@
 """Compile each kind of transformer block once, instead of the network as a whole.
 
 Compiled as a whole, a network becomes one long program with dozens of copied blocks, which takes
-minutes to compile at each start, and so after each failure. Here each block is compiled by itself.
+minutes to compile at each start, and so after each failure. Here blocks are compiled one by one.
 Blocks of the same class, shapes and options share their program, so compiling takes as long for a
 deep network as for a shallow one. The small layers between the blocks are not compiled; the loss
 is.
