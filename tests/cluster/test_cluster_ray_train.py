@@ -105,7 +105,8 @@ def test_killed_rank_costs_nothing_but_time(shards, tmp_path, caplog):
     result = ray_train.train(config_of(shards, run, *steps), on_log=kill_rank_1)
 
     assert killed
-    assert "The group restarts and resumes" in caplog.text
+    assert "A rank failed" in caplog.text
+    assert "Failed: rank 1" in caplog.text
     assert result.step == 16
     events = [e["event"] for e in lines(run / "events.jsonl")]
     assert "resume" in events
