@@ -52,7 +52,7 @@ NAMES = (*_DEVICES, CPU)
 CPU_NETWORK_RATE = 1.25 * _GB  # between nodes without GPUs: 10 Gbit/s
 
 # Default share of the peak rate that a GPU reaches while it computes. Eager: SVFAP-B with 256 clips
-# on an H200 (docs/benchmarks.md). Compiled: sums of the time of matrix products and of memory
+# on an H200 (docs/benchmarks/h200.md). Compiled: sums of the time of matrix products and of memory
 # traffic on paper.
 MEASURED_MFU = 0.233
 MEASURED_WITH = "SVFAP-B, 256 clips and bfloat16 on an H200, docs/benchmarks.md"
@@ -73,7 +73,7 @@ UPDATE_OPERATIONS = 35  # with the vote of all ranks
 LOADER_SECONDS = 2.5e-6  # of the training thread, per clip, with feeders
 
 # Clips per CPU-second from shards of the profile `train` to planes in ready batches, from
-# docs/benchmarks.md ("From shards to ready batches"); for plans without data.
+# docs/benchmarks/loading.md; for plans without data.
 MEASURED_DECODE_RATE = 736.0
 
 

@@ -1,6 +1,6 @@
 """List every fenced command and example of the documents, and whether a test runs it, or why not.
 
-Each fence of README.md, CONTRIBUTING.md, launch/README.md and docs/*.md is of one of these kinds:
+Each fence of README.md, CONTRIBUTING.md, launch/README.md and docs/ is of one of these kinds:
 
     no language, or sh   commands. Each is checked against what it calls: the command line's own
                          parser, the recipe loader, the Makefile, the extras of pyproject.toml
@@ -86,7 +86,7 @@ class Command:
 def documents(root: Path = ROOT) -> list[Path]:
     """Return the documents whose fences are accounted for."""
     named = [root / name for name in ("README.md", "launch/README.md", "CONTRIBUTING.md")]
-    return [*named, *sorted((root / "docs").glob("*.md"))]
+    return [*named, *sorted((root / "docs").rglob("*.md"))]
 
 
 def fences(root: Path = ROOT) -> Iterator[Fence]:

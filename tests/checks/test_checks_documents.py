@@ -20,7 +20,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _NOTEBOOKS = sorted((_ROOT / "docs/tutorials").glob("*.ipynb"))
 _DOCUMENTS = sorted(
     path
-    for folder in (".", "docs", "launch", "monitoring")
+    for folder in (".", "docs", "docs/benchmarks", "launch", "monitoring")
     for path in (_ROOT / folder).glob("*.md")
 )
 
