@@ -23,7 +23,7 @@ from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import MANIFEST_NAME, REJECTED_NAME, Manifest, ShardEntry
 
 _SHARD_FILE = re.compile(r"shard-(\d{6,})\.(tar|index\.json|done\.json)")
-_OTHER_DATA = "Output holds a data set of other inputs or options"
+_OTHER_DATA = "Output already contains a data set made from other inputs or options"
 _ELSEWHERE = "use another URL, or replace it with --overwrite"
 
 

@@ -26,6 +26,7 @@ from svfap_dist.cluster.sweep import SweepResult, Trial
 from svfap_dist.doctor import examine
 from svfap_dist.doctor.finding import Finding
 from svfap_dist.evaluate.results import Results
+from svfap_dist.evaluate.spread import SeededResults
 from svfap_dist.inference.export import ExportResult
 from svfap_dist.inference.extract import ExtractResult
 from svfap_dist.inference.predict import Prediction, PredictResult
@@ -33,6 +34,7 @@ from svfap_dist.model.weights import Imported
 from svfap_dist.plan.planner import Plan
 from svfap_dist.train.attempt import RunResult
 from svfap_dist.train.audit import Audit
+from svfap_dist.train.finetune import FinetuneResult
 from svfap_dist.train.signals import EX_TEMPFAIL
 
 PAGE = (Path(__file__).parents[1] / "docs/commands.md").read_text()
@@ -51,7 +53,7 @@ RESULTS: dict[str, tuple[Any, ...]] = {
     "checkpoint verify": (checkpoints.checkpoint_verify,),
     "checkpoint gc": (GcPlan,),
     "checkpoint reshape": (ReshardResult,),
-    "finetune": (Results.to_json,),
+    "finetune": (Results.to_json, SeededResults.to_json, FinetuneResult),
     "evaluate": (Results.to_json,),
     "extract": (ExtractResult,),
     "predict": (PredictResult, Prediction),

@@ -350,7 +350,12 @@ class _Upload:
                 is_marked = True
             self._delete_old()
         except StorageError as error:
-            log.warning("Not marked as the best, or old ones not deleted: %s", error)
+            log.warning(
+                "The checkpoint of step %d is stored, but could not be marked as the best, or old "
+                "ones could not be deleted: %s",
+                self._step,
+                error,
+            )
         num_bytes = sum(row["size"] for row in rows)
         return SaveOutcome(self._step, num_bytes, seconds, "", is_marked)
 

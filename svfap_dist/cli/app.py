@@ -97,7 +97,7 @@ def _group(name: str, help: str) -> typer.Typer:
 
 
 shards_app = _group("shards", "Verify or show existing shards (`svfap shard` makes them).")
-checkpoint_app = _group("checkpoint", "List, verify, delete or reshard checkpoints.")
+checkpoint_app = _group("checkpoint", "List, verify, delete or convert checkpoints.")
 bench_app = _group("bench", "Measure models, decoders, loaders and checkpoints on this machine.")
 
 

@@ -22,7 +22,7 @@ from svfap_dist.progress import Progress, say, waiting
 def finetune(
     name: Recipe, overrides: Overrides = None, on: On = "local", as_json: AsJson = False
 ) -> None:
-    """Fine-tune on a labeled data set and test, all folds.
+    """Fine-tune on a labeled data set and test, for every fold of its protocol.
 
     Trains a classifier or a regressor, as the recipe's [task] says; task.fold=2 runs one fold only.
     Run the same command again to resume; Ctrl-C saves a checkpoint first.
@@ -96,7 +96,7 @@ def evaluate(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Test a fine-tuned network by its recipe, without training.
+    """Test a fine-tuned network with its recipe, without training.
 
     Example: svfap evaluate finetune_dfew runs/dfew data.url=shards/dfew finetune.test_segments=4
     """

@@ -26,7 +26,10 @@ DryRun = Annotated[
 ]
 Address = Annotated[
     str,
-    typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="For Ray: its dashboard, http://head:8265."),
+    typer.Option(
+        envvar="RAY_API_SERVER_ADDRESS",
+        help="Address of Ray's dashboard, e.g. http://head:8265 (Ray jobs only).",
+    ),
 ]
 JobName = Annotated[
     str, typer.Argument(metavar="JOB", help="As `svfap launch` printed it, e.g. slurm:4711.")
@@ -135,7 +138,7 @@ def launch_status(
 def launch_stop(
     name: JobName, address: Address = "http://127.0.0.1:8265", as_json: AsJson = False
 ) -> None:
-    """Make a job save a checkpoint and end, and wait until it has.
+    """Stop a job: let it save a checkpoint, and wait until it has ended.
 
     Example: svfap launch stop ray:base-1a2b3c4d --address http://head:8265
     """
@@ -152,7 +155,7 @@ def files(
     ] = None,
     out: Annotated[str, typer.Option("-o", "--out", help="Folder to copy into.")] = ".",
 ) -> None:
-    """Copy the bundled recipes, launch and monitoring files out.
+    """Copy the bundled recipes and the launch and monitoring files into a folder.
 
     Existing files are not overwritten.
 

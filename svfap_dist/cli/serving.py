@@ -22,7 +22,7 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8000,
     token_file: Annotated[
-        str, typer.Option(help="File with the token that each call must carry.")
+        str, typer.Option(help="File with the token that each request must send.")
     ] = "",
     detector: Annotated[
         str,
@@ -40,7 +40,8 @@ def serve(
         int, typer.Option(min=1, help="Longest time to decode a video and find its face.")
     ] = 120,
     queue: Annotated[
-        int, typer.Option(min=0, help="Videos that may wait while one is computed.")
+        int,
+        typer.Option(min=0, help="Maximum number of queued videos while one is being processed."),
     ] = 16,
     names: Names = "",
     region: Region = "",

@@ -126,7 +126,9 @@ def _outcome(values: dict[str, Any], error: BaseException | None, config: Config
     if "result" not in values and error is not None:
         raise _explained(error, config, values.get("stall"))
     if error is not None:
-        log.warning("The run had ended before a rank failed while it exited: %s", error)
+        log.warning(
+            "A rank failed while it exited, after the run had ended; the result is valid: %s", error
+        )
     return values["result"]
 
 

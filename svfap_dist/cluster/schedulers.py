@@ -101,7 +101,7 @@ class Scheduler(Protocol):
         ...
 
     def stop(self, job: Job) -> JobStatus:
-        """Make a job save a checkpoint and end, and wait until it has.
+        """Stop a job: let it save a checkpoint, and wait until it has ended.
 
         Args:
             job: Result of `submit`.

@@ -21,7 +21,7 @@ CHANGEABLE = {
     *("finetune.cutmix_probability", "finetune.patience"),
 }
 
-_ORDER = "it decides the order of samples, on which the steps done so far and the audit rest"
+_ORDER = "it decides the order of samples, which completed steps and the audit depend on"
 _NETWORK = "it decides the network or its optimizer's state, which the checkpoints hold"
 _TASK = "it decides what the network learns, so that losses before and after could not be compared"
 # By key or section; keys of the fingerprint that are neither here nor changeable do not exist.
@@ -81,4 +81,6 @@ def check_changeable(keys: Collection[str], known: Collection[str]) -> None:
             raise ConfigError("Unknown key", where, repr(key), nearest(key, sorted(known)))
         if why := why_fixed(key):
             advice = f"remove {key} from {where}, and give another run.url for a new run"
-            raise ConfigError("A run keeps its value of this key", where, f"{key}: {why}", advice)
+            raise ConfigError(
+                "Key cannot change after a run has started", where, f"{key}: {why}", advice
+            )

@@ -153,7 +153,7 @@ class Config(sections.Section):
         if sources and self.data.url:
             found = f"data.url = {self.data.url!r} and {len(sources)} entries of data.sources"
             advice = "give data.url for one data set, or [[data.sources]] for a mixture"
-            raise ConfigError("Data are given twice", "data.url", found, advice)
+            raise ConfigError("Both data.url and data.sources are set", "data.url", found, advice)
         for what, values, advice in (
             ("URL", [_place_of(source.url) for source in sources], "give each data set once"),
             ("name", [source.label for source in sources], "give each [[data.sources]] a `name`"),
@@ -167,7 +167,10 @@ class Config(sections.Section):
         for number, source in enumerate(sources, start=1):
             if self.task is not None and source.region not in (None, self.data.region):
                 found = f"{source.region}, where data.region = {self.data.region}"
-                what, where = "All clips of a task have one region", f"data.sources, entry {number}"
+                what, where = (
+                    "Source has another region than the task",
+                    f"data.sources, entry {number}",
+                )
                 raise ConfigError(what, where, found, "leave out `region` of the source")
         total = sum(source.weight for source in sources)
         for number, source in enumerate(sources, start=1):
@@ -260,7 +263,7 @@ class Config(sections.Section):
 
 
 def _impossible(key: str, value: object, why: str) -> ConfigError:
-    found, advice = f"{value!r}: {why}", f"change {key} or what it must fit"
+    found, advice = f"{value!r}: {why}", f"change {key} or the setting it conflicts with"
     return ConfigError("Impossible combination in the recipe", key, found, advice)
 
 

@@ -122,7 +122,7 @@ ALERTS = (
         f"{metrics.ENDED_NOT_FINITE.name} > 0",
         "0m",
         "page",
-        "Run {{ $labels.run }} ended at losses or gradients that are not finite.",
+        "Run {{ $labels.run }} ended because losses or gradients were not finite.",
         "A learning rate that is too high, or broken clips.",
         "The error names steps and clips; weights are untouched. Look at the clips, lower optim.lr "
         "or set optim.clip_grad_norm, and run the same command again.",
@@ -132,8 +132,8 @@ ALERTS = (
         f"sum {_BY_RUN} (increase({metrics.NON_FINITE.name}[30m])) > 0",
         "0m",
         "ticket",
-        "Run {{ $labels.run }} left out updates whose loss or gradient is not finite.",
-        "A broken clip, a learning rate that is too high, or a device that computes wrongly.",
+        "Run {{ $labels.run }} skipped updates whose loss or gradient is not finite.",
+        "A broken clip, a learning rate that is too high, or a faulty device.",
         "The skip events of events.jsonl name steps and clips. The run continues; "
         "health.max_skipped in a row are allowed.",
     ),

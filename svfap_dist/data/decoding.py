@@ -106,7 +106,9 @@ def check_backend(config: Config, url: str, manifest: Manifest) -> None:
     if row.batched and config.data.still_motion:
         found = f"{config.data.still_motion}, with decode.backend = {name}"
         do = f"set decode.backend={DEFAULT}, or data.still_motion=0"
-        raise ConfigError("Still images move on the host only", "data.still_motion", found, do)
+        raise ConfigError(
+            "Decode backend does not support data.still_motion", "data.still_motion", found, do
+        )
     if row.codecs.get(rank_device(config), frozenset()) is None:
         return  # whatever FFmpeg decodes: nothing to read
     gpu = compute_capability() or NEWEST_GPU

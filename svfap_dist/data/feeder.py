@@ -158,14 +158,14 @@ class Feeder:
         found = self._end(0.0)
         self._deaths += 1
         if self._deaths == _MAX_DEATHS:
-            what, where = "Feeder process cannot be kept alive", f"data.feeders, step {self._next}"
+            what, where = "Feeder process keeps failing", f"data.feeders, step {self._next}"
             found = f"it {found} {_MAX_DEATHS} times in a row"
             do = "see what it wrote to standard error; if memory is short, lower data.shuffle_block"
             do += " or data.prefetch_bytes; a training script needs "
             do += '`if __name__ == "__main__":` around its calls'
             raise ClusterError(what, where, found, do)
         log.warning(
-            "Feeder process of step %d %s; another one fills its batches again.", self._next, found
+            "Feeder process of step %d %s; a new one refills its batches.", self._next, found
         )
         self._start()
 

@@ -168,7 +168,7 @@ def _check_made_on_host(config: Config) -> None:
         ("data.colors", colors, "workers", colors == "device"),
     ):
         if is_on_device:
-            what = "Clips of a task are augmented on the host"
+            what = "Setting conflicts with augmentation in decode workers"
             found = f"{value}, with a [task] and augment.run_on = workers"
             do = f"set augment.run_on=device; or set {key}={other}, or leave it out"
             raise ConfigError(what, key, found, do)

@@ -124,7 +124,7 @@ def hold_out(
     if any(group is None for group in groups):
         groups, what = own, "samples"
     if (there := len(set(groups))) < 2:
-        advice = "leave out finetune.validation, or add more"
+        advice = f"leave out finetune.validation, or add more {what}"
         raise _misfit("Nothing to hold out for validation", task, f"{there} {what}", advice)
     parts = min(round(1 / share), there)
     classes = np.zeros(len(rows), np.int64)
@@ -229,7 +229,7 @@ def _made_folds(task: TaskConfig, labels: Sequence[Labels]) -> np.ndarray:
         groups = [str(_column(task, "subject", row, n)) for n, row in enumerate(labels)]
     if (found := len(set(groups))) < task.folds:
         what = "Too few subjects" if task.folds_by == "subject" else "Too few samples"
-        advice = f"use task.folds={found}, or fewer" if found > 1 else "add some"
+        advice = f"use task.folds={found}, or fewer" if found > 1 else "add more"
         raise _misfit(f"{what} for the folds", task, f"{found} for {task.folds} folds", advice)
     classes = np.zeros(len(labels), np.int64)
     if task.kind == "classification":

@@ -140,13 +140,13 @@ def _protocol(task: TaskConfig, labels: Sequence[Labels], where: str) -> dict[st
     if by == "sample":
         groups = len(labels)
         log.warning(
-            "%s has no column of subjects, so folds are made by sample. A person who is in several "
-            "videos is then trained on and tested, and the scores are too high.",
+            "%s has no column of subjects, so folds are made by sample. A person in several "
+            "videos can be in both the training and the test set, which inflates the scores.",
             where,
         )
     if groups < 2:
-        advice = "add videos of others, or give the list a column of folds or splits"
-        raise ShardError("Folds need at least two subjects", where, f"{groups} {by}", advice)
+        advice = f"add more {by}s, or give the list a column of folds or splits"
+        raise ShardError(f"Folds need at least two {by}s", where, f"{groups} {by}", advice)
     is_independent = has["subject"] and by == "subject"
     made = {"folds": min(FOLDS, groups), "folds_by": by, "subject_independent": is_independent}
     return found | made

@@ -190,6 +190,8 @@ def _license(info: ModelInfo, given: str) -> str:
         init = found.provenance.get("init", "") if found else ""
     if given and stored and given.lower() != stored.lower():
         log.warning(
-            "License %s replaces that of the weights, %s: check that it may.", given, stored
+            "License %s replaces the stored license %s: check that you may relicense the weights.",
+            given,
+            stored,
         )
     return given or stored

@@ -87,7 +87,7 @@ def compare(network: Network, run: Callable[[Tensor], Sequence[Any]], kind: str)
     difference = float(np.max(differences))  # NaN if one of them is
     if not difference <= TOLERANCE:  # refuses NaN, too
         raise CheckpointError(
-            f"{kind} model computes something else than the network",
+            f"Exported {kind} model does not match the network",
             where=kind,
             found=f"outputs that differ by {difference:.2g}, more than {TOLERANCE:g}",
             do="export it as safetensors",

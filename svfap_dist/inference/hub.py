@@ -62,7 +62,7 @@ class HubNetwork(Network, PyTorchModelHubMixin, library_name="svfap-dist", tags=
     def _save_pretrained(self, save_directory: Path) -> None:
         """Refuse: a network has lost what training needs; `svfap export` writes all of it."""
         raise ConfigError(
-            "Networks are written by `svfap export`",
+            "Saving with save_pretrained is not supported",
             where=str(save_directory),
             found="a call of save_pretrained or push_to_hub",
             do="use `svfap export CHECKPOINT --format huggingface -o DIR --push OWNER/NAME`",

@@ -45,11 +45,11 @@ class Network(nn.Module):
     statistics; F, H and W as `info` says.
 
     Args:
-        info: the description.
-        encoder: of tokens.
-        fc_norm: normalizes each pooled vector.
-        head: linear; None for a pre-trained network.
-        pool: from the tokens of all stages to vectors [B, V, D].
+        info: Description of the network and its clips.
+        encoder: Returns the tokens of each stage.
+        fc_norm: LayerNorm applied to each pooled vector.
+        head: Linear head; None for a pre-trained network.
+        pool: Maps the tokens of all stages to vectors [B, V, D].
     """
 
     def __init__(

@@ -220,7 +220,7 @@ class Size(ModelOptions):
             "Impossible combination in the model",
             where=f"model.{field}",
             found=f"{getattr(self, field)!r}: {why}",
-            do=f"change model.{field} or what it must fit",
+            do=f"change model.{field} or the setting it conflicts with",
         )
 
 

@@ -61,8 +61,8 @@ class Analysis:
     """What is known about a video.
 
     Args:
-        video: frames, fps, width, height.
-        face: first_frame, frames, seen, squares; None without a detector.
+        video: num_frames, fps, width, height.
+        face: first_frame, num_frames, seen, squares; None without a detector.
         prediction: label (None for a regression) and scores by name; None without a head.
         timeline: seconds, the middle of each clip; scores, by name a list; or features, a list for
             each clip.
@@ -131,7 +131,7 @@ class Analyzer:
         middle = self._middle_clip(prepared.timeline)
         if isinstance(self._model, MaskedAutoencoder):
             pictures["reconstruction"] = _base64(self._reconstruction(middle))
-            notes.append("No prediction: the network is pre-trained and has features, no labels.")
+            notes.append("No prediction: this network is only pre-trained and has no head.")
         else:
             notes.append("No reconstruction: a fine-tuned network has no pixel decoder.")
         try:

@@ -54,12 +54,12 @@ class Service:
     """What is served.
 
     Args:
-        analyze: Computes one video; called by one thread at a time.
+        analyze: Analyzes one video; called by one thread at a time.
         info: Of the network.
         name: Of the network, for the page.
         limits: What a video may cost.
-        queue: Videos that may wait while one is computed.
-        token: That each call must carry; empty: none, for programs of this machine.
+        queue: Maximum number of queued videos while one is processed.
+        token: Token that each request must send; empty: none, for programs of this machine.
     """
 
     analyze: Callable[[bytes], Analysis]
@@ -107,11 +107,13 @@ class Queue:
         """
         retry_after = max(1, round(self._seconds))
         if client in self._clients:
-            found, do = "its answer is not there yet", "send one video at a time"
-            raise _refused(429, "Another video of yours is in the queue", found, do, retry_after)
+            found, do = "it has not been answered yet", "send one video at a time"
+            raise _refused(
+                429, "This client already has a video in the queue", found, do, retry_after
+            )
         if len(self._clients) >= self._places:
-            found = f"{len(self._clients)} videos are being processed or wait"
-            raise _refused(503, "Queue is full", found, "send it again later", retry_after)
+            found = f"{len(self._clients)} videos are being processed or waiting"
+            raise _refused(503, "Queue is full", found, "retry later", retry_after)
         self._clients.add(client)
         try:
             yield
@@ -216,7 +218,7 @@ class _Site:
         found = dataclasses.asdict(analysis)
         if request.query_params.get("pictures") == "no":
             found |= {"pictures": {}, "crop": ""}
-        log.info("Computed a video of %d frames", found["video"]["num_frames"])
+        log.info("Analyzed a video of %d frames", found["video"]["num_frames"])
         return Response(json_text.dumps(found), media_type="application/json")
 
     async def _compute(self, request: Request) -> Analysis:
@@ -261,7 +263,7 @@ class _Site:
         if _name_of(host) in _LOOPBACK_NAMES and origin == f"http://{host}":
             return None
         do = "open the page at http://localhost with the server's port, or serve with a token"
-        return _refused(403, "Request of another site", f"Host {host}, Origin {origin}", do)
+        return _refused(403, "Request from another site", f"Host {host}, Origin {origin}", do)
 
     def _error(self, request: Request, refused: _RefusedError) -> Response:
         is_received = getattr(request.state, "is_received", request.method != "POST")
@@ -272,8 +274,8 @@ class _Site:
 
 
 def _too_big(size: int, limit: int) -> _RefusedError:
-    found = f"{size} bytes or more, where {limit} are allowed"
-    return _refused(413, "Video is too big", found, f"give a file of at most {limit >> 20} MiB")
+    found = f"at least {size} bytes; the limit is {limit}"
+    return _refused(413, "Video is too large", found, f"give a file of at most {limit >> 20} MiB")
 
 
 def _name_of(host: str) -> str:
@@ -358,7 +360,7 @@ def listen(host: str, port: int, *, has_token: bool) -> socket.socket:
         is_loopback = ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
         if not is_loopback and not has_token:
             do = f"set {TOKEN_VARIABLE}, or give --token-file; or serve on 127.0.0.1"
-            title = "A page that other machines can reach needs a token"
+            title = "Missing token for a non-loopback address"
             raise ConfigError(title, where, "no token", do)
         return socket.create_server(address, family=family)
     except OSError as error:
@@ -387,5 +389,5 @@ def read_token(path: str) -> str:
         found = f"{len(token)} characters, fewer than {_SHORTEST_TOKEN}"
         raise ConfigError("Token is too short", where, found, do)
     if not token.isascii() or not token.isprintable() or " " in token:
-        raise ConfigError("Token cannot be sent", where, "blanks or other than ASCII", do)
+        raise ConfigError("Token is invalid", where, "it has blanks or non-ASCII characters", do)
     return token

@@ -533,7 +533,7 @@ class Attempt:
 
 
 def _already_longer(step: int, total: int) -> ConfigError:
-    found = f"{total} steps in all, of which {step} are completed"
+    found = f"{step} completed steps, but the recipe ends at step {total}"
     advice = f"set train.max_steps and train.epochs so that there are at least {step}, or give "
     advice += "another run.url for a new run"
     return ConfigError("Run is longer than its recipe", "train.max_steps", found, advice)

@@ -101,8 +101,9 @@ class Audit:
             f"{self.steps} steps from {self.first_step} on, in {self.epochs} epochs and "
             f"{self.attempts} attempts: {self.samples} samples, {self.substituted} substituted, "
             f"{self.passed_over} passed over.",
-            f"{self.redone} steps were done again, {self.skipped} had no update, {self.pending} "
-            f"wait for a checkpoint, {self.torn} unreadable lines.",
+            f"{self.redone} steps were repeated, {self.skipped} had a skipped update, "
+            f"{self.pending} are not yet covered by a checkpoint; "
+            f"{self.torn} lines are unreadable.",
         ]
         shares = (
             f"{name} {count} ({100 * count / self.samples:.2f} %)"

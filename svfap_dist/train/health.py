@@ -220,8 +220,8 @@ class Health:
         self._events.append(spike)
         if self._config.spike_action == "roll back":
             found = f"{loss:.4g}, {spike.zscore:.1f} deviations above {spike.median:.4g}"
-            advice = "lower optim.lr or set optim.clip_grad_norm; the newest checkpoint is from "
-            advice += "before"
+            advice = "lower optim.lr or set optim.clip_grad_norm; the newest checkpoint "
+            advice += "predates the spike"
             self._roll_back([step], HealthError("Loss spikes", f"step {step}", found, advice))
 
     def _roll_back(self, steps: list[int], cause: HealthError) -> None:
@@ -238,7 +238,7 @@ def _not_finite(skipped: Sequence[Skip]) -> NotFiniteError:
         for skip in skipped
     )
     advice = "look at these clips, lower optim.lr or set optim.clip_grad_norm; the weights are "
-    advice += "untouched and the newest checkpoint is from before"
+    advice += "unchanged, and the newest checkpoint predates these steps"
     where = f"step {last.step}"
     if len(skipped) > 1:
         where = f"steps {skipped[0].step} to {last.step}"

@@ -140,7 +140,8 @@ def explain(
         found = f"no heartbeat: {state or 'the process is stopped, or its host is cut off'}; "
         found += f"last seen {doing}"
     elif verdict.kind == "store":
-        found = f"the group's store does not answer: {state or 'its host is stopped or cut off'}"
+        found = "the process group's rendezvous store does not answer: "
+        found += state or "its host is stopped or cut off"
     elif verdict.kind == "behind" and beat is not None and beat.ended:
         found = "it has left the run, and the others wait for it"
     elif verdict.kind == "behind":
@@ -150,7 +151,7 @@ def explain(
         found = doing if len(beats) == 1 else f"every rank has begun the same collectives: {doing}"
     found += f"; no progress for {verdict.seconds:.0f} s"
     do = f"see the stacks of all ranks in {folder}; the run resumes from its newest checkpoint; "
-    do += "train.stall_seconds is the limit"
+    do += "raise train.stall_seconds if this can take longer"
     return StallError("Training has stalled", where, found, do)
 
 

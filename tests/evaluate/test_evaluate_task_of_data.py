@@ -74,7 +74,7 @@ def test_folds_by_sample_are_warned_of(caplog: pytest.LogCaptureFixture) -> None
         task = complete(labels)
     assert (task.folds, task.folds_by, task.subject_independent) == (5, "sample", False)
     assert "no column of subjects" in caplog.text
-    assert "scores are too high" in caplog.text
+    assert "inflates the scores" in caplog.text
     for fold in range(1, 6):
         test = protocol.select(task, labels, fold).test
         counts = Counter(labels[index]["class_name"] for index in test)

@@ -56,7 +56,7 @@ def test_a_face_is_shown_with_all_pictures(url: str, folder: Path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("big", ["Video is too big.", "give a file of at most 64 MiB."]),
+        ("big", ["Video is too large.", "give a file of at most 64 MiB."]),
         ("text", ["Found: unreadable", "What to do: give a complete video file"]),
         ("faceless", ["Found: no face", "What to do: use a video in which one face is large"]),
     ],

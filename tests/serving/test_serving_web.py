@@ -117,7 +117,7 @@ def test_a_video_above_the_limit_is_refused_before_it_is_sent(port):
         answer.begin()
         assert answer.status == 413
         error = json.loads(answer.read())["error"]
-    assert error["what"] == "Video is too big"
+    assert error["what"] == "Video is too large"
     assert str(2**31) in error["found"]
     assert error["do"] == "give a file of at most 1 MiB"
 
