@@ -112,6 +112,9 @@ def extract(
         option = "--ray" if ray else "--pooled"
         found, advice = "--format npz", "use --format parquet"
         raise ConfigError("Option requires another format", option, found, advice)
+    from svfap_dist.inference.output import check_output
+
+    check_output(output, format)
     if format == "parquet":
         import pyarrow  # noqa: F401 - a missing package is an error before anything is read
 

@@ -278,9 +278,12 @@ def extract_parts(
     Raises:
         ConfigError: The output has something else.
         DecodeError: No video can be used.
+        StorageError: The output cannot be written.
         SvfapError: What `run` raises.
     """
     missing = missing_parts(job, parts)
+    if missing:
+        storage.check_writable(storage.join(job.output, job.file_of(missing[0])))
     began, total = time.monotonic(), sum(part.num_videos for part in parts)
     done = total - sum(part.num_videos for part in missing)
     videos, clips, bad = 0, 0, list[BadSample]()

@@ -23,6 +23,7 @@ from svfap_dist.storage.files import (
     StorageMissingError,
     StorageUnreachableError,
     add_request_counts,
+    check_writable,
     delete,
     delete_unfinished,
     download_file,

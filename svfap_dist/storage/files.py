@@ -362,6 +362,30 @@ def write_bytes(url: str, data: bytes) -> None:
         _counter.bytes(WRITE, len(data))
 
 
+def check_writable(url: str) -> None:
+    """Check that a file can be written, by writing an empty one beside it; leave nothing behind.
+
+    Args:
+        url: The file; folders above it need not exist.
+
+    Raises:
+        StorageError: It cannot.
+    """
+    beside = url
+    if not is_remote(url):
+        folder, name = os.path.split(local_path(url))
+        while not os.path.exists(folder):
+            folder = os.path.dirname(folder)
+        beside = os.path.join(folder, name)
+    beside += f".{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        write_bytes(beside, b"")
+    except StorageError as error:
+        raise type(error)(error.what, url, error.found, error.do) from error
+    with contextlib.suppress(StorageError):  # a store may allow writing only
+        delete(beside)
+
+
 def upload_file(local: str, url: str) -> None:
     """Copy a local file to a URL atomically.
 

@@ -18,7 +18,14 @@ import svfap_dist
 from data_sharding import pipeline as sharding
 from data_sharding.transcode import TrainProfile
 from svfap_dist.cli.app import app
-from svfap_dist.errors import CheckpointError, ConfigError, DecodeError, HealthError
+from svfap_dist.errors import (
+    CheckpointError,
+    ConfigError,
+    DecodeError,
+    HealthError,
+    StorageError,
+)
+from svfap_dist.evaluate import runner
 from svfap_dist.inference.videos import read_video
 from svfap_dist.video import backends
 from svfap_dist.video.frames import whole_frames
@@ -167,6 +174,38 @@ def test_mistakes_are_told_and_nothing_is_written(
     with pytest.raises(error, match=words):
         raise done.exception
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "error", "words"),
+    [
+        ("features.parquet", [], ConfigError, "--format parquet"),
+        ("features/", [], ConfigError, "--format parquet"),
+        ("folder", [], ConfigError, "a folder.*--format parquet"),
+        ("file/x.npz", [], StorageError, "Cannot write.*file/x.npz"),
+        ("x.npz", ["--format", "parquet"], ConfigError, "--format npz"),
+        ("file", ["--format", "parquet"], ConfigError, "--format npz"),
+        ("file/x", ["--format", "parquet"], StorageError, "Cannot write.*file/x/part-000000"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_found_before_the_work(
+    folder, run, tmp_path, monkeypatch, output, options, error, words
+):
+    def never(*_):
+        raise AssertionError("a video was opened")
+
+    monkeypatch.setattr(runner, "_open", never)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"kept")
+    # All but the last one are found before the network is loaded.
+    network = run if error is StorageError and options else "no-such-network"
+    arguments = ["extract", network, str(folder / "a.mp4"), "-o", output, *options]
+    done = CliRunner().invoke(app, arguments)
+    with pytest.raises(error, match=words):
+        raise done.exception
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    assert (tmp_path / "file").read_bytes() == b"kept"
 
 
 def save_broken(folder, value: float) -> str:

@@ -210,6 +210,18 @@ def test_an_unfinished_write_is_no_file(tmp_path: Path) -> None:
     assert storage.list_files(str(tmp_path)) == {"done": 1}
 
 
+def test_writability_is_checked_without_a_trace(root: str, tmp_path: Path) -> None:
+    storage.check_writable(storage.join(root, "new/folder/x.npz"))
+    assert storage.list_files(root) == {}
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_bytes(b"")
+    for url in (str(tmp_path / "file/x.npz"), "s3://no-such-bucket/x.npz", "/proc/x.npz"):
+        if root.startswith("s3://") == url.startswith("s3://"):
+            with pytest.raises(StorageError) as refused:
+                storage.check_writable(url)
+            assert refused.value.where == url
+
+
 def test_a_link_to_nowhere_is_listed_and_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     assert storage.list_files(str(tmp_path)) == {"link": 0}
