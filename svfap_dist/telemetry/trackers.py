@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Protocol
 
 from svfap_dist import storage
 from svfap_dist.config import TrackConfig
+from svfap_dist.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,9 @@ _DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_DISABLE_TELEMETRY": "true",  # of the package's use, to its makers
 }
+# What W&B decides by without a request; only if none is set, it is imported to look further.
+_WANDB_KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+_WANDB_WITHOUT_KEY = ("offline", "dryrun", "disabled")  # its modes that need no account
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +192,29 @@ class TensorBoard:
         """See `Tracker.abandon`."""
 
 
+def check_wandb_key() -> None:
+    """Check that W&B can log in, without a request and without asking the user.
+
+    In a terminal W&B itself asks for a key, even in a thread, and waits for the answer.
+
+    Raises:
+        ConfigError: If it has no key and is not offline.
+    """
+    os.environ.setdefault("WANDB_SILENT", "true")  # read at its import; the logger reports for it
+    mode = os.environ.get("WANDB_MODE")
+    if mode in _WANDB_WITHOUT_KEY or any(os.environ.get(name) for name in _WANDB_KEYS):
+        return
+    import wandb
+    from wandb.sdk import wandb_setup
+
+    if wandb_setup.singleton().settings.mode in _WANDB_WITHOUT_KEY:  # of its files
+        return
+    if wandb.run is None and not wandb.login(prompt=False, verify=False):
+        found = "W&B has no API key on this machine"
+        advice = "set WANDB_API_KEY, run wandb login, or set WANDB_MODE=offline"
+        raise ConfigError("Tracker without an account", "track.wandb", found, advice)
+
+
 class WeightsAndBiases:
     """A run of Weights & Biases; with WANDB_MODE=offline, files in wandb/ of a local run's folder.
 
@@ -205,6 +232,7 @@ class WeightsAndBiases:
 
     def open(self, run: TrackedRun) -> Reference:
         """See `Tracker.open`."""
+        check_wandb_key()
         import wandb
 
         self._wandb = wandb

@@ -26,7 +26,13 @@ from svfap_dist.config import Config, TrackConfig, recipe
 from svfap_dist.errors import ConfigError
 from svfap_dist.telemetry.goodput import BEGINNINGS
 from svfap_dist.telemetry.journal import EVENTS_FILE, METRICS_FILE, Line
-from svfap_dist.telemetry.trackers import TRACKERS, Reference, TrackedRun, Tracker
+from svfap_dist.telemetry.trackers import (
+    TRACKERS,
+    Reference,
+    TrackedRun,
+    Tracker,
+    check_wandb_key,
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +55,7 @@ def chosen_trackers(track: TrackConfig) -> list[str]:
 
 
 def check_installed(track: TrackConfig) -> None:
-    """Check that the packages of the trackers are installed, without importing them.
+    """Check that the packages of the trackers are installed; warn if W&B would need a key.
 
     Args:
         track: The recipe's section.
@@ -63,6 +69,11 @@ def check_installed(track: TrackConfig) -> None:
             advice = f"pip install 'svfap-dist[{kind.extra}]', or leave out track.{name}"
             found = f"{kind.module} is not installed"
             raise ConfigError("Missing optional dependency", f"track.{name}", found, advice)
+    if track.wandb:
+        try:
+            check_wandb_key()
+        except ConfigError as error:  # the machine of rank 0, if it is another, may have one
+            log.warning("%s", error, extra={"once": True})
 
 
 class Tracking:
