@@ -15,6 +15,8 @@ from typing import Any
 
 from svfap_dist import json_text, storage
 from svfap_dist.checkpoint import load as checkpoints
+from svfap_dist.checkpoint import store
+from svfap_dist.checkpoint.best import read_best
 from svfap_dist.config import Config
 from svfap_dist.evaluate.metrics import SCORE_FUNCTIONS
 from svfap_dist.model import weights
@@ -64,19 +66,22 @@ credit or marketing. Visible expression is weak evidence of what a person feels.
 class RunRecord:
     """What a run says about itself; None and empty where it is not known.
 
-    results: content of results.json. events: last event of each kind.
+    results: content of results.json. tested_step: of the weights that it is about. events: last
+    event of each kind until the step of the network.
     """
 
     config: Config | None = None
     results: Mapping[str, Any] | None = None
+    tested_step: int | None = None
     events: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
-def read_run(url: str) -> RunRecord:
+def read_run(url: str, step: int | None = None) -> RunRecord:
     """Return what the run of a network says about itself.
 
     Args:
         url: of a run, a checkpoint, or an imported or exported folder, which has no record.
+        step: of the network; None: the run's last one.
 
     Raises:
         CheckpointError: There is no network.
@@ -91,7 +96,23 @@ def read_run(url: str) -> RunRecord:
     while results is None and name.startswith(_FOLDS):
         results = _read_json(storage.join(parent, "results.json"))
         parent, _, name = parent.rpartition("/")
-    return RunRecord(config, results, _last_events(storage.join(run_url, "events.jsonl")))
+    events = _read_events(storage.join(run_url, "events.jsonl"))
+    until = [event for event in events if step is None or event.get("step", 0) <= step]
+    last = {event["event"]: event for event in until}
+    return RunRecord(config, results, _tested_step(run_url, config, events), last)
+
+
+def _tested_step(run_url: str, config: Config, events: list[Mapping[str, Any]]) -> int | None:
+    """Return the step of the weights that a fine-tuning tests: its best one, or its last one.
+
+    Earlier versions recorded no test.
+    """
+    tests = [event["step"] for event in events if event["event"] == "test"]
+    last = tests[-1] if tests else store.latest_committed(run_url)
+    if last is None or config.task is None or not config.finetune.validation:
+        return last
+    best = read_best(run_url)
+    return best.step if best is not None and best.step <= last else last
 
 
 def _read_json(url: str) -> Any:
@@ -101,18 +122,19 @@ def _read_json(url: str) -> Any:
         return None
 
 
-def _last_events(url: str) -> dict[str, Mapping[str, Any]]:
+def _read_events(url: str) -> list[Mapping[str, Any]]:
     try:
         lines = storage.read_bytes(url).splitlines()
     except storage.StorageMissingError:
-        return {}
-    events = {}
+        return []
+    events = []
     for line in lines:
         try:
             event = json_text.loads(line)
-            events[event["event"]] = event
-        except (ValueError, LookupError, TypeError):  # cut off by a crash
+        except ValueError:  # cut off by a crash
             continue
+        if isinstance(event, dict) and "event" in event:
+            events.append(event)
     return events
 
 
@@ -171,6 +193,8 @@ def _front_matter(info: ModelInfo, record: RunRecord, name: str) -> str:
         ],
     }
     results = record.results or {}
+    if not _is_of_these_weights(info, record) or not results.get("is_complete", True):
+        results = {}
     metrics = [
         {"type": metric, "name": _title(metric), "value": value}
         for metric, value in _values(results)
@@ -271,21 +295,29 @@ def _figures(info: ModelInfo, record: RunRecord) -> Iterator[str]:
     yield ""
     results = record.results
     if results:
-        yield from _tested(info, results)
+        yield from _tested(info, record, results)
         return
-    rows = []
-    if "held_out_loss" in record.events.get("eval", {}):
-        rows.append(("validation loss", f"{record.events['eval']['held_out_loss']:.4f}"))
-    probe = record.events.get("probe", {}).get("uar", {})
-    rows += [(f"UAR of {kind} on frozen features", f"{100 * v:.2f} %") for kind, v in probe.items()]
+    rows, evaluated = [], record.events.get("eval", {})
+    if "held_out_loss" in evaluated:
+        loss = f"{evaluated['held_out_loss']:.4f}"
+        rows.append(("validation loss", loss, evaluated["step"]))
+    probe = record.events.get("probe", {})
+    rows += [
+        (f"UAR of {kind} on frozen features", f"{100 * uar:.2f} %", probe["step"])
+        for kind, uar in probe.get("uar", {}).items()
+    ]
     if rows:
-        yield from _table(("measured last in the run", ""), rows)
+        yield from _table(("measured last up to these weights", "", "at step"), rows)
     else:
         yield "None recorded for these weights. Measure before you use them."
         yield ""
 
 
-def _tested(info: ModelInfo, results: Mapping[str, Any]) -> Iterator[str]:
+def _is_of_these_weights(info: ModelInfo, record: RunRecord) -> bool:
+    return record.tested_step == info.provenance.get("step")
+
+
+def _tested(info: ModelInfo, record: RunRecord, results: Mapping[str, Any]) -> Iterator[str]:
     metrics = results["metrics"]
     rows = [
         (
@@ -297,6 +329,9 @@ def _tested(info: ModelInfo, results: Mapping[str, Any]) -> Iterator[str]:
         for name, values in metrics.items()
     ]
     yield f"On {results['set']}, label {results['label']}, by the recipe's test protocol."
+    if not _is_of_these_weights(info, record):
+        yield f"Measured on step {record.tested_step} of this run: **not on these weights**, which "
+        yield f"are those of step {info.provenance.get('step')}."
     if fold := info.provenance.get("fold"):
         yield f"Figures are of all folds; these weights are those of fold {fold}."
     if not results.get("is_complete", True):

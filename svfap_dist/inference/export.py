@@ -112,7 +112,9 @@ def export(
     info = dataclasses.replace(info, license=_license(info, license))
     network = network_of(info, model)
     # The record of a run is read before its folder may be written to.
-    record = card.read_run(url) if format == HUGGINGFACE else card.RunRecord()
+    record = card.RunRecord()
+    if format == HUGGINGFACE:
+        record = card.read_run(url, info.provenance.get("step"))
     name = {"onnx": ONNX, "torch-export": TORCH_EXPORT}.get(format, weights.WEIGHTS)
     config_url, weights_url = (storage.join(folder, part) for part in (weights.BUILD, name))
     exported = model if name == weights.WEIGHTS else network

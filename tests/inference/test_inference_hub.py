@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import svfap_dist
 from svfap_dist import storage
 from svfap_dist.checkpoint import load as checkpoints
+from svfap_dist.checkpoint.best import BestCheckpoint, write_best
 from svfap_dist.cli.app import app
 from svfap_dist.errors import ConfigError, StorageError
 from svfap_dist.inference.export import export
@@ -136,6 +137,67 @@ def test_the_card_says_what_the_network_is(tmp_path):
     assert str(tmp_path).encode() not in (tmp_path / "out" / "model.safetensors").read_bytes()
 
 
+def write_events(run, *events) -> None:
+    lines = [json.dumps(event) for event in events]
+    (run / "events.jsonl").write_text("\n".join([*lines, "{cut"]))
+
+
+def card_of(url, folder) -> tuple[dict, str]:
+    """Export; return the card's metadata and text."""
+    export(str(url), str(folder), "huggingface", overrides={})
+    _, front, text = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(front), text
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.5])
+def test_figures_of_other_weights_are_not_published_as_those_of_these(tmp_path, validation):
+    """A fine-tuning tests its last weights, or with finetune.validation the best ones."""
+    run, config = tmp_path / "run", emotions()
+    tuned = config.finetune.model_copy(update={"validation": validation})
+    for step in (3, 7):
+        save_run(run, finetuned(3), config.model_copy(update={"finetune": tuned}), step)
+    best = BestCheckpoint(3, 0.5, "validation 0.5 data")
+    write_best(str(run), best)
+    write_results(run)
+    write_events(run, {"event": "test", "step": 7, "uar": 63.25})
+    tested, other = (3, 7) if validation else (7, 3)
+    fields, text = card_of(run / f"checkpoints/step-{tested:09d}", tmp_path / "tested")
+    assert fields["model-index"][0]["results"][0]["metrics"][0]["value"] == 63.25
+    assert "not on these weights" not in text
+    fields, text = card_of(run / f"checkpoints/step-{other:09d}", tmp_path / "other")
+    assert "model-index" not in fields
+    assert f"Measured on step {tested} of this run: **not on these weights**" in text
+    assert f"are those of step {other}." in text
+    assert "| UAR (%) | 63.25 |" in text
+
+
+def test_a_test_of_some_folds_is_not_published_as_that_of_all(tmp_path):
+    run = save_run(tmp_path / "run" / "fold-1", finetuned(3), emotions())
+    write_results(tmp_path / "run", is_complete=False)
+    fields, text = card_of(run, tmp_path / "out")
+    assert "model-index" not in fields
+    assert "Not all folds were tested" in text
+
+
+def test_a_card_has_what_was_measured_until_its_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    for step in (3, 7):
+        save_run(run, pretrained(), recipe(), step)
+    write_events(
+        run,
+        {"event": "probe", "step": 2, "uar": {"linear": 0.3}},
+        {"event": "eval", "step": 3, "held_out_loss": 0.75},
+        {"event": "probe", "step": 4, "uar": {"linear": 0.4}},
+        {"event": "eval", "step": 7, "held_out_loss": 0.5},
+    )
+    _, text = card_of(run / "checkpoints/step-000000003", tmp_path / "early")
+    assert "| UAR of linear on frozen features | 30.00 % | 2 |" in text
+    assert "| validation loss | 0.7500 | 3 |" in text
+    _, text = card_of(run, tmp_path / "last")
+    assert "| UAR of linear on frozen features | 40.00 % | 4 |" in text
+    assert "| validation loss | 0.5000 | 7 |" in text
+
+
 def test_a_card_without_results_promises_none(tmp_path):
     run = tmp_path / "run"
     save_run(run, pretrained(), recipe())
@@ -143,18 +205,16 @@ def test_a_card_without_results_promises_none(tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "None recorded for these weights." in card
     assert 'license: "unknown"' in card
-    events = [
+    write_events(
+        run,
         {"event": "probe", "step": 1, "uar": {"linear": 0.3}},
         {"event": "probe", "step": 7, "uar": {"linear": 0.4125}},
         {"event": "eval", "step": 7, "held_out_loss": 0.5},
-    ]
-    (run / "events.jsonl").write_text(
-        "".join(f"{json.dumps(event)}\n" for event in events) + "{cut"
     )
     export(str(run), str(tmp_path / "out"), "huggingface", overrides={})
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| UAR of linear on frozen features | 41.25 % |" in card
-    assert "| validation loss | 0.5000 |" in card
+    assert "| UAR of linear on frozen features | 41.25 % | 7 |" in card
+    assert "| validation loss | 0.5000 | 7 |" in card
     # An export has no run to read from, and keeps what it knows.
     export(str(tmp_path / "out"), str(tmp_path / "again"), "huggingface", overrides={})
     assert "data-fingerprint" in (tmp_path / "again" / "README.md").read_text()
