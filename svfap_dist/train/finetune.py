@@ -129,6 +129,7 @@ def run(
     """
     began, found = time.monotonic(), []
     config = complete_config(with_device(config, distributed.has_gpu_per_rank))
+    config = _with_absolute_init(config)
     _check_seeds(config)
     for one in configs_of_seeds(config):
         ended = _run_folds(one, train, on_fold, on_tested, writes, began)
@@ -169,6 +170,18 @@ def _run_folds(
     if writes:
         _write(results, config)
     return FinetuneResult(config.run.url, FINISHED, results)
+
+
+def _with_absolute_init(config: Config) -> Config:
+    """Return the recipe with an absolute finetune.init, which its networks store as their origin.
+
+    It may then be read from any working folder, for its license or by another run.
+    """
+    init = config.finetune.init
+    if not init or storage.is_remote(init):
+        return config
+    finetune = config.finetune.model_copy(update={"init": storage.local_path(init)})
+    return config.model_copy(update={"finetune": finetune})
 
 
 def _check_seeds(config: Config) -> None:

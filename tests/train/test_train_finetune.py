@@ -443,6 +443,23 @@ def test_all_folds_share_one_time_limit_and_each_is_told(
     assert (ended.stop_reason, ended.fold) == (TIME_IS_UP, 4)
 
 
+def test_runs_store_where_their_initial_weights_are_for_any_working_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loop, "preflight", lambda *given: SimpleNamespace(step=0))
+    stored: list[str] = []
+
+    def train(one: Config, _: Any) -> Any:
+        stored.append(one.finetune.init)
+        return SimpleNamespace(step=3, stop_reason=TIME_IS_UP)
+
+    for init in ("runs/base", "s3://bucket/runs/base", "hf://owner/name", ""):
+        wanted = recipe_tables("d", "run") | {"task": TASK, "finetune": {"init": init}}
+        finetune.run(recipe.from_tables(wanted, where="test"), train)
+    assert stored == [str(tmp_path / "runs/base"), "s3://bucket/runs/base", "hf://owner/name", ""]
+
+
 def test_seeds_are_runs_of_their_own_that_are_summed_up(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
