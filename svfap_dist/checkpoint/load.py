@@ -9,6 +9,7 @@ DeepSpeed's shards as they are, with others from the states of the parameters in
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import socket
 import tempfile
@@ -24,9 +25,11 @@ from svfap_dist.checkpoint.parameter_states import ParameterState
 from svfap_dist.checkpoint.store import TrainState
 from svfap_dist.config import Config, recipe
 from svfap_dist.distributed import World
-from svfap_dist.errors import CheckpointError
+from svfap_dist.errors import CheckpointError, SvfapError
 from svfap_dist.model import weights
 from svfap_dist.storage.hub import local_folder
+
+log = logging.getLogger(__name__)
 
 
 class _Objective(Protocol):
@@ -135,6 +138,49 @@ def load_info(url: str) -> weights.ModelInfo | None:
         url: See `load_weights`.
     """
     return weights.load_info(weights_url(url))
+
+
+def load_license(url: str) -> str:
+    """Return the license of weights: as stored, or that of the weights they were fine-tuned from.
+
+    Args:
+        url: See `load_weights`.
+
+    Returns:
+        Empty where none of these weights states one.
+
+    Raises:
+        SvfapError: If one of them cannot be read.
+    """
+    seen = set[str]()
+    while url and url not in seen:
+        seen.add(url)
+        info = load_info(url)
+        if info is None or info.license:
+            return info.license if info else ""
+        url = info.provenance.get("init", "")
+    return ""
+
+
+def load_license_of_run(config: Config, state: TrainState | None) -> str:
+    """Return the license of the weights that a fine-tuning starts from; empty: none, or unknown.
+
+    A run that resumes has stored it, since finetune.init may be gone by then.
+
+    Args:
+        config: The run's recipe.
+        state: Of the checkpoint that it resumes from; None: a new run.
+    """
+    if config.task is None:
+        return ""
+    init = config.finetune.init
+    if state is not None:
+        init = storage.join(store.checkpoint_url(config.run.url, state.step), store.WEIGHTS)
+    try:
+        return load_license(init)
+    except SvfapError as error:
+        log.warning("License of the initial weights unknown: %s", error)
+        return ""
 
 
 def weights_url(url: str) -> str:

@@ -164,10 +164,17 @@ class Checkpointer:
         world: This rank's place among all ranks.
         before_marker: Called in the upload thread before a rank's marker is written, to store files
             that must not be older than COMMIT (the run's journal).
+        license: Of the network; empty: unknown.
     """
 
-    def __init__(self, config: Config, world: World, before_marker: Callable[[], None]) -> None:
-        self._config, self._world = config, world
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        before_marker: Callable[[], None],
+        license: str = "",
+    ) -> None:
+        self._config, self._world, self._license = config, world, license
         self._before_marker = before_marker
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._upload: _Upload | None = None
@@ -196,7 +203,7 @@ class Checkpointer:
             self._remove_kept()
         upload = _Upload(self._config, self._world, state.step, self._before_marker, best)
         try:
-            upload.write(engine, state)
+            upload.write(engine, state, self._license)
         except BaseException:
             upload.clean()
             raise
@@ -282,7 +289,7 @@ class _Upload:
         self._write_rest: Callable[[], None] = lambda: None  # writes the full weights and the state
         self._token = distributed.broadcast_object(uuid.uuid4().hex[:12])
 
-    def write(self, engine: CheckpointEngine, state: TrainState) -> None:
+    def write(self, engine: CheckpointEngine, state: TrainState, license: str) -> None:
         """Remove leftovers of this step, then write this rank's files locally; a collective."""
         self._refusal = distributed.broadcast_object(self._remove_leftover())
         if self._refusal:
@@ -300,7 +307,7 @@ class _Upload:
             # A copy, since the next steps update the tensors in place.
             copied = {name: w.detach().to("cpu", copy=True) for name, w in state_dict.items()}
             build = engine.objective.build_arguments
-            info = ModelInfo.of_run(build, self._config, state.provenance)
+            info = ModelInfo.of_run(build, self._config, state.provenance, license)
             self._write_rest = functools.partial(_write_rest, self._part, copied, info, state)
 
     @property

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 HUGGINGFACE = "huggingface"
 FORMATS = ("safetensors", HUGGINGFACE, "onnx", "torch-export")
+_UNKNOWN_LICENSE = "License of the initial weights unknown"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +98,11 @@ def export(
         format: one of `FORMATS`.
         license: of the weights; empty: as stored, or that of the weights it was fine-tuned from.
         overrides: as `load.load`.
-        repository: on the Hub, owner/name, for the model card.
+        repository: on the Hub, owner/name, that the export is for; empty: none.
 
     Raises:
-        ConfigError: The format is unknown, or an override does not fit.
+        ConfigError: The format is unknown, an override does not fit, or the license of an export
+            for the Hub cannot be found out.
         CheckpointError: There is no network, or its graph computes something else.
         StorageError: The store fails.
     """
@@ -109,7 +111,7 @@ def export(
         raise ConfigError("Unknown format", where="--format", found=format, do=advice)
     url = local_folder(url)
     info, model = open_model(url, overrides)
-    info = dataclasses.replace(info, license=_license(info, license))
+    info = dataclasses.replace(info, license=_license(info, license, is_for_hub=bool(repository)))
     network = network_of(info, model)
     # The record of a run is read before its folder may be written to.
     record = card.RunRecord()
@@ -178,18 +180,22 @@ def export_to_hub(
         return dataclasses.replace(result, commit_url=hub.push(written, repository))
 
 
-def _license(info: ModelInfo, given: str) -> str:
-    """Return the license: as given, as stored, or that of the weights it was fine-tuned from."""
-    stored, init, seen = info.license, info.provenance.get("init", ""), set[str]()
-    while not stored and init and init not in seen:  # these may have been fine-tuned, too
-        seen.add(init)
+def _license(info: ModelInfo, given: str, is_for_hub: bool) -> str:
+    """Return the license: as given, as stored, or that of the weights it was fine-tuned from.
+
+    Runs store it; those of earlier versions do not.
+    """
+    stored = info.license
+    if not stored:
+        init = info.provenance.get("init", "")
         try:
-            found = checkpoints.load_info(init)
+            stored = checkpoints.load_license(init)
         except SvfapError as error:
-            log.warning("License of the initial weights unknown: %s", error)
-            break
-        stored = found.license if found else ""
-        init = found.provenance.get("init", "") if found else ""
+            if is_for_hub and not given:
+                where, found = f"finetune.init = {init}", f"{error.what}: {error.found}"
+                advice = "find out which license they have and give it with --license"
+                raise ConfigError(_UNKNOWN_LICENSE, where, found, advice) from error
+            log.warning("%s: %s", _UNKNOWN_LICENSE, error)
     if given and stored and given.lower() != stored.lower():
         log.warning(
             "License %s replaces the stored license %s: check that you may relicense the weights.",

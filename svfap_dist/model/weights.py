@@ -102,7 +102,11 @@ class ModelInfo:
 
     @classmethod
     def of_run(
-        cls, build: Mapping[str, Any], config: Config, provenance: dict[str, Any]
+        cls,
+        build: Mapping[str, Any],
+        config: Config,
+        provenance: dict[str, Any],
+        license: str = "",
     ) -> ModelInfo:
         """Return the description of a network in training.
 
@@ -110,6 +114,7 @@ class ModelInfo:
             build: arguments of `build`.
             config: the recipe of the run.
             provenance: step and fingerprints; the recipe's URLs are added.
+            license: of the weights that it was fine-tuned from; empty: unknown.
         """
         data, task, finetune = config.data, config.task, config.finetune
         clip = {name: getattr(data, name) for name in _CLIP}
@@ -127,6 +132,7 @@ class ModelInfo:
             test_segments=finetune.test_segments,
             test_crops=finetune.test_crops,
             provenance={**provenance, **names},
+            license=license,
         )
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> ModelInfo:

@@ -132,7 +132,7 @@ class Attempt:
         self._recorder = stack.enter_context(recorder)
         recorder.samples_of_sources = self._manifest.samples_of_sources
         watchdog.record = recorder.record_stall
-        self._checkpointer = stack.enter_context(Checkpointer(config, world, recorder.sync))
+        self._checkpointer = stack.enter_context(self._open_checkpointer(state))
         stack.enter_context(self._errors_recorded())
         self._fingerprint, versions = self._manifest.fingerprint, store.package_versions()
         eval_fingerprint = found.eval_manifest.fingerprint if found.eval_manifest else ""
@@ -168,6 +168,11 @@ class Attempt:
         tracing = StepTracing(config, world, self.engine, recorder, self.total_steps)
         self._tracing = stack.enter_context(contextlib.closing(tracing))
         recorder.record_ready()
+
+    def _open_checkpointer(self, state: TrainState | None) -> Checkpointer:
+        config = self._config
+        license = distributed.run_on_main(lambda: load.load_license_of_run(config, state))
+        return Checkpointer(config, self._world, self._recorder.sync, license)
 
     def _open_validation(self, found: RunContext) -> ValidationSet | None:
         if found.eval_manifest is None:

@@ -251,6 +251,23 @@ def test_the_license_of_initial_weights_is_carried_on(tmp_path, caplog):
     assert "License of the initial weights unknown" in caplog.text
 
 
+def test_an_unknown_license_of_initial_weights_keeps_an_export_from_the_hub(tmp_path, hub):
+    """Runs of earlier versions do not store it; weights that state none are no reason."""
+    tuned = emotions()
+    init = str(tmp_path / "moved")
+    finetune = tuned.finetune.model_copy(update={"init": init})
+    run = save_run(tmp_path / "run", finetuned(3), tuned.model_copy(update={"finetune": finetune}))
+    words = ["export", run, "--push", "lab/faces"]
+    with pytest.raises(ConfigError, match=rf"finetune\.init = {init}.*--license"):
+        raise CliRunner().invoke(app, words).exception
+    assert hub.repositories == {}
+    assert CliRunner().invoke(app, [*words, "--license", "MIT"]).exception is None
+    assert b'license: "mit"' in hub.repositories["lab/faces"]["README.md"]
+    save_run(tmp_path / "moved", pretrained(), recipe())
+    assert CliRunner().invoke(app, words).exception is None
+    assert b'license: "unknown"' in hub.repositories["lab/faces"]["README.md"]
+
+
 def test_videomae_is_imported_with_its_license(tmp_path, monkeypatch):
     build = {"size": "nano", "encoder": "vit", "num_frames": 4, "frame_size": 64}
     monkeypatch.setattr(weights, "read_pth", lambda path: {})

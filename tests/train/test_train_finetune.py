@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from itertools import pairwise
@@ -26,6 +27,7 @@ from svfap_dist.evaluate.results import Predictions
 from svfap_dist.inference import export
 from svfap_dist.inference import load as inference
 from svfap_dist.model import autoencoder, classifier, weights
+from svfap_dist.model.sizes import size_of_build
 from svfap_dist.train import audit, finetune, loop
 from svfap_dist.train.signals import TIME_IS_UP
 
@@ -66,11 +68,13 @@ def data(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def pretrained(folder: Path) -> Path:
-    """Weights of a nano autoencoder that was trained on nothing."""
+    """Weights of a nano autoencoder that was trained on nothing, with a license."""
     torch.manual_seed(1)
     arguments = {"size": "nano", "num_frames": 8, "frame_size": 32}
     model = autoencoder.build(**arguments)
-    weights.save(str(folder / "init/model.safetensors"), model.state_dict(), arguments)
+    info = weights.ModelInfo.of_build(arguments, size_of_build(arguments))
+    info = dataclasses.replace(info, license="CC-BY-NC-4.0")
+    weights.save(str(folder / "init/model.safetensors"), model.state_dict(), arguments, info)
     return folder / "init"
 
 
@@ -441,6 +445,18 @@ def test_all_folds_share_one_time_limit_and_each_is_told(
         f"{config.run.name}-fold-{fold}" for fold in (1, 2, 3, 4, 5)
     ]
     assert (ended.stop_reason, ended.fold) == (TIME_IS_UP, 4)
+
+
+def test_the_license_of_the_initial_weights_is_stored_and_kept_when_these_are_gone(
+    runs: dict[str, Any], folder: Path
+) -> None:
+    """Runs that resume have no readable finetune.init; "again" began with "lora"."""
+    licenses = {
+        run: inference.load(str(folder / run / "fold-2")).info.license
+        for run in ("straight", "lora", "lora-cut", "attentive-cut", "linear", "again")
+    }
+    assert licenses.pop("straight") == ""
+    assert set(licenses.values()) == {"CC-BY-NC-4.0"}
 
 
 def test_runs_store_where_their_initial_weights_are_for_any_working_folder(
