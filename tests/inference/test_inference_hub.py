@@ -245,7 +245,7 @@ def test_the_license_of_initial_weights_is_carried_on(tmp_path, caplog):
     assert done.license == "CC-BY-NC-4.0", "of the weights that the initial weights began with"
     assert not caplog.records
     export(run, str(tmp_path / "out"), "huggingface", overrides={}, license="MIT")
-    assert "MIT replaces that of the weights, CC-BY-NC-4.0" in caplog.text
+    assert "License MIT replaces the stored license CC-BY-NC-4.0" in caplog.text
     storage.delete(imported)
     assert export(run, str(tmp_path / "out"), "safetensors", overrides={}).license == ""
     assert "License of the initial weights unknown" in caplog.text
