@@ -99,5 +99,5 @@ def push(folder: str, repository: str) -> str:
             message = "Upload a network exported by svfap"
             commit = api.create_commit(repository, operations, commit_message=message)
         except Exception as error:
-            raise explain_hub(error, f"hf://{repository}") from error
+            raise explain_hub(error, f"hf://{repository}", writes=True) from error
     return commit.commit_url

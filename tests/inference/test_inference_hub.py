@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 
 import hub_server
 import pytest
@@ -23,6 +25,8 @@ from svfap_dist.inference.export import export
 from svfap_dist.inference.load import open_model
 from svfap_dist.model import weights
 from svfap_dist.model.weights import ModelInfo
+from svfap_dist.storage import StorageMissingError, StorageUnreachableError
+from svfap_dist.storage import hub as hub_urls
 
 CLIPS = torch.randn(2, 3, 4, 64, 64)
 
@@ -105,6 +109,73 @@ def test_what_the_hub_refuses_is_an_error_of_four_parts(tmp_path, hub, monkeypat
     with pytest.raises(StorageError, match="HF_TOKEN"):
         raise CliRunner().invoke(app, ["export", run, "--push", "lab/faces"]).exception
     assert hub.repositories["lab/faces"] == {}
+
+
+@pytest.mark.parametrize("revision", ["v1", "refs/pr/1", "feature/x"])
+def test_a_revision_may_have_slashes(tmp_path, hub, revision):
+    made = {"main": (finetuned(3), emotions()), revision: (pretrained(), recipe())}
+    for name, parts in made.items():
+        folder = tmp_path / "exported" / name
+        export(save_run(tmp_path / name, *parts), str(folder), "huggingface", overrides={})
+        files = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+        hub.branches["lab/faces", name] = files
+    hub.repositories["lab/faces"] = hub.branches.pop(("lab/faces", "main"))
+    same(svfap_dist.load("hf://lab/faces"), svfap_dist.load(str(tmp_path / "main")))
+    for url in (f"hf://lab/faces@{revision}", f"hf://lab/faces@{revision}/"):
+        same(svfap_dist.load(url), svfap_dist.load(str(tmp_path / revision)))
+    with pytest.raises(StorageMissingError, match="no such repository or revision"):
+        svfap_dist.load("hf://lab/faces@refs/pr/2")
+
+
+def failure_of(url: str) -> StorageError:
+    with pytest.raises(StorageError) as caught:
+        svfap_dist.load(url)
+    return caught.value
+
+
+def test_a_hub_that_cannot_answer_now_may_be_asked_again(hub):
+    hub.repositories["lab/faces"] = {}
+    for status in (429, 503):
+        hub.status = status
+        error = failure_of("hf://lab/faces")
+        assert isinstance(error, StorageUnreachableError)
+        assert f"status {status}" in error.found
+        assert "HF_TOKEN" not in error.do
+    hub.status = 418  # that answer is final
+    error = failure_of("hf://lab/faces")
+    assert not error.retryable
+    assert "status 418" in error.found
+
+
+def test_a_hub_without_an_answer_is_unreachable(hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    error = failure_of("hf://lab/faces")
+    assert isinstance(error, StorageUnreachableError)
+    assert "network" in error.do
+
+
+def test_a_refusal_to_read_does_not_speak_of_writing(hub, monkeypatch):
+    hub.repositories["lab/faces"] = {}
+    hub.gated.add("lab/faces")
+    assert "accept its conditions" in failure_of("hf://lab/faces").do
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    assert failure_of("hf://lab/faces").do == "set HF_TOKEN to a valid token with the right to read"
+    refused = hub_urls.explain_hub(failure_of("hf://lab/faces").__cause__, "hf://a/b", writes=True)
+    assert refused.do == "set HF_TOKEN to a valid token with the right to write"
+
+
+def test_a_cache_that_cannot_be_written_is_not_the_network(tmp_path, hub, monkeypatch):
+    hub.repositories["lab/faces"] = {"config.json": b"{}"}
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file/cache"))
+    error = failure_of("hf://lab/faces")
+    assert error.where.startswith(str(tmp_path / "file"))
+    assert "HF_HUB_CACHE" in error.do
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    error = hub_urls.explain_hub(full, "hf://lab/faces")
+    assert (error.where, error.found) == (f"{tmp_path}/file/cache", "No space left on device")
+    assert error.do.startswith("free space")
+    assert not error.retryable
 
 
 def test_the_card_says_what_the_network_is(tmp_path):
