@@ -13,6 +13,7 @@ import dataclasses
 import io
 import logging
 import os
+import re
 import secrets
 import tempfile
 import time
@@ -29,6 +30,9 @@ Reference = dict[str, str]
 _UPLOAD_EVERY_SECONDS = 30.0
 _PARAMETERS_TOGETHER = 100  # the most that MLflow accepts in a request
 _LONGEST_PARAMETER = 500  # that every MLflow server accepts
+_LONGEST_METRIC = 250  # its name
+_NOT_IN_A_METRIC = re.compile(r"[^\w.\- :]")  # nor may a part between slashes be "", "." or ".."
+_DELETED_FROM_WANDB = "previously created and deleted"  # W&B accepts such an id never again
 _DEFAULTS = {
     # Of MLflow's client: for a server that does not answer, minutes per request are too much.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -75,11 +79,21 @@ class Tracker(Protocol):
     def open(self, run: TrackedRun) -> Reference:
         """Begin a tracked run, or continue the one of `run.reference`.
 
+        After an error it is called again, and must continue what it began before.
+
         Args:
             run: What is tracked.
 
         Returns:
             What to find it by, which is kept in the run's folder; "url" is shown to the user.
+        """
+        ...
+
+    def write_recipe(self, run: TrackedRun) -> None:
+        """Set the recipe and the URL of the run.
+
+        Args:
+            run: What is tracked.
         """
         ...
 
@@ -150,8 +164,11 @@ class TensorBoard:
         # Of what earlier attempts wrote, steps from this one on are dropped by TensorBoard.
         first = run.step + 1 if run.step else 0
         self._writer = SummaryWriter(self._folder, purge_step=first)
-        self.write_facts({"run": run.url, "recipe": f"```toml\n{run.recipe}\n```"})
         return {"url": self._url}
+
+    def write_recipe(self, run: TrackedRun) -> None:
+        """See `Tracker.write_recipe`."""
+        self.write_facts({"run": run.url, "recipe": f"```toml\n{run.recipe}\n```"})
 
     def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker.write_scalars`."""
@@ -227,6 +244,7 @@ class WeightsAndBiases:
 
     def __init__(self, track: TrackConfig) -> None:
         self._entity, _, self._project = track.wandb.rpartition("/")
+        self._id = ""
         self._wandb: Any = None
         self._run: Any = None
 
@@ -238,26 +256,42 @@ class WeightsAndBiases:
         self._wandb = wandb
         place = {"entity": self._entity, "project": self._project}
         known = {name: run.reference.get(name) for name in place} == place
-        number = run.reference["id"] if known else secrets.token_hex(4)
+        self._id = self._id or (run.reference["id"] if known else secrets.token_hex(4))
+        if self._run is None:
+            try:
+                self._run = self._start(run)
+            except wandb.Error as error:
+                if _DELETED_FROM_WANDB not in str(error):
+                    raise
+                log.warning("wandb: this run was deleted there, so another one is begun: %s", error)
+                self._id = secrets.token_hex(4)
+                self._run = self._start(run)
+        url = "" if self._run.offline else self._run.url
+        return {**place, "id": self._id, "url": url or ""}
+
+    def _start(self, run: TrackedRun) -> Any:
+        """Begin or continue the run of this id."""
         is_local = not storage.is_remote(run.url)
         if is_local:
             os.makedirs(storage.local_path(run.url), exist_ok=True)
-        self._run = wandb.init(
+        settings = {"console": "off", "silent": True, "disable_git": True, "save_code": False}
+        return self._wandb.init(
             entity=self._entity or None,
             project=self._project,
-            id=number,
+            id=self._id,
             name=run.name,
             resume="allow",
             dir=storage.local_path(run.url) if is_local else None,  # None: WANDB_DIR decides
             reinit="create_new",
-            settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False),
+            settings=self._wandb.Settings(**settings),
         )
+
+    def write_recipe(self, run: TrackedRun) -> None:
+        """See `Tracker.write_recipe`."""
         # Steps of their own: W&B's may not return to an earlier one, as a resumed run does.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
         self._run.config.update({**run.sections, "url": run.url}, allow_val_change=True)
-        url = "" if self._run.offline else self._run.url
-        return {**place, "id": number, "url": url or ""}
 
     def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker.write_scalars`."""
@@ -287,6 +321,12 @@ class WeightsAndBiases:
             os.environ.pop("WANDB_SERVICE", None)  # its address, for children
 
 
+def _metric_name(name: str) -> str:
+    """Return a name as MLflow accepts it; a part of it may be any text, such as a source's name."""
+    parts = (_NOT_IN_A_METRIC.sub("_", part) for part in name.split("/"))
+    return "/".join(part if part.strip(".") else "_" for part in parts)[:_LONGEST_METRIC]
+
+
 class MLflow:
     """A run on an MLflow server, or in a folder.
 
@@ -313,17 +353,27 @@ class MLflow:
 
         self._client = client = MlflowClient(self._uri)
         place = {"uri": self._uri, "experiment": self._experiment}
-        if {name: run.reference.get(name) for name in place} == place:
-            self._id = run.reference["id"]
-            client.update_run(self._id, status="RUNNING")
-        else:
+        if not self._id and {name: run.reference.get(name) for name in place} == place:
+            self._id = self._existing(run.reference["id"])
+        if not self._id:
             found = client.get_experiment_by_name(self._experiment)
             number = found.experiment_id if found else client.create_experiment(self._experiment)
             self._id = client.create_run(number, run_name=run.name).info.run_id
-            self._write_parameters(run.parameters())
-        self.write_facts({"url": run.url})
-        self._write_file("config.toml", run.recipe.encode())
+        client.update_run(self._id, status="RUNNING")
         return {**place, "id": self._id, "url": self._page()}
+
+    def _existing(self, number: str) -> str:
+        """Return the id of a run, "" with a warning if the run was deleted."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if self._client.get_run(number).info.lifecycle_stage == "active":
+                return number
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        log.warning("mlflow: run %s was deleted there, so another one is begun", number)
+        return ""
 
     def _page(self) -> str:
         """Return the address of the run's page, "" if no server shows it."""
@@ -332,10 +382,16 @@ class MLflow:
         number = self._client.get_run(self._id).info.experiment_id
         return f"{self._uri.rstrip('/')}/#/experiments/{number}/runs/{self._id}"
 
-    def _write_parameters(self, values: Mapping[str, str]) -> None:
+    def write_recipe(self, run: TrackedRun) -> None:
+        """See `Tracker.write_recipe`."""
         from mlflow.entities import Param
 
-        rows = [Param(name, value[:_LONGEST_PARAMETER]) for name, value in values.items()]
+        self.write_facts({"url": run.url})
+        self._write_file("config.toml", run.recipe.encode())
+        # A parameter can be set once: a resumed run keeps the values of its first attempt.
+        known = self._client.get_run(self._id).data.params
+        texts = {name: text for name, text in run.parameters().items() if name not in known}
+        rows = [Param(name, text[:_LONGEST_PARAMETER]) for name, text in texts.items()]
         for first in range(0, len(rows), _PARAMETERS_TOGETHER):
             batch = rows[first : first + _PARAMETERS_TOGETHER]
             self._client.log_batch(self._id, params=batch)
@@ -345,7 +401,7 @@ class MLflow:
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        rows = [Metric(name, value, now, step) for name, value in values.items()]
+        rows = [Metric(_metric_name(name), value, now, step) for name, value in values.items()]
         self._client.log_batch(self._id, metrics=rows)
 
     def write_facts(self, facts: Mapping[str, str]) -> None:

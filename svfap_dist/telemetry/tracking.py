@@ -2,9 +2,10 @@
 
 In: lines of metrics.jsonl and events.jsonl, as the journal writes them, and pictures. Each tracker
 has a thread and a bounded queue of its own, so a tracker that fails or hangs costs a warning, never
-a step: what does not fit into the queue is left out, a call that fails is retried after a while,
-and after some failures in a row the tracker is off until the next attempt. The reference to the
-tracked run is kept in the run's folder, track/NAME.json, so a resumed run continues it.
+a step: what does not fit into the queue is left out, and a call that fails is retried after a
+while. A call that never succeeds is left out; if the one after it fails, too, the tracker is off
+until the next attempt. The reference to the tracked run is kept in the run's folder,
+track/NAME.json, so a resumed run continues it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from svfap_dist.telemetry.trackers import (
 log = logging.getLogger(__name__)
 
 _MAX_WAITING = 2000  # calls of a tracker
-_WAITS = (2.0, 8.0, 32.0, 128.0)  # seconds after failures in a row; one more ends it
+_WAITS = (2.0, 8.0, 32.0, 128.0)  # seconds after failures of a call; one more is its last
 _CLOSE_SECONDS = 30.0  # for all trackers together
 _EVENTS = ("eval", "probe", "validation", "checkpoint", "test")  # whose numbers are tracked
 _NOT_SCALARS = ("step", "total_steps", "time")
@@ -87,11 +88,13 @@ class Tracking:
     def __init__(self, config: Config, step: int) -> None:
         self._url, self._failed = config.run.url, False
         track = config.track
-        self._feeds = {name: _Feed(name, TRACKERS[name](track)) for name in chosen_trackers(track)}
         sections = config.model_dump(mode="json", exclude_none=True)
         run = TrackedRun(config.run.name, self._url, recipe.dumps(config), sections, step)
-        for name, feed in self._feeds.items():
-            feed.put(functools.partial(self._open, name, run))
+        self._feeds = {
+            name: _Feed(name, TRACKERS[name](track), functools.partial(self._open, name, run))
+            for name in chosen_trackers(track)
+        }
+        self._put(lambda tracker: tracker.write_recipe(run))
 
     def _open(self, name: str, run: TrackedRun, tracker: Tracker) -> None:
         """Open a tracker and keep what finds the tracked run again (in its thread)."""
@@ -100,7 +103,12 @@ class Tracking:
             reference: Reference = json.loads(storage.read_bytes(where))
         except storage.StorageMissingError:
             reference = {}
-        reference = tracker.open(dataclasses.replace(run, reference=reference))
+        try:
+            reference = tracker.open(dataclasses.replace(run, reference=reference))
+        except Exception as error:
+            if reference:
+                error.add_note(f"If its run was deleted there, delete {where} to begin another.")
+            raise
         storage.write_bytes(where, json.dumps(reference).encode())
         if reference.get("url"):
             log.info("Tracked by %s: %s", name, reference["url"])
@@ -175,12 +183,13 @@ def _write_facts(line: Line, tracker: Tracker) -> None:
 class _Feed:
     """The calls of one tracker, made in order by a thread of its own."""
 
-    def __init__(self, name: str, tracker: Tracker) -> None:
+    def __init__(self, name: str, tracker: Tracker, opening: Call) -> None:
         self._name, self._tracker = name, tracker
+        self._opening = self._closing = opening  # `end` sets the latter
         self._calls: queue.Queue[Call | None] = queue.Queue(_MAX_WAITING)
         self._ending = threading.Event()
-        self._failures = self._left_out = 0  # failures in a row
-        self._is_on = True
+        self._left_out = 0
+        self._is_on, self._is_suspect = True, False  # suspect: the call before never succeeded
         # A daemon: one that hangs must not keep the process.
         self._thread = threading.Thread(target=self._run, name=f"track-{name}", daemon=True)
         self._thread.start()
@@ -206,15 +215,15 @@ class _Feed:
         Args:
             call: Gets the tracker.
         """
-        self._ending.set()  # a failure is then the last one
-        for last in (call, None):
-            while self._is_on:
-                try:
-                    self._calls.put_nowait(last)
-                    break
-                except queue.Full:
-                    with contextlib.suppress(queue.Empty):  # the thread may be faster
-                        self._calls.get_nowait()
+        self._closing = call
+        self._ending.set()  # no call is then made again
+        while self._is_on:
+            try:
+                self._calls.put_nowait(None)
+                break
+            except queue.Full:
+                with contextlib.suppress(queue.Empty):  # the thread may be faster
+                    self._calls.get_nowait()
 
     def wait(self, seconds: float) -> None:
         """Wait for the end of the thread.
@@ -235,21 +244,37 @@ class _Feed:
             log.debug("%s: %s", self._name, error)
 
     def _run(self) -> None:
+        self._make(self._opening, is_needed=True)
         while self._is_on and (call := self._calls.get()) is not None:
-            while self._is_on and not self._try_call(call):
-                pass
+            self._make(call)
+        if self._is_on:
+            self._make(self._closing, is_needed=True)
 
-    def _try_call(self, call: Call) -> bool:
+    def _make(self, call: Call, is_needed: bool = False) -> None:
+        """Make a call until it succeeds; if it never does, leave it out or turn the tracker off."""
+        waits = () if self._is_suspect else _WAITS
+        error = self._failure(call)
+        if error and waits:
+            log.warning("%s failed: %s", self._name, _text(error))
+        for seconds in waits:
+            if error is None or isinstance(error, ConfigError) or self._ending.wait(seconds):
+                break
+            error = self._failure(call)
+        if error and (is_needed or self._is_suspect):
+            log.warning("%s is off until the run is started again: %s", self._name, _text(error))
+            self._abandon()
+        elif error:
+            log.warning("%s refuses a value, which is left out: %s", self._name, _text(error))
+        self._is_suspect = error is not None
+
+    def _failure(self, call: Call) -> BaseException | None:
         try:
             call(self._tracker)
         except (Exception, SystemExit) as error:
-            self._failures += 1
-            if self._failures == 1:
-                log.warning("%s failed: %s", self._name, error)
-            is_last = self._failures > len(_WAITS)
-            if is_last or self._ending.wait(_WAITS[self._failures - 1]):
-                log.warning("%s is off until the run is started again: %s", self._name, error)
-                self._abandon()
-            return False
-        self._failures = 0
-        return True
+            return error
+        return None
+
+
+def _text(error: BaseException) -> str:
+    """Return the message of an error with the notes that were added to it."""
+    return " ".join([str(error), *getattr(error, "__notes__", ())])

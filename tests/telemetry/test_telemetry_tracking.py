@@ -232,6 +232,9 @@ class _Fake:
         self._act("open")
         return {"url": "http://tracker/run"}
 
+    def write_recipe(self, run: TrackedRun) -> None:
+        self._act("recipe")
+
     def write_scalars(self, step: int, values: Any) -> None:
         self._act(f"scalars {step}")
 
@@ -250,19 +253,95 @@ class _Fake:
 def test_a_tracker_that_raises_is_turned_off(
     tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A value is sent again, then left out; the next one that fails, too, ends it."""
+    off = threading.Event()
+    end = tracking._Feed.end
+
     class Broken(_Fake):
         def _act(self, name: str) -> None:
             super()._act(name)
             if name.startswith("scalars"):
                 raise ConnectionError("the server is gone")
 
+        def abandon(self) -> None:
+            off.set()
+
     monkeypatch.setitem(TRACKERS, "wandb", Broken)
     monkeypatch.setattr(tracking, "_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(tracking._Feed, "end", lambda *given: off.wait(120) and end(*given))
     _train(_config(tmp_path, "track.wandb=svfap"), 1, range(1, 9))
     assert _steps_logged(tmp_path) == list(range(1, 9))
-    assert Broken.calls == ["open", "facts", *["scalars 1"] * 3]
+    assert Broken.calls == ["open", "recipe", "facts", *["scalars 1"] * 3, "scalars 2"]
     assert caplog.text.count("wandb failed: the server is gone") == 1
     assert caplog.text.count("wandb is off until the run is started again") == 1
+
+
+def _track_steps(config: Config, steps: range) -> None:
+    """Send a number for each step, wait until all of that is done, and end."""
+    with tracking.Tracking(config, 0) as tracked:
+        for step in steps:
+            tracked.write_scalars("train", step, {"loss": 1.0})
+        (feed,) = tracked._feeds.values()
+        done = threading.Event()
+        tracked._put(lambda tracker: done.set())
+        while feed._is_on and not done.wait(0.1):
+            pass
+
+
+def test_a_value_that_is_always_refused_is_left_out(
+    tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Strict(_Fake):
+        def _act(self, name: str) -> None:
+            super()._act(name)
+            if name in ("scalars 2", "scalars 4"):
+                raise ValueError("invalid name")
+
+    monkeypatch.setitem(TRACKERS, "wandb", Strict)
+    monkeypatch.setattr(tracking, "_WAITS", (0.0,))
+    _track_steps(_config(tmp_path, "track.wandb=svfap"), range(1, 6))
+    calls = ["scalars 1", *["scalars 2"] * 2, "scalars 3", *["scalars 4"] * 2, "scalars 5"]
+    assert Strict.calls == ["open", "recipe", *calls, "close"]
+    assert caplog.text.count("wandb refuses a value, which is left out: invalid name") == 2
+    assert "is off" not in caplog.text
+
+
+@pytest.mark.parametrize("error", [OSError("full"), ConfigError("No account", "", "", "log in")])
+def test_a_tracker_that_cannot_be_opened_gets_no_values(
+    tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    class Closed(_Fake):
+        def open(self, run: TrackedRun) -> Reference:
+            super().open(run)
+            raise error
+
+    monkeypatch.setitem(TRACKERS, "wandb", Closed)
+    monkeypatch.setattr(tracking, "_WAITS", (0.0, 0.0))
+    config = _config(tmp_path, "track.wandb=svfap")
+    _track_steps(config, range(1, 4))
+    assert Closed.calls == ["open"] * (1 if isinstance(error, ConfigError) else 3)
+    assert f"wandb is off until the run is started again: {error}" in caplog.text
+    assert "track/wandb.json" not in caplog.text
+    kept = tmp_path / "track/wandb.json"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text('{"id": "x"}')
+    _track_steps(config, range(1, 4))
+    assert f"If its run was deleted there, delete {kept} to begin another." in caplog.text
+
+
+def test_an_error_while_opening_is_tried_again(tmp_path: Path, monkeypatch: Any) -> None:
+    class Opened(_Fake):
+        def _act(self, name: str) -> None:
+            super()._act(name)
+            if self.calls == ["open"]:
+                raise ConnectionError("the server starts")
+
+    monkeypatch.setitem(TRACKERS, "wandb", Opened)
+    monkeypatch.setattr(tracking, "_WAITS", (0.0,))
+    _track_steps(_config(tmp_path, "track.wandb=svfap"), range(1, 2))
+    assert Opened.calls == ["open", "open", "recipe", "scalars 1", "close"]
+    reference = json.loads((tmp_path / "track/wandb.json").read_text())
+    assert reference == {"url": "http://tracker/run"}
 
 
 def test_a_call_that_fails_is_made_again(tmp_path: Path, monkeypatch: Any) -> None:
@@ -274,13 +353,9 @@ def test_a_call_that_fails_is_made_again(tmp_path: Path, monkeypatch: Any) -> No
 
     monkeypatch.setitem(TRACKERS, "wandb", Recovering)
     monkeypatch.setattr(tracking, "_WAITS", (0.0,) * 4)
-    with tracking.Tracking(_config(tmp_path, "track.wandb=svfap"), 0) as tracked:
-        for step in (1, 2, 3):
-            tracked.write_scalars("train", step, {"loss": 1.0})
-        written = threading.Event()
-        tracked._put(lambda tracker: written.set())
-        assert written.wait(120)
-    assert Recovering.calls == ["open", "scalars 1", *["scalars 2"] * 3, "scalars 3", "close"]
+    _track_steps(_config(tmp_path, "track.wandb=svfap"), range(1, 4))
+    calls = ["scalars 1", *["scalars 2"] * 3, "scalars 3"]
+    assert Recovering.calls == ["open", "recipe", *calls, "close"]
 
 
 def test_a_tracker_that_hangs_costs_no_step(
