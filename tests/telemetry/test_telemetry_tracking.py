@@ -126,6 +126,8 @@ def test_wandb_keeps_a_resumed_run_offline(tmp_path: Path, monkeypatch: Any) -> 
             for item in record.config.update
         }
         assert kept["url"] == str(tmp_path)
+        assert kept["facts"]["version.torch"] == "2.13.0"
+        assert kept["facts"]["attempt"] == str(number)
         assert kept["train"]["global_batch_size"] == config.train.global_batch_size
         (code,) = [r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit"]
         assert code == (number == 1)
@@ -135,7 +137,8 @@ def test_wandb_keeps_a_resumed_run_offline(tmp_path: Path, monkeypatch: Any) -> 
 def test_mlflow_continues_a_resumed_run(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
-    config = _config(tmp_path / "run", f"track.mlflow={tmp_path}/store")
+    long = f"{tmp_path}/" + "x" * 600
+    config = _config(tmp_path / "run", f"track.mlflow={tmp_path}/store", f"data.eval_url={long}")
     _train(config, 1, range(1, 5), "killed")
     client = MlflowClient(f"{tmp_path}/store")
     experiment = client.get_experiment_by_name("svfap")
@@ -152,6 +155,9 @@ def test_mlflow_continues_a_resumed_run(tmp_path: Path) -> None:
     assert run.data.params["train.global_batch_size"] == str(config.train.global_batch_size)
     assert run.data.tags["url"] == str(tmp_path / "run")
     assert run.data.tags["version.torch"] == "2.13.0"
+    assert run.data.params["data.eval_url"] == long[:500]
+    stored = client.download_artifacts(run.info.run_id, "config.toml", str(tmp_path))
+    assert recipe.load(stored, []) == config
     names = {each.path for each in client.list_artifacts(run.info.run_id, "pictures")}
     assert names == {"pictures/confusion-000004.png", "pictures/confusion-000006.png"}
 
