@@ -19,10 +19,11 @@ of a patch, P = pt*p*p*3 in the order (pt, p, p) then channel.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from svfap_dist.errors import ConfigError
 from svfap_dist.model.layers import linear
@@ -300,9 +301,36 @@ def masked_patch_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
     Args:
         prediction: [B, M, P].
-        target: [B, M, P].
+        target: [B, M, P]; it receives no gradient.
     """
-    return F.mse_loss(prediction.float(), target.float())
+    return _MeanSquaredError.apply(prediction, target)
+
+
+class _MeanSquaredError(torch.autograd.Function):
+    """`F.mse_loss` of float32 copies, with the same bits, without keeping the copies.
+
+    A step's memory peaks here, where all activations are held. In bfloat16 the two copies are four
+    times the bytes of a prediction; the backward pass subtracts again instead.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, target: Tensor) -> Tensor:
+        ctx.save_for_backward(prediction, target)
+        return _error(prediction, target).square_().mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        prediction, target = ctx.saved_tensors
+        error = _error(prediction, target)
+        return error.mul_(2 / error.numel()).mul_(gradient).to(prediction.dtype), None
+
+
+def _error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return the difference as a new float32 tensor, and make no other."""
+    if prediction.dtype == torch.float32:
+        return prediction - target
+    return prediction.float().sub_(target)
 
 
 def losses_of_clips(prediction: Tensor, target: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from svfap_dist.model import patches
@@ -87,6 +88,37 @@ def test_loss_is_the_mean_square_in_float32() -> None:
     rough = patches.masked_patch_loss(prediction.bfloat16(), target)
     assert rough.dtype == torch.float32
     torch.testing.assert_close(rough, expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1 / 3])
+@pytest.mark.parametrize(
+    ("dtype", "target_dtype"),
+    [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_loss_has_the_bits_of_torchs_and_keeps_no_copies(
+    dtype: torch.dtype, target_dtype: torch.dtype, scale: float
+) -> None:
+    prediction = torch.randn(3, 37, 96).to(dtype).requires_grad_()
+    target = torch.randn(3, 37, 96).to(target_dtype)
+    kept: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        found = patches.masked_patch_loss(prediction, target)
+    (gradient,) = torch.autograd.grad(scale * found, prediction)
+    expected = F.mse_loss(prediction.float(), target.float())
+    (expected_gradient,) = torch.autograd.grad(scale * expected, prediction)
+    assert torch.equal(found, expected)
+    assert gradient.dtype == dtype
+    assert torch.equal(gradient, expected_gradient)
+    assert {tensor.data_ptr() for tensor in kept} == {prediction.data_ptr(), target.data_ptr()}
 
 
 def test_perfect_predictions_give_the_original_picture(clips: Tensor, tubes: Tubes) -> None:
