@@ -31,6 +31,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return not any("mark.gpu" in file.read_text() for file in files) or None
 
 
+@pytest.fixture(autouse=True)
+def _torch_threads() -> Iterator[None]:
+    """Undo a test's changes of torch's number of threads, which rounding depends on: a test that
+    compares with another process would otherwise depend on the tests before it."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """URL of an S3 server of this process, on a free port of 127.0.0.1."""
