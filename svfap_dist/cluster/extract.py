@@ -2,13 +2,17 @@
 
 In: a job and its parts. Out: a result per part, in the order of completion. An actor per GPU, or
 per few CPUs, loads the network once and extracts one part after the other; when its machine is
-lost, Ray restarts it elsewhere and repeats the part. Machines of the cluster need this package,
-inputs and output under the same names, and the store's credentials.
+lost, Ray restarts it elsewhere and repeats the part. An actor gets parts only after it has started:
+on a cluster that is partly in use, the others do all the work. Machines of the cluster need this
+package, inputs and output under the same names, and the store's credentials.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from svfap_dist.errors import ClusterError, SvfapError
@@ -16,7 +20,9 @@ from svfap_dist.inference.extract_parts import ExtractJob, PartExtractor, PartRe
 from svfap_dist.inference.parts import Part
 from svfap_dist.parallel.ray_connection import connected_to_ray
 
+log = logging.getLogger(__name__)
 _RESTARTS = 3  # of an actor, and attempts at a part that was lost with one
+_SECONDS_TO_START = 10.0  # of an actor, before a line says that it has not; also between such lines
 
 
 def run_on_ray(
@@ -28,8 +34,9 @@ def run_on_ray(
         job: what all parts have in common.
         parts: to extract.
         address: of the cluster; "local" starts one on this machine.
-        workers: actors at most; None: as many as the cluster has room for. Each takes job.threads
-            CPUs, and a GPU where the cluster has some.
+        workers: actors at most; None: as many as the cluster has room for if nothing else runs
+            there. Each takes job.threads CPUs, and a GPU where the cluster has some or job.device
+            is cuda. A number is requested even without room, for machines that join on demand.
         cpus: of this machine, for a cluster that is started.
 
     Raises:
@@ -43,29 +50,30 @@ def run_on_ray(
     with connected_to_ray(address, num_cpus=num_cpus, fix=fix):
         import ray
         from ray.exceptions import RayError
-        from ray.util import ActorPool
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        with_gpu = job.device != "cpu" and any(node.get("GPU") for node in nodes)
-        room = sum(_room(node, job.threads, with_gpu) for node in nodes)
-        if not room:
+        with_gpu = job.device.startswith("cuda") or (
+            job.device != "cpu" and any(node.get("GPU") for node in nodes)
+        )
+        needs = f"{job.threads} CPUs{' and a GPU' if with_gpu else ''}"
+        wanted = workers or sum(_room(node, job.threads, with_gpu) for node in nodes)
+        if not wanted:
             raise ClusterError(
                 "No machine of the cluster has room for a worker",
                 where=address,
-                found=f"none with {job.threads} CPUs{' and a GPU' if with_gpu else ''}",
-                do="lower --threads",
+                found=f"none with {needs}",
+                do="lower --threads, or give --workers if machines join on demand",
             )
         actor = ray.remote(
             num_cpus=job.threads,
             num_gpus=1 if with_gpu else 0,
             max_restarts=_RESTARTS,
             max_task_retries=_RESTARTS,
-        )(PartExtractor)
-        count = min(workers or room, room, len(parts))  # one more would wait forever
-        actors = [actor.remote(job) for _ in range(count)]
+        )(_Worker)
         try:
-            pool: Any = ActorPool(actors)  # whose annotations are wrong
-            yield from pool.map_unordered(lambda worker, part: worker.extract.remote(part), parts)
+            yield from _results(
+                lambda: actor.remote(job), min(wanted, len(parts)), parts, needs=needs
+            )
         except RayError as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, SvfapError):
@@ -76,6 +84,49 @@ def run_on_ray(
                 found=str(error).strip().splitlines()[-1],
                 do="run the same command again: finished parts are kept",
             ) from error
+
+
+class _Worker(PartExtractor):
+    def has_started(self) -> None:
+        """Return once the actor runs."""
+
+
+def _results(
+    start: Callable[[], Any], count: int, parts: Sequence[Part], needs: str
+) -> Iterator[PartResult]:
+    """Yield the results of parts, each given to the next actor that is free.
+
+    Args:
+        start: starts an actor.
+        count: how many to start.
+        parts: to extract.
+        needs: what an actor needs on one machine, for a log line.
+    """
+    import ray
+
+    actors = [start() for _ in range(count)]
+    waiting = {actor.has_started.remote(): actor for actor in actors}
+    del actors  # an actor ends with the last reference to it
+    busy: dict[Any, Any] = {}
+    left = deque(parts)
+    next_line, shown = time.monotonic() + _SECONDS_TO_START, 0
+    while left or busy:
+        done, _ = ray.wait([*waiting, *busy], timeout=_SECONDS_TO_START)
+        for ref in done:
+            result = ray.get(ref)
+            if ref in waiting:
+                actor = waiting.pop(ref)
+            else:
+                actor = busy.pop(ref)
+                yield result
+            if left:
+                busy[actor.extract.remote(left.popleft())] = actor
+        if not left:
+            waiting.clear()
+        if waiting and len(waiting) != shown and time.monotonic() >= next_line:
+            next_line, shown = time.monotonic() + _SECONDS_TO_START, len(waiting)
+            text = "%d of %d workers have not started yet; each needs %s free on one machine"
+            log.info(text, shown, count, needs)
 
 
 def _room(node: Mapping[str, float], threads: int, with_gpu: bool) -> int:

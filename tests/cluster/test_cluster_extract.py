@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import ray
 from pyarrow import parquet
+from ray.cluster_utils import Cluster
 from typer.testing import CliRunner
 
 from data_sharding import pipeline as sharding
 from svfap_dist import storage
 from svfap_dist.cli.app import app
-from svfap_dist.errors import CheckpointError
+from svfap_dist.cluster import extract
+from svfap_dist.errors import CheckpointError, ClusterError
+from svfap_dist.inference.extract_parts import ExtractJob, PartResult
+from svfap_dist.inference.parts import Part
 from svfap_dist.model import autoencoder, weights
 from svfap_dist.model.weights import ModelInfo
 
@@ -51,3 +59,59 @@ def test_actors_give_the_rows_of_one_process(tmp_path, monkeypatch):
     failed = CliRunner().invoke(app, [*words, str(tmp_path / "failed"), "--ray=local"])
     assert isinstance(failed.exception, CheckpointError)
     assert "has changed during the extraction" in str(failed.exception)
+
+
+JOB = ExtractJob("network", "output", threads=1, device="cpu")
+PARTS = [Part(number, number) for number in range(1, 5)]
+
+
+@pytest.fixture
+def light_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that load no network, and a line at once about those that have not started."""
+
+    class Worker:
+        def __init__(self, job: ExtractJob) -> None:
+            del job
+
+        def has_started(self) -> None:
+            return
+
+        def extract(self, part: Part) -> PartResult:
+            return PartResult(part.num_videos)
+
+    monkeypatch.setattr(extract, "_Worker", Worker)
+    monkeypatch.setattr(extract, "_SECONDS_TO_START", 0.01)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster whose head has no CPU, to which this process is connected."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_free_workers_do_all_parts_of_a_cluster_that_is_partly_in_use(
+    light_workers, cluster, caplog
+):
+    caplog.set_level(logging.INFO)
+    cluster.add_node(num_cpus=2)
+    other: Any = ray.remote(num_cpus=1)(dict).remote()
+    ray.get(other.__ray_ready__.remote())
+    results = list(extract.run_on_ray(JOB, PARTS, cluster.address, None, cpus=1))
+    assert sorted(result.videos for result in results) == [1, 2, 3, 4]
+    assert "1 of 2 workers have not started yet; each needs 1 CPUs free" in caplog.text
+
+
+def test_workers_wait_for_machines_only_if_their_number_is_given(
+    light_workers, cluster, monkeypatch
+):
+    """A cluster that grows on demand has no machine until an actor asks for one."""
+    with pytest.raises(ClusterError, match="--workers if machines join on demand"):
+        list(extract.run_on_ray(JOB, PARTS, cluster.address, None, cpus=1))
+    monkeypatch.setattr(extract.log, "info", lambda *_: cluster.add_node(num_cpus=1))
+    results = list(extract.run_on_ray(JOB, PARTS, cluster.address, 1, cpus=1))
+    assert sorted(result.videos for result in results) == [1, 2, 3, 4]
