@@ -4,7 +4,7 @@ In: `profile.steps` of the recipe. Out, for each rank, below profile/ of the run
 profiler with each allocation, as Chrome's and Perfetto's viewers read it; the operations that took
 most time, as text; and on a GPU a snapshot of torch's allocator with its history. The parts of a
 step are named ranges in the trace, and NVTX ranges on a GPU. A step that is not traced does nothing
-of this.
+of this, unless Nsight Systems profiles the process: then it has the NVTX ranges.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import dataclasses
 import logging
 import os
 import pickle
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from svfap_dist import storage
 log = logging.getLogger(__name__)
 
 FOLDER = "profile"
+_TRACE_NAME = re.compile(r"steps-(\d+)-")
 _OPERATIONS = 30  # in the text
 _HISTORY = 100_000  # allocations and frees that a GPU's snapshot remembers
 
@@ -42,6 +44,18 @@ def named_range(name: str) -> Iterator[None]:
         if torch.cuda.is_available():
             stack.enter_context(torch.cuda.nvtx.range(name))
         yield
+
+
+def has_trace(run_url: str, steps: range) -> bool:
+    """Return whether a trace that begins at one of some steps is stored.
+
+    Args:
+        run_url: URL of the run.
+        steps: The steps.
+    """
+    names = storage.list_files(storage.join(run_url, FOLDER))
+    firsts = (_TRACE_NAME.match(name) for name in names)
+    return any(first is not None and int(first[1]) in steps for first in firsts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -21,6 +22,9 @@ from svfap_dist.telemetry.metrics import DATA_WAIT_SECONDS, OWN_SECONDS, STEP_SE
 
 Item = TypeVar("Item")
 _UNNAMED = contextlib.nullcontext()
+# Set by Nsight Systems in the processes it profiles. Not NVTX_INJECTION64_PATH, which some images
+# always set: a range would then load a library that keeps torch's profiler from the GPU.
+_NSYS_VARIABLE = "NSYS_PROFILING_SESSION_ID"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +120,7 @@ class Phases:
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
         self.is_traced = False  # then the parts of a step are ranges of a trace, too
+        self._is_profiled = _NSYS_VARIABLE in os.environ  # and here
         self._seconds: dict[str, float] = {}
         self._events: list[tuple[str, str, torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -140,12 +145,12 @@ class Phases:
             self._events.append((name, inside, begin, end))
 
     def range(self, name: str) -> AbstractContextManager[None]:
-        """Return a context that names the block in a trace of this step, if there is one.
+        """Return a context that names the block in a trace of this step and to Nsight Systems.
 
         Args:
             name: Of the part of a step.
         """
-        return named_range(name) if self.is_traced else _UNNAMED
+        return named_range(name) if self.is_traced or self._is_profiled else _UNNAMED
 
     def _add(self, name: str, inside: str, seconds: float) -> None:
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds

@@ -165,7 +165,9 @@ class Attempt:
         self._validation = self._open_validation(found)
         self._probe = self._open_probe(found)
         self._early_stop = self._open_early_stop(found)
-        tracing = StepTracing(config, world, self.engine, recorder, self.total_steps)
+        tracing = StepTracing(
+            config, world, self.engine, recorder, range(self.step, self.total_steps)
+        )
         self._tracing = stack.enter_context(contextlib.closing(tracing))
         recorder.record_ready()
 

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from svfap_dist.config import Config
 from svfap_dist.distributed import World
-from svfap_dist.profiling.trace import StepTracer, StoredTrace
+from svfap_dist.errors import SvfapError
+from svfap_dist.profiling.trace import StepTracer, StoredTrace, has_trace
 from svfap_dist.telemetry import activity
 from svfap_dist.telemetry.recorder import Recorder
 from svfap_dist.train.engine import Engine
+
+log = logging.getLogger(__name__)
+
+
+def _warn_if_nothing_is_traced(config: Config, attempt: range) -> None:
+    """Warn if `profile.steps` are none of the attempt's, and no earlier attempt traced them."""
+    if not config.profile.steps or not attempt:
+        return
+    first, last = config.profile.steps
+    if attempt.start < last and first <= attempt.stop:
+        return
+    try:
+        if has_trace(config.run.url, range(first, last + 1)):
+            return
+    except SvfapError as error:  # a warning more is better than no run
+        log.debug("%s", error)
+    log.warning(
+        "No step is traced: profile.steps = [%d, %d], but this attempt takes the steps %d to %d. "
+        "Choose some of those.",
+        first,
+        last,
+        attempt.start + 1,
+        attempt.stop,
+    )
 
 
 class StepTracing:
@@ -21,18 +47,20 @@ class StepTracing:
         world: This rank's place among all ranks.
         engine: Engine of the run.
         recorder: Records of the attempt.
-        total_steps: Of the run.
+        attempt: Completed steps before each step that the attempt takes.
     """
 
     def __init__(
-        self, config: Config, world: World, engine: Engine, recorder: Recorder, total_steps: int
+        self, config: Config, world: World, engine: Engine, recorder: Recorder, attempt: range
     ) -> None:
         self._phases, self._recorder = engine.phases, recorder
         self._run_url, self._rank = config.run.url, world.rank
         self._steps = range(0)
         if config.profile.steps:
             first, last = config.profile.steps
-            self._steps = range(first, min(last, total_steps) + 1)
+            self._steps = range(first, min(last, attempt.stop) + 1)
+        if world.is_main:
+            _warn_if_nothing_is_traced(config, attempt)
         self._tracer = StepTracer(engine.device)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trace")
         self._writing: Future[StoredTrace] | None = None
