@@ -6,8 +6,8 @@ videos and tallies; workers read the videos and write the shards, with at most o
 in memory. A group whose worker dies is retried a few times. Workers are spawned, not forked: a
 forked copy of an S3 client hangs.
 
-The machines of a Ray cluster need this package, the input and the output under the same names, and
-the store's credentials.
+The machines of a Ray cluster need this package, and the input and the output under the same names;
+tasks get this process's credentials.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from data_sharding.plan import Group
 from svfap_dist.errors import ClusterError, SvfapError
 from svfap_dist.parallel.cpus import usable_cpus
 from svfap_dist.parallel.processes import CrashedError, ProcessPool, as_completed, ordered_map
-from svfap_dist.parallel.ray_connection import connected_to_ray
+from svfap_dist.parallel.ray_connection import connected_to_ray, inherited_variables
 from svfap_dist.video.probe import Rejected
 
 _ATTEMPTS = 3  # to make a group
@@ -237,7 +237,8 @@ def make_by_ray(
         from ray.exceptions import RayError
 
         # Ray counts retries, not attempts: of tasks that died or raised one of its own errors.
-        task = ray.remote(num_cpus=1, max_retries=_ATTEMPTS - 1)(_make)
+        environment = {"env_vars": inherited_variables()}
+        task = ray.remote(num_cpus=1, max_retries=_ATTEMPTS - 1, runtime_env=environment)(_make)
         counts: Any = ray.remote(num_cpus=0, max_restarts=-1)(_PostedCounts).remote()
         job_ref = ray.put(job)
         tasks: dict[Future[Tally], tuple[Group, Any]] = {}

@@ -4,7 +4,7 @@ In: a job and its parts. Out: a result per part, in the order of completion. An 
 per few CPUs, loads the network once and extracts one part after the other; when its machine is
 lost, Ray restarts it elsewhere and repeats the part. An actor gets parts only after it has started:
 on a cluster that is partly in use, the others do all the work. Machines of the cluster need this
-package, inputs and output under the same names, and the store's credentials.
+package, and inputs and output under the same names; actors get this process's credentials.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from svfap_dist.errors import ClusterError, SvfapError
 from svfap_dist.inference.extract_parts import ExtractJob, PartExtractor, PartResult
 from svfap_dist.inference.parts import Part
-from svfap_dist.parallel.ray_connection import connected_to_ray
+from svfap_dist.parallel.ray_connection import connected_to_ray, inherited_variables
 
 log = logging.getLogger(__name__)
 _RESTARTS = 3  # of an actor, and attempts at a part that was lost with one
@@ -69,6 +69,7 @@ def run_on_ray(
             num_gpus=1 if with_gpu else 0,
             max_restarts=_RESTARTS,
             max_task_retries=_RESTARTS,
+            runtime_env={"env_vars": inherited_variables()},
         )(_Worker)
         try:
             yield from _results(

@@ -36,6 +36,7 @@ from svfap_dist.cluster.board import (
 from svfap_dist.cluster.connection import check_resources, connected, with_device_of_cluster
 from svfap_dist.config import ClusterConfig, Config, recipe
 from svfap_dist.errors import ClusterError, SvfapError
+from svfap_dist.parallel.ray_connection import inherited_variables
 from svfap_dist.telemetry import restart
 from svfap_dist.telemetry.exporter import Discovery
 from svfap_dist.telemetry.goodput import NODES_LEAVING, RESIZE_REASONS
@@ -57,12 +58,6 @@ _SETTINGS = {
 }
 # Until an elastic group whose nodes are not there after all is begun again with those that are.
 _ELASTIC_SETTINGS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
-# Variables of the driver that ranks on other nodes need, too: access to the store and to trackers,
-# the network's settings, torch's, logging.
-_INHERITED = (
-    *("AWS_", "WANDB_", "MLFLOW_", "NCCL_", "GLOO_", "UCX_", "TORCH_", "TORCHINDUCTOR_"),
-    logs.VARIABLE,
-)
 
 
 def train(
@@ -242,8 +237,7 @@ def _variables(config: Config) -> dict[str, str]:
     """
     import ray
 
-    names = [name for name in os.environ if name.startswith(_INHERITED)]
-    inherited = {name: os.environ[name] for name in names}
+    inherited = inherited_variables()
     if distributed.is_loopback(ray.util.get_node_ip_address()):  # no other node can reach this one
         inherited |= distributed.loopback_variables()
     if config.cluster.standby:

@@ -1,4 +1,4 @@
-"""Connect to a Ray cluster, or start one on this machine.
+"""Connect to a Ray cluster, or start one on this machine; variables that its workers need.
 
 Whether anything listens at an address is checked before Ray is asked to connect, which would retry
 for minutes.
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from svfap_dist import logs
 from svfap_dist.errors import ClusterError, ConfigError
 
 LOCAL = "local"  # address of a cluster that is started on this machine, for this process
@@ -21,6 +22,14 @@ _HOST_AND_PORT = re.compile(r"(ray://)?\[?(?P<host>[^\[\]/]+)\]?:(?P<port>\d+)")
 _LONGEST_SOCKET_PATH = 107  # bytes, the kernel's limit
 _SECONDS_TO_ANSWER = 15.0  # a head that was just started may not listen yet
 _SECONDS_BETWEEN_TRIES = 0.5
+# Variables of this process that workers on other machines need, too: access to the store, to
+# trackers and to the Hub (not HF_HOME, a path of this machine), the network's settings, torch's,
+# logging.
+_INHERITED_PREFIXES = (
+    *("AWS_", "WANDB_", "MLFLOW_"),
+    *("NCCL_", "GLOO_", "UCX_", "TORCH_", "TORCHINDUCTOR_"),
+)
+_INHERITED_NAMES = ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", logs.VARIABLE)
 
 
 @contextlib.contextmanager
@@ -65,6 +74,18 @@ def connected_to_ray(address: str | None, *, num_cpus: int, fix: str) -> Iterato
         yield
     finally:
         ray.shutdown()
+
+
+def inherited_variables() -> dict[str, str]:
+    """Return the variables of this process that workers of a Ray cluster get.
+
+    Ray itself passes none to a cluster that was started elsewhere.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(_INHERITED_PREFIXES) or name in _INHERITED_NAMES
+    }
 
 
 def check_socket_paths() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,7 +78,7 @@ def light_workers(monkeypatch: pytest.MonkeyPatch) -> None:
             return
 
         def extract(self, part: Part) -> PartResult:
-            return PartResult(part.num_videos)
+            return PartResult(part.num_videos, clips=len(os.environ.get("HF_TOKEN", "")))
 
     monkeypatch.setattr(extract, "_Worker", Worker)
     monkeypatch.setattr(extract, "_SECONDS_TO_START", 0.01)
@@ -115,3 +116,10 @@ def test_workers_wait_for_machines_only_if_their_number_is_given(
     monkeypatch.setattr(extract.log, "info", lambda *_: cluster.add_node(num_cpus=1))
     results = list(extract.run_on_ray(JOB, PARTS, cluster.address, 1, cpus=1))
     assert sorted(result.videos for result in results) == [1, 2, 3, 4]
+
+
+def test_workers_have_the_credentials_of_the_command(light_workers, cluster, monkeypatch):
+    cluster.add_node(num_cpus=1)
+    monkeypatch.setenv("HF_TOKEN", "12345")  # after the cluster's processes have started
+    results = list(extract.run_on_ray(JOB, PARTS[:1], cluster.address, None, cpus=1))
+    assert [result.clips for result in results] == [5]

@@ -159,7 +159,7 @@ def test_cluster_too_small_is_an_error_at_once(shards, tmp_path):
 
 
 def test_ranks_get_the_settings_of_the_driver(shards, tmp_path, monkeypatch):
-    """Access to the store, the network's settings and the log level; no secrets of other things."""
+    """Access to store, trackers and Hub, the network's settings, the log level; nothing else."""
     settings = {
         "AWS_ENDPOINT_URL": "http://store",
         "SVFAP_LOG": "debug,json",
@@ -169,13 +169,17 @@ def test_ranks_get_the_settings_of_the_driver(shards, tmp_path, monkeypatch):
         "TORCH_FR_BUFFER_SIZE": "100",
         "WANDB_API_KEY": "key",
         "MLFLOW_TRACKING_TOKEN": "token",
+        "HF_TOKEN": "token",
+        "HF_ENDPOINT": "http://hub",
+        "HF_HUB_OFFLINE": "1",
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SECRET", "x")
+    monkeypatch.setenv("HF_HOME", "/home/user/cache")
     found = ray_train._variables(config_of(shards, tmp_path))
     assert settings.items() <= found.items()
-    assert "SECRET" not in found
+    assert not {"SECRET", "HF_HOME"} & found.keys()
 
 
 def test_gloo_listens_on_loopback_in_a_cluster_of_this_machine(shards, tmp_path, monkeypatch):

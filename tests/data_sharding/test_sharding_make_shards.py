@@ -18,11 +18,13 @@ from clips import make_video
 from data_sharding import make_shards, markers
 from data_sharding.make_sample import SampleOptions
 from data_sharding.make_shards import ShardJobSpec, ShardMaker
+from data_sharding.markers import Tally
 from data_sharding.plan import Group
 from data_sharding.sources import SourceVideo
 from svfap_dist import storage
 from svfap_dist.errors import ClusterError, StorageError
 from svfap_dist.parallel import processes
+from svfap_dist.parallel.ray_connection import LOCAL, connected_to_ray
 from svfap_dist.video.probe import Limits
 
 LENGTHS = [12, 9, 15, 8, 11, 10]
@@ -190,3 +192,18 @@ def test_ray_tasks_make_what_one_process_makes(alone: dict[str, str], tmp_path: 
     made = make_shards.make_by_ray(order(out), groups, "local", workers=2, on_video=count)
     assert sum(tally.num_samples for tally in made) == 4
     assert contents(out) == alone
+
+
+@pytest.mark.slow
+def test_ray_tasks_have_the_credentials_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        make_shards,
+        "_make",
+        lambda job, group, counts: Tally(reasons={os.environ.get("AWS_PROFILE", ""): 1}),
+    )
+    with connected_to_ray(LOCAL, num_cpus=1, fix=""):
+        monkeypatch.setenv("AWS_PROFILE", "mine")  # after the cluster's processes have started
+        made = list(make_shards.make_by_ray(order(tmp_path), [group(0, bytes)], LOCAL, workers=1))
+    assert [tally.reasons for tally in made] == [{"mine": 1}]
