@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -23,6 +24,23 @@ _DOCUMENTS = sorted(
     for folder in (".", "docs", "docs/benchmarks", "launch", "monitoring")
     for path in (_ROOT / folder).glob("*.md")
 )
+
+
+_COMMIT = re.compile(r"\b(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{7}\b")  # not a number, nor a word
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-c", f"safe.directory={_ROOT}", "-C", _ROOT, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _history() -> set[str] | None:
+    """The commits of the checkout, by their first seven digits; None for one without history."""
+    if shutil.which("git") is None or not (_ROOT / ".git").exists():
+        return None
+    if _git("rev-parse", "--is-shallow-repository") == "true":
+        return None
+    return {commit[:7] for commit in _git("rev-list", "HEAD").split()}
 
 
 def _load(name: str):
@@ -104,6 +122,20 @@ def test_documents_override_only_keys_that_exist():
         if name not in fields[section]
     ]
     assert unknown == []
+
+
+def test_each_page_of_measurements_names_its_command_and_commits_of_the_history():
+    pages = {path.name: path.read_text() for path in (_ROOT / "docs/benchmarks").glob("*.md")}
+    named = re.compile(r"`(?:svfap|python|pytest|make) [^`]+`|No command of the repository")
+    assert [page for page, text in pages.items() if not named.search(text)] == []
+    overview = (_ROOT / "docs/benchmarks.md").read_text()
+    linked = set(re.findall(r"^\| \[[^]]+\]\(benchmarks/([\w-]+\.md)\)", overview, re.MULTILINE))
+    assert linked == pages.keys()
+    commits = {page: set(_COMMIT.findall(text)) for page, text in pages.items()}
+    assert [page for page, found in commits.items() if not found] == []
+    history = _history()
+    if history is not None:
+        assert set.union(*commits.values(), _COMMIT.findall(overview)) - history == set()
 
 
 def test_packages_are_marked_as_typed():
