@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from svfap_dist.config import ClusterConfig, Config, with_device
 from svfap_dist.errors import ClusterError
 from svfap_dist.parallel.cpus import usable_cpus
-from svfap_dist.parallel.ray_connection import connected_to_ray
+from svfap_dist.parallel.ray_connection import LOCAL, connected_to_ray
 
 _SECONDS_BETWEEN_POLLS = 0.5
 
@@ -30,7 +30,7 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     """
     cpus = max(usable_cpus(), cluster.num_workers * cluster.cpus_per_worker)
     fix = "check RAY_ADDRESS and the cluster's token, or use --on local"
-    with connected_to_ray(os.environ.get("RAY_ADDRESS") or None, num_cpus=cpus, fix=fix):
+    with connected_to_ray(os.environ.get("RAY_ADDRESS") or LOCAL, num_cpus=cpus, fix=fix):
         yield
 
 

@@ -33,12 +33,11 @@ _INHERITED_NAMES = ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", logs.VARIABLE)
 
 
 @contextlib.contextmanager
-def connected_to_ray(address: str | None, *, num_cpus: int, fix: str) -> Iterator[None]:
+def connected_to_ray(address: str, *, num_cpus: int, fix: str) -> Iterator[None]:
     """Connect this process to a Ray cluster, unless it is connected; disconnect on exit.
 
     Args:
-        address: Address in Ray's forms; `LOCAL` starts a cluster; None connects to one that runs
-            on this machine, or else starts one.
+        address: Address in Ray's forms; `LOCAL` starts a cluster.
         num_cpus: CPUs of a cluster that is started.
         fix: Advice for the error.
 
@@ -46,7 +45,7 @@ def connected_to_ray(address: str | None, *, num_cpus: int, fix: str) -> Iterato
         ClusterError: There is no cluster at the address, or it refuses.
         ConfigError: The folder for a new cluster's sockets has too long a path.
     """
-    if starts_cluster := address in (None, LOCAL):
+    if starts_cluster := address == LOCAL:
         check_socket_paths()
         # Read when Ray is imported. The cluster serves one user and one command: it listens on
         # loopback only, so it needs no token, and writes none to the home directory, where it would
@@ -61,15 +60,15 @@ def connected_to_ray(address: str | None, *, num_cpus: int, fix: str) -> Iterato
     if ray.is_initialized():
         yield
         return
-    if address:
-        check_answers(address, fix)
+    check_answers(address, fix)
     cluster = {"num_cpus": num_cpus, "include_dashboard": False} if starts_cluster else {}
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     try:
         ray.init(address=address, **cluster, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         found = str(error).splitlines()[0]
-        raise _cannot_connect(address or "this machine", found, fix) from error
+        where = "this machine" if starts_cluster else address
+        raise _cannot_connect(where, found, fix) from error
     try:
         yield
     finally:

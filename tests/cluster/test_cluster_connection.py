@@ -1,6 +1,8 @@
-"""Whether a cluster has room for the ranks."""
+"""Which cluster a run uses, and whether it has room for the ranks."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import ray
@@ -31,3 +33,15 @@ def test_there_must_be_room_for_the_smallest_group(monkeypatch, least, cpus, gpu
             connection.check_resources(cluster)
     else:
         connection.check_resources(cluster)
+
+
+def test_two_runs_without_an_address_have_a_cluster_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one Ray itself finds a cluster that runs on this machine, and refuses our CPUs."""
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray, "init", lambda **options: asked.append(options))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    with connection.connected(ClusterConfig(num_workers=2)):
+        assert asked[0]["address"] == "local"
+        assert asked[0]["num_cpus"] >= 2
