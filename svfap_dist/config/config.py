@@ -296,8 +296,9 @@ def check_world_size(config: Config, world_size: int, key: str = "world size") -
     possible = [size for size in range(1, lanes + 1) if lanes % size == 0]
     if world_size not in possible:
         found = f"{world_size} ranks for data.num_lanes = {lanes}"
-        advice = f"use one of {', '.join(map(str, possible))} ranks, or a multiple of {world_size} "
-        advice += "as data.num_lanes"
+        which = "one of " if len(possible) > 1 else ""
+        advice = f"set the number of ranks to {which}{', '.join(map(str, possible))}, or "
+        advice += f"data.num_lanes to a multiple of {world_size}"
         raise ConfigError("Lanes cannot be shared equally", key, found, advice)
     per_rank = batch // world_size
     micro = min(config.train.micro_batch_size, per_rank)

@@ -260,9 +260,8 @@ def explain(action: str, url: str, error: Exception) -> StorageError:
         return StorageError(what, url, "no space left", "free space or use another URL")
     # ELOOP: a link that points to itself has no target.
     if isinstance(error, FileNotFoundError) or number == errno.ELOOP:
-        found = "no such bucket" if is_remote(url) and action != "read" else "nothing there"
         do = f"check the bucket and prefix ({place})" if is_remote(url) else "check the path"
-        return StorageMissingError(what, url, found, do)
+        return _missing(action, url, _code_of(error), do)
     if isinstance(error, PermissionError) or number == errno.EROFS:
         do = f"check the credentials: {credentials}" if is_remote(url) else "check the permissions"
         return StorageError(what, url, f"access denied ({error})", do)
@@ -280,12 +279,27 @@ def explain(action: str, url: str, error: Exception) -> StorageError:
     return StorageError(what, url, found, do)
 
 
+def _missing(action: str, url: str, code: str, do: str) -> StorageError:
+    """Return the error for a file or a bucket that is missing."""
+    if action == READ:
+        if code == "NoSuchBucket":  # no missing file, which callers explain in their own words
+            return StorageError(f"Cannot {action}", url, "no such bucket", do)
+        return StorageMissingError(f"Cannot {action}", url, "nothing there", do)
+    found = "no such bucket" if is_remote(url) else "nothing there"
+    return StorageMissingError(f"Cannot {action}", url, found, do)
+
+
 def _is_full(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    # s3fs raises an OSError from the client's error, which carries the store's own code.
+    return _code_of(error) in _NO_SPACE_CODES
+
+
+def _code_of(error: Exception) -> str:
+    """Return the store's own code of an error; empty: it has none."""
+    # s3fs raises an OSError from the client's error, which carries the code.
     answer = getattr(error.__cause__ or error, "response", None)
-    return isinstance(answer, dict) and answer.get("Error", {}).get("Code") in _NO_SPACE_CODES
+    return answer.get("Error", {}).get("Code", "") if isinstance(answer, dict) else ""
 
 
 def read_bytes(url: str) -> bytes:

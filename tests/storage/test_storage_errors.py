@@ -13,6 +13,7 @@ import pytest
 
 from svfap_dist import storage
 from svfap_dist.errors import StorageError
+from svfap_dist.shards.format import load_manifest
 from svfap_dist.storage import StorageMissingError, StorageUnreachableError
 
 
@@ -85,8 +86,11 @@ def test_a_missing_bucket_is_named(s3_environment: str, tmp_path: Path) -> None:
             calls[name]()
         assert s3_environment in caught.value.do
     for name in ("read", "range", "download"):
-        with pytest.raises(StorageMissingError, match="check the bucket and prefix"):
+        with pytest.raises(StorageError, match=r"no such bucket.*check the bucket") as caught:
             calls[name]()
+        assert not isinstance(caught.value, StorageMissingError)  # no missing file
+    with pytest.raises(StorageError, match="no such bucket"):
+        load_manifest("s3://nobody-made-this")
 
 
 def test_an_empty_bucket_is_not_a_missing_one(s3_bucket: str) -> None:
