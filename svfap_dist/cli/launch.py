@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from svfap_dist.cli.app import AsJson, Overrides, Recipe, app, print_result
+from svfap_dist.progress import waiting
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +73,13 @@ def _verb_of(scheduler: str) -> Any:
         name: str, overrides: list[str] | None = None, dry_run: bool = False, **options: Any
     ) -> None:
         chosen = made(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
-        submission = chosen.prepare(name, overrides or [])
+        with waiting("Preparing the job"):
+            submission = chosen.prepare(name, overrides or [])
         if dry_run:
             print(submission.text)
             return
-        job = chosen.submit(submission)
+        with waiting("Submitting the job"):
+            job = chosen.submit(submission)
         print(job, flush=True)
         if options.get("follow"):
             _follow(chosen, job)
@@ -131,7 +134,9 @@ def launch_status(
     Example: svfap launch status slurm:4711
     """
     job, scheduler = _scheduler_of(name, address=address)
-    print_result(scheduler.status(job), as_json)
+    with waiting(f"Asking for the state of {job}"):
+        status = scheduler.status(job)
+    print_result(status, as_json)
 
 
 @launch_app.command("stop")
@@ -143,8 +148,11 @@ def launch_stop(
     Example: svfap launch stop ray:base-1a2b3c4d --address http://head:8265
     """
     job, scheduler = _scheduler_of(name, address=address)
-    log.info("Waiting for %s to save a checkpoint and end ...", job)
-    print_result(scheduler.stop(job), as_json)
+    title = f"Waiting for {job} to save a checkpoint and end"
+    log.info("%s ...", title)
+    with waiting(title):
+        status = scheduler.stop(job)
+    print_result(status, as_json)
 
 
 @app.command()

@@ -32,6 +32,7 @@ from svfap_dist import bundled
 from svfap_dist.cluster.schedulers import Job, JobStatus, Submission, cli_option, load_recipe, verb
 from svfap_dist.config import recipe
 from svfap_dist.errors import ClusterError, ConfigError
+from svfap_dist.progress import waiting
 from svfap_dist.text_file import SAVE_AS_UTF8, decode_text
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ STOP_SECONDS = 600
 
 _ENTRYPOINT = "exec python -m svfap_dist {verb} recipe.toml --on ray"
 _CODE = ("svfap_dist", "data_sharding")
+_PENDING = "PENDING"  # Ray's word for a job whose driver has not started
 _SECONDS_BETWEEN_POLLS = 1.0
 _SECONDS_OF_SILENCE = 60.0  # a run writes a line every ten
 
@@ -140,11 +142,14 @@ class RayJobs:
                     write(text[skip:])
                     skip = max(0, skip - len(text))
 
-            while not (now := _status(client, job)).ended:
+            if not (now := _wait_for_start(client, job)).ended:
+                log.info("%s", "\n".join(now.lines()))
+            while not now.ended:
                 # A broken or silent connection: `_status` raises if the cluster is gone.
                 with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
                     asyncio.run(copy())
                 time.sleep(_SECONDS_BETWEEN_POLLS)
+                now = _status(client, job)
             write(client.get_job_logs(job.name)[written:])
         log.info("%s", "\n".join(now.lines()))
         return _exit_code(now)
@@ -210,6 +215,14 @@ def _status(client: Any, job: Job) -> JobStatus:
     code = "" if info.driver_exit_code is None else f"exit code {info.driver_exit_code}"
     words = [code, detail] if ended else [detail]
     return JobStatus(str(job), str(info.status.value), ended, ", ".join(filter(None, words)))
+
+
+def _wait_for_start(client: Any, job: Job) -> JobStatus:
+    """Return a job's state once it has started or ended; until then show that it is pending."""
+    with waiting(f"{job} is {_PENDING}"):
+        while (now := _status(client, job)).state == _PENDING:
+            time.sleep(_SECONDS_BETWEEN_POLLS)
+    return now
 
 
 def _exit_code(result: JobStatus) -> int:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import subprocess
 import sys
+import types
+from collections.abc import AsyncIterator
 
 import pytest
+from ray.job_submission import JobStatus as JobState
 
+from svfap_dist import progress
 from svfap_dist.cluster import ray_jobs
 from svfap_dist.cluster.ray_jobs import RayJobs
 from svfap_dist.cluster.schedulers import Job, JobStatus
@@ -82,6 +88,50 @@ def test_shipped_code_runs_from_its_folder_alone(tmp_path):
 )
 def test_a_followed_job_ends_the_command_with_its_own_code(state, detail, code):
     assert ray_jobs._exit_code(JobStatus("ray:a", state, True, detail)) == code
+
+
+class PendingClient:
+    """Ray's client for a job that is pending until two lines say so, or for 1,000 polls."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self._lines, self._polls, self._ran = lines, 0, False
+
+    def get_job_info(self, name: str) -> types.SimpleNamespace:
+        self._polls += 1
+        status = JobState.SUCCEEDED if self._ran else JobState.RUNNING
+        if len(self._lines) < 2 and self._polls < 1000:
+            status = JobState.PENDING
+        code = 0 if self._ran else None
+        return types.SimpleNamespace(status=status, metadata={}, driver_exit_code=code)
+
+    async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+        self._ran = True
+        yield "step 1\n"
+
+    def get_job_logs(self, name: str) -> str:
+        return "step 1\nstep 2\n"
+
+
+def test_a_followed_job_is_not_silent_while_it_waits_to_start(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    lines: list[str] = []
+    output: list[str] = []
+    monkeypatch.setattr(progress, "say", lines.append)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_TICKS", 0.01)
+    monkeypatch.setattr(ray_jobs, "_SECONDS_BETWEEN_POLLS", 0.01)
+    client = contextlib.nullcontext(PendingClient(lines))
+    monkeypatch.setattr(RayJobs, "_client", lambda self: client)
+    assert RayJobs().follow_job(Job("ray", "a"), output.append) == 0
+    assert lines
+    assert all(line.startswith("ray:a is PENDING: ") for line in lines)
+    assert [
+        record.getMessage() for record in caplog.records if record.name == ray_jobs.__name__
+    ] == [
+        "ray:a is RUNNING",
+        "ray:a is SUCCEEDED: exit code 0",
+    ]
+    assert "".join(output) == "step 1\nstep 2\n"
 
 
 def test_a_missing_cluster_is_an_error():

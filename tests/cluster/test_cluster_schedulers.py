@@ -6,12 +6,14 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from svfap_dist import cli
+from svfap_dist import cli, progress
 from svfap_dist.cluster import schedulers
 from svfap_dist.cluster.schedulers import Job, JobStatus, Submission, cli_option, load_recipe
 
@@ -79,6 +81,41 @@ def test_a_followed_job_gives_its_output_and_its_code():
 def test_its_jobs_are_looked_at_and_stopped():
     assert svfap("status", "toy:a").stdout == "toy:a is PLAYING\n"
     assert json.loads(svfap("stop", "toy:a", "--json").stdout)["ended"]
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "said"),
+    [
+        ("prepare", ["toy", "tiny_cpu", *PLACES], "Preparing the job: "),
+        ("submit", ["toy", "tiny_cpu", *PLACES], "Submitting the job: "),
+        ("status", ["status", "toy:a"], "Asking for the state of toy:a: "),
+        ("stop", ["stop", "toy:a"], "Waiting for toy:a to save a checkpoint and end: "),
+    ],
+)
+def test_no_wait_for_a_scheduler_is_silent(monkeypatch, method: str, words: list[str], said: str):
+    """Schedulers take seconds to answer, and a job minutes to save a checkpoint."""
+    lines: list[str] = []
+    monkeypatch.setattr(progress, "say", lines.append)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_TICKS", 0.01)
+    monkeypatch.setattr(Toy, method, slow(getattr(Toy, method), lines))
+    done = svfap(*words)
+    assert done.exit_code == 0
+    assert [line for line in lines if line.startswith(said)]
+
+
+def slow(method: Callable[..., Any], lines: list[str]) -> Callable[..., Any]:
+    """A method that takes until two lines have been shown meanwhile, or 1,000 polls."""
+
+    def call(*arguments: Any) -> Any:
+        lines.clear()
+        for _ in range(1000):
+            if len(lines) >= 2:
+                break
+            time.sleep(0.01)
+        return method(*arguments)
+
+    return call
 
 
 def test_every_scheduler_is_listed_and_none_imports_torch():

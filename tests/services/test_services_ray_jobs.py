@@ -43,9 +43,12 @@ class Followed:
 
     @property
     def job(self) -> str:
-        until(lambda: self.lines or self._process.poll() is not None, "a job", 120)
-        assert self.lines[0].startswith("ray:"), self.output
-        return self.lines[0]
+        until(lambda: self._named() or self._process.poll() is not None, "a job", 120)
+        assert self._named(), self.output
+        return self._named()[0]
+
+    def _named(self) -> list[str]:
+        return [line for line in self.lines if line.startswith("ray:")]
 
     @property
     def output(self) -> str:
