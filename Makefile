@@ -6,14 +6,14 @@ BIN := $(VENV)/bin
 # torch is named first so that one resolve settles it; constraints.txt pins all that follows.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 STAMP := $(VENV)/.installed
-# Tools of `make release` and `make audit`, separate from the test environment.
+# Tools of `make release`, `make images` and `make audit`, separate from the test environment.
 TOOLS := .venv-release
 TOOLS_STAMP := $(TOOLS)/.installed
 
 export RAY_AUTH_MODE ?= disabled
 
 
-.PHONY: demo test test-services test-gpu chaos check docs notebooks walks bench bench-before bench-rgw bench-peers format release audit clean
+.PHONY: demo test test-services test-gpu chaos check docs notebooks walks bench bench-before bench-rgw bench-peers format release images audit clean
 
 demo: $(STAMP)
 	$(BIN)/svfap demo --out svfap-demo
@@ -86,6 +86,12 @@ format: $(STAMP)
 # fresh environment. DRY_RUN=1 leaves version and changelog unchanged. Nothing is committed, tagged or uploaded.
 release: $(TOOLS_STAMP)
 	$(TOOLS)/bin/python tests/release/make_release.py $(if $(DRY_RUN),--dry-run) $(VERSION)
+
+# Lint the container files, build the image for sharding, and run it; needs Docker. The image for training has gigabytes of CUDA.
+images: $(TOOLS_STAMP)
+	$(TOOLS)/bin/hadolint launch/docker/*.Dockerfile
+	docker build -f launch/docker/shard.Dockerfile -t svfap-shard .
+	docker run --rm svfap-shard --version
 
 # Check the pinned versions for known vulnerabilities by PyPI's JSON API; a package that it does not find is an error.
 audit: $(TOOLS_STAMP)

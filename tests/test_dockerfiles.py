@@ -1,4 +1,4 @@
-"""The container files of launch/docker, read: this suite has nothing that builds them."""
+"""The container files of launch/docker, read; `make images` builds one, with Docker."""
 
 from __future__ import annotations
 
@@ -82,6 +82,13 @@ def test_the_program_runs_as_a_user_without_rights(path):
     )
     assert "RUN" not in names[names.index("USER") :]
     assert arguments(path, "HEALTHCHECK") == ["NONE"]
+
+
+def test_the_training_image_has_what_runs_may_ask_for():
+    """Trackers and probes are keys of a recipe; the image has no `pip install` for its user."""
+    (extras,) = arguments(ROOT / "launch/docker/train.Dockerfile", "ARG")
+    wanted = {"train", "ray", "gpu", "probe", "report", "hub", "parquet", "track"}
+    assert set(extras.removeprefix("EXTRAS=").split(",")) == wanted
 
 
 def test_the_training_image_gets_the_decoding_units():

@@ -2,7 +2,7 @@
 #   docker build -f launch/docker/train.Dockerfile -t registry.example/svfap:0.1.0 .
 # torch's and DALI's wheels bring CUDA 13; the nodes need NVIDIA's driver (580 or newer) and container toolkit.
 FROM python:3.11.14-slim-bookworm AS builder
-ARG EXTRAS=train,ray,gpu,probe,report,hub,tensorboard
+ARG EXTRAS=train,ray,gpu,probe,report,hub,parquet,track
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/svfap
 WORKDIR /src

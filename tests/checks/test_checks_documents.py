@@ -54,6 +54,16 @@ def test_the_workflow_runs_what_ci_runs():
     assert job["steps"][-1] == {"run": "make ${{ matrix.target }}"}
 
 
+def test_images_are_built_for_each_change_and_pins_audited_each_week():
+    images = _load(".github/workflows/ci.yml")["jobs"]["images"]
+    assert images["steps"][-1] == {"run": "make images"}
+    audit = _load(".github/workflows/audit.yml")
+    assert audit[True]["schedule"]  # in YAML 1.1 the key "on" is a truth value
+    assert audit["jobs"]["audit"]["steps"][-1] == {"run": "make audit"}
+    targets = re.findall(r"^([a-z-]+):", (_ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"images", "audit"} <= set(targets)
+
+
 @pytest.mark.parametrize("name", ["bug", "feature"])
 def test_issue_forms_have_what_github_requires(name: str):
     form = _load(f".github/ISSUE_TEMPLATE/{name}.yml")
