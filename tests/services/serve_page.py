@@ -35,16 +35,28 @@ Promise.all(Array.from(document.querySelectorAll('video[src]'), video => new Pro
 """
 
 
-def send_video(url: str, video: Path, picture: Path | None = None) -> str:
-    """What the page says after a video was chosen; a PNG of the whole page in `picture`."""
+_CENTER_OF_DROP = """
+(box => [box.left + box.width / 2, box.top + box.height / 2])(
+  document.getElementById('drop').getBoundingClientRect())
+"""
+
+
+def send_video(url: str, video: Path, picture: Path | None = None, by: str = "choose") -> str:
+    """What the page says after it got a video; a PNG of the whole page in `picture`.
+
+    Args:
+        by: "choose" a file, "drop" it, or "record" the camera, which shows an uncompressed `video`.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        return asyncio.run(_send(url, video, picture, Path(folder)))
+        return asyncio.run(_send(url, video, picture, by, Path(folder)))
 
 
-async def _send(url: str, video: Path, picture: Path | None, folder: Path) -> str:
+async def _send(url: str, video: Path, picture: Path | None, by: str, folder: Path) -> str:
     profile = folder / "profile"
+    camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    camera += [f"--use-file-for-fake-video-capture={video}"] if by == "record" else []
     with open(folder / "chromium.log", "w") as log:
-        command = [*_CHROMIUM, f"--user-data-dir={profile}", "about:blank"]
+        command = [*_CHROMIUM, *camera, f"--user-data-dir={profile}", "about:blank"]
         chromium = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         port = await _soon(lambda: _first_line(profile / "DevToolsActivePort"))
@@ -55,9 +67,7 @@ async def _send(url: str, video: Path, picture: Path | None, folder: Path) -> st
                 await _resize(tab, _HEIGHT)
                 await _call(tab, "Page.navigate", url=url)
                 await _soon(lambda: _value(tab, _ABOUT))
-                root = (await _call(tab, "DOM.getDocument"))["root"]["nodeId"]
-                file = await _call(tab, "DOM.querySelector", nodeId=root, selector="#file")
-                await _call(tab, "DOM.setFileInputFiles", files=[str(video)], **file)
+                await _WAYS[by](tab, video)
                 said = await _soon(lambda: _value(tab, _ANSWER))
                 if picture is not None:
                     await _value(tab, _SHOW_A_FRAME)
@@ -69,6 +79,26 @@ async def _send(url: str, video: Path, picture: Path | None, folder: Path) -> st
     finally:
         chromium.terminate()
         chromium.wait(timeout=30)
+
+
+async def _choose(tab: Any, video: Path) -> None:
+    root = (await _call(tab, "DOM.getDocument"))["root"]["nodeId"]
+    file = await _call(tab, "DOM.querySelector", nodeId=root, selector="#file")
+    await _call(tab, "DOM.setFileInputFiles", files=[str(video)], **file)
+
+
+async def _drop(tab: Any, video: Path) -> None:
+    x, y = await _value(tab, _CENTER_OF_DROP)
+    data = {"items": [], "files": [str(video)], "dragOperationsMask": 1}  # 1: copy
+    for kind in ("dragEnter", "dragOver", "drop"):
+        await _call(tab, "Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
+
+async def _record(tab: Any, video: Path) -> None:
+    await _value(tab, "document.getElementById('record').click()")
+
+
+_WAYS = {"choose": _choose, "drop": _drop, "record": _record}
 
 
 async def _resize(tab: Any, height: int) -> None:

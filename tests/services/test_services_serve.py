@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
-from face_videos import backdrop, encode, straight_way, with_faces
+from av.video.stream import VideoStream
+from face_videos import HEIGHT, WIDTH, backdrop, encode, straight_way, with_faces
 from made_networks import emotions, finetuned, save_run
 from PIL import Image
 from serve_page import send_video
@@ -29,7 +33,21 @@ def folder() -> Iterator[Path]:
         (path / "text.mp4").write_text("This is no video.\n")
         (path / "big.mp4").touch()
         os.truncate(path / "big.mp4", 2 << 30)  # takes no space
+        (path / "camera.y4m").write_bytes(uncompressed(with_faces((100, 60)) for _ in range(10)))
         yield path
+
+
+def uncompressed(frames: Iterable[np.ndarray]) -> bytes:
+    """A video as Chromium plays it for a camera, again and again."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="yuv4mpegpipe") as output:
+        stream = output.add_stream("rawvideo", rate=25)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for rgb in frames:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        output.mux(stream.encode())
+    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +69,18 @@ def test_a_face_is_shown_with_all_pictures(url: str, folder: Path):
     assert re.match(r"Face in \d+ of 60 frames, 320 . 240 pixels", said)
     with Image.open(folder / "page.png") as picture:
         assert picture.height > 1000  # has grown by the results
+
+
+def test_a_dropped_file_is_sent(url: str, folder: Path):
+    said = send_video(url, folder / "face.mp4", by="drop")
+    assert re.match(r"Face in \d+ of 60 frames, 320 . 240 pixels", said)
+
+
+def test_a_recording_of_the_camera_is_sent(url: str, folder: Path):
+    said = send_video(url, folder / "camera.y4m", by="record")
+    found = re.match(r"Face in (\d+) of (\d+) frames, \d+ . \d+ pixels", said)
+    assert found, said
+    assert int(found[1]) >= 10
 
 
 @pytest.mark.parametrize(
