@@ -148,6 +148,7 @@ def extract(
             step=step,
             batch_size=batch_size,
             threads=threads or usable_cpus(),
+            isolated=True,
             progress=progress.update,
         )
     print_result(result, as_json)
@@ -229,6 +230,7 @@ def predict(
             found,
             batch_size=batch_size,
             threads=threads or usable_cpus(),
+            isolated=True,
             progress=progress.update,
         )
     print_result(result, as_json)

@@ -24,31 +24,23 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from svfap_dist import distributed, storage
-from svfap_dist.allocator import keep_freed_memory
-from svfap_dist.config import Config, DataConfig, TaskConfig
+from svfap_dist.config import Config, TaskConfig
 from svfap_dist.data.selection import Selection
 from svfap_dist.distributed import World
-from svfap_dist.errors import ClusterError, DecodeError, ShardError
+from svfap_dist.errors import DecodeError, ShardError
 from svfap_dist.evaluate.results import Predictions
+from svfap_dist.evaluate.video_workers import Cuts, Decoding, UnprobedVideo, VideoWorkers
 from svfap_dist.model.classifier import ACTIVATIONS
-from svfap_dist.parallel.processes import (
-    CrashedError,
-    HungError,
-    ProcessPool,
-    StartError,
-    ordered_map,
-)
+from svfap_dist.parallel.processes import ordered_map
 from svfap_dist.shards.format import Manifest
 from svfap_dist.shards.reader import BadSample, Sample, SampleReader
-from svfap_dist.video import backends
-from svfap_dist.video.frames import to_rgb
 from svfap_dist.video.info import (
     ChooseViews,
     ClipShape,
@@ -61,31 +53,10 @@ from svfap_dist.video.info import (
 
 PREDICTIONS, UNTESTED = "predictions.jsonl", "untested.jsonl"
 _PART_BYTES = 64 << 20  # decoded frames that a thread holds at a time, about
-_WORKER_BYTES = 8 << 30  # address space of a decode process
 _NO_VIEWS = Views.of((), ())
 log = logging.getLogger(__name__)
 
-Source = Callable[[], Sample | BadSample]  # reads one video
-
-
-class Decoding(NamedTuple):
-    """The resources for decoding: threads, and processes that they call (0: they decode)."""
-
-    threads: int = 2
-    workers: int = 0
-    seconds: float = 30.0  # deadline of a part of a video, with workers
-    backend: str = backends.DEFAULT  # that decodes on the host
-
-    @classmethod
-    def of(cls, data: DataConfig, backend: str) -> Decoding:
-        """Return the resources that a recipe grants.
-
-        Args:
-            data: the [data] table.
-            backend: decode.backend; the default where this one decodes on the device.
-        """
-        host = backends.host_backend(backend)
-        return cls(data.decode_threads, data.decode_workers, data.decode_seconds, host)
+Source = Callable[[], Sample | UnprobedVideo | BadSample]  # reads one video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,38 +84,6 @@ class _Part:
     starts: Sequence[int] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class _CutRequest:
-    """Clips to cut: numbers [windows, F] of source frames, times crops, resized to S x S."""
-
-    video: bytes
-    info: VideoInfo
-    numbers: np.ndarray
-    crops: Sequence[Crop]
-    size: int
-
-
-class _ClipCutter:
-    """Decodes and crops; may be sent to a child process."""
-
-    def __init__(self, backend: str = backends.DEFAULT) -> None:
-        self._backend = backend
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        torch.set_num_threads(1)  # the other processes use the other cores
-        keep_freed_memory()  # clip after clip allocates the same large arrays
-
-    def __call__(self, request: _CutRequest) -> np.ndarray:
-        """Return uint8 clips [windows * crops, F, S, S, 3]."""
-        distinct, places = np.unique(request.numbers, return_inverse=True)  # windows overlap
-        decode = backends.open_decoder(self._backend)
-        frames = decode(request.video, request.info, distinct.tolist())
-        where = places.reshape(request.numbers.shape)
-        crops = [to_rgb(frames, crop, request.size)[where] for crop in request.crops]
-        return np.stack(crops, axis=1).reshape(-1, *crops[0].shape[1:])
-
-
 def view_videos(
     sources: Iterable[Source],
     shape: ClipShape,
@@ -153,6 +92,7 @@ def view_videos(
     *,
     batch_size: int,
     decoding: Decoding,
+    workers: VideoWorkers | None = None,
 ) -> Generator[ViewedVideo | BadSample]:
     """Yield the outputs of each video's views, or why there are none, in the order of the sources.
 
@@ -163,35 +103,33 @@ def view_videos(
         function: maps clips, uint8 [B, F, S, S, 3] on the CPU, to outputs [B, ...].
         batch_size: most clips of a call, across videos; 0: one call per video with all its views.
         decoding: threads and processes that decode.
+        workers: of this decoding, kept for further calls unless this one ends early, which kills
+            them; None: started and ended here.
 
     Raises:
         ClusterError: Decode workers cannot be started.
         SvfapError: What the sources, `choose` and `function` raise, other than DecodeError.
     """
     bad: dict[int, BadSample] = {}
-    cutter, threads = _ClipCutter(decoding.backend), decoding.threads
+    threads = decoding.threads
     with contextlib.ExitStack() as stack:
-        cut: Callable[[_CutRequest], np.ndarray] = cutter
-        stop: Callable[[], Any] = lambda: None  # noqa: E731
-        if decoding.workers:
-            pool = ProcessPool(
-                cutter, decoding.workers, seconds=decoding.seconds, memory_bytes=_WORKER_BYTES
-            )
-            stack.callback(pool.close)
-            cut, stop = pool, pool.kill
+        if workers is None:
+            workers = VideoWorkers(decoding)
+            stack.callback(workers.close)
         opened = ordered_map(
-            lambda job: _open(*job, shape, choose),
+            lambda job: _open(*job, shape, choose, workers),
             enumerate(sources),
             threads=threads,
             limit=threads + 1,
+            stop=workers.kill,
         )
         stack.enter_context(contextlib.closing(opened))
         parts = ordered_map(
-            lambda part: _cut(part, shape, cut),
+            lambda part: _cut(part, shape, workers),
             (part for _, parts in opened for part in parts),
             threads=threads,
             limit=threads + 1,
-            stop=stop,
+            stop=workers.kill,
         )
         stack.enter_context(contextlib.closing(parts))
 
@@ -226,18 +164,24 @@ def view_sample(sample: Sample, shape: ClipShape, choose: ChooseViews) -> Tensor
     """
     chosen = choose(sample.info)
     starts = list(chosen.starts)
-    return torch.from_numpy(_ClipCutter()(_request(sample, starts, list(chosen.crops), shape)))
+    cuts = _cuts(sample, starts, list(chosen.crops), shape)
+    return torch.from_numpy(cuts.of_video(sample.video))
 
 
-def _open(number: int, source: Source, shape: ClipShape, choose: ChooseViews) -> list[_Part]:
+def _open(
+    number: int, source: Source, shape: ClipShape, choose: ChooseViews, workers: VideoWorkers
+) -> list[_Part]:
     """Return a video in parts: consecutive windows whose decoded frames take _PART_BYTES."""
     sample = source()
+    if isinstance(sample, UnprobedVideo):
+        sample = workers.probe(sample)
     if isinstance(sample, BadSample):
         return [_Part(number, sample)]
     try:
         chosen = choose(sample.info)
     except DecodeError as error:
-        return [_Part(number, _bad(sample, error.reason, str(error)))]
+        bad = BadSample(sample.index, sample.key, error.reason, str(error))
+        return [_Part(number, bad)]
     starts, info = list(chosen.starts), sample.info
     most = max(_PART_BYTES // (info.width * info.height * 3 * shape.num_frames), 1)
     return [
@@ -246,46 +190,21 @@ def _open(number: int, source: Source, shape: ClipShape, choose: ChooseViews) ->
     ]
 
 
-def _request(
-    sample: Sample, starts: Sequence[int], crops: Sequence[Crop], shape: ClipShape
-) -> _CutRequest:
+def _cuts(sample: Sample, starts: Sequence[int], crops: Sequence[Crop], shape: ClipShape) -> Cuts:
     info = sample.info
     numbers = [
         clip_frames(start, shape.num_frames, shape.sampling_rate, info.num_frames)
         for start in starts
     ]
-    return _CutRequest(sample.video, info, np.array(numbers), crops, shape.frame_size)
+    return Cuts(info, np.array(numbers), crops, shape.frame_size)
 
 
-def _cut(
-    part: _Part, shape: ClipShape, cut: Callable[[_CutRequest], np.ndarray]
-) -> np.ndarray | BadSample:
+def _cut(part: _Part, shape: ClipShape, workers: VideoWorkers) -> np.ndarray | BadSample:
     """Return the clips of a part, or why there are none."""
     sample = part.sample
     if isinstance(sample, BadSample):
         return sample
-    try:
-        return cut(_request(sample, part.starts, list(part.views.crops), shape))
-    except DecodeError as error:
-        return _bad(sample, error.reason, str(error))
-    except MemoryError:
-        return _bad(sample, "too_large", "not enough memory to decode it")
-    except HungError as error:
-        return _bad(sample, "hung", f"the decoder gave {error}")
-    except StartError as error:
-        raise ClusterError(
-            "Decode workers cannot be started",
-            where="data.decode_workers",
-            found=str(error),
-            do="see the worker's standard error; a script needs "
-            '`if __name__ == "__main__":` around its main part',
-        ) from error
-    except CrashedError as error:
-        return _bad(sample, "crashed", f"the decoder died: {error}")
-
-
-def _bad(sample: Sample, reason: str, detail: str) -> BadSample:
-    return BadSample(sample.index, sample.key, reason, detail)
+    return workers.cut(sample, _cuts(sample, part.starts, list(part.views.crops), shape))
 
 
 def _batches(

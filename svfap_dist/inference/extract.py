@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from svfap_dist import storage
-from svfap_dist.evaluate.runner import Decoding, ViewedVideo
+from svfap_dist.evaluate.runner import ViewedVideo
+from svfap_dist.evaluate.video_workers import Decoding
 from svfap_dist.inference.load import Network
 from svfap_dist.inference.videos import Video, read_video, view_all
 from svfap_dist.shards.reader import BadSample
@@ -101,6 +102,7 @@ def extract_to(
     step: int = 0,
     batch_size: int = BATCH_SIZE,
     threads: int = 2,
+    isolated: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> ExtractResult:
     """Write the features of many videos to an .npz, atomically.
@@ -112,6 +114,8 @@ def extract_to(
         step: frames from one clip to the next; 0: end to end.
         batch_size: most clips of a forward pass.
         threads: threads that read and decode.
+        isolated: whether videos are decoded in processes, which one that hangs or crashes cannot
+            take down; a script then needs `if __name__ == "__main__":` around its main part.
         progress: called with the number of videos done.
 
     Raises:
@@ -126,7 +130,7 @@ def extract_to(
         covering_views(network.info, network.info.region, step),
         features_of(network),
         batch_size=batch_size,
-        decoding=Decoding(threads),
+        decoding=Decoding.of_files(threads, isolated),
         progress=progress,
     )
     rejected = rejections(bad)

@@ -17,6 +17,7 @@ network spans two parts: a part's rows do not depend on where an earlier attempt
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -30,7 +31,8 @@ import numpy as np
 
 from svfap_dist import storage
 from svfap_dist.errors import CheckpointError, ConfigError
-from svfap_dist.evaluate.runner import Decoding, ViewedVideo
+from svfap_dist.evaluate.runner import ViewedVideo
+from svfap_dist.evaluate.video_workers import Decoding, VideoWorkers
 from svfap_dist.inference.extract import BATCH_SIZE, features_of, rejections
 from svfap_dist.inference.load import Network, load, move
 from svfap_dist.inference.parts import Part
@@ -54,7 +56,7 @@ class ExtractJob:
         step: frames from one clip to the next; 0: end to end.
         pooled: whether a video's clips are averaged.
         batch_size: most clips of a forward pass.
-        threads: threads that read and decode.
+        threads: threads that read and decode, and the processes in which they decode.
         device: of the network; empty: cuda if available.
         network_digest: of the weights, which workers load again.
     """
@@ -112,6 +114,14 @@ class PartExtractor:
 
     def __init__(self, job: ExtractJob, network: Network | None = None) -> None:
         self._job, self._given = job, network
+        self._workers: VideoWorkers | None = None  # kept from part to part
+
+    def close(self) -> None:
+        """End the processes that decode; a later part starts others."""
+        if workers := self._workers:
+            self._workers = None
+            workers.kill()  # calls under way, if a part was interrupted
+            workers.close()
 
     @functools.cached_property
     def _network(self) -> Network:
@@ -144,14 +154,31 @@ class PartExtractor:
             ShardError: Shards cannot be read.
             StorageError: The store fails.
         """
+        try:
+            viewed, bad = self._view(part, on_video)
+        except BaseException:  # among them a stop by the user
+            self.close()
+            raise
+        clips = sum(len(video.outputs) for video in viewed)
+        data = self._to_parquet(viewed, bad)
+        job = self._job
+        storage.write_bytes(storage.join(job.output, job.file_of(part)), data)
+        return PartResult(len(viewed), clips, tuple(bad))
+
+    def _view(
+        self, part: Part, on_video: Callable[[int], None]
+    ) -> tuple[list[ViewedVideo], list[BadSample]]:
         job, info = self._job, self._network.info
+        decoding = Decoding.of_files(job.threads, isolated=True)
+        self._workers = self._workers or VideoWorkers(decoding)
         results = view_each(
             part.sources(),
             info,
             covering_views(info, info.region, job.step),
             features_of(self._network),
             batch_size=job.batch_size,
-            decoding=Decoding(job.threads),
+            decoding=decoding,
+            workers=self._workers,
         )
         viewed: list[ViewedVideo] = []
         bad: list[BadSample] = []
@@ -161,10 +188,7 @@ class PartExtractor:
             else:
                 bad.append(video)
             on_video(done)
-        clips = sum(len(video.outputs) for video in viewed)
-        data = self._to_parquet(viewed, bad)
-        storage.write_bytes(storage.join(job.output, job.file_of(part)), data)
-        return PartResult(len(viewed), clips, tuple(bad))
+        return viewed, bad
 
     def _to_parquet(self, viewed: Sequence[ViewedVideo], bad: Sequence[BadSample]) -> bytes:
         """Return the file that is described at the top of the module."""
@@ -320,5 +344,6 @@ def run_locally(
         parts: to extract.
         on_video: called with the videos done of the current part.
     """
-    for part in parts:
-        yield extractor.extract(part, on_video)
+    with contextlib.closing(extractor):
+        for part in parts:
+            yield extractor.extract(part, on_video)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from svfap_dist.errors import ConfigError, ShardError
 from svfap_dist.evaluate.runner import Source
-from svfap_dist.inference.videos import files_of, is_shards, read_video
+from svfap_dist.inference.videos import fetch_video, files_of, is_shards
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.reader import SampleReader
 
@@ -57,7 +57,7 @@ class Part:
             StorageError: The store fails.
         """
         if self.files:
-            return [functools.partial(read_video, path) for path in self.files]
+            return [functools.partial(fetch_video, path) for path in self.files]
         reader = _reader(self.shards, self.fingerprint)
         last = self.first + self.num_videos
         return [functools.partial(reader.read, index) for index in range(self.first, last)]

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svfap_dist.evaluate.runner import Decoding, to_scores
+from svfap_dist.evaluate.runner import to_scores
+from svfap_dist.evaluate.video_workers import Decoding
 from svfap_dist.inference.extract import rejections
 from svfap_dist.inference.load import Network
 from svfap_dist.inference.videos import Video, view_all
@@ -70,6 +71,7 @@ def predict(
     *,
     batch_size: int = 0,
     threads: int = 2,
+    isolated: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> PredictResult:
     """Return the predictions of a fine-tuned network for videos.
@@ -79,6 +81,8 @@ def predict(
         videos: from `list_videos`.
         batch_size: most clips of a forward pass; 0: all views of a video, as in the test.
         threads: threads that read and decode.
+        isolated: whether videos are decoded in processes, which one that hangs or crashes cannot
+            take down; a script then needs `if __name__ == "__main__":` around its main part.
         progress: called with the number of videos done.
 
     Raises:
@@ -101,7 +105,7 @@ def predict(
         segment_views(info, info.region, info.test_segments, info.test_crops),
         scores,
         batch_size=batch_size,
-        decoding=Decoding(threads),
+        decoding=Decoding.of_files(threads, isolated),
         progress=progress,
     )
     predictions = [_prediction(info, video.key, video.mean) for video in viewed]

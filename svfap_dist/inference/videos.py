@@ -18,7 +18,8 @@ from torch import Tensor
 
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError, DecodeError, HealthError, ShardError
-from svfap_dist.evaluate.runner import Decoding, Source, ViewedVideo, view_videos
+from svfap_dist.evaluate.runner import Source, ViewedVideo, view_videos
+from svfap_dist.evaluate.video_workers import Decoding, UnprobedVideo, VideoWorkers
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.format import MANIFEST_NAME
 from svfap_dist.shards.reader import BadSample, Sample, SampleReader
@@ -30,20 +31,43 @@ from svfap_dist.video.names import (
     suffix_of,
     warn_of_other_videos,
 )
-from svfap_dist.video.probe import Rejected, probe
+from svfap_dist.video.probe import Limits
 
 _LIST = "txt"  # ending of lists of videos
 
 
 class Video(NamedTuple):
-    """A video by name; `read` fetches and probes it."""
+    """A video by name; `read` fetches it."""
 
     key: str
-    read: Callable[[], Sample | BadSample]
+    read: Source
+
+
+def fetch_video(video: str | bytes, min_frames: int = 1) -> UnprobedVideo | BadSample:
+    """Return the bytes of a video, or why there are none.
+
+    Args:
+        video: a path, a URL, or the bytes of a file.
+        min_frames: shorter videos are to be rejected.
+
+    Raises:
+        StorageError: The store fails; a missing file is no error.
+    """
+    if isinstance(video, bytes):
+        return UnprobedVideo(f"{len(video)} bytes", video, min_frames)
+    size, most = storage.file_size(video) or 0, Limits().file_bytes
+    if size > most:  # known before it is downloaded into memory
+        return BadSample(0, video, "too_big", f"{size} bytes, more than {most}")
+    try:
+        return UnprobedVideo(video, storage.read_bytes(video), min_frames)
+    except storage.StorageMissingError as error:
+        return BadSample(0, video, "missing", error.found)
 
 
 def read_video(video: str | bytes, min_frames: int = 1) -> Sample | BadSample:
     """Return the bytes of a video and what they contain, or why it cannot be used.
+
+    It is probed in this process, which a damaged video may hang or crash.
 
     Args:
         video: a path, a URL, or the bytes of a file.
@@ -52,15 +76,8 @@ def read_video(video: str | bytes, min_frames: int = 1) -> Sample | BadSample:
     Raises:
         StorageError: The store fails; a missing file is no error.
     """
-    key = video if isinstance(video, str) else f"{len(video)} bytes"
-    try:
-        data = storage.read_bytes(video) if isinstance(video, str) else video
-    except storage.StorageMissingError as error:
-        return BadSample(0, key, "missing", error.found)
-    info = probe(data, min_frames)
-    if isinstance(info, Rejected):
-        return BadSample(0, key, info.reason, info.detail)
-    return Sample(0, key, data, info)
+    fetched = fetch_video(video, min_frames)
+    return fetched if isinstance(fetched, BadSample) else VideoWorkers(Decoding()).probe(fetched)
 
 
 def list_videos(inputs: Iterable[str]) -> list[Video]:
@@ -93,7 +110,7 @@ def _videos_of(text: str) -> Iterator[Video]:
         yield from _videos_of_shards(text)
     else:
         for path in files_of(text):
-            yield Video(path, functools.partial(read_video, path))
+            yield Video(path, functools.partial(fetch_video, path))
 
 
 def is_shards(text: str) -> bool:
@@ -219,6 +236,7 @@ def view_each(
     *,
     batch_size: int,
     decoding: Decoding,
+    workers: VideoWorkers | None = None,
 ) -> Iterator[ViewedVideo | BadSample]:
     """Yield what `view_videos` does; outputs that are not finite are an error.
 
@@ -229,11 +247,20 @@ def view_each(
         function: as `view_all`.
         batch_size: as `view_all`.
         decoding: as `view_all`.
+        workers: as `view_videos`.
 
     Raises:
         HealthError: An output is not finite.
     """
-    found = view_videos(sources, shape, choose, function, batch_size=batch_size, decoding=decoding)
+    found = view_videos(
+        sources,
+        shape,
+        choose,
+        function,
+        batch_size=batch_size,
+        decoding=decoding,
+        workers=workers,
+    )
     with contextlib.closing(found):
         for video in found:
             if isinstance(video, ViewedVideo) and not np.isfinite(video.outputs).all():

@@ -18,9 +18,10 @@ from svfap_dist.config import FinetuneConfig
 from svfap_dist.errors import DecodeError
 from svfap_dist.evaluate import runner
 from svfap_dist.evaluate.runner import Decoding, Source, ViewedVideo, to_scores, view_videos
-from svfap_dist.inference.videos import read_video, view_all
+from svfap_dist.inference.videos import fetch_video, view_all
 from svfap_dist.model.weights import ModelInfo
 from svfap_dist.shards.reader import BadSample, SampleReader
+from svfap_dist.video import backends
 from svfap_dist.video import info as windows
 from svfap_dist.video.info import Crop, Views, segment_views
 
@@ -39,7 +40,7 @@ def every_five(info) -> Views:
 
 def sources_of(contents: dict[str, bytes]) -> list[Source]:
     def source(key: str, data: bytes) -> Source:
-        return lambda: dataclasses.replace(read_video(data), key=key)
+        return lambda: dataclasses.replace(fetch_video(data), key=key)
 
     return [source(key, data) for key, data in contents.items()]
 
@@ -122,7 +123,7 @@ def test_a_video_that_breaks_in_its_later_part_costs_only_itself(monkeypatch):
     monkeypatch.setattr(runner, "_PART_BYTES", 1)
     good = make_video(None, 33, size=(64, 64))
     calls = []
-    decode = runner.backends.open_decoder("pyav")
+    decode = backends.open_decoder("pyav")
 
     def breaks(video, info, numbers):
         if video is videos["b"] and min(numbers) >= 20:
@@ -131,7 +132,7 @@ def test_a_video_that_breaks_in_its_later_part_costs_only_itself(monkeypatch):
         return decode(video, info, numbers)
 
     videos = {"a": good, "b": bytes(bytearray(good)), "c": make_video(None, 8, size=(64, 64))}
-    monkeypatch.setattr(runner.backends, "open_decoder", lambda name: breaks)
+    monkeypatch.setattr(backends, "open_decoder", lambda name: breaks)
     viewed, bad = view_all(
         sources_of(videos),
         SHAPE,
@@ -225,6 +226,31 @@ def test_a_video_that_hangs_its_decoder_costs_only_itself(make_data_set, monkeyp
     config = config_of(1, 1, decode_workers=1, decode_seconds=1e-6)
     viewed = viewed_of(make_data_set(SIZES), config)
     assert [video.reason for video in viewed if isinstance(video, BadSample)] == ["hung"] * 2
+
+
+def test_a_file_that_hangs_its_probe_costs_only_itself(contents):
+    """The deadline is proportional to the size, so the empty file has no time."""
+    decoding = Decoding(2, 2, seconds=0, seconds_per_mib=1e6)
+    sources = sources_of({key: contents[key] for key in ("short", "empty", "long")})
+    viewed, bad = view_all(sources, SHAPE, every_five, numbers_of, batch_size=1, decoding=decoding)
+    assert [(video.key, len(video.outputs)) for video in viewed] == [("short", 1), ("long", 7)]
+    assert [(video.key, video.reason) for video in bad] == [("empty", "hung")]
+
+
+def test_a_process_that_keeps_a_large_video_gives_the_same_clips(contents, monkeypatch):
+    """One process has kept another video, or none, when a part arrives without its video."""
+    monkeypatch.setattr(runner, "_PART_BYTES", 1)
+    # Bytes after the last box of an mp4 are no frames.
+    large = {key: contents[key] + bytes(1 << 20) for key in ("long", "fits")}
+    seen = []
+    for decoding in (Decoding(2, 2), Decoding(1)):
+        sources = sources_of({**large, "short": contents["short"]})
+        videos, _ = view_all(
+            sources, SHAPE, every_five, numbers_of, batch_size=3, decoding=decoding
+        )
+        seen.append([(video.key, video.outputs.tolist()) for video in videos])
+    assert [key for key, _ in seen[0]] == ["long", "fits", "short"]
+    assert seen[0] == seen[1]
 
 
 def test_scores_are_means_over_all_clips_as_if_each_were_made():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 
@@ -25,10 +28,12 @@ from svfap_dist.errors import (
     HealthError,
     StorageError,
 )
-from svfap_dist.evaluate import runner
+from svfap_dist.evaluate import runner, video_workers
+from svfap_dist.inference import videos
 from svfap_dist.inference.videos import read_video
 from svfap_dist.video import backends
 from svfap_dist.video.frames import whole_frames
+from svfap_dist.video.probe import Limits
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +104,44 @@ def test_many_videos_become_one_file(folder, run, tmp_path):
         for number, key in enumerate(keys):
             features = found["features"][found["videos"] == number]
             np.testing.assert_allclose(features, svfap_dist.extract(network, key), atol=1e-5)
+
+
+def test_a_file_above_the_limit_is_never_read(folder, monkeypatch):
+    monkeypatch.setattr(videos, "Limits", functools.partial(Limits, file_bytes=1000))
+    monkeypatch.setattr(videos.storage, "read_bytes", None)
+    found = videos.fetch_video(str(folder / "a.mp4"))
+    assert (found.key, found.reason) == (str(folder / "a.mp4"), "too_big")
+    size = (folder / "a.mp4").stat().st_size
+    assert found.detail == f"{size} bytes, more than 1000"
+
+
+@pytest.mark.parametrize("verb", ["extract", "parquet", "predict"])
+def test_a_video_that_hangs_costs_only_itself(folder, tmp_path, monkeypatch, verb):
+    """The deadline is proportional to the size, so the empty file has no time."""
+    quick = functools.partial(Limits, seconds=0, seconds_per_mib=1e6)
+    monkeypatch.setattr(video_workers, "Limits", quick)
+    for name in ("a.mp4", "b.mp4"):
+        shutil.copy(folder / name, tmp_path / name)
+    (tmp_path / "aa.mp4").write_bytes(b"")
+    run = save_run(tmp_path / "run", finetuned(3), emotions())
+    outputs = {
+        "extract": ["-o", str(tmp_path / "x.npz")],
+        "parquet": ["-o", str(tmp_path / "x"), "--format=parquet"],
+        "predict": [],
+    }
+    command = ["predict" if verb == "predict" else "extract", run, str(tmp_path), *outputs[verb]]
+    done = CliRunner().invoke(app, [*command, "--json", "--threads=2"])
+    assert done.exception is None
+    said = json.loads(done.stdout)
+    ((key, reason),) = said["rejected"]
+    assert (key, reason[:5]) == (str(tmp_path / "aa.mp4"), "hung:")
+    assert (len(said["predictions"]) if verb == "predict" else said["videos"]) == 2
+    assert multiprocessing.active_children() == []
+
+
+def test_a_call_from_python_starts_no_process(folder, run, monkeypatch):
+    monkeypatch.setattr(video_workers, "ProcessPool", None)
+    assert len(svfap_dist.extract(svfap_dist.load(run), folder / "b.mp4")) == 3
 
 
 @pytest.mark.parametrize("profile", ["source", "train"])
