@@ -73,4 +73,5 @@ def serve(
         detector=detector,
         device=device,
         overrides=given(names=names, region=region, sampling_rate=sampling_rate),
+        on_start=lambda page: print(page, flush=True),
     )

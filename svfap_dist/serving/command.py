@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from data_sharding.faces import detect
@@ -35,6 +35,7 @@ def serve(
     detector: str,
     device: str,
     overrides: Mapping[str, Any],
+    on_start: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve a network until Ctrl-C.
 
@@ -46,6 +47,7 @@ def serve(
         detector: As `prepare.Preparer`.
         device: As `inference.load.move`.
         overrides: As `inference.load.load`.
+        on_start: Called with the URL of the page once it can be used.
 
     Raises:
         CheckpointError: There is no network.
@@ -61,7 +63,9 @@ def serve(
         name = "/".join(url.rstrip("/").split("/")[-2:])  # the rest may be private
         service = web.Service(analyzer, analyzer.info, name, limits, queue, token)
         host, port = listener.getsockname()[:2]
-        log.info("Serving %s at http://%s (Ctrl-C stops it)", url, _netloc(host, port))
+        page = f"http://{_netloc(host, port)}"
+        log.info("Serving %s at %s (Ctrl-C stops it)", url, page)
+        on_start(page)
         with contextlib.closing(analyzer), contextlib.suppress(KeyboardInterrupt):
             web.build_server(web.build_app(service)).run(sockets=[listener])
 
