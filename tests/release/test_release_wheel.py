@@ -1,4 +1,4 @@
-"""A wheel without extras, in a fresh environment without a checkout."""
+"""A wheel without extras, and with `hub`, in a fresh environment without a checkout."""
 
 from __future__ import annotations
 
@@ -9,14 +9,31 @@ import tomllib
 
 import numpy as np
 import pytest
+import torch
 from wheel_environment import ROOT, WheelEnvironment
+
+import svfap_dist
+from svfap_dist.inference.export import export
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
+# What a user of an export runs: OUTPUTS of CLIPS by the network in FOLDER.
+_LOAD_EXPORT = """
+import importlib.util, sys
+import numpy, torch
+import svfap_dist
+assert not any(map(importlib.util.find_spec, ("deepspeed", "ray")))
+folder, clips, outputs = sys.argv[1:]
+network = svfap_dist.HubNetwork.from_pretrained(folder)
+with torch.no_grad():
+    numpy.save(outputs, network(torch.from_numpy(numpy.load(clips))).numpy())
+"""
+
+
 @pytest.fixture(scope="module")
-def wheel_environment(tmp_path_factory):
-    """An environment with the wheel of this checkout."""
+def wheel(tmp_path_factory):
+    """The wheel of this checkout."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "pip", "--quiet", "wheel", "--no-deps", "--no-build-isolation"]
     made = subprocess.run(
@@ -24,7 +41,13 @@ def wheel_environment(tmp_path_factory):
     )
     assert made.returncode == 0, made.stderr
     (wheel,) = folder.glob("*.whl")
-    environment = WheelEnvironment(folder)
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel_environment(wheel):
+    """An environment with the wheel."""
+    environment = WheelEnvironment(wheel.parent)
     environment.install(wheel)
     return environment
 
@@ -82,3 +105,22 @@ def test_it_predicts(svfap, inputs):
     done = svfap("predict", "exports/classifier", inputs, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("run", ["runs/pretrain", "runs/finetune/fold-1"])
+def test_an_export_for_the_hub_gives_the_same_outputs(wheel, wheel_environment, tmp_path, run):
+    """Last in this file: it installs the extra `hub`, and needs none of those for training."""
+    wheel_environment.install(wheel, "hub")
+    url, exported = str(wheel_environment.work / run), str(tmp_path / "exported")
+    export(url, exported, "huggingface", overrides={})
+    network = svfap_dist.load(url)
+    shape = (2, network.info.num_frames, network.info.frame_size, network.info.frame_size, 3)
+    clips = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(clips)).numpy()
+    np.save(tmp_path / "clips.npy", clips)
+    arrays = str(tmp_path / "clips.npy"), str(tmp_path / "outputs.npy")
+    done = wheel_environment.run_python("-c", _LOAD_EXPORT, exported, *arrays)
+    assert done.returncode == 0, done.stderr
+    outputs = np.load(tmp_path / "outputs.npy")
+    np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-5)

@@ -59,6 +59,14 @@ class WheelEnvironment:
         """
         return self._run(str(self._bin / "svfap"), *words)
 
+    def run_python(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run the environment's Python in the working folder.
+
+        Args:
+            *words: Arguments of the interpreter.
+        """
+        return self._run(str(self.python), *words)
+
     def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command,
