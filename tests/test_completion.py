@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +48,51 @@ def test_bash_completes_verbs_recipes_sources_and_words(environment, tmp_path):
     assert in_bash(environment, "svfap pretrain tiny_cpu --on r", tmp_path) == ["ray"]
     assert in_bash(environment, "svfap shard vox", tmp_path) == ["voxceleb2"]
     assert in_bash(environment, "svfap pretrain folder/of/recipes/", tmp_path) == []  # bash: files
+
+
+def in_zsh(environment: dict[str, str], line: str, cwd: Path) -> str:
+    """What a line becomes in an interactive zsh, on a terminal, when Tab is pressed at its end."""
+    (cwd / "set-up.zsh").write_text(
+        "autoload -U compinit; compinit -u -D; source <(svfap completion zsh) || exit\n"
+        'save-line() { print -r -- "$BUFFER" > line.txt; exit }\n'
+        "zle -N save-line; bindkey '^X' save-line\n"
+    )
+    answer = cwd / "line.txt"
+    answer.write_text("")
+    terminal, shells_end = pty.openpty()
+    with open(terminal, "r+b", buffering=0) as screen:
+        shell = subprocess.Popen(
+            ["zsh", "-f", "-i"],
+            env=environment | {"TERM": "xterm", "HOME": str(cwd)},
+            stdin=shells_end,
+            stdout=shells_end,
+            stderr=shells_end,
+            cwd=cwd,
+            start_new_session=True,
+        )
+        os.close(shells_end)
+        screen.write(f"source ./set-up.zsh\n{line}\t\x18".encode())
+        shown = b""
+        with contextlib.suppress(OSError):  # the shell has ended
+            while piece := screen.read(4096):
+                shown += piece
+        shell.wait()
+    assert answer.read_text(), shown.decode()
+    return answer.read_text().rstrip("\n")
+
+
+@pytest.mark.services
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("svfap pretr", "svfap pretrain "),
+        ("svfap checkpoint v", "svfap checkpoint verify "),
+        ("svfap pretrain tiny", "svfap pretrain tiny_cpu "),
+        ("svfap pretrain tiny_cpu --on r", "svfap pretrain tiny_cpu --on ray "),
+    ],
+)
+def test_zsh_completes_verbs_recipes_and_words(environment, tmp_path, line, completed):
+    assert in_zsh(environment, line, tmp_path) == completed
 
 
 def test_zsh_gets_the_verbs(environment, tmp_path):

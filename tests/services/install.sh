@@ -3,7 +3,7 @@
 # by npm and their bundle, once per change of tests/services/grafana.
 set -euo pipefail
 need=(
-  prometheus radosgw ceph-mon ceph-osd ceph-common iproute2 slurm-wlm curl chromium fonts-dejavu-core
+  prometheus radosgw ceph-mon ceph-osd ceph-common iproute2 slurm-wlm curl chromium fonts-dejavu-core zsh
 )
 command -v node >/dev/null && command -v npm >/dev/null || need+=(nodejs npm)
 missing=()
