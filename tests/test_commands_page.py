@@ -29,6 +29,7 @@ from svfap_dist.evaluate.results import Results
 from svfap_dist.evaluate.spread import SeededResults
 from svfap_dist.inference.export import ExportResult
 from svfap_dist.inference.extract import ExtractResult
+from svfap_dist.inference.extract_parts import ExtractPartsResult
 from svfap_dist.inference.predict import Prediction, PredictResult
 from svfap_dist.model.weights import Imported
 from svfap_dist.plan.planner import Plan
@@ -55,7 +56,7 @@ RESULTS: dict[str, tuple[Any, ...]] = {
     "checkpoint reshape": (ReshardResult,),
     "finetune": (Results.to_json, SeededResults.to_json, FinetuneResult),
     "evaluate": (Results.to_json,),
-    "extract": (ExtractResult,),
+    "extract": (ExtractResult, ExtractPartsResult),
     "predict": (PredictResult, Prediction),
     "import": (Imported,),
     "export": (ExportResult,),

@@ -70,6 +70,12 @@ def extract(
     pooled: Annotated[
         bool, typer.Option("--pooled", help="parquet: a row per video, the mean of its clips.")
     ] = False,
+    retry_rejected: Annotated[
+        bool,
+        typer.Option(
+            "--retry-rejected", help="parquet: do finished parts with unusable videos again."
+        ),
+    ] = False,
     ray: Annotated[
         str,
         typer.Option(help="parquet: extract on this Ray cluster; local starts one here."),
@@ -108,8 +114,9 @@ def extract(
     format = format or ("parquet" if ray else "npz")
     if format not in ("npz", "parquet"):
         raise ConfigError("Unknown format", "--format", format, "use npz or parquet")
-    if format == "npz" and (ray or pooled):
-        option = "--ray" if ray else "--pooled"
+    options = {"--ray": ray, "--pooled": pooled, "--retry-rejected": retry_rejected}
+    if format == "npz" and any(options.values()):
+        option = next(name for name, given in options.items() if given)
         found, advice = "--format npz", "use --format parquet"
         raise ConfigError("Option requires another format", option, found, advice)
     from svfap_dist.inference.output import check_output
@@ -132,7 +139,7 @@ def extract(
             threads=threads or (2 if ray else usable_cpus()),
             device=device,
         )
-        print_result(_extract_parts(job, videos, ray, workers), as_json)
+        print_result(_extract_parts(job, videos, ray, workers, retry_rejected), as_json)
         return
     network = _load(checkpoint, device, region=region, sampling_rate=sampling_rate)
     from svfap_dist.inference.extract import extract_to
@@ -160,7 +167,9 @@ def _absolute(url: str) -> str:
     return url if storage.is_remote(url) else storage.local_path(url)
 
 
-def _extract_parts(job: Any, videos: list[str], address: str, workers: int | None) -> Any:
+def _extract_parts(
+    job: Any, videos: list[str], address: str, workers: int | None, retry_rejected: bool
+) -> Any:
     """Extract to Parquet, here or on a Ray cluster."""
     import dataclasses
 
@@ -190,6 +199,7 @@ def _extract_parts(job: Any, videos: list[str], address: str, workers: int | Non
             network.num_features,
             run,
             lambda done, note: progress.update(done, note=note),
+            retry_rejected,
         )
 
 

@@ -10,9 +10,10 @@ row per clip (or per video, pooled):
     features       fixed_size_list<float32>[D]
 
 The file's metadata lists the videos that could not be used (svfap.rejected, JSON pairs of key and
-reason). A file appears as a whole. Its name ends with a digest of the network, the options and the
-part's videos, so the same command, run again, does the missing parts only. No batch of the
-network spans two parts: a part's rows do not depend on where an earlier attempt ended.
+reason) and has a summary of the part (svfap.part, JSON), with the sizes of its files. A file
+appears as a whole. Its name ends with a digest of the network, the options and the names of the
+part's videos, so the same command, run again, does the missing parts only. No batch of the network
+spans two parts: a part's rows do not depend on where an earlier attempt ended.
 """
 
 from __future__ import annotations
@@ -21,13 +22,10 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import io
-import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from svfap_dist import storage
 from svfap_dist.errors import CheckpointError, ConfigError
@@ -35,13 +33,16 @@ from svfap_dist.evaluate.runner import ViewedVideo
 from svfap_dist.evaluate.video_workers import Decoding, VideoWorkers
 from svfap_dist.inference.extract import BATCH_SIZE, features_of, rejections
 from svfap_dist.inference.load import Network, load, move
+from svfap_dist.inference.part_files import PartSummary, read_summary, to_parquet
 from svfap_dist.inference.parts import Part
 from svfap_dist.inference.videos import unusable, view_each
+from svfap_dist.parallel.processes import ordered_map
 from svfap_dist.shards.reader import BadSample
 from svfap_dist.video.info import covering_views
 
-_REJECTED = b"svfap.rejected"
 _DIGEST_DIGITS = 16
+_PART_NAME = re.compile(r"part-\d{6,}-[0-9a-f]{16}\.parquet")  # of `ExtractJob.file_of`
+_FOOTERS = 16  # read at a time
 _SHOWN = 10  # rejected videos that the summary names
 
 
@@ -159,9 +160,10 @@ class PartExtractor:
         except BaseException:  # among them a stop by the user
             self.close()
             raise
+        job, network = self._job, self._network
         clips = sum(len(video.outputs) for video in viewed)
-        data = self._to_parquet(viewed, bad)
-        job = self._job
+        summary = PartSummary(len(viewed), clips, tuple(rejections(bad)), part.sizes)
+        data = to_parquet(summary, viewed, network.info.window, network.num_features, job.pooled)
         storage.write_bytes(storage.join(job.output, job.file_of(part)), data)
         return PartResult(len(viewed), clips, tuple(bad))
 
@@ -190,56 +192,18 @@ class PartExtractor:
             on_video(done)
         return viewed, bad
 
-    def _to_parquet(self, viewed: Sequence[ViewedVideo], bad: Sequence[BadSample]) -> bytes:
-        """Return the file that is described at the top of the module."""
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        rows = [row for video in viewed for row in self._rows(video)]
-        dim = self._network.num_features
-        features = np.array([row[-1] for row in rows], np.float32).reshape(-1)
-        columns = {
-            "key": pa.array([row[0] for row in rows], pa.string()),
-            "start": pa.array([row[1] for row in rows], pa.int32()),
-            "clips": pa.array([row[2] for row in rows], pa.int32()),
-            "start_seconds": pa.array([row[3] for row in rows], pa.float64()),
-            "end_seconds": pa.array([row[4] for row in rows], pa.float64()),
-            "labels": pa.array([row[5] for row in rows], pa.string()),
-            "features": pa.FixedSizeListArray.from_arrays(pa.array(features), dim),
-        }
-        rejected = [[_text(key), _text(reason)] for key, reason in rejections(bad)]
-        table = pa.table(columns).replace_schema_metadata({_REJECTED: json.dumps(rejected)})
-        file = io.BytesIO()
-        parquet.write_table(table, file, row_group_size=max(len(rows), 1), compression="zstd")
-        return file.getvalue()
-
-    def _rows(self, video: ViewedVideo) -> Iterator[tuple[Any, ...]]:
-        """Yield key, start, clips, start and end in seconds, labels and features of each row."""
-        info, window = video.info, self._network.info.window
-        key, labels = _text(video.key), json.dumps(info.labels)
-        starts = list(video.views.starts)
-        if self._job.pooled:
-            yield key, 0, len(starts), 0.0, info.num_frames / info.fps, labels, video.mean
-            return
-        for start, features in zip(starts, video.outputs, strict=True):
-            end = min(start + window, info.num_frames)
-            yield key, start, 1, start / info.fps, end / info.fps, labels, features
-
-
-def _text(name: str) -> str:
-    """Return a name that Parquet can hold: bytes that are not UTF-8 become escapes."""
-    return name.encode(errors="backslashreplace").decode()
-
 
 @dataclasses.dataclass(frozen=True)
 class ExtractPartsResult:
-    """What this command did. rejected: pairs of key and reason."""
+    """What the output has, and what of it is new: this command's. rejected: key and reason."""
 
     output: str
     parts: int
     parts_done_before: int
     videos: int
     clips: int
+    new_videos: int
+    new_clips: int
     dim: int
     rejected: list[tuple[str, str]]
     seconds: float
@@ -250,19 +214,27 @@ class ExtractPartsResult:
         lines = [f"left out {key}: {reason}" for key, reason in self.rejected[:_SHOWN]]
         if len(self.rejected) > _SHOWN:
             lines.append(f"left out {len(self.rejected) - _SHOWN} more: see the files' metadata")
-        done = f"{self.output}: {self.parts} parts"
+        parts = f"{self.output}: {self.parts} parts"
         if self.parts_done_before:
-            done += f", {self.parts_done_before} of them done before"
-        work = f"{self.clips} clips of {self.videos} videos, {self.dim} features each"
-        return [*lines, done, f"{work}: {self.clips_per_second:.1f} clips/s"]
+            parts += f", {self.parts_done_before} of them done before"
+        lines += [parts, f"{self.clips} clips of {self.videos} videos, {self.dim} features each"]
+        new = f"{self.new_clips} clips of {self.new_videos} videos"
+        return [*lines, f"this time: {new}, {self.clips_per_second:.1f} clips/s"]
 
 
-def missing_parts(job: ExtractJob, parts: Sequence[Part]) -> list[Part]:
-    """Return the parts without a file; remove what killed writers left in a local folder.
+def inspect_output(
+    job: ExtractJob, parts: Sequence[Part], retry_rejected: bool = False
+) -> tuple[list[Part], list[PartSummary]]:
+    """Return the parts to do, and what those have that are done.
+
+    A part is done again if it rejected a video and a file of it has another size now: it was
+    missing, or not complete. Removes what killed writers left in a local folder, and parts of other
+    inputs without any usable video, as a mistyped command leaves them.
 
     Args:
         job: what all parts have in common.
         parts: all of them.
+        retry_rejected: whether all parts that rejected a video are done again.
 
     Raises:
         ConfigError: The output has features of other videos, another network or other options.
@@ -270,16 +242,58 @@ def missing_parts(job: ExtractJob, parts: Sequence[Part]) -> list[Part]:
     """
     if not storage.is_remote(job.output):
         storage.delete_unfinished(job.output)
-    there = {name for name in storage.list_files(job.output) if name.endswith(".parquet")}
-    others = sorted(there - {job.file_of(part) for part in parts})
-    if others:
-        raise ConfigError(
-            "Output has features of something else",
-            where=job.output,
-            found=f"{len(others)} files of other videos, options or weights, such as {others[0]}",
-            do="give another -o, or delete them",
-        )
-    return [part for part in parts if job.file_of(part) not in there]
+    there = {
+        name: size
+        for name, size in storage.list_files(job.output).items()
+        if name.endswith(".parquet")
+    }
+    _remove_useless(
+        job.output, {name: there[name] for name in there.keys() - {*map(job.file_of, parts)}}
+    )
+    to_do, done = [part for part in parts if job.file_of(part) not in there], list[PartSummary]()
+
+    def read(part: Part) -> PartSummary:
+        name = job.file_of(part)
+        return read_summary(storage.join(job.output, name), there[name])
+
+    present = [part for part in parts if job.file_of(part) in there]
+    summaries = ordered_map(read, present, threads=_FOOTERS, limit=2 * _FOOTERS)
+    with contextlib.closing(summaries):
+        for part, summary in summaries:
+            has_changed = summary.sizes != part.sizes
+            if summary.rejected and (retry_rejected or has_changed):
+                to_do.append(part)
+            elif has_changed:
+                raise _changed(job, part, summary)
+            else:
+                done.append(summary)
+    return sorted(to_do, key=lambda part: part.number), done
+
+
+def _remove_useless(output: str, others: Mapping[str, int]) -> None:
+    """Delete files of other inputs, options or weights if no video is in them; else refuse."""
+    for name in sorted(others):
+        url = storage.join(output, name)
+        if not _PART_NAME.fullmatch(name) or read_summary(url, others[name]).videos:
+            raise ConfigError(
+                "Output has features of something else",
+                where=output,
+                found=f"{len(others)} files of other videos, options or weights, such as {name}",
+                do="give another -o, or delete them",
+            )
+    for name in others:
+        storage.delete(storage.join(output, name))
+
+
+def _changed(job: ExtractJob, part: Part, summary: PartSummary) -> ConfigError:
+    sizes = zip(part.files, part.sizes, summary.sizes, strict=True)
+    name, now, before = next(each for each in sizes if each[1] != each[2])
+    return ConfigError(
+        "Video has changed since its features were extracted",
+        where=name,
+        found="missing" if now is None else f"{now} bytes, {before} before",
+        do=f"give another -o, or delete {storage.join(job.output, job.file_of(part))}",
+    )
 
 
 def extract_parts(
@@ -288,6 +302,7 @@ def extract_parts(
     dim: int,
     run: Callable[[Sequence[Part], Callable[[int], None]], Iterable[PartResult]],
     progress: Callable[[int, str], None] = lambda done, note: None,
+    retry_rejected: bool = False,
 ) -> ExtractPartsResult:
     """Extract the parts that have no file yet.
 
@@ -298,6 +313,7 @@ def extract_parts(
         run: extracts parts, in any order; its second argument is called with the videos done of a
             part that is not finished.
         progress: called with the number of videos done, earlier ones included, and the speed.
+        retry_rejected: as `inspect_output`.
 
     Raises:
         ConfigError: The output has something else.
@@ -305,7 +321,7 @@ def extract_parts(
         StorageError: The output cannot be written.
         SvfapError: What `run` raises.
     """
-    missing = missing_parts(job, parts)
+    missing, before = inspect_output(job, parts, retry_rejected)
     if missing:
         storage.check_writable(storage.join(job.output, job.file_of(missing[0])))
     began, total = time.monotonic(), sum(part.num_videos for part in parts)
@@ -325,12 +341,24 @@ def extract_parts(
         bad += result.bad
         done += result.videos + len(result.bad)
         show(done)
-    if bad and not videos and len(missing) == len(parts):
-        raise unusable(bad)
-    before, seconds = len(parts) - len(missing), time.monotonic() - began
-    rejected, rate = rejections(bad), clips / seconds if clips else 0.0
+    rejected = [pair for part in before for pair in part.rejected] + rejections(bad)
+    all_videos = sum(part.videos for part in before) + videos
+    if not all_videos:
+        split = [(key, *reason.partition(": ")[::2]) for key, reason in rejected]
+        raise unusable([BadSample(0, *each) for each in split])
+    seconds = time.monotonic() - began
     return ExtractPartsResult(
-        job.output, len(parts), before, videos, clips, dim, rejected, seconds, rate
+        job.output,
+        len(parts),
+        len(before),
+        all_videos,
+        sum(part.clips for part in before) + clips,
+        videos,
+        clips,
+        dim,
+        rejected,
+        seconds,
+        clips / seconds if clips else 0.0,
     )
 
 

@@ -7,18 +7,22 @@ worker: names, no bytes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from svfap_dist import storage
 from svfap_dist.errors import ConfigError, ShardError
 from svfap_dist.evaluate.runner import Source
 from svfap_dist.inference.videos import fetch_video, files_of, is_shards
+from svfap_dist.parallel.processes import ordered_map
 from svfap_dist.shards import format as shard_format
 from svfap_dist.shards.reader import SampleReader
 
 FILES_PER_PART = 256
+_LOOKUPS = 16  # at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Part:
         number: of the part, from 0.
         num_videos: in it.
         files: paths or URLs.
+        sizes: of the files in bytes; None: there is none now.
         shards: URL of the set of shards.
         shard: name of the shard in it.
         first: index of the shard's first sample in the set.
@@ -42,6 +47,7 @@ class Part:
     shard: str = ""
     first: int = 0
     fingerprint: str = ""
+    sizes: tuple[int | None, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -73,19 +79,20 @@ def _reader(url: str, fingerprint: str) -> SampleReader:
     return SampleReader(url, manifest)
 
 
-def plan_parts(inputs: Iterable[str]) -> list[Part]:
+def plan_parts(inputs: Sequence[str]) -> list[Part]:
     """Return the parts: those of each set of shards, then those of all files together.
 
     Args:
         inputs: files, folders, prefixes, lists of files (.txt) or sets of shards.
 
     Raises:
-        ConfigError: A file or a set of shards is given twice.
+        ConfigError: A file or a set of shards is given twice, or a file that is named as an input
+            is missing. Those that a list names may be missing.
         ShardError: A folder has no videos, or shards are incomplete.
         StorageError: The store fails.
     """
     parts: list[Part] = []
-    files: list[str] = []
+    files: list[tuple[str, int | None]] = []
     sets: list[str] = []
     for text in inputs:
         if is_shards(text):
@@ -93,12 +100,27 @@ def plan_parts(inputs: Iterable[str]) -> list[Part]:
             parts += _parts_of_shards(text)
         else:
             files += files_of(text)
-    _check_distinct(files)
+    _check_distinct([name for name, _ in files])
     _check_distinct(sets)
-    for begin in range(0, len(files), FILES_PER_PART):
-        chunk = tuple(files[begin : begin + FILES_PER_PART])
-        parts.append(Part(0, len(chunk), chunk))
+    sizes = _sizes_of(files)
+    if absent := [text for text in inputs if sizes.get(text, 0) is None]:
+        do = "check the path; a file that may be missing can be named in a list (.txt)"
+        raise ConfigError("Video not found", absent[0], "no such file", do)
+    names = list(sizes)
+    for begin in range(0, len(names), FILES_PER_PART):
+        chunk = tuple(names[begin : begin + FILES_PER_PART])
+        parts.append(Part(0, len(chunk), chunk, sizes=tuple(sizes[name] for name in chunk)))
     return [dataclasses.replace(part, number=number) for number, part in enumerate(parts)]
+
+
+def _sizes_of(files: Sequence[tuple[str, int | None]]) -> dict[str, int | None]:
+    """Return the size of each file, None of a missing one; look up those that are not known."""
+    sizes = dict(files)
+    unknown = [name for name, size in files if size is None]
+    found = ordered_map(storage.file_size, unknown, threads=_LOOKUPS, limit=2 * _LOOKUPS)
+    with contextlib.closing(found):
+        sizes.update(found)
+    return sizes
 
 
 def _parts_of_shards(url: str) -> list[Part]:

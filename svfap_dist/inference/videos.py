@@ -109,7 +109,7 @@ def _videos_of(text: str) -> Iterator[Video]:
     if is_shards(text):
         yield from _videos_of_shards(text)
     else:
-        for path in files_of(text):
+        for path, _ in files_of(text):
             yield Video(path, functools.partial(fetch_video, path))
 
 
@@ -127,8 +127,8 @@ def is_shards(text: str) -> bool:
     )
 
 
-def files_of(text: str) -> list[str]:
-    """Return the video files of an input that is no set of shards.
+def files_of(text: str) -> list[tuple[str, int | None]]:
+    """Return the video files of an input that is no set of shards, and sizes where they are known.
 
     Args:
         text: a file, a folder or prefix, or a list of files (.txt).
@@ -140,11 +140,11 @@ def files_of(text: str) -> list[str]:
     """
     suffix = suffix_of(text)
     if suffix == _LIST:
-        return _files_of_list(text)
+        return [(name, None) for name in _files_of_list(text)]
     is_file = suffix in VIDEO_SUFFIXES
     if not is_file and (storage.is_remote(text) or os.path.isdir(storage.local_path(text))):
         return _files_of_folder(text)
-    return [text]
+    return [(text, None)]
 
 
 def _files_of_list(url: str) -> list[str]:
@@ -163,9 +163,9 @@ def _files_of_list(url: str) -> list[str]:
     ]
 
 
-def _files_of_folder(folder: str) -> list[str]:
+def _files_of_folder(folder: str) -> list[tuple[str, int | None]]:
     """Return the video files below a folder or prefix, without hidden ones, in order of path."""
-    listed = list(storage.list_files(folder))
+    listed = storage.list_files(folder)
     names = sorted(filter(is_video, listed))
     warn_of_other_videos(folder, count_other_videos(listed))
     if not names:
@@ -175,7 +175,7 @@ def _files_of_folder(folder: str) -> list[str]:
             found="no video files",
             do=f"check the path; video files end in {', '.join(VIDEO_SUFFIXES)}",
         )
-    return [storage.join(folder, name) for name in names]
+    return [(storage.join(folder, name), listed[name]) for name in names]
 
 
 def _videos_of_shards(url: str) -> Iterator[Video]:

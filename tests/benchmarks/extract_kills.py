@@ -77,7 +77,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "parts": once["parts"],
         "parts_after_each_kill": kills,
-        "videos_of_the_last_attempt": resumed["videos"],
+        "videos_of_the_last_attempt": resumed["new_videos"],
         "videos": once["videos"],
         "rows": once["clips"],
         "same_bytes": parts_of(killed) == parts_of(undisturbed),

@@ -19,6 +19,7 @@ from data_sharding import pipeline as sharding
 from svfap_dist import storage
 from svfap_dist.cli.app import app
 from svfap_dist.errors import ConfigError, DecodeError, ShardError
+from svfap_dist.inference import part_files
 from svfap_dist.inference import parts as parts_module
 from svfap_dist.inference.parts import plan_parts
 
@@ -139,7 +140,9 @@ def test_killed_and_resumed_gives_the_undisturbed_rows(folder, run, tmp_path, tw
     assert len([name for name in names if name.endswith(".parquet")]) == 1
     assert [name for name in names if name.endswith(".tmp")]
     said = extract(run, str(folder), "--threads=1", "-o", str(tmp_path / "out"))
-    assert (said["parts"], said["parts_done_before"], said["videos"]) == (3, 1, 3)
+    assert (said["parts"], said["parts_done_before"]) == (3, 1)
+    assert (said["videos"], said["clips"]) == (5, 15)
+    assert (said["new_videos"], said["new_clips"]) == (3, 9)
     extract(run, str(folder), "--threads=1", "-o", str(tmp_path / "undisturbed"))
     found, expected = (
         sorted((path.name, path.read_bytes()) for path in (tmp_path / name).iterdir())
@@ -147,7 +150,9 @@ def test_killed_and_resumed_gives_the_undisturbed_rows(folder, run, tmp_path, tw
     )
     assert found == expected
     again = extract(run, str(folder), "--threads=1", "-o", str(tmp_path / "out"))
-    assert (again["parts_done_before"], again["videos"], again["clips_per_second"]) == (3, 0, 0)
+    assert (again["parts_done_before"], again["new_videos"], again["clips_per_second"]) == (3, 0, 0)
+    assert (again["videos"], again["clips"], again["rejected"]) == (5, 15, said["rejected"])
+    assert said["rejected"][0][0] == str(folder / "junk.mp4")
 
 
 def test_it_is_written_to_a_bucket(folder, run, tmp_path, s3_bucket):
@@ -156,7 +161,65 @@ def test_it_is_written_to_a_bucket(folder, run, tmp_path, s3_bucket):
     (name,) = storage.list_files(output)
     storage.download_file(storage.join(output, name), str(tmp_path / "part.parquet"))
     assert len(rows_of(tmp_path / "part.parquet")) == 6
-    assert extract(run, *(str(folder / f"{n}.mp4") for n in "ab"), "-o", output)["videos"] == 0
+    assert extract(run, *(str(folder / f"{n}.mp4") for n in "ab"), "-o", output)["new_videos"] == 0
+
+
+def test_a_mistyped_input_leaves_nothing_behind(folder, run, tmp_path):
+    output = str(tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"Video not found.*typo\.mp4"):
+        extract(run, str(folder / "typo.mp4"), "-o", output)
+    assert not (tmp_path / "out").exists()
+    for _ in range(2):  # the second time there is a part without a video
+        with pytest.raises(DecodeError, match=r"junk\.mp4. Found: unreadable"):
+            extract(run, str(folder / "junk.mp4"), "-o", output)
+    assert extract(run, str(folder / "a.mp4"), "-o", output)["videos"] == 1
+    assert {row["key"] for row in rows_of(output)} == {str(folder / "a.mp4")}
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_videos_that_appear_or_get_complete_are_done(folder, run, tmp_path, two_files_per_part):
+    videos, output = tmp_path / "videos", str(tmp_path / "out")
+    videos.mkdir()
+    shutil.copy(folder / "a.mp4", videos)
+    half = (folder / "c.mp4").read_bytes()[:-1000]
+    (videos / "c.mp4").write_bytes(half)
+    names = "".join(f"videos/{name}.mp4\n" for name in "abcd")
+    (tmp_path / "list.txt").write_text(names)
+    command = [run, str(tmp_path / "list.txt"), "-o", output]
+    left_out = [str(videos / f"{name}.mp4") for name in "bcd"]
+    said = extract(*command)
+    assert [key for key, _ in said["rejected"]] == left_out
+    assert said["videos"] == 1
+    assert extract(*command)["parts_done_before"] == 2
+    for name in "bc":
+        shutil.copy(folder / f"{name}.mp4", videos)
+    said = extract(*command)
+    assert [key for key, _ in said["rejected"]] == left_out[2:]
+    assert (said["parts_done_before"], said["videos"], said["new_videos"]) == (0, 3, 3)
+    assert len({row["key"] for row in rows_of(output)}) == 3
+    assert extract(*command)["parts_done_before"] == 2
+    said = extract(*command, "--retry-rejected")
+    assert (said["parts_done_before"], said["videos"], said["new_videos"]) == (1, 3, 1)
+    make_video(videos / "a.mp4", 25, size=(64, 64), seed=9)
+    with pytest.raises(ConfigError, match=r"has changed.*a\.mp4. Found: \d+ bytes, \d+ before"):
+        extract(*command)
+
+
+def test_a_file_of_something_else_with_the_name_of_a_part_is_an_error(folder, run, tmp_path):
+    command = [run, str(folder / "a.mp4"), "-o", str(tmp_path / "out")]
+    extract(*command)
+    (file,) = (tmp_path / "out").iterdir()
+    for content in (b"", b"x", file.read_bytes()[:-9] + bytes(9)):
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match="Not a file of this extraction"):
+            extract(*command)
+
+
+def test_a_long_footer_is_read_whole(folder, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(part_files, "_TAIL_BYTES", 8)
+    command = [run, str(folder / "a.mp4"), "-o", str(tmp_path / "out")]
+    extract(*command)
+    assert (extract(*command)["videos"], extract(*command)["clips"]) == (1, 3)
 
 
 def test_mistakes_are_errors(folder, run, tmp_path):
@@ -169,6 +232,7 @@ def test_mistakes_are_errors(folder, run, tmp_path):
         extract(run, str(folder / "junk.mp4"), "-o", str(tmp_path / "none"))
     for words, found in (
         (["--pooled"], "--pooled"),
+        (["--retry-rejected"], "--retry-rejected"),
         (["--ray", "local", "--format", "npz"], "--ray"),
         (["--format", "csv"], "csv"),
     ):
