@@ -3,6 +3,7 @@
 In: a network and parts of videos. Out: below the output one file per part, with one row group and a
 row per clip (or per video, pooled):
 
+    source         string             URL of the set of shards; empty for a file
     key            string             the video's path, URL or key in its shard
     start, clips   int32              first frame of the clip; clips that were averaged
     start_seconds, end_seconds        time of the clip in the video, float64
@@ -10,10 +11,11 @@ row per clip (or per video, pooled):
     features       fixed_size_list<float32>[D]
 
 The file's metadata lists the videos that could not be used (svfap.rejected, JSON pairs of key and
-reason) and has a summary of the part (svfap.part, JSON), with the sizes of its files. A file
-appears as a whole. Its name ends with a digest of the network, the options and the names of the
-part's videos, so the same command, run again, does the missing parts only. No batch of the network
-spans two parts: a part's rows do not depend on where an earlier attempt ended.
+reason), and has the network's description (svfap.network), the options (svfap.options) and a
+summary of the part with the sizes of its files (svfap.part), all JSON. A file appears as a whole.
+Its name ends with a digest of the network, the options and the names of the part's videos, so the
+same command, run again, does the missing parts only. No batch of the network spans two parts: a
+part's rows do not depend on where an earlier attempt ended.
 """
 
 from __future__ import annotations
@@ -163,7 +165,8 @@ class PartExtractor:
         job, network = self._job, self._network
         clips = sum(len(video.outputs) for video in viewed)
         summary = PartSummary(len(viewed), clips, tuple(rejections(bad)), part.sizes)
-        data = to_parquet(summary, viewed, network.info.window, network.num_features, job.pooled)
+        options = {"step": job.step, "pooled": job.pooled, "batch_size": job.batch_size}
+        data = to_parquet(summary, viewed, part.shards, network.info, network.num_features, options)
         storage.write_bytes(storage.join(job.output, job.file_of(part)), data)
         return PartResult(len(viewed), clips, tuple(bad))
 

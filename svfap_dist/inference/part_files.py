@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,11 @@ import numpy as np
 from svfap_dist import storage
 from svfap_dist.errors import ConfigError
 from svfap_dist.evaluate.runner import ViewedVideo
+from svfap_dist.inference.card import without_locations
+from svfap_dist.model.weights import ModelInfo
 
 _REJECTED, _PART = b"svfap.rejected", b"svfap.part"
+_NETWORK, _OPTIONS = b"svfap.network", b"svfap.options"
 _TAIL_BYTES = 64 << 10  # has the footer of most files
 _END_BYTES = 8  # length of the footer, and Parquet's mark
 
@@ -42,23 +45,31 @@ class PartSummary:
 
 
 def to_parquet(
-    summary: PartSummary, viewed: Sequence[ViewedVideo], window: int, dim: int, pooled: bool
+    summary: PartSummary,
+    viewed: Sequence[ViewedVideo],
+    source: str,
+    info: ModelInfo,
+    dim: int,
+    options: Mapping[str, Any],
 ) -> bytes:
     """Return the file of a part.
 
     Args:
         summary: of the videos.
         viewed: videos that were used.
-        window: frames that a clip spans.
+        source: URL of the set of shards that has the videos; empty: they are files.
+        info: of the network.
         dim: features of a clip.
-        pooled: whether a video's clips are averaged.
+        options: of the extraction: `pooled`, whether a video's clips are averaged, and others.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
-    rows = [row for video in viewed for row in _rows(video, window, pooled)]
+    pooled = options["pooled"]
+    rows = [row for video in viewed for row in _rows(video, info.window, pooled)]
     features = np.array([row[-1] for row in rows], np.float32).reshape(-1)
     columns = {
+        "source": pa.array([_text(source)] * len(rows), pa.string()),
         "key": pa.array([row[0] for row in rows], pa.string()),
         "start": pa.array([row[1] for row in rows], pa.int32()),
         "clips": pa.array([row[2] for row in rows], pa.int32()),
@@ -69,7 +80,12 @@ def to_parquet(
     }
     part = {"videos": summary.videos, "clips": summary.clips, "sizes": summary.sizes}
     rejected = [[_text(key), _text(reason)] for key, reason in summary.rejected]
-    metadata = {_REJECTED: json.dumps(rejected), _PART: json.dumps(part)}
+    metadata = {
+        _REJECTED: json.dumps(rejected),
+        _PART: json.dumps(part),
+        _NETWORK: json.dumps(json.loads(without_locations(info).to_json(""))),  # on one line
+        _OPTIONS: json.dumps(options),
+    }
     table = pa.table(columns).replace_schema_metadata(metadata)
     file = io.BytesIO()
     parquet.write_table(table, file, row_group_size=max(len(rows), 1), compression="zstd")

@@ -164,6 +164,29 @@ def test_it_is_written_to_a_bucket(folder, run, tmp_path, s3_bucket):
     assert extract(run, *(str(folder / f"{n}.mp4") for n in "ab"), "-o", output)["new_videos"] == 0
 
 
+def test_rows_name_their_set_and_files_their_network(folder, run, tmp_path):
+    """Two sets of shards may have the same keys."""
+    sets = [str(tmp_path / name) for name in ("one", "two")]
+    for number, url in enumerate(sets):
+        made = tmp_path / f"videos-{number}"
+        make_video(made / "same.mp4", 20, size=(64, 64), seed=number)
+        sharding.shard("folder", str(made), url, min_frames=7, workers=1)
+    output = tmp_path / "out"
+    extract(run, *sets, str(folder / "a.mp4"), "-o", str(output), "--step=5", "--pooled")
+    found = [(row["source"], row["key"]) for row in rows_of(output)]
+    assert found == [(sets[0], "same"), (sets[1], "same"), ("", str(folder / "a.mp4"))]
+    for file in output.iterdir():
+        metadata = parquet.read_schema(file).metadata
+        options = json.loads(metadata[b"svfap.options"])
+        assert options == {"step": 5, "pooled": True, "batch_size": 8}
+        about = json.loads(metadata[b"svfap.network"])
+        expected = svfap_dist.load(run).info
+        assert about["provenance"]["step"] == expected.provenance["step"]
+        assert about["preprocessing"]["sampling_rate"] == expected.sampling_rate
+        assert "licence" in about
+        assert run.encode() not in metadata[b"svfap.network"]
+
+
 def test_a_mistyped_input_leaves_nothing_behind(folder, run, tmp_path):
     output = str(tmp_path / "out")
     with pytest.raises(ConfigError, match=r"Video not found.*typo\.mp4"):
