@@ -313,7 +313,12 @@ class WeightsAndBiases:
 
     def abandon(self) -> None:
         """See `Tracker.abandon`; W&B waits for its own process when Python ends."""
-        connection = self._wandb.setup()._connection if self._wandb else None
+        if self._wandb is None:
+            return
+        from wandb.sdk import wandb_setup
+
+        session: Any = wandb_setup.singleton()
+        connection, session._connection = session._connection, None  # the next run starts another
         if connection is not None:
             connection._cleanup()
             connection._proc._process.kill()

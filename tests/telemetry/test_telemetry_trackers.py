@@ -167,6 +167,7 @@ def test_opening_again_makes_no_second_wandb_run(
     _track(_config(tmp_path, "track.wandb=svfap"), a=1.0)
     assert "wandb failed: gone" in caplog.text
     (path,) = tmp_path.glob("run/wandb/offline-run-*/*.wandb")
+    wandb_files.wait_until_written(path)
     rows = wandb_files.history(path)
     assert [row["train/source_loss/a"] for row in rows] == [1.0]
 

@@ -110,6 +110,7 @@ def test_wandb_keeps_a_resumed_run_offline(tmp_path: Path, monkeypatch: Any) -> 
     first, second = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=os.path.getmtime)
     assert first.name == second.name == f"run-{reference['id']}.wandb"  # W&B adds one to the other
     for path, number, steps in ((first, 1, (1, 2, 3, 4)), (second, 2, (4, 5, 6))):
+        wandb_files.wait_until_written(path)
         rows = wandb_files.history(path)
         losses = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
         assert losses == [(step, pytest.approx(step + number / 10)) for step in steps]
@@ -183,6 +184,10 @@ def test_a_killed_wandb_process_costs_no_step(
     assert killed.is_set()
     assert _steps_logged(tmp_path) == list(range(1, 9))
     assert "wandb is off until the run is started again" in caplog.text
+    _train(_config(tmp_path / "next", "track.wandb=svfap"), 1, range(1, 3))  # in this process
+    (path,) = tmp_path.glob("next/wandb/offline-run-*/*.wandb")
+    wandb_files.wait_until_written(path)
+    assert [row["step"] for row in wandb_files.history(path) if "train/loss" in row] == [1, 2]
 
 
 HUNG = """

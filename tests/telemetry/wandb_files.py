@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from google.protobuf.message import DecodeError
 
 _BLOCK = 32768
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
@@ -36,6 +40,17 @@ def records(path: Path) -> list[Any]:
         if kind in (_FULL, _LAST):
             found.append(wandb_internal_pb2.Record.FromString(parts))
     return found
+
+
+def wait_until_written(path: Path, seconds: float = 60.0) -> None:
+    """Wait for the last message: W&B's process writes it a little after a run has ended."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(DecodeError):  # half a message
+            if any(r.WhichOneof("record_type") == "exit" for r in records(path)):
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} has no end after {seconds} s")
 
 
 def history(path: Path) -> list[dict[str, Any]]:
