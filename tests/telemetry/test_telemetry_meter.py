@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,6 +94,28 @@ def test_a_phase_inside_another_is_no_time_of_that(monkeypatch: pytest.MonkeyPat
                     clock.now += waited
     assert phases.take_seconds() == {"backward": 2.0, "exchange": 4.5}
     assert phases.take_seconds() == {}
+
+
+@pytest.mark.parametrize("by_nsys", [False, True])
+def test_parts_of_a_step_are_nvtx_ranges_under_nsys(
+    monkeypatch: pytest.MonkeyPatch, by_nsys: bool
+) -> None:
+    named: list[str] = []
+
+    @contextlib.contextmanager
+    def nvtx_range(name: str) -> Iterator[None]:
+        named.append(name)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda.nvtx, "range", nvtx_range)
+    monkeypatch.delenv("NSYS_PROFILING_SESSION_ID", raising=False)
+    if by_nsys:
+        monkeypatch.setenv("NSYS_PROFILING_SESSION_ID", "1")
+    phases = Phases(torch.device("cpu"))
+    with phases.range("load"), phases.measured("forward"):
+        pass
+    assert named == (["load", "forward"] if by_nsys else [])
 
 
 def rank(host: str, metrics: str) -> dict[str, Any]:
