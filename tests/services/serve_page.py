@@ -1,6 +1,6 @@
 """The page of `svfap serve` in a headless Chromium: send it a video, read what it says.
 
-`python tests/services/serve_page.py URL VIDEO PICTURE` draws the picture of docs/use.md from a
+`python tests/services/serve_page.py URL VIDEO PICTURE` draws the pictures of docs/use.md from a
 server that is running.
 """
 
