@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 import types
@@ -88,26 +89,28 @@ def keys_by_step(run: Path) -> dict[int, list[tuple[int, str]]]:
 @pytest.mark.slow
 def test_killed_rank_costs_nothing_but_time(shards, tmp_path, caplog):
     """kill -9 of a rank in mid-run: the group restarts and resumes with the same bits."""
-    steps = ["train.max_steps=16", "train.checkpoint_every=4"]
+    # The kill falls after the second checkpoint began, so that the first is committed, and rows
+    # reach the driver well before the end, also on a busy machine.
+    steps = ["train.max_steps=48", "train.checkpoint_every=8"]
     undisturbed = config_of(shards, tmp_path / "undisturbed", *steps)
     ray_train.train(undisturbed, on_log=lambda row: None)
 
     killed: list[int] = []
 
     def kill_rank_1(row: dict[str, Any]) -> None:
-        if row["step"] >= 6 and not killed:
+        if row["step"] > 16 and not killed:
             (start,) = [e for e in lines(run / "events.jsonl") if e["event"] == "start"]
             killed.append(start["ranks"][1]["pid"])
             os.kill(killed[0], signal.SIGKILL)
 
     run = tmp_path / "killed"
-    # Long enough a run that the kill falls well before its end.
     result = ray_train.train(config_of(shards, run, *steps), on_log=kill_rank_1)
 
     assert killed
     assert "A rank failed" in caplog.text
-    assert "Failed: rank 1" in caplog.text
-    assert result.step == 16
+    # Rank 0 may have lost its connection to rank 1 by the time that Ray looks.
+    assert re.search(r"Failed: rank (0, )?1: ", caplog.text)
+    assert result.step == 48
     events = [e["event"] for e in lines(run / "events.jsonl")]
     assert "resume" in events
     assert sequence(run) == sequence(tmp_path / "undisturbed")
