@@ -102,7 +102,8 @@ class Users:
 
     def _use(self, number: int) -> None:
         time.sleep(number * _BETWEEN_USERS_SECONDS)
-        for video in self._videos:
+        first = number % len(self._videos)  # all lengths at all times: memory grows with length
+        for video in self._videos[first:] + self._videos[:first]:
             while (wait := self._send(number, video)) is not None:
                 time.sleep(wait)
 
