@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from svfap_dist.errors import ConfigError
 from svfap_dist.model.layers import linear
@@ -319,11 +318,11 @@ class _MeanSquaredError(torch.autograd.Function):
         return _error(prediction, target).square_().mean()
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None]:
         prediction, target = ctx.saved_tensors
         error = _error(prediction, target)
-        return error.mul_(2 / error.numel()).mul_(gradient).to(prediction.dtype), None
+        gradient = error.mul_(2 / error.numel()).mul_(grad_outputs[0])
+        return gradient.to(prediction.dtype), None
 
 
 def _error(prediction: Tensor, target: Tensor) -> Tensor:
