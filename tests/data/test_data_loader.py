@@ -300,7 +300,7 @@ def test_no_steps_give_no_batches(make_data_set):
 
 
 def test_a_world_that_the_lanes_do_not_allow_is_refused(make_data_set):
-    with pytest.raises(ConfigError, match="one of 1, 2, 4 ranks"):
+    with pytest.raises(ConfigError, match="ranks to one of 1, 2, 4, or"):
         loader_of(make_data_set(SIZES), size=3)
 
 
