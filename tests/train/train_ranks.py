@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -77,8 +78,8 @@ def start_failing(world_size: int, task: Task, folder: Path, seconds: float = 24
 
 def _started(world_size: int, tasks: list[Task], folder: Path) -> list[subprocess.Popen[bytes]]:
     folder.mkdir(parents=True, exist_ok=True)
-    ports = [distributed.free_port() for _ in tasks]
-    (folder / "tasks.json").write_text(json.dumps({"tasks": tasks, "ports": ports}))
+    orders = {"tasks": tasks, "start": uuid.uuid4().hex}
+    (folder / "tasks.json").write_text(json.dumps(orders))
     processes = []
     for rank in range(world_size):
         variables = {
@@ -772,13 +773,24 @@ def enums_of_debian_12() -> AbstractContextManager[Any]:
     return mock.patch.object(enum.Enum, "__reduce_ex__", reduce)
 
 
+def _shared_port(path: Path) -> str:
+    """A port that rank 0 chooses when it needs it: of many chosen ahead, another process would take
+    one now and then before its group begins."""
+    if os.environ["RANK"] == "0":
+        path.with_suffix(".tmp").write_text(str(distributed.free_port()))
+        path.with_suffix(".tmp").rename(path)
+    while not path.exists():
+        time.sleep(0.01)
+    return path.read_text()
+
+
 def main(folder: Path) -> None:
     enums_of_debian_12().__enter__()
     rank = os.environ["RANK"]
     orders = json.loads((folder / "tasks.json").read_text())
     results = []
-    for (name, arguments), port in zip(orders["tasks"], orders["ports"], strict=True):
-        os.environ["MASTER_PORT"] = str(port)
+    for number, (name, arguments) in enumerate(orders["tasks"]):
+        os.environ["MASTER_PORT"] = _shared_port(folder / f"port-{orders['start']}-{number}")
         task: Callable[..., Any] = globals()[name]
         results.append(task(**arguments))
         (folder / f"rank-{rank}.json").write_text(json.dumps(results))
