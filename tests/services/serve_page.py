@@ -47,7 +47,8 @@ def send_video(url: str, video: Path, picture: Path | None = None, by: str = "ch
     Args:
         by: "choose" a file, "drop" it, or "record" the camera, which shows an uncompressed `video`.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    # Chromium's processes may still write as it is removed.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         return asyncio.run(_send(url, video, picture, by, Path(folder)))
 
 
